@@ -1,0 +1,74 @@
+"""Bring a database up to date under an advisory lock: twice, or from two processes at once, is safe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import resources
+from typing import NamedTuple
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from db.partitions import ensure_sync
+from db.queries import query
+
+# The business database may well have an `alembic_version` of its own.
+VERSION_TABLE = "outbox_streams_version"
+LOCK = 7_201_001
+
+
+class BizType(NamedTuple):
+    """What outbox_enqueue() has to know about a biz_type."""
+
+    biz_type: str
+    topic: str
+    max_bytes: int
+
+
+def upgrade(connection: Connection, *, partition_rows: int, biz_types: Iterable[BizType] = ()) -> str:
+    """Upgrade to the newest revision, with partitions to write to and the biz_types known; returns the revision.
+
+    The caller's connection must not be in a transaction; each step commits its own.
+    """
+    connection.exec_driver_sql("SELECT pg_advisory_lock(%(key)s)", {"key": LOCK})
+    connection.commit()
+    try:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        connection.commit()
+        ensure_sync(connection, ahead=1, width=partition_rows)
+        sync_biz_types(connection, biz_types)
+        connection.commit()
+        return head()
+    finally:
+        connection.rollback()
+        connection.exec_driver_sql("SELECT pg_advisory_unlock(%(key)s)", {"key": LOCK})
+        connection.commit()
+
+
+def sync_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> None:
+    """Tell outbox_enqueue() about these biz_types; others stay, another deployment may own them."""
+    for biz_type in biz_types:
+        connection.exec_driver_sql(query("register_biz_type"), biz_type._asdict())
+
+
+def head() -> str:
+    """The revision this version of the code needs."""
+    revision = ScriptDirectory.from_config(_config()).get_current_head()
+    assert revision is not None
+    return revision
+
+
+def current(connection: Connection) -> str | None:
+    """The revision the database is at; None when it was never migrated."""
+    return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(resources.files("db").joinpath("migrations")))
+    return config

@@ -1,0 +1,15 @@
+"""Outbox, state, positions, chat history, `outbox_enqueue()` and the view of derived statuses."""
+
+from importlib import resources
+
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    # no_parameters: the text reaches the server as it is, percent signs included, several statements at once.
+    connection = op.get_bind().execution_options(no_parameters=True)
+    for file in ("0001_tables.sql", "0001_enqueue.sql", "0001_messages.sql"):
+        connection.exec_driver_sql(resources.files("db.migrations").joinpath("versions", file).read_text("utf-8"))

@@ -1,0 +1,118 @@
+CREATE SEQUENCE outbox_arrived;
+CREATE SEQUENCE outbox_applied;
+
+-- Append-only: never UPDATEd.  The payload is verbatim text that the server has checked to be JSON.
+CREATE TABLE outbox (
+    id          bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,
+    biz_type    text NOT NULL,
+    topic       text NOT NULL CONSTRAINT outbox_topic_length CHECK (octet_length(topic) BETWEEN 1 AND 249),
+    key         text NOT NULL CONSTRAINT outbox_key_length CHECK (octet_length(key) BETWEEN 1 AND 1024),
+    payload     json NOT NULL,
+    traceparent text,
+    resend_of   bigint,
+    created_at  timestamp(3) without time zone NOT NULL DEFAULT (clock_timestamp() AT TIME ZONE 'UTC')
+) PARTITION BY RANGE (id);
+
+CREATE TABLE outbox_biz_types (
+    biz_type  text PRIMARY KEY,
+    topic     text NOT NULL,
+    max_bytes integer NOT NULL
+);
+
+-- One narrow row per message whose fate has begun; topic and key only while it is open.
+CREATE TABLE outbox_state (
+    outbox_id     bigint PRIMARY KEY,
+    "offset"      bigint,
+    applied       bigint,
+    updated_at    timestamptz NOT NULL DEFAULT now(),
+    partition     integer,
+    attempts      integer NOT NULL DEFAULT 0,
+    status        text NOT NULL CONSTRAINT outbox_state_status
+                  CHECK (status IN ('retrying', 'parked', 'replaying', 'consumed', 'dead', 'discarded')),
+    arrived       bigint,
+    source_id     bigint,
+    next_retry_at timestamptz,
+    topic         text,
+    key           text,
+    error_code    text,
+    error         text CONSTRAINT outbox_state_error_length CHECK (length(error) <= 2000)
+) PARTITION BY RANGE (outbox_id);
+CREATE INDEX outbox_state_open ON outbox_state (topic, key, arrived) WHERE topic IS NOT NULL;
+
+CREATE TABLE outbox_run_crashes (
+    topic        text,
+    partition    integer,
+    first_offset bigint,
+    crashes      integer NOT NULL,
+    updated_at   timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (topic, partition, first_offset)
+);
+
+CREATE TABLE outbox_rejects (
+    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    topic     text NOT NULL,
+    partition integer NOT NULL,
+    "offset"  bigint NOT NULL,
+    reason    text NOT NULL,
+    at        timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT outbox_rejects_record UNIQUE (topic, partition, "offset")
+);
+
+CREATE TABLE relay_position (
+    name      text PRIMARY KEY,
+    mode      text NOT NULL,
+    floor     bigint NOT NULL DEFAULT 0,
+    lsn       pg_lsn,
+    leader    text,
+    pid       integer,
+    heartbeat timestamptz
+);
+
+CREATE TABLE outbox_actions (
+    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at        timestamptz NOT NULL DEFAULT now(),
+    who       text NOT NULL,
+    act       text NOT NULL,
+    outbox_id bigint,
+    what      jsonb NOT NULL DEFAULT '{}',
+    why       text
+);
+
+CREATE TABLE outbox_stats (
+    bucket   timestamptz,
+    process  text,
+    biz_type text,
+    relayed  bigint NOT NULL DEFAULT 0,
+    consumed bigint NOT NULL DEFAULT 0,
+    retried  bigint NOT NULL DEFAULT 0,
+    dead     bigint NOT NULL DEFAULT 0,
+    latency  bigint[] NOT NULL DEFAULT '{}',
+    PRIMARY KEY (bucket, process, biz_type)
+);
+
+CREATE TABLE chat_histories (
+    id                              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    source                          text NOT NULL DEFAULT '',
+    outbox_id                       bigint NOT NULL,
+    user_id                         bigint NOT NULL,
+    chat_id                         text NOT NULL,
+    role                            text NOT NULL,
+    message_content                 text NOT NULL,
+    reasoning_content               text,
+    reasoning_duration_seconds      bigint,
+    retry_group_id                  text,
+    retry_index                     bigint,
+    retry_from_user_message_id      bigint,
+    retry_from_assistant_message_id bigint,
+    tokens_consumed                 bigint,
+    created_at                      timestamp(3) without time zone NOT NULL,
+    CONSTRAINT chat_histories_message UNIQUE (source, outbox_id)
+);
+
+CREATE TABLE agent_chats (
+    user_id         bigint,
+    chat_id         text,
+    message_count   bigint NOT NULL,
+    last_message_at timestamp(3) without time zone NOT NULL,
+    PRIMARY KEY (user_id, chat_id)
+);

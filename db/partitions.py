@@ -1,0 +1,75 @@
+"""Partitions of outbox and outbox_state, made ahead of need without blocking an open enqueue.
+
+CREATE TABLE ... PARTITION OF takes ACCESS EXCLUSIVE on the parent: it waits for every open enqueue and then blocks all
+new ones.  CREATE plus ATTACH takes SHARE UPDATE EXCLUSIVE, which lets writers through.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import Connection
+
+from db.queries import query
+
+PARTITIONED = ("outbox", "outbox_state")
+LOCK = 7_201_002
+_BOUNDS = re.compile(r"FROM \('(\d+)'\) TO \('(\d+)'\)")
+
+
+def ensure_sync(connection: Connection, *, ahead: int, width: int) -> int:
+    """Like `ensure`, on a SQLAlchemy connection (autobegun; the caller commits)."""
+    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    with driver.cursor() as cursor:
+        cursor.execute(query("partition_lock"), {"key": LOCK})
+        cursor.execute(query("partition_bounds"))
+        bounds = cursor.fetchall()
+        cursor.execute(query("last_id"))
+        [(last,)] = cursor.fetchall()
+        statements = _statements(bounds, last + ahead, width)
+        for statement in statements:
+            cursor.execute(statement)
+    return len(statements) // 2
+
+
+async def ensure(connection: psycopg.AsyncConnection[Any], *, ahead: int, width: int) -> int:
+    """Make partitions of `width` ids until the id `ahead` of the newest one has a home; returns how many were made."""
+    async with connection.transaction(), connection.cursor() as cursor:
+        await cursor.execute(query("partition_lock"), {"key": LOCK})
+        await cursor.execute(query("partition_bounds"))
+        bounds = await cursor.fetchall()
+        await cursor.execute(query("last_id"))
+        [(last,)] = await cursor.fetchall()
+        statements = _statements(bounds, last + ahead, width)
+        for statement in statements:
+            await cursor.execute(statement)
+    return len(statements) // 2
+
+
+def _statements(bounds: list[tuple[str, str]], needed: int, width: int) -> list[sql.Composed]:
+    """CREATE and ATTACH for every missing partition up to the id `needed`."""
+    statements: list[sql.Composed] = []
+    for parent in PARTITIONED:
+        ends = [int(found[2]) for table, bound in bounds if table == parent and (found := _BOUNDS.search(bound))]
+        start = max(ends, default=0)
+        while start <= needed:
+            end = (start // width + 1) * width
+            statements += _partition(parent, start, end)
+            start = end
+    return statements
+
+
+def _partition(parent: str, start: int, end: int) -> list[sql.Composed]:
+    names = {"parent": sql.Identifier(parent), "child": sql.Identifier(f"{parent}_{start}")}
+    # Identity stays the parent's alone: attaching a table with an identity of its own is an error.
+    create = sql.SQL(
+        "CREATE TABLE {child} (LIKE {parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES"
+        " INCLUDING STORAGE)"
+    ).format(**names)
+    attach = sql.SQL("ALTER TABLE {parent} ATTACH PARTITION {child} FOR VALUES FROM ({start}) TO ({end})").format(
+        **names, start=sql.Literal(start), end=sql.Literal(end)
+    )
+    return [create, attach]

@@ -1,0 +1,25 @@
+-- save_chat_histories --
+-- The messages of the batch, in the order of the batch, so that ids ascend within a conversation.
+INSERT INTO chat_histories (
+    source, outbox_id, user_id, chat_id, role, message_content, reasoning_content, reasoning_duration_seconds,
+    retry_group_id, retry_index, retry_from_user_message_id, retry_from_assistant_message_id, tokens_consumed, created_at
+)
+SELECT source, outbox_id, user_id, conversation_id, role, message, reasoning_content, reasoning_duration_seconds,
+       retry_group_id, retry_index, retry_from_user_message_id, retry_from_assistant_message_id, tokens_consumed, created_at
+FROM json_to_recordset(%(messages)s::json) AS m (
+    source text, outbox_id bigint, user_id bigint, conversation_id text, role text, message text,
+    reasoning_content text, reasoning_duration_seconds bigint, retry_group_id text, retry_index bigint,
+    retry_from_user_message_id bigint, retry_from_assistant_message_id bigint, tokens_consumed bigint,
+    created_at timestamp(3)
+);
+
+-- save_agent_chats --
+-- Each chat once, in key order, so that two batches never wait for each other in a circle.
+INSERT INTO agent_chats (user_id, chat_id, message_count, last_message_at)
+SELECT user_id, conversation_id, count(*), max(created_at)
+FROM json_to_recordset(%(messages)s::json) AS m (user_id bigint, conversation_id text, created_at timestamp(3))
+GROUP BY user_id, conversation_id
+ORDER BY user_id, conversation_id
+ON CONFLICT (user_id, chat_id) DO UPDATE
+SET message_count = agent_chats.message_count + excluded.message_count,
+    last_message_at = greatest(agent_chats.last_message_at, excluded.last_message_at);

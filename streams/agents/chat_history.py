@@ -1,0 +1,40 @@
+"""Chat history: the messages of a batch into chat_histories, their chats into agent_chats, one statement each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from db import query
+from streams import Batch, agent, event
+
+BigInt = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+@event("chat_history_persist", topic="chat-history", key="conversation_id")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatHistoryPersist:
+    """One message of a conversation; the JSON names are the field names."""
+
+    user_id: BigInt
+    conversation_id: str
+    role: str
+    message: str
+    reasoning_content: str | None = None
+    reasoning_duration_seconds: BigInt | None = None
+    retry_group_id: str | None = None
+    retry_index: BigInt | None = None
+    retry_from_user_message_id: BigInt | None = None
+    retry_from_assistant_message_id: BigInt | None = None
+    tokens_consumed: BigInt | None = None
+
+
+@agent(ChatHistoryPersist)
+async def save(messages: Batch[ChatHistoryPersist], db: AsyncConnection) -> None:
+    """Write the batch; the caller's transaction makes it exactly-once."""
+    batch = {"messages": messages.json()}
+    await db.exec_driver_sql(query("save_chat_histories"), batch)
+    await db.exec_driver_sql(query("save_agent_chats"), batch)

@@ -1,0 +1,61 @@
+"""The `streams` command: one module per group of commands, loaded when used; errors are one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from streams.errors import StreamsError
+
+# Command -> where it lives.  Loading on use keeps `streams --help` quick and `streams env` free of Kafka and Faust.
+COMMANDS = {
+    "up": "streams.cli.services:up",
+    "down": "streams.cli.services:down",
+    "env": "streams.cli.services:env",
+    "status": "streams.cli.status:status",
+    "settings": "streams.cli.settings:settings",
+    "migrate": "streams.cli.migrate:migrate",
+    "relay": "streams.cli.relay:relay",
+    "enqueue": "streams.cli.enqueue:enqueue",
+    "topic": "streams.cli.topic:topic",
+}
+
+
+class _Commands(click.Group):
+    """Looks a command up in COMMANDS and imports only its module."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="outbox-streams", prog_name="streams")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Write history without making your user wait, and without ever losing it.
+
+    Exit codes: 0 fine, 1 the answer is bad news, 2 wrong usage or settings, 3 a service cannot be reached.
+    """
+    ctx.obj = {"debug": debug}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; ends the process with design's exit codes."""
+    arguments = sys.argv[1:] if args is None else args
+    try:
+        cli.main(args=arguments, prog_name="streams", standalone_mode=True)
+    except StreamsError as error:
+        if "--debug" in arguments:
+            raise
+        click.echo(f"streams: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,17 @@
+"""`streams migrate`: tables, partitions, biz_types, publication and slot; twice, or from two processes, is safe."""
+
+from __future__ import annotations
+
+import click
+
+from streams import deploy
+from streams.registry import discover
+from streams.settings import load
+
+
+@click.command()
+def migrate() -> None:
+    """Bring the database up to date, and create what the relay needs."""
+    settings = load()
+    for line in deploy.migrate(settings, discover(settings.agents)):
+        click.echo(line)

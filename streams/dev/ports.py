@@ -1,0 +1,56 @@
+"""Ports on loopback that are free now and remembered for the next start."""
+
+from __future__ import annotations
+
+import random
+import socket
+from pathlib import Path
+
+from streams.errors import UsageError
+
+HOST = "127.0.0.1"
+# Below the range from which Linux takes the ports of outgoing connections: a restarted server finds its port free.
+RANGE = range(20_000, 32_000)
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this port of the loopback address now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    for _ in range(1000):
+        port = random.choice(RANGE)
+        if is_free(port):
+            return port
+    raise UsageError(f"no free port between {RANGE.start} and {RANGE.stop}")
+
+
+def remembered_port(memory: Path) -> int:
+    """The port noted in this file if it is free, else a new one, noted there."""
+    try:
+        port = int(memory.read_text())
+    except (OSError, ValueError):
+        port = 0
+    if port in RANGE and is_free(port):
+        return port
+    port = free_port()
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    memory.write_text(f"{port}\n")
+    return port
+
+
+def claim(what: str, wanted: int | None, memory: Path) -> int:
+    """The wanted port, or UsageError when it is taken; without a wish the remembered one."""
+    if wanted is None:
+        return remembered_port(memory)
+    if not is_free(wanted):
+        raise UsageError(f"{what} cannot listen on {HOST}:{wanted}: the port is taken")
+    return wanted

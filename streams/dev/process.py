@@ -1,0 +1,152 @@
+"""A child process with its own process group and log file that cannot outlive its parent.
+
+Start children from a thread that lives as long as they shall (the main thread): Linux ties "dies with its parent" to
+the thread that started the child.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from streams.errors import ServiceUnreachable
+
+_GUARD = Path(__file__).with_name("guard.py")
+
+
+class Process:
+    """One child; `death` is the signal it gets when we die, `owned` the folder it must own (then root becomes nobody)."""
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        log: Path,
+        *,
+        environ: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        death: signal.Signals = signal.SIGKILL,
+        owned: Path | None = None,
+    ) -> None:
+        guard = (sys.executable, "-I", "-S", _GUARD, str(os.getpid()), str(int(death)), owned or "-")
+        self._command = [str(part) for part in (*guard, *command)]
+        self._log = log
+        self._environ = environ
+        self._cwd = cwd
+        self._child: subprocess.Popen[bytes] | None = None
+        self._said_before = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The pid while it runs."""
+        return self._child.pid if self._child and self.running else None
+
+    @property
+    def running(self) -> bool:
+        return self._child is not None and self._child.poll() is None
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended (negative: by which signal); None while it runs or before it was launched."""
+        return self._child.poll() if self._child else None
+
+    def launch(self) -> None:
+        """Start it, without waiting for anything."""
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as log:
+            self._said_before = log.tell()
+            self._child = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environ,
+                cwd=self._cwd,
+                start_new_session=True,
+            )
+
+    async def finish(self, seconds: float) -> int:
+        """Its exit status; killed when it takes longer."""
+        if not await until(lambda: not self.running, seconds):
+            self.kill()
+        return self._child.wait() if self._child else 0
+
+    async def stop(self, how: signal.Signals = signal.SIGTERM, grace: float = 10.0) -> None:
+        """Ask it to end, and kill what is left of its group after `grace` seconds."""
+        if self._child is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._child.pid, how)
+        await until(lambda: not self.running, grace)
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to it and all its descendants, at once; returns when they are gone."""
+        if self._child is None:
+            return
+        family = _family(self._child.pid) if self.running else []
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        self._child.wait()
+        _wait_until_gone(family)
+
+    def last_words(self, lines: int = 4) -> str:
+        """The last lines it wrote since its launch, as one line."""
+        try:
+            with self._log.open("rb") as log:
+                log.seek(max(self._said_before, log.seek(0, os.SEEK_END) - 8000))
+                said = log.read().decode(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return " | ".join(line.strip() for line in said[-lines:] if line.strip())
+
+
+async def until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether the condition came true within the seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.02)
+    return True
+
+
+def failure(what: str, process: Process, log: Path) -> ServiceUnreachable:
+    """Why a service did not start, as one line that names its log."""
+    words = process.last_words()
+    if "No space left on device" in words:
+        return ServiceUnreachable(f"{what} did not start: the disk that holds {log.parent} is full")
+    end = "is not ready in time" if process.running else f"ended with status {process.returncode}"
+    return ServiceUnreachable(f"{what} did not start ({end}; log: {log}): {words or 'no output'}")
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _wait_until_gone(family: Sequence[psutil.Process], seconds: float = 10.0) -> None:
+    # A zombie counts as gone: whoever runs as pid 1 may reap it late, but it holds neither port nor memory.
+    deadline = time.monotonic() + seconds
+    while any(map(_is_alive, family)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,110 @@
+"""What a message is: the payload types that `@event` names, and the batches that handlers receive.
+
+A payload is a frozen dataclass; its type annotations are checked when it is enqueued and again when it is consumed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypeVar, overload
+
+import orjson
+
+from streams.errors import RegistryInvalid
+
+E = TypeVar("E")
+
+
+@dataclass(frozen=True, slots=True)
+class EventType:
+    """What `@event` declares about a payload class."""
+
+    biz_type: str
+    topic: str
+    key: str
+    payload: type[Any]
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message(Generic[E]):
+    """One claimed message: `outbox_id` is its identity everywhere, `source` is '' for our own outbox."""
+
+    outbox_id: int
+    key: str
+    payload: E
+    created_at: datetime
+    attempts: int = 0
+    source: str = ""
+
+
+class Batch(Sequence[Message[E]]):
+    """The messages of one biz_type that a handler persists in one transaction, in the order of their partition."""
+
+    __slots__ = ("_messages",)
+
+    def __init__(self, messages: Sequence[Message[E]]) -> None:
+        self._messages = messages
+
+    @overload
+    def __getitem__(self, index: int) -> Message[E]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Batch[E]: ...
+    def __getitem__(self, index: int | slice) -> Message[E] | Batch[E]:
+        return Batch(self._messages[index]) if isinstance(index, slice) else self._messages[index]
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def __iter__(self) -> Iterator[Message[E]]:
+        return iter(self._messages)
+
+    def json(self) -> str:
+        """The batch as a JSON array of flat objects: outbox_id, source, created_at and the payload's fields.
+
+        One parameter for one statement: `FROM json_to_recordset(:batch) AS m (outbox_id bigint, ...)`.  Binding one text
+        costs a sixth of binding an array per column (measured with 1000 rows of 12 columns).
+        """
+        return "[" + ",".join([_flat(message) for message in self._messages]) + "]"
+
+
+def event(biz_type: str, *, topic: str, key: str) -> Callable[[type[E]], type[E]]:
+    """Declare a frozen dataclass as the payload of `biz_type`, published to `topic`, keyed by its field `key`."""
+
+    def declare(cls: type[E]) -> type[E]:
+        where = f"{cls.__module__}.{cls.__qualname__}"
+        if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+            raise RegistryInvalid(f"{where} is not a frozen dataclass: put @dataclass(frozen=True) below @event")
+        if key not in {field.name for field in dataclasses.fields(cls)}:
+            raise RegistryInvalid(f"{where} has no field {key!r}, which @event names as its key")
+        _declared[cls] = EventType(biz_type, topic, key, cls, _place(cls))
+        return cls
+
+    return declare
+
+
+def declared(payload: type[Any]) -> EventType:
+    """What `@event` said about this class; RegistryInvalid when it said nothing."""
+    try:
+        return _declared[payload]
+    except KeyError:
+        raise RegistryInvalid(f"{payload.__module__}.{payload.__qualname__} is not an event: decorate it") from None
+
+
+_declared: dict[type[Any], EventType] = {}
+
+
+def _place(cls: type[Any]) -> str:
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return f"{cls.__module__}.{cls.__qualname__}" + (f" ({file})" if file else "")
+
+
+def _flat(message: Message[Any]) -> str:
+    payload = orjson.dumps(message.payload).decode()
+    source = orjson.dumps(message.source).decode() if message.source else '""'
+    head = f'{{"outbox_id":{message.outbox_id},"source":{source},"created_at":"{message.created_at.isoformat()}"'
+    return f"{head}}}" if payload == "{}" else f"{head},{payload[1:]}"

@@ -1,0 +1,184 @@
+"""Business code enqueues events in its own transaction; nothing here talks to Kafka, commits, or needs Faust.
+
+    outbox.start()                                        # once per process: reads faust.yml and the environment
+    async with session.begin():
+        session.add(order)
+        await outbox.enqueue(session, ChatHistoryPersist(user_id=7, conversation_id="c1", role="user", message="hi"))
+
+`enqueue` and `record` take an AsyncSession or AsyncConnection, their `_sync` twins a Session or Connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, LiteralString, overload
+
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
+
+from db import query
+from streams import codec
+from streams.bridge import run_sync
+from streams.errors import OutboxDisabled, OutboxNotConfigured, PayloadInvalid
+from streams.events import Batch, Message, declared
+from streams.registry import Registry, discover
+from streams.settings import Settings, load
+
+
+@dataclass(frozen=True, slots=True)
+class _Outbox:
+    settings: Settings
+    registry: Registry
+
+
+_outbox: _Outbox | None = None
+
+
+def start(settings: Settings | None = None) -> None:
+    """Read the settings (default: faust.yml and environment) and the agents; safe in any state, the last call wins."""
+    global _outbox
+    _outbox = None
+    found = settings or load()
+    _outbox = _Outbox(found, discover(found.agents))
+
+
+def close() -> None:
+    """Forget what `start` read; safe in any state, also after a failed start."""
+    global _outbox
+    _outbox = None
+
+
+@overload
+async def enqueue(
+    db: AsyncSession | AsyncConnection, events: Sequence[Any], *, ordered: bool = ..., traceparent: str | None = ...
+) -> list[int]: ...
+@overload
+async def enqueue(
+    db: AsyncSession | AsyncConnection, events: object, *, ordered: bool = ..., traceparent: str | None = ...
+) -> int: ...
+async def enqueue(
+    db: AsyncSession | AsyncConnection, events: object, *, ordered: bool = False, traceparent: str | None = None
+) -> int | list[int]:
+    """Enqueue one event (returns its outbox_id) or a sequence of them (their outbox_ids) in the caller's transaction.
+
+    `ordered=True` makes concurrent transactions that write one key take turns; without it their order is undefined.
+    Raises OutboxNotConfigured, OutboxDisabled, PayloadInvalid; nothing was written then.
+    """
+    connection = await db.connection() if isinstance(db, AsyncSession) else db
+    for statement, parameters in (statements := _statements(events, ordered, traceparent))[:-1]:
+        await connection.exec_driver_sql(statement, parameters)
+    if not statements:
+        return []
+    rows = await connection.exec_driver_sql(*statements[-1])
+    return _ids(events, [row[0] for row in rows])
+
+
+@overload
+def enqueue_sync(
+    db: Session | Connection, events: Sequence[Any], *, ordered: bool = ..., traceparent: str | None = ...
+) -> list[int]: ...
+@overload
+def enqueue_sync(
+    db: Session | Connection, events: object, *, ordered: bool = ..., traceparent: str | None = ...
+) -> int: ...
+def enqueue_sync(
+    db: Session | Connection, events: object, *, ordered: bool = False, traceparent: str | None = None
+) -> int | list[int]:
+    """Like `enqueue`, for a Session or Connection."""
+    connection = db.connection() if isinstance(db, Session) else db
+    for statement, parameters in (statements := _statements(events, ordered, traceparent))[:-1]:
+        connection.exec_driver_sql(statement, parameters)
+    if not statements:
+        return []
+    rows = connection.exec_driver_sql(*statements[-1])
+    return _ids(events, [row[0] for row in rows])
+
+
+async def record(
+    db: AsyncSession | AsyncConnection, events: object, *, ordered: bool = False, traceparent: str | None = None
+) -> None:
+    """Have the events written either way: enqueued, or, while `outbox.enabled` is false, by their handlers right here.
+
+    Both happen in the caller's transaction.
+    """
+    if _configured().settings.outbox.enabled:
+        await enqueue(db, events, ordered=ordered, traceparent=traceparent)
+        return
+    connection = await db.connection() if isinstance(db, AsyncSession) else db
+    for biz_type, batch in await _drawn(connection, events):
+        await _configured().registry.agents[biz_type].handler(batch, connection)
+
+
+def record_sync(
+    db: Session | Connection, events: object, *, ordered: bool = False, traceparent: str | None = None
+) -> None:
+    """Like `record`, for a Session or Connection; the handler may await nothing but its connection."""
+    if _configured().settings.outbox.enabled:
+        enqueue_sync(db, events, ordered=ordered, traceparent=traceparent)
+        return
+    run_sync(db.connection() if isinstance(db, Session) else db, lambda connection: record(connection, events))
+
+
+def _configured() -> _Outbox:
+    if _outbox is None:
+        raise OutboxNotConfigured("the outbox is not configured: call streams.outbox.start() when the process starts")
+    return _outbox
+
+
+def _statements(
+    events: object, ordered: bool, traceparent: str | None
+) -> list[tuple[LiteralString, dict[str, Any]]]:
+    """What to execute, the INSERT last; everything is checked before anything is written."""
+    configured = _configured()
+    if not configured.settings.outbox.enabled:
+        raise OutboxDisabled("outbox.enabled is false: use outbox.record, which writes directly then")
+    rows = [_row(event, configured) for event in _sequence(events)]
+    if not rows:
+        return []
+    if len(rows) == 1:
+        [(biz_type, topic, key, payload)] = rows
+        one = {"biz_type": biz_type, "topic": topic, "key": key, "payload": payload, "traceparent": traceparent}
+        insert: tuple[LiteralString, dict[str, Any]] = (query("enqueue_one"), one)
+    else:
+        columns = zip(("biz_types", "topics", "keys", "payloads"), zip(*rows, strict=True), strict=True)
+        many = {name: list(values) for name, values in columns}
+        insert = (query("enqueue_many"), {**many, "traceparent": traceparent})
+    if not ordered:
+        return [insert]
+    return [(query("enqueue_in_order"), {"keys": sorted({row[2] for row in rows})}), insert]
+
+
+def _row(event: object, configured: _Outbox) -> tuple[str, str, str, str]:
+    kind = declared(type(event))
+    if kind.biz_type not in configured.registry.agents:
+        raise PayloadInvalid(
+            f"{kind.biz_type}: no agent for it was discovered; add its package to `agents` in faust.yml"
+        )
+    key, payload = codec.encode(event, kind, configured.settings.outbox.max_bytes)
+    return kind.biz_type, kind.topic, key, payload
+
+
+def _sequence(events: object) -> Sequence[object]:
+    return events if isinstance(events, Sequence) else [events]
+
+
+def _ids(events: object, ids: list[int]) -> int | list[int]:
+    return sorted(ids) if isinstance(events, Sequence) else ids[0]
+
+
+async def _drawn(connection: AsyncConnection, events: object) -> list[tuple[str, Batch[Any]]]:
+    """The events as batches with ids drawn from the outbox's own sequence, so that they collide with no enqueued one."""
+    configured = _configured()
+    checked = [(declared(type(event)), event) for event in _sequence(events)]
+    keys = [_row(event, configured)[2] for _, event in checked]
+    rows = await connection.exec_driver_sql(query("draw_ids"), {"count": len(checked)})
+    ids = [row[0] for row in rows]
+    now = datetime.now(UTC).replace(tzinfo=None)
+    now = now.replace(microsecond=now.microsecond // 1000 * 1000)
+    batches: dict[str, list[Message[Any]]] = {}
+    for (kind, event), key, outbox_id in zip(checked, keys, ids, strict=True):
+        batches.setdefault(kind.biz_type, []).append(Message(outbox_id, key, event, now))
+    return [(biz_type, Batch(messages)) for biz_type, messages in batches.items()]
