@@ -17,14 +17,14 @@ from streams.settings import Settings, redact
 
 def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
     """Create or upgrade everything in the database; yields one line a step."""
-    with _connection(settings) as connection:
+    with connection(settings) as database:
         revision = db.migrate.upgrade(
-            connection, partition_rows=settings.outbox.partition_rows, biz_types=biz_types(settings, registry)
+            database, partition_rows=settings.outbox.partition_rows, biz_types=biz_types(settings, registry)
         )
         yield f"database at revision {revision}"
         if settings.relay.mode == "poll":
             return
-        yield from db.replication.prepare(connection, settings.relay.publication, settings.relay.name)
+        yield from db.replication.prepare(database, settings.relay.publication, settings.relay.name)
 
 
 def check(connection: Connection) -> None:
@@ -32,6 +32,12 @@ def check(connection: Connection) -> None:
     found, needed = db.migrate.current(connection), db.migrate.head()
     if found != needed:
         raise NotMigrated(f"the database is at revision {found or '(none)'}, expected {needed}: run `streams migrate`")
+
+
+def register(connection: Connection, settings: Settings, registry: Registry) -> None:
+    """Tell outbox_enqueue() about the biz_types of this deployment."""
+    db.migrate.sync_biz_types(connection, biz_types(settings, registry))
+    connection.commit()
 
 
 def biz_types(settings: Settings, registry: Registry) -> list[db.migrate.BizType]:
@@ -42,7 +48,8 @@ def biz_types(settings: Settings, registry: Registry) -> list[db.migrate.BizType
     ]
 
 
-def _connection(settings: Settings) -> Connection:
+def connection(settings: Settings) -> Connection:
+    """A connection to the configured database; ServiceUnreachable in one line when there is none."""
     url = settings.database_url
     engine = sync_engine(url, pool_pre_ping=False)
     try:

@@ -38,7 +38,8 @@ def download(coordinates: str, repository: Path, report: Report) -> list[Path]:
 
 def _dependency(context: MavenContext, text: str) -> Dependency:
     group, artifact, version = text.split(":")
-    return Dependency(context.project(group, artifact).at_version(version).artifact())
+    # Raw, as for Maven itself: the versions that one library manages for its own build do not bind the others.
+    return Dependency(context.project(group, artifact).at_version(version).artifact(), raw=True)
 
 
 class _Fetcher(PythonResolver):

@@ -1,0 +1,42 @@
+"""What `faust -A streams.app worker` runs: the worker's Faust app with its pages."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import faust
+
+from streams import preflight
+from streams.errors import StreamsError
+from streams.registry import discover
+from streams.settings import load
+from streams.web.health import add_health
+from streams.worker.assembly import assemble
+from streams.worker.persister import Persister
+from streams.worker.pulse import Pulse
+
+
+def build() -> faust.App:
+    """The app from faust.yml and the environment; a worker checks its services before it starts."""
+    settings = load()
+    registry = discover(settings.agents)
+    persister = Persister(settings, registry)
+    app = assemble(settings, registry, persister)
+    pulse = Pulse(app, persister, registry.topics)
+    add_health(app, pulse)
+    app.on_worker_init.connect(lambda *_, **__: _checked(lambda: preflight.check(settings, registry)))
+    return app
+
+
+def _checked(step):  # type: ignore[no-untyped-def]
+    try:
+        return step()
+    except StreamsError as error:
+        if "--debug" in sys.argv:
+            raise
+        click.echo(f"streams: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+app: faust.App = _checked(build)

@@ -1,0 +1,15 @@
+"""What has to be true before a worker starts; each check is one clear line and an exit code."""
+
+from __future__ import annotations
+
+from streams import deploy, kafka
+from streams.registry import Registry
+from streams.settings import Settings
+
+
+def check(settings: Settings, registry: Registry) -> None:
+    """Database reachable and migrated, biz_types known to it, broker reachable, topics with the right partition count."""
+    with deploy.connection(settings) as connection:
+        deploy.check(connection)
+        deploy.register(connection, settings, registry)
+    kafka.ensure_topics(settings, registry.topics)

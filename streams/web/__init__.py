@@ -1,0 +1,1 @@
+"""Pages that every worker serves on Faust's own web server."""

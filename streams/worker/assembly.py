@@ -1,0 +1,63 @@
+"""The Faust app of a worker, assembled from settings and discovered agents: one Faust agent a topic."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import faust
+from yarl import URL
+
+from streams.registry import Registry
+from streams.settings import Settings
+from streams.worker.consume import consumer
+from streams.worker.persister import Persister
+from streams.worker.tables import AsideTables
+from streams.worker.transport import run_transport
+
+RAW = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
+
+
+def assemble(settings: Settings, registry: Registry, persister: Persister) -> faust.App:
+    """A Faust app that persists every consumed topic; nothing is connected before it is started."""
+    worker = settings.worker
+    app = faust.App(worker.group, **_options(settings))
+    urls = [URL(f"kafka://{server}") for server in settings.broker_url.split(",")]
+    app.transport = run_transport(registry.topics, worker.run_records, worker.run_bytes)(urls, app)
+    slots = asyncio.Semaphore(worker.transactions)
+    for topic in registry.topics:
+        partitions = settings.topic_settings(topic).partitions
+        tables = AsideTables(app, topic, partitions)
+        source = app.topic(topic, partitions=partitions, **RAW)
+        app.agent(source, name=f"persist-{topic}")(consumer(app, tables, persister, slots))
+    return app
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    worker, web = settings.worker, settings.web
+    return {
+        "broker": [f"kafka://{server}" for server in settings.broker_url.split(",")],
+        "broker_session_timeout": worker.session_timeout,
+        "broker_heartbeat_interval": min(3.0, worker.session_timeout / 3),
+        "broker_rebalance_timeout": max(30.0, worker.session_timeout),
+        "broker_commit_interval": worker.commit_interval,
+        "consumer_auto_offset_reset": "earliest",
+        "consumer_max_fetch_size": max(1024 * 1024, settings.outbox.max_bytes * 2),
+        # Runs, not messages: a few are enough to keep the lanes busy, and each may hold worker.run_bytes.
+        "stream_buffer_maxsize": 16,
+        # Wait for nothing at shutdown: what is not acked is not committed and will be delivered again.
+        "stream_wait_empty": False,
+        "store": "memory://",
+        "table_standby_replicas": 0,
+        "topic_replication_factor": settings.topic.replication_factor,
+        "topic_partitions": settings.topic.partitions,
+        "topic_disable_leader": True,
+        "datadir": Path(tempfile.gettempdir()) / f"outbox-streams-{worker.group}",
+        "web_bind": web.host,
+        "web_host": web.host,
+        "web_port": web.port,
+        "web_stats_enabled": True,
+        "debug": False,
+    }

@@ -1,0 +1,70 @@
+"""One Faust agent a topic: every run it delivers is persisted in its partition's lane, and acked after the commit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import faust
+
+from streams.worker.lanes import Lanes
+from streams.worker.ledger import Run
+from streams.worker.persister import Persister
+from streams.worker.tables import AsideTables
+from streams.worker.transaction import Outcome
+
+logger = logging.getLogger(__name__)
+
+FAIL_STOP = 70  # EX_SOFTWARE: the run is not acked, whoever gets the partition next does it again
+
+
+def consumer(
+    app: faust.App, tables: AsideTables, persister: Persister, slots: asyncio.Semaphore
+) -> Callable[[Any], Awaitable[None]]:
+    """The body of a topic's agent."""
+
+    async def work(event: Any) -> None:
+        run: Run = event.value
+        try:
+            outcome = await persister.persist(run)
+            if outcome is None:
+                return
+            if outcome.asides and run.current:
+                tables.write(event, outcome.asides)
+            event.ack()
+            _report(run, outcome)
+            app.monitor.count("consumed", outcome.consumed)
+        except Exception:
+            _fail_stop(run)
+
+    async def consume(stream: Any) -> None:
+        # Faust acks in a finally block, even after an exception: acks are off, each run is acked by hand.
+        holding = app.consumer.on_buffer_full, app.consumer.on_buffer_drop
+        async with Lanes(work, slots, *holding) as lanes:
+            async for event in stream.noack().events():
+                lanes.submit(event.message.tp, event)
+
+    return consume
+
+
+def _report(run: Run, outcome: Outcome) -> None:
+    where = {"topic": run.topic, "partition": run.partition, "offset": run.first}
+    for aside in outcome.asides:
+        about = {"outbox_id": aside.outbox_id, "status": aside.status, "error_code": aside.code}
+        logger.warning("message set aside", extra={**where, **about, "attempts": aside.attempts})
+    for rejected in outcome.rejected:
+        logger.warning("record rejected", extra={**where, "offset": rejected.offset, "reason": rejected.reason})
+
+
+def _fail_stop(run: Run) -> None:
+    """Stop the process as it is: an orderly shutdown would commit offsets and could hang."""
+    logger.critical(
+        "a run failed for an unexpected reason, the process stops and the run will be delivered again",
+        extra={"topic": run.topic, "partition": run.partition, "offset": run.first},
+        exc_info=True,
+    )
+    logging.shutdown()
+    os._exit(FAIL_STOP)

@@ -1,0 +1,80 @@
+"""Which runs of one partition are in flight, and up to which offset all before them are done.
+
+A run is known by itself, never by an offset: after a rebalance the same offsets come again as another run, and an ack that
+arrives late for the old one must not count for the new one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """Consecutive records of one partition; `end` is the offset after the last one."""
+
+    topic: str
+    partition: int
+    records: Sequence[Any]
+    acked: bool = False
+    current: bool = True
+
+    @property
+    def first(self) -> int:
+        """Offset of the first record."""
+        return int(self.records[0].offset)
+
+    @property
+    def end(self) -> int:
+        """Offset to commit when everything up to and including this run is done."""
+        return int(self.records[-1].offset) + 1
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+class Ledger:
+    """The runs of one partition since it was last positioned, in order."""
+
+    def __init__(self) -> None:
+        self._in_flight: deque[Run] = deque()
+        self._done: int | None = None
+
+    def open(self, run: Run) -> None:
+        """A run was handed out."""
+        self._in_flight.append(run)
+
+    def committable(self) -> int | None:
+        """End of the longest acked prefix; None while nothing is acked since the partition was positioned."""
+        while self._in_flight and self._in_flight[0].acked:
+            self._done = self._in_flight.popleft().end
+        return self._done
+
+    def reset(self) -> None:
+        """The partition is positioned anew: what was in flight will be delivered again, its acks count no more."""
+        for run in self._in_flight:
+            run.current = False
+        self._in_flight.clear()
+        self._done = None
+
+    @property
+    def in_flight(self) -> Sequence[Run]:
+        """Runs handed out and not yet part of the acked prefix."""
+        return tuple(self._in_flight)
+
+
+def split(topic: str, partition: int, records: Sequence[Any], most: int, most_bytes: int) -> list[Run]:
+    """The records as runs of at most `most` records and about `most_bytes` of values (one record is always let in)."""
+    runs: list[Run] = []
+    start = size = 0
+    for index, record in enumerate(records):
+        value_size = record.serialized_value_size
+        if index > start and (index - start >= most or size + value_size > most_bytes):
+            runs.append(Run(topic, partition, records[start:index]))
+            start, size = index, 0
+        size += max(value_size, 0)
+    runs.append(Run(topic, partition, records[start:]))
+    return runs

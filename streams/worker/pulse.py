@@ -1,0 +1,71 @@
+"""Whether this worker is alive and ready: agents running, partitions assigned, database reachable, runs moving."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import faust
+
+from streams.worker.persister import Persister
+
+BEAT = 1.0  # seconds between two heartbeats
+STALE = 10.0  # seconds without a heartbeat after which the worker is not alive
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """The answer to /health/ready: `reasons` is empty exactly when the worker is ready."""
+
+    partitions: dict[str, list[int]] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+    heartbeat_age: float = 0.0
+
+    @property
+    def ready(self) -> bool:
+        """Whether the worker consumes, or stands by for partitions to consume."""
+        return not self.reasons
+
+
+class Pulse:
+    """Beats once a second in the worker's own event loop, and only while every agent is running."""
+
+    def __init__(self, app: faust.App, persister: Persister, topics: Sequence[str]) -> None:
+        self._app, self._persister, self._topics = app, persister, topics
+        self._beat = time.monotonic()
+        self._database = False
+        app.task(self._run)
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last heartbeat."""
+        return time.monotonic() - self._beat
+
+    def readiness(self) -> Readiness:
+        """What this worker works on, and why it is not ready if it is not."""
+        reasons = []
+        if self._app.rebalancing or not self._app.tables.recovery.completed.is_set():
+            reasons.append("a rebalance is under way")
+        if not self._database:
+            reasons.append("the database does not answer")
+        if self.age > STALE:
+            reasons.append(f"no heartbeat for {self.age:.0f} s")
+        return Readiness(self._partitions(), reasons, round(self.age, 1))
+
+    def _partitions(self) -> dict[str, list[int]]:
+        assigned: Any = self._app.consumer.assignment() if self._app._consumer is not None else ()
+        return {name: sorted(tp.partition for tp in assigned if tp.topic == name) for name in self._topics}
+
+    async def _run(self) -> None:
+        while not self._app.should_stop:
+            self._database = await self._persister.reachable()
+            if all(_running(agent) for agent in self._app.agents.values()):
+                self._beat = time.monotonic()
+            await asyncio.sleep(BEAT)
+
+
+def _running(agent: Any) -> bool:
+    return any(actor.actor_task is not None and not actor.actor_task.done() for actor in agent._actors)

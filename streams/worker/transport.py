@@ -1,0 +1,184 @@
+"""Faust's Kafka driver, delivering runs: consecutive records of one partition as one Faust message.
+
+Stock Faust creates four tasks a message and decides by offsets what may be committed.  Here one message is a Run, and the
+ledger of its partition decides.  Every positioning of the consumer starts an epoch; records that were fetched across one are
+never delivered, and a hole between two fetches is read again before it is believed.  What this leans on inside Faust is
+listed and checked in tests/contract/test_faust_contract.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from faust.transport.consumer import ensure_TP
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from faust.types.tuples import Message
+from mode.utils.futures import notify
+
+from streams.worker.ledger import Ledger, Run, split
+
+IDLE_WAIT = 1.0  # seconds one fetch may wait for data
+BUSY_WAIT = 0.05  # the same while some partitions are held back, so that they resume soon
+
+
+class RunConsumer(driver.Consumer):  # type: ignore[misc]
+    """Faust's consumer, handing out runs for the topics in `run_topics` and single records for every other."""
+
+    run_topics: frozenset[str] = frozenset()
+    run_records = 1000
+    run_bytes = 4_000_000
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ledgers: defaultdict[TP, Ledger] = defaultdict(Ledger)
+        self._epoch = 0
+        self._expected: dict[TP, int] = {}
+        self._reread: dict[TP, tuple[int, int]] = {}
+        self._room = asyncio.Event()
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:
+        """Fetch once and yield what came: (partition, message), a message's value being a Run for run topics."""
+        await self._wait_for_room(timeout)
+        epoch = self._epoch
+        records, active = await self._wait_next_records(BUSY_WAIT if self._buffered_partitions else IDLE_WAIT)
+        if not records or self.should_stop:
+            return
+        if epoch != self._epoch or not self.flow_active:
+            # Fetched across a seek: these may be from before it, or from after it, and nothing tells which.
+            await self._rewind()
+            return
+        for key, found in records.items():
+            tp = ensure_TP(key)
+            if not await self._wanted(tp, found, active):
+                continue
+            self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
+            for message in self._messages(tp, found):
+                if epoch != self._epoch or not self.flow_active:
+                    return  # Faust positions the consumer anew before it lets the flow go on.
+                yield tp, message
+
+    def ack(self, message: Message) -> bool:
+        """A run's transaction is committed; its ledger decides what that means for the offset."""
+        run = message.value
+        if not isinstance(run, Run):
+            acked: bool = super().ack(message)
+            return acked
+        message.acked = run.acked = True
+        self._unacked_messages.discard(message)
+        self._acked[message.tp]  # lets Faust's commit look at this partition
+        self._n_acked += 1
+        notify(self._waiting_for_ack)
+        return True
+
+    async def perform_seek(self) -> None:
+        """Position every partition at its committed offset; whatever was in flight will come again."""
+        self._forget(self.assignment())
+        await super().perform_seek()
+        tps = [tp for tp in self.assignment() if tp.topic in self.run_topics]
+        self._forget(tps)
+        unknown = [tp for tp in tps if self._committed_offset[tp] is None]
+        earliest = await self.earliest_offsets(*unknown) if unknown else {}
+        for tp in tps:
+            committed = self._committed_offset[tp]
+            self._expected[tp] = earliest.get(tp, 0) if committed is None else committed
+
+    async def seek(self, partition: TP, offset: int) -> None:
+        """Position one partition; whatever was in flight of it will come again."""
+        self._forget([partition])
+        await super().seek(partition, offset)
+        self._expected[partition] = offset
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """A rebalance takes these away: acks that still arrive for them count no more."""
+        self._forget(revoked)
+        await super().on_partitions_revoked(revoked)
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """A rebalance gives these; Faust seeks to their committed offsets before the flow goes on."""
+        self._forget(assigned)
+        await super().on_partitions_assigned(assigned, generation_id)
+
+    def on_buffer_drop(self, tp: TP) -> None:
+        """A partition that was held back may be fetched again."""
+        super().on_buffer_drop(tp)
+        self._room.set()
+
+    def _new_offset(self, tp: TP) -> int | None:
+        if tp.topic in self.run_topics:
+            return self.ledgers[tp].committable()
+        offset: int | None = super()._new_offset(tp)
+        return offset
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        # A run's message carries its last offset: what looks like a gap to Faust is the run.
+        if tp.topic not in self.run_topics:
+            await super()._add_gap(tp, offset_from, offset_to)
+
+    def _forget(self, tps: Iterable[TP]) -> None:
+        self._epoch += 1
+        for tp in tps:
+            self.ledgers[tp].reset()
+            self._expected.pop(tp, None)
+
+    async def _wait_for_room(self, timeout: float) -> None:
+        """Faust sleeps a whole second when every partition is held back; this wakes up with the first that is not."""
+        if self.flow_active and self._buffered_partitions and not self._get_active_partitions():
+            self._room.clear()
+            try:
+                await asyncio.wait_for(self._room.wait(), timeout)
+            except TimeoutError:
+                return
+
+    async def _rewind(self) -> None:
+        try:
+            await self.perform_seek()
+        except Exception as error:
+            if self.flow_active:
+                raise
+            # In a rebalance: Faust seeks again itself before the flow goes on.
+            self.log.warning("seek to committed offsets failed while the flow is stopped: %r", error)
+
+    async def _wanted(self, tp: TP, found: list[Any], active: set[TP] | None) -> bool:
+        """Whether to deliver what was fetched; what is not delivered now is fetched again."""
+        if active is not None and tp not in active and tp not in self._buffered_partitions:
+            await self._seek(tp, found[0].offset)
+            return False
+        if tp.topic not in self.run_topics:
+            return True
+        expected, first = self._expected.get(tp), found[0].offset
+        if expected is not None and first != expected and self._reread.get(tp) != (expected, first):
+            # Compaction, retention and transaction markers leave holes that stay; a race with a seek does not.
+            self._reread[tp] = (expected, first)
+            await self._seek(tp, expected)
+            return False
+        return True
+
+    def _messages(self, tp: TP, found: list[Any]) -> Iterable[Message]:
+        if tp.topic not in self.run_topics:
+            for record in found:
+                yield self._to_message(tp, record)
+            return
+        for run in split(tp.topic, tp.partition, found, self.run_records, self.run_bytes):
+            message = self._to_message(tp, run.records[-1])
+            message.key, message.value = None, run
+            self.ledgers[tp].open(run)
+            self._expected[tp] = run.end
+            yield message
+
+
+class RunTransport(driver.Transport):  # type: ignore[misc]
+    """Faust's Kafka transport with a consumer that delivers runs."""
+
+    Consumer = RunConsumer
+
+
+def run_transport(topics: Iterable[str], records: int, size: int) -> type[RunTransport]:
+    """A transport class whose consumer delivers `topics` as runs of at most `records` records and `size` bytes."""
+    consumer = type(
+        "Consumer", (RunConsumer,), {"run_topics": frozenset(topics), "run_records": records, "run_bytes": size}
+    )
+    return type("Transport", (RunTransport,), {"Consumer": consumer})
