@@ -10,9 +10,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, LiteralString, overload
 
 from sqlalchemy import Connection
@@ -176,8 +176,7 @@ async def _drawn(connection: AsyncConnection, events: object) -> list[tuple[str,
     keys = [_row(event, configured)[2] for _, event in checked]
     rows = await connection.exec_driver_sql(query("draw_ids"), {"count": len(checked)})
     ids = [row[0] for row in rows]
-    now = datetime.now(UTC).replace(tzinfo=None)
-    now = now.replace(microsecond=now.microsecond // 1000 * 1000)
+    now = time.time_ns() // 1_000_000
     batches: dict[str, list[Message[Any]]] = {}
     for (kind, event), key, outbox_id in zip(checked, keys, ids, strict=True):
         batches.setdefault(kind.biz_type, []).append(Message(outbox_id, key, event, now))

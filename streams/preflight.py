@@ -12,4 +12,4 @@ def check(settings: Settings, registry: Registry) -> None:
     with deploy.connection(settings) as connection:
         deploy.check(connection)
         deploy.register(connection, settings, registry)
-    kafka.ensure_topics(settings, registry.topics)
+    kafka.prepare_topics(settings, registry.topics)

@@ -14,12 +14,11 @@ FROM json_to_recordset(%(messages)s::json) AS m (
 );
 
 -- save_agent_chats --
--- Each chat once, in key order, so that two batches never wait for each other in a circle.
+-- Each chat of the batch once, in the order given: [user_id, chat_id, messages, milliseconds since 1970].
 INSERT INTO agent_chats (user_id, chat_id, message_count, last_message_at)
-SELECT user_id, conversation_id, count(*), max(created_at)
-FROM json_to_recordset(%(messages)s::json) AS m (user_id bigint, conversation_id text, created_at timestamp(3))
-GROUP BY user_id, conversation_id
-ORDER BY user_id, conversation_id
+SELECT (chat->>0)::bigint, chat->>1, (chat->>2)::bigint,
+       timestamp '1970-01-01' + (chat->>3)::bigint * interval '1 millisecond'
+FROM json_array_elements(%(chats)s::json) AS chat
 ON CONFLICT (user_id, chat_id) DO UPDATE
 SET message_count = agent_chats.message_count + excluded.message_count,
     last_message_at = greatest(agent_chats.last_message_at, excluded.last_message_at);

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
+import orjson
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db import query
@@ -35,6 +36,15 @@ class ChatHistoryPersist:
 @agent(ChatHistoryPersist)
 async def save(messages: Batch[ChatHistoryPersist], db: AsyncConnection) -> None:
     """Write the batch; the caller's transaction makes it exactly-once."""
-    batch = {"messages": messages.json()}
-    await db.exec_driver_sql(query("save_chat_histories"), batch)
-    await db.exec_driver_sql(query("save_agent_chats"), batch)
+    await db.exec_driver_sql(query("save_chat_histories"), {"messages": messages.json()})
+    await db.exec_driver_sql(query("save_agent_chats"), {"chats": orjson.dumps(_chats(messages)).decode()})
+
+
+def _chats(messages: Batch[ChatHistoryPersist]) -> list[tuple[int, str, int, int]]:
+    """Each chat of the batch once, in key order, so that two batches never wait for each other in a circle."""
+    counts: dict[tuple[int, str], tuple[int, int]] = {}
+    for message in messages:
+        chat = message.payload.user_id, message.payload.conversation_id
+        count, last = counts.get(chat, (0, 0))
+        counts[chat] = count + 1, max(last, message.created_ms)
+    return [(*chat, *found) for chat, found in sorted(counts.items())]

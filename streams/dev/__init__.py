@@ -1,4 +1,5 @@
-"""A real PostgreSQL and a real Kafka from Python wheels, and the supervisor behind `streams up`; for development and tests only.
+"""A real PostgreSQL and a real Kafka from Python wheels, and the supervisor behind `streams up`: not for production.
 
-Reading order: process (a child that cannot outlive us), postgres, kafka (java, downloads), procfile, supervisor, demo.
+Reading order: process (a child that cannot outlive us), postgres, kafka, downloads, services, procfile, supervised,
+supervisor, detached; conversations and demo play the part of business code.
 """

@@ -58,7 +58,7 @@ def resolve(coordinates: str, report: Report | None = None) -> list[Path]:
     report = report or _ignore
     try:
         listing.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(root / "lock", lambda: report(Progress(f"{coordinates} (by another process)", 0, None, 0))):
+        with _lock(root / "lock", lambda: report(Progress(coordinates, 0, None, 0))):
             if jars := _listed(listing, root):
                 return jars
             # jgo is slow to import and only needed for the first start.

@@ -1,4 +1,4 @@
-"""One download from a Maven repository: jgo works out what is needed, the files arrive whole, checked and in parallel."""
+"""One download from a Maven repository: jgo works out what is needed, files arrive whole, checked and in parallel."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _dependency(context: MavenContext, text: str) -> Dependency:
 
 
 class _Fetcher(PythonResolver):
-    """jgo's resolver, with downloads that are checked and renamed into place: its own keep what an interruption left."""
+    """jgo's resolver with checked downloads that are renamed into place: its own keep what an interruption left."""
 
     def __init__(self, what: str, report: Report) -> None:
         super().__init__()

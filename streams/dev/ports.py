@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+from collections.abc import Container
 from pathlib import Path
 
 from streams.errors import UsageError
@@ -24,24 +25,24 @@ def is_free(port: int) -> bool:
     return True
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
+def free_port(*, avoid: Container[int] = ()) -> int:
+    """A port that nobody listens on now and that is not to be avoided."""
     for _ in range(1000):
         port = random.choice(RANGE)
-        if is_free(port):
+        if port not in avoid and is_free(port):
             return port
     raise UsageError(f"no free port between {RANGE.start} and {RANGE.stop}")
 
 
-def remembered_port(memory: Path) -> int:
-    """The port noted in this file if it is free, else a new one, noted there."""
+def remembered_port(memory: Path, *, avoid: Container[int] = ()) -> int:
+    """The port noted in this file if it is free and not to be avoided, else a new one, noted there."""
     try:
         port = int(memory.read_text())
     except (OSError, ValueError):
         port = 0
-    if port in RANGE and is_free(port):
+    if port in RANGE and port not in avoid and is_free(port):
         return port
-    port = free_port()
+    port = free_port(avoid=avoid)
     memory.parent.mkdir(parents=True, exist_ok=True)
     memory.write_text(f"{port}\n")
     return port

@@ -24,7 +24,7 @@ _GUARD = Path(__file__).with_name("guard.py")
 
 
 class Process:
-    """One child; `death` is the signal it gets when we die, `owned` the folder it must own (then root becomes nobody)."""
+    """One child; `death` is its signal when we die, `owned` the folder it must own (root becomes nobody then)."""
 
     def __init__(
         self,
@@ -112,13 +112,13 @@ class Process:
         return " | ".join(line.strip() for line in said[-lines:] if line.strip())
 
 
-async def until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether the condition came true within the seconds."""
+async def until(condition: Callable[[], bool], seconds: float, *, pause: float = 0.02) -> bool:
+    """Whether the condition came true within the seconds; asked again after each pause."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(pause)
     return True
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
+
 from streams.codec import Unreadable, decode
 from streams.events import Message
 from streams.registry import Registry
@@ -15,8 +17,7 @@ EPOCH = datetime(1970, 1, 1)
 MAX_ID = 2**63 - 1
 
 
-@dataclass(slots=True)
-class Incoming:
+class Incoming(msgspec.Struct):
     """One record with a usable id: `outbox_id` is the root's, `record_id` its own; `fault` says why there is no message."""
 
     record_id: int
@@ -49,25 +50,34 @@ def read(records: Sequence[Any], registry: Registry) -> tuple[list[Incoming], li
     found: dict[int, Incoming] = {}
     rejected: list[Rejected] = []
     for record in records:
-        headers = dict(record.headers)
-        record_id, root = _number(headers.get("id")), headers.get("resend_of")
+        raw_id, raw_type, root = _headers(record.headers)
+        record_id = _number(raw_id)
         outbox_id = record_id if root is None else _number(root)
         if record_id is None or outbox_id is None:
-            name = "id" if record_id is None else "resend_of"
-            rejected.append(Rejected(record.offset, f"header {name!r} is not an outbox id: {_brief(headers, name)}"))
+            name, raw = ("id", raw_id) if record_id is None else ("resend_of", root)
+            shown = "missing" if raw is None else repr(raw[:40])
+            rejected.append(Rejected(record.offset, f"header {name!r} is not an outbox id: {shown}"))
         elif record_id not in found:
-            found[record_id] = _incoming(record, headers, record_id, outbox_id, registry)
+            found[record_id] = _incoming(record, raw_type, record_id, outbox_id, registry)
     return list(found.values()), rejected
 
 
-def _incoming(
-    record: Any, headers: dict[str, bytes | None], record_id: int, outbox_id: int, registry: Registry
-) -> Incoming:
-    biz_type = (headers.get("biz_type") or b"").decode("utf-8", "replace")
-    created_at = EPOCH + timedelta(milliseconds=record.timestamp)
+def _headers(headers: Sequence[tuple[str, bytes | None]]) -> tuple[bytes | None, bytes | None, bytes | None]:
+    """The values of id, biz_type and resend_of; the relay's four stand in a fixed order, anything else is looked up."""
+    if len(headers) == 4:
+        (first, raw_id), (second, raw_type), _, (fourth, root) = headers
+        if first == "id" and second == "biz_type" and fourth == "resend_of":
+            return raw_id, raw_type, root
+    found = dict(headers)
+    return found.get("id"), found.get("biz_type"), found.get("resend_of")
+
+
+def _incoming(record: Any, raw_type: bytes | None, record_id: int, outbox_id: int, registry: Registry) -> Incoming:
+    biz_type = (raw_type or b"").decode("utf-8", "replace")
+    key = ""
     try:
         key = record.key.decode()
-        message = parse(record.value, biz_type, outbox_id, key, created_at, registry)
+        message = parse(record.value, biz_type, outbox_id, key, record.timestamp, registry)
     except Unreadable as fault:
         return Incoming(record_id, outbox_id, record.offset, key, biz_type, None, fault)
     except (AttributeError, UnicodeDecodeError):
@@ -77,24 +87,25 @@ def _incoming(
 
 
 def parse(
-    value: bytes | str | None, biz_type: str, outbox_id: int, key: str, created_at: datetime, registry: Registry
+    value: bytes | str | None, biz_type: str, outbox_id: int, key: str, created_ms: int, registry: Registry
 ) -> Message[Any]:
     """The message of one outbox row; Unreadable when nobody could handle it."""
     agent = registry.agents.get(biz_type)
     if agent is None:
         known = ", ".join(sorted(registry.agents))
         raise Unreadable(f"unknown biz_type {biz_type[:80]!r}: expected one of {known}", code="biz_type")
-    return Message(outbox_id, key, decode(value, agent.event.payload), created_at)
+    return Message(outbox_id, key, decode(value, agent.event.payload), created_ms)
 
 
 def _number(raw: bytes | None) -> int | None:
     """A positive bigint in plain ASCII digits, else None."""
-    if raw is None or not 0 < len(raw) <= 19 or not raw.isdigit():
+    if raw is None or len(raw) > 19 or not raw.isdigit():
         return None
     number = int(raw)
     return number if 0 < number <= MAX_ID else None
 
 
-def _brief(headers: dict[str, bytes | None], name: str) -> str:
-    raw = headers.get(name)
-    return "missing" if raw is None else repr(raw[:40])
+
+def milliseconds(created_at: datetime) -> int:
+    """An outbox row's created_at as a record's timestamp."""
+    return (created_at - EPOCH) // timedelta(milliseconds=1)

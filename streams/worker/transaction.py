@@ -18,7 +18,7 @@ from db import query
 from streams.codec import Unreadable
 from streams.events import Message
 from streams.registry import Registry
-from streams.worker.decode import Incoming, Rejected, parse
+from streams.worker.decode import Incoming, Rejected, milliseconds, parse
 from streams.worker.handlers import Guilty, apply
 from streams.worker.ledger import Run
 
@@ -155,6 +155,6 @@ def _judge_by_row(one: Incoming, row: tuple[Any, ...], registry: Registry) -> No
     _, biz_type, key, payload, created_at, _ = row
     one.key, one.biz_type = key, biz_type
     try:
-        one.message, one.fault = parse(payload, biz_type, one.outbox_id, key, created_at, registry), None
+        one.message, one.fault = parse(payload, biz_type, one.outbox_id, key, milliseconds(created_at), registry), None
     except Unreadable as fault:
         one.message, one.fault = None, fault

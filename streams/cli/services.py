@@ -1,0 +1,57 @@
+"""`streams up`, `down` and `env`: the services and processes of this folder."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from streams.dev import detached
+from streams.dev.toolbox import toolbox
+from streams.dev.workplace import Workplace
+from streams.errors import ServiceUnreachable, UsageError
+
+RELAYS = ("cdc", "poll", "debezium")
+
+
+@click.command()
+@click.option("--detach", is_flag=True, help="Return when everything is ready, and leave it running.")
+@click.option("--demo", is_flag=True, help="Play real conversations through the outbox.")
+@click.option("--workers", type=click.IntRange(0, 64), default=1, show_default=True, help="How many workers.")
+@click.option("--relay", type=click.Choice(RELAYS), default="cdc", show_default=True, help="Which relay publishes.")
+@click.option("--daemon", is_flag=True, hidden=True, help="What --detach leaves running.")
+def up(detach: bool, demo: bool, workers: int, relay: str, daemon: bool) -> None:
+    """Start PostgreSQL, Kafka, relay and workers in this folder, and keep them running."""
+    if relay != "cdc":
+        raise UsageError(f"--relay {relay} is not there yet: expected cdc")
+    place = Workplace(Path.cwd())
+    if detach:
+        options = ["--daemon", "--workers", str(workers), "--relay", relay, *(["--demo"] if demo else [])]
+        sys.exit(detached.detach(place, options, click.echo))
+    # Imported only here: `env` and `down` need no Kafka client.
+    from streams.dev.screen import Screen
+    from streams.dev.supervisor import Plan
+    from streams.dev.supervisor import up as supervise
+
+    supervise(place, Plan(workers=workers, demo=demo, show_demo=not daemon, relay=relay), Screen())
+
+
+@click.command()
+def down() -> None:
+    """Stop what `streams up` started in this folder."""
+    stopped = detached.down(Workplace(Path.cwd()))
+    click.echo("stopped" if stopped else "nothing runs in this folder")
+
+
+@click.command()
+def env() -> None:
+    """Print shell settings for this folder's services: eval "$(streams env)"."""
+    place = Workplace(Path.cwd())
+    note = place.note()
+    if note is None:
+        raise ServiceUnreachable("nothing runs in this folder: `streams up` starts the services")
+    click.echo(f"export DATABASE_URL={shlex.quote(note.database_url)}")
+    click.echo(f"export BROKER_URL={shlex.quote(note.broker_url)}")
+    click.echo(f'export PATH={shlex.quote(str(toolbox(place.root / "bin")))}:"$PATH"')

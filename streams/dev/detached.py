@@ -1,0 +1,73 @@
+"""`streams up --detach` starts a daemon and waits until it is ready; `streams down` waits until it is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import IO
+
+from streams.dev.procfile import program
+from streams.dev.workplace import Workplace
+from streams.errors import UsageError
+
+STOP_SECONDS = 60.0
+
+
+def detach(workplace: Workplace, options: Sequence[str], say: Callable[[str], None]) -> int:
+    """Run `streams up` with these options as a daemon; 0 once everything is ready, else the daemon's exit status."""
+    if workplace.supervisor() is not None:
+        raise UsageError(workplace.who())
+    workplace.logs.mkdir(parents=True, exist_ok=True)
+    log = workplace.log("up")
+    with log.open("wb") as output:
+        daemon = subprocess.Popen(
+            [program("streams"), "up", *options],
+            cwd=workplace.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        with log.open(encoding="utf-8", errors="replace") as said:
+            return _follow(workplace, daemon, said, say)
+    except BaseException:
+        daemon.send_signal(signal.SIGTERM)
+        daemon.wait()
+        raise
+
+
+def down(workplace: Workplace) -> bool:
+    """Whether there was something to stop; everything has ended when this returns."""
+    pid = workplace.supervisor()
+    if pid is None:
+        return False
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.kill(pid, how)
+        deadline = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < deadline:
+            if workplace.supervisor() != pid:
+                return True
+            time.sleep(0.05)
+    return True
+
+
+def _follow(workplace: Workplace, daemon: subprocess.Popen[bytes], said: IO[str], say: Callable[[str], None]) -> int:
+    """Pass on what the daemon says until it is ready or has ended."""
+    while True:
+        status = daemon.poll()
+        note = workplace.note()
+        for line in said:
+            say(line.rstrip("\n"))
+        if status is not None:
+            return status or 1
+        if note is not None and note.pid == daemon.pid and note.ready:
+            # It lives on without us: nobody waits for its end.
+            daemon.returncode = 0
+            return 0
+        time.sleep(0.1)

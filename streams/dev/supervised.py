@@ -1,0 +1,83 @@
+"""One process that is started again whenever it ends; ending is how a fail-stop worker asks for that."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from streams.dev.process import Process, until
+from streams.dev.procfile import Program
+from streams.dev.workplace import Running, Workplace
+
+LONGEST = 10.0
+# Whoever lived this long has started well: its next end is a first one again.
+STABLE = 30.0
+GRACE = 10.0
+
+Say = Callable[[str], None]
+
+
+def delay(failure: int) -> float:
+    """Seconds to wait before the start that follows the given failure in a row (1 is the first)."""
+    return min(LONGEST, 0.5 * 2.0 ** (failure - 1))
+
+
+class Supervised:
+    """A program of the Procfile; `say` hears of its ends, `changed` is called after every start."""
+
+    def __init__(
+        self, program: Program, workplace: Workplace, environ: Mapping[str, str], say: Say, changed: Callable[[], None]
+    ) -> None:
+        self.program = program
+        web = {} if program.web is None else {"STREAMS_WEB__PORT": str(program.web)}
+        self.log = workplace.log(program.name)
+        self._process = Process(program.command, self.log, environ={**environ, **web}, cwd=workplace.folder)
+        self._say = say
+        self._changed = changed
+
+    @property
+    def running(self) -> Running:
+        """Its line in the note."""
+        web = f"http://127.0.0.1:{self.program.web}/" if self.program.web else None
+        return Running(self.program.name, self._process.pid, web)
+
+    async def run(self) -> None:
+        """Keep it running until cancelled; then SIGTERM, and SIGKILL after GRACE seconds."""
+        failures = 0
+        try:
+            while True:
+                self._process.launch()
+                self._changed()
+                born = time.monotonic()
+                await until(lambda: not self._process.running, math.inf, pause=0.1)
+                failures = 1 if time.monotonic() - born > STABLE else failures + 1
+                self._say(self._obituary(delay(failures)))
+                await asyncio.sleep(delay(failures))
+        finally:
+            await self._process.stop(signal.SIGTERM, GRACE)
+
+    def kill(self) -> None:
+        """End it now, without asking."""
+        self._process.kill()
+
+    def _obituary(self, pause: float) -> str:
+        status = self._process.returncode or 0
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        words = self._process.last_words(1)[:200]
+        return f"{self.program.name} {how}, starts again in {pause:g} s (log: {self.log}){': ' if words else ''}{words}"
+
+
+@asynccontextmanager
+async def kept_running(programs: Sequence[Supervised]) -> AsyncIterator[None]:
+    """They run inside the block; leaving it stops them all at once and waits for them."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(program.run()) for program in programs]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()

@@ -1,0 +1,206 @@
+"""`streams up`: the services, migrations, then the Procfile's processes, kept running until asked to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from streams.dev.ports import remembered_port
+from streams.dev.probe import health
+from streams.dev.process import Process
+from streams.dev.procfile import WORKER, Program, command, lines, program, search_path
+from streams.dev.scoreboard import keep_score
+from streams.dev.screen import Screen
+from streams.dev.services import Services, services, serving
+from streams.dev.supervised import Supervised, kept_running
+from streams.dev.workplace import Note, Workplace, disk_error
+from streams.errors import ServiceUnreachable, StreamsError
+
+READY_SECONDS = 120.0
+MIGRATE_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What was asked of `streams up`."""
+
+    workers: int = 1
+    demo: bool = False
+    show_demo: bool = True
+    relay: str = "cdc"
+
+
+def up(workplace: Workplace, plan: Plan, screen: Screen) -> None:
+    """Run until SIGINT, SIGTERM or SIGHUP; everything is stopped when this returns or raises."""
+    with screen, _one_error(workplace), workplace.claimed():
+        asyncio.run(Supervisor(workplace, plan, screen).run())
+
+
+class Supervisor:
+    """The services and processes of one `streams up`."""
+
+    def __init__(self, workplace: Workplace, plan: Plan, screen: Screen) -> None:
+        self._workplace, self._plan, self._screen = workplace, plan, screen
+        self._services: Services = services(workplace, screen)
+        self._processes: list[Supervised] = []
+        self._ready = False
+
+    async def run(self) -> None:
+        """Start everything, wait for the end, stop in the order workers, relay, kafka, postgresql."""
+        programs = list(self._programs())
+        with self._stopped_by_signals():
+            try:
+                self._screen.busy("starting PostgreSQL and Kafka")
+                async with serving(self._services, self._screen, self._write_note):
+                    self._screen.line(f"postgresql  {self._services.postgres.url}")
+                    self._screen.line(f"kafka       {self._services.kafka.url}")
+                    await self._migrate()
+                    await self._run(programs)
+            except asyncio.CancelledError:
+                self._screen.line("stopped")
+            finally:
+                self._screen.busy(None)
+
+    async def _run(self, programs: list[Program]) -> None:
+        environ = self._environ()
+        self._processes = [
+            Supervised(each, self._workplace, environ, self._screen.line, self._write_note) for each in programs
+        ]
+        workers = [each for each in self._processes if each.program.web is not None]
+        others = [each for each in self._processes if each.program.web is None]
+        async with kept_running(others), kept_running(workers):
+            await self._announce()
+            if self._plan.demo and self._plan.show_demo:
+                await keep_score(self._services.postgres.url, self._workplace.demo, self._screen)
+            await asyncio.Event().wait()
+
+    def _programs(self) -> Iterator[Program]:
+        ports: set[int] = set()
+        for name, line in lines(self._workplace.folder).items():
+            words = command(line)
+            if name != WORKER:
+                yield Program(name, words)
+                continue
+            for number in range(1, self._plan.workers + 1):
+                each = f"{WORKER}.{number}"
+                ports.add(port := remembered_port(self._workplace.port_memory(each), avoid=ports))
+                yield Program(each, words, port)
+        if self._plan.demo:
+            self._workplace.demo.unlink(missing_ok=True)
+            yield Program("demo", (sys.executable, "-m", "streams.dev.demo", "--counts", str(self._workplace.demo)))
+
+    def _environ(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            **self._services.environ,
+            "PATH": search_path(),
+            "PYTHONUNBUFFERED": "1",
+            "STREAMS_RELAY__MODE": self._plan.relay,
+        }
+
+    async def _migrate(self) -> None:
+        self._screen.busy("migrating the database")
+        log = self._workplace.log("migrate")
+        process = Process((program("streams"), "migrate"), log, environ=self._environ(), cwd=self._workplace.folder)
+        process.launch()
+        try:
+            status = await process.finish(MIGRATE_SECONDS)
+        finally:
+            process.kill()
+        if status != 0:
+            error = StreamsError(f"`streams migrate` ended with status {status} (log: {log}): {process.last_words(1)}")
+            error.exit_code = status if status in (2, 3) else 1
+            raise error
+
+    async def _announce(self) -> None:
+        """Say where everything is, and when the workers are ready."""
+        self._screen.busy("waiting for the workers to be ready")
+        for each in self._processes:
+            self._screen.line(f"{each.program.name:<11} {each.running.web or 'running'}")
+        await self._workers_ready()
+        self._ready = True
+        self._write_note()
+        self._screen.busy(None)
+        self._screen.line(f"ready; logs are in {self._workplace.logs}, `streams down` or Ctrl-C stops everything")
+
+    async def _workers_ready(self) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        waiting = [each for each in self._processes if each.running.web]
+        while waiting:
+            await asyncio.sleep(0.2)
+            waiting = [each for each in waiting if not await _is_ready(each)]
+            if waiting and time.monotonic() > deadline:
+                logs = ", ".join(f"{each.program.name} ({each.log})" for each in waiting)
+                raise ServiceUnreachable(f"not ready after {READY_SECONDS:g} s: {logs}")
+
+    def _write_note(self) -> None:
+        note = Note(
+            pid=os.getpid(),
+            ready=self._ready,
+            database_url=self._services.postgres.url,
+            broker_url=self._services.kafka.url,
+            postgresql_pid=self._services.postgres.pid,
+            kafka_pid=self._services.kafka.pid,
+            processes=tuple(each.running for each in self._processes),
+        )
+        self._workplace.write(note)
+
+    @contextmanager
+    def _stopped_by_signals(self) -> Iterator[None]:
+        """The first signal stops everything in order; a second one kills what still runs."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+        def stop() -> None:
+            for which in stops:
+                loop.add_signal_handler(which, self._kill)
+            self._screen.busy("stopping (once more: at once)")
+            if task is not None:
+                task.cancel()
+
+        for which in stops:
+            loop.add_signal_handler(which, stop)
+        try:
+            yield
+        finally:
+            for which in stops:
+                loop.remove_signal_handler(which)
+
+    def _kill(self) -> None:
+        for each in self._processes:
+            each.kill()
+        self._services.kill()
+
+
+async def _is_ready(each: Supervised) -> bool:
+    web = each.running.web
+    return web is not None and (await asyncio.to_thread(health, web)).ready
+
+
+@contextmanager
+def _one_error(workplace: Workplace) -> Iterator[None]:
+    """Out of a group of errors the one that a person needs, with the file system's in our words."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(workplace.root, error) from None
+    except BaseExceptionGroup as group:
+        known = _first(group)
+        if isinstance(known, OSError):
+            raise disk_error(workplace.root, known) from None
+        if isinstance(known, StreamsError):
+            raise known from None
+        raise
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    found: BaseException | None = group.split((StreamsError, OSError))[0]
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found

@@ -1,0 +1,157 @@
+"""Kafka as the settings describe it: how clients log in, which topics exist, and whether they are as `faust.yml` says.
+
+Blocking calls; async callers run them in a thread.  Shared by the relay, the worker's start and the command line.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, NewTopic, ResourceType
+
+from streams.errors import ServiceUnreachable, UsageError
+from streams.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT = 10.0
+NEVER = str(2**63 - 1)
+# What a record may need beside its payload: a key of 1024 bytes, the headers, the batch around it.
+OVERHEAD = 8192
+
+
+def client(settings: Settings, **options: Any) -> dict[str, Any]:
+    """librdkafka configuration to reach the broker; `options` are added with `_` for `.`."""
+    broker = settings.broker
+    found: dict[str, Any] = {
+        "bootstrap.servers": settings.broker_url,
+        "client.id": "outbox-streams",
+        "security.protocol": broker.security_protocol,
+        "allow.auto.create.topics": False,
+        "reconnect.backoff.max.ms": 1000,
+        # An outage is reported once, by whoever notices it; librdkafka would write to stderr every second.
+        "log_level": 0,
+        "error_cb": lambda error: None,
+    }
+    if broker.sasl_mechanism:
+        found["sasl.mechanism"] = broker.sasl_mechanism
+        found["sasl.username"] = broker.sasl_username
+        found["sasl.password"] = broker.sasl_password
+    if broker.ssl_cafile:
+        found["ssl.ca.location"] = broker.ssl_cafile
+    return found | {name.replace("_", "."): value for name, value in options.items()}
+
+
+def record_limit(settings: Settings) -> int:
+    """The largest record that may have to travel: the largest payload, its key, its headers."""
+    return settings.outbox.max_bytes + OVERHEAD
+
+
+def prepare_topics(settings: Settings, names: Iterable[str]) -> None:
+    """Create the topics that are missing; ServiceUnreachable, or UsageError when one has another partition count."""
+    admin = AdminClient(client(settings))
+    wanted = sorted(set(names))
+    found = _metadata(settings, admin)
+    missing = [name for name in wanted if name not in found.topics]
+    if missing:
+        _create(settings, admin, missing)
+        found = _wait_for(settings, admin, missing)
+    for name in wanted:
+        _check_partitions(settings, name, len(found.topics[name].partitions))
+
+
+def topic_limits(settings: Settings, names: Iterable[str], *, patience: float = 0.0) -> dict[str, int]:
+    """The largest record batch in bytes of each of these topics that exists; looks again for `patience` seconds."""
+    admin = AdminClient(client(settings))
+    wanted = set(names)
+    deadline = time.monotonic() + patience
+    while True:
+        known = wanted & _metadata(settings, admin).topics.keys()
+        if known == wanted or time.monotonic() >= deadline:
+            break
+        time.sleep(0.2)
+    return {name: _max_message_bytes(settings, admin, name) for name in sorted(known)}
+
+
+def unreachable(settings: Settings, error: KafkaException) -> ServiceUnreachable:
+    """A Kafka client's error as one line."""
+    return ServiceUnreachable(f"Kafka at {settings.broker_url} cannot be reached: {reason(error)}")
+
+
+def reason(error: KafkaException) -> str:
+    """librdkafka's words for an error, without its decoration."""
+    found = error.args[0] if error.args else error
+    return str(found.str()) if isinstance(found, KafkaError) else str(found)
+
+
+def _metadata(settings: Settings, admin: AdminClient) -> ClusterMetadata:
+    try:
+        # All topics: asking for one by name could create it.
+        return admin.list_topics(timeout=TIMEOUT)
+    except KafkaException as error:
+        raise unreachable(settings, error) from None
+
+
+def _create(settings: Settings, admin: AdminClient, names: list[str]) -> None:
+    futures = admin.create_topics([_new_topic(settings, name) for name in names], operation_timeout=TIMEOUT)
+    for name, future in futures.items():
+        wanted = settings.topic_settings(name)
+        try:
+            future.result(TIMEOUT + 5)
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code == KafkaError.TOPIC_ALREADY_EXISTS:
+                continue
+            if code in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN):
+                raise unreachable(settings, error) from None
+            raise UsageError(
+                f"topic {name!r} cannot be created with {wanted.partitions} partitions and replication factor"
+                f" {wanted.replication_factor}: {reason(error)}"
+            ) from None
+        logger.info("topic created", extra={"topic": name, "partitions": wanted.partitions})
+
+
+def _new_topic(settings: Settings, name: str) -> NewTopic:
+    wanted = settings.topic_settings(name)
+    config = {
+        "cleanup.policy": "delete",
+        "retention.ms": str(wanted.retention_hours * 3_600_000),
+        "max.message.bytes": str(max(record_limit(settings), 1_048_588)),
+        # A clock ahead of the broker's must not poison a batch.
+        "message.timestamp.after.max.ms": NEVER,
+        "message.timestamp.before.max.ms": NEVER,
+    }
+    return NewTopic(name, num_partitions=wanted.partitions, replication_factor=wanted.replication_factor, config=config)
+
+
+def _wait_for(settings: Settings, admin: AdminClient, names: list[str]) -> ClusterMetadata:
+    """The cluster once every broker's metadata may be expected to hold the new topics."""
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline:
+        found = _metadata(settings, admin)
+        if all(name in found.topics for name in names):
+            return found
+        time.sleep(0.1)
+    raise ServiceUnreachable(f"Kafka at {settings.broker_url} created topics {', '.join(names)} but does not list them")
+
+
+def _check_partitions(settings: Settings, name: str, found: int) -> None:
+    wanted = settings.topic_settings(name).partitions
+    if found != wanted:
+        raise UsageError(
+            f"topic {name!r} has {found} partitions, faust.yml says {wanted}: set topics.{name}.partitions to {found}"
+            " (another count would let later messages of a conversation overtake earlier ones)"
+        )
+
+
+def _max_message_bytes(settings: Settings, admin: AdminClient, name: str) -> int:
+    resource = ConfigResource(ResourceType.TOPIC, name)
+    try:
+        entries = admin.describe_configs([resource], request_timeout=TIMEOUT)[resource].result(TIMEOUT + 5)
+    except KafkaException as error:
+        raise unreachable(settings, error) from None
+    return int(entries["max.message.bytes"].value)
