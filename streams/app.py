@@ -9,7 +9,7 @@ import faust
 
 from streams import preflight
 from streams.errors import StreamsError
-from streams.registry import discover
+from streams.registry import configured
 from streams.settings import load
 from streams.web.health import add_health
 from streams.worker.assembly import assemble
@@ -20,7 +20,7 @@ from streams.worker.pulse import Pulse
 def build() -> faust.App:
     """The app from faust.yml and the environment; a worker checks its services before it starts."""
     settings = load()
-    registry = discover(settings.agents)
+    registry = configured(settings)
     persister = Persister(settings, registry)
     app = assemble(settings, registry, persister)
     pulse = Pulse(app, persister, registry.topics)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
 
 import db.migrate
 import db.replication
@@ -51,7 +52,7 @@ def biz_types(settings: Settings, registry: Registry) -> list[db.migrate.BizType
 def connection(settings: Settings) -> Connection:
     """A connection to the configured database; ServiceUnreachable in one line when there is none."""
     url = settings.database_url
-    engine = sync_engine(url, pool_pre_ping=False)
+    engine = sync_engine(url, poolclass=NullPool)
     try:
         return engine.connect()
     except OperationalError as error:

@@ -11,14 +11,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ClusterMetadata,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
 
 from streams.errors import ServiceUnreachable, UsageError
 from streams.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = 10.0
+TIMEOUT = 5.0
 NEVER = str(2**63 - 1)
 # What a record may need beside its payload: a key of 1024 bytes, the headers, the batch around it.
 OVERHEAD = 8192

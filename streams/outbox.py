@@ -24,7 +24,7 @@ from streams import codec
 from streams.bridge import run_sync
 from streams.errors import OutboxDisabled, OutboxNotConfigured, PayloadInvalid
 from streams.events import Batch, Message, declared
-from streams.registry import Registry, discover
+from streams.registry import Registry, configured
 from streams.settings import Settings, load
 
 
@@ -42,7 +42,7 @@ def start(settings: Settings | None = None) -> None:
     global _outbox
     _outbox = None
     found = settings or load()
-    _outbox = _Outbox(found, discover(found.agents))
+    _outbox = _Outbox(found, configured(found))
 
 
 def close() -> None:
@@ -132,10 +132,10 @@ def _statements(
     events: object, ordered: bool, traceparent: str | None
 ) -> list[tuple[LiteralString, dict[str, Any]]]:
     """What to execute, the INSERT last; everything is checked before anything is written."""
-    configured = _configured()
-    if not configured.settings.outbox.enabled:
+    started = _configured()
+    if not started.settings.outbox.enabled:
         raise OutboxDisabled("outbox.enabled is false: use outbox.record, which writes directly then")
-    rows = [_row(event, configured) for event in _sequence(events)]
+    rows = [_row(event, started) for event in _sequence(events)]
     if not rows:
         return []
     if len(rows) == 1:
@@ -151,14 +151,15 @@ def _statements(
     return [(query("enqueue_in_order"), {"keys": sorted({row[2] for row in rows})}), insert]
 
 
-def _row(event: object, configured: _Outbox) -> tuple[str, str, str, str]:
+def _row(event: object, started: _Outbox) -> tuple[str, str, str, str]:
     kind = declared(type(event))
-    if kind.biz_type not in configured.registry.agents:
+    agent = started.registry.agents.get(kind.biz_type)
+    if agent is None:
         raise PayloadInvalid(
             f"{kind.biz_type}: no agent for it was discovered; add its package to `agents` in faust.yml"
         )
-    key, payload = codec.encode(event, kind, configured.settings.outbox.max_bytes)
-    return kind.biz_type, kind.topic, key, payload
+    key, payload = codec.encode(event, kind, started.settings.outbox.max_bytes)
+    return kind.biz_type, agent.event.topic, key, payload
 
 
 def _sequence(events: object) -> Sequence[object]:
@@ -171,9 +172,9 @@ def _ids(events: object, ids: list[int]) -> int | list[int]:
 
 async def _drawn(connection: AsyncConnection, events: object) -> list[tuple[str, Batch[Any]]]:
     """The events as batches with ids drawn from the outbox's own sequence, so that they collide with no enqueued one."""
-    configured = _configured()
+    started = _configured()
     checked = [(declared(type(event)), event) for event in _sequence(events)]
-    keys = [_row(event, configured)[2] for _, event in checked]
+    keys = [_row(event, started)[2] for _, event in checked]
     rows = await connection.exec_driver_sql(query("draw_ids"), {"count": len(checked)})
     ids = [row[0] for row in rows]
     now = time.time_ns() // 1_000_000

@@ -6,13 +6,14 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from streams.errors import RegistryInvalid
 from streams.events import Batch, EventType, declared
+from streams.settings import Settings
 
 Handler = Callable[[Batch[Any], AsyncConnection], Awaitable[None]]
 H = TypeVar("H", bound=Callable[..., Awaitable[None]])
@@ -55,8 +56,8 @@ def agent(payload: type[Any]) -> Callable[[H], H]:
     return register
 
 
-def discover(packages: Iterable[str] = ()) -> Registry:
-    """Import every module of our agents and of `packages`, and return what they registered.
+def discover(packages: Iterable[str] = (), topic_prefix: str = "") -> Registry:
+    """Import every module of our agents and of `packages`, and return what they registered, topics prefixed.
 
     RegistryInvalid when a package cannot be imported, a biz_type has two handlers, or an event on a consumed topic
     has none; each names the places.
@@ -72,10 +73,19 @@ def discover(packages: Iterable[str] = ()) -> Registry:
                 f"biz_type {found.event.biz_type!r} has two agents: {other.where} and {found.where}"
             )
     _check_events(modules, agents)
-    return Registry(agents)
+    return Registry({name: _prefixed(found, topic_prefix) for name, found in agents.items()})
+
+
+def configured(settings: Settings) -> Registry:
+    """The registry these settings ask for."""
+    return discover(settings.agents, settings.broker.topic_prefix)
 
 
 _registered: list[Agent] = []
+
+
+def _prefixed(found: Agent, prefix: str) -> Agent:
+    return replace(found, event=replace(found.event, topic=prefix + found.event.topic))
 
 
 def _import(package: str) -> list[str]:

@@ -41,6 +41,7 @@ class Broker(_Section):
     """Where Kafka is, and how to log in."""
 
     url: str | None = None
+    topic_prefix: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,100}$")] = ""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
     sasl_username: str | None = None
@@ -132,8 +133,8 @@ class Settings(_Section):
         return self.broker.url.removeprefix("kafka://")
 
     def topic_settings(self, name: str) -> Topic:
-        """Settings of one topic: its own entry under `topics`, else the defaults under `topic`."""
-        return self.topics.get(name, self.topic)
+        """Settings of one topic: its own entry under `topics` (without prefix), else the defaults under `topic`."""
+        return self.topics.get(name.removeprefix(self.broker.topic_prefix), self.topic)
 
 
 def load(

@@ -1,9 +1,13 @@
 -- publication --
--- The publication as it is: what it publishes, and whether it holds the outbox through its root.
+-- The publication as it is: what it publishes, and whether it holds the outbox, whole, through its root.
 SELECT pubinsert AS inserts, pubupdate OR pubdelete OR pubtruncate AS others, pubviaroot AS via_root,
        puballtables OR EXISTS (
-           SELECT FROM pg_publication_rel WHERE prpubid = p.oid AND prrelid = to_regclass('outbox')
-       ) AS has_outbox
+           SELECT FROM pg_publication_rel
+           WHERE prpubid = p.oid AND prrelid = to_regclass('outbox') AND prqual IS NULL AND prattrs IS NULL
+       ) AS has_outbox,
+       puballtables OR EXISTS (
+           SELECT FROM pg_publication_rel WHERE prpubid = p.oid AND prrelid IS DISTINCT FROM to_regclass('outbox')
+       ) OR EXISTS (SELECT FROM pg_publication_namespace WHERE pnpubid = p.oid) AS other_tables
 FROM pg_publication AS p
 WHERE pubname = %(publication)s;
 

@@ -34,8 +34,10 @@ SELECT outbox_id, status, %(partition)s, "offset",
        CASE WHEN status = 'parked' THEN %(topic)s END,
        CASE WHEN status = 'parked' THEN key END,
        error_code, error
-FROM json_to_recordset(%(messages)s::json) WITH ORDINALITY
-     AS m (outbox_id bigint, status text, "offset" bigint, key text, error_code text, error text, position bigint)
+FROM ROWS FROM (
+         json_to_recordset(%(messages)s::json)
+         AS (outbox_id bigint, status text, "offset" bigint, key text, error_code text, error text)
+     ) WITH ORDINALITY AS m (outbox_id, status, "offset", key, error_code, error, position)
 ORDER BY position
 ON CONFLICT (outbox_id) DO NOTHING
 RETURNING outbox_id;

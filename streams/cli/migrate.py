@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from streams import deploy
-from streams.registry import discover
+from streams.registry import configured
 from streams.settings import load
 
 
@@ -13,5 +13,5 @@ from streams.settings import load
 def migrate() -> None:
     """Bring the database up to date, and create what the relay needs."""
     settings = load()
-    for line in deploy.migrate(settings, discover(settings.agents)):
+    for line in deploy.migrate(settings, configured(settings)):
         click.echo(line)

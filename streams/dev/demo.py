@@ -59,9 +59,10 @@ class Service:
         while True:
             chat_id, user_id = f"demo-{uuid4()}", self.choose.randint(1, 10_000)
             for turn in chat(self.choose):
-                await asyncio.sleep(self.pause())
-                while not await self._said(chat_id, user_id, turn):
+                said = False
+                while not said:
                     await asyncio.sleep(self.pause())
+                    said = await self._said(chat_id, user_id, turn)
 
     async def _said(self, chat_id: str, user_id: int, turn: Turn) -> bool:
         try:

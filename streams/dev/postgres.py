@@ -137,9 +137,9 @@ class PostgresServer(AbstractAsyncContextManager["PostgresServer"]):
 
     def _server(self) -> Process:
         options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
-        command = [postgres_bin() / "postgres", "-D", self._data, "-p", str(self.port), *options]
+        server = [str(postgres_bin() / "postgres"), "-D", str(self._data), "-p", str(self.port)]
         # SIGQUIT when we die: the server ends at once and recovers at its next start.
-        return Process(command, self.log, death=signal.SIGQUIT, owned=self._data)
+        return Process([*server, *options], self.log, death=signal.SIGQUIT, owned=self._data)
 
     async def _ready(self, process: Process) -> None:
         deadline = time.monotonic() + START_SECONDS

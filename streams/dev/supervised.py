@@ -38,6 +38,7 @@ class Supervised:
         self._process = Process(program.command, self.log, environ={**environ, **web}, cwd=workplace.folder)
         self._say = say
         self._changed = changed
+        self._born = math.inf
 
     @property
     def running(self) -> Running:
@@ -45,16 +46,21 @@ class Supervised:
         web = f"http://127.0.0.1:{self.program.web}/" if self.program.web else None
         return Running(self.program.name, self._process.pid, web)
 
+    @property
+    def age(self) -> float:
+        """Seconds since its last start; negative before the first."""
+        return time.monotonic() - self._born
+
     async def run(self) -> None:
         """Keep it running until cancelled; then SIGTERM, and SIGKILL after GRACE seconds."""
         failures = 0
         try:
             while True:
                 self._process.launch()
+                self._born = time.monotonic()
                 self._changed()
-                born = time.monotonic()
                 await until(lambda: not self._process.running, math.inf, pause=0.1)
-                failures = 1 if time.monotonic() - born > STABLE else failures + 1
+                failures = 1 if self.age > STABLE else failures + 1
                 self._say(self._obituary(delay(failures)))
                 await asyncio.sleep(delay(failures))
         finally:

@@ -24,6 +24,7 @@ from streams.errors import ServiceUnreachable, StreamsError
 
 READY_SECONDS = 120.0
 MIGRATE_SECONDS = 120.0
+STEADY_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,19 +120,19 @@ class Supervisor:
             raise error
 
     async def _announce(self) -> None:
-        """Say where everything is, and when the workers are ready."""
-        self._screen.busy("waiting for the workers to be ready")
+        """Say where everything is, and when all of it is ready."""
+        self._screen.busy("waiting until everything is ready")
         for each in self._processes:
             self._screen.line(f"{each.program.name:<11} {each.running.web or 'running'}")
-        await self._workers_ready()
+        await self._all_ready()
         self._ready = True
         self._write_note()
         self._screen.busy(None)
         self._screen.line(f"ready; logs are in {self._workplace.logs}, `streams down` or Ctrl-C stops everything")
 
-    async def _workers_ready(self) -> None:
+    async def _all_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
-        waiting = [each for each in self._processes if each.running.web]
+        waiting = self._processes
         while waiting:
             await asyncio.sleep(0.2)
             waiting = [each for each in waiting if not await _is_ready(each)]
@@ -179,8 +180,11 @@ class Supervisor:
 
 
 async def _is_ready(each: Supervised) -> bool:
-    web = each.running.web
-    return web is not None and (await asyncio.to_thread(health, web)).ready
+    """A worker says so itself; of the others it is known that they did not end at once."""
+    running = each.running
+    if running.web is None:
+        return running.pid is not None and each.age > STEADY_SECONDS
+    return (await asyncio.to_thread(health, running.web)).ready
 
 
 @contextmanager

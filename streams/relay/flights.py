@@ -16,7 +16,7 @@ class Flights:
         self.position: int | None = None
         self.rows = 0
         self.size = 0
-        self.failure: tuple[Any, Any] | None = None
+        self.failure: Any | None = None
         self._queue: deque[Flight] = deque()
 
     def start(self, rows: int, size: int, position: int | None) -> Flight:
@@ -54,12 +54,8 @@ class Flight:
     def landed(self, error: Any, message: Any) -> None:
         """One record is acknowledged, or refused: then nothing from here on is ever confirmed."""
         if error is not None:
-            self._flights.failure = self._flights.failure or (error, message)
+            self._flights.failure = self._flights.failure or error
             return
         self.left -= 1
         if not self.left:
             self._flights.settle(self)
-
-    def skip(self) -> None:
-        """One row needs no record: it is dead."""
-        self.landed(None, None)

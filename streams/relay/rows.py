@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 # An outbox id as the text PostgreSQL sent, kept as bytes: it goes into a header and is read by nobody on the way.
-Header = tuple[str, bytes | None]
+Header = tuple[str, str | bytes | None]
 
 _EPOCH = datetime(1970, 1, 1)
 
@@ -28,6 +28,11 @@ class Row(NamedTuple):
     def id(self) -> int:
         """The row's own outbox id."""
         return int(self.headers[0][1] or 0)
+
+    @property
+    def biz_type(self) -> str:
+        """Which kind of message it is."""
+        return bytes(self.headers[1][1] or b"").decode()  # type: ignore[arg-type]
 
     @property
     def root_id(self) -> int:

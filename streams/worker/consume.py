@@ -51,10 +51,14 @@ def consumer(
 
 
 def _report(run: Run, outcome: Outcome) -> None:
-    where = {"topic": run.topic, "partition": run.partition, "offset": run.first}
+    """One line a message that failed or is dead; those parked behind them are counted."""
+    where = {"topic": run.topic, "partition": run.partition}
     for aside in outcome.asides:
-        about = {"outbox_id": aside.outbox_id, "status": aside.status, "error_code": aside.code}
-        logger.warning("message set aside", extra={**where, **about, "attempts": aside.attempts})
+        if aside.status != "parked":
+            about = {"outbox_id": aside.outbox_id, "status": aside.status, "error_code": aside.code}
+            logger.warning("message set aside", extra={**where, **about, "attempts": aside.attempts})
+    if parked := sum(aside.status == "parked" for aside in outcome.asides):
+        logger.info("messages parked behind an open one", extra={**where, "count": parked})
     for rejected in outcome.rejected:
         logger.warning("record rejected", extra={**where, "offset": rejected.offset, "reason": rejected.reason})
 

@@ -1,0 +1,64 @@
+# `make` lists the targets.  The environment is .venv; nothing outside this folder is changed, but for download caches.
+
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+# The first Python that is new enough; `make PYTHON=/path/to/python3.12 venv` chooses another one.
+PYTHON ?= $(shell for each in python3.11 python3.12 python3.13 python3; do \
+	if $$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then echo $$each; break; fi; done)
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := $(wildcard requirements.lock)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
+WORKERS ?= 2
+
+.PHONY: help venv up down test test-long lint types bench lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(VENV)/ready ## Make .venv with everything in it (again only when pyproject.toml or the lock changes)
+
+$(VENV)/ready: pyproject.toml $(LOCK)
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || \
+		{ echo "outbox-streams needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 venv" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(LOCK),$(PIP) --requirement $(LOCK))
+	$(PIP) $(if $(LOCK),--no-deps) --editable '.[test]'
+	@touch $@
+
+up: venv ## Start PostgreSQL, Kafka, relay, two workers and the demo; Ctrl-C stops everything
+	@exec $(BIN)/streams up --demo --workers $(WORKERS)
+
+down: venv ## Stop what `make up` or `streams up --detach` started here
+	@$(BIN)/streams down
+
+test: lint types ## Lint, types and tests
+	$(BIN)/python -m pytest -m 'not long'
+
+test-long: lint types ## The same with the long tests
+	$(BIN)/python -m pytest
+
+lint: venv ## Style and the errors that a linter sees
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: venv ## Types, strictly
+	$(BIN)/mypy
+
+bench: venv ## Measure throughput, latency and memory; prints a table
+	$(BIN)/python -m benchmarks
+
+lock: ## Write requirements.lock anew: the newest versions that pyproject.toml allows
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip --disable-pip-version-check install --editable '.[test]'
+	build/lock/bin/python -m pip freeze --exclude-editable > build/requirements.lock
+	mv build/requirements.lock requirements.lock
+	rm -rf build/lock
+
+clean: ## Remove .venv, the dev services' data and all caches (stops them first)
+	@if test -x $(BIN)/streams; then $(BIN)/streams down; fi
+	rm -rf $(VENV) .dev build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

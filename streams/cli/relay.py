@@ -1,0 +1,47 @@
+"""`streams relay`: publish committed rows until SIGTERM or Ctrl-C; a second signal ends it at once."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import click
+
+from streams import log
+from streams.errors import UsageError
+from streams.registry import discover
+from streams.settings import Settings, load
+
+MODES = ("auto", "cdc", "poll", "debezium")
+
+
+@click.group(invoke_without_command=True)
+@click.option("--mode", type=click.Choice(MODES), help="Default: relay.mode of faust.yml, which is auto.")
+@click.pass_context
+def relay(ctx: click.Context, mode: str | None) -> None:
+    """Publish what is committed to the outbox; a second relay of the same name stands by."""
+    if ctx.invoked_subcommand is not None:
+        return
+    settings = load()
+    log.setup(settings.log, debug=bool(ctx.obj and ctx.obj["debug"]))
+    wanted = mode or settings.relay.mode
+    if wanted in ("poll", "debezium"):
+        raise UsageError(f"relay mode {wanted} is not in this version: set relay.mode to auto or cdc")
+    asyncio.run(_run(settings))
+
+
+async def _run(settings: Settings) -> None:
+    from streams.relay import Relay
+
+    found = Relay(settings, discover(settings.agents))
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+        found.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    await found.run()

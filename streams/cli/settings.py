@@ -1,0 +1,59 @@
+"""`streams settings`: every setting with its effective value and where it comes from; secrets as ***."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+import yaml
+
+from streams.settings import DEV_SERVICES, FILE, load, public
+
+URLS = {"database": "DATABASE_URL", "broker": "BROKER_URL"}
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON, without where the values come from.")
+def settings(as_json: bool) -> None:
+    """Show every setting with its effective value."""
+    plain = public(load())
+    if as_json:
+        click.echo(orjson.dumps(plain, option=orjson.OPT_INDENT_2))
+        return
+    file = _file()
+    for section, values in plain.items():
+        if not isinstance(values, dict) or not values:
+            click.echo(_line(section, values, _origin(file, section, None)))
+            continue
+        click.echo(f"{section}:")
+        for key, value in values.items():
+            click.echo("  " + _line(key, value, _origin(file, section, key, value)))
+
+
+def _line(key: str, value: Any, origin: str) -> str:
+    # One value on one line, whatever its shape.
+    text = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000)
+    return f"{key}: {text.strip()[1:-1]}{'  # ' if origin else ''}{origin}"
+
+
+def _origin(file: dict[str, Any], section: str, key: str | None, value: Any = None) -> str:
+    """The variable or file that a value comes from; nothing for a default."""
+    variable = f"STREAMS_{section}__{key}".upper() if key else f"STREAMS_{section}".upper()
+    named = URLS.get(section) if key == "url" else None
+    for name in (named, variable):
+        if name and os.environ.get(name):
+            return name
+    found = file.get(section)
+    if found is not None if key is None else isinstance(found, dict) and found.get(key) is not None:
+        return os.environ.get("STREAMS_CONFIG", FILE)
+    return str(DEV_SERVICES) if named and value else ""
+
+
+def _file() -> dict[str, Any]:
+    """The settings file as written; `load` has checked it."""
+    file = Path(os.environ.get("STREAMS_CONFIG", FILE))
+    found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return found if isinstance(found, dict) else {}

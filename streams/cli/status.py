@@ -1,0 +1,103 @@
+"""`streams status`: services, relays, workers and messages, for a person or, in a stable shape, as JSON."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import Connection
+
+from streams import deploy
+from streams.cli.progress import CAP, messages, relays
+from streams.dev.probe import Health, health
+from streams.dev.workplace import Note, Running, Workplace
+from streams.settings import Settings, load, redact
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON, in a stable shape.")
+def status(as_json: bool) -> None:
+    """Show services, relays, workers and where the messages are.
+
+    Exact: retrying, parked and dead. Capped: pending, and published, which is looked for among the newest rows only.
+    Exit code 3 when PostgreSQL cannot be reached.
+    """
+    settings = load()
+    note = Workplace(Path.cwd()).note()
+    with deploy.connection(settings) as connection:
+        deploy.check(connection)
+        found, healths = _status(settings, connection, note)
+    if as_json:
+        click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+    else:
+        _show(found, healths)
+
+
+def _status(settings: Settings, connection: Connection, note: Note | None) -> tuple[dict[str, Any], list[Health]]:
+    """The stable shape, and how each of its workers is."""
+    running = _running(note, "worker")
+    with ThreadPoolExecutor(max_workers=max(1, len(running))) as pool:
+        healths = list(pool.map(lambda worker: health(worker.web or ""), running))
+    found = {
+        "services": _services(settings, note),
+        "relays": relays(connection, [each.pid for each in _running(note, "relay")]),
+        "workers": [
+            {"pid": each.pid, "web": each.web, "partitions": answer.partitions}
+            for each, answer in zip(running, healths, strict=True)
+        ],
+        "messages": messages(connection),
+    }
+    return found, healths
+
+
+def _services(settings: Settings, note: Note | None) -> dict[str, Any]:
+    """Where the services are; their pids are known of the dev services only."""
+    broker = settings.broker_url if settings.broker.url else None
+    postgres = note.postgresql_pid if note and note.database_url == settings.database_url else None
+    kafka = note.kafka_pid if note and note.broker_url == broker else None
+    return {
+        "postgresql": {"pid": postgres, "url": redact(settings.database_url)},
+        "kafka": {"pid": kafka, "url": redact(broker) if broker else None},
+    }
+
+
+def _running(note: Note | None, name: str) -> list[Running]:
+    """The processes of a line of the Procfile."""
+    return [each for each in note.processes if each.name.partition(".")[0] == name] if note else []
+
+
+def _show(found: dict[str, Any], healths: list[Health]) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("", "pid", "where", "work"):
+        table.add_column(heading, no_wrap=True)
+    for name, service in found["services"].items():
+        table.add_row(name, _number(service["pid"]), service["url"] or "not set")
+    for relay in found["relays"]:
+        role = f"{relay['mode']}, {'leader' if relay['leader'] else 'standby'}"
+        lag = "" if relay["lag_rows"] is None else f"lag {relay['lag_rows']:,} rows, {relay['lag_seconds']:.1f} s"
+        table.add_row("relay", _number(relay["pid"]), role, lag)
+    for worker, answer in zip(found["workers"], healths, strict=True):
+        table.add_row("worker", _number(worker["pid"]), worker["web"], _working(answer))
+    counts = ", ".join(
+        f"{name} {CAP:,}+" if count > CAP else f"{name} {count:,}" for name, count in found["messages"].items()
+    )
+    console = Console(highlight=False)
+    # Never cut an address: wider than the terminal if need be.
+    console.print(table, width=max(console.width, 120), crop=False)
+    console.print(f"\nmessages  {counts}")
+
+
+def _working(answer: Health) -> str:
+    if not answer.ready:
+        return "not ready"
+    topics = [f"{topic} {','.join(map(str, ids))}" for topic, ids in answer.partitions.items() if ids]
+    return "; ".join(topics) or "standing by"
+
+
+def _number(pid: int | None) -> str:
+    return "" if pid is None else str(pid)

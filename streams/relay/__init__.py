@@ -1,0 +1,9 @@
+"""Committed outbox rows into Kafka, in commit order, confirmed once the broker has them.
+
+Reading order: `rows` (what moves), `pgoutput` (bytes to rows), `cdc` (the stream), `admission` and `publisher` (rows to
+Kafka), `flights` (what is safe to confirm), `floor` and `upkeep` (what is proven published), `leader` (the loop).
+"""
+
+from streams.relay.leader import Relay
+
+__all__ = ["Relay"]

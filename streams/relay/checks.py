@@ -1,0 +1,94 @@
+"""What has to be true before a relay streams; each finding is one line with the statement or setting that mends it."""
+
+from __future__ import annotations
+
+import psycopg
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from db import query
+from streams import deploy
+from streams.errors import NotMigrated, ServiceUnreachable, UsageError
+from streams.relay.cdc import replication_connection
+from streams.settings import Settings, redact
+
+
+def check_database(settings: Settings) -> None:
+    """Migrated, `wal_level` logical, publication and slot as `streams migrate` makes them.
+
+    Raises UsageError or NotMigrated, or ServiceUnreachable; blocking.
+    """
+    try:
+        with deploy.connection(settings) as connection:
+            deploy.check(connection)
+            _check_wal_level(connection)
+            _check_publication(connection, settings.relay.publication)
+            _check_slot(connection, settings.relay.name)
+    except DBAPIError as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        raise ServiceUnreachable(f"PostgreSQL at {redact(settings.database_url)} went away: {reason}") from None
+
+
+async def check_replication(settings: Settings) -> None:
+    """The role may stream, and the server lets it: the ordinary connection worked before."""
+    url, timeout = settings.database_url, settings.database.connect_timeout
+    try:
+        connection = await replication_connection(url, timeout)
+    except psycopg.OperationalError as error:
+        role = await _role_without_replication(settings)
+        if role is not None:
+            raise UsageError(f"role {role} may not replicate: run ALTER ROLE {role} REPLICATION") from None
+        reason = (str(error).strip().splitlines() or [""])[-1].strip()
+        raise ServiceUnreachable(f"PostgreSQL at {redact(url)} refuses a replication connection: {reason}") from None
+    await connection.close()
+
+
+def _check_wal_level(connection: Connection) -> None:
+    level = connection.exec_driver_sql("SHOW wal_level").scalar_one()
+    if level != "logical":
+        raise UsageError(
+            f"wal_level is {level}, relay mode cdc needs logical: run ALTER SYSTEM SET wal_level = 'logical',"
+            " restart PostgreSQL, then run `streams migrate`"
+        )
+
+
+def _check_publication(connection: Connection, name: str) -> None:
+    found = connection.exec_driver_sql(query("publication"), {"publication": name}).mappings().first()
+    if found is None:
+        raise NotMigrated(f"publication {name} does not exist: run `streams migrate`")
+    if not found["has_outbox"] or found["other_tables"]:
+        raise UsageError(
+            f"publication {name} holds {'other tables than' if found['has_outbox'] else 'not'} the outbox:"
+            f" run ALTER PUBLICATION {name} SET TABLE outbox"
+        )
+    if found["others"] or not found["inserts"] or not found["via_root"]:
+        raise UsageError(
+            f"publication {name} must publish inserts through the partition root, and nothing else:"
+            f" run ALTER PUBLICATION {name} SET (publish = 'insert', publish_via_partition_root = true)"
+        )
+
+
+def _check_slot(connection: Connection, name: str) -> None:
+    found = connection.exec_driver_sql(query("slot"), {"slot": name}).mappings().first()
+    if found is None:
+        raise NotMigrated(f"replication slot {name} does not exist: run `streams migrate`")
+    if found["plugin"] != "pgoutput" or not found["here"]:
+        raise UsageError(
+            f"replication slot {name} belongs to another system (plugin {found['plugin']},"
+            f" {'this' if found['here'] else 'another'} database): set relay.name to a name of its own"
+        )
+    if found["wal_status"] == "lost":
+        raise UsageError(
+            f"replication slot {name} has lost its WAL (max_slot_wal_keep_size): rows after it were not published;"
+            f" run SELECT pg_drop_replication_slot('{name}'), then `streams migrate`, then send the missing rows again"
+        )
+
+
+async def _role_without_replication(settings: Settings) -> str | None:
+    url, timeout = settings.database_url, settings.database.connect_timeout
+    try:
+        async with await psycopg.AsyncConnection.connect(url, connect_timeout=timeout) as connection:
+            row = await (await connection.execute(query("replication_role"))).fetchone()
+    except psycopg.Error:
+        return None
+    return row[0] if row and not row[1] else None

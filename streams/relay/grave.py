@@ -1,0 +1,44 @@
+"""Rows that no record can carry are dead: written to outbox_state, whatever it takes, before the relay goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import psycopg
+
+from db import connect, query
+from streams.relay.backoff import delay
+from streams.relay.rows import Row
+from streams.settings import Settings
+
+logger = logging.getLogger("streams.relay")
+
+
+class Grave:
+    """Buries rows on a connection of its own, opened when needed: this is rare."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    async def bury(self, row: Row, reason: str) -> None:
+        """Mark the row's message dead; returns when that is committed, however long the database is away."""
+        attempt = 0
+        while True:
+            try:
+                await self._write(row, reason)
+            except psycopg.Error as error:
+                attempt += 1
+                extra = {"outbox_id": row.id, "sqlstate": error.sqlstate, "attempt": attempt}
+                logger.warning("dead message not written yet", extra=extra)
+                await asyncio.sleep(delay(attempt, self._settings.relay.backoff_limit))
+            else:
+                break
+        extra = {"outbox_id": row.root_id, "biz_type": row.biz_type, "error_code": "unpublishable", "reason": reason}
+        logger.error("message dead", extra=extra)
+
+    async def _write(self, row: Row, reason: str) -> None:
+        timeout = self._settings.database.connect_timeout
+        async with await connect(self._settings.database_url, connect_timeout=timeout) as connection:
+            death = {"outbox_id": row.root_id, "reason": reason[:2000]}
+            await connection.execute(query("bury_unpublishable"), death)

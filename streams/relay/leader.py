@@ -1,0 +1,176 @@
+"""A relay: terms as leader of its slot, one after another, standing by in between, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections.abc import Iterable
+
+import psycopg
+from confluent_kafka import KafkaException
+
+from streams import kafka
+from streams.errors import ServiceUnreachable, StreamsError
+from streams.registry import Registry
+from streams.relay.admission import Admission
+from streams.relay.backoff import delay
+from streams.relay.cdc import CdcSource, SlotTaken
+from streams.relay.checks import check_database, check_replication
+from streams.relay.grave import Grave
+from streams.relay.lsn import lsn_text
+from streams.relay.publisher import DeliveryFailed, Publisher
+from streams.relay.upkeep import Upkeep
+from streams.settings import Settings
+
+logger = logging.getLogger("streams.relay")
+
+STANDBY_SECONDS = 1.0
+FLUSH_SECONDS = 4.0
+# A term that lasted this long was no failed attempt.
+GOOD_TERM_SECONDS = 5.0
+
+OUTAGES = (psycopg.Error, KafkaException, DeliveryFailed, ServiceUnreachable, OSError)
+
+
+class Relay:
+    """Publishes what is committed to the outbox; `stop` ends it with everything in flight confirmed."""
+
+    def __init__(self, settings: Settings, registry: Registry) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._stop = asyncio.Event()
+        self._careful = False
+        self._refused: dict[int, str] = {}
+        self._standing_by = False
+
+    def stop(self) -> None:
+        """Finish what is in flight, then return from `run`."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Until stopped; outages are waited out.
+
+        Raises UsageError or ServiceUnreachable when it cannot start, UsageError also when the deployment changed since.
+        """
+        await asyncio.to_thread(check_database, self._settings)
+        await check_replication(self._settings)
+        await self._prepare_topics()
+        attempt = 0
+        while not self._stop.is_set():
+            began = time.monotonic()
+            try:
+                await self._term()
+            except SlotTaken:
+                attempt = 0
+                self._stand_by()
+                await self._pause(STANDBY_SECONDS * random.uniform(0.7, 1.3))
+            except OUTAGES as error:
+                attempt = 1 if time.monotonic() - began > GOOD_TERM_SECONDS else attempt + 1
+                self._careful = isinstance(error, DeliveryFailed) and error.refused and not self._known(error)
+                _report(error, attempt)
+                await self._pause(delay(attempt, self._settings.relay.backoff_limit))
+
+    async def _term(self) -> None:
+        """From taking the slot to losing something, or to the order to stop."""
+        relay, database = self._settings.relay, self._settings.database
+        source = CdcSource(
+            self._settings.database_url,
+            slot=relay.name,
+            publication=relay.publication,
+            connect_timeout=database.connect_timeout,
+        )
+        async with source:
+            # Nothing was read yet, so nothing is lost if the publication is not what it should be.
+            await asyncio.to_thread(check_database, self._settings)
+            await self._prepare_topics()
+            admission = Admission(self._settings, self._refused)
+            await admission.learn(self._registry.topics)
+            grave = Grave(self._settings)
+            async with Publisher(self._settings, admission, grave.bury, careful=self._careful) as publisher:
+                self._standing_by = False
+                logger.info("relay leads", extra={"relay": relay.name, "mode": "cdc", "pid": os.getpid()})
+                await self._lead(source, publisher)
+                await self._finish(source, publisher)
+
+    async def _lead(self, source: CdcSource, publisher: Publisher) -> None:
+        """Publish until told to stop; raises the first thing that went wrong."""
+        upkeep = Upkeep(self._settings, lambda: publisher.confirmed)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(_publish(source, publisher))
+                tasks.create_task(_confirm(source, publisher))
+                tasks.create_task(upkeep.run())
+                tasks.create_task(self._until_stopped())
+        except BaseExceptionGroup as group:
+            errors = [error for error in _leaves(group) if not isinstance(error, _Stopped)]
+            if errors:
+                raise errors[0] from None
+
+    async def _finish(self, source: CdcSource, publisher: Publisher) -> None:
+        """What is in flight arrives and is confirmed, within a few seconds."""
+        whole = await publisher.flush(FLUSH_SECONDS)
+        source.confirm(publisher.confirmed)
+        position = None if publisher.confirmed is None else lsn_text(publisher.confirmed)
+        extra = {"relay": self._settings.relay.name, "position": position, "left": publisher.in_flight}
+        logger.log(logging.INFO if whole else logging.WARNING, "relay stopped", extra=extra)
+
+    async def _prepare_topics(self) -> None:
+        await asyncio.to_thread(kafka.prepare_topics, self._settings, self._registry.topics)
+
+    async def _until_stopped(self) -> None:
+        await self._stop.wait()
+        raise _Stopped
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        except TimeoutError:
+            pass
+
+    def _stand_by(self) -> None:
+        if not self._standing_by:
+            logger.info("relay stands by", extra={"relay": self._settings.relay.name, "pid": os.getpid()})
+        self._standing_by = True
+
+    def _known(self, error: DeliveryFailed) -> bool:
+        """Whether the row that was refused is known by now."""
+        return self._careful and bool(self._refused)
+
+
+class _Stopped(Exception):
+    pass
+
+
+async def _publish(source: CdcSource, publisher: Publisher) -> None:
+    async for rows in source:
+        await publisher.publish(rows)
+
+
+async def _confirm(source: CdcSource, publisher: Publisher) -> None:
+    """Acknowledgements come in, and confirmations go out, also while reading waits for room."""
+    while True:
+        publisher.poll()
+        source.confirm(publisher.confirmed)
+        await asyncio.sleep(0.01 if publisher.in_flight else 0.05)
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterable[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _report(error: BaseException, attempt: int) -> None:
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    extra = {"attempt": attempt, "error": text}
+    if isinstance(error, psycopg.Error):
+        extra["sqlstate"] = error.sqlstate or ""
+    if isinstance(error, StreamsError):
+        extra["kind"] = type(error).__name__
+    logger.warning("relay interrupted", extra=extra)

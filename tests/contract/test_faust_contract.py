@@ -1,0 +1,183 @@
+"""What the worker leans on inside Faust, mode and aiokafka: a new version that changes it fails here, by name.
+
+After reading what changed, and running the acceptance tests against it: `python -m tests.contract.test_faust_contract`
+prints the new fingerprints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import faust
+import faust.streams
+import pytest
+from faust.app.base import App
+from faust.tables.base import Collection
+from faust.tables.recovery import Recovery
+from faust.transport.consumer import Consumer, ThreadDelegateConsumer
+from faust.transport.drivers import aiokafka as driver
+from faust.types.tuples import ConsumerMessage, Message
+
+VERSIONS = {"faust-streaming": "0.15.3", "mode-streaming": "0.7.1", "aiokafka": "0.14.0"}
+
+# What our driver overrides, calls or depends on the order of.
+RELIED_ON: tuple[Callable[..., Any], ...] = (
+    Consumer.__init__,
+    Consumer.getmany,
+    Consumer._wait_next_records,
+    Consumer._drain_messages,
+    Consumer._get_active_partitions,
+    Consumer.ack,
+    Consumer.on_buffer_full,
+    Consumer.on_buffer_drop,
+    Consumer.perform_seek,
+    Consumer.seek,
+    Consumer.stop_flow,
+    Consumer.resume_flow,
+    Consumer.on_partitions_revoked,
+    Consumer.on_partitions_assigned,
+    Consumer.force_commit,
+    Consumer._commit_tps,
+    Consumer._filter_tps_with_pending_acks,
+    Consumer._filter_committable_offsets,
+    Consumer._should_commit,
+    Consumer._new_offset,
+    Consumer._add_gap,
+    Consumer._commit_offsets,
+    Consumer.on_stop,
+    ThreadDelegateConsumer._getmany,
+    ThreadDelegateConsumer._seek,
+    driver.Consumer._to_message,
+    driver.ConsumerRebalanceListener.on_partitions_revoked,
+    driver.ConsumerRebalanceListener.on_partitions_assigned,
+    driver.AIOKafkaConsumerThread.getmany,
+    driver.AIOKafkaConsumerThread._fetch_records,
+    driver.AIOKafkaConsumerThread._commit,
+    driver.Transport.__init__,
+    App._on_partitions_revoked,
+    App._on_partitions_assigned,
+    App.worker_init_post_autodiscover,
+    App._stop_consumer,
+    Recovery._resume_streams,
+    Collection._send_changelog,
+    Collection.partition_for_key,
+    Message.ack,
+    ConsumerMessage.on_final_ack,
+)
+
+FINGERPRINTS: dict[str, str] = {
+    "faust.transport.consumer.Consumer.__init__": "302410d59e6972d1",
+    "faust.transport.consumer.Consumer.getmany": "4b168d84882a70d6",
+    "faust.transport.consumer.Consumer._wait_next_records": "6218e1969a636b3f",
+    "faust.transport.consumer.Consumer._drain_messages": "44a2500309e83c63",
+    "faust.transport.consumer.Consumer._get_active_partitions": "b24897f3c7afdb5d",
+    "faust.transport.consumer.Consumer.ack": "5fcf41cf45153475",
+    "faust.transport.consumer.Consumer.on_buffer_full": "c8961679e0bcdce5",
+    "faust.transport.consumer.Consumer.on_buffer_drop": "4b57e8a418d5ad9c",
+    "faust.transport.consumer.Consumer.perform_seek": "0e8c130ff4b0afd8",
+    "faust.transport.consumer.Consumer.seek": "b86a9fe05f956b30",
+    "faust.transport.consumer.Consumer.stop_flow": "cf7e875a2b0d40e8",
+    "faust.transport.consumer.Consumer.resume_flow": "db59630f25b5819b",
+    "faust.transport.consumer.Consumer.on_partitions_revoked": "d04b7ae72c6fc206",
+    "faust.transport.consumer.Consumer.on_partitions_assigned": "29ce96596f05a18c",
+    "faust.transport.consumer.Consumer.force_commit": "cc094614d22c70fb",
+    "faust.transport.consumer.Consumer._commit_tps": "a20e230b05ae8b15",
+    "faust.transport.consumer.Consumer._filter_tps_with_pending_acks": "f6f9239774234e7e",
+    "faust.transport.consumer.Consumer._filter_committable_offsets": "dc5e9baf5d994485",
+    "faust.transport.consumer.Consumer._should_commit": "5ce941793947ad42",
+    "faust.transport.consumer.Consumer._new_offset": "1d2c7ea89a7ad4f1",
+    "faust.transport.consumer.Consumer._add_gap": "4df2573ded7c1c2c",
+    "faust.transport.consumer.Consumer._commit_offsets": "1a69799041188441",
+    "faust.transport.consumer.Consumer.on_stop": "45b1d2210ce2b526",
+    "faust.transport.consumer.ThreadDelegateConsumer._getmany": "f9d47aa9010b5ff2",
+    "faust.transport.consumer.ThreadDelegateConsumer._seek": "4f95c631420410a5",
+    "faust.transport.drivers.aiokafka.Consumer._to_message": "7c24f6511b2fcef7",
+    "faust.transport.drivers.aiokafka.ConsumerRebalanceListener.on_partitions_revoked": "348c3aec879faf80",
+    "faust.transport.drivers.aiokafka.ConsumerRebalanceListener.on_partitions_assigned": "1c1f8406ad3698a6",
+    "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread.getmany": "26fc5fc9f3b667e1",
+    "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread._fetch_records": "39a2c6c79fc1455a",
+    "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread._commit": "932852ce7a23f658",
+    "faust.transport.drivers.aiokafka.Transport.__init__": "a06006f6ae8ed716",
+    "faust.app.base.App._on_partitions_revoked": "d5c895bbe57dc73a",
+    "faust.app.base.App._on_partitions_assigned": "de932b7927db85b3",
+    "faust.app.base.App.worker_init_post_autodiscover": "f69e34079ab8a734",
+    "faust.app.base.App._stop_consumer": "55854a5de12c3f52",
+    "faust.tables.recovery.Recovery._resume_streams": "d986a6710c1aca98",
+    "faust.tables.base.Collection._send_changelog": "ffe705dc73c1e67c",
+    "faust.tables.base.Collection.partition_for_key": "3b2291811b8dd791",
+    "faust.types.tuples.Message.ack": "4751b72c4ed84153",
+    "faust.types.tuples.ConsumerMessage.on_final_ack": "45d670b6a8ac4bd0",
+    "faust._cython.streams": "0041622f4a251188",
+}
+
+
+def fingerprints() -> dict[str, str]:
+    """Of each piece relied on: a digest of its source; of Cython's stream loop: of the source it was compiled from."""
+    found = {f"{piece.__module__}.{piece.__qualname__}": _digest(_source(piece)) for piece in RELIED_ON}
+    compiled = Path(faust.__file__).with_name("_cython") / "streams.pyx"
+    return {**found, "faust._cython.streams": _digest(compiled.read_text())}
+
+
+def changed() -> list[str]:
+    """The pieces whose source is not what the driver was written against."""
+    found = fingerprints()
+    return sorted(name for name in found.keys() | FINGERPRINTS.keys() if found.get(name) != FINGERPRINTS.get(name))
+
+
+def _source(piece: Callable[..., Any]) -> str:
+    return inspect.getsource(inspect.unwrap(piece))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_versions_are_the_pinned_ones() -> None:
+    assert {name: importlib.metadata.version(name) for name in VERSIONS} == VERSIONS
+
+
+def test_nothing_relied_on_has_changed() -> None:
+    assert changed() == []
+
+
+@pytest.mark.parametrize("name", ["_new_offset", "ack", "perform_seek", "_should_commit"])
+def test_a_change_is_found_and_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = getattr(Consumer, name)
+
+    def other(self: Any, *args: Any) -> Any:
+        return original(self, *args)
+
+    other.__module__, other.__qualname__ = original.__module__, original.__qualname__
+    pieces = tuple(other if piece is original else piece for piece in RELIED_ON)
+    monkeypatch.setattr("tests.contract.test_faust_contract.RELIED_ON", pieces)
+    assert changed() == [f"faust.transport.consumer.Consumer.{name}"]
+
+
+def test_a_table_write_takes_its_partition_from_a_context_variable() -> None:
+    assert isinstance(faust.streams._current_event, ContextVar)
+
+
+def test_the_last_ack_of_a_message_reaches_the_consumer() -> None:
+    acked: list[Message] = []
+
+    class Spy:
+        def ack(self, message: Message) -> bool:
+            acked.append(message)
+            return True
+
+    message = ConsumerMessage("t", 0, 5, 0.0, 0, None, None, b"", None)
+    message.incref(2)
+    assert not message.ack(Spy())
+    assert message.ack(Spy())
+    assert acked == [message]
+
+
+if __name__ == "__main__":
+    for name, digest in fingerprints().items():
+        print(f'    "{name}": "{digest}",')  # noqa: T201

@@ -1,0 +1,150 @@
+"""A real worker on records that a relay sends, and on records that nobody should have sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streams import kafka as topics
+from tests.conftest import World
+from tests.fixtures.publish import Publisher, enqueue, payload, publish
+
+Eventually = Callable[..., Any]
+
+
+@pytest.fixture
+def ready(world: World) -> World:
+    """The world with its topic and a migrated database, no slot."""
+    world.environ["STREAMS_RELAY__MODE"] = "poll"
+    world.migrate()
+    topics.prepare_topics(world.settings, [world.topic])
+    return world
+
+
+def settled(world: World, ids: list[int]) -> Callable[[], bool]:
+    """Whether each of these ids has a state."""
+    return lambda: world.query("SELECT count(*) FROM outbox_state WHERE outbox_id = ANY(%s)", ids) == [(len(ids),)]
+
+
+def states(world: World) -> dict[int, str]:
+    return dict(world.query("SELECT outbox_id, status FROM outbox_state"))
+
+
+async def test_messages_are_persisted_once_in_order_per_conversation(ready: World, eventually: Eventually) -> None:
+    messages = [payload(n, f"c{n % 7}", user_id=n % 7) for n in range(700)]
+    ids = enqueue(ready.url, ready.topic, messages)
+    publish(ready.settings.broker_url, ready.topic, ready.url, ids + ids[:100])
+    ready.worker()
+    await eventually(settled(ready, ids), 60)
+    rows = ready.query("SELECT chat_id, outbox_id, message_content FROM chat_histories ORDER BY id")
+    assert sorted(row[1] for row in rows) == ids
+    for key in {row[0] for row in rows}:
+        numbers = [int(row[2].split()[1]) for row in rows if row[0] == key]
+        assert numbers == sorted(numbers)
+    assert ready.query("SELECT chat_id, message_count FROM agent_chats ORDER BY 1") == [(f"c{n}", 100) for n in range(7)]
+    assert ready.query(
+        "SELECT count(*) FROM chat_histories JOIN outbox ON outbox.id = outbox_id"
+        " WHERE chat_histories.created_at = outbox.created_at"
+    ) == [(700,)]
+
+
+async def test_a_failing_message_is_set_aside_and_its_conversation_waits(ready: World, eventually: Eventually) -> None:
+    ready.query("ALTER TABLE chat_histories ADD CONSTRAINT no_bombs CHECK (message_content NOT LIKE '%bomb%')")
+    messages = [payload(n, f"c{n % 5}") for n in range(500)]
+    messages[200]["message"] = "bomb secret-canary"
+    ids = enqueue(ready.url, ready.topic, messages)
+    publish(ready.settings.broker_url, ready.topic, ready.url, ids)
+    worker = ready.worker()
+    await eventually(settled(ready, ids), 60)
+    behind = [ids[n] for n in range(205, 500, 5)]
+    expected = {ids[200]: "retrying", **dict.fromkeys(behind, "parked")}
+    assert states(ready) == {**dict.fromkeys(ids, "consumed"), **expected}
+    [(code, error, attempts, due, key, topic)] = ready.query(
+        "SELECT error_code, error, attempts, next_retry_at > now() - interval '1 minute', key, topic"
+        " FROM outbox_state WHERE status = 'retrying'"
+    )
+    assert (code, attempts, due, key, topic) == ("23514", 1, True, "c0", ready.topic)
+    assert "no_bombs" in error
+    assert "canary" not in error
+    arrived = [row[0] for row in ready.query("SELECT outbox_id FROM outbox_state WHERE key = 'c0' ORDER BY arrived")]
+    assert arrived == [ids[200], *behind]
+    more = enqueue(ready.url, ready.topic, [payload(n, f"c{n % 5}") for n in range(10)])
+    publish(ready.settings.broker_url, ready.topic, ready.url, more)
+    await eventually(settled(ready, more), 30)
+    assert [states(ready)[one] for one in more] == ["parked", "consumed", "consumed", "consumed", "consumed"] * 2
+    assert worker.running
+    assert "canary" not in Path(ready.directory / "faust-0.log").read_text()
+
+
+async def test_broken_values_are_judged_by_their_outbox_row(ready: World, eventually: Eventually) -> None:
+    ids = enqueue(ready.url, ready.topic, [payload(n, "c1") for n in range(6)])
+    bad = enqueue(ready.url, ready.topic, [{"conversation_id": "c2", "user_id": "x"}, payload(1, "c2", message=None)])
+    [unknown] = enqueue(ready.url, ready.topic, [payload(1, "c3")], biz_type="who_knows")
+    with Publisher(ready.settings.broker_url, ready.topic) as publisher:
+        for outbox_id, value in zip(ids, (b"{", b"\xff\xfe", None, b"[1]", b"", b"\x00"), strict=True):
+            publisher.send(outbox_id, "c1", value)
+        for outbox_id in bad:
+            publisher.send(outbox_id, "c2", b"{}")
+        publisher.send(unknown, "c3", b"{}", biz_type="who_knows")
+    ready.worker()
+    await eventually(settled(ready, [*ids, *bad, unknown]), 60)
+    assert states(ready) == {**dict.fromkeys(ids, "consumed"), **dict.fromkeys([*bad, unknown], "dead")}
+    assert ready.query("SELECT message_content FROM chat_histories ORDER BY id") == [(f"m {n}",) for n in range(6)]
+    reasons = [row[0] for row in ready.query("SELECT error FROM outbox_state WHERE status = 'dead' ORDER BY outbox_id")]
+    assert reasons[0] == "'user_id': expected int, got str"
+    assert reasons[1] == "'message': expected str, got null"
+    assert reasons[2] == "unknown biz_type 'who_knows': expected one of chat_history_persist"
+
+
+async def test_what_has_no_outbox_row_is_rejected_and_the_rest_goes_on(ready: World, eventually: Eventually) -> None:
+    ids = enqueue(ready.url, ready.topic, [payload(n, "c1") for n in range(2)])
+    with Publisher(ready.settings.broker_url, ready.topic) as publisher:
+        for forged in (None, "", "x", "-1", "0", "1.5", "99999999999999999999", "٣", 10**9, 2**63 - 1):
+            publisher.send(forged, "c1", b"{}")
+        publisher.send(5 * 10**8, "c1", b"not json")
+        publisher.send(ids[0], None, b"{}")
+        publisher.send(ids[1], b"\xff", b"{}")
+    worker = ready.worker()
+    await eventually(lambda: ready.query("SELECT count(*) FROM outbox_rejects") == [(11,)], 60)
+    await eventually(settled(ready, ids), 30)
+    assert set(states(ready).values()) == {"consumed"}
+    assert worker.running
+
+
+async def test_a_second_biz_type_is_one_file_in_the_users_own_package(
+    ready: World, eventually: Eventually, tmp_path: Path
+) -> None:
+    package = tmp_path / "myapp" / "agents"
+    package.mkdir(parents=True)
+    (tmp_path / "myapp" / "__init__.py").touch()
+    (package / "__init__.py").touch()
+    (package / "likes.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from sqlalchemy import text\n"
+        "from sqlalchemy.ext.asyncio import AsyncConnection\n"
+        "from streams import Batch, agent, event\n\n"
+        "@event('like_added', topic='likes', key='post')\n"
+        "@dataclass(frozen=True, slots=True, kw_only=True)\n"
+        "class LikeAdded:\n    post: str\n    by: int\n\n"
+        "@agent(LikeAdded)\n"
+        "async def save(messages: Batch[LikeAdded], db: AsyncConnection) -> None:\n"
+        "    await db.execute(text('INSERT INTO likes SELECT outbox_id, post, by FROM json_to_recordset(:m)'\n"
+        "        ' AS m (outbox_id bigint, post text, by bigint)'), {'m': messages.json()})\n"
+    )
+    (tmp_path / "faust.yml").write_text("agents: [myapp.agents]\ntopics: {likes: {partitions: 3}}\n")
+    ready.query("CREATE TABLE likes (outbox_id bigint PRIMARY KEY, post text, by bigint)")
+    ready.environ["STREAMS_CONFIG"] = str(tmp_path / "faust.yml")
+    ready.environ["PYTHONPATH"] = str(tmp_path)
+    likes = f"{ready.settings.broker.topic_prefix}likes"
+    ready.worker()
+    await eventually(lambda: ready.query("SELECT count(*) FROM outbox_biz_types") == [(2,)], 60)
+    ids = [ready.query("SELECT outbox_enqueue('like_added', 'p1', '{\"post\":\"p1\",\"by\":7}')")[0][0] for _ in range(3)]
+    chats = enqueue(ready.url, ready.topic, [payload(1, "c1")])
+    publish(ready.settings.broker_url, likes, ready.url, ids)
+    publish(ready.settings.broker_url, ready.topic, ready.url, chats)
+    await eventually(settled(ready, [*ids, *chats]), 60)
+    assert ready.query("SELECT * FROM likes ORDER BY 1") == [(one, "p1", 7) for one in ids]
+    assert ready.query("SELECT outbox_id FROM chat_histories") == [(chats[0],)]

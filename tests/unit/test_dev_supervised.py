@@ -1,0 +1,60 @@
+"""What dies starts again, later each time, and ends when told to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from streams.dev.process import until
+from streams.dev.procfile import Program
+from streams.dev.supervised import LONGEST, Supervised, delay, kept_running
+from streams.dev.workplace import Workplace
+
+
+def test_the_pause_before_a_start_doubles_up_to_a_limit() -> None:
+    assert [delay(failure) for failure in range(1, 8)] == [0.5, 1.0, 2.0, 4.0, 8.0, LONGEST, LONGEST]
+
+
+def supervised(folder: Path, script: str, said: list[str]) -> Supervised:
+    """A Python script under supervision."""
+    place = Workplace(folder)
+    place.logs.mkdir(parents=True)
+    return Supervised(Program("it", (sys.executable, "-c", script)), place, os.environ, said.append, lambda: None)
+
+
+async def test_a_process_that_is_killed_starts_again(tmp_path: Path) -> None:
+    said: list[str] = []
+    it = supervised(tmp_path, "import time; time.sleep(60)", said)
+    async with kept_running([it]):
+        assert await until(lambda: it.running.pid is not None, 5)
+        first = it.running.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        assert await until(lambda: it.running.pid not in (None, first), 5)
+    assert it.running.pid is None
+    [line] = said
+    assert line.startswith("it was killed by SIGKILL, starts again in 0.5 s")
+
+
+async def test_the_end_of_a_process_is_told_with_its_last_words(tmp_path: Path) -> None:
+    said: list[str] = []
+    async with kept_running([supervised(tmp_path, "raise SystemExit('the settings are wrong')", said)]):
+        assert await until(lambda: len(said) == 1, 5)
+    assert said[0].startswith("it ended with status 1, starts again in 0.5 s")
+    assert said[0].endswith("the settings are wrong")
+
+
+async def test_what_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.dev.supervised.GRACE", 0.3)
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    )
+    it = supervised(tmp_path, deaf, [])
+    async with asyncio.timeout(10), kept_running([it]):
+        assert await until(lambda: it.log.exists() and "deaf" in it.log.read_text(), 5)
+    assert it.running.pid is None

@@ -1,0 +1,51 @@
+"""What an error means, decided by SQLSTATE and by the state of the connection."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+from psycopg import errors
+from sqlalchemy.exc import DBAPIError
+
+from streams.errors import Reject, Retry
+from streams.worker.fate import Verdict, delay, describe, jittered, judge
+
+OUTAGES = ["08006", "25006", "40001", "40P01", "42501", "53100", "53300", "55P03", "57P01", "57P03", "58030"]
+GUILTY = ["22P05", "23505", "23514", "42703", "42P01", "53200", "54000", "57014", "25P03", "P0001"]
+
+
+@pytest.mark.parametrize("state", OUTAGES)
+def test_an_outage_waits(state: str) -> None:
+    assert judge(errors.lookup(state)("x"), connection_lost=False) is Verdict.WAIT
+    assert judge(DBAPIError("x", {}, errors.lookup(state)("x")), connection_lost=False) is Verdict.WAIT
+
+
+@pytest.mark.parametrize("state", GUILTY)
+def test_a_fault_of_the_message_is_isolated(state: str) -> None:
+    try:
+        error = errors.lookup(state)("x")
+    except KeyError:
+        pytest.fail(f"psycopg does not know {state}")
+    assert judge(error, connection_lost=False) is Verdict.ISOLATE
+
+
+def test_a_lost_connection_is_judged_by_its_state_not_by_the_class() -> None:
+    assert judge(psycopg.OperationalError("the connection is lost"), connection_lost=True) is Verdict.WAIT
+    # Too many bind parameters raise OperationalError too, with the connection intact.
+    assert judge(psycopg.OperationalError("number of parameters"), connection_lost=False) is Verdict.ISOLATE
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), TimeoutError(), Reject("no"), Retry()])
+def test_what_a_handler_raises_is_isolated(error: Exception) -> None:
+    assert judge(error, connection_lost=False) is Verdict.ISOLATE
+
+
+def test_delays_double_up_to_half_a_minute_with_jitter() -> None:
+    assert [delay(attempt) for attempt in (1, 2, 3, 4, 5, 6, 7, 20)] == [1, 2, 4, 8, 16, 32, 32, 32]
+    assert all(0.75 * 8 <= jittered(8) <= 1.25 * 8 for _ in range(100))
+
+
+def test_a_description_holds_no_text_of_the_message() -> None:
+    code, reason = describe(ValueError("canary"))
+    assert (code, reason) == ("ValueError", "the handler raised ValueError")
+    assert describe(Reject("the chat is closed", code="closed")) == ("closed", "the chat is closed")
