@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import resources
 from typing import NamedTuple
 
@@ -33,9 +34,7 @@ def upgrade(connection: Connection, *, partition_rows: int, biz_types: Iterable[
 
     The caller's connection must not be in a transaction; each step commits its own.
     """
-    connection.exec_driver_sql("SELECT pg_advisory_lock(%(key)s)", {"key": LOCK})
-    connection.commit()
-    try:
+    with locked(connection):
         config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
@@ -43,11 +42,22 @@ def upgrade(connection: Connection, *, partition_rows: int, biz_types: Iterable[
         ensure_sync(connection, ahead=1, width=partition_rows)
         sync_biz_types(connection, biz_types)
         connection.commit()
-        return head()
+    return head()
+
+
+@contextmanager
+def locked(connection: Connection) -> Iterator[None]:
+    """One migration at a time, across processes; may be nested."""
+    connection.exec_driver_sql("SELECT pg_advisory_lock(%(key)s)", {"key": LOCK})
+    connection.commit()
+    try:
+        yield
     finally:
-        connection.rollback()
-        connection.exec_driver_sql("SELECT pg_advisory_unlock(%(key)s)", {"key": LOCK})
-        connection.commit()
+        # A connection that broke has lost its locks, and its own error is the one to see.
+        if not connection.invalidated:
+            connection.rollback()
+            connection.exec_driver_sql("SELECT pg_advisory_unlock(%(key)s)", {"key": LOCK})
+            connection.commit()
 
 
 def sync_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib import resources
-from typing import LiteralString, cast
+from typing import LiteralString
 
 _HEADING = re.compile(r"^-- ([a-z_]+) --$", re.MULTILINE)
 
@@ -17,7 +17,7 @@ _HEADING = re.compile(r"^-- ([a-z_]+) --$", re.MULTILINE)
 def query(name: str) -> LiteralString:
     """The statement of that name; KeyError names it when there is none."""
     # The text comes from files of this package only, which is what LiteralString asks for.
-    return cast("LiteralString", _load()[name])
+    return _load()[name]
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The tables as SQLAlchemy sees them; names and columns are a public interface, a test compares them with the migrations."""
+"""The tables as SQLAlchemy sees them; their names are a public interface, a test compares them with migrations."""
 
 from __future__ import annotations
 

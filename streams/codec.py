@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
+import reprlib
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
@@ -11,12 +15,23 @@ import orjson
 
 from streams.errors import MessageError, PayloadInvalid
 from streams.events import EventType
+from streams.expectation import explain
 
 E = TypeVar("E")
 
 SHOWN = 80  # characters of a refused value that its error repeats to the caller
 KEY_BYTES = 1024
 _NUL = b"\\u0000"
+_STEP = re.compile(r"([^.\[\]]+)(?![^\[]*\])|\[([^]]*)\]")
+_EXPECTED = {
+    "surrogates": "expected text without lone surrogates",
+    "64-bit": "expected a number of at most 64 bits",
+    "Recursion limit": "expected at most 254 levels of nesting",
+}
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = SHOWN
+_short.maxlevel = 3
 
 
 class Unreadable(MessageError):
@@ -29,18 +44,23 @@ def encode(event: Any, kind: EventType, max_bytes: int) -> tuple[str, str]:
     try:
         raw = orjson.dumps(event)
     except orjson.JSONEncodeError as error:
-        raise PayloadInvalid(f"{name}: {_unencodable(event) or error}") from None
-    if len(raw) > max_bytes:
-        raise PayloadInvalid(f"{name}: payload has {len(raw)} bytes, expected at most {max_bytes}")
+        raise PayloadInvalid(f"{name}: {_unencodable(event, str(error))}") from None
     plain = orjson.loads(raw)
     try:
-        msgspec.convert(plain, kind.payload)
+        found = msgspec.convert(plain, kind.payload)
     except msgspec.ValidationError as error:
-        field, expected = _explain(error)
+        field, expected = _explain(error, kind.payload)
         raise PayloadInvalid(f"{name}: {field!r} is {_shown(_at(plain, field))}: {expected}") from None
-    if _NUL in raw and (field := _nul_field(plain)):
-        raise PayloadInvalid(f"{name}: {field!r} holds a NUL character, expected text without \\u0000")
-    return _key(plain, kind), orjson.dumps(_without_nulls(plain, kind.payload)).decode()
+    except RecursionError:
+        raise PayloadInvalid(f"{name}: payload is nested too deep, expected at most 254 levels") from None
+    if b"null" in raw and (place := _first(event, _not_finite)):
+        raise PayloadInvalid(f"{name}: {place!r} is {_shown(_at(event, place))}: expected a finite number")
+    if _NUL in raw and (place := _first(found, _has_nul)):
+        raise PayloadInvalid(f"{name}: {place!r} is {_shown(_at(plain, place))}: expected text without NUL")
+    key, stored = _key(plain, kind), orjson.dumps(_without_nulls(plain, kind.payload))
+    if len(stored) > max_bytes:
+        raise PayloadInvalid(f"{name}: payload has {len(stored)} bytes, expected at most {max_bytes}")
+    return key, stored.decode()
 
 
 def decode(raw: bytes | str | None, payload: type[E]) -> E:
@@ -52,14 +72,16 @@ def decode(raw: bytes | str | None, payload: type[E]) -> E:
     except orjson.JSONDecodeError as error:
         raise Unreadable(_unparsable(raw, error), code="json") from None
     if isinstance(plain, dict):
-        plain = _defaults(payload) | plain
+        plain = _defaults(payload) | plain  # type: ignore[arg-type]  # a type is Hashable, whatever mypy says
     try:
         found = msgspec.convert(plain, payload)
     except msgspec.ValidationError as error:
-        field, expected = _explain(error)
+        field, expected = _explain(error, payload)
         raise Unreadable(f"{field!r}: {expected}", code="payload") from None
-    if (_NUL if isinstance(raw, bytes) else "\\u0000") in raw and (field := _nul_field(plain)):  # type: ignore[operator]
-        raise Unreadable(f"{field!r} holds a NUL character, which text cannot hold", code="payload")
+    except Exception as error:  # A __post_init__ may raise anything, and it is the message's fault.
+        raise Unreadable(f"{payload.__name__} cannot be made of it: {type(error).__name__}", code="payload") from None
+    if (_NUL if isinstance(raw, bytes) else "\\u0000") in raw and (place := _first(found, _has_nul)):  # type: ignore[operator]
+        raise Unreadable(f"{place!r} holds a NUL character, which text cannot hold", code="payload")
     return found
 
 
@@ -71,39 +93,40 @@ def _defaults(payload: type[Any]) -> dict[str, None]:
 
 def _without_nulls(plain: dict[str, Any], payload: type[Any]) -> dict[str, Any]:
     """Absent and null mean the same for an optional field: absent is smaller in the outbox, the WAL and Kafka."""
-    optional = _defaults(payload)
+    optional = _defaults(payload)  # type: ignore[arg-type]
     return {name: value for name, value in plain.items() if value is not None or name not in optional}
 
 
 def _key(plain: dict[str, Any], kind: EventType) -> str:
     key = plain[kind.key]
+    if key is None:
+        raise PayloadInvalid(f"{kind.biz_type}: {kind.key!r} is None: expected a value, it is the key")
     text = key if isinstance(key, str) else orjson.dumps(key).decode()
     size = len(text.encode())
     if not 1 <= size <= KEY_BYTES:
-        raise PayloadInvalid(f"{kind.biz_type}: {kind.key!r} has {size} bytes, expected 1 to {KEY_BYTES} for a key")
+        raise PayloadInvalid(
+            f"{kind.biz_type}: {kind.key!r} is {_shown(key)} ({size} bytes): expected 1 to {KEY_BYTES} bytes for a key"
+        )
     return text
 
 
-def _explain(error: msgspec.ValidationError) -> tuple[str, str]:
-    """Field and expectation of a msgspec error: `Expected `int`, got `str` - at `$.user_id``."""
-    text, _, path = str(error).partition(" - at `$")
-    field = path.rstrip("`").lstrip(".")
-    expected = text.replace("`", "")
-    if expected.startswith("Object missing required field"):
-        missing = expected.rsplit(" ", 1)[1]
-        return (f"{field}.{missing}" if field else missing), "expected a value, got none"
-    return field or "payload", expected[0].lower() + expected[1:]
+def _explain(error: msgspec.ValidationError, payload: type[Any]) -> tuple[str, str]:
+    field, expected = explain(error, payload)
+    return field or "payload", expected.replace("`", "")
 
 
-def _at(plain: Any, field: str) -> Any:
-    for part in field.split("."):
-        plain = plain.get(part) if isinstance(plain, dict) else plain
-    return plain
+def _at(value: Any, field: str) -> Any:
+    """What `items[0].name` names; where msgspec does not say which entry of a dict, the whole dict."""
+    for name, item in _STEP.findall(field):
+        if name:
+            value = value.get(name) if isinstance(value, dict) else getattr(value, name, value)
+        elif item.isdigit() and isinstance(value, list | tuple):
+            value = value[int(item)]
+    return value
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
+    return _short.repr(value)
 
 
 def _unparsable(raw: bytes | str, error: orjson.JSONDecodeError) -> str:
@@ -116,28 +139,48 @@ def _unparsable(raw: bytes | str, error: orjson.JSONDecodeError) -> str:
     return f"the value is not JSON: {error.msg} at character {error.pos}"
 
 
-def _unencodable(event: Any) -> str | None:
+def _unencodable(event: Any, reason: str) -> str:
     """Which field orjson refuses, for the message to the caller."""
     for field in dataclasses.fields(event):
         value = getattr(event, field.name)
         try:
-            orjson.dumps(value)
+            orjson.dumps({field.name: value})
         except orjson.JSONEncodeError as error:
-            return f"{field.name!r} is {_shown(value)}: {error}"
+            return f"{field.name!r} is {_shown(value)}: {_expectation(str(error))}"
+    return _expectation(reason)
+
+
+def _expectation(reason: str) -> str:
+    """orjson's refusal as what would be right."""
+    found = (expected for part, expected in _EXPECTED.items() if part in reason)
+    return next(found, f"expected a value that JSON has ({reason})")
+
+
+def _first(value: Any, wrong: Callable[[Any], bool]) -> str | None:
+    """Where the first leaf (or key) is that is `wrong`, as `items[0].name`; without recursion, however deep it is."""
+    rest = [("", value)]
+    while rest:
+        path, value = rest.pop()
+        if dataclasses.is_dataclass(value):
+            inner = [(f"{path}.{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value)]
+        elif isinstance(value, dict):
+            inner = [(f"{path}[...]", each) for pair in value.items() for each in pair]
+        elif isinstance(value, list | tuple | set | frozenset):
+            inner = [(f"{path}[{index}]", each) for index, each in enumerate(value)]
+        elif isinstance(value, msgspec.Struct):
+            inner = [(f"{path}.{name}", getattr(value, name)) for name in value.__struct_fields__]
+        elif wrong(value):
+            return path.lstrip(".") or "payload"
+        else:
+            continue
+        rest += reversed(inner)
     return None
 
 
-def _nul_field(plain: Any, path: str = "") -> str | None:
-    """Where a text with NUL is, in keys too; None when the escape was itself escaped text."""
-    if isinstance(plain, str):
-        return path if "\x00" in plain else None
-    if isinstance(plain, dict):
-        for key, value in plain.items():
-            inner = f"{path}.{key}" if path else key
-            if found := (inner.replace("\x00", "\\u0000") if "\x00" in key else _nul_field(value, inner)):
-                return found
-    if isinstance(plain, list):
-        for value in plain:
-            if found := _nul_field(value, f"{path}[...]"):
-                return found
-    return None
+def _has_nul(value: Any) -> bool:
+    return isinstance(value, str) and "\x00" in value
+
+
+def _not_finite(value: Any) -> bool:
+    """orjson writes NaN and infinity as null, which would silently be another value."""
+    return isinstance(value, float) and not math.isfinite(value)

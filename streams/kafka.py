@@ -148,8 +148,9 @@ def _wait_for(settings: Settings, admin: AdminClient, names: list[str]) -> Clust
 def _check_partitions(settings: Settings, name: str, found: int) -> None:
     wanted = settings.topic_settings(name).partitions
     if found != wanted:
+        key = f"topics.{name.removeprefix(settings.broker.topic_prefix)}.partitions"
         raise UsageError(
-            f"topic {name!r} has {found} partitions, faust.yml says {wanted}: set topics.{name}.partitions to {found}"
+            f"topic {name!r} has {found} partitions, faust.yml says {wanted}: set {key} to {found}"
             " (another count would let later messages of a conversation overtake earlier ones)"
         )
 

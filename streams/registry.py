@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import sys
+import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any, TypeVar
 
+import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from streams.errors import RegistryInvalid
-from streams.events import Batch, EventType, declared
+from streams.events import Batch, EventType, declared, declared_in, is_topic
 from streams.settings import Settings
 
 Handler = Callable[[Batch[Any], AsyncConnection], Awaitable[None]]
@@ -43,14 +47,19 @@ class Registry:
 
 
 def agent(payload: type[Any]) -> Callable[[H], H]:
-    """Declare an async function `(messages: Batch[payload], db: AsyncConnection) -> None` as the handler of an event."""
+    """Declare an async function `(messages: Batch[payload], db: AsyncConnection) -> None` as an event's handler."""
     event = declared(payload)
 
     def register(handler: H) -> H:
+        is_async = inspect.iscoroutinefunction(handler)
+        if not is_async:
+            raise RegistryInvalid(f"{handler!r} is not an async function, which @agent needs")
         where = f"{handler.__module__}.{handler.__qualname__} ({inspect.getsourcefile(handler)})"
-        if not inspect.iscoroutinefunction(handler):
-            raise RegistryInvalid(f"{where} is not an async function, which @agent needs")
-        _registered.append(Agent(event, handler, where))
+        try:
+            inspect.signature(handler).bind("messages", "db")
+        except TypeError as error:
+            raise RegistryInvalid(f"{where} cannot be called with (messages, db): {error}") from None
+        _registered.append((sys.modules.get(handler.__module__), Agent(event, handler, where)))
         return handler
 
     return register
@@ -59,19 +68,17 @@ def agent(payload: type[Any]) -> Callable[[H], H]:
 def discover(packages: Iterable[str] = (), topic_prefix: str = "") -> Registry:
     """Import every module of our agents and of `packages`, and return what they registered, topics prefixed.
 
-    RegistryInvalid when a package cannot be imported, a biz_type has two handlers, or an event on a consumed topic
-    has none; each names the places.
+    RegistryInvalid when a package cannot be imported, a biz_type has two handlers or two events, an event on a consumed
+    topic has none, or a payload's types cannot be checked; each names the places.
     """
     modules = [module for package in (OURS, *packages) for module in _import(package)]
     agents: dict[str, Agent] = {}
-    for found in _registered:
-        if found.handler.__module__ not in modules:
+    for module, found in _registered:
+        if module not in modules:
             continue
         other = agents.setdefault(found.event.biz_type, found)
         if other is not found:
-            raise RegistryInvalid(
-                f"biz_type {found.event.biz_type!r} has two agents: {other.where} and {found.where}"
-            )
+            raise RegistryInvalid(f"biz_type {found.event.biz_type!r} has two agents: {other.where} and {found.where}")
     _check_events(modules, agents)
     return Registry({name: _prefixed(found, topic_prefix) for name, found in agents.items()})
 
@@ -81,34 +88,44 @@ def configured(settings: Settings) -> Registry:
     return discover(settings.agents, settings.broker.topic_prefix)
 
 
-_registered: list[Agent] = []
+# With the module as it was when it registered: an import that failed and is tried again registers anew.
+_registered: list[tuple[ModuleType | None, Agent]] = []
 
 
 def _prefixed(found: Agent, prefix: str) -> Agent:
-    return replace(found, event=replace(found.event, topic=prefix + found.event.topic))
+    topic = prefix + found.event.topic
+    if not is_topic(topic):
+        raise RegistryInvalid(
+            f"topic {topic!r} of {found.event.where} is too long with the prefix: expected at most 249"
+        )
+    return replace(found, event=replace(found.event, topic=topic))
 
 
-def _import(package: str) -> list[str]:
+def _import(package: str) -> list[ModuleType]:
     try:
         root = importlib.import_module(package)
-        found = [root.__name__]
+        names = [package]
         if hasattr(root, "__path__"):
-            found += [entry.name for entry in pkgutil.walk_packages(root.__path__, prefix=f"{package}.")]
-        for name in found:
-            importlib.import_module(name)
-    except ImportError as error:
-        raise RegistryInvalid(f"agents: {package!r} cannot be imported: {error}") from error
-    return found
+            names += [entry.name for entry in pkgutil.walk_packages(root.__path__, prefix=f"{package}.")]
+        return [importlib.import_module(name) for name in names]
+    except RegistryInvalid:
+        raise
+    except Exception as error:  # Whatever a module does when it is imported.
+        reason = f"{type(error).__name__}: {error}"
+        raise RegistryInvalid(f"agents: {package!r} cannot be imported: {reason}{_line(error)}") from error
 
 
-def _check_events(modules: list[str], agents: Mapping[str, Agent]) -> None:
-    from streams.events import _declared
+def _line(error: Exception) -> str:
+    """Where the import broke, unless that was the import machinery itself."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    ours = last.filename == importlib.__file__ or last.filename.startswith("<frozen")
+    return "" if ours else f" ({last.filename}:{last.lineno})"
 
+
+def _check_events(modules: list[ModuleType], agents: Mapping[str, Agent]) -> None:
     consumed = {found.event.topic: found.where for found in agents.values()}
     seen: dict[str, EventType] = {found.event.biz_type: found.event for found in agents.values()}
-    for event in _declared.values():
-        if event.payload.__module__ not in modules:
-            continue
+    for event in declared_in(modules):
         other = seen.setdefault(event.biz_type, event)
         if other.payload is not event.payload:
             raise RegistryInvalid(f"biz_type {event.biz_type!r} is two events: {other.where} and {event.where}")
@@ -117,3 +134,15 @@ def _check_events(modules: list[str], agents: Mapping[str, Agent]) -> None:
                 f"event {event.biz_type!r} ({event.where}) has no agent, but topic {event.topic!r} is consumed"
                 f" by {consumed[event.topic]}"
             )
+    for event in seen.values():
+        _check_types(event)
+
+
+def _check_types(event: EventType) -> None:
+    """The first message would find it out too, but that one is a user's."""
+    try:
+        msgspec.convert({}, event.payload)
+    except msgspec.ValidationError:
+        pass
+    except Exception as error:
+        raise RegistryInvalid(f"{event.where}: its fields cannot be checked by type: {error}") from None

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
+import socket
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +84,7 @@ class World:
     environ: dict[str, str]
     directory: Path
     processes: list[Process] = field(default_factory=list)
+    ports: list[str] = field(default_factory=list)
 
     @property
     def settings(self) -> Settings:
@@ -116,7 +121,12 @@ class World:
 
     def worker(self, **environ: str) -> Process:
         """A worker on a web port of its own."""
-        return self.start("faust", "-A", "streams.app", "worker", "-l", "info", STREAMS_WEB__PORT=_port(), **environ)
+        self.ports.append(_port())
+        return self.start("faust", "-A", "streams.app", "worker", "-l", "info", STREAMS_WEB__PORT=self.ports[-1], **environ)
+
+    def health(self) -> list[Any]:
+        """What each worker that answers says of itself."""
+        return [answer for port in self.ports if (answer := _get(f"http://127.0.0.1:{port}/health/ready"))]
 
     def query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Run one statement on the database."""
@@ -145,9 +155,17 @@ async def world(kafka: KafkaBroker, database: str, name: str, tmp_path: Path) ->
         process.kill()
 
 
-def _port() -> str:
-    import socket
+def _get(url: str) -> Any:
+    try:
+        with urllib.request.urlopen(url, timeout=3) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        return json.load(error)
+    except OSError:
+        return None
 
+
+def _port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])

@@ -9,7 +9,7 @@ import click
 
 from streams import log
 from streams.errors import UsageError
-from streams.registry import discover
+from streams.registry import configured
 from streams.settings import Settings, load
 
 MODES = ("auto", "cdc", "poll", "debezium")
@@ -33,7 +33,7 @@ def relay(ctx: click.Context, mode: str | None) -> None:
 async def _run(settings: Settings) -> None:
     from streams.relay import Relay
 
-    found = Relay(settings, discover(settings.agents))
+    found = Relay(settings, configured(settings))
     loop = asyncio.get_running_loop()
 
     def stop() -> None:

@@ -86,9 +86,9 @@ def _show(found: dict[str, Any], healths: list[Health]) -> None:
     counts = ", ".join(
         f"{name} {CAP:,}+" if count > CAP else f"{name} {count:,}" for name, count in found["messages"].items()
     )
-    console = Console(highlight=False)
     # Never cut an address: wider than the terminal if need be.
-    console.print(table, width=max(console.width, 120), crop=False)
+    console = Console(highlight=False, width=max(120, Console().width))
+    console.print(table)
     console.print(f"\nmessages  {counts}")
 
 

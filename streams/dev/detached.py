@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import IO
 
+import psutil
+
 from streams.dev.procfile import program
 from streams.dev.workplace import Workplace
 from streams.errors import UsageError
@@ -51,10 +53,18 @@ def down(workplace: Workplace) -> bool:
             os.kill(pid, how)
         deadline = time.monotonic() + STOP_SECONDS
         while time.monotonic() < deadline:
-            if workplace.supervisor() != pid:
+            # It gives its folder free when all it started has ended, and ends itself right after.
+            if workplace.supervisor() != pid and not _runs(pid):
                 return True
             time.sleep(0.05)
     return True
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _follow(workplace: Workplace, daemon: subprocess.Popen[bytes], said: IO[str], say: Callable[[str], None]) -> int:

@@ -90,13 +90,14 @@ class _Fetcher(PythonResolver):
             return None
         if response.status_code == 200:
             return response
+        response.close()
         if last or response.status_code in (401, 403, 404):
             raise _unreachable(url, f"HTTP status {response.status_code}")
         return None
 
     def _copy(self, response: Any, draft: Path) -> str:
         digest = hashlib.sha1(usedforsecurity=False)
-        with draft.open("wb") as file:
+        with response, draft.open("wb") as file:
             for chunk in _chunks(response):
                 file.write(chunk)
                 digest.update(chunk)

@@ -102,14 +102,15 @@ class Process:
         _wait_until_gone(family)
 
     def last_words(self, lines: int = 4) -> str:
-        """The last lines it wrote since its launch, as one line."""
+        """The last lines it wrote since its launch, as one line; the frames of a Java stack trace are left out."""
         try:
             with self._log.open("rb") as log:
                 log.seek(max(self._said_before, log.seek(0, os.SEEK_END) - 8000))
                 said = log.read().decode(errors="replace").splitlines()
         except OSError:
             return ""
-        return " | ".join(line.strip() for line in said[-lines:] if line.strip())
+        said = [line.strip() for line in said if line.strip() and not line.lstrip().startswith("at ")]
+        return " | ".join(said[-lines:])
 
 
 async def until(condition: Callable[[], bool], seconds: float, *, pause: float = 0.02) -> bool:

@@ -54,32 +54,36 @@ class Rows(NamedTuple):
 class Milliseconds:
     """`2026-01-31 12:00:00.123` as milliseconds since 1970; None for what a Kafka record cannot carry.
 
-    Rows come nearly in the order of time, so the last second's value is kept and mostly right.
+    Rows come nearly in the order of time, so the last text's and the last second's values are kept and mostly right.
     """
 
-    __slots__ = ("_millis", "_second")
+    __slots__ = ("_found", "_second", "_start", "_text")
 
     def __init__(self) -> None:
-        self._second = b""
-        self._millis: int | None = None
+        self._text = self._second = b""
+        self._found: int | None = None
+        self._start: int | None = None
 
     def __call__(self, text: bytes) -> int | None:
-        second = text[:19]
-        if second != self._second or self._millis is None:
-            self._second = second
-            self._millis = _millis(text)
-        if self._millis is None:
-            return None
-        # PostgreSQL drops trailing zeros: `.5` is 500 ms.
-        return self._millis + (int(text[20:].ljust(3, b"0")) if len(text) > 19 else 0)
+        if text == self._text:
+            return self._found
+        if text[:19] != self._second or self._start is None:
+            self._second, self._start = text[:19], _start_of_second(text[:19])
+        self._text, self._found = text, _add(self._start, text[19:])
+        return self._found
 
 
-def _millis(text: bytes) -> int | None:
+def _start_of_second(text: bytes) -> int | None:
     try:
-        since = datetime.fromisoformat(text.decode()[:19]) - _EPOCH
+        since = datetime.fromisoformat(text.decode()) - _EPOCH
     except ValueError:
         return None
-    millis = (since.days * 86_400 + since.seconds) * 1000
-    # librdkafka takes 0 for "now", and text after the second means a year beyond 9999 or one before Christ.
-    usable = millis > 0 and (len(text) == 19 or (text[19:20] == b"." and text[20:].isdigit()))
-    return millis if usable else None
+    return (since.days * 86_400 + since.seconds) * 1000
+
+
+def _add(start: int | None, rest: bytes) -> int | None:
+    """The second and its fraction, from which PostgreSQL drops trailing zeros: `.5` is 500 ms."""
+    # Other text after the second is a year before Christ; librdkafka takes 0 for "now".
+    if start is None or start <= 0 or not (rest == b"" or (rest[:1] == b"." and rest[1:].isdigit())):
+        return None
+    return start + int(rest[1:4].ljust(3, b"0"))

@@ -13,6 +13,7 @@ class Readiness(Protocol):
     partitions: dict[str, list[int]]
     reasons: list[str]
     heartbeat_age: float
+    positions: dict[str, Any]
 
 
 class Pulse(Protocol):
@@ -42,5 +43,6 @@ def add_health(app: faust.App, pulse: Pulse) -> None:
             "reasons": found.reasons,
             "partitions": found.partitions,
             "heartbeat_age": found.heartbeat_age,
+            "positions": found.positions,
         }
         return web.json(answer, status=503 if found.reasons else 200)

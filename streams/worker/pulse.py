@@ -23,6 +23,7 @@ class Readiness:
     partitions: dict[str, list[int]] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     heartbeat_age: float = 0.0
+    positions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:
@@ -53,11 +54,15 @@ class Pulse:
             reasons.append("the database does not answer")
         if self.age > STALE:
             reasons.append(f"no heartbeat for {self.age:.0f} s")
-        return Readiness(self._partitions(), reasons, round(self.age, 1))
+        return Readiness(self._partitions(), reasons, round(self.age, 1), self._positions())
 
     def _partitions(self) -> dict[str, list[int]]:
         assigned: Any = self._app.consumer.assignment() if self._app._consumer is not None else ()
         return {name: sorted(tp.partition for tp in assigned if tp.topic == name) for name in self._topics}
+
+    def _positions(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._app.consumer.positions() if self._app._consumer is not None else {}
+        return found
 
     async def _run(self) -> None:
         while not self._app.should_stop:

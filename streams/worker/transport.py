@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from faust.transport.consumer import ensure_TP
@@ -38,10 +38,15 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
         self._epoch = 0
         self._expected: dict[TP, int] = {}
         self._reread: dict[TP, tuple[int, int]] = {}
+        self._confirmed: dict[TP, int] = {}
+        self._sought: dict[TP, int] = {}
         self._room = asyncio.Event()
+        self._dirty = False  # something fetched was not delivered: position anew before the next fetch
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:
         """Fetch once and yield what came: (partition, message), a message's value being a Run for run topics."""
+        if self._dirty and self.flow_active:
+            await self.perform_seek()
         await self._wait_for_room(timeout)
         epoch = self._epoch
         records, active = await self._wait_next_records(BUSY_WAIT if self._buffered_partitions else IDLE_WAIT)
@@ -49,7 +54,7 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
             return
         if epoch != self._epoch or not self.flow_active:
             # Fetched across a seek: these may be from before it, or from after it, and nothing tells which.
-            await self._rewind()
+            self._dirty = True
             return
         for key, found in records.items():
             tp = ensure_TP(key)
@@ -58,7 +63,8 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
             self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
             for message in self._messages(tp, found):
                 if epoch != self._epoch or not self.flow_active:
-                    return  # Faust positions the consumer anew before it lets the flow go on.
+                    self._dirty = True
+                    return
                 yield tp, message
 
     def ack(self, message: Message) -> bool:
@@ -80,11 +86,21 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
         await super().perform_seek()
         tps = [tp for tp in self.assignment() if tp.topic in self.run_topics]
         self._forget(tps)
-        unknown = [tp for tp in tps if self._committed_offset[tp] is None]
-        earliest = await self.earliest_offsets(*unknown) if unknown else {}
-        for tp in tps:
-            committed = self._committed_offset[tp]
-            self._expected[tp] = earliest.get(tp, 0) if committed is None else committed
+        # Not Faust's own note of what is committed: it holds offsets whose commit failed.
+        known = {tp: self._sought[tp] for tp in tps if (self._sought.get(tp) or -1) >= 0}
+        unknown = [tp for tp in tps if tp not in known]
+        for tp, offset in (await self.earliest_offsets(*unknown) if unknown else {}).items():
+            # aiokafka leaves a partition without a committed offset where it was read to: that is no rewind.
+            known[ensure_TP(tp)] = offset
+            await self._seek(tp, offset)
+        self._expected.update(known)
+        self._dirty = False
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """The committed offset of every assigned partition, where it is positioned now."""
+        sought: Mapping[TP, int] = await super().seek_to_committed()
+        self._sought = {ensure_TP(tp): offset for tp, offset in sought.items()}
+        return sought
 
     async def seek(self, partition: TP, offset: int) -> None:
         """Position one partition; whatever was in flight of it will come again."""
@@ -102,6 +118,20 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
         self._forget(assigned)
         await super().on_partitions_assigned(assigned, generation_id)
 
+    def positions(self) -> dict[str, dict[int, dict[str, int | bool | None]]]:
+        """Per topic and partition: offset delivered up to, persisted up to, committed up to, and whether it is held back."""
+        found: dict[str, dict[int, dict[str, int | bool | None]]] = {}
+        for tp in sorted(tp for tp in self.assignment() if tp.topic in self.run_topics):
+            found.setdefault(tp.topic, {})[tp.partition] = {
+                "delivered": self._expected.get(tp),
+                "persisted": self.ledgers[tp].committable(),
+                "committed": self._confirmed.get(tp),
+                "in_flight": len(self.ledgers[tp].in_flight),
+                "held_back": tp in self._buffered_partitions,
+                "fetching": tp in self._get_active_partitions(),
+            }
+        return found
+
     def on_buffer_drop(self, tp: TP) -> None:
         """A partition that was held back may be fetched again."""
         super().on_buffer_drop(tp)
@@ -113,6 +143,20 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
         offset: int | None = super()._new_offset(tp)
         return offset
 
+    def _should_commit(self, tp: TP, offset: int) -> bool:
+        if tp.topic in self.run_topics:
+            return offset > self._confirmed.get(tp, -1)
+        wanted: bool = super()._should_commit(tp, offset)
+        return wanted
+
+    async def _commit_offsets(self, offsets: Mapping[TP, int], start_new_transaction: bool = True) -> bool:
+        # Faust notes an offset as committed even when the commit failed, and would never send it again.
+        epoch = self._epoch
+        done: bool = await super()._commit_offsets(offsets, start_new_transaction)
+        if done and epoch == self._epoch:
+            self._confirmed.update(offsets)
+        return done
+
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         # A run's message carries its last offset: what looks like a gap to Faust is the run.
         if tp.topic not in self.run_topics:
@@ -123,6 +167,7 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
         for tp in tps:
             self.ledgers[tp].reset()
             self._expected.pop(tp, None)
+            self._confirmed.pop(tp, None)
 
     async def _wait_for_room(self, timeout: float) -> None:
         """Faust sleeps a whole second when every partition is held back; this wakes up with the first that is not."""
@@ -132,15 +177,6 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
                 await asyncio.wait_for(self._room.wait(), timeout)
             except TimeoutError:
                 return
-
-    async def _rewind(self) -> None:
-        try:
-            await self.perform_seek()
-        except Exception as error:
-            if self.flow_active:
-                raise
-            # In a rebalance: Faust seeks again itself before the flow goes on.
-            self.log.warning("seek to committed offsets failed while the flow is stopped: %r", error)
 
     async def _wanted(self, tp: TP, found: list[Any], active: set[TP] | None) -> bool:
         """Whether to deliver what was fetched; what is not delivered now is fetched again."""

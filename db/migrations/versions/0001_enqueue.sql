@@ -1,4 +1,5 @@
--- One statement for a service in any language, inside its own transaction.  Everything it refuses is SQLSTATE 22023.
+-- One statement for a service in any language, inside its own transaction.  Everything it refuses is SQLSTATE 22023; what
+-- is no JSON (22P02), or nested too deep to be read as JSON (54001), the server refuses while it makes the argument.
 CREATE FUNCTION outbox_enqueue(biz_type text, key text, payload json) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -15,8 +16,9 @@ BEGIN
         RAISE EXCEPTION '%: key has % bytes, expected 1 to 1024', biz_type, coalesce(octet_length(key), 0)
             USING ERRCODE = '22023';
     END IF;
-    IF payload IS NULL THEN
-        RAISE EXCEPTION '%: payload is null, expected a JSON object', biz_type USING ERRCODE = '22023';
+    IF payload IS NULL OR json_typeof(payload) <> 'object' THEN
+        RAISE EXCEPTION '%: payload is %, expected a JSON object', biz_type, coalesce(json_typeof(payload), 'null')
+            USING ERRCODE = '22023';
     END IF;
     IF octet_length(payload::text) > target.max_bytes THEN
         RAISE EXCEPTION '%: payload has % bytes, expected at most %', biz_type, octet_length(payload::text),

@@ -1,0 +1,41 @@
+"""The same statements for every contestant: what one batch of records does to PostgreSQL, outside its transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, LiteralString, NamedTuple
+
+import orjson
+
+from db import query
+from streams.agents.chat_history import ChatHistoryPersist, _chats
+from streams.codec import decode
+from streams.events import Batch, Message
+
+
+class Record(NamedTuple):
+    """What a contestant reads of a Kafka record."""
+
+    outbox_id: int
+    offset: int
+    key: str
+    value: bytes
+    timestamp: int
+
+
+def statements(topic: str, partition: int, records: Sequence[Record]) -> list[tuple[LiteralString, dict[str, Any]]]:
+    """Lock, probe, claim and the two inserts of chat history, as the worker executes them."""
+    batch = Batch(
+        [Message(r.outbox_id, r.key, decode(r.value, ChatHistoryPersist), r.timestamp) for r in records],
+    )
+    where = {"topic": topic, "partition": partition}
+    keys = orjson.dumps(list({record.key for record in records})).decode()
+    ids = "{" + ",".join([str(record.outbox_id) for record in records]) + "}"
+    offsets = "{" + ",".join([str(record.offset) for record in records]) + "}"
+    return [
+        (query("lock_partition"), where),
+        (query("open_keys"), {**where, "keys": keys}),
+        (query("claim"), {"partition": partition, "ids": ids, "offsets": offsets}),
+        (query("save_chat_histories"), {"messages": batch.json()}),
+        (query("save_agent_chats"), {"chats": orjson.dumps(_chats(batch)).decode()}),
+    ]

@@ -1,0 +1,119 @@
+"""The whole path under fire: processes killed, stopped and moved while messages flow; nothing lost, doubled or reordered."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streams.dev.process import Process
+from tests.conftest import World
+from tests.fixtures.load import Load, check_effects, offsets, unsettled
+
+Eventually = Callable[..., Any]
+
+
+@pytest.fixture
+def path(world: World) -> World:
+    """A migrated world with publication and slot."""
+    world.migrate()
+    return world
+
+
+async def committed_to_the_end(world: World, eventually: Eventually) -> None:
+    settings = world.settings
+
+    last: list[object] = []
+
+    def equal() -> bool:
+        committed, ends = offsets(settings.broker_url, settings.worker.group, world.topic, settings.topic.partitions)
+        last[:] = [committed, ends]
+        return bool(ends) and committed == ends
+
+    try:
+        await eventually(equal, 30, every=0.5)
+    except pytest.fail.Exception:
+        pytest.fail("committed {} but log ends {}; workers: {}".format(*last, world.health()))
+
+
+async def finish(world: World, load: Load, count: int, eventually: Eventually) -> None:
+    await eventually(lambda: load.failure or not load.is_alive(), 300)
+    assert load.failure is None
+    await eventually(lambda: unsettled(world.query) == 0, 180, every=0.3)
+    check_effects(world.query, count)
+    await committed_to_the_end(world, eventually)
+
+
+@pytest.mark.parametrize(
+    ("count", "kills"), [(20_000, 6), pytest.param(200_000, 20, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
+)
+async def test_kill_9_of_workers_and_relay_at_random(path: World, eventually: Eventually, count: int, kills: int) -> None:
+    chance = random.Random(count)
+    running: dict[str, Process] = {"relay": path.relay(), "worker-1": path.worker(), "worker-2": path.worker()}
+    load = Load(path.url, path.topic, count)
+    load.start()
+    await eventually(lambda: path.query("SELECT 1 FROM chat_histories LIMIT 1"), 60)
+    for kill in range(kills):
+        goal = count * (kill + 1) // (kills + 2)
+        await eventually(lambda goal=goal: load.sent >= goal or not load.is_alive(), 120)
+        victim = chance.choice(list(running))
+        running[victim].kill()
+        await asyncio.sleep(chance.uniform(0, 1.5))
+        running[victim] = path.relay() if victim == "relay" else path.worker()
+    await finish(path, load, count, eventually)
+
+
+async def test_a_rebalance_while_runs_are_in_flight(path: World, eventually: Eventually, tmp_path: Path) -> None:
+    """The first worker is slow: its transactions end, and its acks arrive, after partitions have moved to the second."""
+    path.query(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_sleep(0.7); RETURN NULL; END $$"
+    )
+    path.query("CREATE TRIGGER slow AFTER INSERT ON chat_histories EXECUTE FUNCTION slow()")
+    path.relay()
+    first = path.worker(STREAMS_WORKER__RUN_RECORDS="50")
+    load = Load(path.url, path.topic, 6000)
+    load.start()
+    await eventually(lambda: path.query("SELECT 1 FROM chat_histories LIMIT 1"), 60)
+    second = path.worker(STREAMS_WORKER__RUN_RECORDS="50")
+    third = path.worker(STREAMS_WORKER__RUN_RECORDS="50")
+    await eventually(lambda: path.query("SELECT count(*) > 2500 FROM chat_histories") == [(True,)], 120)
+    await third.stop()
+    await eventually(lambda: path.query("SELECT count(*) > 4000 FROM chat_histories") == [(True,)], 120)
+    await second.stop()
+    await finish(path, load, 6000, eventually)
+    assert first.running
+
+
+async def test_a_worker_stopped_for_longer_than_its_session_and_continued(path: World, eventually: Eventually) -> None:
+    path.relay()
+    zombie, other = path.worker(), path.worker()
+    load = Load(path.url, path.topic, 10_000)
+    load.start()
+    await eventually(lambda: path.query("SELECT count(*) > 500 FROM chat_histories") == [(True,)], 60)
+    assert zombie.pid is not None
+    os.killpg(os.getpgid(zombie.pid), signal.SIGSTOP)
+    await asyncio.sleep(9)  # longer than the session timeout of 6 s: this wait is the fault itself
+    os.killpg(os.getpgid(zombie.pid), signal.SIGCONT)
+    await finish(path, load, 10_000, eventually)
+    assert other.running
+
+
+async def test_sigterm_under_load_ends_with_0_within_5_seconds(path: World, eventually: Eventually) -> None:
+    relay, worker = path.relay(), path.worker()
+    load = Load(path.url, path.topic, 20_000)
+    load.start()
+    await eventually(lambda: path.query("SELECT count(*) > 1000 FROM chat_histories") == [(True,)], 60)
+    for process in (worker, relay):
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+        assert await process.finish(5) == 0
+    path.relay()
+    path.worker()
+    await finish(path, load, 20_000, eventually)

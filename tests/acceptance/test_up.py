@@ -1,0 +1,230 @@
+"""`streams up`, `env`, `status` and `down` as a person uses them, in a folder with nothing in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.timeout(600)
+
+START = 240
+HELLO = """{"user_id": 1, "conversation_id": "c1", "role": "user", "message": "hi"}"""
+# Only one process, and no worker: quick to start.
+SHOP = "shop: sleep 600\n"
+
+
+def environ() -> dict[str, str]:
+    """This one without settings, and with this Python's programs on PATH."""
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("STREAMS_") and name not in ("DATABASE_URL", "BROKER_URL")
+    }
+    return {**clean, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}"}
+
+
+def streams(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ("streams", *arguments)
+    return subprocess.run(
+        command, cwd=folder, env=environ(), capture_output=True, text=True, check=False, timeout=START
+    )
+
+
+def psql(folder: Path, statement: str) -> str:
+    """What a plain psql in a shell says, settings from `streams env`."""
+    script = 'eval "$(streams env)" && psql "$DATABASE_URL" -v ON_ERROR_STOP=1 -qAt'
+    answer = subprocess.run(
+        ["bash", "-c", script], cwd=folder, env=environ(), input=statement, capture_output=True, text=True, check=True
+    )
+    return answer.stdout.strip()
+
+
+def processes(folder: Path) -> list[str]:
+    """The processes that work in this folder or were started with something in it."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd", "status"]):
+        words = [process.info["cwd"] or "", *(process.info["cmdline"] or [])]
+        if process.info["status"] != psutil.STATUS_ZOMBIE and any(str(folder) in word for word in words):
+            found.append(f"{process.pid} {' '.join(words)[:100]}")
+    return found
+
+
+def wait(condition: Callable[[], Any], seconds: float) -> Any:
+    """What the condition gives once it is true; AssertionError when it takes longer."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s"
+        time.sleep(0.1)
+    return found
+
+
+def status(folder: Path) -> Mapping[str, Any]:
+    answer = streams(folder, "status", "--json")
+    assert answer.returncode == 0, answer.stderr
+    found: Mapping[str, Any] = json.loads(answer.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder where everything runs, left by `streams up --detach`."""
+    folder = tmp_path_factory.mktemp("up")
+    answer = streams(folder, "up", "--detach", "--workers", "2")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert answer.stdout.count("http://127.0.0.1:") == 2
+    yield folder
+    assert streams(folder, "down").returncode == 0
+    assert processes(folder) == []
+
+
+def test_a_message_enqueued_with_plain_psql_is_persisted_within_a_second(up: Path) -> None:
+    psql(up, f"SELECT outbox_enqueue('chat_history_persist', 'c1', '{HELLO}')")
+    statement = """
+        SELECT h.message_content, s.status, s.updated_at AT TIME ZONE 'UTC' - h.created_at < interval '1 second'
+        FROM chat_histories AS h
+        JOIN outbox_state AS s USING (outbox_id)
+        WHERE h.chat_id = 'c1'
+    """
+    assert wait(lambda: psql(up, statement), 20) == "hi|consumed|t"
+
+
+def test_a_message_of_a_transaction_that_rolled_back_never_appears(up: Path) -> None:
+    psql(up, f"BEGIN; SELECT outbox_enqueue('chat_history_persist', 'gone', '{HELLO}'); ROLLBACK")
+    psql(up, f"SELECT outbox_enqueue('chat_history_persist', 'after', '{HELLO.replace('c1', 'after')}')")
+    assert wait(lambda: psql(up, "SELECT count(*) FROM chat_histories WHERE chat_id = 'after'") == "1", 20)
+    assert psql(up, "SELECT count(*) FROM outbox WHERE key = 'gone'") == "0"
+
+
+def test_status_has_its_stable_shape(up: Path) -> None:
+    # A rebalance moves partitions for a moment: all eight are somewhere in the end.
+    found = wait(lambda: _balanced(status(up)), 60)
+    assert set(found) == {"services", "relays", "workers", "messages"}
+    assert {name: set(service) for name, service in found["services"].items()} == {
+        "postgresql": {"pid", "url"},
+        "kafka": {"pid", "url"},
+    }
+    [relay] = found["relays"]
+    assert set(relay) == {"pid", "mode", "leader", "lag_rows", "lag_seconds"}
+    assert (relay["mode"], relay["leader"]) == ("cdc", True)
+    assert set(found["messages"]) == {"pending", "published", "retrying", "parked", "dead"}
+    assert all(psutil.pid_exists(service["pid"]) for service in found["services"].values())
+    assert "postgresql://" in streams(up, "status").stdout
+
+
+def test_settings_tell_where_they_come_from(up: Path) -> None:
+    shown = streams(up, "settings").stdout.splitlines()
+    assert any(line.startswith("  url: 'postgresql://") and line.endswith("# .dev/services.json") for line in shown)
+    assert "  name: outbox" in shown
+
+
+def test_a_second_up_says_who_runs(up: Path) -> None:
+    answer = streams(up, "up")
+    assert answer.returncode == 2
+    assert answer.stderr.startswith(f"streams: `streams up` already runs in {up} (pid ")
+    assert status(up)["services"]["postgresql"]["url"] in answer.stderr
+    assert streams(up, "up", "--detach").returncode == 2
+
+
+def test_a_killed_worker_comes_back_and_works(up: Path) -> None:
+    killed = status(up)["workers"][0]["pid"]
+    os.kill(killed, signal.SIGKILL)
+    wait(lambda: status(up)["workers"][0]["pid"] not in (None, killed), 30)
+    wait(lambda: _balanced(status(up)), 60)
+
+
+def test_relays_that_are_not_there_yet_are_refused(tmp_path: Path) -> None:
+    answer = streams(tmp_path, "up", "--relay", "debezium")
+    assert (answer.returncode, answer.stderr) == (2, "streams: --relay debezium is not there yet: expected cdc\n")
+
+
+def test_without_services_commands_say_what_to_do(tmp_path: Path) -> None:
+    answer = streams(tmp_path, "env")
+    assert (answer.returncode, answer.stdout) == (3, "")
+    assert answer.stderr == "streams: nothing runs in this folder: `streams up` starts the services\n"
+    assert streams(tmp_path, "status").returncode == 2
+    assert streams(tmp_path, "down").stdout == "nothing runs in this folder\n"
+
+
+def test_status_without_postgresql_ends_with_3(tmp_path: Path) -> None:
+    (tmp_path / "faust.yml").write_text("database: {url: postgresql://me:secret@127.0.0.1:1/x}\n")
+    answer = streams(tmp_path, "status")
+    assert answer.returncode == 3
+    assert "secret" not in answer.stderr
+    assert answer.stderr.count("\n") == 1
+
+
+def test_ctrl_c_stops_everything_and_the_next_up_finds_the_data(tmp_path: Path) -> None:
+    first = _on_a_terminal(tmp_path, "up", "--demo", "--workers", "1", until="persisted 1")
+    assert "rolled back" in first
+    assert processes(tmp_path) == []
+    (tmp_path / "Procfile").write_text(SHOP)
+    assert streams(tmp_path, "up", "--detach").returncode == 0
+    assert int(psql(tmp_path, "SELECT count(*) FROM chat_histories")) > 0
+    assert streams(tmp_path, "down").stdout == "stopped\n"
+    assert processes(tmp_path) == []
+
+
+def test_a_supervisor_killed_with_9_leaves_nothing_and_the_next_up_recovers(tmp_path: Path) -> None:
+    (tmp_path / "Procfile").write_text(SHOP)
+    assert streams(tmp_path, "up", "--detach").returncode == 0
+    note = json.loads((tmp_path / ".dev" / "services.json").read_text())
+    os.kill(note["pid"], signal.SIGKILL)
+    wait(lambda: processes(tmp_path) == [], 20)
+    assert streams(tmp_path, "env").returncode == 3
+    assert streams(tmp_path, "up", "--detach").returncode == 0
+    assert json.loads((tmp_path / ".dev" / "services.json").read_text())["database_url"] == note["database_url"]
+    assert streams(tmp_path, "down").returncode == 0
+    assert processes(tmp_path) == []
+
+
+def _balanced(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The status once two workers share the eight partitions."""
+    shares = [worker["partitions"].get("chat-history", []) for worker in found["workers"]]
+    whole = sorted(partition for share in shares for partition in share) == list(range(8))
+    return found if whole and all(shares) else None
+
+
+def _on_a_terminal(folder: Path, *arguments: str, until: str) -> str:
+    """Run it on a terminal until it has shown the text, press Ctrl-C; what it showed."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        ("streams", *arguments),
+        cwd=folder,
+        env=environ(),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+        shown = ""
+        deadline = time.monotonic() + START
+        while until not in shown:
+            assert time.monotonic() < deadline, shown[-2000:]
+            shown += os.read(ours, 65536).decode(errors="replace")
+        os.kill(process.pid, signal.SIGINT)
+        shown += _rest(ours)
+        assert process.wait(60) == 0
+    os.close(ours)
+    return shown
+
+
+def _rest(terminal: int) -> str:
+    """What still comes until the other side is closed, which Linux reports as an error."""
+    shown = ""
+    while True:
+        try:
+            shown += os.read(terminal, 65536).decode(errors="replace")
+        except OSError:
+            return shown

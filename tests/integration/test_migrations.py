@@ -1,0 +1,239 @@
+"""Migrations: the schema is what the tables in code say, and migrating is safe twice and from several processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection
+
+import db.migrate
+from db import sync_engine
+from db.tables import metadata
+from streams import deploy
+from streams.dev.postgres import PostgresServer
+from streams.errors import NotMigrated, ServiceUnreachable, SettingsInvalid, UsageError
+from streams.registry import configured
+from streams.settings import Settings, load
+
+ROOT = Path(__file__).parents[2]
+PARTITION = re.compile(r"(outbox|outbox_state)_\d+")
+
+
+@pytest.fixture
+def empty(postgres: PostgresServer, name: str) -> Iterator[str]:
+    """The URL of a database with nothing in it."""
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield postgres.url_of(name)
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        slots = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s"
+        connection.execute(slots, [name])
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def at() -> Iterator[Callable[[str], Connection]]:
+    """`at(url)`: a connection that ends with the test."""
+    opened = []
+
+    def connection(url: str) -> Connection:
+        engine = sync_engine(url)
+        opened.append((engine, engine.connect()))
+        return opened[-1][1]
+
+    yield connection
+    for engine, each in opened:
+        each.close()
+        engine.dispose()
+
+
+def settings(url: str, name: str, **environ: str) -> Settings:
+    return load(environ={"DATABASE_URL": url, "STREAMS_RELAY__NAME": name, **environ})
+
+
+def migrate(found: Settings) -> list[str]:
+    return list(deploy.migrate(found, configured(found)))
+
+
+def catalog(url: str) -> dict[str, list[Any]]:
+    """Columns in their order, constraints, indexes and sequences, without partitions and Alembic's table."""
+    queries = {
+        "columns": "SELECT relname, attname, format_type(atttypid, atttypmod), attnotnull, attidentity,"
+        " pg_get_expr(adbin, adrelid) FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = attrelid"
+        " LEFT JOIN pg_attrdef AS d ON adrelid = attrelid AND adnum = attnum"
+        " WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND attnum > 0 ORDER BY 1, attnum",
+        "constraints": "SELECT relname, conname, pg_get_constraintdef(k.oid) FROM pg_constraint AS k"
+        " JOIN pg_class AS c ON c.oid = conrelid WHERE relnamespace = 'public'::regnamespace ORDER BY 1, 2",
+        "indexes": "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2",
+        "sequences": "SELECT sequencename, data_type::text, start_value, increment_by, cache_size FROM pg_sequences"
+        " WHERE schemaname = 'public' ORDER BY 1",
+        "partitioned": "SELECT relname, pg_get_partkeydef(oid) FROM pg_class WHERE relkind = 'p' ORDER BY 1",
+    }
+    with psycopg.connect(url) as connection:
+        return {
+            kind: [
+                row
+                for row in connection.execute(query.encode()).fetchall()
+                if not PARTITION.fullmatch(row[0]) and row[0] != db.migrate.VERSION_TABLE
+            ]
+            for kind, query in queries.items()
+        }
+
+
+def test_the_migrated_schema_is_what_the_tables_in_code_make(
+    database: str, empty: str, at: Callable[[str], Connection]
+) -> None:
+    connection = at(empty)
+    metadata.create_all(connection)
+    connection.commit()
+    migrated, made = catalog(database), catalog(empty)
+    for kind, found in migrated.items():
+        assert found == made[kind], kind
+        assert found, kind
+
+
+@pytest.mark.filterwarnings("ignore:Did not recognize type 'pg_lsn'")
+def test_alembic_sees_no_difference(database: str, at: Callable[[str], Connection]) -> None:
+    def ours(_: object, name: str | None, kind: str, *__: object) -> bool:
+        return kind != "table" or not (PARTITION.fullmatch(name or "") or name == db.migrate.VERSION_TABLE)
+
+    context = MigrationContext.configure(
+        at(database), opts={"include_object": ours, "compare_type": True, "compare_server_default": True}
+    )
+    assert compare_metadata(context, metadata) == []
+
+
+def test_migrating_twice_changes_nothing_the_second_time(empty: str, name: str) -> None:
+    found = settings(empty, name)
+    assert migrate(found) == [
+        f"database at revision {db.migrate.head()}",
+        "publication outbox_pub created",
+        f"replication slot {name} created",
+    ]
+    before = catalog(empty)
+    assert migrate(found) == [f"database at revision {db.migrate.head()}"]
+    assert catalog(empty) == before
+
+
+def test_four_processes_at_once_migrate_once(empty: str, name: str, tmp_path: Path) -> None:
+    environ = {**os.environ, "DATABASE_URL": empty, "STREAMS_RELAY__NAME": name, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", "from streams.cli import main; main(['migrate'])"]
+    pipe = subprocess.PIPE
+    started = [
+        subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=pipe, stderr=pipe, text=True) for _ in range(4)
+    ]
+    ended = [(*process.communicate(timeout=120), process.returncode) for process in started]
+    assert [(error, code) for _, error, code in ended] == [("", 0)] * 4
+    lines = [line for output, _, _ in ended for line in output.splitlines()]
+    assert sorted(lines) == sorted(
+        [f"database at revision {db.migrate.head()}"] * 4
+        + ["publication outbox_pub created", f"replication slot {name} created"]
+    )
+
+
+def test_the_publication_is_older_than_the_slot(empty: str, name: str, at: Callable[[str], Connection]) -> None:
+    """PostgreSQL 18 skips rows silently otherwise."""
+    migrate(settings(empty, name))
+    with psycopg.connect(empty) as connection:
+        shape = connection.execute(
+            "SELECT pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot, puballtables FROM pg_publication"
+        ).fetchall()
+        assert shape == [(True, False, False, False, True, False)]
+        assert connection.execute("SELECT * FROM pg_publication_tables").fetchall()[0][2] == "outbox"
+        connection.execute("SELECT outbox_enqueue('chat_history_persist', 'c', '{}')")
+        connection.commit()
+        # A slot made before its publication reports it as missing here.
+        changes = connection.execute(
+            "SELECT count(*) FROM pg_logical_slot_peek_binary_changes(%s, NULL, NULL,"
+            " 'proto_version', '1', 'publication_names', 'outbox_pub')",
+            [name],
+        ).fetchall()
+    assert changes[0][0] >= 3  # begin, insert, commit, and the relation before it
+
+
+def test_in_poll_mode_there_is_neither_publication_nor_slot(empty: str, name: str) -> None:
+    assert migrate(settings(empty, name, STREAMS_RELAY__MODE="poll")) == [f"database at revision {db.migrate.head()}"]
+    with psycopg.connect(empty) as connection:
+        assert connection.execute("SELECT FROM pg_publication").fetchall() == []
+
+
+async def test_without_logical_decoding_the_slot_is_only_noted(tmp_path: Path, name: str) -> None:
+    async with PostgresServer(tmp_path / "replica", settings={"wal_level": "replica"}) as server:
+        lines = migrate(settings(server.url, name))
+    assert lines == [
+        f"database at revision {db.migrate.head()}",
+        "publication outbox_pub created",
+        "no replication slot: wal_level is replica, and relay mode cdc needs logical",
+    ]
+
+
+def test_an_unmigrated_database_says_so(empty: str, name: str, at: Callable[[str], Connection]) -> None:
+    connection = at(empty)
+    with pytest.raises(NotMigrated, match=r"is at revision \(none\), expected 0001: run `streams migrate`"):
+        deploy.check(connection)
+    connection.rollback()
+    migrate(settings(empty, name, STREAMS_RELAY__MODE="poll"))
+    deploy.check(connection)
+
+
+def test_another_alembic_of_the_business_is_left_alone(empty: str, name: str) -> None:
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num text)")
+        connection.execute("INSERT INTO alembic_version VALUES ('theirs')")
+        migrate(settings(empty, name, STREAMS_RELAY__MODE="poll"))
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("theirs",)]
+
+
+def test_the_biz_types_are_known_with_topic_and_limit(empty: str, name: str) -> None:
+    def known() -> list[tuple[Any, ...]]:
+        with psycopg.connect(empty) as connection:
+            return connection.execute("SELECT biz_type, topic, max_bytes FROM outbox_biz_types").fetchall()
+
+    migrate(settings(empty, name, STREAMS_RELAY__MODE="poll"))
+    assert known() == [("chat_history_persist", "chat-history", 900_000)]
+    changed = {"STREAMS_OUTBOX__MAX_BYTES": "1000", "STREAMS_BROKER__TOPIC_PREFIX": "x."}
+    migrate(settings(empty, name, STREAMS_RELAY__MODE="poll", **changed))
+    assert known() == [("chat_history_persist", "x.chat-history", 1000)]
+
+
+def test_partitions_have_the_configured_width(empty: str, name: str) -> None:
+    migrate(settings(empty, name, STREAMS_RELAY__MODE="poll", STREAMS_OUTBOX__PARTITION_ROWS="1000"))
+    with psycopg.connect(empty) as connection:
+        bound = connection.execute("SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE relname = 'outbox_0'")
+        assert bound.fetchall() == [("FOR VALUES FROM ('0') TO ('1000')",)]
+
+
+def test_a_server_that_does_not_answer_is_unreachable_in_one_line(name: str) -> None:
+    with pytest.raises(ServiceUnreachable) as caught:
+        migrate(settings("postgresql://me:hunter2@127.0.0.1:1/d", name))
+    assert str(caught.value).startswith("PostgreSQL at postgresql://me:***@127.0.0.1:1/d cannot be reached: ")
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+def test_an_option_that_libpq_does_not_know_is_a_setting_to_change(name: str, postgres: PostgresServer) -> None:
+    with pytest.raises(SettingsInvalid, match=r"setting 'database.url' is '.*\?\*\*\*': .*\"nope\""):
+        migrate(settings(f"{postgres.url}?nope=hunter2", name))
+
+
+def test_a_role_that_may_not_is_refused_in_one_line(empty: str, name: str, postgres: PostgresServer) -> None:
+    role = f"{name}_role"
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN")
+    try:
+        with pytest.raises(UsageError, match=r"refuses to migrate: permission denied for schema public") as caught:
+            migrate(settings(empty.replace("postgres@", f"{role}@"), name))
+        assert "\n" not in str(caught.value)
+    finally:
+        with psycopg.connect(postgres.url, autocommit=True) as connection:
+            connection.execute(f"DROP ROLE {role}")

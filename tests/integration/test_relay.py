@@ -1,0 +1,329 @@
+"""A real relay, real PostgreSQL, real Kafka: what is committed is on the topic, in order, and nothing else is."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
+
+from streams.dev.kafka import KafkaBroker
+from streams.dev.postgres import PostgresServer
+from streams.dev.process import Process
+from tests.conftest import World
+from tests.fixtures.publish import CHAT, enqueue, payload
+from tests.fixtures.records import Record, first_seen, records
+
+Eventually = Callable[..., Any]
+
+
+@pytest.fixture
+def outbox(world: World) -> World:
+    """A migrated world with publication and slot."""
+    world.migrate()
+    return world
+
+
+def on_topic(world: World) -> list[Record]:
+    return records(world.settings.broker_url, world.topic)
+
+
+def published(world: World, ids: list[int]) -> Callable[[], bool]:
+    """Whether each of these ids is on the topic."""
+    return lambda: set(ids) <= {record.id for record in on_topic(world)}
+
+
+def confirmed(world: World) -> Callable[[], bool]:
+    """Whether the slot has been told of everything written up to now."""
+    [(now,)] = world.query("SELECT pg_current_wal_insert_lsn()::text")
+    statement = "SELECT confirmed_flush_lsn >= %s::pg_lsn FROM pg_replication_slots WHERE slot_name = %s"
+    return lambda: world.query(statement, now, world.settings.relay.name) == [(True,)]
+
+
+def leads(world: World, process: Process) -> Callable[[], bool]:
+    """Whether this process has written the heartbeat."""
+    return lambda: world.query("SELECT pid FROM relay_position WHERE pid = %s", process.pid) != []
+
+
+class Writers:
+    """Eight writers of shared conversations; every key's rows are serialized, one transaction in five is rolled back."""
+
+    def __init__(self, url: str, topic: str, transactions: int) -> None:
+        self._url, self._topic, self._transactions = url, topic, transactions
+        self._threads = [threading.Thread(target=self._write, args=(n,), daemon=True) for n in range(8)]
+        self._locks = [threading.Lock() for _ in range(20)]
+        self.committed: list[int] = []
+        self.failures: list[BaseException] = []
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> list[int]:
+        for thread in self._threads:
+            thread.join(120)
+        assert not self.failures, self.failures
+        return self.committed
+
+    def _write(self, number: int) -> None:
+        try:
+            with psycopg.connect(self._url) as connection:
+                for turn in range(self._transactions):
+                    key = (number * 7 + turn) % len(self._locks)
+                    with self._locks[key]:
+                        self._transaction(connection, f"c{key}", turn)
+        except BaseException as error:
+            self.failures.append(error)
+
+    def _transaction(self, connection: psycopg.Connection[Any], key: str, turn: int) -> None:
+        rows = connection.execute(
+            "INSERT INTO outbox (biz_type, topic, key, payload) SELECT %s, %s, %s, '{}' FROM generate_series(1, %s)"
+            " RETURNING id",
+            (CHAT, self._topic, key, 1 + turn % 4),
+        ).fetchall()
+        if turn % 5 == 4:
+            connection.rollback()
+        else:
+            connection.commit()
+            self.committed += [row[0] for row in rows]
+
+
+def check_order(world: World, ids: list[int]) -> None:
+    """Every committed row, no other, and per key in the order of ids, which is that of the commits."""
+    found = on_topic(world)
+    assert {record.id for record in found} == set(ids)
+    for key, seen in first_seen(found).items():
+        assert seen == sorted(seen), key
+
+
+async def test_a_record_is_what_debezium_would_have_sent(outbox: World, eventually: Eventually) -> None:
+    text = '{"user_id":1,  "conversation_id": "c1","role":"user","message":"\\u00e9 \U0001f40d"}'
+    plain, traced = (
+        outbox.query(
+            "INSERT INTO outbox (biz_type, topic, key, payload, traceparent, resend_of, created_at)"
+            " VALUES (%s, %s, 'k\u00e9', %s, %s, %s, '2026-01-31 12:00:00.5') RETURNING id",
+            *(CHAT, outbox.topic, text, *extra),
+        )[0][0]
+        for extra in ((None, None), ("00-ab-cd-01", 1))
+    )
+    outbox.relay()
+    await eventually(published(outbox, [plain, traced]))
+    first, second = sorted(on_topic(outbox), key=lambda record: record.id)
+    assert (first.key, first.value, first.timestamp) == ("k\u00e9".encode(), text.encode(), 1769860800500)
+    assert first.headers == [
+        ("id", str(plain).encode()),
+        ("biz_type", CHAT.encode()),
+        ("traceparent", None),
+        ("resend_of", None),
+    ]
+    assert second.headers[2:] == [("traceparent", b"00-ab-cd-01"), ("resend_of", b"1")]
+
+
+async def test_records_are_compressed_keyed_by_murmur2_and_readable_by_aiokafka(
+    outbox: World, eventually: Eventually
+) -> None:
+    from aiokafka.partitioner import murmur2
+
+    ids = enqueue(outbox.url, outbox.topic, [payload(n, f"c{n}") for n in range(200)])
+    outbox.relay()
+    await eventually(published(outbox, ids))
+    async with AIOKafkaConsumer(bootstrap_servers=outbox.settings.broker_url, auto_offset_reset="earliest") as consumer:
+        partitions = [TopicPartition(outbox.topic, number) for number in range(outbox.settings.topic.partitions)]
+        consumer.assign(partitions)
+        seen: list[Any] = []
+        while len(seen) < len(ids):
+            for batch in (await consumer.getmany(timeout_ms=5000)).values():
+                seen += batch
+    assert {int(dict(record.headers)["id"]) for record in seen} == set(ids)
+    for record in seen:
+        assert record.partition == (murmur2(record.key) & 0x7FFFFFFF) % len(partitions)
+
+
+async def test_eight_writers_and_kill_9_lose_double_and_reorder_nothing(outbox: World, eventually: Eventually) -> None:
+    writers = Writers(outbox.url, outbox.topic, 150)
+    for _ in range(3):
+        relay = outbox.relay()
+        await eventually(leads(outbox, relay))
+        await asyncio.sleep(0.3)
+        relay.kill()
+    outbox.relay()
+    ids = await asyncio.to_thread(writers.join)
+    await eventually(published(outbox, ids))
+    check_order(outbox, ids)
+
+
+async def test_rows_of_an_open_transaction_come_when_it_commits(outbox: World, eventually: Eventually) -> None:
+    outbox.relay()
+    with psycopg.connect(outbox.url) as connection:
+        insert = "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c', '{}') RETURNING id"
+        [early] = connection.execute(insert, (CHAT, outbox.topic)).fetchone() or []
+        late = enqueue(outbox.url, outbox.topic, [payload(1, "d")])
+        await eventually(published(outbox, late))
+        assert early not in {record.id for record in on_topic(outbox)}
+    await eventually(published(outbox, [early]))
+
+
+async def test_a_broker_outage_is_waited_out(outbox: World, kafka: KafkaBroker, eventually: Eventually) -> None:
+    relay = outbox.relay()
+    ids = enqueue(outbox.url, outbox.topic, [payload(n, f"c{n % 9}") for n in range(100)])
+    await eventually(published(outbox, ids))
+    kafka.kill()
+    try:
+        ids += enqueue(outbox.url, outbox.topic, [payload(n, f"c{n % 9}") for n in range(30_000)])
+        await asyncio.sleep(6)
+        assert relay.running
+        assert relay.pid and psutil.Process(relay.pid).memory_info().rss < 150 << 20
+    finally:
+        await kafka.restart()
+    await eventually(published(outbox, ids), 60)
+    check_order(outbox, ids)
+    assert relay.running
+
+
+async def test_a_database_restart_is_waited_out(
+    outbox: World, postgres: PostgresServer, eventually: Eventually
+) -> None:
+    relay = outbox.relay()
+    ids = enqueue(outbox.url, outbox.topic, [payload(n, f"c{n % 9}") for n in range(100)])
+    await eventually(published(outbox, ids))
+    await postgres.restart()
+    ids += enqueue(outbox.url, outbox.topic, [payload(n, f"c{n % 9}") for n in range(100)])
+    await eventually(published(outbox, ids))
+    postgres.kill()
+    await postgres.restart()
+    ids += enqueue(outbox.url, outbox.topic, [payload(n, f"c{n % 9}") for n in range(100)])
+    await eventually(published(outbox, ids))
+    check_order(outbox, ids)
+    assert relay.running
+
+
+async def test_a_standby_takes_over_within_seconds(outbox: World, eventually: Eventually) -> None:
+    leader = outbox.relay()
+    await eventually(leads(outbox, leader))
+    standby = outbox.relay()
+    ids = enqueue(outbox.url, outbox.topic, [payload(n, "c") for n in range(100)])
+    await eventually(published(outbox, ids))
+    await eventually(lambda: "relay stands by" in (outbox.directory / "streams-1.log").read_text())
+    leader.kill()
+    await eventually(leads(outbox, standby), 10)
+    ids += enqueue(outbox.url, outbox.topic, [payload(n, "c") for n in range(100)])
+    await eventually(published(outbox, ids))
+    check_order(outbox, ids)
+
+
+async def test_a_huge_transaction_takes_no_memory(outbox: World, eventually: Eventually) -> None:
+    relay = outbox.relay()
+    await eventually(leads(outbox, relay))
+    assert relay.pid
+    process = psutil.Process(relay.pid)
+    outbox.query(
+        "INSERT INTO outbox (biz_type, topic, key, payload)"
+        " SELECT %s, %s, 'c' || n %% 500, json_build_object('n', n, 'message', repeat(md5(n::text), 10))"
+        " FROM generate_series(1, 400000) AS n",
+        *(CHAT, outbox.topic),
+    )
+    done, peak = confirmed(outbox), 0
+
+    def finished() -> bool:
+        nonlocal peak
+        peak = max(peak, process.memory_info().rss)
+        return done()
+
+    await eventually(finished, 120)
+    assert peak < 150 << 20
+    found = on_topic(outbox)
+    assert len({record.id for record in found}) == 400_000
+    for key, seen in first_seen(found).items():
+        assert seen == sorted(seen), key
+
+
+async def test_what_no_record_can_carry_is_dead_and_the_rest_goes_on(outbox: World, eventually: Eventually) -> None:
+    insert = "INSERT INTO outbox (biz_type, topic, key, payload, created_at) VALUES (%s, %s, 'c', %s, %s) RETURNING id"
+    secret, now, topic = '{"x": "secret-canary"}', "2026-01-01", outbox.topic
+    huge = '{"x": "secret-canary' + "x" * 2_000_000 + '"}'
+    lines = [
+        ((topic, secret, now), None),
+        ((topic, huge, now), "takes at most"),
+        ((topic, secret, now), None),
+        (("no such/topic", secret, now), "not a valid name"),
+        (("not-there", secret, now), "does not exist"),
+        (("not-there", secret, now), "does not exist"),
+        ((topic, secret, "infinity"), "created_at"),
+        ((topic, secret, now), None),
+    ]
+    ids = [outbox.query(insert, CHAT, *values)[0][0] for values, _ in lines]
+    outbox.relay()
+    good = [found for found, (_, reason) in zip(ids, lines, strict=True) if reason is None]
+    await eventually(published(outbox, good))
+    check_order(outbox, good)
+    dead = {row[0]: row[1:] for row in outbox.query("SELECT outbox_id, status, error_code, attempts, error FROM outbox_state")}
+    assert dead.keys() == set(ids) - set(good)
+    for found, (_, reason) in zip(ids, lines, strict=True):
+        if reason is not None:
+            assert dead[found][:3] == ("dead", "unpublishable", 0)
+            assert reason in dead[found][3]
+    assert "canary" not in str(dead) + (outbox.directory / "streams-0.log").read_text()
+
+
+async def test_a_record_that_the_broker_refuses_costs_one_message(outbox: World, eventually: Eventually) -> None:
+    relay = outbox.relay()
+    ids = enqueue(outbox.url, outbox.topic, [payload(0, "c")])
+    await eventually(published(outbox, ids))
+    # Unknown to the relay, which asked for the limit when it began.
+    limit_topic(outbox.settings.broker_url, outbox.topic, 20_000)
+    messages = [payload(n, f"c{n % 3}") for n in range(60)]
+    messages[30]["message"] = "".join(chr(97 + n * n % 26) + str(n) for n in range(20_000))
+    more = enqueue(outbox.url, outbox.topic, messages)
+    good = ids + more[:30] + more[31:]
+    await eventually(published(outbox, good), 60)
+    check_order(outbox, good)
+    assert outbox.query("SELECT outbox_id, status, error_code FROM outbox_state") == [
+        (more[30], "dead", "unpublishable")
+    ]
+    assert relay.running
+
+
+async def test_sigterm_ends_it_with_everything_confirmed(outbox: World, eventually: Eventually) -> None:
+    relay = outbox.relay()
+    ids = enqueue(outbox.url, outbox.topic, [payload(n, f"c{n % 9}") for n in range(20_000)])
+    await eventually(published(outbox, ids[:1]))
+    await relay.stop(signal.SIGTERM, grace=8)
+    assert relay.returncode == 0
+    outbox.relay()
+    await eventually(published(outbox, ids))
+    check_order(outbox, ids)
+    # Nothing was sent twice: the first relay had confirmed what it sent.
+    assert len(on_topic(outbox)) == len(ids)
+
+
+async def test_a_stopped_relay_leaves_nothing_unconfirmed(outbox: World, eventually: Eventually) -> None:
+    relay = outbox.relay()
+    ids = enqueue(outbox.url, outbox.topic, [payload(n, "c") for n in range(50)])
+    done = confirmed(outbox)
+    await eventually(published(outbox, ids))
+    await relay.stop(signal.SIGINT, grace=8)
+    assert (relay.returncode, done()) == (0, True)
+
+
+async def test_an_idle_outbox_holds_back_no_wal(outbox: World, eventually: Eventually) -> None:
+    outbox.relay()
+    outbox.query("CREATE TABLE other AS SELECT repeat('x', 500) FROM generate_series(1, 20000)")
+    await eventually(confirmed(outbox))
+
+
+def limit_topic(broker: str, topic: str, limit: int) -> None:
+    entry = ConfigEntry("max.message.bytes", str(limit), incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    [future] = AdminClient({"bootstrap.servers": broker}).incremental_alter_configs([resource]).values()
+    future.result(10)

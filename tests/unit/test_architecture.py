@@ -1,0 +1,109 @@
+"""Architecture: imports go one way, and business code loads neither Faust nor Kafka."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Who may import whom, besides itself.  Everything in `streams` that is not named here is the core.
+TOP = {"app", "cli", "preflight"}
+SIDES = {"relay", "worker", "web", "dev"}
+ALLOWED = {
+    "db": set[str](),
+    "core": {"db"},
+    "agents": {"db", "streams"},
+    **{side: {"db", "core", "streams"} for side in SIDES},
+    "dev": {"db", "core", "streams", "agents"},  # the demo is business code, and has chats to tell
+    **{top: {"db", "core", "streams", *SIDES, *TOP} for top in TOP},
+}
+FORBIDDEN_TO_BUSINESS = ("faust", "mode", "aiokafka", "confluent_kafka")
+
+
+def layer(module: str) -> str | None:
+    """The layer of a module; 'streams' is the package's public names; None when it is not ours."""
+    first, _, rest = module.partition(".")
+    if first != "streams":
+        return "db" if first == "db" else None
+    second = rest.partition(".")[0]
+    if not second:
+        return "streams"
+    return second if second in {*SIDES, *TOP, "agents"} else "core"
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for folder in ("db", "streams"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Every import of a file, inside functions too; `from streams import kafka` counts as streams.kafka."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, name.name) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            for name in node.names:
+                found = f"{node.module}.{name.name}"
+                yield node.lineno, found if _is_module(found) else str(node.module)
+
+
+def _is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or path.is_dir()
+
+
+MODULES = list(modules())
+
+
+@pytest.mark.parametrize(("module", "path"), MODULES, ids=[module for module, _ in MODULES])
+def test_imports_go_one_way(module: str, path: Path) -> None:
+    mine = layer(module)
+    if mine == "streams":
+        allowed = {"core"}
+    else:
+        assert mine is not None
+        allowed = ALLOWED[mine] | {mine}
+    wrong = [f"{path}:{line} imports {name}" for line, name in imports(path) if layer(name) not in {None, *allowed}]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(("module", "path"), MODULES, ids=[module for module, _ in MODULES])
+def test_only_worker_web_and_app_import_faust(module: str, path: Path) -> None:
+    if layer(module) in ("worker", "web", "app"):
+        return
+    wrong = [f"{path}:{line} imports {name}" for line, name in imports(path) if name.split(".")[0] in ("faust", "mode")]
+    assert wrong == []
+
+
+def test_every_module_starts_with_a_sentence() -> None:
+    for module, path in MODULES:
+        text = path.read_text(encoding="utf-8")
+        if text:
+            docstring = ast.get_docstring(ast.parse(text))
+            assert docstring, f"{module} has no docstring"
+            assert docstring.splitlines()[0][-1] in ".:;,`)" or "\n" in docstring, module
+
+
+@pytest.mark.parametrize("statement", ["import streams", "from streams import outbox; outbox.start()"])
+def test_business_code_loads_neither_faust_nor_kafka(statement: str, tmp_path: Path) -> None:
+    code = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert {"streams"} <= set(ended.stdout.split())
+    assert set(ended.stdout.split()).isdisjoint(FORBIDDEN_TO_BUSINESS)

@@ -1,0 +1,312 @@
+"""Payloads: what is encoded comes back, and every refusal says what, where and what would be right."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Annotated, Any, Literal
+
+import msgspec
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.agents.chat_history import ChatHistoryPersist
+from streams.codec import KEY_BYTES, Unreadable, decode, encode
+from streams.errors import PayloadInvalid
+from streams.events import EventType, declared, event
+
+CANARY = "canary-4711"
+LIMIT = 900_000
+CHAT = declared(ChatHistoryPersist)
+BIGINT = st.integers(-(2**63), 2**63 - 1)
+TEXT = st.text().filter(lambda text: "\x00" not in text)
+
+
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclass(frozen=True)
+class Item:
+    name: str
+    weight: float | None = None
+
+
+@event("codec_test", topic="codec-test", key="ref")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    ref: str | int | None
+    items: tuple[Item, ...] = ()
+    colour: Colour = Colour.RED
+    size: Literal["s", "m"] | None = None
+    price: float | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    code: Annotated[str, msgspec.Meta(pattern="^[a-z]+$", description="lower case letters")] | None = None
+    when: datetime | None = None
+    more: Any = None
+
+
+ORDER = declared(Order)
+
+
+def chat(**changed: Any) -> ChatHistoryPersist:
+    values: dict[str, Any] = {"user_id": 1, "conversation_id": "c", "role": "user", "message": "hi"}
+    return ChatHistoryPersist(**{**values, **changed})
+
+
+def refusal(payload: object, kind: EventType = CHAT, limit: int = LIMIT) -> str:
+    with pytest.raises(PayloadInvalid) as caught:
+        encode(payload, kind, limit)
+    assert "\n" not in str(caught.value)
+    name, _, reason = str(caught.value).partition(": ")
+    assert name == kind.biz_type
+    return reason
+
+
+def unreadable(raw: bytes | str | None, payload: type[Any] = ChatHistoryPersist) -> str:
+    with pytest.raises(Unreadable) as caught:
+        decode(raw, payload)
+    assert CANARY not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def document(**changed: Any) -> bytes:
+    return orjson.dumps({"user_id": 1, "conversation_id": "c", "role": "user", "message": "hi"} | changed)
+
+
+@given(
+    payload=st.builds(
+        ChatHistoryPersist,
+        user_id=BIGINT,
+        conversation_id=TEXT.filter(lambda text: 1 <= len(text.encode()) <= KEY_BYTES),
+        role=TEXT,
+        message=TEXT,
+        reasoning_content=st.none() | TEXT,
+        reasoning_duration_seconds=st.none() | BIGINT,
+        retry_group_id=st.none() | TEXT,
+        retry_index=st.none() | BIGINT,
+        retry_from_user_message_id=st.none() | BIGINT,
+        retry_from_assistant_message_id=st.none() | BIGINT,
+        tokens_consumed=st.none() | BIGINT,
+    )
+)
+def test_a_payload_comes_back_from_text_and_from_bytes(payload: ChatHistoryPersist) -> None:
+    key, text = encode(payload, CHAT, LIMIT)
+    assert key == payload.conversation_id
+    assert decode(text, ChatHistoryPersist) == decode(text.encode(), ChatHistoryPersist) == payload
+
+
+@given(
+    payload=st.builds(
+        Order,
+        ref=TEXT.filter(lambda text: 1 <= len(text.encode()) <= KEY_BYTES) | BIGINT,
+        items=st.lists(st.builds(Item, TEXT, st.none() | st.floats(allow_nan=False, allow_infinity=False))).map(tuple),
+        colour=st.sampled_from(Colour),
+        size=st.sampled_from(["s", "m", None]),
+        tags=st.dictionaries(TEXT, TEXT),
+        when=st.none() | st.datetimes(),
+    )
+)
+def test_nested_payloads_come_back(payload: Order) -> None:
+    _, text = encode(payload, ORDER, LIMIT)
+    assert decode(text, Order) == payload
+
+
+def test_unset_optional_fields_are_not_stored() -> None:
+    _, text = encode(chat(tokens_consumed=3), CHAT, LIMIT)
+    assert list(orjson.loads(text)) == ["user_id", "conversation_id", "role", "message", "tokens_consumed"]
+
+
+def test_the_names_that_json_has_and_the_event_has_not_are_ignored() -> None:
+    assert decode(document(other={"deep": [1]}, nul="\x00"), ChatHistoryPersist) == chat()
+
+
+def test_absent_and_null_are_the_same() -> None:
+    assert decode(document(retry_index=None), ChatHistoryPersist) == decode(document(), ChatHistoryPersist) == chat()
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"user_id": "7"}, "'user_id' is '7': expected int, got str"),
+        ({"user_id": True}, "'user_id' is True: expected int, got bool"),
+        ({"user_id": 1.5}, "'user_id' is 1.5: expected int, got float"),
+        ({"user_id": None}, "'user_id' is None: expected int, got null"),
+        ({"user_id": 2**63}, f"'user_id' is {2**63}: expected int <= {2**63 - 1}"),
+        ({"user_id": -(2**63) - 1}, f"'user_id' is {-(2**63) - 1}: expected a number of at most 64 bits"),
+        ({"user_id": 2**64}, f"'user_id' is {2**64}: expected a number of at most 64 bits"),
+        ({"tokens_consumed": 2**63}, f"'tokens_consumed' is {2**63}: expected int <= {2**63 - 1}"),
+        ({"tokens_consumed": math.nan}, "'tokens_consumed' is nan: expected a finite number"),
+        ({"user_id": math.nan}, "'user_id' is None: expected int, got null"),
+        ({"message": "a\x00b"}, r"'message' is 'a\x00b': expected text without NUL"),
+        ({"conversation_id": "\x00"}, r"'conversation_id' is '\x00': expected text without NUL"),
+        ({"message": "\ud800"}, r"'message' is '\ud800': expected text without lone surrogates"),
+        ({"message": b"hi"}, "'message' is b'hi': expected a value that JSON has (Type is not JSON serializable: by"),
+        ({"message": {"a"}}, "'message' is {'a'}: expected a value that JSON has (Type is not JSON serializable: set)"),
+        ({"message": ["hi"]}, "'message' is ['hi']: expected str, got array"),
+        ({"conversation_id": ""}, "'conversation_id' is '' (0 bytes): expected 1 to 1024 bytes for a key"),
+        ({"conversation_id": 7}, "'conversation_id' is 7: expected str, got int"),
+    ],
+)
+def test_a_refusal_names_field_value_and_expectation(changed: dict[str, Any], reason: str) -> None:
+    assert refusal(chat(**changed)).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("order", "reason"),
+    [
+        (Order(ref=None), "'ref' is None: expected a value, it is the key"),
+        (Order(ref="r", price=math.inf), "'price' is inf: expected a finite number"),
+        (Order(ref="r", items=(Item("a"), Item("b", math.nan))), "'items[1].weight' is nan: expected a finite number"),
+        (Order(ref="r", items=(Item("a"), Item(5))), "'items[1].name' is 5: expected str, got int"),  # type: ignore[arg-type]
+        (Order(ref="r", items=(Item("a\x00"),)), r"'items[0].name' is 'a\x00': expected text without NUL"),
+        (Order(ref="r", tags={"a": 1}), "'tags[...]' is {'a': 1}: expected str, got int"),  # type: ignore[dict-item]
+        (Order(ref="r", tags={"\x00": "a"}), r"'tags[...]' is {'\x00': 'a'}: expected text without NUL"),
+        (Order(ref="r", size="xl"), "'size' is 'xl': expected one of m, s"),  # type: ignore[arg-type]
+        (Order(ref="r", colour="green"), "'colour' is 'green': expected one of red, blue"),  # type: ignore[arg-type]
+        (Order(ref="r", code="A1"), "'code' is 'A1': expected lower case letters"),
+        (Order(ref="r", when="noon"), "'when' is 'noon': invalid RFC3339 encoded datetime"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_refusal_names_the_place_inside_nested_payloads(order: Order, reason: str) -> None:
+    assert refusal(order, ORDER) == reason
+
+
+def test_a_refusal_repeats_only_the_beginning_of_a_value() -> None:
+    assert len(refusal(chat(message="x" * 10_000 + "\x00"))) < 200
+    assert len(refusal(chat(user_id="x" * 10_000))) < 200
+
+
+def test_what_is_nested_too_deep_is_refused_however_deep() -> None:
+    deep: Any = "x"
+    for _ in range(100_000):
+        deep = [deep]
+    assert refusal(Order(ref="r", more=deep), ORDER).endswith("expected at most 254 levels of nesting")
+
+
+def test_the_size_that_counts_is_what_is_stored() -> None:
+    _, text = encode(chat(message="ü" * 100), CHAT, LIMIT)
+    size = len(text.encode())
+    assert encode(chat(message="ü" * 100), CHAT, size)[1] == text
+    assert refusal(chat(message="ü" * 100), limit=size - 1) == f"payload has {size} bytes, expected at most {size - 1}"
+
+
+def test_a_key_has_at_most_1024_bytes() -> None:
+    assert encode(chat(conversation_id="ü" * 512), CHAT, LIMIT)[0] == "ü" * 512
+    assert "(1026 bytes): expected 1 to 1024 bytes for a key" in refusal(chat(conversation_id="ü" * 513))
+
+
+def test_a_number_as_key_is_its_digits() -> None:
+    assert encode(Order(ref=-7), ORDER, LIMIT)[0] == "-7"
+
+
+def test_a_backslash_u_that_was_typed_is_text() -> None:
+    payload = chat(message="a \\u0000 typed, and null")
+    assert decode(encode(payload, CHAT, LIMIT)[1], ChatHistoryPersist) == payload
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (None, "the value is null, expected a JSON object"),
+        (b"", "the value is not JSON: "),
+        (b"{" + CANARY.encode(), "the value is not JSON: "),
+        (b"NaN", "the value is not JSON: "),
+        (b'{"user_id": NaN}', "the value is not JSON: "),
+        (b'{"message": "\\ud800"}', "the value is not JSON: "),
+        (b"\xff\xfe", "the value is not UTF-8 at byte 0"),
+        (b"[" * 100_000, "the value is not JSON: "),
+        (b'{"other": ' + b"[" * 5000 + b"]" * 5000 + b"}", "the value is not JSON: "),
+        (b"[]", "'payload': expected object, got array"),
+        (b"null", "'payload': expected object, got null"),
+        (b"7", "'payload': expected object, got int"),
+        (orjson.dumps(CANARY), "'payload': expected object, got str"),
+        (b"{}", "'user_id': expected a value, got none"),
+        (document(user_id=CANARY), "'user_id': expected int, got str"),
+        (document(user_id=2**63), "'user_id': expected int <= 9223372036854775807"),
+        (document(message=None), "'message': expected str, got null"),
+        (document(message=f"{CANARY}\x00"), "'message' holds a NUL character, which text cannot hold"),
+        (document(message=f"{CANARY}\x00").decode(), "'message' holds a NUL character, which text cannot hold"),
+    ],
+)
+def test_a_value_that_cannot_be_read_says_why_without_its_text(raw: bytes | str | None, reason: str) -> None:
+    assert unreadable(raw).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"size": CANARY}, "'size': expected one of m, s"),
+        ({"colour": f"x' - at `$.{CANARY}`"}, "'colour': expected one of red, blue"),
+        ({"code": CANARY}, "'code': expected lower case letters"),
+        ({"tags": {CANARY: 1}}, "'tags[...]': expected str, got int"),
+        ({"tags": {f"{CANARY}\x00": "a"}}, "'tags[...]' holds a NUL character, which text cannot hold"),
+        ({"items": [{"name": "a"}, {CANARY: 1}]}, "'items[1].name': expected a value, got none"),
+        ({"when": CANARY}, "'when': invalid RFC3339 encoded datetime"),
+    ],
+)
+def test_reasons_hold_no_message_text_for_any_kind_of_field(changed: dict[str, Any], reason: str) -> None:
+    assert unreadable(orjson.dumps({"ref": "r"} | changed), Order) == reason
+
+
+@dataclass(frozen=True)
+class Picky:
+    text: str
+
+    def __post_init__(self) -> None:
+        if self.text.startswith("v"):
+            raise ValueError(f"not {self.text}")
+        raise LookupError(self.text)
+
+
+def test_what_a_post_init_raises_is_the_fault_of_the_message_and_is_not_repeated() -> None:
+    assert unreadable(orjson.dumps({"text": f"v {CANARY}"}), Picky) == (
+        "'payload': expected what its __post_init__ accepts"
+    )
+    assert unreadable(orjson.dumps({"text": CANARY}), Picky) == "Picky cannot be made of it: LookupError"
+
+
+@dataclass(frozen=True)
+class Tree:
+    children: list[Tree]
+    name: str = ""
+
+
+def test_a_payload_nested_as_deep_as_json_goes_is_read_or_refused() -> None:
+    raw: Any = {"children": [], "name": "\x00"}
+    for _ in range(100):
+        raw = {"children": [raw]}
+    assert unreadable(orjson.dumps(raw), Tree).endswith("holds a NUL character, which text cannot hold")
+    deep = b'{"children":[' * 511 + b'{"children":[]}' + b"]}" * 511
+    with suppress(Unreadable):
+        decode(deep, Tree)
+
+
+@given(raw=st.binary() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(repr).map(str.encode))
+def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
+    with pytest.raises(Unreadable):
+        decode(raw, ChatHistoryPersist)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | BIGINT | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(values=st.dictionaries(st.sampled_from(list(ChatHistoryPersist.__slots__)), JSON))
+def test_any_json_is_read_or_refused(values: dict[str, Any]) -> None:
+    try:
+        found = decode(document(**values), ChatHistoryPersist)
+    except Unreadable as refused:
+        assert refused.code in ("payload", "json")
+    else:
+        assert encode(found, CHAT, LIMIT) if 0 < len(found.conversation_id.encode()) <= KEY_BYTES else True

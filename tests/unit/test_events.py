@@ -1,0 +1,111 @@
+"""Events: what may be declared, and what a batch is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import orjson
+import pytest
+
+from streams.errors import RegistryInvalid
+from streams.events import Batch, Message, declared, event
+
+
+@dataclass(frozen=True)
+class Fine:
+    ref: str
+
+
+@dataclass
+class NotFrozen:
+    ref: str
+
+
+class NotADataclass:
+    ref: str
+
+
+class Child(Fine):
+    more: int
+
+
+def declaration(**changed: Any) -> Callable[[type[Any]], type[Any]]:
+    values: dict[str, Any] = {"biz_type": "events_test", "topic": "events-test", "key": "ref"} | changed
+    return event(values["biz_type"], topic=values["topic"], key=values["key"])
+
+
+@pytest.mark.parametrize("cls", [NotFrozen, NotADataclass, Child])
+def test_only_a_frozen_dataclass_can_be_an_event(cls: type[Any]) -> None:
+    with pytest.raises(RegistryInvalid, match=rf"test_events\.{cls.__name__} \(.*\) is not a frozen data"):
+        declaration()(cls)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"key": "reff"}, "has no field 'reff', which @event names as its key"),
+        ({"biz_type": ""}, "biz_type is '', expected 1 to 100 of"),
+        ({"biz_type": "a b"}, "biz_type is 'a b', expected"),
+        ({"biz_type": None}, "biz_type is None, expected"),
+        ({"topic": "a b"}, "topic is 'a b', expected 1 to 249 of"),
+        ({"topic": ".."}, "topic is '..', expected"),
+        ({"topic": "a" * 250}, "topic is 'aaa"),
+        ({"topic": "a\n"}, r"topic is 'a\n', expected"),
+    ],
+)
+def test_a_bad_declaration_names_the_class_and_what_is_wrong(changed: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RegistryInvalid) as caught:
+        declaration(**changed)(Fine)
+    assert str(caught.value).startswith(f"{__name__}.Fine ({__file__})")
+    assert reason in str(caught.value)
+
+
+def test_what_was_declared_is_known_and_what_was_not_is_refused() -> None:
+    found = declared(declaration()(Fine))
+    assert (found.biz_type, found.topic, found.key, found.payload) == ("events_test", "events-test", "ref", Fine)
+    with pytest.raises(RegistryInvalid, match=r"test_events\.NotADataclass is not an event: decorate it"):
+        declared(NotADataclass)
+
+
+def messages(*refs: str) -> Batch[Fine]:
+    return Batch([Message(7 + index, ref, Fine(ref), 1_700_000_000_123) for index, ref in enumerate(refs)])
+
+
+def test_a_batch_is_a_sequence_of_messages() -> None:
+    batch = messages("a", "b", "c")
+    assert len(batch) == 3
+    assert batch[0].payload.ref == "a"
+    assert [message.key for message in batch] == ["a", "b", "c"]
+    assert isinstance(batch[1:], Batch)
+    assert [message.outbox_id for message in batch[1:]] == [8, 9]
+
+
+def test_a_message_knows_when_its_row_was_written() -> None:
+    assert messages("a")[0].created_at == datetime(2023, 11, 14, 22, 13, 20, 123_000)
+
+
+@dataclass(frozen=True)
+class Empty:
+    pass
+
+
+def test_a_batch_as_json_is_flat() -> None:
+    head = {"outbox_id": 7, "source": "", "created_at": "2023-11-14T22:13:20.123"}
+    assert orjson.loads(messages('"ü').json()) == [{**head, "ref": '"ü'}]
+    assert orjson.loads(Batch[Fine]([]).json()) == []
+    assert orjson.loads(Batch([Message(7, "", Empty(), 1_700_000_000_123)]).json()) == [head]
+    foreign = Message(7, "a", Fine("a"), 1_700_000_000_007, source='old "one"')
+    assert orjson.loads(Batch([foreign]).json())[0] | {"ref": ""} == {
+        "outbox_id": 7,
+        "source": 'old "one"',
+        "created_at": "2023-11-14T22:13:20.007",
+        "ref": "",
+    }
+
+
+def test_a_moment_before_1970_is_written_as_a_moment() -> None:
+    [found] = orjson.loads(Batch([Message(1, "a", Fine("a"), -1)]).json())
+    assert found["created_at"] == "1969-12-31T23:59:59.999"

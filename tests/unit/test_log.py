@@ -1,0 +1,51 @@
+"""Log lines: constant message, data as key=value or JSON, one line each."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from streams.log import setup
+from streams.settings import Log
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_text_shows_data_as_words(capsys: pytest.CaptureFixture[str]) -> None:
+    setup(Log())
+    logging.getLogger("streams.x").warning("message dead", extra={"outbox_id": 7, "reason": "too\nlarge = 1"})
+    line = capsys.readouterr().err
+    assert line.endswith('WARNING streams.x: message dead outbox_id=7 reason="too\\nlarge = 1"\n')
+    assert line.count("\n") == 1
+
+
+def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    setup(Log(format="json", level="warning"))
+    logging.getLogger("streams.x").info("not shown")
+    logging.getLogger("streams.x").warning("message dead", extra={"outbox_id": 7, "where": object})
+    [line] = capsys.readouterr().err.splitlines()
+    found = json.loads(line)
+    assert (found["level"], found["message"], found["outbox_id"]) == ("warning", "message dead", 7)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_traceback_shows_only_when_debugging(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for debug in (False, True):
+        setup(Log(format=form), debug=debug)  # type: ignore[arg-type]
+        try:
+            raise ValueError("secret text")
+        except ValueError:
+            logging.getLogger("streams.x").exception("failed")
+        assert ("Traceback" in (line := capsys.readouterr().err)) is debug
+        assert "ValueError" in line
+        assert ("secret text" in line) is debug

@@ -1,0 +1,54 @@
+"""Queries: every statement is named once, explained, used, and is one statement."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from db import queries
+from db.queries import query
+
+ROOT = Path(queries.__file__).parents[1]
+FILES = sorted((ROOT / "db" / "sql").glob("*.sql"))
+NAMES = sorted(queries._load())
+
+
+def test_an_unknown_query_is_named() -> None:
+    with pytest.raises(KeyError, match="nowhere"):
+        query("nowhere")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_query_starts_with_a_line_of_why_and_is_one_statement(name: str) -> None:
+    text = query(name)
+    assert text.startswith("-- ")
+    statement = re.sub(r"^--.*$", "", text, flags=re.MULTILINE).strip()
+    assert statement
+    assert ";" not in statement
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_query_is_used(name: str) -> None:
+    sources = (
+        path.read_text(encoding="utf-8") for folder in ("db", "streams") for path in (ROOT / folder).rglob("*.py")
+    )
+    assert any(f'"{name}"' in source for source in sources)
+
+
+def test_no_statement_is_lost_between_headings() -> None:
+    for file in FILES:
+        text = file.read_text(encoding="utf-8")
+        headings = re.findall(r"^-- (\S+) --$", text, flags=re.MULTILINE)
+        assert text.startswith(f"-- {headings[0]} --"), f"{file.name} begins with something that has no name"
+        assert set(headings) <= set(NAMES), f"{file.name} has a heading that is not lower case with underscores"
+
+
+def test_a_query_defined_twice_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sql").mkdir()
+    for file in ("a.sql", "b.sql"):
+        (tmp_path / "sql" / file).write_text("-- one --\n-- Why.\nSELECT 1;\n", encoding="utf-8")
+    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
+    with pytest.raises(ValueError, match=r"query 'one' is defined twice, again in db/sql/b\.sql"):
+        queries._load.__wrapped__()

@@ -1,0 +1,59 @@
+"""The floor never passes a row that is not published yet."""
+
+from __future__ import annotations
+
+from streams.relay.backoff import delay
+from streams.relay.floor import Sample, reached, settle
+from streams.relay.lsn import lsn_number, lsn_text
+from streams.relay.upkeep import needed_ahead
+
+
+def test_a_sample_without_writers_waits_for_the_end_of_the_wal_only() -> None:
+    sample = settle(Sample(9, frozenset()), frozenset(), 500)
+    assert not reached(sample, 499)
+    assert reached(sample, 500)
+
+
+def test_a_sample_waits_for_each_of_its_writers() -> None:
+    sample = settle(Sample(9, frozenset({"3/1", "4/1"})), frozenset({"4/1"}), 500)
+    assert sample.lsn is None
+    assert not reached(sample, 10_000)
+    sample = settle(sample, frozenset(), 600)
+    assert (sample.lsn, reached(sample, 599), reached(sample, 600)) == (600, False, True)
+
+
+def test_later_writers_do_not_hold_it_back() -> None:
+    sample = settle(Sample(9, frozenset({"3/1"})), frozenset({"5/7", "6/2"}), 500)
+    assert sample.lsn == 500
+
+
+def test_the_wal_end_is_that_of_the_moment_when_the_last_writer_had_ended() -> None:
+    sample = settle(Sample(9, frozenset()), frozenset(), 500)
+    assert settle(sample, frozenset(), 900).lsn == 500
+
+
+def test_a_writer_that_left_is_not_taken_for_one_that_reuses_its_name() -> None:
+    sample = settle(Sample(9, frozenset({"3/1", "4/1"})), frozenset({"4/1"}), 500)
+    assert settle(sample, frozenset({"3/1"}), 600).lsn == 600
+
+
+def test_nothing_confirmed_means_no_floor() -> None:
+    assert not reached(Sample(9, frozenset(), 1), None)
+
+
+def test_positions_are_numbers_inside_and_text_outside() -> None:
+    assert lsn_text(lsn_number("16/B374D848")) == "16/B374D848"
+    assert lsn_number("1/0") == 2**32
+
+
+def test_partitions_reach_as_far_as_the_rate_asks_within_bounds() -> None:
+    assert needed_ahead(None, (0.0, 500), 3.0, 1000) == 1000
+    assert needed_ahead((0.0, 0), (60.0, 60), 1 / 24, 1000) == 3600
+    assert needed_ahead((0.0, 0), (60.0, 0), 3.0, 1000) == 1000
+    assert needed_ahead((0.0, 0), (60.0, 10**6), 3.0, 1000) == 10_000
+
+
+def test_waiting_doubles_and_ends_at_the_limit() -> None:
+    assert 0.1 <= delay(0, 10.0) <= 0.2
+    assert 0.4 <= delay(2, 10.0) <= 0.8
+    assert all(5.0 <= delay(attempt, 10.0) <= 10.0 for attempt in (6, 50, 10_000))
