@@ -102,7 +102,12 @@ def publish(bench: Bench, name: str) -> None:
             "SELECT id, key, payload::text, (extract(epoch FROM created_at) * 1000)::bigint FROM outbox ORDER BY id"
         )
         for outbox_id, key, payload, created in rows:
-            headers = [("id", b"%d" % outbox_id), ("biz_type", b"chat_history_persist"), ("traceparent", None), ("resend_of", None)]
+            headers: list[tuple[str, str | bytes | None]] = [
+                ("id", b"%d" % outbox_id),
+                ("biz_type", b"chat_history_persist"),
+                ("traceparent", None),
+                ("resend_of", None),
+            ]
             while True:
                 try:
                     producer.produce("chat-history", payload, key, headers=headers, timestamp=created)

@@ -46,7 +46,7 @@ def main(threads: int) -> None:
         while True:
             found: defaultdict[int, list[Record]] = defaultdict(list)
             for message in consumer.consume(1000 * threads, timeout=0.2):
-                found[message.partition()].append(_record(message))
+                found[message.partition() or 0].append(_record(message))
             work: list[Future[None]] = [pool.submit(persist, *batch) for batch in found.items()]
             for future in work:
                 future.result()

@@ -36,4 +36,6 @@ async def persist(stream: Any) -> None:
 def _record(event: Any) -> Record:
     message = event.message
     headers = dict(message.headers)
-    return Record(int(headers["id"]), message.offset, message.key.decode(), message.value, int(message.timestamp * 1000))
+    return Record(
+        int(headers["id"]), message.offset, message.key.decode(), message.value, int(message.timestamp * 1000)
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import TypeVar
 
 import click
 import faust
@@ -15,6 +17,8 @@ from streams.web.health import add_health
 from streams.worker.assembly import assemble
 from streams.worker.persister import Persister
 from streams.worker.pulse import Pulse
+
+T = TypeVar("T")
 
 
 def build() -> faust.App:
@@ -29,7 +33,8 @@ def build() -> faust.App:
     return app
 
 
-def _checked(step):  # type: ignore[no-untyped-def]
+def _checked(step: Callable[[], T]) -> T:
+    """The step's result; an error on purpose ends the process with one line and its exit code."""
     try:
         return step()
     except StreamsError as error:

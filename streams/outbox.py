@@ -52,7 +52,7 @@ def close() -> None:
 
 
 @overload
-async def enqueue(
+async def enqueue(  # type: ignore[overload-overlap]  # a sequence is an object too
     db: AsyncSession | AsyncConnection, events: Sequence[Any], *, ordered: bool = ..., traceparent: str | None = ...
 ) -> list[int]: ...
 @overload
@@ -77,7 +77,7 @@ async def enqueue(
 
 
 @overload
-def enqueue_sync(
+def enqueue_sync(  # type: ignore[overload-overlap]  # a sequence is an object too
     db: Session | Connection, events: Sequence[Any], *, ordered: bool = ..., traceparent: str | None = ...
 ) -> list[int]: ...
 @overload
@@ -128,9 +128,7 @@ def _configured() -> _Outbox:
     return _outbox
 
 
-def _statements(
-    events: object, ordered: bool, traceparent: str | None
-) -> list[tuple[LiteralString, dict[str, Any]]]:
+def _statements(events: object, ordered: bool, traceparent: str | None) -> list[tuple[LiteralString, dict[str, Any]]]:
     """What to execute, the INSERT last; everything is checked before anything is written."""
     started = _configured()
     if not started.settings.outbox.enabled:

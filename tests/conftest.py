@@ -122,7 +122,9 @@ class World:
     def worker(self, **environ: str) -> Process:
         """A worker on a web port of its own."""
         self.ports.append(_port())
-        return self.start("faust", "-A", "streams.app", "worker", "-l", "info", STREAMS_WEB__PORT=self.ports[-1], **environ)
+        return self.start(
+            "faust", "-A", "streams.app", "worker", "-l", "info", STREAMS_WEB__PORT=self.ports[-1], **environ
+        )
 
     def health(self) -> list[Any]:
         """What each worker that answers says of itself."""
@@ -131,7 +133,7 @@ class World:
     def query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Run one statement on the database."""
         with psycopg.connect(self.url, autocommit=True) as connection:
-            cursor = connection.execute(statement, parameters or None)  # type: ignore[arg-type]
+            cursor = connection.execute(statement, parameters or None)
             return cursor.fetchall() if cursor.description else []
 
 

@@ -20,6 +20,9 @@ import psutil
 
 from streams.errors import ServiceUnreachable
 
+# As the C library says it, and as PostgreSQL does after a write that was cut short.
+DISK_FULL = ("No space left on device", "Check free disk space")
+
 _GUARD = Path(__file__).with_name("guard.py")
 
 
@@ -103,14 +106,17 @@ class Process:
 
     def last_words(self, lines: int = 4) -> str:
         """The last lines it wrote since its launch, as one line; the frames of a Java stack trace are left out."""
+        said = [line.strip() for line in self.output().splitlines()]
+        return " | ".join([line for line in said if line and not line.startswith("at ")][-lines:])
+
+    def output(self) -> str:
+        """What it wrote since its launch, at most the last 8 kB."""
         try:
             with self._log.open("rb") as log:
                 log.seek(max(self._said_before, log.seek(0, os.SEEK_END) - 8000))
-                said = log.read().decode(errors="replace").splitlines()
+                return log.read().decode(errors="replace")
         except OSError:
             return ""
-        said = [line.strip() for line in said if line.strip() and not line.lstrip().startswith("at ")]
-        return " | ".join(said[-lines:])
 
 
 async def until(condition: Callable[[], bool], seconds: float, *, pause: float = 0.02) -> bool:
@@ -125,11 +131,10 @@ async def until(condition: Callable[[], bool], seconds: float, *, pause: float =
 
 def failure(what: str, process: Process, log: Path) -> ServiceUnreachable:
     """Why a service did not start, as one line that names its log."""
-    words = process.last_words()
-    if "No space left on device" in words:
+    if any(sign in process.output() for sign in DISK_FULL):
         return ServiceUnreachable(f"{what} did not start: the disk that holds {log.parent} is full")
     end = "is not ready in time" if process.running else f"ended with status {process.returncode}"
-    return ServiceUnreachable(f"{what} did not start ({end}; log: {log}): {words or 'no output'}")
+    return ServiceUnreachable(f"{what} did not start ({end}; log: {log}): {process.last_words() or 'no output'}")
 
 
 def _family(pid: int) -> list[psutil.Process]:

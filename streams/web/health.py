@@ -30,12 +30,12 @@ LIVE = 30.0  # seconds without a heartbeat after which a supervisor should resta
 def add_health(app: faust.App, pulse: Pulse) -> None:
     """Add both pages to the app's web server."""
 
-    @app.page("/health/live")  # type: ignore[untyped-decorator]
+    @app.page("/health/live")
     async def live(web: Any, request: Any) -> Any:
         alive = pulse.age < LIVE
         return web.json({"live": alive, "heartbeat_age": round(pulse.age, 1)}, status=200 if alive else 503)
 
-    @app.page("/health/ready")  # type: ignore[untyped-decorator]
+    @app.page("/health/ready")
     async def ready(web: Any, request: Any) -> Any:
         found = pulse.readiness()
         answer = {

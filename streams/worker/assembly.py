@@ -17,7 +17,7 @@ from streams.worker.persister import Persister
 from streams.worker.tables import AsideTables
 from streams.worker.transport import run_transport
 
-RAW = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
+RAW: dict[str, Any] = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
 
 
 def assemble(settings: Settings, registry: Registry, persister: Persister) -> faust.App:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import faust
 
+from streams.worker.fail import fail_stop
 from streams.worker.lanes import Lanes
 from streams.worker.ledger import Run
 from streams.worker.persister import Persister
@@ -17,8 +17,6 @@ from streams.worker.tables import AsideTables
 from streams.worker.transaction import Outcome
 
 logger = logging.getLogger(__name__)
-
-FAIL_STOP = 70  # EX_SOFTWARE: the run is not acked, whoever gets the partition next does it again
 
 
 def consumer(
@@ -38,13 +36,20 @@ def consumer(
             _report(run, outcome)
             app.monitor.count("consumed", outcome.consumed)
         except Exception:
-            _fail_stop(run)
+            # An orderly shutdown would commit offsets and could hang: the run is not acked, it will be delivered again.
+            fail_stop(
+                "a run failed for an unexpected reason, the process stops",
+                topic=run.topic,
+                partition=run.partition,
+                offset=run.first,
+            )
 
     async def consume(stream: Any) -> None:
         # Faust acks in a finally block, even after an exception: acks are off, each run is acked by hand.
-        holding = app.consumer.on_buffer_full, app.consumer.on_buffer_drop
-        async with Lanes(work, slots, *holding) as lanes:
+        transport: Any = app.consumer
+        async with Lanes(work, slots, transport.on_buffer_full, transport.on_buffer_drop) as lanes:
             async for event in stream.noack().events():
+                event.value.taken = True
                 lanes.submit(event.message.tp, event)
 
     return consume
@@ -61,14 +66,3 @@ def _report(run: Run, outcome: Outcome) -> None:
         logger.info("messages parked behind an open one", extra={**where, "count": parked})
     for rejected in outcome.rejected:
         logger.warning("record rejected", extra={**where, "offset": rejected.offset, "reason": rejected.reason})
-
-
-def _fail_stop(run: Run) -> None:
-    """Stop the process as it is: an orderly shutdown would commit offsets and could hang."""
-    logger.critical(
-        "a run failed for an unexpected reason, the process stops and the run will be delivered again",
-        extra={"topic": run.topic, "partition": run.partition, "offset": run.first},
-        exc_info=True,
-    )
-    logging.shutdown()
-    os._exit(FAIL_STOP)

@@ -81,8 +81,8 @@ def _incoming(record: Any, raw_type: bytes | None, record_id: int, outbox_id: in
     except Unreadable as fault:
         return Incoming(record_id, outbox_id, record.offset, key, biz_type, None, fault)
     except (AttributeError, UnicodeDecodeError):
-        fault = Unreadable("the record's key is not UTF-8 text", code="key")
-        return Incoming(record_id, outbox_id, record.offset, "", biz_type, None, fault)
+        broken = Unreadable("the record's key is not UTF-8 text", code="key")
+        return Incoming(record_id, outbox_id, record.offset, "", biz_type, None, broken)
     return Incoming(record_id, outbox_id, record.offset, key, biz_type, message)
 
 
@@ -103,7 +103,6 @@ def _number(raw: bytes | None) -> int | None:
         return None
     number = int(raw)
     return number if 0 < number <= MAX_ID else None
-
 
 
 def milliseconds(created_at: datetime) -> int:

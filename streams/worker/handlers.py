@@ -51,7 +51,7 @@ async def apply(
     registry: Registry,
     *,
     isolate: bool,
-    timeout: float,
+    seconds: float,
 ) -> list[Guilty]:
     """Hand the messages to their handlers, in order per conversation.
 
@@ -59,10 +59,10 @@ async def apply(
     """
     if not isolate:
         for biz_type, batch in _batches(messages, biz_types):
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 await registry.agents[biz_type].handler(Batch(batch), connection)
         return []
-    isolation = _Isolation(connection, timeout)
+    isolation = _Isolation(connection, seconds)
     for biz_type, batch in _batches(messages, biz_types):
         await isolation.apply(registry.agents[biz_type].handler, batch)
     # `arrived` is drawn in this order: it has to be the order of the records.
@@ -71,8 +71,8 @@ async def apply(
 
 
 class _Isolation:
-    def __init__(self, connection: AsyncConnection, timeout: float) -> None:
-        self._connection, self._timeout = connection, timeout
+    def __init__(self, connection: AsyncConnection, seconds: float) -> None:
+        self._connection, self._seconds = connection, seconds
         self._keys: set[str] = set()
         self.guilty: list[Guilty] = []
 
@@ -82,7 +82,7 @@ class _Isolation:
         if not left:
             return
         try:
-            async with asyncio.timeout(self._timeout), self._connection.begin_nested():
+            async with asyncio.timeout(self._seconds), self._connection.begin_nested():
                 await handler(Batch(left), self._connection)
         except Exception as error:
             if judge(error, self._connection.sync_connection is None or self._broken()) is Verdict.WAIT:

@@ -36,8 +36,8 @@ class Lanes(Generic[T]):
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        return await self._tasks.__aexit__(kind, error, traceback)
+    ) -> None:
+        await self._tasks.__aexit__(kind, error, traceback)
 
     def submit(self, lane: Hashable, item: T) -> None:
         """Queue the item behind the others of its lane."""

@@ -6,21 +6,24 @@ arrives late for the old one must not count for the new one.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(eq=False, slots=True)
 class Run:
-    """Consecutive records of one partition; `end` is the offset after the last one."""
+    """Consecutive records of one partition; `current` until it is positioned anew, `taken` once an agent has it."""
 
     topic: str
     partition: int
     records: Sequence[Any]
     acked: bool = False
     current: bool = True
+    taken: bool = False
+    opened: float = field(default_factory=time.monotonic)
 
     @property
     def first(self) -> int:

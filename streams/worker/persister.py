@@ -51,7 +51,7 @@ class Persister:
                         async with connection.begin():
                             work = Transaction(connection, driver, run)
                             return await work.work(
-                                found, rejected, self._registry, isolate=isolate, timeout=self._timeout
+                                found, rejected, self._registry, isolate=isolate, seconds=self._timeout
                             )
                     except Exception:
                         lost = driver.closed or driver.broken or connection.invalidated
@@ -119,5 +119,3 @@ def _about(run: Run, error: BaseException) -> dict[str, Any]:
         "error": type(error).__name__,
         "sqlstate": sqlstate(error),
     }
-
-

@@ -10,7 +10,9 @@ from typing import Any
 
 import faust
 
+from streams.worker.fail import fail_stop
 from streams.worker.persister import Persister
+from streams.worker.watch import Watch
 
 BEAT = 1.0  # seconds between two heartbeats
 STALE = 10.0  # seconds without a heartbeat after which the worker is not alive
@@ -35,9 +37,12 @@ class Pulse:
     """Beats once a second in the worker's own event loop, and only while every agent is running."""
 
     def __init__(self, app: faust.App, persister: Persister, topics: Sequence[str]) -> None:
-        self._app, self._persister, self._topics = app, persister, topics
+        # Faust's interface types lack what its classes have.
+        self._app: Any = app
+        self._persister, self._topics = persister, topics
         self._beat = time.monotonic()
         self._database = False
+        self._watch = Watch()
         app.task(self._run)
 
     @property
@@ -69,6 +74,8 @@ class Pulse:
             self._database = await self._persister.reachable()
             if all(_running(agent) for agent in self._app.agents.values()):
                 self._beat = time.monotonic()
+            if not self._app.rebalancing and (stall := self._watch.stall(self._app.consumer)):
+                fail_stop("the worker stalls and stops, to be started again", **stall)
             await asyncio.sleep(BEAT)
 
 

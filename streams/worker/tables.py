@@ -23,7 +23,7 @@ class AsideTables:
     """The `retries` and `dead` tables of one topic, co-partitioned with it."""
 
     def __init__(self, app: faust.App, topic: str, partitions: int) -> None:
-        options = {"partitions": partitions, "key_type": bytes, "value_type": bytes}
+        options: dict[str, Any] = {"partitions": partitions, "key_type": bytes, "value_type": bytes}
         self.retries = app.Table(f"{topic}-retries", help="messages waiting for a retry or behind one", **options)
         self.dead = app.Table(f"{topic}-dead", help="dead letters", **options)
 

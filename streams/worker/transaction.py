@@ -53,7 +53,13 @@ class Transaction:
         self._where = {"topic": run.topic, "partition": run.partition}
 
     async def work(
-        self, found: Sequence[Incoming], rejected: Sequence[Rejected], registry: Registry, *, isolate: bool, timeout: float
+        self,
+        found: Sequence[Incoming],
+        rejected: Sequence[Rejected],
+        registry: Registry,
+        *,
+        isolate: bool,
+        seconds: float,
     ) -> Outcome:
         """Decide every record of the run; with `isolate` failing messages are set aside instead of raising."""
         outcome = Outcome(rejected=list(rejected))
@@ -67,7 +73,7 @@ class Transaction:
         await self._reject(outcome, lost)
         messages = [cast("Message[Any]", one.message) for one in free if one.outbox_id in claimed]
         kinds = [one.biz_type for one in free if one.outbox_id in claimed]
-        guilty = await apply(self._connection, messages, kinds, registry, isolate=isolate, timeout=timeout)
+        guilty = await apply(self._connection, messages, kinds, registry, isolate=isolate, seconds=seconds)
         await self._set_aside(outcome, guilty)
         outcome.consumed = len(messages) - len(guilty)
         outcome.skipped = len(self._run) - outcome.consumed - len(outcome.asides) - len(outcome.rejected)
@@ -80,9 +86,7 @@ class Transaction:
             await opened.execute(query("open_keys"), {**self._where, "keys": keys})
             return {key for (key,) in await opened.fetchall()}
 
-    async def _resolve(
-        self, found: Sequence[Incoming], registry: Registry
-    ) -> tuple[list[Incoming], list[Rejected]]:
+    async def _resolve(self, found: Sequence[Incoming], registry: Registry) -> tuple[list[Incoming], list[Rejected]]:
         """Broken and resent records as their outbox rows say; what has no row is lost to us."""
         odd = [one for one in found if one.fault is not None or one.resend]
         if not odd:
@@ -111,7 +115,9 @@ class Transaction:
         return [Rejected(one.offset, "no outbox row has this id") for one in left if one.outbox_id not in known]
 
     async def _open(self, outcome: Outcome, parked: Sequence[Incoming], broken: Sequence[Incoming]) -> None:
-        rows = [{"outbox_id": one.outbox_id, "status": "parked", "offset": one.offset, "key": one.key} for one in parked]
+        rows = [
+            {"outbox_id": one.outbox_id, "status": "parked", "offset": one.offset, "key": one.key} for one in parked
+        ]
         for one in broken:
             fault = cast("Unreadable", one.fault)
             row = {"outbox_id": one.outbox_id, "status": "dead", "offset": one.offset, "key": one.key}
@@ -120,7 +126,12 @@ class Transaction:
             return
         opened = {row[0] for row in await self._execute("open", **self._where, messages=orjson.dumps(rows).decode())}
         outcome.asides += [
-            Aside(cast("int", row["outbox_id"]), str(row["key"]), str(row["status"]), code=cast("str", row.get("error_code")))
+            Aside(
+                cast("int", row["outbox_id"]),
+                str(row["key"]),
+                str(row["status"]),
+                code=cast("str", row.get("error_code")),
+            )
             for row in rows
             if row["outbox_id"] in opened
         ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import aiokafka as driver
@@ -25,7 +25,7 @@ IDLE_WAIT = 1.0  # seconds one fetch may wait for data
 BUSY_WAIT = 0.05  # the same while some partitions are held back, so that they resume soon
 
 
-class RunConsumer(driver.Consumer):  # type: ignore[misc]
+class RunConsumer(driver.Consumer):
     """Faust's consumer, handing out runs for the topics in `run_topics` and single records for every other."""
 
     run_topics: frozenset[str] = frozenset()
@@ -43,7 +43,7 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
         self._room = asyncio.Event()
         self._dirty = False  # something fetched was not delivered: position anew before the next fetch
 
-    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:  # noqa: ASYNC109 - Faust's own signature
         """Fetch once and yield what came: (partition, message), a message's value being a Run for run topics."""
         if self._dirty and self.flow_active:
             await self.perform_seek()
@@ -118,6 +118,10 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
         self._forget(assigned)
         await super().on_partitions_assigned(assigned, generation_id)
 
+    def confirmed(self, tp: TP) -> int | None:
+        """The offset whose commit the broker confirmed since the partition was positioned."""
+        return self._confirmed.get(ensure_TP(tp))
+
     def positions(self) -> dict[str, dict[int, dict[str, int | bool | None]]]:
         """Per topic and partition: offset delivered up to, persisted up to, committed up to, and whether it is held back."""
         found: dict[str, dict[int, dict[str, int | bool | None]]] = {}
@@ -169,12 +173,12 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
             self._expected.pop(tp, None)
             self._confirmed.pop(tp, None)
 
-    async def _wait_for_room(self, timeout: float) -> None:
+    async def _wait_for_room(self, seconds: float) -> None:
         """Faust sleeps a whole second when every partition is held back; this wakes up with the first that is not."""
         if self.flow_active and self._buffered_partitions and not self._get_active_partitions():
             self._room.clear()
             try:
-                await asyncio.wait_for(self._room.wait(), timeout)
+                await asyncio.wait_for(self._room.wait(), seconds)
             except TimeoutError:
                 return
 
@@ -200,13 +204,13 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
             return
         for run in split(tp.topic, tp.partition, found, self.run_records, self.run_bytes):
             message = self._to_message(tp, run.records[-1])
-            message.key, message.value = None, run
+            message.key, message.value = None, cast("Any", run)
             self.ledgers[tp].open(run)
             self._expected[tp] = run.end
             yield message
 
 
-class RunTransport(driver.Transport):  # type: ignore[misc]
+class RunTransport(driver.Transport):
     """Faust's Kafka transport with a consumer that delivers runs."""
 
     Consumer = RunConsumer

@@ -53,7 +53,9 @@ async def finish(world: World, load: Load, count: int, eventually: Eventually) -
 @pytest.mark.parametrize(
     ("count", "kills"), [(20_000, 6), pytest.param(200_000, 20, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
 )
-async def test_kill_9_of_workers_and_relay_at_random(path: World, eventually: Eventually, count: int, kills: int) -> None:
+async def test_kill_9_of_workers_and_relay_at_random(
+    path: World, eventually: Eventually, count: int, kills: int
+) -> None:
     chance = random.Random(count)
     running: dict[str, Process] = {"relay": path.relay(), "worker-1": path.worker(), "worker-2": path.worker()}
     load = Load(path.url, path.topic, count)
@@ -72,8 +74,7 @@ async def test_kill_9_of_workers_and_relay_at_random(path: World, eventually: Ev
 async def test_a_rebalance_while_runs_are_in_flight(path: World, eventually: Eventually, tmp_path: Path) -> None:
     """The first worker is slow: its transactions end, and its acks arrive, after partitions have moved to the second."""
     path.query(
-        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN PERFORM pg_sleep(0.7); RETURN NULL; END $$"
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.7); RETURN NULL; END $$"
     )
     path.query("CREATE TRIGGER slow AFTER INSERT ON chat_histories EXECUTE FUNCTION slow()")
     path.relay()

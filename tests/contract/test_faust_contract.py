@@ -173,10 +173,11 @@ def test_the_last_ack_of_a_message_reaches_the_consumer() -> None:
             acked.append(message)
             return True
 
+    spy: Any = Spy()
     message = ConsumerMessage("t", 0, 5, 0.0, 0, None, None, b"", None)
     message.incref(2)
-    assert not message.ack(Spy())
-    assert message.ack(Spy())
+    assert not message.ack(spy)
+    assert message.ack(spy)
     assert acked == [message]
 
 

@@ -32,6 +32,7 @@ PARTITION = re.compile(r"(outbox|outbox_state)_\d+")
 @pytest.fixture
 def empty(postgres: PostgresServer, name: str) -> Iterator[str]:
     """The URL of a database with nothing in it."""
+    name = f"{name}_empty"  # a test may have `database` too
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     yield postgres.url_of(name)
@@ -107,9 +108,8 @@ def test_alembic_sees_no_difference(database: str, at: Callable[[str], Connectio
     def ours(_: object, name: str | None, kind: str, *__: object) -> bool:
         return kind != "table" or not (PARTITION.fullmatch(name or "") or name == db.migrate.VERSION_TABLE)
 
-    context = MigrationContext.configure(
-        at(database), opts={"include_object": ours, "compare_type": True, "compare_server_default": True}
-    )
+    # Server defaults are compared above: Alembic asks whether two expressions are equal now, and a clock never is.
+    context = MigrationContext.configure(at(database), opts={"include_object": ours, "compare_type": True})
     assert compare_metadata(context, metadata) == []
 
 

@@ -44,7 +44,9 @@ async def test_messages_are_persisted_once_in_order_per_conversation(ready: Worl
     for key in {row[0] for row in rows}:
         numbers = [int(row[2].split()[1]) for row in rows if row[0] == key]
         assert numbers == sorted(numbers)
-    assert ready.query("SELECT chat_id, message_count FROM agent_chats ORDER BY 1") == [(f"c{n}", 100) for n in range(7)]
+    assert ready.query("SELECT chat_id, message_count FROM agent_chats ORDER BY 1") == [
+        (f"c{n}", 100) for n in range(7)
+    ]
     assert ready.query(
         "SELECT count(*) FROM chat_histories JOIN outbox ON outbox.id = outbox_id"
         " WHERE chat_histories.created_at = outbox.created_at"
@@ -141,7 +143,9 @@ async def test_a_second_biz_type_is_one_file_in_the_users_own_package(
     likes = f"{ready.settings.broker.topic_prefix}likes"
     ready.worker()
     await eventually(lambda: ready.query("SELECT count(*) FROM outbox_biz_types") == [(2,)], 60)
-    ids = [ready.query("SELECT outbox_enqueue('like_added', 'p1', '{\"post\":\"p1\",\"by\":7}')")[0][0] for _ in range(3)]
+    ids = [
+        ready.query("SELECT outbox_enqueue('like_added', 'p1', '{\"post\":\"p1\",\"by\":7}')")[0][0] for _ in range(3)
+    ]
     chats = enqueue(ready.url, ready.topic, [payload(1, "c1")])
     publish(ready.settings.broker_url, likes, ready.url, ids)
     publish(ready.settings.broker_url, ready.topic, ready.url, chats)

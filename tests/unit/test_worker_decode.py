@@ -25,7 +25,9 @@ class Record:
     extra: dict[str, str] = field(default_factory=dict)
 
 
-def record(outbox_id: object, *, resend_of: object = None, biz_type: bytes = b"chat_history_persist", **more: object) -> Record:
+def record(
+    outbox_id: object, *, resend_of: object = None, biz_type: bytes = b"chat_history_persist", **more: object
+) -> Record:
     raw = None if outbox_id is None else str(outbox_id).encode()
     root = None if resend_of is None else str(resend_of).encode()
     headers = (("id", raw), ("biz_type", biz_type), ("traceparent", None), ("resend_of", root))
@@ -69,7 +71,9 @@ def test_an_unknown_biz_type_names_what_is_known() -> None:
                 max_size=5,
             ).map(tuple),
             key=st.none() | st.binary(max_size=10),
-            value=st.none() | st.binary(max_size=50) | st.text().map(lambda text: orjson.dumps({"message": text, "user_id": 1})),
+            value=st.none()
+            | st.binary(max_size=50)
+            | st.text().map(lambda text: orjson.dumps({"message": text, "user_id": 1})),
         ),
         max_size=20,
     )

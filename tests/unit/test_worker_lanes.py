@@ -42,7 +42,9 @@ async def test_a_full_lane_is_held_back_and_let_go_again() -> None:
     async def work(item: int) -> None:
         await go.wait()
 
-    lanes = Lanes(work, asyncio.Semaphore(1), lambda lane: calls.append(("full", lane)), lambda lane: calls.append(("room", lane)))
+    lanes = Lanes(
+        work, asyncio.Semaphore(1), lambda lane: calls.append(("full", lane)), lambda lane: calls.append(("room", lane))
+    )
     async with lanes:
         for item in range(4):
             lanes.submit("a", item)

@@ -55,7 +55,9 @@ def test_a_run_that_was_dropped_does_not_block_after_a_reset() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 5)), max_size=20), st.randoms())
-def test_the_committed_offset_is_the_end_of_the_longest_acked_prefix(shape: list[tuple[int, int]], random: object) -> None:
+def test_the_committed_offset_is_the_end_of_the_longest_acked_prefix(
+    shape: list[tuple[int, int]], random: object
+) -> None:
     ledger, runs, offset = Ledger(), [], 0
     for count, hole in shape:
         runs.append(run(offset + hole, count))
@@ -77,4 +79,6 @@ def test_split_keeps_every_record_in_order_within_both_limits(most: int, sizes: 
     assert [record for one in runs for record in one.records] == records
     assert all(len(one) <= most for one in runs)
     assert all(len(one) == 1 or sum(max(r.serialized_value_size, 0) for r in one.records) <= 500 for one in runs)
-    assert [(one.first, one.end) for one in runs] == [(one.records[0].offset, one.records[-1].offset + 1) for one in runs]
+    assert [(one.first, one.end) for one in runs] == [
+        (one.records[0].offset, one.records[-1].offset + 1) for one in runs
+    ]

@@ -1,0 +1,19 @@
+"""Stop the process as it is, for a supervisor to start it again: what is not acked will be delivered again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any, NoReturn
+
+logger = logging.getLogger(__name__)
+
+EXIT_CODE = 70  # EX_SOFTWARE
+
+
+def fail_stop(message: str, **extra: Any) -> NoReturn:
+    """Log `message` with the current exception, if there is one, and end the process without any cleaning up."""
+    logger.critical(message, extra=extra, exc_info=sys.exc_info()[0] is not None)
+    logging.shutdown()
+    os._exit(EXIT_CODE)

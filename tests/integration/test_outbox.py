@@ -1,0 +1,396 @@
+"""The outbox: business code writes events in its own transaction, and nothing else happens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+
+from db import async_engine, sync_engine
+from streams import outbox
+from streams.agents.chat_history import ChatHistoryPersist
+from streams.bridge import run_sync
+from streams.errors import (
+    OutboxDisabled,
+    OutboxNotConfigured,
+    PayloadInvalid,
+    RegistryInvalid,
+    SettingsInvalid,
+    UsageError,
+)
+from streams.settings import Outbox, Settings, load
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+def chat(conversation: str = "c1", message: str = "hi", user: int = 7) -> ChatHistoryPersist:
+    return ChatHistoryPersist(user_id=user, conversation_id=conversation, role="user", message=message)
+
+
+@pytest.fixture
+def enabled(database: str) -> Iterator[None]:
+    outbox.start(load(environ={"DATABASE_URL": database}))
+    yield
+    outbox.close()
+
+
+@pytest.fixture
+def disabled(database: str) -> Iterator[None]:
+    outbox.start(load(environ={"DATABASE_URL": database, "STREAMS_OUTBOX__ENABLED": "false"}))
+    yield
+    outbox.close()
+
+
+@pytest.fixture
+def engine(database: str) -> Iterator[Engine]:
+    engine = sync_engine(database)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+async def aengine(database: str) -> AsyncIterator[AsyncEngine]:
+    engine = async_engine(database)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+def rows(database: str) -> Callable[..., list[tuple[Any, ...]]]:
+    """`rows(table, columns)`: what another session sees, so what is committed."""
+
+    def rows(columns: str = "id, key", table: str = "outbox") -> list[tuple[Any, ...]]:
+        with psycopg.connect(database) as connection:
+            return connection.execute(f"SELECT {columns} FROM {table} ORDER BY 1".encode()).fetchall()
+
+    return rows
+
+
+Rows = Callable[..., list[tuple[Any, ...]]]
+
+
+@pytest.mark.usefixtures("enabled")
+async def test_an_async_session_enqueues_in_its_transaction(aengine: AsyncEngine, rows: Rows) -> None:
+    async with AsyncSession(aengine) as session, session.begin():
+        outbox_id = await outbox.enqueue(session, chat(), traceparent=TRACE)
+        assert rows() == []
+    assert rows("id, biz_type, topic, key, payload::text, traceparent, resend_of") == [
+        (
+            outbox_id,
+            "chat_history_persist",
+            "chat-history",
+            "c1",
+            '{"user_id":7,"conversation_id":"c1","role":"user","message":"hi"}',
+            TRACE,
+            None,
+        )
+    ]
+
+
+@pytest.mark.usefixtures("enabled")
+async def test_an_async_connection_enqueues_in_its_transaction(aengine: AsyncEngine, rows: Rows) -> None:
+    async with aengine.begin() as connection:
+        outbox_id = await outbox.enqueue(connection, chat())
+    assert rows() == [(outbox_id, "c1")]
+
+
+@pytest.mark.usefixtures("enabled")
+def test_a_session_and_a_connection_enqueue_in_their_transaction(engine: Engine, rows: Rows) -> None:
+    with Session(engine) as session, session.begin():
+        first = outbox.enqueue_sync(session, chat())
+        assert rows() == []
+    with engine.begin() as connection:
+        second = outbox.enqueue_sync(connection, chat("c2"))
+    assert rows() == [(first, "c1"), (second, "c2")]
+
+
+@pytest.mark.usefixtures("enabled")
+async def test_nothing_commits_but_the_caller(aengine: AsyncEngine, engine: Engine, rows: Rows) -> None:
+    commits: list[object] = []
+    event.listen(engine, "commit", commits.append)
+    event.listen(aengine.sync_engine, "commit", commits.append)
+    async with aengine.connect() as connection:
+        await outbox.enqueue(connection, [chat(), chat()], ordered=True)
+        await outbox.record(connection, chat())
+    with engine.connect() as plain:
+        outbox.enqueue_sync(plain, [chat(), chat()], ordered=True)
+        outbox.record_sync(plain, chat())
+    assert commits == []
+    assert rows() == []
+
+
+@pytest.mark.usefixtures("enabled")
+async def test_rolled_back_nothing_is_left(aengine: AsyncEngine, engine: Engine, rows: Rows) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with AsyncSession(aengine) as session, session.begin():
+            await outbox.enqueue(session, [chat(), chat("c2")])
+            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), Session(engine) as plain, plain.begin():
+        outbox.enqueue_sync(plain, chat())
+        raise ZeroDivisionError
+    assert rows() == []
+
+
+@pytest.mark.usefixtures("enabled")
+def test_a_savepoint_rolled_back_takes_its_events_along(engine: Engine, rows: Rows) -> None:
+    with Session(engine) as session, session.begin():
+        kept = outbox.enqueue_sync(session, chat("kept"))
+        with session.begin_nested() as savepoint:
+            outbox.enqueue_sync(session, chat("gone"))
+            savepoint.rollback()
+    assert rows() == [(kept, "kept")]
+
+
+def statements(engine: Engine) -> list[str]:
+    found: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        found.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    return found
+
+
+@pytest.mark.usefixtures("enabled")
+async def test_many_events_are_one_statement_with_ids_in_their_order(
+    engine: Engine, aengine: AsyncEngine, rows: Rows
+) -> None:
+    seen = statements(engine), statements(aengine.sync_engine)
+    events = [chat(f"c{number % 7}", f"message {number}") for number in range(1000)]
+    with engine.begin() as connection:
+        ids = outbox.enqueue_sync(connection, events)
+    async with aengine.begin() as other:
+        more = await outbox.enqueue(other, tuple(events))
+    assert [len(found) for found in seen] == [1, 1]
+    assert all("INSERT INTO outbox " in found[0] for found in seen)
+    assert ids == sorted(set(ids))
+    expected = [(outbox_id, f"message {number % 1000}") for number, outbox_id in enumerate([*ids, *more])]
+    assert rows("id, payload->>'message'") == expected
+
+
+@pytest.mark.usefixtures("enabled")
+def test_no_events_are_no_statement(engine: Engine) -> None:
+    seen = statements(engine)
+    with engine.connect() as connection:
+        assert outbox.enqueue_sync(connection, []) == []
+        assert outbox.enqueue_sync(connection, [], ordered=True) == []
+        assert outbox.enqueue_sync(connection, [chat()]) != []
+    assert len(seen) == 1
+
+
+@pytest.mark.usefixtures("enabled")
+def test_one_bad_event_among_many_and_nothing_is_written(engine: Engine, rows: Rows) -> None:
+    seen = statements(engine)
+    with engine.begin() as connection:
+        with pytest.raises(PayloadInvalid, match="chat_history_persist: 'message' is 5: expected str, got int"):
+            outbox.enqueue_sync(connection, [chat(), chat(message=5), chat()])  # type: ignore[arg-type]
+        assert seen == []
+        kept = outbox.enqueue_sync(connection, chat())
+    assert rows() == [(kept, "c1")]
+
+
+@pytest.mark.usefixtures("enabled")
+@pytest.mark.parametrize("thing", [object(), "text", {"user_id": 1}, {1}, None, [None]])
+def test_what_is_no_event_is_named(engine: Engine, thing: object) -> None:
+    with engine.connect() as connection, pytest.raises(RegistryInvalid, match=r"builtins\.\w+ is not an event"):
+        outbox.enqueue_sync(connection, thing)
+
+
+@pytest.mark.usefixtures("enabled")
+async def test_ordered_transactions_of_one_key_take_turns_and_of_two_keys_do_not(
+    aengine: AsyncEngine, rows: Rows, eventually: Callable[..., Any]
+) -> None:
+    async def enqueue(*keys: str) -> list[int]:
+        async with aengine.begin() as connection:
+            return await outbox.enqueue(connection, [chat(key) for key in keys], ordered=True)
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group, aengine.begin() as connection:
+        first = await outbox.enqueue(connection, chat("shared"), ordered=True)
+        waiting = group.create_task(enqueue("b", "shared", "a"))
+        await eventually(lambda: rows("pid", "pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+        [other] = await enqueue("other")
+        last = await outbox.enqueue(connection, chat("shared"))
+        assert not waiting.done()
+    # An id that the second transaction had drawn before it waited would be smaller than `last`.
+    assert first < other < last < min(waiting.result())
+    assert [key for _, key in rows()] == ["shared", "other", "shared", "b", "shared", "a"]
+
+
+@pytest.mark.usefixtures("enabled")
+async def test_ordered_transactions_over_many_keys_do_not_deadlock(aengine: AsyncEngine, rows: Rows) -> None:
+    async def enqueue(keys: list[str]) -> None:
+        async with aengine.begin() as connection:
+            await outbox.enqueue(connection, [chat(key) for key in keys], ordered=True)
+
+    keys = [f"k{number}" for number in range(50)]
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        for turn in range(20):
+            group.create_task(enqueue(keys if turn % 2 else keys[::-1]))
+    assert len(rows()) == 1000
+
+
+def test_before_start_and_after_close_it_is_not_configured(engine: Engine) -> None:
+    outbox.close()
+    with engine.connect() as connection:
+        for act in (outbox.enqueue_sync, outbox.record_sync):
+            with pytest.raises(OutboxNotConfigured, match=r"call streams\.outbox\.start\(\) when the process starts"):
+                act(connection, chat())
+        outbox.start(Settings())
+        outbox.enqueue_sync(connection, chat())
+        outbox.close()
+        with pytest.raises(OutboxNotConfigured):
+            outbox.enqueue_sync(connection, chat())
+
+
+async def test_async_before_start_it_is_not_configured(aengine: AsyncEngine) -> None:
+    outbox.close()
+    async with aengine.connect() as connection:
+        for act in (outbox.enqueue, outbox.record):
+            with pytest.raises(OutboxNotConfigured):
+                await act(connection, chat())
+
+
+def test_start_and_close_are_safe_in_any_state(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox.close()
+    outbox.close()
+    outbox.start(Settings())
+    outbox.start(Settings(outbox=Outbox(enabled=False)))
+    with engine.connect() as connection, pytest.raises(OutboxDisabled):
+        outbox.enqueue_sync(connection, chat())
+    for bad in (Settings(agents=("nowhere_at_all",)), None):
+        monkeypatch.setenv("STREAMS_CONFIG", "/nowhere/faust.yml")
+        with pytest.raises((RegistryInvalid, SettingsInvalid)):
+            outbox.start(bad)
+        with engine.connect() as connection, pytest.raises(OutboxNotConfigured):
+            outbox.enqueue_sync(connection, chat())
+        outbox.close()
+    outbox.start(Settings())
+    outbox.close()
+    outbox.close()
+
+
+def test_the_topic_and_the_limit_are_the_configured_ones(engine: Engine, rows: Rows) -> None:
+    outbox.start(load(environ={"STREAMS_BROKER__TOPIC_PREFIX": "test.", "STREAMS_OUTBOX__MAX_BYTES": "100"}))
+    with engine.begin() as connection:
+        outbox.enqueue_sync(connection, chat())
+        with pytest.raises(PayloadInvalid, match="chat_history_persist: payload has 163 bytes, expected at most 100"):
+            outbox.enqueue_sync(connection, chat(message="x" * 100))
+    outbox.close()
+    assert rows("topic") == [("test.chat-history",)]
+
+
+@pytest.mark.usefixtures("disabled")
+async def test_disabled_enqueue_says_what_to_use(aengine: AsyncEngine, engine: Engine) -> None:
+    async with aengine.connect() as connection:
+        with pytest.raises(OutboxDisabled, match=r"outbox\.enabled is false: use outbox\.record"):
+            await outbox.enqueue(connection, chat())
+    with engine.connect() as plain, pytest.raises(OutboxDisabled):
+        outbox.enqueue_sync(plain, chat())
+
+
+@pytest.mark.usefixtures("enabled")
+async def test_record_enqueues_while_enabled(aengine: AsyncEngine, engine: Engine, rows: Rows) -> None:
+    async with AsyncSession(aengine) as session, session.begin():
+        await outbox.record(session, [chat("a"), chat("b")], ordered=True, traceparent=TRACE)
+    with Session(engine) as plain, plain.begin():
+        outbox.record_sync(plain, chat("c"), traceparent=TRACE)
+    assert [row[1:] for row in rows("id, key, traceparent")] == [("a", TRACE), ("b", TRACE), ("c", TRACE)]
+    assert rows("*", "chat_histories") == []
+
+
+@pytest.mark.usefixtures("disabled")
+async def test_record_runs_the_handler_in_the_callers_transaction_while_disabled(
+    aengine: AsyncEngine, rows: Rows
+) -> None:
+    async with AsyncSession(aengine) as session, session.begin():
+        await outbox.record(session, [chat("a", "one"), chat("b", "two"), chat("a", "three")])
+        assert rows("*", "chat_histories") == []
+    assert rows() == []
+    found = rows("id, chat_id, message_content", "chat_histories")
+    assert [row[1:] for row in found] == [("a", "one"), ("b", "two"), ("a", "three")]
+    assert rows("chat_id, message_count", "agent_chats") == [("a", 2), ("b", 1)]
+    async with aengine.connect() as connection:
+        await outbox.record(connection, chat("gone"))
+        await connection.rollback()
+    assert len(rows("*", "chat_histories")) == 3
+
+
+@pytest.mark.usefixtures("disabled")
+def test_record_sync_runs_the_handler_in_the_callers_transaction_while_disabled(engine: Engine, rows: Rows) -> None:
+    with Session(engine) as session, session.begin():
+        outbox.record_sync(session, chat("a"))
+        assert rows("*", "chat_histories") == []
+    with engine.begin() as connection:
+        outbox.record_sync(connection, [chat("b"), chat("c")])
+    with engine.connect() as connection:
+        outbox.record_sync(connection, chat("gone"))
+        connection.rollback()
+    assert [row[1] for row in rows("id, chat_id", "chat_histories")] == ["a", "b", "c"]
+    assert rows() == []
+
+
+@pytest.mark.usefixtures("disabled")
+async def test_record_checks_the_payload_while_disabled_too(aengine: AsyncEngine, engine: Engine) -> None:
+    bad = chat(message="\x00")
+    async with aengine.connect() as connection:
+        with pytest.raises(PayloadInvalid):
+            await outbox.record(connection, bad)
+    with engine.connect() as plain, pytest.raises(PayloadInvalid):
+        outbox.record_sync(plain, bad)
+
+
+@pytest.mark.usefixtures("disabled")
+def test_ids_of_direct_writes_never_meet_ids_of_the_outbox(engine: Engine, rows: Rows) -> None:
+    with engine.begin() as connection:
+        outbox.record_sync(connection, [chat(), chat()])
+        outbox.start(Settings())
+        enqueued = outbox.enqueue_sync(connection, chat())
+        outbox.start(Settings(outbox=Outbox(enabled=False)))
+        outbox.record_sync(connection, chat())
+    direct = [row[0] for row in rows("outbox_id", "chat_histories")]
+    assert len({*direct, enqueued}) == 4
+    assert max(direct) > enqueued > min(direct)
+
+
+def test_a_handler_that_waits_for_something_else_cannot_run_without_a_loop(engine: Engine, rows: Rows) -> None:
+    async def handler(connection: AsyncConnection) -> None:
+        await connection.exec_driver_sql("INSERT INTO agent_chats VALUES (1, 'x', 1, now())")
+        await asyncio.sleep(0)
+
+    with engine.connect() as connection:
+        with pytest.raises(UsageError, match=r"awaits more than its connection: call outbox\.record from async code"):
+            run_sync(connection, handler)
+        connection.rollback()
+    assert rows("*", "agent_chats") == []
+
+
+def test_what_a_handler_raises_reaches_the_caller(engine: Engine) -> None:
+    async def handler(connection: AsyncConnection) -> None:
+        await connection.exec_driver_sql("SELECT 1/0")
+
+    with engine.connect() as connection, pytest.raises(DBAPIError, match="division by zero"):
+        run_sync(connection, handler)
+
+
+def test_a_handler_may_use_its_connection_in_every_usual_way_without_a_loop(engine: Engine, rows: Rows) -> None:
+    async def handler(connection: AsyncConnection) -> None:
+        assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
+        assert await connection.scalar(text("SELECT 2")) == 2
+        assert (await connection.scalars(text("SELECT 3"))).all() == [3]
+        assert await connection.run_sync(lambda plain: isinstance(plain, Connection))
+        async with connection.begin_nested() as savepoint:
+            await connection.execute(text("INSERT INTO agent_chats VALUES (1, 'gone', 1, now())"))
+            await savepoint.rollback()
+        async with connection.begin_nested():
+            await connection.execute(text("INSERT INTO agent_chats VALUES (1, 'kept', 1, now())"))
+
+    with engine.begin() as connection:
+        run_sync(connection, handler)
+    assert rows("chat_id", "agent_chats") == [("kept",)]
