@@ -141,6 +141,21 @@ def test_four_processes_at_once_migrate_once(empty: str, name: str, tmp_path: Pa
     )
 
 
+def test_publication_and_slot_are_made_under_the_lock_too(empty: str, name: str) -> None:
+    """Else two processes both find neither, and the second to create one fails."""
+
+    def free() -> bool:
+        with psycopg.connect(empty) as connection:
+            return connection.execute("SELECT pg_try_advisory_lock(%s)", [db.migrate.LOCK]).fetchall() == [(True,)]
+
+    found = settings(empty, name)
+    steps = deploy.migrate(found, configured(found))
+    assert next(steps).startswith("database at revision")
+    assert not free()
+    assert len(list(steps)) == 2
+    assert free()
+
+
 def test_the_publication_is_older_than_the_slot(empty: str, name: str, at: Callable[[str], Connection]) -> None:
     """PostgreSQL 18 skips rows silently otherwise."""
     migrate(settings(empty, name))
