@@ -24,12 +24,14 @@ from rich.table import Table
 
 from streams import deploy, kafka
 from streams.dev.kafka import KafkaBroker
+from streams.dev.ports import free_port
 from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
 from streams.registry import configured
 from streams.settings import Settings, load
 
 PARTITIONS = 8
+PATIENCE = 120.0
 TEXT = "a message of a conversation about nothing in particular, long enough to weigh what a chat message weighs. " * 3
 console = Console()
 
@@ -52,7 +54,7 @@ class Bench:
             "STREAMS_WORKER__GROUP": group,
             "STREAMS_RELAY__NAME": database,
             "STREAMS_TOPIC__PARTITIONS": str(PARTITIONS),
-            "STREAMS_WEB__PORT": "0",
+            "STREAMS_WEB__PORT": str(free_port()),
             "BENCH_TOPIC": "chat-history",
             "BENCH_GROUP": group,
         }
@@ -70,6 +72,9 @@ class Bench:
         process.launch()
         try:
             yield process
+        except Exception:
+            console.print(log.read_text()[-3000:], markup=False)
+            raise
         finally:
             process.kill()
             await process.finish(10)
@@ -121,7 +126,7 @@ async def drained(url: str, rows: int, watch: Sequence[Process] = ()) -> tuple[f
     """Messages a second from the first persisted to the last, and the largest memory of each process in MB."""
     memory = {process.pid: 0.0 for process in watch if process.pid}
     with psycopg.connect(url, autocommit=True) as connection:
-        started, first, deadline = 0.0, 0, time.monotonic() + 300
+        started, first, deadline = 0.0, 0, time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             [(done,)] = connection.execute("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_applied")
             if done and not started:
@@ -131,7 +136,7 @@ async def drained(url: str, rows: int, watch: Sequence[Process] = ()) -> tuple[f
             if done >= rows:
                 return (rows - first) / (time.monotonic() - started), memory
             await asyncio.sleep(0.02)
-    raise SystemExit(f"only {done} of {rows} messages were persisted within 5 minutes: see {url}")
+    raise TimeoutError(f"only {done} of {rows} messages were persisted within {PATIENCE} seconds")
 
 
 async def contest(bench: Bench, name: str, *command: str) -> None:

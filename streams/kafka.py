@@ -24,6 +24,9 @@ from streams.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+# librdkafka's own lines are neither constant nor ours; errors reach us as errors.
+_nobody = logging.Logger("librdkafka", level=logging.CRITICAL + 1)
+
 TIMEOUT = 5.0
 NEVER = str(2**63 - 1)
 # What a record may need beside its payload: a key of 1024 bytes, the headers, the batch around it.
@@ -41,6 +44,7 @@ def client(settings: Settings, **options: Any) -> dict[str, Any]:
         "reconnect.backoff.max.ms": 1000,
         # An outage is reported once, by whoever notices it; librdkafka would write to stderr every second.
         "log_level": 0,
+        "logger": _nobody,
         "error_cb": lambda error: None,
     }
     if broker.sasl_mechanism:

@@ -115,7 +115,7 @@ class Web(_Section, frozen=True):
     """Where each worker serves its pages."""
 
     host: str = "127.0.0.1"
-    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 6066
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 6066
 
 
 class Log(_Section, frozen=True):

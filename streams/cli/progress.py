@@ -22,12 +22,13 @@ LEFT JOIN LATERAL (SELECT created_at FROM outbox WHERE id > r.floor ORDER BY id 
 ORDER BY r.name"""
 
 # -- pending --
-# Committed rows above the floor, at most one more than the cap.
+# Committed rows above the floor whose fate has not begun, at most one more than the cap.
 PENDING = f"""
 SELECT count(*)
 FROM (
-    SELECT FROM outbox
+    SELECT FROM outbox AS o
     WHERE id > (SELECT coalesce(max(floor), 0) FROM relay_position) AND resend_of IS NULL
+      AND NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = o.id)
     LIMIT {CAP} + 1
 ) AS waiting"""
 

@@ -24,28 +24,32 @@ FROM (SELECT coalesce(max(floor), 0) AS id FROM relay_position) AS floor"""
 # -- pending --
 # Committed and not known to be published; more than LIMIT is a backlog whose size does not matter here.
 PENDING: LiteralString = """
-SELECT count(*), coalesce(extract(epoch FROM max((now() AT TIME ZONE 'UTC') - created_at)), 0)::double precision
-FROM (SELECT created_at FROM outbox WHERE id > %(floor)s AND resend_of IS NULL ORDER BY id LIMIT 10000) AS waiting"""
+SELECT count(*)
+FROM (SELECT FROM outbox WHERE id > %(floor)s AND resend_of IS NULL ORDER BY id LIMIT 10000) AS waiting"""
 
 # -- settled --
-# The next rows of those below the floor: how many in front are settled for good, and how many behind them are.
+# The next rows: those in front that are settled and below the floor never have to be looked at again; of the others
+# how many are persisted already, how many of these are above the floor, and how long the first that is not waits.
 SETTLED: LiteralString = """
 WITH upcoming AS (
-    SELECT o.id, coalesce(s.status IN ('consumed', 'dead', 'discarded'), false) AS settled, o.created_at,
+    SELECT o.id, o.created_at, o.id <= %(floor)s AS below,
+           coalesce(s.status IN ('consumed', 'dead', 'discarded'), false) AS settled,
            coalesce(s.status = 'consumed', false) AS persisted
     FROM outbox AS o
     LEFT JOIN outbox_state AS s ON s.outbox_id = o.id
-    WHERE o.id > %(settled)s AND o.id <= %(floor)s AND o.resend_of IS NULL
+    WHERE o.id > %(settled)s AND o.resend_of IS NULL
     ORDER BY o.id
     LIMIT 10000
-), stuck AS (
-    SELECT min(id) AS id, min(created_at) AS created_at FROM upcoming WHERE NOT settled
+), front AS (
+    SELECT coalesce(min(id) FILTER (WHERE NOT (settled AND below)), max(id) + 1) AS end FROM upcoming
 )
-SELECT coalesce(max(upcoming.id) FILTER (WHERE stuck.id IS NULL OR upcoming.id < stuck.id), %(settled)s),
-       count(*) FILTER (WHERE persisted AND (stuck.id IS NULL OR upcoming.id < stuck.id)),
-       count(*) FILTER (WHERE persisted AND upcoming.id > stuck.id),
-       coalesce(extract(epoch FROM (now() AT TIME ZONE 'UTC') - min(stuck.created_at)), 0)::double precision
-FROM upcoming, stuck"""
+SELECT coalesce(max(id) FILTER (WHERE id < front.end), %(settled)s),
+       count(*) FILTER (WHERE persisted AND id < front.end),
+       count(*) FILTER (WHERE persisted AND id >= front.end),
+       count(*) FILTER (WHERE persisted AND NOT below),
+       coalesce(extract(epoch FROM (now() AT TIME ZONE 'UTC') - min(created_at) FILTER (WHERE NOT settled)), 0)
+           ::double precision
+FROM upcoming, front"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +83,12 @@ class Counters:
         floor, new = await _row(connection, RELAYED, {"counted": self._floor})
         if floor > self._floor:
             self._floor, self._relayed = floor, self._relayed + new
-        waiting, waits = await _row(connection, PENDING, {"floor": self._floor})
+        (waiting,) = await _row(connection, PENDING, {"floor": self._floor})
         known = {"settled": self._settled, "floor": self._floor}
-        self._settled, persisted, ahead, stuck = await _row(connection, SETTLED, known)
+        self._settled, persisted, ahead, above, waits = await _row(connection, SETTLED, known)
         self._persisted += persisted
-        return Counts(self._relayed + waiting, self._relayed, self._persisted + ahead, max(waits, stuck))
+        # The floor follows twice a second; what is persisted was relayed, wherever the floor is.
+        return Counts(self._relayed + waiting, self._relayed + above, self._persisted + ahead, waits)
 
 
 async def _row(connection: psycopg.AsyncConnection[Any], statement: LiteralString, values: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jgo.maven import Artifact, Dependency, MavenContext, PythonResolver
-from jgo.util import http
+from requests import Session
 
 from streams.dev.downloads import Progress, Report
 from streams.errors import ServiceUnreachable
@@ -24,15 +24,15 @@ TIMEOUT = 20
 
 def download(coordinates: str, repository: Path, report: Report) -> list[Path]:
     """The jars, in the order of the class path; ServiceUnreachable when the repository does not give them."""
-    fetcher = _Fetcher(coordinates, report)
     mirror = os.environ.get(MIRROR)
-    context = MavenContext(
-        resolver=fetcher, repo_cache=repository, remote_repos={"mirror": mirror} if mirror else None, timeout=TIMEOUT
-    )
-    inputs, needed = fetcher.resolve([_dependency(context, text) for text in coordinates.split("+")])
-    artifacts = [dependency.artifact for dependency in (*inputs, *needed)]
-    fetcher.start_counting(len(artifacts))
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    remotes = {"mirror": mirror} if mirror else None
+    # Many small files: connections that stay open, where jgo makes a new one for each.
+    with Session() as session, ThreadPoolExecutor(AT_ONCE) as pool:
+        fetcher = _Fetcher(coordinates, session, report)
+        context = MavenContext(resolver=fetcher, repo_cache=repository, remote_repos=remotes, timeout=TIMEOUT)
+        inputs, needed = fetcher.resolve([_dependency(context, text) for text in coordinates.split("+")])
+        artifacts = [dependency.artifact for dependency in (*inputs, *needed)]
+        fetcher.start_counting(len(artifacts))
         return list(pool.map(lambda artifact: Path(artifact.resolve()), artifacts))
 
 
@@ -45,9 +45,10 @@ def _dependency(context: MavenContext, text: str) -> Dependency:
 class _Fetcher(PythonResolver):
     """jgo's resolver with checked downloads that are renamed into place: its own keep what an interruption left."""
 
-    def __init__(self, what: str, report: Report) -> None:
+    def __init__(self, what: str, session: Session, report: Report) -> None:
         super().__init__()
         self._what = what
+        self._session = session
         self._report = report
         self._lock = threading.Lock()
         self._files = 0
@@ -83,7 +84,7 @@ class _Fetcher(PythonResolver):
     def _get(self, url: str, *, last: bool) -> Any:
         # Exceptions of requests are OSErrors.
         try:
-            response = http.get(url, stream=True, timeout=TIMEOUT)
+            response = self._session.get(url, stream=True, timeout=TIMEOUT)
         except OSError as error:
             if last:
                 raise _unreachable(url, type(error).__name__) from None

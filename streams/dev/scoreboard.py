@@ -31,16 +31,19 @@ def played(file: Path) -> Played:
         return Played()
 
 
-async def keep_score(url: str, file: Path, screen: Screen) -> None:
-    """Show the numbers until cancelled; while the database is away the last ones stay."""
+async def begun(url: str) -> Counters:
+    """Counters of what is written from now on."""
     counters = Counters()
-    begun = False
+    async with await connect(url) as connection:
+        await counters.begin(connection)
+    return counters
+
+
+async def keep_score(url: str, counters: Counters, file: Path, screen: Screen) -> None:
+    """Show the numbers until cancelled; while the database is away the last ones stay."""
     while True:
         try:
             async with await connect(url) as connection:
-                if not begun:
-                    await counters.begin(connection)
-                    begun = True
                 await _watch(counters, connection, file, screen)
         except psycopg.Error:
             await asyncio.sleep(1.0)

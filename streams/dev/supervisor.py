@@ -15,7 +15,7 @@ from streams.dev.ports import remembered_port
 from streams.dev.probe import health
 from streams.dev.process import Process
 from streams.dev.procfile import WORKER, Program, command, lines, program, search_path
-from streams.dev.scoreboard import keep_score
+from streams.dev.scoreboard import begun, keep_score
 from streams.dev.screen import Screen
 from streams.dev.services import Services, services, serving
 from streams.dev.supervised import Supervised, kept_running
@@ -75,10 +75,12 @@ class Supervisor:
         ]
         workers = [each for each in self._processes if each.program.web is not None]
         others = [each for each in self._processes if each.program.web is None]
+        url = self._services.postgres.url
+        counters = await begun(url)
         async with kept_running(others), kept_running(workers):
             await self._announce()
             if self._plan.demo and self._plan.show_demo:
-                await keep_score(self._services.postgres.url, self._workplace.demo, self._screen)
+                await keep_score(url, counters, self._workplace.demo, self._screen)
             await asyncio.Event().wait()
 
     def _programs(self) -> Iterator[Program]:

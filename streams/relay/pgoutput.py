@@ -112,6 +112,7 @@ class Decoder:
         outbox_id, biz_type, topic, key, payload, traceparent, resend_of, created_at = columns
         headers = [("id", outbox_id), ("biz_type", biz_type), ("traceparent", traceparent), ("resend_of", resend_of)]
         return Row(topic.decode(), key, payload, self._milliseconds(created_at), headers)
+
     def _relation(self, message: bytes) -> None:
         name_at = message.index(0, 5) + 1
         name_end = message.index(0, name_at)

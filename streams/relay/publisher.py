@@ -52,8 +52,6 @@ class Publisher:
         self._bury = bury
         self._careful = IN_FLIGHT_ROWS if careful else 0
         self._flights = Flights()
-        self._failure: KafkaError | None = None
-        self._away = False
 
     async def __aenter__(self) -> Publisher:
         self._producer = Producer(self._configuration())
@@ -91,8 +89,14 @@ class Publisher:
 
     def poll(self) -> None:
         """Take in what the broker answered."""
-        self._producer.poll(0)
-        failure = self._failure or self._flights.failure
+        failure: KafkaError | None = None
+        try:
+            self._producer.poll(0)
+        except KafkaException as error:
+            # The producer is dead; what it died of comes with the records, right after.
+            failure = error.args[0]
+            self._producer.poll(0.2)
+        failure = self._flights.failure or failure
         if failure is not None:
             raise DeliveryFailed(failure.str(), refused=failure.code() in REFUSALS)
 
@@ -170,7 +174,5 @@ class Publisher:
         }
 
     def _on_error(self, error: KafkaError) -> None:
-        if error.fatal():
-            self._failure = self._failure or error
-        elif error.code() == KafkaError._ALL_BROKERS_DOWN:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
             logger.warning("broker away", extra={"in_flight": self._flights.rows, "error": error.str()})

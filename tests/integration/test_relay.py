@@ -28,6 +28,7 @@ from tests.fixtures.publish import CHAT, enqueue, payload
 from tests.fixtures.records import Record, first_seen, records
 
 Eventually = Callable[..., Any]
+BATCH = [payload(n, f"c{n % 9}") for n in range(100)]
 
 
 @pytest.fixture
@@ -267,7 +268,10 @@ async def test_what_no_record_can_carry_is_dead_and_the_rest_goes_on(outbox: Wor
     good = [found for found, (_, reason) in zip(ids, lines, strict=True) if reason is None]
     await eventually(published(outbox, good))
     check_order(outbox, good)
-    dead = {row[0]: row[1:] for row in outbox.query("SELECT outbox_id, status, error_code, attempts, error FROM outbox_state")}
+    dead = {
+        row[0]: row[1:]
+        for row in outbox.query("SELECT outbox_id, status, error_code, attempts, error FROM outbox_state")
+    }
     assert dead.keys() == set(ids) - set(good)
     for found, (_, reason) in zip(ids, lines, strict=True):
         if reason is not None:
@@ -281,7 +285,7 @@ async def test_a_record_that_the_broker_refuses_costs_one_message(outbox: World,
     ids = enqueue(outbox.url, outbox.topic, [payload(0, "c")])
     await eventually(published(outbox, ids))
     # Unknown to the relay, which asked for the limit when it began.
-    limit_topic(outbox.settings.broker_url, outbox.topic, 20_000)
+    alter_topic(outbox, "max.message.bytes", "20000")
     messages = [payload(n, f"c{n % 3}") for n in range(60)]
     messages[30]["message"] = "".join(chr(97 + n * n % 26) + str(n) for n in range(20_000))
     more = enqueue(outbox.url, outbox.topic, messages)
@@ -294,9 +298,29 @@ async def test_a_record_that_the_broker_refuses_costs_one_message(outbox: World,
     assert relay.running
 
 
-async def test_sigterm_ends_it_with_everything_confirmed(outbox: World, eventually: Eventually) -> None:
+async def test_a_record_refused_for_what_only_the_broker_knows_costs_one_message(
+    outbox: World, eventually: Eventually
+) -> None:
     relay = outbox.relay()
-    ids = enqueue(outbox.url, outbox.topic, [payload(n, f"c{n % 9}") for n in range(20_000)])
+    ids = enqueue(outbox.url, outbox.topic, [payload(0, "c")])
+    await eventually(published(outbox, ids))
+    alter_topic(outbox, "message.timestamp.before.max.ms", "3600000")
+    before = enqueue(outbox.url, outbox.topic, BATCH)
+    [(old,)] = outbox.query(
+        "INSERT INTO outbox (biz_type, topic, key, payload, created_at) VALUES (%s, %s, 'c3', '{}', '2001-01-01')"
+        " RETURNING id",
+        *(CHAT, outbox.topic),
+    )
+    good = ids + before + enqueue(outbox.url, outbox.topic, BATCH)
+    await eventually(published(outbox, good), 60)
+    check_order(outbox, good)
+    assert outbox.query("SELECT outbox_id, status, error_code FROM outbox_state") == [(old, "dead", "unpublishable")]
+    assert relay.running
+
+
+async def test_sigterm_ends_it_with_everything_confirmed(outbox: World, eventually: Eventually) -> None:
+    ids = [found for _ in range(100) for found in enqueue(outbox.url, outbox.topic, BATCH)]
+    relay = outbox.relay()
     await eventually(published(outbox, ids[:1]))
     await relay.stop(signal.SIGTERM, grace=8)
     assert relay.returncode == 0
@@ -322,8 +346,10 @@ async def test_an_idle_outbox_holds_back_no_wal(outbox: World, eventually: Event
     await eventually(confirmed(outbox))
 
 
-def limit_topic(broker: str, topic: str, limit: int) -> None:
-    entry = ConfigEntry("max.message.bytes", str(limit), incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-    [future] = AdminClient({"bootstrap.servers": broker}).incremental_alter_configs([resource]).values()
+def alter_topic(world: World, name: str, value: str) -> None:
+    """Set one configuration entry of the topic, behind the relay's back."""
+    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, world.topic, incremental_configs=[entry])
+    admin = AdminClient({"bootstrap.servers": world.settings.broker_url})
+    [future] = admin.incremental_alter_configs([resource]).values()
     future.result(10)

@@ -14,7 +14,15 @@ OID = 77
 
 def relation(columns: tuple[str, ...] = COLUMNS, name: str = "outbox", oid: int = OID) -> bytes:
     described = b"".join(b"\x01" + column.encode() + b"\0" + struct.pack("!Ii", 25, -1) for column in columns)
-    return b"R" + struct.pack("!I", oid) + b"public\0" + name.encode() + b"\0d" + struct.pack("!H", len(columns)) + described
+    return (
+        b"R"
+        + struct.pack("!I", oid)
+        + b"public\0"
+        + name.encode()
+        + b"\0d"
+        + struct.pack("!H", len(columns))
+        + described
+    )
 
 
 def insert(*values: bytes | None, oid: int = OID) -> bytes:
@@ -95,9 +103,7 @@ def test_columns_are_found_by_name_whatever_their_order(values: tuple[bytes | No
 
 
 def test_a_relation_described_again_is_read_by_its_new_columns() -> None:
-    found = decoded(
-        relation(), begin(), insert(*PLAIN), relation((*COLUMNS, "added")), insert(*PLAIN, b"x"), commit(9)
-    )
+    found = decoded(relation(), begin(), insert(*PLAIN), relation((*COLUMNS, "added")), insert(*PLAIN, b"x"), commit(9))
     assert found is not None
     assert found.rows == [PLAIN_ROW, PLAIN_ROW]
 

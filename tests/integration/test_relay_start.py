@@ -1,0 +1,141 @@
+"""What stops a relay from starting: one line that names the statement or setting that mends it, and an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from streams import kafka
+from streams.dev.ports import HOST
+from streams.dev.postgres import PostgresServer
+from streams.errors import NotMigrated, ServiceUnreachable, StreamsError, UsageError
+from streams.registry import configured
+from streams.relay import Relay
+from tests.conftest import World
+
+Eventually = Callable[..., Any]
+
+
+async def refusal(world: World) -> StreamsError:
+    """What a relay says instead of starting."""
+    settings = world.settings
+    with pytest.raises(StreamsError) as caught:
+        await Relay(settings, configured(settings)).run()
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+MENDED = [
+    ("DROP PUBLICATION outbox_pub", NotMigrated, "streams migrate"),
+    ("ALTER PUBLICATION outbox_pub SET (publish = 'insert, update')", UsageError, "SET (publish = 'insert'"),
+    ("ALTER PUBLICATION outbox_pub SET (publish = 'delete')", UsageError, "SET (publish = 'insert'"),
+    ("ALTER PUBLICATION outbox_pub SET (publish_via_partition_root = false)", UsageError, "publish_via_partition_root"),
+    ("ALTER PUBLICATION outbox_pub ADD TABLE agent_chats", UsageError, "SET TABLE outbox"),
+    ("ALTER PUBLICATION outbox_pub SET TABLE agent_chats", UsageError, "SET TABLE outbox"),
+    ("ALTER PUBLICATION outbox_pub SET TABLE outbox WHERE (id > 5)", UsageError, "SET TABLE outbox"),
+    ("ALTER PUBLICATION outbox_pub SET TABLE outbox (id, key)", UsageError, "SET TABLE outbox"),
+    ("DROP TABLE outbox_streams_version", NotMigrated, "streams migrate"),
+]
+
+
+@pytest.mark.parametrize(("statement", "kind", "remedy"), MENDED, ids=[case[0] for case in MENDED])
+async def test_a_database_that_does_not_fit(
+    world: World, statement: str, kind: type[StreamsError], remedy: str
+) -> None:
+    world.migrate()
+    world.query(statement)
+    error = await refusal(world)
+    assert isinstance(error, kind)
+    assert remedy in str(error)
+    assert error.exit_code == 2
+
+
+async def test_a_missing_slot(world: World, name: str) -> None:
+    world.migrate()
+    world.query("SELECT pg_drop_replication_slot(%s)", name)
+    error = await refusal(world)
+    assert (error.exit_code, f"slot {name} does not exist: run `streams migrate`" in str(error)) == (2, True)
+
+
+async def test_a_slot_of_another_system(world: World, name: str) -> None:
+    world.migrate()
+    world.query("SELECT pg_drop_replication_slot(%s)", name)
+    world.query("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", name)
+    error = await refusal(world)
+    assert (error.exit_code, "set relay.name" in str(error)) == (2, True)
+
+
+async def test_a_role_without_the_privilege(world: World, name: str) -> None:
+    world.migrate()
+    world.query(f"CREATE ROLE {name} LOGIN IN ROLE pg_read_all_data")
+    try:
+        world.environ["DATABASE_URL"] = world.url.replace("postgres@", f"{name}@")
+        error = await refusal(world)
+    finally:
+        world.environ["DATABASE_URL"] = world.url.replace(f"{name}@", "postgres@")
+        world.query(f"DROP ROLE {name}")
+    assert (error.exit_code, f"ALTER ROLE {name} REPLICATION" in str(error)) == (2, True)
+
+
+async def test_a_topic_with_another_partition_count(world: World) -> None:
+    world.migrate()
+    kafka.prepare_topics(world.settings, [world.topic])
+    world.environ["STREAMS_TOPIC__PARTITIONS"] = "5"
+    error = await refusal(world)
+    assert (error.exit_code, "topics.chat-history.partitions to 8" in str(error)) == (2, True)
+
+
+async def test_services_that_do_not_answer(world: World) -> None:
+    world.migrate()
+    world.environ["BROKER_URL"] = f"{HOST}:1"
+    error = await refusal(world)
+    assert isinstance(error, ServiceUnreachable)
+    assert "Kafka" in str(error)
+    world.environ["DATABASE_URL"] = f"postgresql://postgres:secret-canary@{HOST}:1/x"
+    error = await refusal(world)
+    assert isinstance(error, ServiceUnreachable)
+    assert "PostgreSQL" in str(error)
+    assert "canary" not in str(error)
+
+
+async def test_a_server_without_logical_decoding(world: World, tmp_path: Path) -> None:
+    async with PostgresServer(tmp_path / "replica", settings={"wal_level": "replica"}) as server:
+        world.environ["DATABASE_URL"] = server.url
+        world.migrate()
+        error = await refusal(world)
+    assert (error.exit_code, "ALTER SYSTEM SET wal_level = 'logical'" in str(error)) == (2, True)
+
+
+@pytest.mark.parametrize("mode", ["poll", "debezium"])
+async def test_the_command_ends_with_one_line_and_the_code(world: World, eventually: Eventually, mode: str) -> None:
+    relay = world.start("streams", "relay", "--mode", mode)
+    await eventually(lambda: relay.returncode is not None)
+    assert relay.returncode == 2
+    assert (world.directory / "streams-0.log").read_text().splitlines() == [
+        f"streams: relay mode {mode} is not in this version: set relay.mode to auto or cdc"
+    ]
+
+
+async def test_a_publication_dropped_later_ends_it_instead_of_losing_rows(world: World, eventually: Eventually) -> None:
+    world.migrate()
+    relay = world.relay()
+    await eventually(lambda: world.query("SELECT 1 FROM relay_position WHERE pid = %s", relay.pid))
+    world.query("DROP PUBLICATION outbox_pub")
+    world.query("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active")
+    await eventually(lambda: relay.returncode is not None)
+    assert relay.returncode == 2
+    last = (world.directory / "streams-0.log").read_text().splitlines()[-1]
+    assert last == "streams: publication outbox_pub does not exist: run `streams migrate`"
+
+
+async def test_connections_are_closed_when_it_does_not_start(world: World) -> None:
+    world.migrate()
+    world.query("DROP PUBLICATION outbox_pub")
+    await refusal(world)
+    with psycopg.connect(world.url) as connection:
+        others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        assert connection.execute(others).fetchone() == (0,)
