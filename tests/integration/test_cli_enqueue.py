@@ -35,8 +35,8 @@ def run(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     return invoke
 
 
-def line(number: int, key: str = "c1", **changes: Any) -> bytes:
-    return json.dumps({"biz_type": CHAT, "payload": payload(number, key)} | changes).encode() + b"\n"
+def line(number: int, chat: str = "c1", **changes: Any) -> bytes:
+    return json.dumps({"biz_type": CHAT, "payload": payload(number, chat)} | changes).encode() + b"\n"
 
 
 def test_a_file_is_enqueued_in_its_order(world: World, run: Callable[..., Result], tmp_path: Path) -> None:
