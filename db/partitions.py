@@ -29,7 +29,7 @@ def ensure_sync(connection: Connection, *, ahead: int, width: int) -> int:
         bounds = cursor.fetchall()
         cursor.execute(query("last_id"))
         [(last,)] = cursor.fetchall()
-        statements = _statements(bounds, last + ahead, width)
+        statements = _statements(bounds, last, last + ahead, width)
         for statement in statements:
             cursor.execute(statement)
     return len(statements) // 2
@@ -43,18 +43,21 @@ async def ensure(connection: psycopg.AsyncConnection[Any], *, ahead: int, width:
         bounds = await cursor.fetchall()
         await cursor.execute(query("last_id"))
         [(last,)] = await cursor.fetchall()
-        statements = _statements(bounds, last + ahead, width)
+        statements = _statements(bounds, last, last + ahead, width)
         for statement in statements:
             await cursor.execute(statement)
     return len(statements) // 2
 
 
-def _statements(bounds: list[tuple[str, str]], needed: int, width: int) -> list[sql.Composed]:
-    """CREATE and ATTACH for every missing partition up to the id `needed`."""
+def _statements(bounds: list[tuple[str, str]], last: int, needed: int, width: int) -> list[sql.Composed]:
+    """CREATE and ATTACH for every missing partition up to the id `needed`.
+
+    A sequence that jumped leaves a gap that no id will fall into: it gets no partitions.
+    """
     statements: list[sql.Composed] = []
     for parent in PARTITIONED:
         ends = [int(found[2]) for table, bound in bounds if table == parent and (found := _BOUNDS.search(bound))]
-        start = max(ends, default=0)
+        start = max(*ends, last // width * width) if ends else 0
         while start <= needed:
             end = (start // width + 1) * width
             statements += _partition(parent, start, end)

@@ -19,4 +19,4 @@ WHERE inhparent IN ('outbox'::regclass, 'outbox_state'::regclass);
 
 -- last_id --
 -- The newest id that was drawn, committed or not.
-SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_id_seq;
+SELECT last_value - (NOT is_called)::int FROM outbox_id_seq;

@@ -73,7 +73,7 @@ async def test_a_row_written_into_a_partition_directly_holds_the_floor(relayed: 
     with psycopg.connect(relayed.url) as connection:
         [early] = (
             connection.execute(
-                "INSERT INTO outbox_0 (id, biz_type, topic, key, payload)"
+                "INSERT INTO outbox_0 (id, biz_type, topic, key, payload) OVERRIDING SYSTEM VALUE"
                 " VALUES (nextval('outbox_id_seq'), %s, %s, 'c', '{}') RETURNING id",
                 (CHAT, relayed.topic),
             ).fetchone()
