@@ -6,14 +6,17 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
+    Double,
     Identity,
     Index,
     Integer,
     MetaData,
     Sequence,
+    SmallInteger,
     Table,
     Text,
     UniqueConstraint,
@@ -58,7 +61,14 @@ outbox = Table(
     Column("created_at", MILLISECONDS, nullable=False, server_default=UTC_NOW),
     CheckConstraint("octet_length(key) BETWEEN 1 AND 1024", name="outbox_key_length"),
     CheckConstraint("octet_length(topic) BETWEEN 1 AND 249", name="outbox_topic_length"),
+    Index("outbox_resends", "resend_of", postgresql_where=text("resend_of IS NOT NULL")),
     postgresql_partition_by="RANGE (id)",
+)
+
+outbox_direct = Table(
+    "outbox_direct",
+    metadata,
+    Column("outbox_id", BigInteger, primary_key=True, autoincrement=False),
 )
 
 outbox_biz_types = Table(
@@ -79,6 +89,7 @@ outbox_state = Table(
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("partition", Integer),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("replays", SmallInteger, nullable=False, server_default=text("0")),
     Column("status", Text, nullable=False),
     Column("arrived", BigInteger),
     Column("source_id", BigInteger),
@@ -92,6 +103,7 @@ outbox_state = Table(
     ),
     CheckConstraint("length(error) <= 2000", name="outbox_state_error_length"),
     Index("outbox_state_open", "topic", "key", "arrived", postgresql_where=text("topic IS NOT NULL")),
+    Index("outbox_state_dead", "outbox_id", postgresql_where=text("status = 'dead'")),
     postgresql_partition_by="RANGE (outbox_id)",
 )
 
@@ -139,6 +151,33 @@ outbox_actions = Table(
     Column("outbox_id", BigInteger),
     Column("what", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     Column("why", Text),
+)
+
+outbox_audit_ranges = Table(
+    "outbox_audit_ranges",
+    metadata,
+    Column("first_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("last_id", BigInteger, nullable=False),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("reach", JSONB, nullable=False),
+)
+
+outbox_audit_left = Table(
+    "outbox_audit_left",
+    metadata,
+    Column("outbox_id", BigInteger, primary_key=True, autoincrement=False),
+)
+
+outbox_audits = Table(
+    "outbox_audits",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("seconds", Double, nullable=False),
+    Column("complete", Boolean, nullable=False),
+    Column("messages", BigInteger, nullable=False),
+    Column("wrong", BigInteger, nullable=False),
+    Column("report", JSONB, nullable=False),
 )
 
 outbox_stats = Table(

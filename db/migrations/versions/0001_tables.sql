@@ -12,6 +12,12 @@ CREATE TABLE outbox (
     resend_of   bigint,
     created_at  timestamp(3) without time zone NOT NULL DEFAULT (clock_timestamp() AT TIME ZONE 'UTC')
 ) PARTITION BY RANGE (id);
+CREATE INDEX outbox_resends ON outbox (resend_of) WHERE resend_of IS NOT NULL;
+
+-- Ids of messages that their callers wrote themselves while the outbox was disabled: the audit knows them by it.
+CREATE TABLE outbox_direct (
+    outbox_id bigint PRIMARY KEY
+);
 
 CREATE TABLE outbox_biz_types (
     biz_type  text PRIMARY KEY,
@@ -27,6 +33,7 @@ CREATE TABLE outbox_state (
     updated_at    timestamptz NOT NULL DEFAULT now(),
     partition     integer,
     attempts      integer NOT NULL DEFAULT 0,
+    replays       smallint NOT NULL DEFAULT 0,
     status        text NOT NULL CONSTRAINT outbox_state_status
                   CHECK (status IN ('retrying', 'parked', 'replaying', 'consumed', 'dead', 'discarded')),
     arrived       bigint,
@@ -38,6 +45,7 @@ CREATE TABLE outbox_state (
     error         text CONSTRAINT outbox_state_error_length CHECK (length(error) <= 2000)
 ) PARTITION BY RANGE (outbox_id);
 CREATE INDEX outbox_state_open ON outbox_state (topic, key, arrived) WHERE topic IS NOT NULL;
+CREATE INDEX outbox_state_dead ON outbox_state (outbox_id) WHERE status = 'dead';
 
 CREATE TABLE outbox_run_crashes (
     topic        text,
@@ -76,6 +84,29 @@ CREATE TABLE outbox_actions (
     outbox_id bigint,
     what      jsonb NOT NULL DEFAULT '{}',
     why       text
+);
+
+-- What `streams audit` has looked at: one row per range of ids, with how far it reaches in applied and in offsets.
+CREATE TABLE outbox_audit_ranges (
+    first_id bigint PRIMARY KEY,
+    last_id  bigint NOT NULL,
+    at       timestamptz NOT NULL DEFAULT now(),
+    reach    jsonb NOT NULL
+);
+
+-- Messages of those ranges that were not settled when it looked.
+CREATE TABLE outbox_audit_left (
+    outbox_id bigint PRIMARY KEY
+);
+
+CREATE TABLE outbox_audits (
+    id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at       timestamptz NOT NULL DEFAULT now(),
+    seconds  double precision NOT NULL,
+    complete boolean NOT NULL,
+    messages bigint NOT NULL,
+    wrong    bigint NOT NULL,
+    report   jsonb NOT NULL
 );
 
 CREATE TABLE outbox_stats (
