@@ -20,6 +20,7 @@ COMMANDS = {
     "relay": "streams.cli.relay:relay",
     "enqueue": "streams.cli.enqueue:enqueue",
     "topic": "streams.cli.topic:topic",
+    "trace": "streams.cli.trace:command",
 }
 
 

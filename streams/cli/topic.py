@@ -9,6 +9,7 @@ import click
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streams import kafka
+from streams.cli.choose import printable
 from streams.errors import UsageError
 from streams.registry import configured
 from streams.settings import Settings, load
@@ -93,4 +94,4 @@ def _text(raw: str | bytes | None) -> str:
     if raw is None:
         return "null"
     text = raw.decode(errors="backslashreplace") if isinstance(raw, bytes) else raw
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return printable(text)

@@ -1,0 +1,39 @@
+"""Options that commands share: since when, which ids, and text that cannot upset a terminal."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+MAX_ID = 2**63 - 1
+
+_AGO = re.compile(r"(\d{1,6})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+class Since(click.ParamType):
+    """`30m`, `12h`, `7d`, or an ISO 8601 time (UTC unless it says otherwise), as a time."""
+
+    name = "since"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        try:
+            if ago := _AGO.fullmatch(value):
+                return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+            at = datetime.fromisoformat(value)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r}: expected 30m, 12h, 7d, or a time like 2026-01-31T12:00", param, ctx)
+        return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+SINCE = Since()
+
+
+def printable(text: str) -> str:
+    """The text with what could upset a terminal escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -1,0 +1,67 @@
+"""`streams trace`: the story of one message, or of the newest messages of one conversation."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+import orjson
+
+from streams import deploy, trace
+from streams.cli.choose import MAX_ID, SINCE, printable
+from streams.errors import StreamsError, UsageError
+from streams.settings import load
+
+
+class NoSuchMessage(StreamsError):
+    """There is nothing to tell: the answer is bad news."""
+
+
+@click.command("trace")
+@click.argument("outbox_id", type=click.IntRange(1, MAX_ID), required=False)
+@click.option("--key", help="A conversation instead of one message.")
+@click.option("--since", type=SINCE, help="With --key: only what was enqueued since: 30m, 12h, 7d, or a time.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="With --key: the newest.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def command(outbox_id: int | None, key: str | None, since: datetime | None, limit: int, as_json: bool) -> None:
+    """Tell every stage of one message or conversation, with times; never its text.
+
+    A conversation is looked for from the newest message back, without an index: on a large outbox give --since.
+    """
+    if (outbox_id is None) == (key is None):
+        raise UsageError("expected either OUTBOX_ID or --key")
+    with deploy.connection(load()) as connection:
+        deploy.check(connection)
+        if key is not None:
+            found = trace.conversation(connection, key, since=since, limit=limit)
+        else:
+            found = trace.messages(connection, [outbox_id or 0])
+        if not found and outbox_id is not None and trace.direct(connection, outbox_id):
+            raise NoSuchMessage(f"message {outbox_id} was written by its caller, while outbox.enabled was false")
+    if not found:
+        raise NoSuchMessage(f"no message {outbox_id}" if key is None else f"no message has the key {key!r:.80}")
+    if as_json:
+        click.echo(orjson.dumps(found if key is not None else found[0], default=str, option=orjson.OPT_INDENT_2))
+    else:
+        click.echo("\n\n".join(map(describe, found)))
+
+
+def describe(found: trace.Trace) -> str:
+    """A heading and one line an event."""
+    head = (
+        f"message {found.outbox_id}  {found.status}  {found.biz_type}  topic {found.topic}  key {printable(found.key)}"
+    )
+    return "\n".join([head, *(f"  {_time(event.at)}  {event.stage}{_about(event.about)}" for event in found.events)])
+
+
+def _about(about: Any) -> str:
+    shown = {name: _time(value) if isinstance(value, datetime) else str(value) for name, value in about.items()}
+    parts = [f"{name}={printable(text)}" for name, text in shown.items()]
+    return "  " + " ".join(parts) if parts else ""
+
+
+def _time(at: datetime | None) -> str:
+    if at is None:
+        return " " * 24
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,132 @@
+"""One message's or one conversation's whole story: enqueued, relayed, tried, persisted or dead, sent again, by whom.
+
+Never its text.  The functions take a synchronous connection; from async code, `await connection.run_sync(...)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, cast
+
+from sqlalchemy import Connection
+
+from db import query
+
+# Ids looked through at a time for a conversation: some 50 ms.
+WINDOW = 200_000
+
+ENDED = {"consumed": "persisted", "dead": "dead", "discarded": "discarded"}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened; `at` is None when nobody wrote the time down."""
+
+    stage: str
+    at: datetime | None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One message: what it is, where it stands, and what happened to it, in order."""
+
+    outbox_id: int
+    biz_type: str
+    topic: str
+    key: str
+    status: str
+    events: Sequence[Event]
+
+
+def messages(connection: Connection, ids: Iterable[int]) -> list[Trace]:
+    """The stories of these outbox ids, each root once, in order; an id that sends another again is that other one."""
+    roots = [row[0] for row in connection.exec_driver_sql(query("trace_roots"), {"ids": list(ids)})]
+    found = {"ids": roots}
+    resends = _grouped(connection, "trace_resends", found)
+    actions = _grouped(connection, "trace_actions", found)
+    rows = connection.exec_driver_sql(query("trace_messages"), found).mappings()
+    return [_trace(dict(row), resends.get(row["outbox_id"], []), actions.get(row["outbox_id"], [])) for row in rows]
+
+
+def conversation(connection: Connection, key: str, *, since: datetime | None = None, limit: int = 100) -> list[Trace]:
+    """The newest `limit` messages with this key, oldest first; `since` bounds how far back it looks."""
+    first, last = connection.exec_driver_sql(query("trace_ids")).one()
+    found: list[int] = []
+    until = last or 0
+    while len(found) < limit and until >= (first or 1):
+        after = until - WINDOW
+        window = {"after": after, "until": until, "key": key, "limit": limit - len(found)}
+        found += [row[0] for row in connection.exec_driver_sql(query("trace_window"), window)]
+        older = {"after": after, "since": since}
+        if since is not None and connection.exec_driver_sql(query("trace_older"), older).scalar_one():
+            break
+        until = after
+    traces = messages(connection, found)
+    return traces if since is None else [each for each in traces if (at := each.events[0].at) is None or at >= since]
+
+
+def direct(connection: Connection, outbox_id: int) -> bool:
+    """Whether its caller wrote this message itself, while the outbox was disabled."""
+    return bool(connection.exec_driver_sql(query("trace_direct"), {"outbox_id": outbox_id}).scalar_one())
+
+
+def _grouped(connection: Connection, name: str, parameters: dict[str, Any]) -> dict[int, list[Mapping[str, Any]]]:
+    found: dict[int, list[Mapping[str, Any]]] = {}
+    # Names of our own queries only; the text is never put together.
+    for row in connection.exec_driver_sql(query(name), parameters).mappings():
+        found.setdefault(row["outbox_id"], []).append(dict(row))
+    return found
+
+
+def _trace(row: Mapping[str, Any], resends: list[Mapping[str, Any]], actions: list[Mapping[str, Any]]) -> Trace:
+    status = row["status"] or ("published" if row["published"] else "pending")
+    enqueued = Event("enqueued", row["created_at"], _some(row, "bytes", "traceparent"))
+    again = [
+        Event("sent again", each["created_at"], {"as": each["resend"], "published": each["published"]})
+        for each in resends
+    ]
+    acts = [
+        Event(each["act"], each["at"], _some(each, "who", "why") | _some(each["what"], "error_code"))
+        for each in actions
+    ]
+    later = sorted(again + acts, key=lambda event: cast("datetime", event.at))
+    return Trace(
+        row["outbox_id"],
+        row["biz_type"],
+        row["topic"],
+        row["key"],
+        status,
+        [enqueued, *_relayed(row), *later, *_fate(row)],
+    )
+
+
+def _relayed(row: Mapping[str, Any]) -> list[Event]:
+    """Kafka's timestamp of a record is the time of its enqueueing: when it was relayed is written down nowhere."""
+    if row["offset"] is not None:
+        return [Event("relayed", None, _some(row, "topic", "partition", "offset"))]
+    return [Event("relayed", None, _some(row, "topic"))] if row["published"] else []
+
+
+def _fate(row: Mapping[str, Any]) -> list[Event]:
+    """Where it stands now; errors stay written down until it is persisted, and after."""
+    if row["status"] is None:
+        return []
+    failed = {"attempts": row["attempts"] or None} | {name: row[name] for name in ("error_code", "error")}
+    about = failed | {"replays": row["replays"] or None}
+    if row["status"] == "consumed":
+        about["applied"] = row["applied"]
+    elif row["status"] == "retrying":
+        about["next_retry_at"] = row["next_retry_at"]
+    elif row["status"] == "parked":
+        about["behind"] = row["behind"]
+    elif row["status"] == "replaying":
+        about["source"] = row["source_id"]
+    stage = ENDED.get(row["status"], row["status"])
+    return [Event(stage, row["updated_at"], {name: value for name, value in about.items() if value is not None})]
+
+
+def _some(row: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: row[name] for name in names if row.get(name) is not None}
