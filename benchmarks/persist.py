@@ -8,7 +8,7 @@ from typing import Any, LiteralString, NamedTuple
 import orjson
 
 from db import query
-from streams.agents.chat_history import ChatHistoryPersist, _chats
+from streams.agents.chat_history import ChatHistoryPersist, chats_of
 from streams.codec import decode
 from streams.events import Batch, Message
 
@@ -24,18 +24,20 @@ class Record(NamedTuple):
 
 
 def statements(topic: str, partition: int, records: Sequence[Record]) -> list[tuple[LiteralString, dict[str, Any]]]:
-    """Lock, probe, claim and the two inserts of chat history, as the worker executes them."""
+    """Lock, claim and the two inserts of chat history, as the worker executes them."""
     batch = Batch(
         [Message(r.outbox_id, r.key, decode(r.value, ChatHistoryPersist), r.timestamp) for r in records],
     )
-    where = {"topic": topic, "partition": partition}
-    keys = orjson.dumps(list({record.key for record in records})).decode()
-    ids = "{" + ",".join([str(record.outbox_id) for record in records]) + "}"
-    offsets = "{" + ",".join([str(record.offset) for record in records]) + "}"
+    claim = {
+        "topic": topic,
+        "checked": False,
+        "ids": "{" + ",".join([str(record.outbox_id) for record in records]) + "}",
+        "partitions": "{" + ",".join([str(partition)] * len(records)) + "}",
+        "offsets": "{" + ",".join([str(record.offset) for record in records]) + "}",
+    }
     return [
-        (query("lock_partition"), where),
-        (query("open_keys"), {**where, "keys": keys}),
-        (query("claim"), {"partition": partition, "ids": ids, "offsets": offsets}),
+        (query("lock_partitions"), {"topic": topic, "partitions": [partition]}),
+        (query("claim"), claim),
         (query("save_chat_histories"), {"messages": batch.json()}),
-        (query("save_agent_chats"), {"chats": orjson.dumps(_chats(batch)).decode()}),
+        (query("save_agentchats_of"), {"chats": orjson.dumps(chats_of(batch)).decode()}),
     ]

@@ -114,6 +114,7 @@ outbox_run_crashes = Table(
     Column("partition", Integer, primary_key=True, autoincrement=False),
     Column("first_offset", BigInteger, primary_key=True, autoincrement=False),
     Column("crashes", Integer, nullable=False),
+    Column("crashes_alone", Integer, nullable=False, server_default=text("0")),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
 )
 

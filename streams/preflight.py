@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from streams import deploy, kafka
 from streams.registry import Registry
-from streams.settings import Settings
+from streams.settings import RETRY_SUFFIX, Settings
 
 
 def check(settings: Settings, registry: Registry) -> None:
@@ -12,4 +12,4 @@ def check(settings: Settings, registry: Registry) -> None:
     with deploy.connection(settings) as connection:
         deploy.check(connection)
         deploy.register(connection, settings, registry)
-    kafka.prepare_topics(settings, registry.topics)
+    kafka.prepare_topics(settings, [*registry.topics, *(topic + RETRY_SUFFIX for topic in registry.topics)])

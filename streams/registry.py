@@ -10,16 +10,17 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from streams.errors import RegistryInvalid
 from streams.events import Batch, EventType, declared, declared_in, is_topic
-from streams.settings import Settings
+from streams.settings import RETRY_SUFFIX, Settings
 
 Handler = Callable[[Batch[Any], AsyncConnection], Awaitable[None]]
+OnDead = Literal["continue", "hold"]
 H = TypeVar("H", bound=Callable[..., Awaitable[None]])
 
 OURS = "streams.agents"
@@ -27,11 +28,19 @@ OURS = "streams.agents"
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """One biz_type: its event and the handler that persists a batch of it."""
+    """One biz_type: its event, the handler that persists a batch of it, and what happens when a message fails.
+
+    A message that failed is tried again after `first_delay` seconds, then twice that, at most `most_delay`; after
+    `attempts` failures it is dead.  `on_dead` says whether its conversation goes on then, or waits for an operator.
+    """
 
     event: EventType
     handler: Handler
     where: str
+    attempts: int = 20
+    first_delay: float = 1.0
+    most_delay: float = 32.0
+    on_dead: OnDead = "continue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +55,20 @@ class Registry:
         return tuple(sorted({agent.event.topic for agent in self.agents.values()}))
 
 
-def agent(payload: type[Any]) -> Callable[[H], H]:
-    """Declare an async function `(messages: Batch[payload], db: AsyncConnection) -> None` as an event's handler."""
+def agent(
+    payload: type[Any],
+    *,
+    attempts: int = 20,
+    first_delay: float = 1.0,
+    most_delay: float = 32.0,
+    on_dead: OnDead = "continue",
+) -> Callable[[H], H]:
+    """Declare an async function `(messages: Batch[payload], db: AsyncConnection) -> None` as an event's handler.
+
+    The keywords are those of `Agent`; RegistryInvalid names one that cannot be.
+    """
     event = declared(payload)
+    _check_fate(event.where, attempts, first_delay, most_delay, on_dead)
 
     def register(handler: H) -> H:
         is_async = inspect.iscoroutinefunction(handler)
@@ -59,7 +79,8 @@ def agent(payload: type[Any]) -> Callable[[H], H]:
             inspect.signature(handler).bind("messages", "db")
         except TypeError as error:
             raise RegistryInvalid(f"{where} cannot be called with (messages, db): {error}") from None
-        _registered.append((sys.modules.get(handler.__module__), Agent(event, handler, where)))
+        found = Agent(event, handler, where, attempts, first_delay, most_delay, on_dead)
+        _registered.append((sys.modules.get(handler.__module__), found))
         return handler
 
     return register
@@ -92,11 +113,22 @@ def configured(settings: Settings) -> Registry:
 _registered: list[tuple[ModuleType | None, Agent]] = []
 
 
+def _check_fate(where: str, attempts: int, first_delay: float, most_delay: float, on_dead: str) -> None:
+    if not isinstance(attempts, int) or attempts < 1:
+        raise RegistryInvalid(f"{where}: attempts is {attempts!r}, expected a number of at least 1")
+    if not 0 < first_delay <= most_delay:
+        raise RegistryInvalid(
+            f"{where}: first_delay is {first_delay!r} and most_delay {most_delay!r}, expected 0 < first_delay <= most_delay"
+        )
+    if on_dead not in get_args(OnDead):
+        raise RegistryInvalid(f"{where}: on_dead is {on_dead!r}, expected 'continue' or 'hold'")
+
+
 def _prefixed(found: Agent, prefix: str) -> Agent:
     topic = prefix + found.event.topic
-    if not is_topic(topic):
+    if not is_topic(topic + RETRY_SUFFIX):
         raise RegistryInvalid(
-            f"topic {topic!r} of {found.event.where} is too long with the prefix: expected at most 249"
+            f"topic {topic!r} of {found.event.where} is too long with the prefix: expected at most 243"
         )
     return replace(found, event=replace(found.event, topic=topic))
 

@@ -24,6 +24,7 @@ from streams.errors import SettingsInvalid
 from streams.expectation import explain
 
 FILE = "faust.yml"
+RETRY_SUFFIX = "-retry"
 DEV_SERVICES = Path(".dev") / "services.json"
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -154,8 +155,12 @@ class Settings(_Section, frozen=True):
         return self.broker.url.removeprefix("kafka://")
 
     def topic_settings(self, name: str) -> Topic:
-        """Settings of one topic: its own entry under `topics` (without prefix), else the defaults under `topic`."""
-        return self.topics.get(name.removeprefix(self.broker.topic_prefix), self.topic)
+        """Settings of one topic: its own entry under `topics` (without prefix), else the defaults under `topic`.
+
+        A retry topic has those of the topic whose conversations it wakes.
+        """
+        own = name.removeprefix(self.broker.topic_prefix)
+        return self.topics.get(own) or self.topics.get(own.removesuffix(RETRY_SUFFIX), self.topic)
 
 
 def load(

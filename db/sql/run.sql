@@ -1,58 +1,85 @@
--- lock_partition --
--- Alone in its statement, so that the next one sees what the partition's previous owner committed.
-SELECT pg_advisory_xact_lock(hashtextextended(%(topic)s, %(partition)s));
-
--- open_keys --
--- Conversations that wait behind an open message; one probe of the partial index when nothing of the topic is open.
-SELECT key
-FROM json_array_elements_text(%(keys)s::json) AS given (key)
-WHERE EXISTS (SELECT FROM outbox_state WHERE topic = %(topic)s)
-  AND EXISTS (SELECT FROM outbox_state AS s WHERE s.topic = %(topic)s AND s.key = given.key);
-
--- outbox_rows --
--- The rows behind records that are broken, resent, or whose claim failed, with what is known of their fate.
-SELECT o.id, o.biz_type, o.key, o.payload::text, o.created_at, s.status
-FROM outbox AS o
-LEFT JOIN outbox_state AS s ON s.outbox_id = o.id
-WHERE o.id = ANY(%(ids)s::bigint[]);
+-- lock_partitions --
+-- Alone in its statement, so that the next one sees what the partitions' previous owners committed.
+SELECT pg_advisory_xact_lock(hashtextextended(%(topic)s, given.partition))
+FROM unnest(%(partitions)s::bigint[]) AS given (partition);
 
 -- claim --
 -- Take these messages for this transaction; give back only those that are new and have an outbox row.
+-- Nothing is taken while anything of the topic is open and not `%(checked)s` for it: one probe when nothing is.
 INSERT INTO outbox_state (outbox_id, status, partition, "offset", applied)
-SELECT id, 'consumed', %(partition)s, "offset", nextval('outbox_applied')
-FROM unnest(%(ids)s::bigint[], %(offsets)s::bigint[]) WITH ORDINALITY AS record (id, "offset", position)
-WHERE EXISTS (SELECT FROM outbox AS o WHERE o.id = record.id)
+SELECT id, 'consumed', partition, "offset", nextval('outbox_applied')
+FROM unnest(%(ids)s::bigint[], %(partitions)s::integer[], %(offsets)s::bigint[])
+     WITH ORDINALITY AS record (id, partition, "offset", position)
+WHERE (%(checked)s OR NOT EXISTS (SELECT FROM outbox_state WHERE topic = %(topic)s))
+  AND EXISTS (SELECT FROM outbox AS o WHERE o.id = record.id)
 ORDER BY position
 ON CONFLICT (outbox_id) DO NOTHING
 RETURNING outbox_id;
 
+-- open_keys --
+-- Conversations that wait behind an open message.
+SELECT key
+FROM json_array_elements_text(%(keys)s::json) AS given (key)
+WHERE EXISTS (SELECT FROM outbox_state AS s WHERE s.topic = %(topic)s AND s.key = given.key);
+
+-- facts --
+-- What is known of messages that were not simply new: whether the root has an outbox row, and its fate so far.
+SELECT given.id, o.id IS NOT NULL, s.status, s.source_id, s.attempts,
+       coalesce(s.next_retry_at <= now(), false),
+       s.topic IS NOT NULL AND NOT EXISTS (
+           SELECT FROM outbox_state AS e WHERE e.topic = s.topic AND e.key = s.key AND e.arrived < s.arrived)
+FROM unnest(%(ids)s::bigint[]) AS given (id)
+LEFT JOIN outbox AS o ON o.id = given.id
+LEFT JOIN outbox_state AS s ON s.outbox_id = given.id;
+
+-- payloads --
+-- Messages by their root, with the payload that counts: after a replay or redrive that of its source.
+SELECT root.id, root.biz_type, root.key, body.payload::text, root.created_at
+FROM outbox AS root
+LEFT JOIN outbox_state AS s ON s.outbox_id = root.id
+LEFT JOIN outbox AS body ON body.id = coalesce(s.source_id, root.id)
+WHERE root.id = ANY(%(ids)s::bigint[]);
+
+-- reclaim --
+-- Take open messages for this transaction, in the order given, if their status is still the one given.
+UPDATE outbox_state AS s
+SET status = 'consumed', applied = m.applied, topic = NULL, key = NULL, next_retry_at = NULL,
+    partition = coalesce(s.partition, m.partition), "offset" = coalesce(s."offset", m."offset"), updated_at = now()
+FROM (
+    SELECT given.*, nextval('outbox_applied') AS applied
+    FROM json_to_recordset(%(messages)s::json)
+         AS given (outbox_id bigint, status text, partition integer, "offset" bigint)
+) AS m
+WHERE s.outbox_id = m.outbox_id AND s.status = m.status
+RETURNING s.outbox_id;
+
 -- open --
 -- Messages set aside on arrival, dead or parked; what has a fate already keeps it.
 INSERT INTO outbox_state (outbox_id, status, partition, "offset", arrived, topic, key, error_code, error)
-SELECT outbox_id, status, %(partition)s, "offset",
-       CASE WHEN status = 'parked' THEN nextval('outbox_arrived') END,
-       CASE WHEN status = 'parked' THEN %(topic)s END,
-       CASE WHEN status = 'parked' THEN key END,
-       error_code, error
+SELECT outbox_id, status, partition, "offset", nextval('outbox_arrived'),
+       CASE WHEN open THEN %(topic)s END, CASE WHEN open THEN key END, error_code, error
 FROM ROWS FROM (
          json_to_recordset(%(messages)s::json)
-         AS (outbox_id bigint, status text, "offset" bigint, key text, error_code text, error text)
-     ) WITH ORDINALITY AS m (outbox_id, status, "offset", key, error_code, error, position)
+         AS (outbox_id bigint, status text, open boolean, partition integer, "offset" bigint, key text, error_code text,
+             error text)
+     ) WITH ORDINALITY AS m (outbox_id, status, open, partition, "offset", key, error_code, error, position)
 ORDER BY position
 ON CONFLICT (outbox_id) DO NOTHING
 RETURNING outbox_id;
 
 -- set_aside --
--- Messages claimed by this transaction whose handler failed, and those behind them, in record order.
+-- Messages of this transaction that are not applied after all, in record order; what arrived before keeps its place.
 UPDATE outbox_state AS s
-SET status = m.status, applied = NULL, arrived = m.arrived, topic = %(topic)s, key = m.key,
-    attempts = m.attempts, error_code = m.error_code, error = m.error,
+SET status = m.status, applied = NULL, arrived = coalesce(s.arrived, m.arrived),
+    topic = CASE WHEN m.open THEN %(topic)s END, key = CASE WHEN m.open THEN m.key END,
+    partition = coalesce(s.partition, m.partition), "offset" = coalesce(s."offset", m."offset"),
+    attempts = m.attempts, error_code = coalesce(m.error_code, s.error_code), error = coalesce(m.error, s.error),
     next_retry_at = now() + m.delay * interval '1 second', updated_at = now()
 FROM (
     SELECT given.*, nextval('outbox_arrived') AS arrived
     FROM json_to_recordset(%(messages)s::json)
-         AS given (outbox_id bigint, status text, key text, attempts integer, error_code text, error text,
-                   delay double precision)
+         AS given (outbox_id bigint, status text, open boolean, key text, partition integer, "offset" bigint,
+                   attempts integer, error_code text, error text, delay double precision)
 ) AS m
 WHERE s.outbox_id = m.outbox_id
 RETURNING s.outbox_id, extract(epoch FROM s.next_retry_at)::double precision;
@@ -60,6 +87,27 @@ RETURNING s.outbox_id, extract(epoch FROM s.next_retry_at)::double precision;
 -- reject --
 -- What cannot be tied to an outbox row; a record that comes twice is one row.
 INSERT INTO outbox_rejects (topic, partition, "offset", reason)
-SELECT %(topic)s, %(partition)s, "offset", reason
-FROM json_to_recordset(%(rejects)s::json) AS r ("offset" bigint, reason text)
+SELECT %(topic)s, partition, "offset", reason
+FROM json_to_recordset(%(rejects)s::json) AS r (partition integer, "offset" bigint, reason text)
 ON CONFLICT (topic, partition, "offset") DO NOTHING;
+
+-- note_start --
+-- Committed before a run that may have taken its process down: how often it was begun and never ended.
+INSERT INTO outbox_run_crashes (topic, partition, first_offset, crashes)
+VALUES (%(topic)s, %(partition)s, %(offset)s, 1)
+ON CONFLICT (topic, partition, first_offset)
+DO UPDATE SET crashes = outbox_run_crashes.crashes + 1, updated_at = now()
+RETURNING crashes - 1;
+
+-- note_start_alone --
+-- The same for one message that is worked alone.
+INSERT INTO outbox_run_crashes (topic, partition, first_offset, crashes, crashes_alone)
+VALUES (%(topic)s, %(partition)s, %(offset)s, 0, 1)
+ON CONFLICT (topic, partition, first_offset)
+DO UPDATE SET crashes_alone = outbox_run_crashes.crashes_alone + 1, updated_at = now()
+RETURNING crashes_alone - 1;
+
+-- note_end --
+-- What was begun has ended, up to here.
+DELETE FROM outbox_run_crashes
+WHERE topic = %(topic)s AND partition = %(partition)s AND first_offset < %(end)s;

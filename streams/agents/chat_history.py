@@ -37,10 +37,10 @@ class ChatHistoryPersist:
 async def save(messages: Batch[ChatHistoryPersist], db: AsyncConnection) -> None:
     """Write the batch; the caller's transaction makes it exactly-once."""
     await db.exec_driver_sql(query("save_chat_histories"), {"messages": messages.json()})
-    await db.exec_driver_sql(query("save_agent_chats"), {"chats": orjson.dumps(_chats(messages)).decode()})
+    await db.exec_driver_sql(query("save_agent_chats"), {"chats": orjson.dumps(chats_of(messages)).decode()})
 
 
-def _chats(messages: Batch[ChatHistoryPersist]) -> list[tuple[int, str, int, int]]:
+def chats_of(messages: Batch[ChatHistoryPersist]) -> list[tuple[int, str, int, int]]:
     """Each chat of the batch once, in key order, so that two batches never wait for each other in a circle."""
     counts: dict[tuple[int, str], tuple[int, int]] = {}
     for message in messages:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ import faust
 from yarl import URL
 
 from streams.registry import Registry
-from streams.settings import Settings
-from streams.worker.consume import consumer
+from streams.settings import RETRY_SUFFIX, Settings
+from streams.worker.consume import Consumer
+from streams.worker.lanes import Slots
 from streams.worker.persister import Persister
+from streams.worker.schedule import Schedule, Scheduler
 from streams.worker.tables import AsideTables
 from streams.worker.transport import run_transport
 
@@ -25,13 +26,17 @@ def assemble(settings: Settings, registry: Registry, persister: Persister) -> fa
     worker = settings.worker
     app = faust.App(worker.group, **_options(settings))
     urls = [URL(f"kafka://{server}") for server in settings.broker_url.split(",")]
-    app.transport = run_transport(registry.topics, worker.run_records, worker.run_bytes)(urls, app)
-    slots = asyncio.Semaphore(worker.transactions)
-    for topic in registry.topics:
+    retries = {topic: topic + RETRY_SUFFIX for topic in registry.topics}
+    app.transport = run_transport([*retries, *retries.values()], worker.run_records, worker.run_bytes)(urls, app)
+    slots = Slots(worker.transactions)
+    for topic, retry in retries.items():
         partitions = settings.topic_settings(topic).partitions
-        tables = AsideTables(app, topic, partitions)
-        source = app.topic(topic, partitions=partitions, **RAW)
-        app.agent(source, name=f"persist-{topic}")(consumer(app, tables, persister, slots))
+        tables, schedule = AsideTables(app, topic, partitions), Schedule()
+        both = app.topic(topic, retry, partitions=partitions, **RAW)
+        consume = Consumer(app, topic, tables, persister, schedule, slots, worker.run_records)
+        app.agent(both, name=f"persist-{topic}")(consume)
+        calls = app.topic(retry, partitions=partitions, **RAW)
+        app.task(Scheduler(app, topic, calls, tables, persister, schedule).run)
     return app
 
 

@@ -1,68 +1,142 @@
-"""One Faust agent a topic: every run it delivers is persisted in its partition's lane, and acked after the commit."""
+"""One Faust agent a topic: what it and its retry topic deliver is worked in a lane, and acked after the commit."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from typing import Any
 
 import faust
+import psycopg
+from sqlalchemy.exc import SQLAlchemyError
 
 from streams.worker.fail import fail_stop
-from streams.worker.lanes import Lanes
+from streams.worker.jobs import Job, Persist, Wake, guarded
+from streams.worker.lanes import Lanes, Slots
 from streams.worker.ledger import Run
 from streams.worker.persister import Persister
+from streams.worker.retry import Head
+from streams.worker.schedule import Schedule, noted
 from streams.worker.tables import AsideTables
 from streams.worker.transaction import Outcome
 
 logger = logging.getLogger(__name__)
 
 
-def consumer(
-    app: faust.App, tables: AsideTables, persister: Persister, slots: asyncio.Semaphore
-) -> Callable[[Any], Awaitable[None]]:
-    """The body of a topic's agent."""
+class Consumer:
+    """The body of a topic's agent, over its source topic and its retry topic."""
 
-    async def work(event: Any) -> None:
-        run: Run = event.value
+    def __init__(
+        self,
+        app: faust.App,
+        topic: str,
+        tables: AsideTables,
+        persister: Persister,
+        schedule: Schedule,
+        slots: Slots,
+        most: int,
+    ) -> None:
+        self._app, self._topic, self._tables, self._persister = app, topic, tables, persister
+        self._schedule, self._slots, self._most = schedule, slots, most
+
+    async def __call__(self, stream: Any) -> None:
+        """Work what the stream delivers until it ends."""
+        # Faust acks in a finally block, even after an exception: acks are off, each run is acked by hand.
+        transport: Any = self._app.consumer
+        lanes = Lanes(self._work, self._slots, self._most, transport.on_buffer_full, transport.on_buffer_drop)
+        async with lanes:
+            async for event in stream.noack().events():
+                run: Run = event.value
+                run.taken = True
+                alone = run.suspect or run.topic != self._topic
+                lanes.submit(run.partition, event.message.tp, event, len(run), alone=alone)
+
+    async def _work(self, events: Sequence[Any]) -> bool:
+        """One transaction for these runs; False when it failed and each needs one of its own."""
+        first: Run = events[0].value
         try:
-            outcome = await persister.persist(run)
-            if outcome is None:
-                return
-            if outcome.asides and run.current:
-                tables.write(event, outcome.asides)
-            event.ack()
-            _report(run, outcome)
-            app.monitor.count("consumed", outcome.consumed)
+            if len(events) > 1:
+                outcome = await self._persister.together([event.value for event in events])
+                if outcome is None:
+                    return False
+                keys = set(outcome.woken)
+            else:
+                job = self._job(first)
+                outcome = await guarded(self._persister, job)
+                if outcome is None:
+                    return True
+                keys = outcome.woken | {(first.partition, key) for key in getattr(job, "keys", ())}
+            await self._note(events, outcome, keys)
+            for event in events:
+                event.ack()
+            _report(self._topic, outcome)
+            self._app.monitor.count("consumed", outcome.consumed)
         except Exception:
             # An orderly shutdown would commit offsets and could hang: the run is not acked, it will be delivered again.
             fail_stop(
                 "a run failed for an unexpected reason, the process stops",
-                topic=run.topic,
-                partition=run.partition,
-                offset=run.first,
+                topic=first.topic,
+                partition=first.partition,
+                offset=first.first,
             )
+        return True
 
-    async def consume(stream: Any) -> None:
-        # Faust acks in a finally block, even after an exception: acks are off, each run is acked by hand.
-        transport: Any = app.consumer
-        async with Lanes(work, slots, transport.on_buffer_full, transport.on_buffer_drop) as lanes:
-            async for event in stream.noack().events():
-                event.value.taken = True
-                lanes.submit(event.message.tp, event)
+    def _job(self, run: Run) -> Job:
+        if run.topic == self._topic:
+            return Persist(self._persister, run)
+        return Wake(self._persister, self._topic, run)
 
-    return consume
+    async def _note(self, events: Sequence[Any], outcome: Outcome, keys: set[tuple[int, str]]) -> None:
+        """Bring schedule and tables up to what was committed; what fails here is made up for by the next comparison."""
+        retrying = {
+            (one.partition, one.key): Head(
+                one.key, one.partition, one.outbox_id, one.status, one.attempts, one.code, one.due
+            )
+            for one in outcome.asides
+            if one.status == "retrying"
+        }
+        dead = [one for one in outcome.asides if one.status == "dead"]
+        if not (keys or retrying or dead):
+            return
+        try:
+            heads = await self._persister.heads(self._topic, [key for _, key in keys]) if keys else []
+            shown = self._tables.dead_of([key for _, key in keys])
+            still = await self._persister.still_dead(shown) if shown else set()
+        except (psycopg.Error, SQLAlchemyError, OSError) as error:
+            logger.warning("tables not updated", extra={"topic": self._topic, "error": type(error).__name__})
+            return
+        found = {where: head for where, head in retrying.items() if where not in keys}
+        found |= {(head.partition, head.key): head for head in heads}
+        noted(self._schedule, found.values(), keys | retrying.keys())
+        for event in events:
+            if event.value.current:
+                self._write(event, found, keys | retrying.keys(), dead, keys, still)
+
+    def _write(
+        self,
+        event: Any,
+        heads: dict[tuple[int, str], Head],
+        touched: set[tuple[int, str]],
+        dead: list[Any],
+        woken: set[tuple[int, str]],
+        still: set[int],
+    ) -> None:
+        partition = event.value.partition
+        mine = {head.key: head for where, head in heads.items() if where[0] == partition}
+        self._tables.note_heads(event, [key for where, key in touched if where == partition], mine)
+        self._tables.mend_dead(event, [key for where, key in woken if where == partition], still)
+        self._tables.note_dead(event, [one for one in dead if one.partition == partition])
 
 
-def _report(run: Run, outcome: Outcome) -> None:
+def _report(topic: str, outcome: Outcome) -> None:
     """One line a message that failed or is dead; those parked behind them are counted."""
-    where = {"topic": run.topic, "partition": run.partition}
     for aside in outcome.asides:
         if aside.status != "parked":
             about = {"outbox_id": aside.outbox_id, "status": aside.status, "error_code": aside.code}
+            where = {"topic": topic, "partition": aside.partition}
             logger.warning("message set aside", extra={**where, **about, "attempts": aside.attempts})
     if parked := sum(aside.status == "parked" for aside in outcome.asides):
-        logger.info("messages parked behind an open one", extra={**where, "count": parked})
+        logger.info("messages parked behind an open one", extra={"topic": topic, "count": parked})
     for rejected in outcome.rejected:
-        logger.warning("record rejected", extra={**where, "offset": rejected.offset, "reason": rejected.reason})
+        where = {"topic": topic, "partition": rejected.partition, "offset": rejected.offset}
+        logger.warning("record rejected", extra={**where, "reason": rejected.reason})

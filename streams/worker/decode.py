@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,6 +22,7 @@ class Incoming(msgspec.Struct):
 
     record_id: int
     outbox_id: int
+    partition: int
     offset: int
     key: str
     biz_type: str
@@ -38,11 +39,12 @@ class Incoming(msgspec.Struct):
 class Rejected:
     """One record that cannot be tied to an outbox row."""
 
+    partition: int
     offset: int
     reason: str
 
 
-def read(records: Sequence[Any], registry: Registry) -> tuple[list[Incoming], list[Rejected]]:
+def read(records: Iterable[Any], registry: Registry) -> tuple[list[Incoming], list[Rejected]]:
     """Each outbox row's first record in this run, in order, and what has no usable id.
 
     A restarted relay doubles rows within a run, and ON CONFLICT refuses the same key twice in one statement.
@@ -56,7 +58,7 @@ def read(records: Sequence[Any], registry: Registry) -> tuple[list[Incoming], li
         if record_id is None or outbox_id is None:
             name, raw = ("id", raw_id) if record_id is None else ("resend_of", root)
             shown = "missing" if raw is None else repr(raw[:40])
-            rejected.append(Rejected(record.offset, f"header {name!r} is not an outbox id: {shown}"))
+            rejected.append(Rejected(record.partition, record.offset, f"header {name!r} is not an outbox id: {shown}"))
         elif record_id not in found:
             found[record_id] = _incoming(record, raw_type, record_id, outbox_id, registry)
     return list(found.values()), rejected
@@ -79,22 +81,28 @@ def _incoming(record: Any, raw_type: bytes | None, record_id: int, outbox_id: in
         key = record.key.decode()
         message = parse(record.value, biz_type, outbox_id, key, record.timestamp, registry)
     except Unreadable as fault:
-        return Incoming(record_id, outbox_id, record.offset, key, biz_type, None, fault)
+        return Incoming(record_id, outbox_id, record.partition, record.offset, key, biz_type, None, fault)
     except (AttributeError, UnicodeDecodeError):
         broken = Unreadable("the record's key is not UTF-8 text", code="key")
-        return Incoming(record_id, outbox_id, record.offset, "", biz_type, None, broken)
-    return Incoming(record_id, outbox_id, record.offset, key, biz_type, message)
+        return Incoming(record_id, outbox_id, record.partition, record.offset, "", biz_type, None, broken)
+    return Incoming(record_id, outbox_id, record.partition, record.offset, key, biz_type, message)
 
 
 def parse(
-    value: bytes | str | None, biz_type: str, outbox_id: int, key: str, created_ms: int, registry: Registry
+    value: bytes | str | None,
+    biz_type: str,
+    outbox_id: int,
+    key: str,
+    created_ms: int,
+    registry: Registry,
+    attempts: int = 0,
 ) -> Message[Any]:
     """The message of one outbox row; Unreadable when nobody could handle it."""
     agent = registry.agents.get(biz_type)
     if agent is None:
         known = ", ".join(sorted(registry.agents))
         raise Unreadable(f"unknown biz_type {biz_type[:80]!r}: expected one of {known}", code="biz_type")
-    return Message(outbox_id, key, decode(value, agent.event.payload), created_ms)
+    return Message(outbox_id, key, decode(value, agent.event.payload), created_ms, attempts)
 
 
 def _number(raw: bytes | None) -> int | None:

@@ -1,4 +1,4 @@
-"""What an error means: wait and try the same run again, or find the guilty message and set it aside."""
+"""What an error means: for the run (wait, or find the guilty message) and for a guilty message (retry, or dead)."""
 
 from __future__ import annotations
 
@@ -10,21 +10,31 @@ from typing import Any
 import psycopg
 from sqlalchemy.exc import DBAPIError
 
-from streams.errors import MessageError
-
-MOST_DELAY = 32.0  # seconds
+from streams.errors import MessageError, Reject, Retry
+from streams.registry import Agent
 
 # An outage, a failover (25006), a lock that is taken, a forgotten grant, a full disk: never the message's fault.
 OUTAGE_CLASSES = ("08", "25006", "40", "42501", "53", "55", "57P", "58")
-# Time and memory may be the message's fault after all.
-NOT_OUTAGES = ("53200",)
+# Time and memory may be the message's fault after all: tried as they are a few times, then the guilty one is charged.
+COSTLY = ("57014", "25P03", "53200")
+# What time cannot heal: data out of range or of the wrong form, a column's own constraints, limits of the server.
+PERMANENT_CLASSES = ("22", "23502", "23514", "54")
+
+
+class HandlerTimeout(Exception):
+    """A handler took longer than worker.handler_timeout."""
+
+
+class HandlerBroken(Exception):
+    """Every message of a biz_type fails because of its statement: a bug or a missing column, not the messages."""
 
 
 class Verdict(Enum):
     """What to do with a run whose transaction failed."""
 
-    WAIT = auto()
-    ISOLATE = auto()
+    WAIT = auto()  # an outage: the same run again, nothing counted
+    ISOLATE = auto()  # find the guilty messages
+    COSTLY = auto()  # the same after some tries, one message at a time
 
 
 def judge(error: BaseException, connection_lost: bool) -> Verdict:
@@ -32,17 +42,37 @@ def judge(error: BaseException, connection_lost: bool) -> Verdict:
 
     Too many bind parameters raise OperationalError as well, and waiting would not help them.
     """
-    if connection_lost:
-        return Verdict.WAIT
     state = sqlstate(error)
-    if state is not None and state.startswith(OUTAGE_CLASSES) and state not in NOT_OUTAGES:
+    if isinstance(error, HandlerTimeout) or state in COSTLY:
+        return Verdict.COSTLY
+    if connection_lost or isinstance(error, HandlerBroken):
+        return Verdict.WAIT
+    if state is not None and state.startswith(OUTAGE_CLASSES):
         return Verdict.WAIT
     return Verdict.ISOLATE
 
 
-def delay(attempt: int) -> float:
-    """Seconds to wait before attempt number *attempt* (1 is the first retry): 1, 2, 4, ... 32."""
-    return min(MOST_DELAY, 2.0 ** (min(attempt, 10) - 1))
+def decide_fate(error: BaseException, attempts: int, agent: Agent) -> tuple[str, float | None]:
+    """(status, seconds until the next attempt) of a message that failed for the *attempts*-th time."""
+    if attempts >= agent.attempts or permanent(error):
+        return "dead", None
+    if isinstance(error, Retry) and error.after is not None:
+        return "retrying", max(0.0, error.after)
+    return "retrying", jittered(delay(attempts, agent.first_delay, agent.most_delay))
+
+
+def permanent(error: BaseException) -> bool:
+    """Whether trying the same message again cannot help."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(cause, psycopg.Error):
+        # Without a SQLSTATE the client itself refused to bind the value.
+        return isinstance(cause, psycopg.DataError) if cause.sqlstate is None else _permanent_state(cause.sqlstate)
+    return isinstance(cause, Reject | UnicodeError)
+
+
+def delay(attempt: int, first: float = 1.0, most: float = 32.0) -> float:
+    """Seconds to wait after attempt number *attempt* failed: first, twice that, ... at most `most`."""
+    return float(min(most, first * 2.0 ** (min(attempt, 32) - 1)))
 
 
 def jittered(seconds: float) -> float:
@@ -60,13 +90,17 @@ def describe(error: BaseException) -> tuple[str, str]:
     """(code, reason) for the state row, without a word of the message: server details can quote the row."""
     if isinstance(error, MessageError):
         return error.code, str(error)[:2000]
-    if isinstance(error, TimeoutError):
+    if isinstance(error, HandlerTimeout):
         return "timeout", "the handler took longer than worker.handler_timeout"
     cause = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(cause, psycopg.Error) and cause.sqlstate:
         return cause.sqlstate, _server_reason(cause)
     name = type(cause).__name__
     return name, f"the handler raised {name}"
+
+
+def _permanent_state(state: str) -> bool:
+    return state.startswith(PERMANENT_CLASSES)
 
 
 def _server_reason(error: psycopg.Error) -> str:

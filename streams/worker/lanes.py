@@ -1,33 +1,63 @@
-"""One lane a partition: several partitions make progress at once, never two runs of one partition."""
+"""One lane a partition: several partitions make progress at once, never two items of one partition.
+
+What waits is worked together: while traffic is thin, one transaction serves every partition that has something, instead of
+one each.  A group that fails is taken apart, so that no partition waits for another one's trouble.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
 
-FULL = 2  # waiting items of one lane from which its partition is held back
+GATHER = 0.02  # seconds that little work may wait for a transaction under way to end, to be gathered meanwhile
+ENOUGH = 0.25  # the part of a full group that does not wait for it
+
+
+class Slots:
+    """How many transactions a process may have under way, whatever their topics."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.free = asyncio.Semaphore(count)
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting(Generic[T]):
+    lane: Hashable
+    source: Hashable
+    item: T
+    weight: int
+    alone: bool
 
 
 class Lanes(Generic[T]):
-    """Works items of a lane one after the other, and at most `slots` lanes at once.
+    """Works groups of items, at most `slots` at once; `most` is the weight of a group, which one item may exceed.
 
-    `full(lane)` and `room(lane)` tell the source to hold a lane back and to let it go on.
+    `work(items)` says whether it is done; otherwise its items are worked one by one.  `full(source)` and `room(source)`
+    tell where items come from to hold back and to go on.
     """
 
     def __init__(
         self,
-        work: Callable[[T], Awaitable[None]],
-        slots: asyncio.Semaphore,
+        work: Callable[[Sequence[T]], Awaitable[bool]],
+        slots: Slots,
+        most: int,
         full: Callable[[Hashable], None],
         room: Callable[[Hashable], None],
     ) -> None:
-        self._work, self._slots, self._full, self._room = work, slots, full, room
-        self._waiting: dict[Hashable, deque[T]] = {}
+        self._work, self._slots, self._most, self._full, self._room = work, slots, most, full, room
+        self._lanes: dict[Hashable, deque[_Waiting[T]]] = {}
+        self._busy: set[Hashable] = set()
+        self._weights: Counter[Hashable] = Counter()
+        self._active = 0
+        self._limit = slots.count
+        self._timer: asyncio.TimerHandle | None = None
         self._tasks = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
@@ -37,23 +67,85 @@ class Lanes(Generic[T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._tasks.__aexit__(kind, error, traceback)
+        try:
+            await self._tasks.__aexit__(kind, error, traceback)
+        finally:
+            self._cancel_timer()
 
-    def submit(self, lane: Hashable, item: T) -> None:
-        """Queue the item behind the others of its lane."""
-        waiting = self._waiting.get(lane)
-        if waiting is None:
-            waiting = self._waiting[lane] = deque()
-            self._tasks.create_task(self._drain(lane, waiting), name=f"lane {lane}")
-        waiting.append(item)
-        if len(waiting) >= FULL:
-            self._full(lane)
+    def submit(self, lane: Hashable, source: Hashable, item: T, weight: int, *, alone: bool = False) -> None:
+        """Queue the item behind the others of its lane; one that is `alone` shares no group."""
+        self._lanes.setdefault(lane, deque()).append(_Waiting(lane, source, item, weight, alone))
+        self._weights[source] += weight
+        if self._weights[source] >= self._most:
+            self._full(source)
+        self._dispatch()
 
-    async def _drain(self, lane: Hashable, waiting: deque[T]) -> None:
-        while waiting:
-            async with self._slots:
-                item = waiting.popleft()
-                if len(waiting) < FULL:
-                    self._room(lane)
-                await self._work(item)
-        del self._waiting[lane]
+    def _dispatch(self, *, waited: bool = False) -> None:
+        while self._active < self._limit:
+            group = self._gather()
+            if not group:
+                return
+            enough = group[0].alone or sum(one.weight for one in group) >= self._most * ENOUGH
+            if self._active and not enough and not waited:
+                if self._timer is None:
+                    self._timer = asyncio.get_running_loop().call_later(GATHER, self._waited)
+                return
+            self._start(group)
+            waited = False
+
+    def _waited(self) -> None:
+        self._timer = None
+        self._dispatch(waited=True)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _gather(self) -> list[_Waiting[T]]:
+        """What could be worked together now, in the order in which lanes began to wait."""
+        group: list[_Waiting[T]] = []
+        weight = 0
+        for lane, waiting in self._lanes.items():
+            if lane in self._busy:
+                continue
+            for one in waiting:
+                if group and (one.alone or weight + one.weight > self._most):
+                    break
+                group.append(one)
+                weight += one.weight
+                if one.alone:
+                    return group
+            if weight >= self._most:
+                break
+        return group
+
+    def _start(self, group: list[_Waiting[T]]) -> None:
+        lanes = {one.lane for one in group}
+        for one in group:
+            self._lanes[one.lane].popleft()
+            before = self._weights[one.source]
+            self._weights[one.source] -= one.weight
+            if before >= self._most > self._weights[one.source]:
+                self._room(one.source)
+        for lane in lanes:
+            if not self._lanes[lane]:
+                del self._lanes[lane]
+        self._busy |= lanes
+        self._active += 1
+        self._tasks.create_task(self._run(group, lanes), name=f"lanes {lanes}")
+
+    async def _run(self, group: list[_Waiting[T]], lanes: set[Hashable]) -> None:
+        async with self._slots.free:
+            done = await self._work([one.item for one in group])
+        if not done:
+            self._take_apart(group)
+        self._busy -= lanes
+        self._active -= 1
+        self._dispatch()
+
+    def _take_apart(self, group: list[_Waiting[T]]) -> None:
+        for one in reversed(group):
+            one.alone = True
+            self._lanes.setdefault(one.lane, deque()).appendleft(one)
+            self._weights[one.source] += one.weight

@@ -15,7 +15,10 @@ from typing import Any
 
 @dataclass(eq=False, slots=True)
 class Run:
-    """Consecutive records of one partition; `current` until it is positioned anew, `taken` once an agent has it."""
+    """Consecutive records of one partition; `current` until it is positioned anew, `taken` once an agent has it.
+
+    `suspect` is the first run after a partition was assigned: the one that may have taken its last owner down.
+    """
 
     topic: str
     partition: int
@@ -23,6 +26,7 @@ class Run:
     acked: bool = False
     current: bool = True
     taken: bool = False
+    suspect: bool = False
     opened: float = field(default_factory=time.monotonic)
 
     @property
@@ -34,6 +38,10 @@ class Run:
     def end(self) -> int:
         """Offset to commit when everything up to and including this run is done."""
         return int(self.records[-1].offset) + 1
+
+    def pieces(self) -> list[Run]:
+        """The same records, one a run."""
+        return [Run(self.topic, self.partition, [record]) for record in self.records]
 
     def __len__(self) -> int:
         return len(self.records)

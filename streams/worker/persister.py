@@ -8,66 +8,105 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain
 from typing import Any
 
+import orjson
 import psycopg
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from db import async_engine
+from db import async_engine, query
 from db.engine import KEEPALIVES
 from streams.registry import Registry
 from streams.settings import Settings
 from streams.worker.decode import read
-from streams.worker.fate import Verdict, jittered, judge, sqlstate
+from streams.worker.fate import HandlerBroken, Verdict, jittered, judge, sqlstate
+from streams.worker.handlers import Care
+from streams.worker.isolation import Memory
 from streams.worker.ledger import Run
-from streams.worker.transaction import Outcome, Transaction
+from streams.worker.retry import Head, work_open
+from streams.worker.transaction import Aside, Outcome, Transaction
 
 logger = logging.getLogger(__name__)
 
 MOST_WAIT = 10.0  # seconds between two tries of a run while the database is away
 GRACE = 5.0  # what the server's own statement timeout gets before ours: it leaves the connection usable
+COSTLY_TRIES = 3
+CAREFUL_RUNS = 64  # after a failing message the next runs use savepoints from the start: it is rarely the only one
+
+Work = Callable[[Transaction], Awaitable[None]]
 
 
 class Persister:
     """Persists runs on a pool of as many connections as there may be transactions."""
 
     def __init__(self, settings: Settings, registry: Registry) -> None:
-        self._registry = registry
+        self.registry = registry
+        self._most = settings.worker.run_records
         self._timeout = settings.worker.handler_timeout + GRACE
         self._engine = _engine(settings)
+        self._memory = Memory()
+        self._careful = 0
 
-    async def persist(self, run: Run) -> Outcome | None:
+    async def together(self, runs: Sequence[Run]) -> Outcome | None:
+        """One try at these runs in one transaction; None when it failed and they have to be worked one by one."""
+        try:
+            return await self._once(runs[0].topic, self._records(runs), self._care())
+        except _Failed as failed:
+            logger.debug("runs are worked one by one", extra=_about(runs[0], failed.error))
+            return None
+
+    async def persist(self, run: Run, care: Care = Care.NONE) -> Outcome | None:
         """What was decided for each record, after the commit; None when the run stopped being ours before that."""
-        found, rejected = read(run.records, self._registry)
-        tries, isolate = 0, False
+        return await self._until_done(run, run.topic, self._records([run]), care)
+
+    async def retry(
+        self, run: Run, topic: str, keys: Sequence[str], care: Care = Care.NONE, most: int | None = None
+    ) -> Outcome | None:
+        """Work what is due of these conversations of the topic, whose wake-up calls came in the run."""
+
+        async def work(transaction: Transaction) -> None:
+            await work_open(transaction, self.registry, topic, run.partition, keys, most or self._most)
+
+        return await self._until_done(run, topic, work, care)
+
+    async def heads(self, topic: str, keys: Sequence[str]) -> list[Head]:
+        """The open message that each of these conversations waits for; none for one that waits for nothing."""
+        return [Head.of(row) for row in await self._read("heads", topic=topic, keys=orjson.dumps(list(keys)).decode())]
+
+    async def all_heads(self, topic: str, partitions: Sequence[int]) -> list[Head]:
+        """The same for every conversation of these partitions."""
+        rows = await self._read("all_heads", topic=topic, partitions=list(partitions))
+        return [Head.of(row) for row in rows]
+
+    async def still_dead(self, ids: Sequence[int]) -> set[int]:
+        """Which of these messages are dead."""
+        return {row[0] for row in await self._read("still_dead", ids=list(ids))}
+
+    async def dead_letters(self, topic: str, partitions: Sequence[int], most: int) -> list[Aside]:
+        """The newest dead letters of these partitions."""
+        rows = await self._read("dead_letters", topic=topic, partitions=list(partitions), most=most)
+        return [Aside(one, partition, key, "dead", attempts, code) for key, partition, one, attempts, code in rows]
+
+    async def note(self, run: Run, name: str, **parameters: Any) -> int | None:
+        """Commit one small statement by itself, such as `note_start`; its value, or None when the run is not ours."""
+        tries = 0
         while run.current:
-            lost = True
             try:
-                async with self._engine.connect() as connection:
-                    lost = False
-                    driver = (await connection.get_raw_connection()).driver_connection
-                    assert isinstance(driver, psycopg.AsyncConnection)
-                    try:
-                        async with connection.begin():
-                            work = Transaction(connection, driver, run)
-                            return await work.work(
-                                found, rejected, self._registry, isolate=isolate, seconds=self._timeout
-                            )
-                    except Exception:
-                        lost = driver.closed or driver.broken or connection.invalidated
-                        raise
-            except Exception as error:
-                if judge(error, lost) is Verdict.WAIT:
-                    tries += 1
-                    await self._wait(run, error, tries)
-                elif isolate:
-                    raise
-                else:
-                    isolate = True
-                    logger.warning("run failed, looking for the guilty message", extra=_about(run, error))
-                    # Decoding fills messages in from outbox rows: start from the records again.
-                    found, rejected = read(run.records, self._registry)
+                rows = await self._read(name, **parameters)
+            except (psycopg.Error, DBAPIError, PoolTimeout, OSError) as error:
+                tries += 1
+                await self._wait(run, error, tries)
+            else:
+                return int(rows[0][0]) if rows else 0
         return None
+
+    def condemn(self, messages: Sequence[int], error: Exception) -> None:
+        """Have these messages fail with this error the next time, without calling a handler."""
+        self._memory.condemned.update(dict.fromkeys(messages, error))
 
     async def reachable(self) -> bool:
         """Whether the database answers within two seconds."""
@@ -82,10 +121,99 @@ class Persister:
         """Close the pool."""
         await self._engine.dispose()
 
+    def _records(self, runs: Sequence[Run]) -> Work:
+        async def work(transaction: Transaction) -> None:
+            # Anew in each try: deciding fills messages in from outbox rows.
+            found, rejected = read(chain.from_iterable(run.records for run in runs), self.registry)
+            await transaction.records(found, rejected, {run.partition for run in runs})
+
+        return work
+
+    async def _until_done(self, run: Run, topic: str, work: Work, care: Care) -> Outcome | None:
+        tries = costly = 0
+        care = max(care, self._care(), key=lambda one: one.value)
+        while run.current:
+            try:
+                return await self._once(topic, work, care)
+            except _Failed as failed:
+                error, lost = failed.error, failed.lost
+            verdict = judge(error, lost)
+            if verdict is Verdict.WAIT:
+                tries += 1
+                await self._wait(run, error, tries)
+            elif verdict is Verdict.COSTLY:
+                costly += 1
+                if costly >= COSTLY_TRIES:
+                    care = Care.ONE_BY_ONE
+                    await asyncio.sleep(jittered(0.1 * min(costly, 100)))
+                logger.warning("a run takes too much time or memory", extra={**_about(run, error), "tries": costly})
+            elif care is Care.NONE:
+                care = Care.PIECES
+                self._careful = CAREFUL_RUNS
+                logger.info("a run failed, looking for the guilty message", extra=_about(run, error))
+            else:
+                raise error
+        return None
+
+    async def _once(self, topic: str, work: Work, care: Care) -> Outcome:
+        """One transaction; _Failed when it did not commit, or when nobody knows."""
+        lost = True
+        try:
+            async with self._engine.connect() as connection:
+                lost = False
+                driver = (await connection.get_raw_connection()).driver_connection
+                assert isinstance(driver, psycopg.AsyncConnection)
+                transaction = Transaction(
+                    connection,
+                    driver,
+                    self.registry,
+                    topic,
+                    care=care,
+                    seconds=self._timeout,
+                    memory=self._memory,
+                )
+                try:
+                    async with connection.begin():
+                        await work(transaction)
+                except Exception:
+                    lost = driver.closed or driver.broken or connection.invalidated
+                    raise
+        except Exception as error:
+            raise _Failed(error, lost) from error
+        return transaction.outcome
+
+    def _care(self) -> Care:
+        if not self._careful:
+            return Care.NONE
+        self._careful -= 1
+        return Care.PIECES
+
+    async def _read(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        async with self._engine.connect() as connection:
+            driver = (await connection.get_raw_connection()).driver_connection
+            assert isinstance(driver, psycopg.AsyncConnection)
+            async with driver.cursor() as cursor:
+                await cursor.execute(query(name), parameters)
+                rows = await cursor.fetchall() if cursor.description else []
+            await driver.commit()
+            return rows
+
     async def _wait(self, run: Run, error: BaseException, tries: int) -> None:
         if tries in (1, 10) or tries % 60 == 0:
-            logger.warning("database away, the run waits", extra={**_about(run, error), "tries": tries})
+            text = "the database cannot do it now, the run waits"
+            level = logging.WARNING
+            if isinstance(error, HandlerBroken):
+                text, level = f"{error}: a bug or a missing column, the run waits until it is mended", logging.ERROR
+            logger.log(level, text, extra={**_about(run, error.__cause__ or error), "tries": tries})
         await asyncio.sleep(jittered(min(MOST_WAIT, 0.1 * 2 ** min(tries, 8))))
+
+
+class _Failed(Exception):
+    """One attempt failed; `lost` if it cost the connection."""
+
+    def __init__(self, error: Exception, lost: bool) -> None:
+        super().__init__(str(error))
+        self.error, self.lost = error, lost
 
 
 def _engine(settings: Settings) -> AsyncEngine:
@@ -99,7 +227,8 @@ def _engine(settings: Settings) -> AsyncEngine:
     options = " ".join(f"-c {name}={round(seconds * 1000)}" for name, seconds in timeouts.items())
     return async_engine(
         settings.database_url,
-        pool_size=worker.transactions + 1,
+        # One more for each way of asking beside the transactions: heartbeat, heads.
+        pool_size=worker.transactions + 2,
         max_overflow=0,
         connect_args={
             **KEEPALIVES,

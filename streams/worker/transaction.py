@@ -1,7 +1,7 @@
-"""The one transaction of a run: lock the partition, park, claim, call the handlers, commit.
+"""The one transaction of a group of runs: lock the partitions, claim, park, call the handlers; the caller commits.
 
-Statements go straight to psycopg; handlers get the SQLAlchemy connection around the same transaction.  A run never takes a
-second connection, so the pool cannot deadlock.
+Statements go straight to psycopg; handlers get the SQLAlchemy connection around the same transaction.  A transaction never
+takes a second connection, so the pool cannot deadlock.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from streams.codec import Unreadable
 from streams.events import Message
 from streams.registry import Registry
 from streams.worker.decode import Incoming, Rejected, milliseconds, parse
-from streams.worker.handlers import Guilty, apply
-from streams.worker.ledger import Run
+from streams.worker.handlers import Care, apply
+from streams.worker.isolation import Guilty, Memory
+from streams.worker.policy import TERMINAL, Decision, Fact, decide
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Aside:
     """One message set aside: `status` is retrying, parked or dead; `due` is epoch seconds, None when nobody waits."""
 
     outbox_id: int
+    partition: int
     key: str
     status: str
     attempts: int = 0
@@ -37,135 +39,233 @@ class Aside:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run's transaction decided; true once it committed."""
+    """What a transaction decided, true once it committed; `woken` conversations may have a next message to work."""
 
     consumed: int = 0
     skipped: int = 0
     asides: list[Aside] = field(default_factory=list)
-    rejected: Sequence[Rejected] = ()
+    rejected: list[Rejected] = field(default_factory=list)
+    woken: set[tuple[int, str]] = field(default_factory=set)
+
+    def add(self, other: Outcome) -> None:
+        """Count another one in."""
+        self.consumed += other.consumed
+        self.skipped += other.skipped
+        self.asides += other.asides
+        self.rejected += other.rejected
+        self.woken |= other.woken
 
 
 class Transaction:
-    """One attempt at one run, on one connection whose commit is the caller's."""
+    """One attempt at some records of one topic, on one connection."""
 
-    def __init__(self, connection: AsyncConnection, driver: psycopg.AsyncConnection[Any], run: Run) -> None:
-        self._connection, self._driver, self._run = connection, driver, run
-        self._where = {"topic": run.topic, "partition": run.partition}
-
-    async def work(
+    def __init__(
         self,
-        found: Sequence[Incoming],
-        rejected: Sequence[Rejected],
+        connection: AsyncConnection,
+        driver: psycopg.AsyncConnection[Any],
         registry: Registry,
+        topic: str,
         *,
-        isolate: bool,
+        care: Care,
         seconds: float,
-    ) -> Outcome:
-        """Decide every record of the run; with `isolate` failing messages are set aside instead of raising."""
-        outcome = Outcome(rejected=list(rejected))
-        blocked = await self._lock(found)
-        found, lost = await self._resolve(found, registry)
-        parked = [one for one in found if one.message is not None and one.key in blocked]
-        free = [one for one in found if one.message is not None and one.key not in blocked]
-        claimed = await self._claim(free)
-        lost += await self._unclaimed([one for one in free if one.outbox_id not in claimed])
-        await self._open(outcome, parked, [one for one in found if one.fault is not None])
-        await self._reject(outcome, lost)
-        messages = [cast("Message[Any]", one.message) for one in free if one.outbox_id in claimed]
-        kinds = [one.biz_type for one in free if one.outbox_id in claimed]
-        guilty = await apply(self._connection, messages, kinds, registry, isolate=isolate, seconds=seconds)
-        await self._set_aside(outcome, guilty)
-        outcome.consumed = len(messages) - len(guilty)
-        outcome.skipped = len(self._run) - outcome.consumed - len(outcome.asides) - len(outcome.rejected)
-        return outcome
+        memory: Memory,
+    ) -> None:
+        self._connection, self._driver, self._registry, self._topic = connection, driver, registry, topic
+        self._care, self._seconds, self._memory = care, seconds, memory
+        self.outcome = Outcome()
 
-    async def _lock(self, found: Sequence[Incoming]) -> set[str]:
-        keys = orjson.dumps(list({one.key for one in found})).decode()
-        async with self._driver.pipeline(), self._driver.cursor() as lock, self._driver.cursor() as opened:
-            await lock.execute(query("lock_partition"), self._where)
-            await opened.execute(query("open_keys"), {**self._where, "keys": keys})
-            return {key for (key,) in await opened.fetchall()}
+    async def lock(self, partitions: Iterable[int]) -> None:
+        """Keep every other owner, past or future, of these partitions out until the commit."""
+        await self.execute("lock_partitions", topic=self._topic, partitions=sorted(partitions))
 
-    async def _resolve(self, found: Sequence[Incoming], registry: Registry) -> tuple[list[Incoming], list[Rejected]]:
-        """Broken and resent records as their outbox rows say; what has no row is lost to us."""
-        odd = [one for one in found if one.fault is not None or one.resend]
-        if not odd:
-            return list(found), []
-        rows = {row[0]: row for row in await self._rows(one.outbox_id for one in odd)}
-        lost = [Rejected(one.offset, "no outbox row has this id") for one in odd if one.outbox_id not in rows]
-        for one in odd:
-            if one.outbox_id in rows:
-                _judge_by_row(one, rows[one.outbox_id], registry)
-        return [one for one in found if not (one.fault is not None or one.resend) or one.outbox_id in rows], lost
+    async def records(self, found: Sequence[Incoming], rejected: Sequence[Rejected], partitions: Iterable[int]) -> None:
+        """Decide every record of these partitions."""
+        plain = [one for one in found if one.fault is None and not one.resend]
+        claimed = await self._lock_and_claim(partitions, plain)
+        turns = [one for one in found if one.outbox_id in claimed] if claimed else []
+        if len(turns) < len(found):
+            turns = await self._decide(found, claimed)
+        await self._reject(rejected)
+        await self.apply(turns)
 
-    async def _claim(self, free: Sequence[Incoming]) -> set[int]:
-        if not free:
-            return set()
-        # An array of numbers as text: a tenth of the price of binding a list.
-        ids = "{" + ",".join([str(one.outbox_id) for one in free]) + "}"
-        offsets = "{" + ",".join([str(one.offset) for one in free]) + "}"
-        rows = await self._execute("claim", partition=self._run.partition, ids=ids, offsets=offsets)
-        return {outbox_id for (outbox_id,) in rows}
+    async def apply(self, turns: Sequence[Incoming]) -> None:
+        """Call the handlers with messages that this transaction has claimed; set aside those that fail."""
+        messages = [cast("Message[Any]", one.message) for one in turns]
+        kinds = [one.biz_type for one in turns]
+        guilty = await apply(
+            self._connection, messages, kinds, self._registry.agents, self._care, self._seconds, self._memory
+        )
+        self.outcome.consumed += len(turns) - len(guilty)
+        places = {one.outbox_id: one for one in turns}
+        await self.set_aside([(places[one.outbox_id], one) for one in guilty])
 
-    async def _unclaimed(self, left: Sequence[Incoming]) -> list[Rejected]:
-        """Forged ids among those that could not be claimed; the others have a fate already and are done."""
-        if not left:
-            return []
-        known = {row[0] for row in await self._rows(one.outbox_id for one in left)}
-        return [Rejected(one.offset, "no outbox row has this id") for one in left if one.outbox_id not in known]
-
-    async def _open(self, outcome: Outcome, parked: Sequence[Incoming], broken: Sequence[Incoming]) -> None:
-        rows = [
-            {"outbox_id": one.outbox_id, "status": "parked", "offset": one.offset, "key": one.key} for one in parked
-        ]
-        for one in broken:
-            fault = cast("Unreadable", one.fault)
-            row = {"outbox_id": one.outbox_id, "status": "dead", "offset": one.offset, "key": one.key}
-            rows.append({**row, "error_code": fault.code, "error": str(fault)[:2000]})
-        if not rows:
-            return
-        opened = {row[0] for row in await self._execute("open", **self._where, messages=orjson.dumps(rows).decode())}
-        outcome.asides += [
-            Aside(
-                cast("int", row["outbox_id"]),
-                str(row["key"]),
-                str(row["status"]),
-                code=cast("str", row.get("error_code")),
-            )
-            for row in rows
-            if row["outbox_id"] in opened
-        ]
-
-    async def _set_aside(self, outcome: Outcome, guilty: Sequence[Guilty]) -> None:
+    async def set_aside(self, guilty: Sequence[tuple[Incoming, Guilty]]) -> None:
+        """Give messages that have a state row another status than consumed."""
         if not guilty:
             return
-        messages = orjson.dumps([one.row() for one in guilty]).decode()
-        due = dict(await self._execute("set_aside", topic=self._run.topic, messages=messages))
-        outcome.asides += [
-            Aside(one.outbox_id, one.key, one.status, one.attempts, one.code, due[one.outbox_id]) for one in guilty
+        rows = [
+            {
+                "outbox_id": one.outbox_id,
+                "status": one.status,
+                "open": one.open,
+                "key": one.key,
+                "partition": place.partition,
+                "offset": place.offset,
+                "attempts": one.attempts,
+                "error_code": one.code,
+                "error": one.error,
+                "delay": one.delay,
+            }
+            for place, one in guilty
+        ]
+        due = dict(await self.execute("set_aside", topic=self._topic, messages=orjson.dumps(rows).decode()))
+        self.outcome.asides += [
+            Aside(one.outbox_id, place.partition, one.key, one.status, one.attempts, one.code, due[one.outbox_id])
+            for place, one in guilty
         ]
 
-    async def _reject(self, outcome: Outcome, lost: Sequence[Rejected]) -> None:
-        outcome.rejected = [*outcome.rejected, *lost]
-        if outcome.rejected:
-            rejects = [{"offset": one.offset, "reason": one.reason} for one in outcome.rejected]
-            async with self._driver.cursor() as cursor:
-                await cursor.execute(query("reject"), {**self._where, "rejects": orjson.dumps(rejects).decode()})
+    async def reclaim(self, turns: Sequence[tuple[Incoming, str]]) -> set[int]:
+        """Take open messages, given with the status they have; returns the ids of those that still had it."""
+        rows = [
+            {"outbox_id": one.outbox_id, "status": status, "partition": one.partition, "offset": one.offset}
+            for one, status in turns
+        ]
+        return {row[0] for row in await self.execute("reclaim", messages=orjson.dumps(rows).decode())}
 
-    async def _rows(self, ids: Iterable[int]) -> list[tuple[Any, ...]]:
-        return await self._execute("outbox_rows", ids=list(ids))
-
-    async def _execute(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+    async def execute(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        """The rows of a named query."""
         async with self._driver.cursor() as cursor:
             await cursor.execute(query(name), parameters)
-            return await cursor.fetchall()
+            return await cursor.fetchall() if cursor.description else []
+
+    async def _lock_and_claim(self, partitions: Iterable[int], plain: Sequence[Incoming]) -> set[int]:
+        """One round trip in the usual case: nothing of the topic is open, and everything is new."""
+        where = {"topic": self._topic, "partitions": sorted(partitions)}
+        async with self._driver.pipeline(), self._driver.cursor() as lock, self._driver.cursor() as claim:
+            await lock.execute(query("lock_partitions"), where)
+            await claim.execute(query("claim"), self._claim(plain, checked=False))
+            return {outbox_id for (outbox_id,) in await claim.fetchall()}
+
+    def _claim(self, plain: Sequence[Incoming], *, checked: bool) -> dict[str, Any]:
+        # An array of numbers as text: a tenth of the price of binding a list.
+        return {
+            "topic": self._topic,
+            "checked": checked,
+            "ids": "{" + ",".join([str(one.outbox_id) for one in plain]) + "}",
+            "partitions": "{" + ",".join([str(one.partition) for one in plain]) + "}",
+            "offsets": "{" + ",".join([str(one.offset) for one in plain]) + "}",
+        }
+
+    async def _decide(self, found: Sequence[Incoming], claimed: set[int]) -> list[Incoming]:
+        """Everything that is not simply new; returns what this transaction has claimed, in record order."""
+        odd = [one for one in found if one.fault is not None or one.resend]
+        facts = await self._facts(odd)
+        left = [one for one in found if one.outbox_id not in claimed or one.outbox_id in facts]
+        keys = orjson.dumps(list({one.key for one in left})).decode()
+        blocked = {row[0] for row in await self.execute("open_keys", topic=self._topic, keys=keys)}
+        free = [one for one in left if one.outbox_id not in facts and one.key not in blocked]
+        if free:
+            claimed |= {row[0] for row in await self.execute("claim", **self._claim(free, checked=True))}
+            left = [one for one in left if one.outbox_id not in claimed or one.outbox_id in facts]
+        facts |= await self._facts([one for one in left if one.outbox_id not in facts])
+        decided = [
+            (one, decide(one.record_id, one.outbox_id, facts[one.outbox_id], blocked=one.key in blocked))
+            for one in left
+        ]
+        await self._open(
+            [one for one, what in decided if what is Decision.PARK or (one.fault and what is Decision.NEW)]
+        )
+        fresh = [one for one, what in decided if what is Decision.NEW and one.fault is None]
+        if fresh:
+            claimed |= {row[0] for row in await self.execute("claim", **self._claim(fresh, checked=True))}
+        again = await self._again([(one, facts[one.outbox_id]) for one, what in decided if what is Decision.AGAIN])
+        queued = [one for one, what in decided if what is Decision.QUEUE]
+        await self.set_aside([(one, Guilty(one.outbox_id, one.key, "parked")) for one in queued])
+        lost = [one for one, what in decided if what is Decision.REJECT]
+        await self._reject([Rejected(one.partition, one.offset, "no outbox row has this id") for one in lost])
+        idle = {id(one) for one, what in decided if what not in (Decision.NEW, Decision.AGAIN)}
+        turns: dict[int, Incoming] = {}
+        taken = claimed | again
+        for one in found:
+            if one.outbox_id in taken and id(one) not in idle and one.fault is None:
+                turns.setdefault(one.outbox_id, one)
+        self.outcome.skipped += len(found) - len(turns) - len(lost) - len(self.outcome.asides)
+        return list(turns.values())
+
+    async def _facts(self, some: Sequence[Incoming]) -> dict[int, Fact]:
+        """What is known of these messages; those that may move are read anew from their outbox rows."""
+        if not some:
+            return {}
+        ids = list({one.outbox_id for one in some})
+        facts = {row[0]: Fact(*row[1:]) for row in await self.execute("facts", ids=ids)}
+        movable = [one for one in some if _may_move(one, facts[one.outbox_id])]
+        if movable:
+            ids = list({one.outbox_id for one in movable})
+            rows = {row[0]: row for row in await self.execute("payloads", ids=ids)}
+            for one in movable:
+                read_row(one, rows[one.outbox_id], self._registry, facts[one.outbox_id].attempts or 0)
+        return facts
+
+    async def _again(self, turns: Sequence[tuple[Incoming, Fact]]) -> set[int]:
+        """Open messages whose turn it is; those that cannot be read any more are dead."""
+        if not turns:
+            return set()
+        taken = await self.reclaim([(one, cast("str", fact.status)) for one, fact in turns])
+        self.outcome.woken |= {(one.partition, one.key) for one, _ in turns if one.outbox_id in taken}
+        broken = [one for one, _ in turns if one.fault is not None and one.outbox_id in taken]
+        await self.set_aside([(one, self.unreadable(one)) for one in broken])
+        return taken
+
+    def unreadable(self, one: Incoming) -> Guilty:
+        """The fate of an open message that cannot be parsed or validated."""
+        fault = cast("Unreadable", one.fault)
+        agent = self._registry.agents.get(one.biz_type)
+        held = agent is not None and agent.on_dead == "hold"
+        return Guilty(one.outbox_id, one.key, "dead", 0, fault.code, str(fault)[:2000], open=held)
+
+    async def _open(self, new: Sequence[Incoming]) -> None:
+        """New messages that are parked, or dead on arrival."""
+        rows = []
+        for one in new:
+            row = {"outbox_id": one.outbox_id, "partition": one.partition, "offset": one.offset, "key": one.key}
+            if one.fault is None:
+                rows.append({**row, "status": "parked", "open": True})
+            else:
+                dead = self.unreadable(one)
+                rows.append({**row, "status": "dead", "open": dead.open, "error_code": dead.code, "error": dead.error})
+        if not rows:
+            return
+        opened = {row[0] for row in await self.execute("open", topic=self._topic, messages=orjson.dumps(rows).decode())}
+        self.outcome.asides += [
+            Aside(one.outbox_id, one.partition, one.key, "parked" if one.fault is None else "dead", code=_code(one))
+            for one in new
+            if one.outbox_id in opened
+        ]
+
+    async def _reject(self, lost: Sequence[Rejected]) -> None:
+        if lost:
+            rows = [{"partition": one.partition, "offset": one.offset, "reason": one.reason} for one in lost]
+            await self.execute("reject", topic=self._topic, rejects=orjson.dumps(rows).decode())
+            self.outcome.rejected += lost
 
 
-def _judge_by_row(one: Incoming, row: tuple[Any, ...], registry: Registry) -> None:
-    """An id whose value on the topic is broken is judged by its outbox row; a resend has its root's time and key."""
-    _, biz_type, key, payload, created_at, _ = row
+def read_row(one: Incoming, row: tuple[Any, ...], registry: Registry, attempts: int = 0) -> None:
+    """The message as its outbox rows say (root id, biz_type, key, payload, created_at): what a broken record means."""
+    outbox_id, biz_type, key, payload, created_at = row
     one.key, one.biz_type = key, biz_type
     try:
-        one.message, one.fault = parse(payload, biz_type, one.outbox_id, key, milliseconds(created_at), registry), None
+        created_ms = milliseconds(created_at)
+        one.message, one.fault = parse(payload, biz_type, outbox_id, key, created_ms, registry, attempts), None
     except Unreadable as fault:
         one.message, one.fault = None, fault
+
+
+def _may_move(one: Incoming, fact: Fact) -> bool:
+    """Whether the outbox rows count, not the record: it is broken or resent, or its message is open."""
+    return (
+        fact.known and fact.status not in TERMINAL and (one.fault is not None or one.resend or fact.status is not None)
+    )
+
+
+def _code(one: Incoming) -> str | None:
+    return one.fault.code if one.fault is not None else None

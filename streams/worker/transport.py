@@ -41,6 +41,7 @@ class RunConsumer(driver.Consumer):
         self._confirmed: dict[TP, int] = {}
         self._sought: dict[TP, int] = {}
         self._room = asyncio.Event()
+        self._suspect: set[TP] = set()
         self._dirty = False  # something fetched was not delivered: position anew before the next fetch
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:  # noqa: ASYNC109 - Faust's own signature
@@ -116,6 +117,7 @@ class RunConsumer(driver.Consumer):
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """A rebalance gives these; Faust seeks to their committed offsets before the flow goes on."""
         self._forget(assigned)
+        self._suspect |= {ensure_TP(tp) for tp in assigned}
         await super().on_partitions_assigned(assigned, generation_id)
 
     def confirmed(self, tp: TP) -> int | None:
@@ -205,6 +207,8 @@ class RunConsumer(driver.Consumer):
         for run in split(tp.topic, tp.partition, found, self.run_records, self.run_bytes):
             message = self._to_message(tp, run.records[-1])
             message.key, message.value = None, cast("Any", run)
+            run.suspect = tp in self._suspect
+            self._suspect.discard(tp)
             self.ledgers[tp].open(run)
             self._expected[tp] = run.end
             yield message

@@ -53,34 +53,6 @@ async def test_messages_are_persisted_once_in_order_per_conversation(ready: Worl
     ) == [(700,)]
 
 
-async def test_a_failing_message_is_set_aside_and_its_conversation_waits(ready: World, eventually: Eventually) -> None:
-    ready.query("ALTER TABLE chat_histories ADD CONSTRAINT no_bombs CHECK (message_content NOT LIKE '%bomb%')")
-    messages = [payload(n, f"c{n % 5}") for n in range(500)]
-    messages[200]["message"] = "bomb secret-canary"
-    ids = enqueue(ready.url, ready.topic, messages)
-    publish(ready.settings.broker_url, ready.topic, ready.url, ids)
-    worker = ready.worker()
-    await eventually(settled(ready, ids), 60)
-    behind = [ids[n] for n in range(205, 500, 5)]
-    expected = {ids[200]: "retrying", **dict.fromkeys(behind, "parked")}
-    assert states(ready) == {**dict.fromkeys(ids, "consumed"), **expected}
-    [(code, error, attempts, due, key, topic)] = ready.query(
-        "SELECT error_code, error, attempts, next_retry_at > now() - interval '1 minute', key, topic"
-        " FROM outbox_state WHERE status = 'retrying'"
-    )
-    assert (code, attempts, due, key, topic) == ("23514", 1, True, "c0", ready.topic)
-    assert "no_bombs" in error
-    assert "canary" not in error
-    arrived = [row[0] for row in ready.query("SELECT outbox_id FROM outbox_state WHERE key = 'c0' ORDER BY arrived")]
-    assert arrived == [ids[200], *behind]
-    more = enqueue(ready.url, ready.topic, [payload(n, f"c{n % 5}") for n in range(10)])
-    publish(ready.settings.broker_url, ready.topic, ready.url, more)
-    await eventually(settled(ready, more), 30)
-    assert [states(ready)[one] for one in more] == ["parked", "consumed", "consumed", "consumed", "consumed"] * 2
-    assert worker.running
-    assert "canary" not in Path(ready.directory / "faust-0.log").read_text()
-
-
 async def test_broken_values_are_judged_by_their_outbox_row(ready: World, eventually: Eventually) -> None:
     ids = enqueue(ready.url, ready.topic, [payload(n, "c1") for n in range(6)])
     bad = enqueue(ready.url, ready.topic, [{"conversation_id": "c2", "user_id": "x"}, payload(1, "c2", message=None)])

@@ -21,6 +21,7 @@ class Record:
     key: bytes | None = b"c"
     value: bytes | None = GOOD
     offset: int = 0
+    partition: int = 0
     timestamp: int = 1_700_000_000_123
     extra: dict[str, str] = field(default_factory=dict)
 

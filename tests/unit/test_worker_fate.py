@@ -8,10 +8,13 @@ from psycopg import errors
 from sqlalchemy.exc import DBAPIError
 
 from streams.errors import Reject, Retry
-from streams.worker.fate import Verdict, delay, describe, jittered, judge
+from streams.registry import discover
+from streams.worker.fate import HandlerTimeout, Verdict, decide_fate, delay, describe, jittered, judge
 
+AGENT = discover().agents["chat_history_persist"]
 OUTAGES = ["08006", "25006", "40001", "40P01", "42501", "53100", "53300", "55P03", "57P01", "57P03", "58030"]
-GUILTY = ["22P05", "23505", "23514", "42703", "42P01", "53200", "54000", "57014", "25P03", "P0001"]
+GUILTY = ["22P05", "23505", "23514", "42703", "42P01", "54000", "P0001"]
+COSTLY = ["53200", "57014", "25P03"]
 
 
 @pytest.mark.parametrize("state", OUTAGES)
@@ -27,6 +30,38 @@ def test_a_fault_of_the_message_is_isolated(state: str) -> None:
     except KeyError:
         pytest.fail(f"psycopg does not know {state}")
     assert judge(error, connection_lost=False) is Verdict.ISOLATE
+
+
+@pytest.mark.parametrize("state", COSTLY)
+@pytest.mark.parametrize("lost", [False, True])
+def test_time_and_memory_are_tried_again_before_anyone_is_charged(state: str, lost: bool) -> None:
+    assert judge(errors.lookup(state)("x"), connection_lost=lost) is Verdict.COSTLY
+    assert judge(HandlerTimeout(), connection_lost=lost) is Verdict.COSTLY
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts", "expected"),
+    [
+        (ValueError("x"), 1, "retrying"),
+        (ValueError("x"), 20, "dead"),
+        (Reject("no"), 1, "dead"),
+        (Retry(after=7.0), 1, "retrying"),
+        (errors.lookup("22003")("x"), 1, "dead"),
+        (errors.lookup("23514")("x"), 1, "dead"),
+        (errors.lookup("23503")("x"), 1, "retrying"),
+        (errors.lookup("23503")("x"), 20, "dead"),
+        (psycopg.DataError("NUL"), 1, "dead"),
+        (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "x"), 1, "dead"),
+    ],
+)
+def test_the_fate_of_a_guilty_message(error: Exception, attempts: int, expected: str) -> None:
+    status, wait = decide_fate(error, attempts, AGENT)
+    assert status == expected
+    assert (wait is None) == (status == "dead")
+
+
+def test_retry_after_is_taken_as_it_is() -> None:
+    assert decide_fate(Retry(after=7.0), 1, AGENT) == ("retrying", 7.0)
 
 
 def test_a_lost_connection_is_judged_by_its_state_not_by_the_class() -> None:

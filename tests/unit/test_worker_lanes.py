@@ -1,65 +1,135 @@
-"""Lanes: one item of a lane at a time, several lanes at once, full lanes held back."""
+"""Lanes: one group of a lane at a time, several lanes at once, little work gathered, full sources held back."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import pytest
 
-from streams.worker.lanes import Lanes
+from streams.worker.lanes import Lanes, Slots
+
+
+def nothing(source: Hashable) -> None:
+    pass
 
 
 async def test_items_of_one_lane_are_worked_one_by_one_in_order_while_others_progress() -> None:
     active: Counter[str] = Counter()
-    most, done = 0, []
+    most = 0
+    done: list[tuple[str, int]] = []
 
-    async def work(item: tuple[str, int]) -> None:
+    async def work(items: Sequence[tuple[str, int]]) -> bool:
         nonlocal most
-        lane, _ = item
-        active[lane] += 1
-        assert active[lane] == 1
+        for lane in {lane for lane, _ in items}:
+            active[lane] += 1
+            assert active[lane] == 1
         most = max(most, active.total())
         for _ in range(3):
             await asyncio.sleep(0)
-        active[lane] -= 1
-        done.append(item)
+        active.subtract({lane for lane, _ in items})
+        done.extend(items)
+        return True
 
-    async with Lanes(work, asyncio.Semaphore(3), lambda lane: None, lambda lane: None) as lanes:
+    async with Lanes(work, Slots(3), 2, nothing, nothing) as lanes:
         for number in range(20):
             for lane in "abcde":
-                lanes.submit(lane, (lane, number))
+                lanes.submit(lane, lane, (lane, number), 2)
     assert most == 3
     for lane in "abcde":
         assert [number for name, number in done if name == lane] == list(range(20))
 
 
-async def test_a_full_lane_is_held_back_and_let_go_again() -> None:
+async def test_little_work_is_gathered_while_a_transaction_is_under_way() -> None:
+    groups = []
+    go = asyncio.Event()
+
+    async def work(items: Sequence[str]) -> bool:
+        groups.append(list(items))
+        await go.wait()
+        return True
+
+    async with Lanes(work, Slots(4), 100, nothing, nothing) as lanes:
+        for name in ("a1", "a2", "b1", "c1", "b2"):
+            lanes.submit(name[0], name[0], name, 1)
+        await asyncio.sleep(0)
+        assert groups == [["a1"]]
+        go.set()
+    assert groups == [["a1"], ["a2", "b1", "b2", "c1"]]
+
+
+async def test_a_stuck_transaction_does_not_hold_little_work_back() -> None:
+    done: list[str] = []
+    stuck = asyncio.Event()
+
+    async def work(items: Sequence[str]) -> bool:
+        if "stuck" in items:
+            await stuck.wait()
+        done.extend(items)
+        if "other" in items:
+            stuck.set()
+        return True
+
+    async with asyncio.timeout(5), Lanes(work, Slots(4), 100, nothing, nothing) as lanes:
+        lanes.submit("a", "a", "stuck", 1)
+        lanes.submit("b", "b", "other", 1)
+    assert done == ["other", "stuck"]
+
+
+async def test_a_group_that_fails_is_worked_item_by_item_in_order() -> None:
+    groups = []
+
+    async def work(items: Sequence[str]) -> bool:
+        groups.append(list(items))
+        return len(items) == 1
+
+    async with Lanes(work, Slots(1), 100, nothing, nothing) as lanes:
+        for name in ("x", "a1", "a2", "b1", "a3"):
+            lanes.submit(name[0], name[0], name, 1)
+    assert groups[:2] == [["x"], ["a1", "a2", "a3", "b1"]]
+    assert sorted(groups[2:]) == [["a1"], ["a2"], ["a3"], ["b1"]]
+    assert [group[0] for group in groups[2:] if group[0][0] == "a"] == ["a1", "a2", "a3"]
+
+
+async def test_what_is_alone_shares_no_group() -> None:
+    groups = []
+
+    async def work(items: Sequence[str]) -> bool:
+        groups.append(list(items))
+        return True
+
+    async with Lanes(work, Slots(1), 100, nothing, nothing) as lanes:
+        for name in ("x", "a1", "a2!", "a3", "b1"):
+            lanes.submit(name[0], name[0], name, 1, alone=name.endswith("!"))
+    assert groups == [["x"], ["a1", "b1"], ["a2!"], ["a3"]]
+
+
+async def test_a_full_source_is_held_back_and_let_go_again() -> None:
     calls: list[tuple[str, Hashable]] = []
     go = asyncio.Event()
 
-    async def work(item: int) -> None:
+    async def work(items: Sequence[int]) -> bool:
         await go.wait()
+        return True
 
-    lanes = Lanes(
-        work, asyncio.Semaphore(1), lambda lane: calls.append(("full", lane)), lambda lane: calls.append(("room", lane))
-    )
+    lanes = Lanes(work, Slots(1), 3, lambda tp: calls.append(("full", tp)), lambda tp: calls.append(("room", tp)))
     async with lanes:
-        for item in range(4):
-            lanes.submit("a", item)
-        assert calls[0] == ("full", "a")
+        for item in range(5):
+            lanes.submit("a", "tp", item, 1)
+        assert calls[0] == ("full", "tp")
         go.set()
-    assert calls[-1] == ("room", "a")
+    assert calls[-1] == ("room", "tp")
 
 
 async def test_an_error_in_one_lane_ends_them_all() -> None:
-    async def work(item: int) -> None:
-        if item:
-            raise ValueError(item)
+    async def work(items: Sequence[int]) -> bool:
+        if items[0]:
+            raise ValueError(items)
         await asyncio.Event().wait()
+        return True
 
     with pytest.raises(ExceptionGroup):
-        async with Lanes(work, asyncio.Semaphore(2), lambda lane: None, lambda lane: None) as lanes:
-            lanes.submit("a", 0)
-            lanes.submit("b", 1)
+        async with Lanes(work, Slots(2), 1, nothing, nothing) as lanes:
+            lanes.submit("a", "a", 0, 1)
+            lanes.submit("b", "b", 1, 1)

@@ -48,11 +48,12 @@ CREATE INDEX outbox_state_open ON outbox_state (topic, key, arrived) WHERE topic
 CREATE INDEX outbox_state_dead ON outbox_state (outbox_id) WHERE status = 'dead';
 
 CREATE TABLE outbox_run_crashes (
-    topic        text,
-    partition    integer,
-    first_offset bigint,
-    crashes      integer NOT NULL,
-    updated_at   timestamptz NOT NULL DEFAULT now(),
+    topic         text,
+    partition     integer,
+    first_offset  bigint,
+    crashes       integer NOT NULL,
+    crashes_alone integer NOT NULL DEFAULT 0,
+    updated_at    timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (topic, partition, first_offset)
 );
 

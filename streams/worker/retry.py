@@ -1,0 +1,93 @@
+"""Work the open messages of conversations whose turn has come: the head when it is due, then those parked behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from streams.registry import Registry
+from streams.worker.decode import Incoming
+from streams.worker.isolation import Guilty
+from streams.worker.transaction import Transaction, read_row
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The message a conversation waits for; `due` is epoch seconds, None when only an operator or a record moves it."""
+
+    key: str
+    partition: int
+    outbox_id: int
+    status: str
+    attempts: int
+    code: str | None
+    due: float | None
+
+    @classmethod
+    def of(cls, row: Sequence[Any]) -> Head:
+        """From a row of the named queries `heads` and `all_heads`: a parked head is due at once."""
+        key, partition, outbox_id, status, attempts, code, next_retry_at = row
+        due = {"retrying": next_retry_at, "parked": 0.0}.get(status)
+        return cls(key, partition, outbox_id, status, attempts, code, due)
+
+
+async def work_open(
+    transaction: Transaction,
+    registry: Registry,
+    topic: str,
+    partition: int,
+    keys: Sequence[str],
+    most: int,
+) -> None:
+    """Work up to `most` due messages of these conversations of one partition, each conversation in its order."""
+    await transaction.lock([partition])
+    limit = max(1, most // max(1, len(keys)))
+    rows = await transaction.execute("open_rows", topic=topic, keys=orjson.dumps(list(keys)).decode(), most=limit)
+    turns = _due(rows, partition, registry)
+    if not turns:
+        return
+    taken = await transaction.reclaim(turns)
+    mine = [one for one, _ in turns if one.outbox_id in taken]
+    transaction.outcome.woken |= {(partition, one.key) for one in mine}
+    ready, aside = _without_broken(mine, transaction)
+    await transaction.set_aside(aside)
+    await transaction.apply(ready)
+
+
+def _due(rows: Iterable[tuple[Any, ...]], partition: int, registry: Registry) -> list[tuple[Incoming, str]]:
+    """(message, its status) of what may be worked now; a conversation stops where its next message has to wait."""
+    turns: list[tuple[Incoming, str]] = []
+    stopped: set[str] = set()
+    for outbox_id, key, status, attempts, due, _, offset, biz_type, payload, created_at in rows:
+        if key in stopped:
+            continue
+        if not (status == "parked" or (status == "retrying" and due)):
+            stopped.add(key)
+            continue
+        one = Incoming(outbox_id, outbox_id, partition, offset, key, biz_type, None)
+        read_row(one, (outbox_id, biz_type, key, payload, created_at), registry, attempts)
+        turns.append((one, status))
+    return turns
+
+
+def _without_broken(
+    mine: Sequence[Incoming], transaction: Transaction
+) -> tuple[list[Incoming], list[tuple[Incoming, Guilty]]]:
+    """What can be handed to handlers, and what cannot be read any more, with those it holds up."""
+    ready: list[Incoming] = []
+    aside: list[tuple[Incoming, Guilty]] = []
+    held: set[str] = set()
+    for one in mine:
+        if one.key in held:
+            aside.append((one, Guilty(one.outbox_id, one.key, "parked", one.message.attempts if one.message else 0)))
+        elif one.fault is not None:
+            fate = transaction.unreadable(one)
+            aside.append((one, fate))
+            if fate.open:
+                held.add(one.key)
+        else:
+            ready.append(one)
+    return ready, aside
