@@ -21,6 +21,7 @@ COMMANDS = {
     "enqueue": "streams.cli.enqueue:enqueue",
     "topic": "streams.cli.topic:topic",
     "trace": "streams.cli.trace:command",
+    "dead": "streams.cli.dead:dead",
 }
 
 

@@ -13,12 +13,11 @@ from typing import IO, Any
 
 import click
 import orjson
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from streams import codec, deploy, outbox
+from streams.cli.bar import bar
 from streams.errors import ServiceUnreachable, StreamsError, UsageError
 from streams.events import EventType
 from streams.registry import Registry, configured
@@ -158,12 +157,9 @@ def _interrupted(error: DBAPIError, committed: int, doubtful: int) -> StreamsErr
 
 @contextmanager
 def _progress(file: IO[bytes]) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, silence elsewhere; the callable takes the bytes that were worked."""
-    console = Console(stderr=True)
+    """The callable takes the bytes that were worked."""
     total = file.seek(0, 2) if file.seekable() and file is not sys.stdin.buffer else None
     if total is not None:
         file.seek(0)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("enqueue", total=total)
-        yield lambda size: progress.advance(task, size)
+    with bar("enqueue", total) as advance:
+        yield advance

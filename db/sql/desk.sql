@@ -1,0 +1,96 @@
+-- dead_letters --
+-- Dead messages that fit, without their text, oldest first; a filter that is null lets everything through.
+SELECT outbox_id, biz_type, topic, key, attempts, replays, error_code, error, fingerprint, held, since
+FROM outbox_dead
+WHERE (%(ids)s::bigint[] IS NULL OR outbox_id = ANY(%(ids)s::bigint[]))
+  AND (%(biz_type)s::text IS NULL OR biz_type = %(biz_type)s)
+  AND (%(key)s::text IS NULL OR key = %(key)s)
+  AND (%(error)s::text IS NULL OR %(error)s IN (error_code, fingerprint))
+  AND (%(since)s::timestamptz IS NULL OR since >= %(since)s)
+ORDER BY outbox_id
+LIMIT %(limit)s;
+
+-- dead_groups --
+-- The same, as one line for each kind of error, the most frequent first.
+SELECT fingerprint, biz_type, error_code, count(*) AS messages, count(DISTINCT (topic, key)) AS conversations,
+       min(since) AS first, max(since) AS last, min(outbox_id) AS example, min(error) AS error
+FROM outbox_dead
+WHERE (%(ids)s::bigint[] IS NULL OR outbox_id = ANY(%(ids)s::bigint[]))
+  AND (%(biz_type)s::text IS NULL OR biz_type = %(biz_type)s)
+  AND (%(key)s::text IS NULL OR key = %(key)s)
+  AND (%(error)s::text IS NULL OR %(error)s IN (error_code, fingerprint))
+  AND (%(since)s::timestamptz IS NULL OR since >= %(since)s)
+GROUP BY fingerprint, biz_type, error_code
+ORDER BY messages DESC, fingerprint
+LIMIT %(limit)s;
+
+-- dead_in_order --
+-- The same, conversation after conversation, each in its original order, so that a limit never leaves out an earlier
+-- message: by arrival, else by place in the topic, else by id, as far as all of the conversation's dead have one.
+SELECT outbox_id
+FROM (
+    SELECT outbox_id, arrived, partition, "offset", min(outbox_id) OVER conversation AS first,
+           bool_and(arrived IS NOT NULL) OVER conversation AS all_arrived,
+           bool_and("offset" IS NOT NULL) OVER conversation AS all_placed
+    FROM outbox_dead
+    WHERE (%(ids)s::bigint[] IS NULL OR outbox_id = ANY(%(ids)s::bigint[]))
+      AND (%(biz_type)s::text IS NULL OR biz_type = %(biz_type)s)
+      AND (%(key)s::text IS NULL OR key = %(key)s)
+      AND (%(error)s::text IS NULL OR %(error)s IN (error_code, fingerprint))
+      AND (%(since)s::timestamptz IS NULL OR since >= %(since)s)
+    WINDOW conversation AS (PARTITION BY topic, key)
+) AS dead
+ORDER BY first, CASE WHEN all_arrived THEN arrived END, CASE WHEN all_placed THEN partition END,
+         CASE WHEN all_placed THEN "offset" END, outbox_id
+LIMIT %(limit)s;
+
+-- dead_lock --
+-- Those still dead, locked in the order of their ids: two operators never wait for each other in a circle.
+SELECT outbox_id, replays
+FROM outbox_state
+WHERE outbox_id = ANY(%(ids)s::bigint[]) AND status = 'dead'
+ORDER BY outbox_id
+FOR UPDATE;
+
+-- dead_replay --
+-- Locked messages sent again in the order given: each as a new outbox row with the payload that counts, or an edited one.
+WITH again AS (
+    INSERT INTO outbox (biz_type, topic, key, payload, traceparent, resend_of)
+    SELECT root.biz_type, root.topic, root.key, coalesce(%(payload)s::json, source.payload), root.traceparent, root.id
+    FROM unnest(%(ids)s::bigint[]) WITH ORDINALITY AS given (outbox_id, position)
+    JOIN outbox_state AS s ON s.outbox_id = given.outbox_id
+    JOIN outbox AS root ON root.id = s.outbox_id
+    JOIN outbox AS source ON source.id = coalesce(s.source_id, s.outbox_id)
+    ORDER BY position
+    RETURNING id, resend_of, topic, key
+)
+UPDATE outbox_state AS s
+SET status = 'replaying', source_id = drawn.id, attempts = 0, replays = s.replays + 1, topic = drawn.topic,
+    key = drawn.key, arrived = coalesce(s.arrived, drawn.arrived), next_retry_at = NULL, updated_at = now()
+FROM (
+    SELECT ordered.*, nextval('outbox_arrived') AS arrived
+    FROM (SELECT * FROM again ORDER BY id) AS ordered
+) AS drawn
+WHERE s.outbox_id = drawn.resend_of
+RETURNING s.outbox_id, drawn.id;
+
+-- dead_discard --
+-- Locked messages given up for good; a conversation they held goes on.
+UPDATE outbox_state
+SET status = 'discarded', topic = NULL, key = NULL, next_retry_at = NULL, updated_at = now()
+WHERE outbox_id = ANY(%(ids)s::bigint[]);
+
+-- dead_payload --
+-- The text that counts, and which outbox row holds it.
+SELECT o.id, o.payload::text, o.biz_type, o.key
+FROM outbox AS o
+WHERE o.id = (SELECT coalesce(source_id, outbox_id) FROM outbox_state WHERE outbox_id = %(outbox_id)s);
+
+-- statuses --
+-- Where these messages stand, if their fate has begun.
+SELECT outbox_id, status FROM outbox_state WHERE outbox_id = ANY(%(ids)s::bigint[]);
+
+-- note_action --
+-- Who did what, and why.
+INSERT INTO outbox_actions (who, act, outbox_id, what, why)
+VALUES (%(who)s, %(act)s, %(outbox_id)s, %(what)s::jsonb, %(why)s);

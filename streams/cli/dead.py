@@ -1,0 +1,199 @@
+"""`streams dead`: list, show, replay and discard dead messages."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import click
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy import Connection
+
+from streams import deploy, desk, trace
+from streams.cli.bar import bar
+from streams.cli.choose import MAX_ID, SINCE, printable
+from streams.cli.trace import describe
+from streams.errors import UsageError
+from streams.registry import configured
+from streams.settings import Settings, load
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SHOWN = 50
+LETTER = ("outbox_id", "biz_type", "key", "attempts", "replays", "held", "since", "error_code", "error")
+GROUP = ("fingerprint", "messages", "conversations", "biz_type", "error_code", "first", "last", "example", "error")
+
+
+@click.group()
+def dead() -> None:
+    """Look at dead messages, replay or discard them."""
+
+
+def _filters(command: F) -> F:
+    for option in (
+        click.option("--since", type=SINCE, help="Only those that died since: 30m, 12h, 7d, or a time."),
+        click.option("--error", help="Only those with this error code, or this fingerprint (`dead list --group`)."),
+        click.option("--key", help="Only this conversation."),
+        click.option("--biz-type", help="Only this kind of message."),
+    ):
+        command = option(command)
+    return command
+
+
+def _acts(command: F) -> F:
+    for option in (
+        click.option("--why", help="The reason, written down."),
+        click.option("--who", default=lambda: f"{getpass.getuser()}@{socket.gethostname()}", help="Default: you."),
+        click.option("--yes", is_flag=True, help="Do not ask before working more than one message."),
+        click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many a second."),
+        click.option("--dry-run", is_flag=True, help="Only say what would be done."),
+        click.option("--all", "everything", is_flag=True, help="Every dead message there is."),
+        click.option("--limit", type=click.IntRange(min=1), help="At most so many."),
+    ):
+        command = option(command)
+    return click.argument("outbox_ids", nargs=-1, type=click.IntRange(1, MAX_ID))(_filters(command))
+
+
+@dead.command("list")
+@_filters
+@click.option("--limit", type=click.IntRange(min=1), default=SHOWN, show_default=True, help="At most so many.")
+@click.option("--group", is_flag=True, help="One line for each kind of error.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def list_(group: bool, as_json: bool, **filters: Any) -> None:
+    """List dead messages, oldest first, without their text."""
+    choice = desk.Choice(**filters)
+    with _database() as (_, connection):
+        found: Sequence[Any] = desk.groups(connection, choice) if group else desk.letters(connection, choice)
+    if as_json:
+        click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+    elif not found:
+        click.echo("no dead message fits")
+    else:
+        _table(found, GROUP if group else LETTER)
+
+
+@dead.command()
+@click.argument("outbox_id", type=click.IntRange(1, MAX_ID))
+@click.option("--payload", is_flag=True, help="Show its text too: it may be what your users wrote.")
+def show(outbox_id: int, payload: bool) -> None:
+    """Tell a dead message's whole story."""
+    with _database() as (_, connection):
+        found = trace.messages(connection, [outbox_id])
+        if not found or found[0].status != "dead":
+            status = found[0].status if found else "not known"
+            raise desk.NotDead(f"message {outbox_id} is {status}, expected dead (`streams trace` tells any message)")
+        click.echo(describe(found[0]))
+        if payload:
+            click.echo(printable(desk.payload(connection, found[0].outbox_id)))
+
+
+@dead.command("replay")
+@_acts
+@click.option("--force", is_flag=True, help=f"Also those that were replayed {desk.MOST_REPLAYS} times already.")
+@click.option("--payload", type=click.File("rb"), help="Replay one message with the JSON of this file (- for stdin).")
+def replay_(outbox_ids: tuple[int, ...], payload: Any, force: bool, **options: Any) -> None:
+    """Send dead messages again: those named, or those that fit; each conversation in its original order."""
+    if payload is not None:
+        _edit(outbox_ids, payload.read(), options)
+        return
+
+    def work(
+        connection: Connection, ids: list[int], choice: desk.Choice, operator: desk.Operator
+    ) -> Iterator[desk.Step]:
+        return desk.replay(connection, ids, operator, choice, force=force, rate=options["rate"])
+
+    _act("replay", "replayed", outbox_ids, options, work)
+
+
+@dead.command("discard")
+@_acts
+def discard_(outbox_ids: tuple[int, ...], **options: Any) -> None:
+    """Give dead messages up for good; their rows stay for the record."""
+
+    def work(
+        connection: Connection, ids: list[int], choice: desk.Choice, operator: desk.Operator
+    ) -> Iterator[desk.Step]:
+        return desk.discard(connection, ids, operator, choice, rate=options["rate"])
+
+    _act("discard", "discarded", outbox_ids, options, work)
+
+
+Work = Callable[[Connection, list[int], desk.Choice, desk.Operator], Iterator[desk.Step]]
+
+
+def _act(verb: str, done: str, outbox_ids: tuple[int, ...], options: dict[str, Any], work: Work) -> None:
+    filters = {name: options[name] for name in ("biz_type", "key", "error", "since", "limit")}
+    choice = desk.Choice(ids=tuple(dict.fromkeys(outbox_ids)) or None, **filters)
+    if replace(choice, limit=None).empty != options["everything"]:
+        raise UsageError(f"expected outbox ids, a filter, or --all to {verb} every dead message")
+    with _database() as (_, connection):
+        ids = desk.plan(connection, choice)
+        if options["dry_run"] or not ids:
+            shown = ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")
+            click.echo(f"would {verb} {_messages(len(ids))}: {shown}" if ids else "no dead message fits")
+            return
+        _confirm(verb, len(ids), options["yes"])
+        total = desk.Step(0)
+        with bar(verb, len(ids)) as advance:
+            for step in work(connection, ids, choice, desk.Operator(options["who"], options["why"])):
+                total = desk.Step(total.done + step.done, total.circling + step.circling, total.gone + step.gone)
+                advance(step.worked)
+    notes = [f"{total.circling:,} replayed too often already (--force)"] if total.circling else []
+    notes += [f"{total.gone:,} no longer dead"] if total.gone else []
+    click.echo(f"{done} {_messages(total.done)}" + (f"; left alone: {', '.join(notes)}" if notes else ""))
+
+
+def _edit(outbox_ids: tuple[int, ...], text: bytes, options: dict[str, Any]) -> None:
+    others = ("biz_type", "key", "error", "since", "limit", "everything", "rate", "dry_run")
+    if len(outbox_ids) != 1 or any(options[name] for name in others):
+        raise UsageError("--payload replays one message: expected one outbox id, and no filter, rate or dry run")
+    with _database() as (settings, connection):
+        operator = desk.Operator(options["who"], options["why"])
+        desk.edit(connection, outbox_ids[0], text, configured(settings), settings.outbox.max_bytes, operator)
+    click.echo(f"replayed message {outbox_ids[0]} with the new payload")
+
+
+def _messages(count: int) -> str:
+    return f"{count:,} message{'' if count == 1 else 's'}"
+
+
+def _confirm(verb: str, count: int, yes: bool) -> None:
+    if count == 1 or yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"would {verb} {_messages(count)}: expected --yes, or a terminal to ask")
+    click.confirm(f"{verb} {_messages(count)}?", abort=True)
+
+
+@contextmanager
+def _database() -> Iterator[tuple[Settings, Connection]]:
+    settings = load()
+    with deploy.connection(settings) as connection:
+        deploy.check(connection)
+        connection.rollback()
+        yield settings, connection
+
+
+def _table(found: Sequence[Any], columns: Sequence[str]) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in columns:
+        table.add_column(name, no_wrap=True)
+    for one in found:
+        table.add_row(*(Text(_cell(getattr(one, name))) for name in columns))
+    # Never cut an id or a time: wider than the terminal if need be.
+    Console(highlight=False, width=max(200, Console().width)).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
+    return "" if value is None or value is False else printable(str(value)[:80])

@@ -1,0 +1,55 @@
+"""Which dead messages an operator means: ids, or a filter whose parts all have to fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from db import query
+from streams.errors import StreamsError
+
+
+class NotDead(StreamsError):
+    """A message was named that is not dead: nothing was done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """None lets everything through; `error` is an error code or a fingerprint; `since` is when they died."""
+
+    ids: Sequence[int] | None = None
+    biz_type: str | None = None
+    key: str | None = None
+    error: str | None = None
+    since: datetime | None = None
+    limit: int | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether it means every dead message there is."""
+        return not any((self.ids, self.biz_type, self.key, self.error, self.since, self.limit))
+
+    def parameters(self) -> dict[str, Any]:
+        """As the named queries of the desk read it."""
+        return asdict(self) | {"ids": list(self.ids) if self.ids else None}
+
+    def said(self) -> dict[str, Any]:
+        """As it is written down, without what was not said."""
+        plain = {name: value for name, value in asdict(self).items() if value and name != "ids"}
+        return plain | ({"since": self.since.isoformat()} if self.since else {})
+
+
+def in_order(connection: Connection, choice: Choice) -> list[int]:
+    """The ids, conversation after conversation, each in its original order; NotDead when one was named that is not."""
+    found = [row[0] for row in connection.exec_driver_sql(query("dead_in_order"), choice.parameters())]
+    missing = sorted(set(choice.ids or ()) - set(found))
+    if missing and not choice.limit:
+        known = connection.exec_driver_sql(query("statuses"), {"ids": missing[:1]}).one_or_none()
+        status = known[1] if known else "not known, or its fate has not begun"
+        unfit = " but does not fit the filter" if status == "dead" else ", expected dead"
+        raise NotDead(f"message {missing[0]} is {status}{unfit}: nothing was done")
+    return found

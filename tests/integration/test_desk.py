@@ -1,0 +1,297 @@
+"""The dead-letter desk on real PostgreSQL: order, guards and records of what operators do."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from streams import deploy, desk
+from streams.cli import cli
+from streams.errors import StreamsError, UsageError
+from tests.conftest import World
+from tests.fixtures.publish import CHAT, enqueue, payload
+
+Run = Callable[..., Result]
+ANN = desk.Operator("ann", "a reason")
+
+
+@pytest.fixture
+def run(world: World, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run one command in this world."""
+    world.environ["STREAMS_RELAY__MODE"] = "poll"
+    world.migrate()
+    for name, value in world.environ.items():
+        monkeypatch.setenv(name, value)
+    return lambda *arguments, lines=None: CliRunner().invoke(
+        cli, ["dead", *arguments], input=lines, standalone_mode=False
+    )
+
+
+def bury(
+    world: World, ids: list[int], *, code: str = "payload", error: str = "'user_id': expected int, got str"
+) -> None:
+    """Messages that are dead, in the order of their ids in one partition."""
+    world.query(
+        'INSERT INTO outbox_state (outbox_id, status, partition, "offset", attempts, error_code, error)'
+        " SELECT id, 'dead', 0, 10 + id, 3, %s, %s FROM unnest(%s::bigint[]) AS id",
+        code,
+        error,
+        ids,
+    )
+
+
+@pytest.fixture
+def ids(world: World, run: Run) -> list[int]:
+    """Nine dead messages of three conversations."""
+    found = enqueue(world.url, world.topic, [payload(n, f"c{n % 3}", message="secret-canary") for n in range(9)])
+    bury(world, found)
+    return found
+
+
+def actions(world: World) -> list[tuple[Any, ...]]:
+    return world.query("SELECT who, act, outbox_id, what->'count', why FROM outbox_actions ORDER BY id")
+
+
+def resent(world: World) -> list[int]:
+    return [row[0] for row in world.query("SELECT resend_of FROM outbox WHERE resend_of IS NOT NULL ORDER BY id")]
+
+
+def test_dead_messages_are_listed_without_their_text(run: Run, ids: list[int]) -> None:
+    text = run("list").output
+    assert "expected int, got str" in text
+    assert "canary" not in text
+    found = json.loads(run("list", "--json", "--limit", "4").output)
+    assert [one["outbox_id"] for one in found] == ids[:4]
+    assert found[0] | {"since": "", "fingerprint": ""} == {
+        "outbox_id": ids[0], "biz_type": CHAT, "topic": found[0]["topic"], "key": "c0", "attempts": 3, "replays": 0,
+        "error_code": "payload", "error": "'user_id': expected int, got str", "held": False, "since": "",
+        "fingerprint": "",
+    }  # fmt: skip
+
+
+def test_every_filter_filters(run: Run, ids: list[int], world: World) -> None:
+    other = enqueue(world.url, world.topic, [payload(1, "c0")], biz_type="other")
+    bury(world, other, code="23514", error="CheckViolation (23514)")
+    world.query("UPDATE outbox_state SET updated_at = now() - interval '3 hours' WHERE outbox_id = ANY(%s)", ids[:2])
+
+    def listed(*arguments: str) -> list[int]:
+        return [one["outbox_id"] for one in json.loads(run("list", "--json", *arguments).output)]
+
+    assert listed("--key", "c0") == [ids[0], ids[3], ids[6], *other]
+    assert listed("--biz-type", "other") == other
+    assert listed("--error", "23514") == other
+    assert listed("--since", "1h") == [*ids[2:], *other]
+    assert listed("--since", "1h", "--key", "c1", "--error", "payload") == [ids[4], ids[7]]
+    assert listed("--key", "nobody") == []
+    assert run("list", "--key", "nobody").output == "no dead message fits\n"
+
+
+def test_errors_are_grouped_by_fingerprint(run: Run, ids: list[int], world: World) -> None:
+    more = enqueue(world.url, world.topic, [payload(n, "c9") for n in range(3)])
+    for number, one in enumerate(more):
+        bury(world, [one], code="json", error=f"the value is not JSON: broken at character {number}")
+    found = json.loads(run("list", "--group", "--json").output)
+    assert [(one["messages"], one["conversations"], one["error_code"]) for one in found] == [
+        (9, 3, "payload"),
+        (3, 1, "json"),
+    ]
+    chosen = json.loads(run("list", "--json", "--error", found[1]["fingerprint"]).output)
+    assert [one["outbox_id"] for one in chosen] == more
+    assert found[1]["fingerprint"] in run("list", "--group").output
+
+
+def test_show_tells_the_story_and_the_text_only_when_asked(run: Run, ids: list[int]) -> None:
+    text = run("show", str(ids[0])).output
+    assert "expected int, got str" in text
+    assert "canary" not in text
+    assert "secret-canary" in run("show", str(ids[0]), "--payload").output
+
+
+def test_show_of_a_message_that_is_not_dead_says_so(run: Run, ids: list[int], world: World) -> None:
+    world.query("UPDATE outbox_state SET status = 'consumed' WHERE outbox_id = %s", ids[0])
+    error = run("show", str(ids[0])).exception
+    assert isinstance(error, StreamsError)
+    assert str(error).startswith(f"message {ids[0]} is consumed, expected dead")
+
+
+def test_one_message_is_replayed_as_a_new_row_that_names_its_root(run: Run, ids: list[int], world: World) -> None:
+    result = run("replay", str(ids[4]), "--who", "ann", "--why", "fixed")
+    assert (result.exception, result.output) == (None, "replayed 1 message\n")
+    assert actions(world) == [("ann", "replay", ids[4], 1, "fixed")]
+    [(new, same)] = world.query(
+        "SELECT again.id, (again.biz_type, again.topic, again.key, again.payload::text)"
+        " = (root.biz_type, root.topic, root.key, root.payload::text)"
+        " FROM outbox AS again JOIN outbox AS root ON root.id = again.resend_of"
+    )
+    assert same
+    assert world.query(
+        "SELECT status, source_id, attempts, replays, topic, key, arrived IS NOT NULL, next_retry_at, error_code,"
+        ' "offset" FROM outbox_state WHERE outbox_id = %s',
+        ids[4],
+    ) == [("replaying", new, 0, 1, world.topic, "c1", True, None, "payload", 10 + ids[4])]
+
+
+def test_a_whole_conversation_is_replayed_in_its_order(run: Run, ids: list[int], world: World) -> None:
+    # The ids were committed in another order than they were drawn.
+    world.query(
+        'UPDATE outbox_state SET "offset" = 1000 - outbox_id WHERE outbox_id = ANY(%s)', [ids[0], ids[3], ids[6]]
+    )
+    assert run("replay", "--key", "c0", "--yes").output == "replayed 3 messages\n"
+    assert resent(world) == [ids[6], ids[3], ids[0]]
+    arrived = world.query("SELECT outbox_id FROM outbox_state WHERE arrived IS NOT NULL ORDER BY arrived")
+    assert [row[0] for row in arrived] == [ids[6], ids[3], ids[0]]
+
+
+def test_arrival_decides_before_the_offset(run: Run, ids: list[int], world: World) -> None:
+    for number, one in enumerate((ids[3], ids[6], ids[0])):
+        world.query("UPDATE outbox_state SET arrived = %s WHERE outbox_id = %s", number, one)
+    run("replay", "--key", "c0", "--yes")
+    assert resent(world) == [ids[3], ids[6], ids[0]]
+
+
+def test_a_limit_never_leaves_out_an_earlier_message(run: Run, ids: list[int], world: World) -> None:
+    assert run("replay", "--all", "--limit", "4", "--yes").output == "replayed 4 messages\n"
+    assert resent(world) == [ids[0], ids[3], ids[6], ids[1]]
+
+
+def test_a_second_replay_takes_the_payload_that_counts(run: Run, ids: list[int], world: World) -> None:
+    edited = json.dumps(payload(1, "c0", message="mended"))
+    assert run("replay", str(ids[0]), "--payload", "-", lines=edited).output == (
+        f"replayed message {ids[0]} with the new payload\n"
+    )
+    world.query("UPDATE outbox_state SET status = 'dead' WHERE outbox_id = %s", ids[0])
+    run("replay", str(ids[0]))
+    texts = [row[0] for row in world.query("SELECT payload->>'message' FROM outbox WHERE resend_of IS NOT NULL")]
+    assert texts == ["mended", "mended"]
+    assert world.query("SELECT payload->>'message' FROM outbox WHERE id = %s", ids[0]) == [("secret-canary",)]
+    edits = world.query("SELECT what->'edited', what->'replaced' FROM outbox_actions ORDER BY id")
+    assert edits[0] == (True, ids[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("nope", "not JSON"),
+        (json.dumps(payload(1, "c0", user_id="x")), "'user_id': expected int"),
+        (json.dumps(payload(1, "elsewhere")), "'conversation_id' is 'elsewhere', expected 'c0'"),
+    ],
+)
+def test_an_edited_payload_is_checked(run: Run, ids: list[int], world: World, text: str, words: str) -> None:
+    error = run("replay", str(ids[0]), "--payload", "-", lines=text).exception
+    assert isinstance(error, UsageError)
+    assert words in str(error)
+    assert resent(world) == []
+    assert actions(world) == []
+
+
+def test_replaying_in_circles_is_refused_without_force(run: Run, ids: list[int], world: World) -> None:
+    for _ in range(desk.MOST_REPLAYS):
+        assert run("replay", str(ids[0])).exception is None
+        world.query("UPDATE outbox_state SET status = 'dead' WHERE outbox_id = %s", ids[0])
+    error = run("replay", str(ids[0])).exception
+    assert str(error).startswith(f"message {ids[0]} was replayed 3 times already and died again")
+    assert run("replay", "--all", "--yes").output == (
+        "replayed 8 messages; left alone: 1 replayed too often already (--force)\n"
+    )
+    assert run("replay", str(ids[0]), "--force").output == "replayed 1 message\n"
+
+
+def test_what_is_not_dead_is_refused_whole(run: Run, ids: list[int], world: World) -> None:
+    world.query("UPDATE outbox_state SET status = 'consumed' WHERE outbox_id = %s", ids[1])
+    for verb in ("replay", "discard"):
+        error = run(verb, *map(str, ids[:3]), "--yes").exception
+        assert isinstance(error, desk.NotDead)
+        assert str(error) == f"message {ids[1]} is consumed, expected dead: nothing was done"
+    assert str(run("replay", "123456789").exception).startswith("message 123456789 is not known")
+    assert actions(world) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "expected outbox ids, a filter, or --all"),
+        (["--limit", "5"], "expected outbox ids, a filter, or --all"),
+        (["--all"], "would {verb} 9 messages: expected --yes"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["replay", "discard"])
+def test_more_than_one_asks_first(
+    run: Run, ids: list[int], world: World, verb: str, arguments: list[str], words: str
+) -> None:
+    error = run(verb, *arguments).exception
+    assert isinstance(error, UsageError)
+    assert words.format(verb=verb) in str(error)
+    assert actions(world) == []
+
+
+def test_a_dry_run_does_nothing(run: Run, ids: list[int], world: World) -> None:
+    shown = ", ".join(str(ids[n]) for n in (0, 3, 6, 1, 4, 7, 2, 5, 8))
+    assert run("replay", "--all", "--dry-run").output == f"would replay 9 messages: {shown}\n"
+    assert run("discard", "--all", "--dry-run").output == f"would discard 9 messages: {shown}\n"
+    assert (resent(world), actions(world)) == ([], [])
+
+
+def test_discarded_is_final_and_frees_its_conversation(run: Run, ids: list[int], world: World) -> None:
+    world.query("UPDATE outbox_state SET topic = %s, key = 'c0', arrived = 1 WHERE outbox_id = %s", world.topic, ids[0])
+    assert run("discard", str(ids[0]), "--why", "spam", "--who", "bob").output == "discarded 1 message\n"
+    assert world.query("SELECT status, topic, key FROM outbox_state WHERE outbox_id = %s", ids[0]) == [
+        ("discarded", None, None)
+    ]
+    assert actions(world) == [("bob", "discard", ids[0], 1, "spam")]
+    assert isinstance(run("replay", str(ids[0])).exception, desk.NotDead)
+
+
+def test_two_replays_of_one_filter_at_once_replay_once(run: Run, ids: list[int], world: World) -> None:
+    """The second waits for the row locks of the first, and then finds nothing dead."""
+    settings = world.settings
+    with deploy.connection(settings) as first, deploy.connection(settings) as second:
+        plans = [desk.plan(each, desk.Choice(key="c0")) for each in (first, second)]
+        assert plans[0] == plans[1]
+        done: list[desk.Step] = []
+        with first.begin():
+            first.exec_driver_sql("SELECT FROM outbox_state WHERE status = 'dead' FOR UPDATE")
+            waiting = threading.Thread(
+                target=lambda: done.extend(desk.replay(second, plans[1], ANN, desk.Choice(key="c0")))
+            )
+            waiting.start()
+            first.exec_driver_sql("UPDATE outbox_state SET status = 'replaying' WHERE outbox_id = %s", (ids[0],))
+        waiting.join(30)
+        assert done == [desk.Step(2, gone=1)]
+        assert list(desk.replay(first, plans[0], ANN, desk.Choice(key="c0"))) == [desk.Step(0, gone=3)]
+    assert sorted(resent(world)) == [ids[3], ids[6]]
+    assert [row[:4] for row in actions(world)] == [("ann", "replay", None, 2)]
+
+
+def test_a_rate_is_kept(run: Run, ids: list[int], world: World) -> None:
+    began = time.monotonic()
+    assert run("replay", "--all", "--yes", "--rate", "6").output == "replayed 9 messages\n"
+    assert 0.9 < time.monotonic() - began < 10
+    assert resent(world) == [ids[n] for n in (0, 3, 6, 1, 4, 7, 2, 5, 8)]
+    assert [row[3] for row in actions(world)] == [6, 3]
+
+
+def test_a_hundred_thousand_are_replayed_fast_in_order(run: Run, world: World) -> None:
+    world.query(
+        "INSERT INTO outbox (biz_type, topic, key, payload) SELECT 'chat_history_persist', %s, 'c' || n %% 1000,"
+        " json_build_object('user_id', 1, 'conversation_id', 'c' || n %% 1000, 'role', 'user', 'message', repeat('x', 250))"
+        " FROM generate_series(1, 100000) AS n",
+        world.topic,
+    )
+    world.query(
+        'INSERT INTO outbox_state (outbox_id, status, partition, "offset", error_code, error)'
+        " SELECT id, 'dead', 0, id, 'payload', 'broken' FROM outbox"
+    )
+    began = time.monotonic()
+    assert run("replay", "--all", "--yes").output == "replayed 100,000 messages\n"
+    seconds = time.monotonic() - began
+    assert world.query(
+        "SELECT count(*) FROM (SELECT resend_of < lag(resend_of) OVER (PARTITION BY key ORDER BY id) AS wrong"
+        " FROM outbox WHERE resend_of IS NOT NULL) AS steps WHERE wrong"
+    ) == [(0,)]
+    assert seconds < 20, f"{100_000 / seconds:.0f} a second, expected at least 5000"
