@@ -45,7 +45,7 @@ SELECT key, partition, outbox_id, status, attempts, error_code, extract(epoch FR
 FROM head
 WHERE partition = ANY(%(partitions)s::integer[]);
 
--- dead_letters --
+-- newest_dead --
 -- The newest dead letters of these partitions.
 SELECT o.key, s.partition, s.outbox_id, s.attempts, s.error_code
 FROM outbox_state AS s

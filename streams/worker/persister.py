@@ -88,7 +88,7 @@ class Persister:
 
     async def dead_letters(self, topic: str, partitions: Sequence[int], most: int) -> list[Aside]:
         """The newest dead letters of these partitions."""
-        rows = await self._read("dead_letters", topic=topic, partitions=list(partitions), most=most)
+        rows = await self._read("newest_dead", topic=topic, partitions=list(partitions), most=most)
         return [Aside(one, partition, key, "dead", attempts, code) for key, partition, one, attempts, code in rows]
 
     async def note(self, run: Run, name: str, **parameters: Any) -> int | None:

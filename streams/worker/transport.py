@@ -22,6 +22,8 @@ from mode.utils.futures import notify
 from streams.worker.ledger import Ledger, Run, split
 
 IDLE_WAIT = 1.0  # seconds one fetch may wait for data
+LINGER = 0.005  # seconds that thin traffic may gather before the next fetch: each one costs the same, however little it brings
+THIN = 100  # records of one fetch below which traffic is thin
 BUSY_WAIT = 0.05  # the same while some partitions are held back, so that they resume soon
 
 
@@ -41,6 +43,7 @@ class RunConsumer(driver.Consumer):
         self._confirmed: dict[TP, int] = {}
         self._sought: dict[TP, int] = {}
         self._room = asyncio.Event()
+        self._thin = False
         self._suspect: set[TP] = set()
         self._dirty = False  # something fetched was not delivered: position anew before the next fetch
 
@@ -49,8 +52,11 @@ class RunConsumer(driver.Consumer):
         if self._dirty and self.flow_active:
             await self.perform_seek()
         await self._wait_for_room(timeout)
+        if self._thin:
+            await asyncio.sleep(LINGER)
         epoch = self._epoch
         records, active = await self._wait_next_records(BUSY_WAIT if self._buffered_partitions else IDLE_WAIT)
+        self._thin = bool(records) and sum(map(len, records.values())) < THIN
         if not records or self.should_stop:
             return
         if epoch != self._epoch or not self.flow_active:
