@@ -56,9 +56,10 @@ class RunConsumer(driver.Consumer):
             await asyncio.sleep(LINGER)
         epoch = self._epoch
         records, active = await self._wait_next_records(BUSY_WAIT if self._buffered_partitions else IDLE_WAIT)
-        self._thin = bool(records) and sum(map(len, records.values())) < THIN
         if not records or self.should_stop:
+            self._thin = False
             return
+        self._thin = sum(len(found) for found in records.values()) < THIN
         if epoch != self._epoch or not self.flow_active:
             # Fetched across a seek: these may be from before it, or from after it, and nothing tells which.
             self._dirty = True
