@@ -39,5 +39,5 @@ def statements(topic: str, partition: int, records: Sequence[Record]) -> list[tu
         (query("lock_partitions"), {"topic": topic, "partitions": [partition]}),
         (query("claim"), claim),
         (query("save_chat_histories"), {"messages": batch.json()}),
-        (query("save_agentchats_of"), {"chats": orjson.dumps(chats_of(batch)).decode()}),
+        (query("save_agent_chats"), {"chats": orjson.dumps(chats_of(batch)).decode()}),
     ]

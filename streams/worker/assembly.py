@@ -18,6 +18,7 @@ from streams.worker.schedule import Schedule, Scheduler
 from streams.worker.tables import AsideTables
 from streams.worker.transport import run_transport
 
+FETCH_BYTES = 512 * 1024
 RAW: dict[str, Any] = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
 
 
@@ -49,7 +50,8 @@ def _options(settings: Settings) -> dict[str, Any]:
         "broker_rebalance_timeout": max(30.0, worker.session_timeout),
         "broker_commit_interval": worker.commit_interval,
         "consumer_auto_offset_reset": "earliest",
-        "consumer_max_fetch_size": max(1024 * 1024, settings.outbox.max_bytes * 2),
+        # Of each partition; a larger record comes alone (KIP-74).  Compressed: in memory it is a few times as much.
+        "consumer_max_fetch_size": FETCH_BYTES,
         # Runs, not messages: a few are enough to keep the lanes busy, and each may hold worker.run_bytes.
         "stream_buffer_maxsize": 16,
         # Wait for nothing at shutdown: what is not acked is not committed and will be delivered again.
