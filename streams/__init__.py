@@ -7,10 +7,11 @@ Nothing imported here needs Faust or Kafka.
 
 from streams.errors import OutboxDisabled, OutboxNotConfigured, PayloadInvalid, Reject, Retry, StreamsError
 from streams.events import Batch, Message, event
-from streams.registry import agent
+from streams.registry import Effect, Tally, agent
 
 __all__ = [
     "Batch",
+    "Effect",
     "Message",
     "OutboxDisabled",
     "OutboxNotConfigured",
@@ -18,6 +19,7 @@ __all__ = [
     "Reject",
     "Retry",
     "StreamsError",
+    "Tally",
     "agent",
     "event",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -15,6 +16,8 @@ from typing import Any, Literal, TypeVar, get_args
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from db.effects import Effect as Effect
+from db.effects import Tally as Tally
 from streams.errors import RegistryInvalid
 from streams.events import Batch, EventType, declared, declared_in, is_topic
 from streams.settings import RETRY_SUFFIX, Settings
@@ -32,6 +35,7 @@ class Agent:
 
     A message that failed is tried again after `first_delay` seconds, then twice that, at most `most_delay`; after
     `attempts` failures it is dead.  `on_dead` says whether its conversation goes on then, or waits for an operator.
+    `effect` tells `streams audit` where to find what the handler wrote for a message.
     """
 
     event: EventType
@@ -41,6 +45,7 @@ class Agent:
     first_delay: float = 1.0
     most_delay: float = 32.0
     on_dead: OnDead = "continue"
+    effect: Effect | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,7 @@ def agent(
     first_delay: float = 1.0,
     most_delay: float = 32.0,
     on_dead: OnDead = "continue",
+    effect: Effect | None = None,
 ) -> Callable[[H], H]:
     """Declare an async function `(messages: Batch[payload], db: AsyncConnection) -> None` as an event's handler.
 
@@ -69,6 +75,7 @@ def agent(
     """
     event = declared(payload)
     _check_fate(event.where, attempts, first_delay, most_delay, on_dead)
+    _check_effect(event, effect)
 
     def register(handler: H) -> H:
         is_async = inspect.iscoroutinefunction(handler)
@@ -79,7 +86,7 @@ def agent(
             inspect.signature(handler).bind("messages", "db")
         except TypeError as error:
             raise RegistryInvalid(f"{where} cannot be called with (messages, db): {error}") from None
-        found = Agent(event, handler, where, attempts, first_delay, most_delay, on_dead)
+        found = Agent(event, handler, where, attempts, first_delay, most_delay, on_dead, effect)
         _registered.append((sys.modules.get(handler.__module__), found))
         return handler
 
@@ -168,6 +175,13 @@ def _check_events(modules: list[ModuleType], agents: Mapping[str, Agent]) -> Non
             )
     for event in seen.values():
         _check_types(event)
+
+
+def _check_effect(event: EventType, effect: Effect | None) -> None:
+    known = {each.name for each in dataclasses.fields(event.payload)}
+    if effect is not None and not known.issuperset(effect.fields):
+        unknown = min(set(effect.fields) - known)
+        raise RegistryInvalid(f"{event.where}: its agent's effect names {unknown!r}, which is no field of it")
 
 
 def _check_types(event: EventType) -> None:

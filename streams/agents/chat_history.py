@@ -10,7 +10,7 @@ import orjson
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db import query
-from streams import Batch, agent, event
+from streams import Batch, Effect, Tally, agent, event
 
 BigInt = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -33,7 +33,29 @@ class ChatHistoryPersist:
     tokens_consumed: BigInt | None = None
 
 
-@agent(ChatHistoryPersist)
+EFFECT = Effect(
+    table="chat_histories",
+    where={"source": ""},
+    fields={
+        "user_id": "user_id",
+        "conversation_id": "chat_id",
+        "role": "role",
+        "message": "message_content",
+        "reasoning_content": "reasoning_content",
+        "reasoning_duration_seconds": "reasoning_duration_seconds",
+        "retry_group_id": "retry_group_id",
+        "retry_index": "retry_index",
+        "retry_from_user_message_id": "retry_from_user_message_id",
+        "retry_from_assistant_message_id": "retry_from_assistant_message_id",
+        "tokens_consumed": "tokens_consumed",
+    },
+    created_at="created_at",
+    order="id",
+    tally=Tally(table="agent_chats", keys=("user_id", "chat_id"), count="message_count"),
+)
+
+
+@agent(ChatHistoryPersist, effect=EFFECT)
 async def save(messages: Batch[ChatHistoryPersist], db: AsyncConnection) -> None:
     """Write the batch; the caller's transaction makes it exactly-once."""
     await db.exec_driver_sql(query("save_chat_histories"), {"messages": messages.json()})

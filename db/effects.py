@@ -1,0 +1,252 @@
+"""What a handler's writes look like in the database, so that the audit can compare them with the outbox.
+
+Names of tables and columns come from the code that declares an agent; they reach SQL as quoted identifiers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from psycopg import sql
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """A table that counts effects: `keys` are columns that both tables have, `count` is how many there are."""
+
+    table: str
+    keys: tuple[str, ...]
+    count: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """One row of `table` for each message, with its outbox id in `column`.
+
+    `where` are columns whose values mark our rows; `fields` maps fields of the payload to the columns that hold them as
+    they are; `created_at` is a column equal to the outbox row's; `order` is a column that ascends within a conversation.
+    """
+
+    table: str
+    column: str = "outbox_id"
+    where: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, str] = field(default_factory=dict)
+    created_at: str | None = None
+    order: str | None = None
+    tally: Tally | None = None
+
+
+Statement = sql.Composed
+
+
+def compare(effect: Effect) -> Statement:
+    """Messages of `audit_rows` whose effect is missing, too early, or other than the payload says."""
+    return sql.SQL(
+        """
+        SELECT id, CASE WHEN NOT found THEN 'no_effect' WHEN NOT consumed THEN 'unclaimed_effect' ELSE 'altered_effect' END,
+               status
+        FROM (
+            SELECT a.id, a.status, a.status IS NOT DISTINCT FROM 'consumed' AS consumed, {id} IS NOT NULL AS found,
+                   CASE WHEN a.status = 'consumed' AND {id} IS NOT NULL THEN {differs} ELSE false END AS differs
+            FROM audit_rows AS a
+            JOIN outbox AS o ON o.id = a.id AND o.id > %(after)s AND o.id <= %(until)s
+            LEFT JOIN {table} AS e ON {id} = a.id AND {id} > %(after)s AND {id} <= %(until)s{where}
+            LEFT JOIN LATERAL (
+                SELECT CASE WHEN a.source_id IS NULL THEN o.payload
+                            ELSE (SELECT s.payload FROM outbox AS s WHERE s.id = a.source_id) END::jsonb AS payload
+                OFFSET 0
+            ) AS p ON a.status = 'consumed' AND {id} IS NOT NULL
+            WHERE o.biz_type = %(biz_type)s AND (%(ids)s::bigint[] IS NULL OR a.id = ANY(%(ids)s::bigint[]))
+        ) AS compared
+        WHERE consumed <> found OR differs
+        """
+    ).format(differs=_differs(effect), **_names(effect))
+
+
+def doubled(effect: Effect) -> Statement:
+    """Messages with more than one effect."""
+    return sql.SQL(
+        """
+        SELECT {id}, count(*)
+        FROM {table} AS e
+        WHERE {id} > %(after)s AND {id} <= %(until)s AND (%(ids)s::bigint[] IS NULL OR {id} = ANY(%(ids)s::bigint[])){where}
+        GROUP BY {id}
+        HAVING count(*) > 1
+        """
+    ).format(**_names(effect))
+
+
+def phantoms(effect: Effect) -> Statement:
+    """Effects of messages that there are not: no outbox row of these biz_types, and not written directly."""
+    return sql.SQL(
+        """
+        SELECT {id}
+        FROM {table} AS e
+        LEFT JOIN outbox AS o
+               ON o.id = {id} AND o.resend_of IS NULL AND o.biz_type = ANY(%(biz_types)s)
+              AND o.id > %(after)s AND o.id <= %(until)s
+        LEFT JOIN outbox_direct AS d ON d.outbox_id = {id}
+        WHERE {id} > %(after)s AND {id} <= %(until)s AND (%(ids)s::bigint[] IS NULL OR {id} = ANY(%(ids)s::bigint[])){where}
+          AND o.id IS NULL AND d.outbox_id IS NULL
+        """
+    ).format(**_names(effect))
+
+
+def beyond(effect: Effect) -> Statement:
+    """Effects with ids that were never drawn."""
+    return sql.SQL(
+        """
+        SELECT {id}
+        FROM {table} AS e
+        WHERE ({id} < 1 OR {id} > (SELECT last_value FROM outbox_id_seq)){where}
+        LIMIT 1000
+        """
+    ).format(**_names(effect))
+
+
+def reordered(effect: Effect) -> Statement:
+    """Messages of `audit_rows` whose effect stands before that of a message persisted earlier in its conversation."""
+    return sql.SQL(
+        """
+        SELECT id, earlier
+        FROM (
+            SELECT a.id, e.{order} AS place, lag(e.{order}) OVER conversation AS before, lag(a.id) OVER conversation AS earlier
+            FROM audit_rows AS a
+            JOIN {table} AS e ON {id} = a.id AND {id} > %(after)s AND {id} <= %(until)s{where}
+            WHERE a.applied IS NOT NULL AND a.status = 'consumed'
+            WINDOW conversation AS (PARTITION BY a.line ORDER BY a.applied)
+        ) AS steps
+        WHERE place < before
+        """
+    ).format(order=sql.Identifier(effect.order or effect.column), **_names(effect))
+
+
+def contents(effect: Effect) -> Statement:
+    """One message's payload that counts and what its effect holds, for a second look by type."""
+    columns = sql.SQL(", ").join(sql.SQL("e.{}").format(sql.Identifier(column)) for column in effect.fields.values())
+    return sql.SQL(
+        """
+        SELECT coalesce(s.payload, o.payload)::text, {same_time}{columns}
+        FROM outbox AS o
+        JOIN outbox_state AS t ON t.outbox_id = o.id
+        LEFT JOIN outbox AS s ON s.id = t.source_id
+        JOIN {table} AS e ON {id} = o.id{where}
+        WHERE o.id = %(id)s
+        """
+    ).format(
+        same_time=_same_time(effect),
+        columns=sql.SQL(", ") + columns if effect.fields else sql.SQL(""),
+        **_names(effect),
+    )
+
+
+def tally_table(effect: Effect, tally: Tally) -> Statement:
+    """A temporary table for counts by range."""
+    keys = _columns(tally.keys)
+    return sql.SQL("CREATE TEMP TABLE {name} AS SELECT {keys}, 0::bigint AS n FROM {table} AS e WHERE false").format(
+        name=_temporary(tally), keys=keys, table=_table(effect.table)
+    )
+
+
+def tally_range(effect: Effect, tally: Tally) -> Statement:
+    """Count the effects of a range, whatever their `where`."""
+    return sql.SQL(
+        """
+        INSERT INTO {name}
+        SELECT {keys}, count(*)
+        FROM {table} AS e
+        WHERE {id} > %(after)s AND {id} <= %(until)s
+        GROUP BY {keys}
+        """
+    ).format(name=_temporary(tally), keys=_columns(tally.keys), table=_table(effect.table), id=_id(effect))
+
+
+def tally_suspects(effect: Effect, tally: Tally) -> Statement:
+    """Keys whose count seems wrong; what was written meanwhile may be the reason."""
+    return sql.SQL(
+        """
+        SELECT {keys}
+        FROM (SELECT {keys}, sum(n) AS n FROM {name} GROUP BY {keys}) AS e
+        FULL JOIN {tally} AS t USING ({keys})
+        WHERE coalesce(e.n, 0) <> coalesce(t.{count}, 0)
+        LIMIT 10000
+        """
+    ).format(
+        name=_temporary(tally), keys=_columns(tally.keys), tally=_table(tally.table), count=sql.Identifier(tally.count)
+    )
+
+
+def tally_wrong(effect: Effect, tally: Tally) -> Statement:
+    """Of the suspects (one array for each key column, as text) those whose count is wrong, seen in one snapshot."""
+    given = sql.SQL(", ").join(sql.SQL("%({})s::text[]").format(sql.SQL(f"k{n}")) for n in range(len(tally.keys)))
+    names = sql.SQL(", ").join(sql.Identifier(f"k{n}") for n in range(len(tally.keys)))
+
+    def on(alias: str) -> sql.Composed:
+        return sql.SQL(" AND ").join(
+            sql.SQL("{}.{}::text = g.{}").format(sql.Identifier(alias), sql.Identifier(key), sql.Identifier(f"k{n}"))
+            for n, key in enumerate(tally.keys)
+        )
+
+    return sql.SQL(
+        """
+        SELECT {names}, counted, found
+        FROM (
+            SELECT g.*, coalesce(max(t.{count}), 0) AS counted, count(e.*) AS found
+            FROM unnest({given}) AS g ({names})
+            LEFT JOIN {tally} AS t ON {on_tally}
+            LEFT JOIN {table} AS e ON {on_effect}
+            GROUP BY {names}
+        ) AS counts
+        WHERE counted <> found
+        """
+    ).format(
+        names=names,
+        given=given,
+        count=sql.Identifier(tally.count),
+        tally=_table(tally.table),
+        table=_table(effect.table),
+        on_tally=on("t"),
+        on_effect=on("e"),
+    )
+
+
+def _differs(effect: Effect) -> sql.Composable:
+    parts: list[sql.Composable] = [
+        sql.SQL("e.{}::text IS DISTINCT FROM p.payload->>{}").format(sql.Identifier(column), sql.Literal(name))
+        for name, column in effect.fields.items()
+    ]
+    if effect.created_at:
+        parts.append(sql.SQL("e.{} IS DISTINCT FROM o.created_at").format(sql.Identifier(effect.created_at)))
+    return sql.SQL(" OR ").join(parts) if parts else sql.SQL("false")
+
+
+def _same_time(effect: Effect) -> sql.Composable:
+    if not effect.created_at:
+        return sql.SQL("true")
+    return sql.SQL("e.{} IS NOT DISTINCT FROM o.created_at").format(sql.Identifier(effect.created_at))
+
+
+def _names(effect: Effect) -> dict[str, Any]:
+    where = [
+        sql.SQL(" AND e.{} = {}").format(sql.Identifier(name), sql.Literal(value))
+        for name, value in effect.where.items()
+    ]
+    return {"table": _table(effect.table), "id": _id(effect), "where": sql.Composed(where)}
+
+
+def _table(name: str) -> sql.Identifier:
+    return sql.Identifier(*name.split("."))
+
+
+def _id(effect: Effect) -> sql.Composed:
+    return sql.SQL("e.{}").format(sql.Identifier(effect.column))
+
+
+def _columns(names: Iterable[str]) -> sql.Composed:
+    return sql.SQL(", ").join(sql.Identifier(name) for name in names)
+
+
+def _temporary(tally: Tally) -> sql.Identifier:
+    return sql.Identifier(f"audit_tally_{tally.table.replace('.', '_')}")

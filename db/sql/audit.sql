@@ -1,0 +1,271 @@
+-- audit_bounds --
+-- The oldest outbox id, the newest one drawn, and the floor: all between are published or were rolled back.
+SELECT coalesce((SELECT min(id) FROM outbox), 1) AS first, (SELECT last_value FROM outbox_id_seq) AS last,
+       coalesce((SELECT max(floor) FROM relay_position), 0) AS floor;
+
+-- audit_next --
+-- The first message after an id.
+SELECT min(id) FROM outbox WHERE id > %(after)s;
+
+-- audit_rows --
+-- The messages of a range as the checks want them; a table of this session only.  `line` is the conversation, `counts`
+-- marks those that must be in order: persisted, and neither replayed nor sent again.
+CREATE TEMP TABLE audit_rows (
+    id bigint, line bigint, topic text, partition integer, "offset" bigint, applied bigint, status text, source_id bigint,
+    resent bigint, replays smallint, counts boolean, lenient boolean, fault text
+);
+
+-- audit_before --
+-- Those of an earlier range, to compare with.
+CREATE TEMP TABLE audit_before (LIKE audit_rows);
+
+-- audit_empty --
+-- Before a range is read.
+TRUNCATE audit_rows;
+
+-- audit_forget --
+-- Before another range becomes the earlier one.
+TRUNCATE audit_before;
+
+-- audit_remember --
+-- The range that was read becomes the earlier one.
+INSERT INTO audit_before SELECT * FROM audit_rows WHERE counts;
+
+-- audit_read --
+-- The messages of a range, or some of it, with what is wrong with a state row by itself.
+INSERT INTO audit_rows
+SELECT o.id, hashtextextended(o.key, hashtext(o.topic)), o.topic, s.partition, s."offset", s.applied, s.status, s.source_id,
+       r.resent, s.replays,
+       s.status = 'consumed' AND s.applied IS NOT NULL AND s."offset" IS NOT NULL AND s.replays = 0 AND r.resent IS NULL,
+       o.topic = ANY(%(lenient)s::text[]),
+       CASE
+           WHEN s.status IS NULL THEN NULL
+           WHEN (s.status = 'consumed') <> (s.applied IS NOT NULL) THEN 'flipped'
+           WHEN s.status IN ('consumed', 'discarded') AND s.topic IS NOT NULL THEN 'blocking'
+           WHEN s.status IN ('retrying', 'parked', 'replaying')
+                AND (s.topic IS NULL OR s.key IS NULL OR s.arrived IS NULL) THEN 'forgotten'
+           WHEN s.status = 'retrying' AND s.next_retry_at IS NULL THEN 'forgotten'
+           WHEN s.status = 'replaying' AND s.source_id IS NULL THEN 'bad_source'
+           WHEN s.topic <> o.topic OR s.key <> o.key THEN 'misplaced'
+       END
+FROM outbox AS o
+LEFT JOIN outbox_state AS s ON s.outbox_id = o.id AND s.outbox_id > %(after)s AND s.outbox_id <= %(until)s
+LEFT JOIN (
+    SELECT resend_of, max(id) AS resent
+    FROM outbox
+    WHERE resend_of > %(after)s AND resend_of <= %(until)s
+    GROUP BY resend_of
+) AS r ON r.resend_of = o.id
+WHERE o.id > %(after)s AND o.id <= %(until)s AND o.resend_of IS NULL
+  AND (%(ids)s::bigint[] IS NULL OR o.id = ANY(%(ids)s::bigint[]));
+
+-- audit_faults --
+-- State rows that are wrong by themselves, or whose replay is not theirs.
+SELECT id, fault, status FROM audit_rows WHERE fault IS NOT NULL
+UNION ALL
+SELECT a.id, 'bad_source', a.status
+FROM audit_rows AS a
+LEFT JOIN LATERAL (
+    SELECT true AS known FROM outbox AS o WHERE o.id = a.source_id AND o.resend_of = a.id LIMIT 1
+) AS source ON true
+WHERE a.source_id IS NOT NULL AND source.known IS NULL;
+
+-- audit_rowless --
+-- States of messages that there are not.
+SELECT s.outbox_id, s.status
+FROM outbox_state AS s
+LEFT JOIN outbox AS o ON o.id = s.outbox_id AND o.resend_of IS NULL AND o.id > %(after)s AND o.id <= %(until)s
+WHERE s.outbox_id > %(after)s AND s.outbox_id <= %(until)s AND o.id IS NULL
+  AND (%(ids)s::bigint[] IS NULL OR s.outbox_id = ANY(%(ids)s::bigint[]));
+
+-- audit_resends --
+-- Rows that send again what is no message, or one of another conversation.
+SELECT o.id, o.resend_of
+FROM outbox AS o
+LEFT JOIN outbox AS root ON root.id = o.resend_of
+WHERE o.id > %(after)s AND o.id <= %(until)s AND o.resend_of >= %(first)s
+  AND (%(ids)s::bigint[] IS NULL OR o.id = ANY(%(ids)s::bigint[]))
+  AND (root.id IS NULL OR root.resend_of IS NOT NULL
+       OR (root.biz_type, root.topic, root.key) <> (o.biz_type, o.topic, o.key));
+
+-- audit_order --
+-- Messages persisted before one that was delivered earlier in their conversation; ids decide too where a topic began anew.
+SELECT steps.id, steps.earlier
+FROM (
+    SELECT id, fresh, applied, lenient, lag(id) OVER conversation AS earlier, lag(fresh) OVER conversation AS earlier_fresh,
+           lag(applied) OVER conversation AS earlier_applied
+    FROM (
+        SELECT true AS fresh, * FROM audit_rows WHERE counts
+        UNION ALL
+        SELECT false AS fresh, * FROM audit_before
+    ) AS both_ranges
+    WINDOW conversation AS (PARTITION BY line, partition ORDER BY "offset", id)
+) AS steps
+JOIN outbox AS o ON o.id = steps.id
+JOIN outbox AS e ON e.id = steps.earlier
+WHERE applied < earlier_applied AND (fresh OR earlier_fresh) AND (NOT lenient OR steps.earlier < steps.id)
+  AND (o.topic, o.key) = (e.topic, e.key);
+
+-- audit_places --
+-- Two messages with one place in the topic.
+SELECT id, earlier
+FROM (
+    SELECT id, lenient, "offset", lag("offset") OVER place AS before, lag(id) OVER place AS earlier
+    FROM audit_rows
+    WHERE "offset" IS NOT NULL
+    WINDOW place AS (PARTITION BY topic, partition ORDER BY "offset", id)
+) AS steps
+WHERE "offset" = before AND NOT lenient;
+
+-- audit_moved --
+-- Messages of one conversation in two partitions.
+SELECT id, earlier
+FROM (
+    SELECT id, partition, lag(partition) OVER conversation AS before, lag(id) OVER conversation AS earlier
+    FROM audit_rows
+    WHERE counts
+    WINDOW conversation AS (PARTITION BY line ORDER BY id)
+) AS steps
+WHERE partition <> before;
+
+-- audit_reach --
+-- How far the range reaches in each partition.
+SELECT topic, partition, min(applied), max(applied), min("offset"), max("offset")
+FROM audit_rows
+WHERE counts
+GROUP BY topic, partition;
+
+-- audit_counts --
+-- How many messages were read, and how many were persisted late for a known reason: replayed, or sent again and overtaken.
+SELECT (SELECT count(*) FROM audit_rows), (SELECT count(*) FROM audit_rows WHERE status = 'consumed' AND replays > 0),
+       count(*) FILTER (WHERE status = 'consumed' AND replays = 0 AND resent IS NOT NULL AND applied > overtaken_by)
+FROM (
+    SELECT a.*, min(a.applied) OVER (PARTITION BY a.line ORDER BY a.id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+           AS overtaken_by
+    FROM audit_rows AS a
+    WHERE a.line IN (SELECT line FROM audit_rows WHERE resent IS NOT NULL)
+) AS counted;
+
+-- audit_unsettled --
+-- Messages that the next audit has to look at again.
+SELECT id FROM audit_rows WHERE status IS NULL OR status NOT IN ('consumed', 'discarded');
+
+-- audit_ids --
+-- The messages that were read.
+SELECT id FROM audit_rows ORDER BY id;
+
+-- audit_unclaimed --
+-- Messages without a state: where their record has to be, and whether it was sent again.
+SELECT a.id, o.topic, o.key, a.resent,
+       CASE WHEN o.created_at BETWEEN '1970-01-01' AND '9999-12-31'
+            THEN (extract(epoch FROM o.created_at) * 1000)::bigint ELSE 0 END
+FROM audit_rows AS a
+JOIN outbox AS o ON o.id = a.id
+WHERE a.status IS NULL
+ORDER BY a.id
+LIMIT %(limit)s;
+
+-- audit_heads --
+-- The first open message of each conversation, if it should have moved by now.
+SELECT head.outbox_id, head.status, head.topic, head.key, head.source_id,
+       extract(epoch FROM now() - coalesce(head.next_retry_at, head.updated_at))::double precision AS overdue
+FROM outbox_state AS head
+WHERE head.topic IS NOT NULL AND head.status <> 'dead'
+  AND coalesce(head.next_retry_at, head.updated_at) < now() - %(grace)s * interval '1 second'
+  AND NOT EXISTS (
+      SELECT FROM outbox_state AS before
+      WHERE before.topic = head.topic AND before.key = head.key AND before.arrived < head.arrived
+  )
+ORDER BY head.outbox_id
+LIMIT 10000;
+
+-- audit_replays --
+-- Messages that wait for a record that was published long since.
+SELECT outbox_id, topic, key, source_id
+FROM outbox_state
+WHERE topic IS NOT NULL AND status = 'replaying' AND source_id <= %(floor)s
+LIMIT 10000;
+
+-- audit_off_the_end --
+-- Messages whose place in the topic is behind its end.
+SELECT s.outbox_id
+FROM outbox_state AS s
+JOIN outbox AS o ON o.id = s.outbox_id
+WHERE s.outbox_id > %(after)s AND s.outbox_id <= %(until)s AND o.topic = %(topic)s AND s.partition = %(partition)s
+  AND s."offset" >= %(end)s
+ORDER BY s.outbox_id
+LIMIT 1000;
+
+-- audited_ranges --
+-- What was looked at, in order.
+SELECT first_id - 1 AS after, last_id AS until, reach FROM outbox_audit_ranges ORDER BY first_id;
+
+-- audited_anew --
+-- A full audit begins with nothing.
+WITH forgotten AS (DELETE FROM outbox_audit_ranges RETURNING first_id)
+DELETE FROM outbox_audit_left;
+
+-- audited --
+-- A range was looked at; one that goes on from it makes it longer.
+INSERT INTO outbox_audit_ranges (first_id, last_id, reach)
+VALUES (%(first)s, %(until)s, %(reach)s::jsonb)
+ON CONFLICT (first_id) DO UPDATE SET last_id = excluded.last_id, reach = excluded.reach, at = now();
+
+-- audit_settled --
+-- These need not be looked at again.
+DELETE FROM outbox_audit_left WHERE outbox_id = ANY(%(ids)s::bigint[]);
+
+-- audit_leave --
+-- These have to be looked at again.
+INSERT INTO outbox_audit_left (outbox_id)
+SELECT unnest(%(ids)s::bigint[])
+ON CONFLICT (outbox_id) DO NOTHING;
+
+-- audit_left --
+-- Some of those to be looked at again.
+SELECT outbox_id FROM outbox_audit_left WHERE outbox_id > %(after)s ORDER BY outbox_id LIMIT %(limit)s;
+
+-- audit_left_count --
+-- How many there are.
+SELECT count(*) FROM outbox_audit_left;
+
+-- audit_report --
+-- What an audit found, for the pages and for later.
+INSERT INTO outbox_audits (seconds, complete, messages, wrong, report)
+VALUES (%(seconds)s, %(complete)s, %(messages)s, %(wrong)s, %(report)s::jsonb);
+
+-- audit_resend --
+-- Lost messages sent again: roots below the floor without a state, and not on their way again already.
+INSERT INTO outbox (biz_type, topic, key, payload, traceparent, resend_of)
+SELECT o.biz_type, o.topic, o.key, o.payload, o.traceparent, o.id
+FROM outbox AS o
+WHERE o.id = ANY(%(ids)s::bigint[]) AND o.resend_of IS NULL AND o.id <= %(floor)s
+  AND NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = o.id)
+  AND NOT EXISTS (SELECT FROM outbox AS r WHERE r.resend_of = o.id AND r.id > %(floor)s)
+ORDER BY o.id
+RETURNING resend_of;
+
+-- audit_lock_replays --
+-- Replays whose record was lost, if they still wait for it.
+SELECT outbox_id
+FROM outbox_state
+WHERE outbox_id = ANY(%(ids)s::bigint[]) AND status = 'replaying' AND source_id <= %(floor)s
+ORDER BY outbox_id
+FOR UPDATE;
+
+-- audit_resend_replays --
+-- The same payload once more, and the state waits for that row now.
+WITH again AS (
+    INSERT INTO outbox (biz_type, topic, key, payload, traceparent, resend_of)
+    SELECT o.biz_type, o.topic, o.key, o.payload, o.traceparent, s.outbox_id
+    FROM outbox_state AS s
+    JOIN outbox AS o ON o.id = s.source_id
+    WHERE s.outbox_id = ANY(%(ids)s::bigint[])
+    ORDER BY s.arrived
+    RETURNING id, resend_of
+)
+UPDATE outbox_state AS s
+SET source_id = again.id, updated_at = now()
+FROM again
+WHERE s.outbox_id = again.resend_of
+RETURNING s.outbox_id;

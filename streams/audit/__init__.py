@@ -1,0 +1,55 @@
+"""Proof that nothing was lost, doubled or put in another order: outbox, states, topics and effects compared while they work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import orjson
+from sqlalchemy import Connection
+
+from streams.audit.examine import Audit
+from streams.audit.repair import repair
+from streams.audit.report import KINDS, Report
+from streams.audit.session import Session
+from streams.audit.topics import Topics
+from streams.registry import Registry
+from streams.settings import Settings
+
+__all__ = ["KINDS", "Report", "audit"]
+
+GRACE = 40.0
+PATIENCE = 5.0
+
+
+def audit(
+    connection: Connection,
+    settings: Settings,
+    registry: Registry,
+    *,
+    full: bool = False,
+    repair_as: str | None = None,
+    grace: float = GRACE,
+    patience: float = PATIENCE,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Audit what is new since the last time, or everything; with `repair_as` (who) what was lost is sent again.
+
+    `grace` is how long, in seconds, a message may be overdue, `patience` how long workers get to catch up. The report is
+    written down in `outbox_audits`. ServiceUnreachable when Kafka does not answer.
+    """
+    session = Session(connection)
+    with Topics(settings, registry.topics) as topics:
+        found = Audit(session, topics, registry, full=full, grace=grace, patience=patience)
+        report = found.run(advance)
+    if repair_as is not None:
+        report.repaired = repair(session, found, repair_as)
+    plain = orjson.dumps(report.plain()).decode()
+    session.rows(
+        "audit_report",
+        seconds=report.seconds,
+        complete=report.complete,
+        messages=report.messages,
+        wrong=report.count,
+        report=plain,
+    )
+    return report

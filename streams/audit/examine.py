@@ -1,0 +1,277 @@
+"""The audit: read what is new since the last one range by range, look again at what was unsettled, and say what is wrong.
+
+A message without a state is lost only if nobody can still be about to persist it: the floor says that it was published,
+the ends of the partitions are read after the floor, and the workers' committed offsets have passed those ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from streams.audit.effects import Effects
+from streams.audit.ranges import WIDTH, Range, extents, stored
+from streams.audit.report import Report
+from streams.audit.session import Session
+from streams.audit.tallies import Tallies
+from streams.audit.topics import Partition, Place, Topics, partition_of
+from streams.registry import Registry
+
+# So many messages that nobody has persisted yet, in one range, are a backlog: it is left for the next audit.
+BACKLOG = 1000
+LEFT = 20_000
+EVERYTHING = -(2**63) + 1
+SECOND_LOOK = 40.0
+
+
+class Audit:
+    """One audit of one database and its topics."""
+
+    def __init__(
+        self, session: Session, topics: Topics, registry: Registry, *, full: bool, grace: float, patience: float
+    ) -> None:
+        self._session, self._topics, self._full = session, topics, full
+        self._grace, self._patience = grace, patience
+        self.report = Report(complete=full)
+        self._effects = Effects(session, registry, self.report)
+        self._registry = registry
+        self.lost: dict[int, tuple[Place, int]] = {}
+        self.lost_replays: list[int] = []
+
+    def run(self, advance: Callable[[int, int], None] = lambda done, total: None) -> Report:
+        """Everything but repair and writing it down; `advance` takes ids done and to do."""
+        began = time.monotonic()
+        report = self.report
+        self._first, _, report.floor = self._session.rows("audit_bounds")[0]
+        self._positions = self._topics.partitions()
+        heads, looked = self._heads(), time.monotonic()
+        self._wait()
+        self._known = [stored(*row) for row in self._session.rows("audited_ranges")]
+        self._ids = self._topics.ids()
+        self._lenient = [
+            name for name, found in self._ids.items() if any(r.ids.get(name, found) != found for r in self._known)
+        ]
+        report.notes += [f"topic {name} began anew: order across that is judged by id" for name in self._lenient]
+        for name in ("audit_rows", "audit_before"):
+            self._session.rows(name)
+        if self._full:
+            self._session.rows("audited_anew")
+            self._known = []
+        self._look_again()
+        self._look_at_new(advance)
+        self._effects.beyond()
+        self._ends()
+        self._locate()
+        self._replays()
+        self._stuck(heads, looked)
+        [(report.left,)] = self._session.rows("audit_left_count")
+        report.seconds = time.monotonic() - began
+        return report
+
+    def _wait(self) -> None:
+        """A moment for workers to get past what was there at the beginning: most are within a second."""
+        deadline = time.monotonic() + self._patience
+        behind = self._behind()
+        while behind and time.monotonic() < deadline:
+            time.sleep(0.2)
+            now = self._topics.partitions()
+            for place in behind:
+                if place in now:
+                    was = self._positions[place]
+                    self._positions[place] = Partition(was.start, was.end, now[place].committed)
+            behind = self._behind()
+        for topic, number in sorted(behind):
+            self.report.lagging.setdefault(topic, []).append(number)
+
+    def _behind(self) -> list[Place]:
+        return [place for place, found in self._positions.items() if not found.worked]
+
+    def _look_again(self) -> None:
+        """At what the last audits left, and at how it now stands to every range it overlaps."""
+        after = EVERYTHING
+        while ids := [row[0] for row in self._session.rows("audit_left", after=after, limit=LEFT)]:
+            after = ids[-1]
+            found, wrong, unsettled = self._look(ids[0] - 1, ids[-1], ids)
+            if found.extents:
+                self._session.rows("audit_forget")
+                self._session.rows("audit_remember")
+                self._compare_with([each for each in self._known if each.crosses(found) or found.crosses(each)])
+            left = wrong | unsettled
+            with self._session.transaction():
+                self._session.rows("audit_settled", ids=[one for one in ids if one not in left])
+                self._session.rows("audit_leave", ids=sorted(left))
+        self._session.rows("audit_forget")
+
+    def _look_at_new(self, advance: Callable[[int, int], None]) -> None:
+        report = self.report
+        tallies = Tallies(self._session, self._registry, report) if self._full else None
+        after = self._known[-1].until if self._known else self._first - 1
+        report.first, report.until = after + 1, after
+        if tallies:
+            tallies.count(EVERYTHING, after)
+        while after < report.floor:
+            until = min(after + WIDTH, report.floor)
+            [(following,)] = self._session.rows("audit_next", after=after)
+            if following is None or following > until:
+                until = min(report.floor, following - 1) if following else report.floor
+            found, wrong, unsettled = self._look(after, until, None)
+            if self._backlog > BACKLOG:
+                report.notes.append(f"messages after {after} are left for later: the workers are behind")
+                break
+            others = self._order(found)
+            self._store(found, wrong | unsettled)
+            self._compare_with(others)
+            if tallies:
+                tallies.count(after, until)
+            advance(until - after, report.floor - report.first + 1)
+            after = report.until = until
+        if tallies:
+            tallies.compare(after)
+
+    def _order(self, found: Range) -> list[Range]:
+        """Order within the range and to the one before it; returns the others that it has to be compared with."""
+        before = self._known[-1] if self._known else None
+        # `audit_before` holds the range before, unless this is the first of this audit: then that is one of the others.
+        near = before is not None and before.until == found.after and self._remembered is before
+        if not near or (before is not None and not before.crosses(found)):
+            self._session.rows("audit_forget")
+        self._inversions()
+        others = [each for each in self._known if each.crosses(found) and not (near and each is before)]
+        self._session.rows("audit_forget")
+        self._session.rows("audit_remember")
+        return others
+
+    _remembered: Range | None = None
+
+    def _compare_with(self, others: list[Range]) -> None:
+        """What `audit_before` holds, with every range of these."""
+        for each in others:
+            self._session.rows("audit_empty")
+            with self._session.snapshot():
+                self._read(each.after, each.until, None)
+            self._inversions()
+
+    def _inversions(self) -> None:
+        for outbox_id, earlier in self._session.rows("audit_order"):
+            self.report.add("out_of_order", outbox_id, before=earlier)
+
+    def _store(self, found: Range, left: set[int]) -> None:
+        """Short ranges that follow each other become one."""
+        before = self._known[-1] if self._known else None
+        whole = found
+        if before and before.until == found.after and found.until - before.after <= WIDTH and before.ids == found.ids:
+            whole = before.merged(found)
+            self._known.pop()
+        self._known.append(whole)
+        # What is remembered is this range alone, not what it was merged with.
+        self._remembered = whole if whole is found else None
+        with self._session.transaction():
+            reach = orjson.dumps(whole.plain()).decode()
+            self._session.rows("audited", first=whole.after + 1, until=whole.until, reach=reach)
+            self._session.rows("audit_leave", ids=sorted(left))
+
+    def _look(self, after: int, until: int, ids: list[int] | None) -> tuple[Range, set[int], set[int]]:
+        """Every check that needs no other range, in one snapshot; its reach, what is wrong, what is unsettled."""
+        where = {"after": after, "until": until, "ids": ids}
+        self._session.rows("audit_empty")
+        with self._session.snapshot():
+            self._read(after, until, ids)
+            wrong, there = self._states(where), self._effects.look(where)
+            reach = extents(self._session.rows("audit_reach"))
+            [(messages, replayed, overtaken)] = self._session.rows("audit_counts")
+            unsettled = {row[0] for row in self._session.rows("audit_unsettled")}
+            unclaimed = self._session.rows("audit_unclaimed", limit=100_000)
+        if ids is None:
+            self.report.messages += messages
+            self.report.late += replayed + overtaken
+        # What has an effect is not lost, whatever became of its state: sent again, it would fail.
+        self._backlog = self._judge([row for row in unclaimed if row[0] not in there])
+        return Range(after, until, reach, dict(self._ids)), wrong | there, unsettled
+
+    def _read(self, after: int, until: int, ids: list[int] | None) -> None:
+        self._session.rows("audit_read", after=after, until=until, ids=ids, lenient=self._lenient)
+
+    def _states(self, where: dict[str, Any]) -> set[int]:
+        add, wrong = self.report.add, set[int]()
+        for outbox_id, kind, status in self._session.rows("audit_faults"):
+            add(kind, outbox_id, status=status)
+            wrong.add(outbox_id)
+        for outbox_id, status in self._session.rows("audit_rowless", **where):
+            add("rowless_state", outbox_id, status=status)
+            wrong.add(outbox_id)
+        for outbox_id, root in self._session.rows("audit_resends", **where, first=self._first):
+            add("bad_resend", outbox_id, resend_of=root)
+            wrong.add(outbox_id)
+        if where["ids"] is None:
+            for outbox_id, other in self._session.rows("audit_places"):
+                add("same_place", outbox_id, other=other)
+            for outbox_id, other in self._session.rows("audit_moved"):
+                add("moved", outbox_id, other=other)
+        return wrong
+
+    def _judge(self, unclaimed: list[tuple[Any, ...]]) -> int:
+        """Which messages without a state are lost; returns how many may still be on their way."""
+        waiting = 0
+        for outbox_id, topic, key, resent, created_ms in unclaimed:
+            place = self._place(topic, key)
+            if place is None or not self._positions[place].worked or (resent or 0) > self.report.floor:
+                waiting += 1
+            else:
+                self.lost[outbox_id] = place, created_ms
+        return waiting
+
+    def _place(self, topic: str, key: str) -> Place | None:
+        """The partition of a conversation, if there is such a topic."""
+        count = sum(name == topic for name, _ in self._positions)
+        return (topic, partition_of(key, count)) if count else None
+
+    def _locate(self) -> None:
+        """Whether the records of lost messages are on the topic: who lost them, the way there or the workers."""
+        wanted: dict[Place, dict[int, int]] = {}
+        for outbox_id, (place, created_ms) in self.lost.items():
+            wanted.setdefault(place, {})[outbox_id] = created_ms
+        found = self._topics.locate(wanted, self._positions) if wanted else {}
+        for outbox_id, ((topic, number), _) in sorted(self.lost.items()):
+            kind = "skipped" if outbox_id in found else "missing"
+            self.report.add(kind, outbox_id, topic=topic, partition=number, offset=found.get(outbox_id))
+
+    def _ends(self) -> None:
+        """Offsets behind the end of their partition, committed or written down."""
+        latest = self._topics.partitions()
+        for place, found in latest.items():
+            about = {"topic": place[0], "partition": place[1], "end": found.end}
+            was = self._positions.get(place, found)
+            if was.committed is not None and was.committed > found.end:
+                self.report.add("committed_beyond_end", None, **about, committed=was.committed)
+            news = (
+                [] if place[0] in self._lenient else [each for each in self._known if each.until >= self.report.first]
+            )
+            for each in news:
+                if place in each.extents and each.extents[place].last_offset >= found.end:
+                    where = {"after": each.after, "until": each.until, **about}
+                    for (outbox_id,) in self._session.rows("audit_off_the_end", **where):
+                        self.report.add("off_the_end", outbox_id, **about)
+
+    def _replays(self) -> None:
+        """Replays whose record nobody will see any more."""
+        for outbox_id, topic, key, source in self._session.rows("audit_replays", floor=self.report.floor):
+            place = self._place(topic, key)
+            if place is not None and self._positions[place].worked:
+                self.lost_replays.append(outbox_id)
+                self.report.add("lost_replay", outbox_id, source=source)
+
+    def _heads(self) -> dict[int, tuple[Any, ...]]:
+        return {row[0]: row for row in self._session.rows("audit_heads", grace=self._grace)}
+
+    def _stuck(self, heads: dict[int, tuple[Any, ...]], looked: float) -> None:
+        """A parked message gets its turn when the one before it is settled, whenever that was: look twice."""
+        heads = {one: row for one, row in heads.items() if row[1] != "replaying"}
+        if any(row[1] == "parked" for row in heads.values()):
+            time.sleep(max(0.0, looked + min(self._grace, SECOND_LOOK) - time.monotonic()))
+        again = self._heads() if heads else {}
+        for one, row in heads.items():
+            if one in again and again[one][1] == row[1] and again[one][5] >= row[5]:
+                self.report.add("stuck", one, status=row[1], overdue=round(again[one][5], 1))

@@ -1,0 +1,39 @@
+"""Whether counters agree with what they count: by ranges while messages come in, and exactly for those in doubt."""
+
+from __future__ import annotations
+
+from db import effects
+from db.effects import Effect, Tally
+from streams.audit.report import Report
+from streams.audit.session import Session
+from streams.registry import Registry
+
+LAST = 2**63 - 1
+
+
+class Tallies:
+    """Counts of a full audit."""
+
+    def __init__(self, session: Session, registry: Registry, report: Report) -> None:
+        self._session, self._report = session, report
+        found = {agent.effect.table: agent.effect for agent in registry.agents.values() if agent.effect}
+        self._tallies: list[tuple[Effect, Tally]] = [(each, each.tally) for each in found.values() if each.tally]
+        for effect, tally in self._tallies:
+            session.rows(effects.tally_table(effect, tally))
+
+    def count(self, after: int, until: int) -> None:
+        """Add the effects of a range."""
+        for effect, tally in self._tallies:
+            self._session.rows(effects.tally_range(effect, tally), after=after, until=until)
+
+    def compare(self, counted: int) -> None:
+        """Ranges up to the id `counted` were counted: add the rest, and name the counters that are wrong."""
+        self.count(counted, LAST)
+        for effect, tally in self._tallies:
+            suspects = self._session.rows(effects.tally_suspects(effect, tally))
+            if not suspects:
+                continue
+            keys = {f"k{n}": [str(row[n]) for row in suspects] for n in range(len(tally.keys))}
+            for *key, counted_as, found in self._session.rows(effects.tally_wrong(effect, tally), **keys):
+                about = dict(zip(tally.keys, key, strict=True))
+                self._report.add("wrong_tally", None, table=tally.table, **about, says=int(counted_as), found=found)

@@ -1,0 +1,138 @@
+"""What Kafka says: how long each partition is, how far the workers have committed, and which topic of that name it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from streams import kafka
+from streams.settings import Settings
+
+Place = tuple[str, int]
+
+LOCATE_SECONDS = 60.0
+_MASK = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One partition: its records from `start` to before `end`, and the group's committed offset, if there is one."""
+
+    start: int
+    end: int
+    committed: int | None
+
+    @property
+    def worked(self) -> bool:
+        """Whether the workers have committed past every record there was."""
+        return self.end == self.start or (self.committed is not None and self.committed >= self.end)
+
+
+class Topics:
+    """The consumed topics, as a member of no group; close it."""
+
+    def __init__(self, settings: Settings, names: Iterable[str]) -> None:
+        self._settings, self._names = settings, sorted(set(names))
+        options = {"group.id": settings.worker.group, "enable.auto.commit": False}
+        self._consumer = Consumer(kafka.client(settings) | options)
+
+    def __enter__(self) -> Topics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._consumer.close()
+
+    def partitions(self) -> dict[Place, Partition]:
+        """Every partition now; the ends first, so that what is committed is not older. ServiceUnreachable."""
+        try:
+            found = self._consumer.list_topics(timeout=kafka.TIMEOUT).topics
+            places = [(name, number) for name in self._names if name in found for number in found[name].partitions]
+            bounds = {place: self._bounds(place) for place in places}
+            committed = self._consumer.committed([TopicPartition(*place) for place in places], timeout=kafka.TIMEOUT)
+        except KafkaException as error:
+            raise kafka.unreachable(self._settings, error) from None
+        offsets = {(each.topic, each.partition): each.offset if each.offset >= 0 else None for each in committed}
+        return {place: Partition(*bounds[place], offsets[place]) for place in places}
+
+    def ids(self) -> dict[str, str]:
+        """Each topic's identity: a topic that was deleted and made again has another."""
+        admin = AdminClient(kafka.client(self._settings))
+        found: dict[str, str] = {}
+        futures = admin.describe_topics(TopicCollection(self._names), request_timeout=kafka.TIMEOUT)
+        for name, future in futures.items():
+            try:
+                found[name] = str(future.result(kafka.TIMEOUT + 5).topic_id)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise kafka.unreachable(self._settings, error) from None
+        return found
+
+    def locate(self, wanted: Mapping[Place, Mapping[int, int]], until: Mapping[Place, Partition]) -> dict[int, int]:
+        """Offsets of those outbox ids ({place: {id: milliseconds}}) whose records are still on the topic."""
+        starts = [TopicPartition(*place, max(0, min(ids.values()))) for place, ids in wanted.items()]
+        found: dict[int, int] = {}
+        try:
+            # Records carry the time of their enqueueing: none of these is before the first one that late.
+            begin = self._consumer.offsets_for_times(starts, timeout=kafka.TIMEOUT)
+            left = {
+                (each.topic, each.partition): until[each.topic, each.partition].end
+                for each in begin
+                if each.offset >= 0
+            }
+            self._consumer.assign([each for each in begin if each.offset >= 0])
+            deadline = time.monotonic() + LOCATE_SECONDS
+            while left and time.monotonic() < deadline:
+                for message in self._consumer.consume(1000, timeout=1.0):
+                    place, offset = (str(message.topic()), int(message.partition() or 0)), int(message.offset() or 0)
+                    if (outbox_id := _root(message.headers())) in wanted[place]:
+                        found.setdefault(outbox_id, offset)
+                    if offset + 1 >= left.get(place, 0):
+                        left.pop(place, None)
+                self._drop_finished(left)
+        except KafkaException as error:
+            raise kafka.unreachable(self._settings, error) from None
+        finally:
+            self._consumer.unassign()
+        return found
+
+    def _drop_finished(self, left: dict[Place, int]) -> None:
+        """The last offset may be no record: the position says that it is behind us."""
+        for each in self._consumer.position([TopicPartition(*place) for place in left]):
+            if each.offset >= left[each.topic, each.partition]:
+                del left[each.topic, each.partition]
+
+    def _bounds(self, place: Place) -> tuple[int, int]:
+        start, end = self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=kafka.TIMEOUT)
+        return start, end
+
+
+def partition_of(key: str, partitions: int) -> int:
+    """The partition of a key as every Kafka client that uses murmur2 finds it."""
+    return (_murmur2(key.encode()) & 0x7FFFFFFF) % partitions
+
+
+def _root(headers: Any) -> int:
+    """The message that a record is about; 0 when nobody can say."""
+    found = dict(headers or ())
+    raw = found.get("resend_of") or found.get("id") or b""
+    return int(raw) if raw.isdigit() else 0
+
+
+def _murmur2(data: bytes) -> int:
+    """Kafka's hash of a key, as its Java client has it; kafka.apache.org documents it as the default partitioner."""
+    mix, seed = 0x5BD1E995, 0x9747B28C
+    found = seed ^ len(data)
+    whole = len(data) & ~3
+    for at in range(0, whole, 4):
+        word = int.from_bytes(data[at : at + 4], "little") * mix & _MASK
+        word = (word ^ word >> 24) * mix & _MASK
+        found = (found * mix & _MASK) ^ word
+    if tail := data[whole:]:
+        found = (found ^ int.from_bytes(tail, "little")) * mix & _MASK
+    found = (found ^ found >> 13) * mix & _MASK
+    return found ^ found >> 15

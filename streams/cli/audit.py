@@ -1,0 +1,80 @@
+"""`streams audit`: compare outbox, states, topics and effects, and say what is wrong; exit code 1 when anything is."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import sys
+from typing import Any
+
+import click
+import orjson
+
+from streams import audit, deploy
+from streams.cli.bar import bar
+from streams.cli.choose import printable
+from streams.registry import configured
+from streams.settings import load
+
+
+@click.command("audit")
+@click.option(
+    "--full", is_flag=True, help="Everything there is, instead of what is new since the last audit; counters too."
+)
+@click.option("--repair", is_flag=True, help="Send again what was lost.")
+@click.option("--grace", type=click.FloatRange(min=0), default=audit.GRACE, show_default=True, help="Seconds overdue.")
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0),
+    default=audit.PATIENCE,
+    show_default=True,
+    help="Seconds that workers get to catch up.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON, in a stable shape.")
+def command(full: bool, repair: bool, grace: float, patience: float, as_json: bool) -> None:
+    """Prove that nothing was lost, doubled or put in another order, on the live system.
+
+    Exit code 0: all is well. 1: something is wrong. 3: PostgreSQL or Kafka cannot be reached.
+    """
+    settings = load()
+    registry = configured(settings)
+    who = f"{getpass.getuser()}@{socket.gethostname()}" if repair else None
+    with deploy.connection(settings) as connection, bar("audit", 1.0) as advance:
+        deploy.check(connection)
+
+        def progress(done: int, total: int) -> None:
+            advance(done / max(1, total))
+
+        report = audit.audit(
+            connection, settings, registry, full=full, repair_as=who, grace=grace, patience=patience, advance=progress
+        )
+    if as_json:
+        click.echo(orjson.dumps(report.plain(), option=orjson.OPT_INDENT_2))
+    else:
+        _show(report)
+    sys.exit(1 if report.wrong else 0)
+
+
+def _show(report: audit.Report) -> None:
+    what = "everything" if report.complete else "what is new and what was left"
+    click.echo(
+        f"{report.messages:,} messages looked at ({what}, ids {report.first} to {report.until}) in {report.seconds:.1f} s;"
+        f" {report.late:,} late, {report.left:,} to look at again"
+    )
+    for topic, numbers in report.lagging.items():
+        click.echo(f"workers are behind: {topic} {', '.join(map(str, numbers))}")
+    for note in report.notes:
+        click.echo(f"note: {note}")
+    for kind, found in report.wrong.items():
+        click.echo(f"\n{kind}: {found['count']:,} ({found['meaning']})")
+        for example in found["examples"][:5]:
+            click.echo("  " + _line(example))
+        if found["count"] > 5:
+            click.echo("  ...")
+    if report.repaired:
+        click.echo(f"\nsent again: {report.repaired:,}")
+    click.echo("\nsomething is wrong" if report.wrong else "nothing is wrong")
+
+
+def _line(example: dict[str, Any]) -> str:
+    return "  ".join(f"{name} {printable(str(value))}" for name, value in example.items())

@@ -1,0 +1,231 @@
+"""The mutation test of the audit: every kind of corruption, done to a system that is clean, is found and named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+from tests.conftest import World
+from tests.integration.audit.spoil import HIDE, SWAP_APPLIED, Report, chat, lose_a_replay, named
+
+Spoil = Callable[[World], int]
+
+
+def sql(statement: str, key: str = "c3", at: int = 10) -> Spoil:
+    """A statement with %(id)s, a message in the middle of a conversation, and %(next)s, the one after it."""
+
+    def spoil(copy: World) -> int:
+        ids = chat(copy, key)
+        with psycopg.connect(copy.url, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode(), {"id": ids[at], "next": ids[at + 1]})
+            assert cursor.rowcount != 0
+        return ids[at]
+
+    return spoil
+
+
+def status(found: str, becomes: str = "") -> Spoil:
+    """Change one message that is in a status; it may be none that the first statement would take."""
+
+    def spoil(copy: World) -> int:
+        [(one,)] = copy.query("SELECT outbox_id FROM outbox_state WHERE status = %s ORDER BY 1 LIMIT 1", found)
+        copy.query(f"UPDATE outbox_state SET {becomes} WHERE outbox_id = %s", one)
+        return int(one)
+
+    return spoil
+
+
+def both(*spoils: Spoil) -> Spoil:
+    """One after the other; the first names the message."""
+
+    def spoil(copy: World) -> int:
+        first, *_ = [each(copy) for each in spoils]
+        return first
+
+    return spoil
+
+
+SWAP_TEXT = (
+    "UPDATE chat_histories AS h SET message_content = o.message_content FROM chat_histories AS o"
+    " WHERE (h.outbox_id, o.outbox_id) IN ((%(id)s, %(next)s), (%(next)s, %(id)s))"
+)
+UNIQUE = sql("ALTER TABLE chat_histories DROP CONSTRAINT chat_histories_message")
+COLUMNS = "source, user_id, chat_id, role, message_content, tokens_consumed, created_at"
+DOUBLE = (
+    f"INSERT INTO chat_histories (outbox_id, {COLUMNS}) SELECT {{}}, {COLUMNS}"
+    " FROM chat_histories WHERE outbox_id = %(id)s"
+)
+RESEND = (
+    "INSERT INTO outbox (biz_type, topic, key, payload, resend_of)"
+    " SELECT biz_type, topic, key, payload, {} FROM outbox WHERE id = %(id)s"
+)
+
+
+def phantom(copy: World) -> int:
+    """An effect of a message that was rolled back."""
+    [(one,)] = copy.query("SELECT nextval('outbox_id_seq')")
+    copy.query(HIDE)
+    ids = chat(copy)
+    copy.query(
+        f"INSERT INTO chat_histories (outbox_id, {COLUMNS}) SELECT %s, {COLUMNS} FROM chat_histories WHERE outbox_id = %s",
+        one,
+        ids[0],
+    )
+    return int(one)
+
+
+def forget_effect(copy: World) -> int:
+    """The effect that lost its state."""
+    copy.query(
+        "DELETE FROM chat_histories AS h WHERE NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = h.outbox_id)"
+        " AND chat_id <> 'direct'"
+    )
+    return 0
+
+
+def reorder_effects(copy: World) -> int:
+    """Two effects change places, text and all."""
+    one, other = chat(copy)[10:12]
+    copy.query("ALTER TABLE chat_histories ALTER id DROP IDENTITY, DROP CONSTRAINT chat_histories_pkey")
+    copy.query(
+        "UPDATE chat_histories AS h SET id = o.id FROM chat_histories AS o"
+        " WHERE (h.outbox_id, o.outbox_id) IN ((%s, %s), (%s, %s))",
+        one,
+        other,
+        other,
+        one,
+    )
+    return other
+
+
+# What is done, the kinds that name it (the first one names the message), and how.
+MUTATIONS: dict[str, tuple[str, Spoil]] = {
+    "the effect is deleted": ("no_effect wrong_tally", sql("DELETE FROM chat_histories WHERE outbox_id = %(id)s")),
+    "the last effect is deleted": (
+        "no_effect wrong_tally",
+        sql("DELETE FROM chat_histories WHERE outbox_id = %(id)s", at=-2),
+    ),
+    "the state is deleted": ("unclaimed_effect", sql("DELETE FROM outbox_state WHERE outbox_id = %(id)s")),
+    "state and effect are deleted": (
+        "skipped wrong_tally",
+        both(
+            sql("DELETE FROM outbox_state WHERE outbox_id = %(id)s"),
+            forget_effect,
+        ),
+    ),
+    "the outbox row is deleted": ("rowless_state phantom_effect", sql("DELETE FROM outbox WHERE id = %(id)s")),
+    "the effect is doubled": (
+        "doubled_effect reordered_effect wrong_tally",
+        both(UNIQUE, sql(DOUBLE.format("%(id)s"))),
+    ),
+    "an effect of nothing": ("phantom_effect wrong_tally missing", phantom),
+    "an effect of an id never drawn": ("phantom_effect wrong_tally", sql(DOUBLE.format("9999999"))),
+    "two texts are swapped": ("altered_effect", sql(SWAP_TEXT)),
+    "a text is cut": (
+        "altered_effect",
+        sql("UPDATE chat_histories SET message_content = left(message_content, 2) WHERE outbox_id = %(id)s"),
+    ),
+    "a field is nulled": (
+        "altered_effect",
+        sql("UPDATE chat_histories SET tokens_consumed = NULL WHERE outbox_id = %(id)s"),
+    ),
+    "an effect moves to another chat": (
+        "altered_effect wrong_tally",
+        sql("UPDATE chat_histories SET chat_id = 'c4' WHERE outbox_id = %(id)s"),
+    ),
+    "a time is changed": (
+        "altered_effect",
+        sql("UPDATE chat_histories SET created_at = created_at + interval '1 ms' WHERE outbox_id = %(id)s"),
+    ),
+    "two effects change places": ("reordered_effect", reorder_effects),
+    "the order of persisting is turned": ("out_of_order reordered_effect", sql(SWAP_APPLIED)),
+    "a message is overtaken by the whole conversation": (
+        "out_of_order reordered_effect",
+        sql("UPDATE outbox_state SET applied = nextval('outbox_applied') WHERE outbox_id = %(id)s"),
+    ),
+    "consumed becomes dead": (
+        "flipped unclaimed_effect",
+        sql("UPDATE outbox_state SET status = 'dead' WHERE outbox_id = %(id)s"),
+    ),
+    "consumed becomes discarded, cleanly": (
+        "unclaimed_effect",
+        sql("UPDATE outbox_state SET status = 'discarded', applied = NULL WHERE outbox_id = %(id)s"),
+    ),
+    "dead becomes consumed": ("flipped no_effect", status("dead", "status = 'consumed'")),
+    "dead becomes consumed, cleanly": (
+        "no_effect",
+        status("dead", "status = 'consumed', applied = nextval('outbox_applied')"),
+    ),
+    "discarded becomes consumed, cleanly": (
+        "no_effect",
+        status("discarded", "status = 'consumed', applied = nextval('outbox_applied')"),
+    ),
+    "consumed stays in line": (
+        "blocking",
+        sql("UPDATE outbox_state SET topic = 'audited.chat-history', key = 'c3' WHERE outbox_id = %(id)s"),
+    ),
+    "an open one leaves its line": ("forgotten", status("retrying", "topic = NULL, key = NULL")),
+    "a retry has no time": ("forgotten", status("retrying", "next_retry_at = NULL")),
+    "an open one stands in another line": ("misplaced", status("parked", "key = 'c9'")),
+    "a retry is long overdue": ("stuck", status("retrying", "next_retry_at = now() - interval '3 hours'")),
+    "the head of a line vanished": (
+        "stuck",
+        both(
+            status("parked", "updated_at = now() - interval '3 hours'"),
+            status("retrying", "status = 'dead', topic = NULL, key = NULL, next_retry_at = NULL"),
+        ),
+    ),
+    "two messages have one place": (
+        "same_place",
+        sql(
+            'UPDATE outbox_state SET "offset" = (SELECT "offset" FROM outbox_state WHERE outbox_id = %(id)s)'
+            " WHERE outbox_id = %(next)s"
+        ),
+    ),
+    "a conversation is in two partitions": (
+        "moved same_place",
+        sql("UPDATE outbox_state SET partition = (partition + 1) %% 8 WHERE outbox_id = %(id)s"),
+    ),
+    "a place is behind the end": (
+        "off_the_end out_of_order",
+        sql('UPDATE outbox_state SET "offset" = 10^9 WHERE outbox_id = %(id)s', at=-2),
+    ),
+    "a counter is too high": (
+        "wrong_tally",
+        sql(
+            "UPDATE agent_chats SET message_count = message_count + 1 WHERE chat_id = 'c3' AND user_id = 0 AND %(id)s > 0"
+        ),
+    ),
+    "a counter is gone": (
+        "wrong_tally",
+        sql("DELETE FROM agent_chats WHERE chat_id = 'c3' AND user_id = 0 AND %(id)s > 0"),
+    ),
+    "a counter counts nothing": ("wrong_tally", sql("INSERT INTO agent_chats VALUES (%(id)s, 'nobody', 1, now())")),
+    "a resend of nothing": ("bad_resend missing", both(sql(RESEND.format("8888888")), sql(HIDE))),
+    "a resend of a resend": (
+        "bad_resend missing",
+        both(sql(RESEND.format("(SELECT max(id) FROM outbox WHERE resend_of IS NOT NULL)")), sql(HIDE)),
+    ),
+    "another message's replay": (
+        "bad_source altered_effect",
+        sql(
+            "UPDATE outbox_state SET source_id = (SELECT max(id) FROM outbox WHERE resend_of IS NOT NULL)"
+            " WHERE outbox_id = %(id)s"
+        ),
+    ),
+    "a replay is lost": ("lost_replay missing", lose_a_replay),
+}
+
+
+@pytest.mark.parametrize("kind", list(MUTATIONS))
+def test_every_corruption_is_found_and_named(copy: World, audit: Callable[..., Report], kind: str) -> None:
+    kinds, spoil = MUTATIONS[kind]
+    spoiled = spoil(copy)
+    found = audit("--full")
+    assert set(found["wrong"]) == set(kinds.split())
+    first = kinds.split()[0]
+    assert found["wrong"][first]["count"] <= 2
+    if first not in ("wrong_tally", "phantom_effect", "bad_resend"):
+        assert spoiled in named(found, first)
