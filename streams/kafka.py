@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 _nobody = logging.Logger("librdkafka", level=logging.CRITICAL + 1)
 
 TIMEOUT = 5.0
+_NONE: Mapping[str, str] = MappingProxyType({})
 NEVER = str(2**63 - 1)
 # What a record may need beside its payload: a key of 1024 bytes, the headers, the batch around it.
 OVERHEAD = 8192
@@ -61,17 +63,20 @@ def record_limit(settings: Settings) -> int:
     return settings.outbox.max_bytes + OVERHEAD
 
 
-def prepare_topics(settings: Settings, names: Iterable[str]) -> None:
-    """Create the topics that are missing; ServiceUnreachable, or UsageError when one has another partition count."""
+def prepare_topics(settings: Settings, names: Iterable[str], changelogs: Mapping[str, str] = _NONE) -> None:
+    """Create the topics that are missing; ServiceUnreachable, or UsageError when one has another partition count.
+
+    `changelogs` are compacted topics with as many partitions as the topic each of them names.
+    """
     admin = AdminClient(client(settings))
-    wanted = sorted(set(names))
+    wanted = {name: name for name in names} | dict(changelogs)
     found = _metadata(settings, admin)
-    missing = [name for name in wanted if name not in found.topics]
+    missing = sorted(name for name in wanted if name not in found.topics)
     if missing:
-        _create(settings, admin, missing)
+        _create(settings, admin, [_new_topic(settings, name, wanted[name], name in changelogs) for name in missing])
         found = _wait_for(settings, admin, missing)
-    for name in wanted:
-        _check_partitions(settings, name, len(found.topics[name].partitions))
+    for name, like in sorted(wanted.items()):
+        _check_partitions(settings, name, like, len(found.topics[name].partitions))
 
 
 def topic_limits(settings: Settings, names: Iterable[str], *, patience: float = 0.0) -> dict[str, int]:
@@ -106,12 +111,11 @@ def _metadata(settings: Settings, admin: AdminClient) -> ClusterMetadata:
         raise unreachable(settings, error) from None
 
 
-def _create(settings: Settings, admin: AdminClient, names: list[str]) -> None:
-    futures = admin.create_topics([_new_topic(settings, name) for name in names], operation_timeout=TIMEOUT)
-    for name, future in futures.items():
-        wanted = settings.topic_settings(name)
+def _create(settings: Settings, admin: AdminClient, topics: list[NewTopic]) -> None:
+    futures = admin.create_topics(topics, operation_timeout=TIMEOUT)
+    for wanted in topics:
         try:
-            future.result(TIMEOUT + 5)
+            futures[wanted.topic].result(TIMEOUT + 5)
         except KafkaException as error:
             code = error.args[0].code()
             if code == KafkaError.TOPIC_ALREADY_EXISTS:
@@ -119,22 +123,23 @@ def _create(settings: Settings, admin: AdminClient, names: list[str]) -> None:
             if code in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN):
                 raise unreachable(settings, error) from None
             raise UsageError(
-                f"topic {name!r} cannot be created with {wanted.partitions} partitions and replication factor"
+                f"topic {wanted.topic!r} cannot be created with {wanted.num_partitions} partitions and replication factor"
                 f" {wanted.replication_factor}: {reason(error)}"
             ) from None
-        logger.info("topic created", extra={"topic": name, "partitions": wanted.partitions})
+        logger.info("topic created", extra={"topic": wanted.topic, "partitions": wanted.num_partitions})
 
 
-def _new_topic(settings: Settings, name: str) -> NewTopic:
-    wanted = settings.topic_settings(name)
+def _new_topic(settings: Settings, name: str, like: str, compacted: bool) -> NewTopic:
+    wanted = settings.topic_settings(like)
     config = {
-        "cleanup.policy": "delete",
-        "retention.ms": str(wanted.retention_hours * 3_600_000),
         "max.message.bytes": str(max(record_limit(settings), 1_048_588)),
         # A clock ahead of the broker's must not poison a batch.
         "message.timestamp.after.max.ms": NEVER,
         "message.timestamp.before.max.ms": NEVER,
+        "cleanup.policy": "compact" if compacted else "delete",
     }
+    if not compacted:
+        config["retention.ms"] = str(wanted.retention_hours * 3_600_000)
     return NewTopic(name, num_partitions=wanted.partitions, replication_factor=wanted.replication_factor, config=config)
 
 
@@ -149,10 +154,10 @@ def _wait_for(settings: Settings, admin: AdminClient, names: list[str]) -> Clust
     raise ServiceUnreachable(f"Kafka at {settings.broker_url} created topics {', '.join(names)} but does not list them")
 
 
-def _check_partitions(settings: Settings, name: str, found: int) -> None:
-    wanted = settings.topic_settings(name).partitions
+def _check_partitions(settings: Settings, name: str, like: str, found: int) -> None:
+    wanted = settings.topic_settings(like).partitions
     if found != wanted:
-        key = f"topics.{name.removeprefix(settings.broker.topic_prefix)}.partitions"
+        key = f"topics.{like.removeprefix(settings.broker.topic_prefix)}.partitions"
         raise UsageError(
             f"topic {name!r} has {found} partitions, faust.yml says {wanted}: set {key} to {found}"
             " (another count would let later messages of a conversation overtake earlier ones)"

@@ -96,6 +96,7 @@ class Relay(_Section, frozen=True):
     mode: Literal["auto", "cdc", "poll", "debezium"] = "auto"
     publication: Name = "outbox_pub"
     floor_interval: Seconds = 0.5
+    sweep_interval: Seconds = 5.0
     backoff_limit: Seconds = 10.0
 
 

@@ -22,6 +22,7 @@ from streams.relay.checks import check_database, check_replication
 from streams.relay.grave import Grave
 from streams.relay.lsn import lsn_text
 from streams.relay.publisher import DeliveryFailed, Publisher
+from streams.relay.sweep import Sweep
 from streams.relay.upkeep import Upkeep
 from streams.settings import Settings
 
@@ -98,11 +99,13 @@ class Relay:
     async def _lead(self, source: CdcSource, publisher: Publisher) -> None:
         """Publish until told to stop; raises the first thing that went wrong."""
         upkeep = Upkeep(self._settings, lambda: publisher.confirmed)
+        sweep = Sweep(self._settings, self._registry)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(_publish(source, publisher))
                 tasks.create_task(_confirm(source, publisher))
                 tasks.create_task(upkeep.run())
+                tasks.create_task(sweep.run())
                 tasks.create_task(self._until_stopped())
         except BaseExceptionGroup as group:
             errors = [error for error in _leaves(group) if not isinstance(error, _Stopped)]

@@ -18,6 +18,7 @@ from faust.streams import _current_event
 from streams.worker.retry import Head
 from streams.worker.transaction import Aside
 
+TABLES = ("retries", "dead")
 DEAD_KEPT = 100  # dead letters of one conversation that the table shows
 
 
@@ -26,8 +27,8 @@ class AsideTables:
 
     def __init__(self, app: faust.App, topic: str, partitions: int) -> None:
         options: dict[str, Any] = {"partitions": partitions, "key_type": bytes, "value_type": bytes}
-        self.retries = app.Table(f"{topic}-retries", help="the message each conversation waits for", **options)
-        self.dead = app.Table(f"{topic}-dead", help="dead letters", **options)
+        self.retries = app.Table(f"{topic}-{TABLES[0]}", help="the message each conversation waits for", **options)
+        self.dead = app.Table(f"{topic}-{TABLES[1]}", help="dead letters", **options)
         self._missing: defaultdict[str, dict[str, Any]] = defaultdict(dict)
 
     def note_heads(self, event: Any, keys: Iterable[str], heads: Mapping[str, Head]) -> None:

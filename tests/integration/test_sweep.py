@@ -1,0 +1,65 @@
+"""Messages that Kafka lost are sent again by the relay's leader, and nothing else is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import World
+from tests.fixtures.notes import Notes
+
+Eventually = Callable[..., Any]
+
+
+def cdc(world: World, folder: Path) -> Notes:
+    """Notes in a world whose relay has a slot."""
+    world.migrate()
+    notes = Notes(world, folder)
+    world.environ |= {"STREAMS_RELAY__MODE": "cdc", "STREAMS_RELAY__SWEEP_INTERVAL": "0.3"}
+    return notes
+
+
+async def test_a_lost_record_is_sent_again_and_a_lagging_one_is_not(
+    world: World, tmp_path: Path, eventually: Eventually
+) -> None:
+    notes = cdc(world, tmp_path)
+    [lost] = notes.enqueue("a", "lost")
+    # The slot never sees the row: as if its record had been lost on the way.
+    world.query("SELECT pg_replication_slot_advance(%s, pg_current_wal_insert_lsn())", world.settings.relay.name)
+    world.relay()
+    ids = notes.enqueue("a", "a0") + notes.enqueue("b", "b0")
+    floor = "SELECT coalesce(max(floor), 0) FROM relay_position"
+    await eventually(lambda: world.query(floor)[0][0] >= ids[-1], 60)
+    await asyncio.sleep(3)  # several rounds of the sweep while nobody consumes: nothing may be sent again
+    assert world.query("SELECT count(*) FROM outbox WHERE resend_of IS NOT NULL") == [(0,)]
+    world.worker()
+    await eventually(lambda: notes.all([*ids, lost], "consumed"), 90)
+    assert world.query("SELECT resend_of FROM outbox WHERE resend_of IS NOT NULL") == [(lost,)]
+    assert notes.saved("a") == ["a0", "lost"]
+    assert "messages sent again" in (world.directory / "streams-0.log").read_text()
+
+
+async def test_a_replay_whose_record_is_lost_is_sent_again_with_its_edit(
+    world: World, tmp_path: Path, eventually: Eventually
+) -> None:
+    notes = cdc(world, tmp_path)
+    world.relay()
+    world.worker()
+    [dead] = notes.enqueue("a", "reject:a0")
+    await eventually(lambda: notes.all([dead], "dead"), 60)
+    # Below the floor and never published, as after a lost topic; long ago, so that it is overdue.
+    world.query(
+        "WITH again AS (INSERT INTO outbox (id, biz_type, topic, key, payload, resend_of) OVERRIDING SYSTEM VALUE"
+        ' SELECT 0, biz_type, topic, key, \'{"book": "a", "note": "edited"}\', id FROM outbox WHERE id = %s'
+        " RETURNING id, topic, key)"
+        " UPDATE outbox_state SET status = 'replaying', source_id = 0, topic = again.topic, key = again.key,"
+        " updated_at = now() - interval '1 hour', arrived = coalesce(arrived, nextval('outbox_arrived'))"
+        " FROM again WHERE outbox_id = %s",
+        dead,
+        dead,
+    )
+    behind = notes.enqueue("a", "a1")
+    await eventually(lambda: notes.all([dead, *behind], "consumed"), 90)
+    assert notes.saved("a") == ["edited", "a1"]
