@@ -27,7 +27,7 @@ def build() -> faust.App:
     registry = configured(settings)
     persister = Persister(settings, registry)
     app = assemble(settings, registry, persister)
-    pulse = Pulse(app, persister, registry.topics)
+    pulse = Pulse(app, persister, registry.topics, patience=3 * settings.worker.handler_timeout + 10)
     add_health(app, pulse)
     app.on_worker_init.connect(lambda *_, **__: _checked(lambda: preflight.check(settings, registry)))
     return app

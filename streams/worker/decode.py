@@ -79,13 +79,19 @@ def _incoming(record: Any, raw_type: bytes | None, record_id: int, outbox_id: in
     key = ""
     try:
         key = record.key.decode()
+        if "\0" in key:
+            raise _BrokenKey
         message = parse(record.value, biz_type, outbox_id, key, record.timestamp, registry)
     except Unreadable as fault:
         return Incoming(record_id, outbox_id, record.partition, record.offset, key, biz_type, None, fault)
-    except (AttributeError, UnicodeDecodeError):
-        broken = Unreadable("the record's key is not UTF-8 text", code="key")
+    except (AttributeError, UnicodeDecodeError, _BrokenKey):
+        broken = Unreadable("the record's key is not UTF-8 text without NUL", code="key")
         return Incoming(record_id, outbox_id, record.partition, record.offset, "", biz_type, None, broken)
     return Incoming(record_id, outbox_id, record.partition, record.offset, key, biz_type, message)
+
+
+class _BrokenKey(ValueError):
+    pass
 
 
 def parse(

@@ -89,7 +89,7 @@ def sqlstate(error: BaseException) -> str | None:
 def describe(error: BaseException) -> tuple[str, str]:
     """(code, reason) for the state row, without a word of the message: server details can quote the row."""
     if isinstance(error, MessageError):
-        return error.code, str(error)[:2000]
+        return storable(error.code)[:100], storable(str(error))[:2000]
     if isinstance(error, HandlerTimeout):
         return "timeout", "the handler took longer than worker.handler_timeout"
     cause = error.orig if isinstance(error, DBAPIError) else error
@@ -97,6 +97,11 @@ def describe(error: BaseException) -> tuple[str, str]:
         return cause.sqlstate, _server_reason(cause)
     name = type(cause).__name__
     return name, f"the handler raised {name}"
+
+
+def storable(text: str) -> str:
+    """The text without what PostgreSQL refuses: a reason must never fail in its turn."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _permanent_state(state: str) -> bool:

@@ -62,7 +62,9 @@ class Wake:
 
     def __init__(self, persister: Persister, topic: str, run: Run, most: int | None = None) -> None:
         self._persister, self._topic, self.run, self._most = persister, topic, run, most
-        self.keys = list(dict.fromkeys(record.key.decode() for record in run.records))
+        # Anything may stand on a topic; what names no conversation wakes nobody.
+        named = (record.key.decode("utf-8", "replace") for record in run.records if record.key)
+        self.keys = list(dict.fromkeys(key for key in named if "\0" not in key))
 
     async def work(self, care: Care) -> Outcome | None:
         """One transaction with what is due of each."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,15 +35,20 @@ class Readiness:
 
 
 class Pulse:
-    """Beats once a second in the worker's own event loop, and only while every agent is running."""
+    """Beats once a second in the worker's own event loop, and only while every agent is running.
 
-    def __init__(self, app: faust.App, persister: Persister, topics: Sequence[str]) -> None:
+    When the loop stands still for `patience` seconds, the process stops.
+    """
+
+    def __init__(self, app: faust.App, persister: Persister, topics: Sequence[str], patience: float) -> None:
         # Faust's interface types lack what its classes have.
         self._app: Any = app
         self._persister, self._topics = persister, topics
         self._beat = time.monotonic()
         self._database = False
         self._watch = Watch()
+        self._turns = 0
+        self._patience = patience
         app.task(self._run)
 
     @property
@@ -70,13 +76,27 @@ class Pulse:
         return found
 
     async def _run(self) -> None:
+        threading.Thread(target=self._watch_loop, name="watchdog", daemon=True).start()
         while not self._app.should_stop:
+            self._turns += 1
             self._database = await self._persister.reachable()
             if all(_running(agent) for agent in self._app.agents.values()):
                 self._beat = time.monotonic()
             if not self._app.rebalancing and (stall := self._watch.stall(self._app.consumer)):
                 fail_stop("the worker stalls and stops, to be started again", **stall)
             await asyncio.sleep(BEAT)
+
+    def _watch_loop(self) -> None:
+        """In a thread of its own: a handler that blocks the event loop blocks everything else that could notice."""
+        seen, still = -1, 0
+        while True:
+            time.sleep(BEAT)
+            if self._app.should_stop:
+                return
+            # Ticks, not time: a process that was stopped and continued has not hung.
+            seen, still = (self._turns, 0) if seen != self._turns else (seen, still + 1)
+            if still * BEAT > self._patience:
+                fail_stop("the event loop is blocked and the worker stops, to be started again", seconds=still * BEAT)
 
 
 def _running(agent: Any) -> bool:

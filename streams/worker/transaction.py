@@ -19,6 +19,7 @@ from streams.codec import Unreadable
 from streams.events import Message
 from streams.registry import Registry
 from streams.worker.decode import Incoming, Rejected, milliseconds, parse
+from streams.worker.fate import describe
 from streams.worker.handlers import Care, apply
 from streams.worker.isolation import Guilty, Memory
 from streams.worker.policy import TERMINAL, Decision, Fact, decide
@@ -221,7 +222,7 @@ class Transaction:
         fault = cast("Unreadable", one.fault)
         agent = self._registry.agents.get(one.biz_type)
         held = agent is not None and agent.on_dead == "hold"
-        return Guilty(one.outbox_id, one.key, "dead", 0, fault.code, str(fault)[:2000], open=held)
+        return Guilty(one.outbox_id, one.key, "dead", 0, *describe(fault), open=held)
 
     async def _open(self, new: Sequence[Incoming]) -> None:
         """New messages that are parked, or dead on arrival."""

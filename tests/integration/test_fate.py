@@ -276,6 +276,14 @@ async def test_a_handler_that_hangs_costs_one_message(notes: Notes, eventually: 
     assert worker.running
 
 
+async def test_a_handler_that_blocks_the_event_loop_ends_its_process(notes: Notes, eventually: Eventually) -> None:
+    notes.world.environ |= {"STREAMS_WORKER__HANDLER_TIMEOUT": "1", "STREAMS_WORKER__LOCK_TIMEOUT": "0.5"}
+    worker = notes.world.worker()
+    notes.send("a", "block:a0")
+    await eventually(lambda: not worker.running, 60)
+    assert "the event loop is blocked" in Path(notes.world.directory / "faust-0.log").read_text()
+
+
 async def test_a_missing_column_waits_and_no_message_pays(notes: Notes, eventually: Eventually) -> None:
     notes.world.query("ALTER TABLE notes RENAME COLUMN note TO moved")
     worker = notes.world.worker()

@@ -74,13 +74,18 @@ async def test_broken_values_are_judged_by_their_outbox_row(ready: World, eventu
 
 
 async def test_what_has_no_outbox_row_is_rejected_and_the_rest_goes_on(ready: World, eventually: Eventually) -> None:
-    ids = enqueue(ready.url, ready.topic, [payload(n, "c1") for n in range(2)])
+    ids = enqueue(ready.url, ready.topic, [payload(n, "c1") for n in range(3)])
+    topics.prepare_topics(ready.settings, [f"{ready.topic}-retry"])
     with Publisher(ready.settings.broker_url, ready.topic) as publisher:
         for forged in (None, "", "x", "-1", "0", "1.5", "99999999999999999999", "٣", 10**9, 2**63 - 1):
             publisher.send(forged, "c1", b"{}")
         publisher.send(5 * 10**8, "c1", b"not json")
         publisher.send(ids[0], None, b"{}")
         publisher.send(ids[1], b"\xff", b"{}")
+        publisher.send(ids[2], b"a\0b", b"{}")
+    with Publisher(ready.settings.broker_url, f"{ready.topic}-retry") as publisher:
+        for key in (None, b"", b"\xff", b"\0", b"nobody"):
+            publisher.send(None, key, None)
     worker = ready.worker()
     await eventually(lambda: ready.query("SELECT count(*) FROM outbox_rejects") == [(11,)], 60)
     await eventually(settled(ready, ids), 30)

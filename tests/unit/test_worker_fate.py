@@ -83,4 +83,5 @@ def test_delays_double_up_to_half_a_minute_with_jitter() -> None:
 def test_a_description_holds_no_text_of_the_message() -> None:
     code, reason = describe(ValueError("canary"))
     assert (code, reason) == ("ValueError", "the handler raised ValueError")
+    assert describe(Reject("a\0b \ud800")) == ("rejected", "a\N{REPLACEMENT CHARACTER}b ?")
     assert describe(Reject("the chat is closed", code="closed")) == ("closed", "the chat is closed")
