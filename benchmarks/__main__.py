@@ -99,7 +99,7 @@ def fill(url: str, rows: int, topic: str = "chat-history") -> None:
             connection.commit()
 
 
-def publish(bench: Bench, name: str) -> None:
+def publish(bench: Bench, name: str, topic: str = "chat-history") -> None:
     """The outbox of this database onto the topic, once, for all contestants."""
     producer = Producer({"bootstrap.servers": bench.broker.url, "partitioner": "murmur2_random", "linger.ms": 20})
     with psycopg.connect(bench.postgres.url_of(name)) as connection, connection.cursor("rows") as rows:
@@ -115,7 +115,7 @@ def publish(bench: Bench, name: str) -> None:
             ]
             while True:
                 try:
-                    producer.produce("chat-history", payload, key, headers=headers, timestamp=created)
+                    producer.produce(topic, payload, key, headers=headers, timestamp=created)
                     break
                 except BufferError:
                     producer.poll(0.05)

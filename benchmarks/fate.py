@@ -1,0 +1,103 @@
+"""What failing messages cost the others: `python -m benchmarks.fate`; ratios against the clean run beside them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import psycopg
+from rich.table import Table
+
+from benchmarks.__main__ import PARTITIONS, TEXT, Bench, console, database, publish
+from streams import deploy, kafka
+from streams.dev.kafka import KafkaBroker
+from streams.dev.postgres import PostgresServer
+from streams.registry import configured
+from streams.settings import load
+
+CONVERSATIONS = 2000
+# Named: the server quotes the row, and its outbox_id is found there.  Unnamed: nothing tells which message it was.
+NAMED = "ALTER TABLE chat_histories ADD CONSTRAINT no_poison CHECK (role <> 'poison')"
+RAISE = (
+    "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+    " IF NEW.role = 'poison' THEN RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END IF; RETURN NEW; END $$;"
+    "CREATE TRIGGER refuse BEFORE INSERT ON chat_histories FOR EACH ROW EXECUTE FUNCTION refuse()"
+)
+UNNAMED = RAISE.format(sqlstate="22000")
+TRANSIENT = RAISE.format(sqlstate="P0001")
+
+
+def fill(url: str, rows: int, bad: Callable[[int, int], bool]) -> None:
+    """Outbox rows of which those with `bad(number, conversation)` are poison."""
+    copy_in = "COPY outbox (biz_type, topic, key, payload) FROM STDIN"
+    with psycopg.connect(url) as connection, connection.cursor() as cursor, cursor.copy(copy_in) as copy:
+        for number in range(rows):
+            chat = number % CONVERSATIONS
+            role = "poison" if bad(number, chat) else "user"
+            payload = {"user_id": chat, "conversation_id": f"c{chat}", "role": role, "message": TEXT}
+            copy.write_row(("chat_history_persist", "chat-history", f"c{chat}", orjson.dumps(payload).decode()))
+
+
+async def drained(url: str, rows: int) -> float:
+    """Seconds from the first message with a state to the last."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        started, first, deadline = 0.0, 0, time.monotonic() + 300
+        while time.monotonic() < deadline:
+            [(done,)] = connection.execute("SELECT count(*) FROM outbox_state")
+            if done and not started:
+                started, first = time.monotonic(), done
+            if done >= rows:
+                return (rows - first) / (time.monotonic() - started)
+            await asyncio.sleep(0.1)
+    raise TimeoutError(f"only {done} of {rows} messages got a state within 300 seconds")
+
+
+async def contest(bench: Bench, name: str, refuse: str | None, bad: Callable[[int, int], bool]) -> float:
+    """Messages a second that get their state, of a load with these bad ones."""
+    database(bench, name)
+    environ = bench.environ(name, name) | {"STREAMS_RELAY__MODE": "poll", "STREAMS_BROKER__TOPIC_PREFIX": f"{name}."}
+    settings = load(environ=environ)
+    list(deploy.migrate(settings, configured(settings)))
+    kafka.prepare_topics(settings, [f"{name}.chat-history"])
+    fill(settings.database_url, bench.rows, bad)
+    publish(bench, name, f"{name}.chat-history")
+    if refuse:
+        with psycopg.connect(settings.database_url, autocommit=True) as connection:
+            connection.execute(refuse)
+    async with bench.running(environ, "faust", "-A", "streams.app", "worker", "-l", "error"):
+        rate = await drained(settings.database_url, bench.rows)
+    console.print(f"{name:>20} {rate:9,.0f} messages/s")
+    return rate
+
+
+async def main(rows: int) -> None:
+    """Clean, then each kind of bad, on the same servers."""
+    with tempfile.TemporaryDirectory(prefix="outbox-bench-", ignore_cleanup_errors=True) as folder:
+        directory = Path(folder)
+        directory.chmod(0o755)
+        async with PostgresServer(directory / "postgres") as postgres, KafkaBroker(directory / "kafka") as broker:
+            bench = Bench(postgres, broker, directory, rows)
+            clean = await contest(bench, "clean", None, lambda number, chat: False)
+            cases = [
+                ("1 bad in 500, named by the error", ">= 0.6", "named", NAMED, lambda number, chat: number % 499 == 7),
+                ("1 bad in 500, unnamed", ">= 0.6", "unnamed", UNNAMED, lambda number, chat: number % 499 == 7),
+                ("10 bad in 500, unnamed", ">= 0.05", "many", UNNAMED, lambda number, chat: number % 49 == 7),
+                ("1 conversation in 100 parked", ">= 0.9", "parked", TRANSIENT, lambda number, chat: chat % 100 == 7),
+            ]
+            table = Table(title=f"{rows:,} messages, {PARTITIONS} partitions: rate beside the clean one")
+            for column in ("what", "ratio", "target"):
+                table.add_column(column)
+            for what, target, name, refuse, bad in cases:
+                table.add_row(what, f"{await contest(bench, name, refuse, bad) / clean:.2f}", target)
+            console.print(table)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fate", description=__doc__)
+    parser.add_argument("--rows", type=int, default=100_000)
+    asyncio.run(main(parser.parse_args().rows))
