@@ -94,3 +94,27 @@ SELECT outbox_id, status FROM outbox_state WHERE outbox_id = ANY(%(ids)s::bigint
 -- Who did what, and why.
 INSERT INTO outbox_actions (who, act, outbox_id, what, why)
 VALUES (%(who)s, %(act)s, %(outbox_id)s, %(what)s::jsonb, %(why)s);
+
+-- waiting_conversations --
+-- Conversations with open messages, the longest waiting first: what the first one of each is.
+SELECT topic, key, count(*) AS open, (array_agg(outbox_id ORDER BY arrived))[1] AS head,
+       (array_agg(status ORDER BY arrived))[1] AS status, (array_agg(error_code ORDER BY arrived))[1] AS error_code,
+       min(updated_at) AS since
+FROM outbox_state
+WHERE topic IS NOT NULL AND (%(key)s::text IS NULL OR key = %(key)s)
+GROUP BY topic, key
+HAVING NOT %(held)s OR (array_agg(status ORDER BY arrived))[1] = 'dead'
+ORDER BY since, topic, key
+LIMIT %(limit)s;
+
+-- held --
+-- Dead messages that hold their conversation, locked in the order of their ids.
+SELECT outbox_id
+FROM outbox_state
+WHERE topic IS NOT NULL AND key = %(key)s AND status = 'dead' AND (%(topic)s::text IS NULL OR topic = %(topic)s)
+ORDER BY outbox_id
+FOR UPDATE;
+
+-- release --
+-- They stay dead, and hold nothing any more.
+UPDATE outbox_state SET topic = NULL, key = NULL, updated_at = now() WHERE outbox_id = ANY(%(ids)s::bigint[]);

@@ -22,6 +22,7 @@ COMMANDS = {
     "topic": "streams.cli.topic:topic",
     "trace": "streams.cli.trace:command",
     "dead": "streams.cli.dead:dead",
+    "conversations": "streams.cli.conversations:conversations",
     "audit": "streams.cli.audit:command",
 }
 

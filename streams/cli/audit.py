@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
 import sys
 from typing import Any
 
@@ -13,6 +11,7 @@ import orjson
 from streams import audit, deploy
 from streams.cli.bar import bar
 from streams.cli.choose import printable
+from streams.cli.desk import me
 from streams.registry import configured
 from streams.settings import load
 
@@ -38,7 +37,7 @@ def command(full: bool, repair: bool, grace: float, patience: float, as_json: bo
     """
     settings = load()
     registry = configured(settings)
-    who = f"{getpass.getuser()}@{socket.gethostname()}" if repair else None
+    who = me() if repair else None
     with deploy.connection(settings) as connection, bar("audit", 1.0) as advance:
         deploy.check(connection)
 

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
 import orjson
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from sqlalchemy import Connection
 
-from streams import deploy, desk, trace
+from streams import desk, trace
 from streams.cli.bar import bar
 from streams.cli.choose import MAX_ID, SINCE, printable
+from streams.cli.desk import database, signed
+from streams.cli.desk import show as show_table
 from streams.cli.trace import describe
 from streams.errors import UsageError
 from streams.registry import configured
-from streams.settings import Settings, load
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,8 +45,7 @@ def _filters(command: F) -> F:
 
 def _acts(command: F) -> F:
     for option in (
-        click.option("--why", help="The reason, written down."),
-        click.option("--who", default=lambda: f"{getpass.getuser()}@{socket.gethostname()}", help="Default: you."),
+        signed,
         click.option("--yes", is_flag=True, help="Do not ask before working more than one message."),
         click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many a second."),
         click.option("--dry-run", is_flag=True, help="Only say what would be done."),
@@ -71,14 +64,14 @@ def _acts(command: F) -> F:
 def list_(group: bool, as_json: bool, **filters: Any) -> None:
     """List dead messages, oldest first, without their text."""
     choice = desk.Choice(**filters)
-    with _database() as (_, connection):
+    with database() as (_, connection):
         found: Sequence[Any] = desk.groups(connection, choice) if group else desk.letters(connection, choice)
     if as_json:
         click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
     elif not found:
         click.echo("no dead message fits")
     else:
-        _table(found, GROUP if group else LETTER)
+        show_table(found, GROUP if group else LETTER)
 
 
 @dead.command()
@@ -86,7 +79,7 @@ def list_(group: bool, as_json: bool, **filters: Any) -> None:
 @click.option("--payload", is_flag=True, help="Show its text too: it may be what your users wrote.")
 def show(outbox_id: int, payload: bool) -> None:
     """Tell a dead message's whole story."""
-    with _database() as (_, connection):
+    with database() as (_, connection):
         found = trace.messages(connection, [outbox_id])
         if not found or found[0].status != "dead":
             status = found[0].status if found else "not known"
@@ -135,7 +128,7 @@ def _act(verb: str, done: str, outbox_ids: tuple[int, ...], options: dict[str, A
     choice = desk.Choice(ids=tuple(dict.fromkeys(outbox_ids)) or None, **filters)
     if replace(choice, limit=None).empty != options["everything"]:
         raise UsageError(f"expected outbox ids, a filter, or --all to {verb} every dead message")
-    with _database() as (_, connection):
+    with database() as (_, connection):
         ids = desk.plan(connection, choice)
         if options["dry_run"] or not ids:
             shown = ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")
@@ -156,7 +149,7 @@ def _edit(outbox_ids: tuple[int, ...], text: bytes, options: dict[str, Any]) -> 
     others = ("biz_type", "key", "error", "since", "limit", "everything", "rate", "dry_run")
     if len(outbox_ids) != 1 or any(options[name] for name in others):
         raise UsageError("--payload replays one message: expected one outbox id, and no filter, rate or dry run")
-    with _database() as (settings, connection):
+    with database() as (settings, connection):
         operator = desk.Operator(options["who"], options["why"])
         desk.edit(connection, outbox_ids[0], text, configured(settings), settings.outbox.max_bytes, operator)
     click.echo(f"replayed message {outbox_ids[0]} with the new payload")
@@ -172,28 +165,3 @@ def _confirm(verb: str, count: int, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise UsageError(f"would {verb} {_messages(count)}: expected --yes, or a terminal to ask")
     click.confirm(f"{verb} {_messages(count)}?", abort=True)
-
-
-@contextmanager
-def _database() -> Iterator[tuple[Settings, Connection]]:
-    settings = load()
-    with deploy.connection(settings) as connection:
-        deploy.check(connection)
-        connection.rollback()
-        yield settings, connection
-
-
-def _table(found: Sequence[Any], columns: Sequence[str]) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in columns:
-        table.add_column(name, no_wrap=True)
-    for one in found:
-        table.add_row(*(Text(_cell(getattr(one, name))) for name in columns))
-    # Never cut an id or a time: wider than the terminal if need be.
-    Console(highlight=False, width=max(200, Console().width)).print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
-    return "" if value is None or value is False else printable(str(value)[:80])

@@ -5,6 +5,7 @@ Functions take a synchronous connection that is in no transaction; from async co
 
 from streams.desk.acts import MOST_REPLAYS, Circle, Operator, Step, discard, edit, plan, replay
 from streams.desk.choice import Choice, NotDead
+from streams.desk.conversations import NotHeld, Waiting, release, waiting
 from streams.desk.letters import Group, Letter, groups, letters, payload
 
 __all__ = [
@@ -14,13 +15,17 @@ __all__ = [
     "Group",
     "Letter",
     "NotDead",
+    "NotHeld",
     "Operator",
     "Step",
+    "Waiting",
     "discard",
     "edit",
     "groups",
     "letters",
     "payload",
     "plan",
+    "release",
     "replay",
+    "waiting",
 ]

@@ -77,7 +77,7 @@ def replay(
                     " mend the cause, then --force"
                 )
             _send_again(connection, chosen)
-            _note(connection, operator, "replay", chosen, {"filter": choice.said(), "force": force})
+            note(connection, operator, "replay", chosen, {"filter": choice.said(), "force": force})
         yield Step(len(chosen), circling, len(batch) - len(dead))
 
 
@@ -89,7 +89,7 @@ def discard(
         with connection.begin():
             chosen = list(_lock(connection, batch))
             connection.exec_driver_sql(query("dead_discard"), {"ids": chosen})
-            _note(connection, operator, "discard", chosen, {"filter": choice.said()})
+            note(connection, operator, "discard", chosen, {"filter": choice.said()})
         yield Step(len(chosen), gone=len(batch) - len(chosen))
 
 
@@ -107,13 +107,23 @@ def edit(
         replaced, _, biz_type, key = connection.exec_driver_sql(query("dead_payload"), parameters).one()
         payload = _checked(text, biz_type, key, registry, max_bytes)
         _send_again(connection, [outbox_id], payload)
-        _note(connection, operator, "replay", [outbox_id], {"edited": True, "replaced": replaced})
+        note(connection, operator, "replay", [outbox_id], {"edited": True, "replaced": replaced})
 
 
 def plan(connection: Connection, choice: Choice) -> list[int]:
     """The messages an act on this choice would work, in its order; leaves the connection in no transaction."""
     with connection.begin():
         return in_order(connection, choice)
+
+
+def note(connection: Connection, operator: Operator, act: str, ids: list[int], about: dict[str, Any]) -> None:
+    """Write an act on these messages down, in the transaction that does it; nothing when there are none."""
+    if not ids:
+        return
+    what = {"count": len(ids), "ids": ids} | {name: value for name, value in about.items() if value}
+    one = ids[0] if len(ids) == 1 else None
+    note = {"who": operator.who, "act": act, "outbox_id": one, "what": orjson.dumps(what).decode(), "why": operator.why}
+    connection.exec_driver_sql(query("note_action"), note)
 
 
 def _paced(ids: Sequence[int], rate: float | None) -> Iterator[Sequence[int]]:
@@ -138,15 +148,6 @@ def _send_again(connection: Connection, ids: list[int], payload: str | None = No
         if len(rows) != len(ids):
             lost = min(set(ids) - {row[0] for row in rows})
             raise StreamsError(f"message {lost} has lost its outbox row and cannot be replayed: nothing was done")
-
-
-def _note(connection: Connection, operator: Operator, act: str, ids: list[int], about: dict[str, Any]) -> None:
-    if not ids:
-        return
-    what = {"count": len(ids), "ids": ids} | {name: value for name, value in about.items() if value}
-    one = ids[0] if len(ids) == 1 else None
-    note = {"who": operator.who, "act": act, "outbox_id": one, "what": orjson.dumps(what).decode(), "why": operator.why}
-    connection.exec_driver_sql(query("note_action"), note)
 
 
 def _checked(text: bytes, biz_type: str, key: str, registry: Registry, max_bytes: int) -> str:

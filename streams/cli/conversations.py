@@ -1,0 +1,47 @@
+"""`streams conversations`: which conversations wait, and letting those go on that a dead message holds."""
+
+from __future__ import annotations
+
+import click
+import orjson
+
+from streams import desk
+from streams.cli.desk import database, show, signed
+
+COLUMNS = ("key", "topic", "open", "head", "status", "error_code", "since")
+
+
+@click.group()
+def conversations() -> None:
+    """Look at conversations that wait, and release them."""
+
+
+@conversations.command("list")
+@click.option("--held", is_flag=True, help="Only those that wait for an operator.")
+@click.option("--key", help="Only this conversation.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def list_(held: bool, key: str | None, limit: int, as_json: bool) -> None:
+    """List conversations with open messages, the longest waiting first, with the message they wait for."""
+    with database() as (_, connection):
+        found = desk.waiting(connection, key=key, held=held, limit=limit)
+    if as_json:
+        click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+    elif found:
+        show(found, COLUMNS)
+    else:
+        click.echo("no conversation waits")
+
+
+@conversations.command()
+@click.argument("key")
+@click.option("--topic", help="Only on this topic, if several have this key.")
+@signed
+def release(key: str, topic: str | None, who: str, why: str | None) -> None:
+    """Let the conversation KEY go on past the dead messages that hold it; they stay dead.
+
+    Workers take it up within half a minute.
+    """
+    with database() as (_, connection):
+        ids = desk.release(connection, key, desk.Operator(who, why), topic=topic)
+    click.echo(f"released: held by {', '.join(map(str, ids))}")

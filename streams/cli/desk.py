@@ -1,0 +1,60 @@
+"""What the commands of the desk share: who acts, where, and how rows are shown."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy import Connection
+
+from streams import deploy
+from streams.cli.choose import printable
+from streams.settings import Settings, load
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def me() -> str:
+    """Who runs this command."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+def signed(command: F) -> F:
+    """Options `who` and `why`, for what is written down."""
+    command = click.option("--why", help="The reason, written down.")(command)
+    return click.option("--who", default=me, help="Default: your user and machine.")(command)
+
+
+@contextmanager
+def database() -> Iterator[tuple[Settings, Connection]]:
+    """The configured database, migrated, in no transaction."""
+    settings = load()
+    with deploy.connection(settings) as connection:
+        deploy.check(connection)
+        connection.rollback()
+        yield settings, connection
+
+
+def show(found: Sequence[Any], columns: Sequence[str]) -> None:
+    """A table of these attributes."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in columns:
+        table.add_column(name, no_wrap=True)
+    for one in found:
+        table.add_row(*(Text(_cell(getattr(one, name))) for name in columns))
+    # Never cut an id or a time: wider than the terminal if need be.
+    Console(highlight=False, width=max(200, Console().width)).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
+    return "" if value is None or value is False else printable(str(value)[:80])

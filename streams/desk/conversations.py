@@ -1,0 +1,50 @@
+"""Conversations that wait: behind which message, and letting those go on that a dead one holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from db import query
+from streams.desk.acts import Operator, note
+from streams.errors import StreamsError
+
+
+class NotHeld(StreamsError):
+    """No dead message holds this conversation: nothing was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One conversation with `open` messages; the first of them is `head`, whose status says what it waits for."""
+
+    topic: str
+    key: str
+    open: int
+    head: int
+    status: str
+    error_code: str | None
+    since: datetime
+
+
+def waiting(connection: Connection, *, key: str | None = None, held: bool = False, limit: int = 50) -> list[Waiting]:
+    """Conversations with open messages, the longest waiting first; `held`: only those that wait for an operator."""
+    parameters = {"key": key, "held": held, "limit": limit}
+    return [Waiting(*row) for row in connection.exec_driver_sql(query("waiting_conversations"), parameters)]
+
+
+def release(connection: Connection, key: str, operator: Operator, *, topic: str | None = None) -> list[int]:
+    """Let a conversation go on past the dead messages that hold it; their ids. They stay dead, and can be replayed.
+
+    NotHeld when there is none. Workers take it up within half a minute.
+    """
+    with connection.begin():
+        rows = connection.exec_driver_sql(query("held"), {"key": key, "topic": topic})
+        ids = [row[0] for row in rows]
+        if not ids:
+            raise NotHeld(f"no dead message holds a conversation with the key {key!r:.80}")
+        connection.exec_driver_sql(query("release"), {"ids": ids})
+        note(connection, operator, "release", ids, {"key": key, "topic": topic})
+    return ids

@@ -1,0 +1,102 @@
+"""Conversations that a dead message holds: listed, released, discarded, replayed, on a real worker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from streams import desk
+from streams.cli import cli
+from tests.conftest import World
+from tests.fixtures.notes import Notes
+
+Eventually = Callable[..., Any]
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def notes(world: World, tmp_path: Path) -> Notes:
+    """Notes whose conversations wait for an operator when one is dead."""
+    return Notes(world, tmp_path, on_dead="hold")
+
+
+@pytest.fixture
+def run(notes: Notes, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run one command in this world."""
+    for name, value in notes.world.environ.items():
+        if name != "PYTHONPATH":
+            monkeypatch.setenv(name, value)
+    return lambda *arguments: CliRunner().invoke(cli, arguments, standalone_mode=False)
+
+
+async def held(notes: Notes, eventually: Eventually) -> list[int]:
+    """A conversation of five that its second message holds, and one beside it that flows."""
+    notes.fail("a1", "22003")
+    notes.world.worker()
+    ids = notes.send("a", *[f"a{n}" for n in range(5)])
+    others = notes.send("b", "b0", "b1")
+    await eventually(lambda: notes.all(others, "consumed"), 60)
+    await eventually(lambda: list(notes.states(ids).values()) == ["consumed", "dead", *["parked"] * 3], 30)
+    return ids
+
+
+async def test_a_held_conversation_is_listed_and_released(notes: Notes, run: Run, eventually: Eventually) -> None:
+    ids = await held(notes, eventually)
+    [found] = json.loads(run("conversations", "list", "--held", "--json").output)
+    expected = {"topic": notes.topic, "key": "a", "open": 4, "head": ids[1], "status": "dead", "error_code": "22003"}
+    assert found | {"since": ""} == {**expected, "since": ""}
+    assert "22003" in run("conversations", "list").output
+    result = run("conversations", "release", "a", "--who", "ann", "--why", "go on")
+    assert (result.exception, result.output) == (None, f"released: held by {ids[1]}\n")
+    await eventually(lambda: notes.all(ids[2:], "consumed"), 60)
+    assert notes.saved("a") == ["a0", "a2", "a3", "a4"]
+    assert notes.states(ids)[ids[1]] == "dead"
+    assert notes.world.query("SELECT who, act, outbox_id, why FROM outbox_actions") == [
+        ("ann", "release", ids[1], "go on")
+    ]
+    assert isinstance(run("conversations", "release", "a").exception, desk.NotHeld)
+    assert run("conversations", "list").output == "no conversation waits\n"
+
+
+async def test_a_replayed_head_goes_first(notes: Notes, run: Run, eventually: Eventually) -> None:
+    ids = await held(notes, eventually)
+    notes.mend()
+    assert run("dead", "replay", str(ids[1])).exception is None
+    [(source,)] = notes.world.query("SELECT source_id FROM outbox_state WHERE outbox_id = %s", ids[1])
+    notes.publish([source])
+    await eventually(lambda: notes.all(ids, "consumed"), 60)
+    assert notes.saved("a") == [f"a{n}" for n in range(5)]
+
+
+async def test_a_discarded_head_lets_its_conversation_go_on(notes: Notes, run: Run, eventually: Eventually) -> None:
+    ids = await held(notes, eventually)
+    assert run("dead", "discard", "--key", "a").exception is None
+    await eventually(lambda: notes.all(ids[2:], "consumed"), 60)
+    assert notes.saved("a") == ["a0", "a2", "a3", "a4"]
+
+
+async def test_a_whole_conversation_of_dead_messages_is_replayed_in_order(
+    world: World, tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = Notes(world, tmp_path)
+    texts = [f"a{n}" for n in range(40)]
+    for text in texts:
+        notes.fail(text, "22003")
+    world.worker()
+    ids = notes.send("a", *texts)
+    await eventually(lambda: notes.all(ids, "dead"), 60)
+    notes.mend()
+    for name, value in world.environ.items():
+        if name != "PYTHONPATH":
+            monkeypatch.setenv(name, value)
+    assert CliRunner().invoke(cli, ["dead", "replay", "--key", "a", "--yes"]).output == "replayed 40 messages\n"
+    later = notes.send("a", "later")
+    again = [row[0] for row in world.query("SELECT id FROM outbox WHERE resend_of IS NOT NULL ORDER BY id")]
+    notes.publish(again)
+    await eventually(lambda: notes.all(ids + later, "consumed"), 60)
+    assert notes.saved("a") == [*texts, "later"]
