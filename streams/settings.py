@@ -97,6 +97,7 @@ class Relay(_Section, frozen=True):
     publication: Name = "outbox_pub"
     floor_interval: Seconds = 0.5
     sweep_interval: Seconds = 5.0
+    poll_interval: Seconds = 0.05
     backoff_limit: Seconds = 10.0
 
 

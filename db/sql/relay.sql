@@ -35,3 +35,31 @@ SET mode = excluded.mode,
 INSERT INTO outbox_state (outbox_id, status, attempts, error_code, error)
 VALUES (%(outbox_id)s, 'dead', 0, 'unpublishable', %(reason)s)
 ON CONFLICT (outbox_id) DO NOTHING;
+
+-- relay_lead --
+-- Take the leadership of this relay name for this session, if nobody has it.
+SELECT pg_try_advisory_lock(hashtextextended('outbox-streams relay ' || %(name)s, 0));
+
+-- relay_floor --
+-- The floor that was saved last.
+SELECT coalesce((SELECT floor FROM relay_position WHERE name = %(relay)s), 0);
+
+-- poll_newer --
+-- Everything visible beyond the newest id that was read.
+DECLARE unread NO SCROLL CURSOR FOR
+SELECT topic, key, payload, created_at, id, biz_type, traceparent, resend_of
+FROM outbox
+WHERE id > %(newest)s
+ORDER BY id;
+
+-- poll_gaps --
+-- Everything visible in the gaps that were left, each given by its first and last id.
+DECLARE unread NO SCROLL CURSOR FOR
+SELECT o.topic, o.key, o.payload, o.created_at, o.id, o.biz_type, o.traceparent, o.resend_of
+FROM unnest(%(lows)s::bigint[], %(highs)s::bigint[]) AS gap (low, high)
+JOIN outbox AS o ON o.id BETWEEN gap.low AND gap.high
+ORDER BY o.id;
+
+-- poll_fetch --
+-- The next of them; few at a time, for each may be as large as a row can be.
+FETCH 100 FROM unread;

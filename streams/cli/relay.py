@@ -25,15 +25,15 @@ def relay(ctx: click.Context, mode: str | None) -> None:
     settings = load()
     log.setup(settings.log, debug=bool(ctx.obj and ctx.obj["debug"]))
     wanted = mode or settings.relay.mode
-    if wanted in ("poll", "debezium"):
-        raise UsageError(f"relay mode {wanted} is not in this version: set relay.mode to auto or cdc")
-    asyncio.run(_run(settings))
+    if wanted == "debezium":
+        raise UsageError("relay mode debezium is not in this version: set relay.mode to auto, cdc or poll")
+    asyncio.run(_run(settings, wanted))
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, mode: str) -> None:
     from streams.relay import Relay
 
-    found = Relay(settings, configured(settings))
+    found = Relay(settings, configured(settings), mode)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:

@@ -1,6 +1,6 @@
 """Committed outbox rows into Kafka, in commit order, confirmed once the broker has them.
 
-Reading order: `rows` (what moves), `pgoutput` (bytes to rows), `cdc` (the stream), `admission` and `publisher` (rows to
+Reading order: `rows` (what moves), `pgoutput` (bytes to rows), `cdc` and `poll` (the sources), `admission` and `publisher` (rows to
 Kafka), `flights` (what is safe to confirm), `floor` and `upkeep` (what is proven published), `sweep` (what was
 lost), `leader` (the loop).
 """

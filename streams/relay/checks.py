@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import psycopg
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -14,16 +17,27 @@ from streams.settings import Settings, redact
 
 
 def check_database(settings: Settings) -> None:
-    """Migrated, `wal_level` logical, publication and slot as `streams migrate` makes them.
+    """Reachable and migrated; raises NotMigrated or ServiceUnreachable; blocking."""
+    with _connection(settings) as connection:
+        deploy.check(connection)
+
+
+def check_log(settings: Settings) -> None:
+    """`wal_level` logical, publication and slot as `streams migrate` makes them.
 
     Raises UsageError or NotMigrated, or ServiceUnreachable; blocking.
     """
+    with _connection(settings) as connection:
+        _check_wal_level(connection)
+        _check_publication(connection, settings.relay.publication)
+        _check_slot(connection, settings.relay.name)
+
+
+@contextmanager
+def _connection(settings: Settings) -> Iterator[Connection]:
     try:
         with deploy.connection(settings) as connection:
-            deploy.check(connection)
-            _check_wal_level(connection)
-            _check_publication(connection, settings.relay.publication)
-            _check_slot(connection, settings.relay.name)
+            yield connection
     except DBAPIError as error:
         reason = str(error.orig).strip().splitlines()[0]
         raise ServiceUnreachable(f"PostgreSQL at {redact(settings.database_url)} went away: {reason}") from None

@@ -13,17 +13,19 @@ import psycopg
 from confluent_kafka import KafkaException
 
 from streams import kafka
-from streams.errors import ServiceUnreachable, StreamsError
+from streams.errors import ServiceUnreachable, StreamsError, UsageError
 from streams.registry import Registry
 from streams.relay.admission import Admission
 from streams.relay.backoff import delay
 from streams.relay.cdc import CdcSource, SlotTaken
-from streams.relay.checks import check_database, check_replication
+from streams.relay.checks import check_database, check_log, check_replication
 from streams.relay.grave import Grave
-from streams.relay.lsn import lsn_text
+from streams.relay.leadership import Leadership, Standby
+from streams.relay.poll import PollSource
 from streams.relay.publisher import DeliveryFailed, Publisher
 from streams.relay.sweep import Sweep
-from streams.relay.upkeep import Upkeep
+from streams.relay.upkeep import Floor, Upkeep
+from streams.relay.wal_floor import WalFloor
 from streams.settings import Settings
 
 logger = logging.getLogger("streams.relay")
@@ -37,10 +39,14 @@ OUTAGES = (psycopg.Error, KafkaException, DeliveryFailed, ServiceUnreachable, OS
 
 
 class Relay:
-    """Publishes what is committed to the outbox; `stop` ends it with everything in flight confirmed."""
+    """Publishes what is committed to the outbox; `stop` ends it with everything in flight confirmed.
 
-    def __init__(self, settings: Settings, registry: Registry) -> None:
+    `mode` is cdc, poll, or auto: cdc where the server and the role allow it, else poll.
+    """
+
+    def __init__(self, settings: Settings, registry: Registry, mode: str) -> None:
         self._settings = settings
+        self._mode = mode
         self._registry = registry
         self._stop = asyncio.Event()
         self._careful = False
@@ -56,15 +62,14 @@ class Relay:
 
         Raises UsageError or ServiceUnreachable when it cannot start, UsageError also when the deployment changed since.
         """
-        await asyncio.to_thread(check_database, self._settings)
-        await check_replication(self._settings)
+        self._mode = await self._choose()
         await self._prepare_topics()
         attempt = 0
         while not self._stop.is_set():
             began = time.monotonic()
             try:
                 await self._term()
-            except SlotTaken:
+            except (SlotTaken, Standby):
                 attempt = 0
                 self._stand_by()
                 await self._pause(STANDBY_SECONDS * random.uniform(0.7, 1.3))
@@ -74,37 +79,60 @@ class Relay:
                 _report(error, attempt)
                 await self._pause(delay(attempt, self._settings.relay.backoff_limit))
 
+    async def _choose(self) -> str:
+        """The mode to run in; UsageError or ServiceUnreachable when it cannot."""
+        await asyncio.to_thread(check_database, self._settings)
+        if self._mode == "poll":
+            return "poll"
+        try:
+            await asyncio.to_thread(check_log, self._settings)
+            await check_replication(self._settings)
+        except UsageError as error:
+            if self._mode != "auto":
+                raise
+            logger.warning("relay polls", extra={"relay": self._settings.relay.name, "reason": str(error)})
+            return "poll"
+        return "cdc"
+
     async def _term(self) -> None:
-        """From taking the slot to losing something, or to the order to stop."""
-        relay, database = self._settings.relay, self._settings.database
-        source = CdcSource(
-            self._settings.database_url,
-            slot=relay.name,
-            publication=relay.publication,
-            connect_timeout=database.connect_timeout,
-        )
-        async with source:
+        """From taking the lead to losing something, or to the order to stop."""
+        relay = self._settings.relay
+        async with Leadership(self._settings) as leadership, self._source() as source:
             # Nothing was read yet, so nothing is lost if the publication is not what it should be.
             await asyncio.to_thread(check_database, self._settings)
+            if self._mode == "cdc":
+                await asyncio.to_thread(check_log, self._settings)
             await self._prepare_topics()
             admission = Admission(self._settings, self._refused)
             await admission.learn(self._registry.topics)
             grave = Grave(self._settings)
             async with Publisher(self._settings, admission, grave.bury, careful=self._careful) as publisher:
                 self._standing_by = False
-                logger.info("relay leads", extra={"relay": relay.name, "mode": "cdc", "pid": os.getpid()})
-                await self._lead(source, publisher)
+                logger.info("relay leads", extra={"relay": relay.name, "mode": self._mode, "pid": os.getpid()})
+                await self._lead(leadership, source, publisher)
                 await self._finish(source, publisher)
 
-    async def _lead(self, source: CdcSource, publisher: Publisher) -> None:
+    def _source(self) -> CdcSource | PollSource:
+        relay, url, patience = (
+            self._settings.relay,
+            self._settings.database_url,
+            self._settings.database.connect_timeout,
+        )
+        if self._mode == "poll":
+            return PollSource(url, name=relay.name, interval=relay.poll_interval, connect_timeout=patience)
+        return CdcSource(url, slot=relay.name, publication=relay.publication, connect_timeout=patience)
+
+    async def _lead(self, leadership: Leadership, source: CdcSource | PollSource, publisher: Publisher) -> None:
         """Publish until told to stop; raises the first thing that went wrong."""
-        upkeep = Upkeep(self._settings, lambda: publisher.confirmed)
+        floor: Floor = source if isinstance(source, PollSource) else WalFloor(lambda: publisher.confirmed)
+        upkeep = Upkeep(self._settings, self._mode, floor)
         sweep = Sweep(self._settings, self._registry)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(_publish(source, publisher))
                 tasks.create_task(_confirm(source, publisher))
                 tasks.create_task(upkeep.run())
+                tasks.create_task(leadership.watch())
                 tasks.create_task(sweep.run())
                 tasks.create_task(self._until_stopped())
         except BaseExceptionGroup as group:
@@ -112,12 +140,11 @@ class Relay:
             if errors:
                 raise errors[0] from None
 
-    async def _finish(self, source: CdcSource, publisher: Publisher) -> None:
+    async def _finish(self, source: CdcSource | PollSource, publisher: Publisher) -> None:
         """What is in flight arrives and is confirmed, within a few seconds."""
         whole = await publisher.flush(FLUSH_SECONDS)
         source.confirm(publisher.confirmed)
-        position = None if publisher.confirmed is None else lsn_text(publisher.confirmed)
-        extra = {"relay": self._settings.relay.name, "position": position, "left": publisher.in_flight}
+        extra = {"relay": self._settings.relay.name, "mode": self._mode, "left": publisher.in_flight}
         logger.log(logging.INFO if whole else logging.WARNING, "relay stopped", extra=extra)
 
     async def _prepare_topics(self) -> None:
@@ -148,12 +175,12 @@ class _Stopped(Exception):
     pass
 
 
-async def _publish(source: CdcSource, publisher: Publisher) -> None:
+async def _publish(source: CdcSource | PollSource, publisher: Publisher) -> None:
     async for rows in source:
         await publisher.publish(rows)
 
 
-async def _confirm(source: CdcSource, publisher: Publisher) -> None:
+async def _confirm(source: CdcSource | PollSource, publisher: Publisher) -> None:
     """Acknowledgements come in, and confirmations go out, also while reading waits for room."""
     while True:
         publisher.poll()

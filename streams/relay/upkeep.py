@@ -7,15 +7,12 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 
 from db import connect, partitions, query
 from streams.relay.backoff import delay
-from streams.relay.floor import Sample, reached, settle
-from streams.relay.lsn import lsn_number, lsn_text
 from streams.settings import Settings
 
 logger = logging.getLogger("streams.relay")
@@ -27,13 +24,31 @@ PARTITIONS_AHEAD = 10
 LOCK_TIMEOUT = "5s"
 
 
+class Floor(Protocol):
+    """How a mode knows its floor."""
+
+    @property
+    def value(self) -> int:
+        """The floor as far as this leader has proved it."""
+
+    @property
+    def lsn(self) -> str | None:
+        """The confirmed log position, where there is one."""
+
+    def reset(self) -> None:
+        """The connection is new: forget what the old one saw."""
+
+    async def look(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Look at the writers once."""
+
+
 class Upkeep:
     """Runs until cancelled; a lost connection costs the sample that was being watched, nothing else."""
 
-    def __init__(self, settings: Settings, confirmed: Callable[[], int | None]) -> None:
+    def __init__(self, settings: Settings, mode: str, floor: Floor) -> None:
         self._settings = settings
-        self._confirmed = confirmed
-        self._floor = 0
+        self._mode = mode
+        self._floor = floor
         self._saved = (-1, 0.0)
         self._ids: tuple[float, int] | None = None
 
@@ -57,48 +72,32 @@ class Upkeep:
             await asyncio.sleep(delay(attempt, self._settings.relay.backoff_limit))
 
     async def _tend(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        sample: Sample | None = None
+        self._floor.reset()
         looked = -PARTITIONS_SECONDS
         while True:
             if time.monotonic() - looked >= PARTITIONS_SECONDS:
                 looked = time.monotonic()
                 await self._make_partitions(connection)
-            sample = await self._watch(connection, sample)
+            await self._floor.look(connection)
             await self._save(connection)
             await asyncio.sleep(self._settings.relay.floor_interval)
-
-    async def _watch(self, connection: psycopg.AsyncConnection[Any], sample: Sample | None) -> Sample | None:
-        """One look at the writers; raises the floor when the sample is below what is confirmed."""
-        if sample is None:
-            # The id first: who drew it or an older one held the lock by then, and holds it still, or has ended.
-            newest = await _value(connection, "last_id")
-            sample = Sample(newest, await _writers(connection))
-            if not sample.writers:
-                sample = settle(sample, frozenset(), await _insert_lsn(connection))
-        elif sample.lsn is None:
-            writers = await _writers(connection)
-            sample = settle(sample, writers, await _insert_lsn(connection))
-        if not reached(sample, self._confirmed()):
-            return sample
-        self._floor = max(self._floor, sample.newest)
-        return None
 
     async def _save(self, connection: psycopg.AsyncConnection[Any]) -> None:
         floor, at = self._saved
         now = time.monotonic()
-        if self._floor == floor and now - at < HEARTBEAT_SECONDS:
+        if self._floor.value == floor and now - at < HEARTBEAT_SECONDS:
             return
-        confirmed = self._confirmed()
+        value = self._floor.value
         position = {
             "name": self._settings.relay.name,
-            "mode": "cdc",
-            "floor": self._floor,
-            "lsn": None if confirmed is None else lsn_text(confirmed),
+            "mode": self._mode,
+            "floor": value,
+            "lsn": self._floor.lsn,
             "leader": f"{socket.gethostname()}:{os.getpid()}",
             "pid": os.getpid(),
         }
         await connection.execute(query("save_relay_position"), position)
-        self._saved = (self._floor, now)
+        self._saved = (value, now)
 
     async def _make_partitions(self, connection: psycopg.AsyncConnection[Any]) -> None:
         width = self._settings.outbox.partition_rows
@@ -122,15 +121,6 @@ def needed_ahead(before: tuple[float, int] | None, now: tuple[float, int], days:
         return width
     rate = (now[1] - before[1]) / (now[0] - before[0])
     return min(max(width, int(rate * days * 86_400)), PARTITIONS_AHEAD * width)
-
-
-async def _writers(connection: psycopg.AsyncConnection[Any]) -> frozenset[str]:
-    rows = await connection.execute(query("outbox_writers"))
-    return frozenset([row[0] async for row in rows])
-
-
-async def _insert_lsn(connection: psycopg.AsyncConnection[Any]) -> int:
-    return lsn_number(await _value(connection, "insert_lsn"))
 
 
 async def _value(connection: psycopg.AsyncConnection[Any], name: str) -> Any:

@@ -16,9 +16,10 @@ Eventually = Callable[..., Any]
 INSERT = "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c', '{}') RETURNING id"
 
 
-@pytest.fixture
-async def relayed(world: World, eventually: Eventually) -> AsyncIterator[World]:
-    """A world whose relay has written its first floor."""
+@pytest.fixture(params=["cdc", "poll"])
+async def relayed(world: World, request: pytest.FixtureRequest, eventually: Eventually) -> AsyncIterator[World]:
+    """A world whose relay, in one mode, has written its first floor."""
+    world.environ["STREAMS_RELAY__MODE"] = request.param
     world.migrate()
     world.relay(STREAMS_RELAY__FLOOR_INTERVAL="0.1")
     ids = enqueue(world.url, world.topic, [payload(0, "c")])

@@ -1,0 +1,61 @@
+"""Which ids between the floor and the newest one read have not been read: their rows may still commit.  Policy only."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+
+
+class Gaps:
+    """Ranges of unread ids in ascending order, and the newest id read; memory goes with the ranges, not with the ids."""
+
+    def __init__(self, floor: int) -> None:
+        self.newest = floor
+        self._lows: list[int] = []
+        self._highs: list[int] = []
+
+    @property
+    def ranges(self) -> tuple[list[int], list[int]]:
+        """First and last id of each range."""
+        return self._lows, self._highs
+
+    def read(self, ids: Iterable[int]) -> None:
+        """These ids, ascending, were read."""
+        inside: list[int] = []
+        for one in ids:
+            if one <= self.newest:
+                inside.append(one)
+            else:
+                if one > self.newest + 1:
+                    self._lows.append(self.newest + 1)
+                    self._highs.append(one - 1)
+                self.newest = one
+        if inside:
+            self._cut(inside)
+
+    def settle(self, floor: int) -> None:
+        """Every row at or below the floor was read or will never come."""
+        place = bisect_right(self._highs, floor)
+        del self._lows[:place], self._highs[:place]
+        if self._lows and self._lows[0] <= floor:
+            self._lows[0] = floor + 1
+        self.newest = max(self.newest, floor)
+
+    def _cut(self, ids: list[int]) -> None:
+        lows: list[int] = []
+        highs: list[int] = []
+        taken = iter([*ids, None])
+        one = next(taken)
+        for low, high in zip(self._lows, self._highs, strict=True):
+            start = low
+            while one is not None and one <= high:
+                if one >= start:
+                    if one > start:
+                        lows.append(start)
+                        highs.append(one - 1)
+                    start = one + 1
+                one = next(taken)
+            if start <= high:
+                lows.append(start)
+                highs.append(high)
+        self._lows, self._highs = lows, highs

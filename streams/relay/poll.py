@@ -1,0 +1,167 @@
+"""Committed outbox rows read by polling: no logical replication, no special role, no status in the row.
+
+A pass reads what is visible beyond the newest id read, then what has become visible in the gaps left behind, and sends the
+gaps first.  Who writes a conversation after an earlier message of it was committed draws a higher id and is never visible
+without it; the gaps are read later, so they hold whatever a newer row may have to wait for.  The floor rises to a sampled id
+once all who could still write an id up to it had ended before a pass that read everything, and that pass is with the broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any
+
+import psycopg
+
+from db import connect, query
+from streams.relay.floor import Sample, settle
+from streams.relay.gaps import Gaps
+from streams.relay.rows import Header, Milliseconds, Row, Rows
+
+# One pass reads at most this much, then looks at the gaps again: its snapshot must not get old.
+PASS_ROWS, PASS_BYTES = 20_000, 16_000_000
+FETCH = 100  # as in the query poll_fetch
+BATCH = 500
+
+
+class PollSource:
+    """Passes over the outbox: iterate for Rows, `confirm` what is with the broker; `floor` is what that proves.
+
+    A position is the number of a pass.  psycopg.Error when the connection is lost.
+    """
+
+    def __init__(self, url: str, *, name: str, interval: float, connect_timeout: int = 10) -> None:
+        self._url, self._name, self._interval, self._timeout = url, name, interval, connect_timeout
+        self._pass = 0
+        self._sample: Sample | None = None
+        self._targets: deque[tuple[int, int]] = deque()
+        self._milliseconds = Milliseconds()
+        self.floor = 0
+
+    async def __aenter__(self) -> PollSource:
+        self._connection = await connect(
+            self._url,
+            application_name="outbox-streams relay",
+            client_encoding="UTF8",
+            connect_timeout=self._timeout,
+            # What it sends as text does not depend on the role's or database's settings.
+            options="-c datestyle=ISO,YMD -c timezone=UTC -c statement_timeout=0",
+        )
+        self.floor = await self._value("relay_floor", relay=self._name)
+        self._gaps = Gaps(self.floor)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._connection.close()
+
+    async def __aiter__(self) -> AsyncIterator[Rows]:
+        while True:
+            target = await self._settled()
+            rows, whole = await self._read()
+            self._pass += 1
+            if whole and target is not None:
+                self._targets.append((self._pass, target))
+                self._sample = None
+            for at in range(0, len(rows), BATCH):
+                batch = rows[at : at + BATCH]
+                yield Rows(batch, None, sum(len(row.value) for row in batch))
+                # Producers and heartbeats run between two batches, however much is waiting.
+                await asyncio.sleep(0)
+            yield Rows([], self._pass, 0)
+            if whole and not rows:
+                await asyncio.sleep(self._interval)
+
+    def confirm(self, position: int | None) -> None:
+        """Everything up to the end of this pass is with the broker (None: nothing yet)."""
+        while position is not None and self._targets and self._targets[0][0] <= position:
+            self.floor = max(self.floor, self._targets.popleft()[1])
+            self._gaps.settle(self.floor)
+
+    @property
+    def value(self) -> int:
+        """The floor."""
+        return self.floor
+
+    @property
+    def lsn(self) -> str | None:
+        """Polling knows no log position."""
+        return None
+
+    def reset(self) -> None:
+        """What the passes know stands on their own connection."""
+
+    async def look(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """The passes themselves raise the floor."""
+
+    async def _settled(self) -> int | None:
+        """The id up to which nobody could still write when this was called, if that is known of a new one."""
+        if self._sample is None:
+            # The id first: who drew it or an older one held the lock by then, and holds it still, or has ended.
+            newest = await self._value("last_id")
+            if newest <= self.floor:
+                return None
+            self._sample = Sample(newest, await self._writers())
+        else:
+            self._sample = settle(self._sample, await self._writers(), 0)
+        return None if self._sample.writers else self._sample.newest
+
+    async def _read(self) -> tuple[list[Row], bool]:
+        """The rows of one pass in the order to send them, and whether that is everything visible."""
+        lows, highs = self._gaps.ranges
+        newer, whole = await self._fetch("poll_newer", {"newest": self._gaps.newest})
+        older: list[Row] = []
+        if lows:
+            older, all_older = await self._fetch("poll_gaps", {"lows": list(lows), "highs": list(highs)})
+            if not all_older:
+                # A newer row may have to wait for one that is still unread.
+                newer, whole = [], False
+        rows = older + newer
+        self._gaps.read([row.id for row in rows])
+        return rows, whole
+
+    async def _fetch(self, name: str, parameters: dict[str, Any]) -> tuple[list[Row], bool]:
+        """What one statement sees, in portions and up to the size of a pass; the snapshot ends before anything is sent."""
+        rows: list[Row] = []
+        size = 0
+        async with self._connection.transaction():
+            # DECLARE takes no parameters: the numbers, which are ours, are quoted on this side.
+            await psycopg.AsyncClientCursor(self._connection).execute(query(name), parameters)
+            while len(rows) < PASS_ROWS and size < PASS_BYTES:
+                found = self._rows(await self._connection.execute(query("poll_fetch")))
+                rows += found
+                size += sum(len(row.value) for row in found)
+                if len(found) < FETCH:
+                    return rows, True
+            await self._connection.execute("CLOSE unread")
+        return rows, False
+
+    def _rows(self, cursor: psycopg.AsyncCursor[Any]) -> list[Row]:
+        result = cursor.pgresult
+        assert result is not None
+        value, milliseconds = result.get_value, self._milliseconds
+        rows: list[Row] = []
+        for line in range(result.ntuples):
+            headers: list[Header] = [
+                ("id", value(line, 4)),
+                ("biz_type", value(line, 5)),
+                ("traceparent", value(line, 6)),
+                ("resend_of", value(line, 7)),
+            ]
+            topic = (value(line, 0) or b"").decode()
+            rows.append(
+                Row(topic, value(line, 1) or b"", value(line, 2) or b"", milliseconds(value(line, 3) or b""), headers)
+            )
+        return rows
+
+    async def _writers(self) -> frozenset[str]:
+        cursor = await self._connection.execute(query("outbox_writers"))
+        return frozenset([row[0] async for row in cursor])
+
+    async def _value(self, name: str, **parameters: Any) -> int:
+        row = await (await self._connection.execute(query(name), parameters)).fetchone()
+        return int(row[0]) if row else 0
