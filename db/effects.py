@@ -115,7 +115,7 @@ def reordered(effect: Effect) -> Statement:
             SELECT a.id, e.{order} AS place, lag(e.{order}) OVER conversation AS before, lag(a.id) OVER conversation AS earlier
             FROM audit_rows AS a
             JOIN {table} AS e ON {id} = a.id AND {id} > %(after)s AND {id} <= %(until)s{where}
-            WHERE a.applied IS NOT NULL AND a.status = 'consumed'
+            WHERE a.applied > 0
             WINDOW conversation AS (PARTITION BY a.line ORDER BY a.applied)
         ) AS steps
         WHERE place < before

@@ -90,32 +90,30 @@ WHERE o.id > %(after)s AND o.id <= %(until)s AND o.resend_of >= %(first)s
 
 -- audit_order --
 -- Messages persisted before one that was delivered earlier in their conversation; ids decide too where a topic began anew.
-SELECT steps.id, steps.earlier
+SELECT id, earlier
 FROM (
     SELECT id, fresh, applied, lenient, lag(id) OVER conversation AS earlier, lag(fresh) OVER conversation AS earlier_fresh,
            lag(applied) OVER conversation AS earlier_applied
     FROM (
-        SELECT true AS fresh, * FROM audit_rows WHERE counts
+        SELECT true AS fresh, id, line, partition, "offset", applied, lenient FROM audit_rows WHERE counts
         UNION ALL
-        SELECT false AS fresh, * FROM audit_before
+        SELECT false AS fresh, id, line, partition, "offset", applied, lenient FROM audit_before
     ) AS both_ranges
     WINDOW conversation AS (PARTITION BY line, partition ORDER BY "offset", id)
 ) AS steps
-JOIN outbox AS o ON o.id = steps.id
-JOIN outbox AS e ON e.id = steps.earlier
-WHERE applied < earlier_applied AND (fresh OR earlier_fresh) AND (NOT lenient OR steps.earlier < steps.id)
-  AND (o.topic, o.key) = (e.topic, e.key);
+WHERE applied < earlier_applied AND (fresh OR earlier_fresh) AND (NOT lenient OR earlier < id);
+
+-- audit_conversations --
+-- Which conversations these messages are of: a line is a hash of it, and two may have one.
+SELECT id, topic, key FROM outbox WHERE id = ANY(%(ids)s::bigint[]);
 
 -- audit_places --
 -- Two messages with one place in the topic.
-SELECT id, earlier
-FROM (
-    SELECT id, lenient, "offset", lag("offset") OVER place AS before, lag(id) OVER place AS earlier
-    FROM audit_rows
-    WHERE "offset" IS NOT NULL
-    WINDOW place AS (PARTITION BY topic, partition ORDER BY "offset", id)
-) AS steps
-WHERE "offset" = before AND NOT lenient;
+SELECT max(id), min(id)
+FROM audit_rows
+WHERE "offset" >= 0 AND NOT lenient
+GROUP BY hashtext(topic), partition, "offset"
+HAVING count(*) > 1;
 
 -- audit_moved --
 -- Messages of one conversation in two partitions.
@@ -123,7 +121,9 @@ SELECT id, earlier
 FROM (
     SELECT id, partition, lag(partition) OVER conversation AS before, lag(id) OVER conversation AS earlier
     FROM audit_rows
-    WHERE counts
+    WHERE counts AND line IN (
+        SELECT line FROM audit_rows WHERE counts GROUP BY line HAVING min(partition) <> max(partition)
+    )
     WINDOW conversation AS (PARTITION BY line ORDER BY id)
 ) AS steps
 WHERE partition <> before;

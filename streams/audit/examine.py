@@ -155,8 +155,12 @@ class Audit:
             self._inversions()
 
     def _inversions(self) -> None:
-        for outbox_id, earlier in self._session.rows("audit_order"):
-            self.report.add("out_of_order", outbox_id, before=earlier)
+        found = self._session.rows("audit_order")
+        ids = list({one for pair in found for one in pair})
+        of = {row[0]: row[1:] for row in self._session.rows("audit_conversations", ids=ids)} if found else {}
+        for outbox_id, earlier in found:
+            if of.get(outbox_id) == of.get(earlier):
+                self.report.add("out_of_order", outbox_id, before=earlier)
 
     def _store(self, found: Range, left: set[int]) -> None:
         """Short ranges that follow each other become one."""

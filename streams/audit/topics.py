@@ -49,13 +49,21 @@ class Topics:
 
     def partitions(self) -> dict[Place, Partition]:
         """Every partition now; the ends first, so that what is committed is not older. ServiceUnreachable."""
-        try:
-            found = self._consumer.list_topics(timeout=kafka.TIMEOUT).topics
-            places = [(name, number) for name in self._names if name in found for number in found[name].partitions]
-            bounds = {place: self._bounds(place) for place in places}
-            committed = self._consumer.committed([TopicPartition(*place) for place in places], timeout=kafka.TIMEOUT)
-        except KafkaException as error:
-            raise kafka.unreachable(self._settings, error) from None
+        deadline = time.monotonic() + kafka.TIMEOUT
+        while True:
+            try:
+                return self._partitions()
+            except KafkaException as error:
+                # A broker that has just started loads its groups' offsets first.
+                if not error.args[0].retriable() or time.monotonic() > deadline:
+                    raise kafka.unreachable(self._settings, error) from None
+                time.sleep(0.2)
+
+    def _partitions(self) -> dict[Place, Partition]:
+        found = self._consumer.list_topics(timeout=kafka.TIMEOUT).topics
+        places = [(name, number) for name in self._names if name in found for number in found[name].partitions]
+        bounds = {place: self._bounds(place) for place in places}
+        committed = self._consumer.committed([TopicPartition(*place) for place in places], timeout=kafka.TIMEOUT)
         offsets = {(each.topic, each.partition): each.offset if each.offset >= 0 else None for each in committed}
         return {place: Partition(*bounds[place], offsets[place]) for place in places}
 

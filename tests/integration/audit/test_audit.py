@@ -15,7 +15,7 @@ from streams.audit import KINDS, examine
 from streams.audit.topics import partition_of
 from streams.cli import cli
 from tests.conftest import World
-from tests.fixtures.publish import Publisher
+from tests.fixtures.publish import Publisher, commit
 from tests.fixtures.records import records
 from tests.integration.audit.conftest import CHATS, SLOW
 from tests.integration.audit.spoil import GRACE, SWAP_APPLIED, Report, chat, lose_a_replay, named
@@ -36,27 +36,22 @@ def test_a_system_in_every_state_is_clean(copy: World, audit: Callable[..., Repo
     assert copy.query("SELECT count(*), min(wrong), max(wrong) FROM outbox_audits") == [(3, 0, 0)]
 
 
-def commit(world: World, group: str, change: Callable[[int, int], int]) -> None:
+def push(world: World, group: str, change: Callable[[int, int], int]) -> None:
     """Offsets of a group of its own: the system's, changed (partition, offset)."""
-    consumer = Consumer({"bootstrap.servers": world.settings.broker_url, "group.id": group})
     system = Consumer({"bootstrap.servers": world.settings.broker_url, "group.id": "audited"})
     try:
-        places = [TopicPartition(world.topic, number) for number in range(8)]
-        found = [(each.partition, each.offset) for each in system.committed(places, timeout=10)]
-        consumer.commit(
-            offsets=[TopicPartition(world.topic, p, change(p, max(offset, 0))) for p, offset in found],
-            asynchronous=False,
-        )
+        found = system.committed([TopicPartition(world.topic, number) for number in range(8)], timeout=10)
     finally:
-        consumer.close()
         system.close()
+    offsets = {each.partition: change(each.partition, max(each.offset, 0)) for each in found}
+    commit(world.settings.broker_url, group, world.topic, offsets)
 
 
 def test_offsets_committed_past_records_without_state(copy: World, audit: Audit, name: str) -> None:
     """What was only behind is lost for good once somebody pushes the offsets past it."""
     slow = partition_of(SLOW, 8)
     ends = {r.partition: r.offset + 1 for r in records(copy.settings.broker_url, copy.topic)}
-    commit(copy, name, lambda partition, offset: ends[slow] if partition == slow else offset)
+    push(copy, name, lambda partition, offset: ends[slow] if partition == slow else offset)
     copy.environ["STREAMS_WORKER__GROUP"] = name
     found = audit()
     assert set(found["wrong"]) == {"skipped"}
@@ -68,7 +63,7 @@ def test_offsets_committed_past_records_without_state(copy: World, audit: Audit,
 
 
 def test_offsets_committed_behind_the_end(copy: World, audit: Audit, name: str) -> None:
-    commit(copy, name, lambda partition, offset: 10**6 if partition == 0 else offset)
+    push(copy, name, lambda partition, offset: 10**6 if partition == 0 else offset)
     copy.environ["STREAMS_WORKER__GROUP"] = name
     assert "committed_beyond_end" in audit("--full")["wrong"]
 
@@ -207,6 +202,8 @@ def test_partitions_are_found_as_kafka_finds_them(system: World) -> None:
 
 def test_the_docs_name_every_kind() -> None:
     page = (Path(__file__).parents[3] / "docs" / "audit.md").read_text(encoding="utf-8")
-    found = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE))
+    table = page.partition("## What it finds")[2].partition("##")[0]
+    found = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE))
+    assert set(found) == set(KINDS)
     for kind, meaning in KINDS.items():
         assert found[kind].startswith(meaning.split(",")[0]), kind
