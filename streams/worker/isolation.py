@@ -43,9 +43,11 @@ class Guilty:
 
 @dataclass(slots=True)
 class Memory:
-    """What outlives one transaction: messages that cost a connection while alone, and when each biz_type last worked."""
+    """What outlives one transaction: messages that cost a connection while alone, when each biz_type last worked, and who
+    may still be writing outbox rows that are missing."""
 
     condemned: dict[int, Exception] = field(default_factory=dict)
+    invisible: dict[int, frozenset[str]] = field(default_factory=dict)
     worked: dict[str, float] = field(default_factory=dict)
 
 

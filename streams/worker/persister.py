@@ -28,7 +28,7 @@ from streams.worker.handlers import Care
 from streams.worker.isolation import Memory
 from streams.worker.ledger import Run
 from streams.worker.retry import Head, work_open
-from streams.worker.transaction import Aside, Outcome, Transaction
+from streams.worker.transaction import Aside, Invisible, Outcome, Transaction
 
 logger = logging.getLogger(__name__)
 
@@ -130,13 +130,19 @@ class Persister:
         return work
 
     async def _until_done(self, run: Run, topic: str, work: Work, care: Care) -> Outcome | None:
-        tries = costly = 0
+        tries = costly = unseen = 0
         care = max(care, self._care(), key=lambda one: one.value)
         while run.current:
             try:
                 return await self._once(topic, work, care)
             except _Failed as failed:
                 error, lost = failed.error, failed.lost
+            if isinstance(error, Invisible):
+                unseen += 1
+                if unseen == 10:
+                    logger.warning("outbox rows are not visible yet, the run waits", extra=_about(run, error))
+                await asyncio.sleep(min(1.0, 0.005 * 2**unseen))
+                continue
             verdict = judge(error, lost)
             if verdict is Verdict.WAIT:
                 tries += 1

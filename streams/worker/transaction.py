@@ -25,6 +25,10 @@ from streams.worker.isolation import Guilty, Memory
 from streams.worker.policy import TERMINAL, Decision, Fact, decide
 
 
+class Invisible(Exception):
+    """Records whose outbox rows are committed, perhaps, and not visible yet: the run has to be tried again soon."""
+
+
 @dataclass(frozen=True, slots=True)
 class Aside:
     """One message set aside: `status` is retrying, parked or dead; `due` is epoch seconds, None when nobody waits."""
@@ -169,6 +173,11 @@ class Transaction:
             claimed |= {row[0] for row in await self.execute("claim", **self._claim(free, checked=True))}
             left = [one for one in left if one.outbox_id not in claimed or one.outbox_id in facts]
         facts |= await self._facts([one for one in left if one.outbox_id not in facts])
+        unknown = [one for one, fact in facts.items() if not fact.known]
+        if again := list({one.record_id for one in left if one.resend}):
+            # A replay changes the state in the transaction that writes the row to send again: not seen before that row is.
+            unknown += [row[0] for row in await self.execute("facts", ids=again) if not row[1]]
+        await self._wait_for_visibility(unknown)
         decided = [
             (one, decide(one.record_id, one.outbox_id, facts[one.outbox_id], blocked=one.key in blocked))
             for one in left
@@ -179,19 +188,35 @@ class Transaction:
         fresh = [one for one, what in decided if what is Decision.NEW and one.fault is None]
         if fresh:
             claimed |= {row[0] for row in await self.execute("claim", **self._claim(fresh, checked=True))}
-        again = await self._again([(one, facts[one.outbox_id]) for one, what in decided if what is Decision.AGAIN])
+        open_again = await self._again([(one, facts[one.outbox_id]) for one, what in decided if what is Decision.AGAIN])
         queued = [one for one, what in decided if what is Decision.QUEUE]
         await self.set_aside([(one, Guilty(one.outbox_id, one.key, "parked")) for one in queued])
         lost = [one for one, what in decided if what is Decision.REJECT]
         await self._reject([Rejected(one.partition, one.offset, "no outbox row has this id") for one in lost])
         idle = {id(one) for one, what in decided if what not in (Decision.NEW, Decision.AGAIN)}
         turns: dict[int, Incoming] = {}
-        taken = claimed | again
+        taken = claimed | open_again
         for one in found:
             if one.outbox_id in taken and id(one) not in idle and one.fault is None:
                 turns.setdefault(one.outbox_id, one)
         self.outcome.skipped += len(found) - len(turns) - len(lost) - len(self.outcome.asides)
         return list(turns.values())
+
+    async def _wait_for_visibility(self, unknown: Sequence[int]) -> None:
+        """A commit is in the log, and so with a relay, before other sessions see it: raises Invisible while that may be so.
+
+        Whoever could still write such a row holds a lock until it is visible.  Only what is missing in a snapshot taken
+        after all of them had ended has no row.
+        """
+        waiting = self._memory.invisible
+        undecided = [one for one in unknown if waiting.get(one) != frozenset()]
+        if undecided:
+            writers = frozenset(row[0] for row in await self.execute("outbox_writers"))
+            for one in undecided:
+                waiting[one] = waiting.get(one, writers) & writers
+            raise Invisible(f"{len(undecided)} outbox rows are not visible, {len(writers)} transactions are open")
+        for one in unknown:
+            del waiting[one]
 
     async def _facts(self, some: Sequence[Incoming]) -> dict[int, Fact]:
         """What is known of these messages; those that may move are read anew from their outbox rows."""

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
+import psycopg
 import pytest
 
 from streams import kafka as topics
 from tests.conftest import World
-from tests.fixtures.publish import Publisher, enqueue, payload, publish
+from tests.fixtures.publish import CHAT, Publisher, enqueue, payload, publish
 
 Eventually = Callable[..., Any]
 
@@ -129,3 +131,31 @@ async def test_a_second_biz_type_is_one_file_in_the_users_own_package(
     await eventually(settled(ready, [*ids, *chats]), 60)
     assert ready.query("SELECT * FROM likes ORDER BY 1") == [(one, "p1", 7) for one in ids]
     assert ready.query("SELECT outbox_id FROM chat_histories") == [(chats[0],)]
+
+
+async def test_a_record_that_overtakes_the_visibility_of_its_row_waits_for_it(
+    ready: World, eventually: Eventually
+) -> None:
+    """A walsender may send a commit before other sessions see it; here the transaction is still open."""
+    ready.worker()
+    first = enqueue(ready.url, ready.topic, [payload(0, "c1")])
+    publish(ready.settings.broker_url, ready.topic, ready.url, first)
+    await eventually(settled(ready, first), 60)
+    with psycopg.connect(ready.url) as connection:
+        [early] = (
+            connection.execute(
+                "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c1', %s) RETURNING id",
+                (CHAT, ready.topic, orjson.dumps(payload(1, "c1")).decode()),
+            ).fetchone()
+            or []
+        )
+        with Publisher(ready.settings.broker_url, ready.topic) as publisher:
+            publisher.send(early, "c1", orjson.dumps(payload(1, "c1")))
+        late = enqueue(ready.url, ready.topic, [payload(2, "c1")])
+        publish(ready.settings.broker_url, ready.topic, ready.url, late)
+        log = ready.directory / "faust-0.log"
+        await eventually(lambda: "not visible yet" in log.read_text(), 30)
+        assert ready.query("SELECT count(*) FROM outbox_state") == [(1,)]
+    await eventually(settled(ready, [early, *late]), 30)
+    assert ready.query("SELECT message_content FROM chat_histories ORDER BY id") == [(f"m {n}",) for n in range(3)]
+    assert ready.query("SELECT count(*) FROM outbox_rejects") == [(0,)]
