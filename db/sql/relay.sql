@@ -44,6 +44,13 @@ SELECT pg_try_advisory_lock(hashtextextended('outbox-streams relay ' || %(name)s
 -- The floor that was saved last.
 SELECT coalesce((SELECT floor FROM relay_position WHERE name = %(relay)s), 0);
 
+-- raise_floor --
+-- What a relay that polls has confirmed, when it ends.
+UPDATE relay_position
+SET floor = %(floor)s
+WHERE name = %(relay)s
+  AND floor < %(floor)s;
+
 -- poll_newer --
 -- Everything visible beyond the newest id that was read.
 DECLARE unread NO SCROLL CURSOR FOR

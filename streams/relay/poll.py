@@ -2,13 +2,15 @@
 
 A pass reads what is visible beyond the newest id read, then what has become visible in the gaps left behind, and sends the
 gaps first.  Who writes a conversation after an earlier message of it was committed draws a higher id and is never visible
-without it; the gaps are read later, so they hold whatever a newer row may have to wait for.  The floor rises to a sampled id
-once all who could still write an id up to it had ended before a pass that read everything, and that pass is with the broker.
+without it; the gaps are read later, so they hold whatever a newer row may have to wait for.  The floor rises towards a sampled
+id once all who could still write an id up to it had ended before a pass, as far as that pass has come and is with the broker:
+also in the middle of a backlog, which a restart must not begin again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
 from types import TracebackType
@@ -25,17 +27,22 @@ from streams.relay.rows import Header, Milliseconds, Row, Rows
 PASS_ROWS, PASS_BYTES = 20_000, 16_000_000
 FETCH = 100  # as in the query poll_fetch
 BATCH = 500
+GOODBYE_SECONDS = 2.0
 
 
 class PollSource:
     """Passes over the outbox: iterate for Rows, `confirm` what is with the broker; `floor` is what that proves.
 
-    A position is the number of a pass.  psycopg.Error when the connection is lost.
+    A position is the number of a batch.  psycopg.Error when the connection is lost.  What is confirmed is saved when
+    this is left, after a last look, so that an orderly end sends nothing twice.
     """
 
     def __init__(self, url: str, *, name: str, interval: float, connect_timeout: int = 10) -> None:
         self._url, self._name, self._interval, self._timeout = url, name, interval, connect_timeout
-        self._pass = 0
+        self._position = 0
+        # The last position of what was read; None while some of that is still to be handed over.
+        self._read_to: int | None = 0
+        self._confirmed = 0
         self._sample: Sample | None = None
         self._targets: deque[tuple[int, int]] = deque()
         self._milliseconds = Milliseconds()
@@ -57,27 +64,42 @@ class PollSource:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._connection.close()
+        try:
+            with contextlib.suppress(psycopg.Error, TimeoutError):
+                async with asyncio.timeout(GOODBYE_SECONDS):
+                    if kind is None and self._confirmed == self._read_to:
+                        await self._last_look()
+                    await self._connection.execute(query("raise_floor"), {"relay": self._name, "floor": self.floor})
+        finally:
+            await self._connection.close()
 
     async def __aiter__(self) -> AsyncIterator[Rows]:
         while True:
             target = await self._settled()
             rows, whole = await self._read()
-            self._pass += 1
-            if whole and target is not None:
-                self._targets.append((self._pass, target))
-                self._sample = None
+            self._read_to = None
             for at in range(0, len(rows), BATCH):
                 batch = rows[at : at + BATCH]
-                yield Rows(batch, None, sum(len(row.value) for row in batch))
+                yield Rows(batch, self._next(target, batch[-1].id), sum(len(row.value) for row in batch))
                 # Producers and heartbeats run between two batches, however much is waiting.
                 await asyncio.sleep(0)
-            yield Rows([], self._pass, 0)
+            if whole and target is not None:
+                yield Rows([], self._next(target, target), 0)
+                self._sample = None
+            self._read_to = self._position
             if whole and not rows:
                 await asyncio.sleep(self._interval)
 
+    def _next(self, target: int | None, read: int) -> int:
+        """The next position.  A pass ascends: whatever was visible up to the id `read` was handed over before it."""
+        self._position += 1
+        if target is not None:
+            self._targets.append((self._position, min(target, read)))
+        return self._position
+
     def confirm(self, position: int | None) -> None:
-        """Everything up to the end of this pass is with the broker (None: nothing yet)."""
+        """Everything up to this position is with the broker (None: nothing yet)."""
+        self._confirmed = max(self._confirmed, position or 0)
         while position is not None and self._targets and self._targets[0][0] <= position:
             self.floor = max(self.floor, self._targets.popleft()[1])
             self._gaps.settle(self.floor)
@@ -97,6 +119,12 @@ class PollSource:
 
     async def look(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """The passes themselves raise the floor."""
+
+    async def _last_look(self) -> None:
+        """The floor is the newest id, if nobody can still write an older one and there is nothing that was not read."""
+        newest = await self._value("last_id")
+        if not await self._writers() and await self._read() == ([], True):
+            self.floor = max(self.floor, newest)
 
     async def _settled(self) -> int | None:
         """The id up to which nobody could still write when this was called, if that is known of a new one."""

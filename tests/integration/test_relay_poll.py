@@ -1,0 +1,60 @@
+"""A polling relay that ends in the middle of a backlog: what is with the broker is not sent again."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from streams.dev.process import Process
+from tests.conftest import World
+from tests.contract.test_relay_contract import on_topic
+from tests.fixtures.publish import CHAT
+
+Eventually = Callable[..., Any]
+ROWS = 150_000
+
+
+@pytest.fixture
+async def backlog(world: World, eventually: Eventually) -> tuple[World, Process]:
+    """Many passes of rows, and a relay that has published some of them."""
+    world.environ |= {"STREAMS_RELAY__MODE": "poll", "STREAMS_RELAY__FLOOR_INTERVAL": "0.1"}
+    world.migrate()
+    world.query(
+        "INSERT INTO outbox (biz_type, topic, key, payload) SELECT %s, %s, 'c' || n %% 500, '{}'"
+        " FROM generate_series(1, %s) AS n",
+        *(CHAT, world.topic, ROWS),
+    )
+    relay = world.relay()
+    await eventually(lambda: floor(world) > 0)
+    return world, relay
+
+
+def floor(world: World) -> int:
+    return int(world.query("SELECT coalesce(max(floor), 0) FROM relay_position")[0][0])
+
+
+async def test_sigterm_sends_nothing_twice(backlog: tuple[World, Process], eventually: Eventually) -> None:
+    world, relay = backlog
+    await relay.stop(signal.SIGTERM, grace=8)
+    assert relay.returncode == 0
+    assert floor(world) < ROWS, "it was not in the middle"
+    # Every id of this table was committed, so the floor counts what is published.
+    assert len(on_topic(world)) == floor(world)
+    world.relay()
+    await eventually(lambda: floor(world) == ROWS, 60)
+    assert len(on_topic(world)) == ROWS
+
+
+async def test_kill_9_does_not_begin_the_backlog_again(backlog: tuple[World, Process], eventually: Eventually) -> None:
+    world, relay = backlog
+    relay.kill()
+    saved, sent = floor(world), len(on_topic(world))
+    assert 0 < saved <= sent < ROWS
+    world.relay()
+    await eventually(lambda: floor(world) == ROWS, 60)
+    found = on_topic(world)
+    assert {record.id for record in found} == set(range(1, ROWS + 1))
+    assert len(found) <= ROWS + sent - saved
