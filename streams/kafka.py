@@ -79,6 +79,14 @@ def prepare_topics(settings: Settings, names: Iterable[str], changelogs: Mapping
         _check_partitions(settings, name, like, len(found.topics[name].partitions))
 
 
+def prepare_topic(settings: Settings, name: str, *, partitions: int) -> None:
+    """Create a topic that carries no messages of ours, if it is missing; ServiceUnreachable or UsageError."""
+    admin = AdminClient(client(settings))
+    if name not in _metadata(settings, admin).topics:
+        factor = settings.topic.replication_factor
+        _create(settings, admin, [NewTopic(name, num_partitions=partitions, replication_factor=factor)])
+
+
 def topic_limits(settings: Settings, names: Iterable[str], *, patience: float = 0.0) -> dict[str, int]:
     """The largest record batch in bytes of each of these topics that exists; looks again for `patience` seconds."""
     admin = AdminClient(client(settings))

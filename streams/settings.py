@@ -101,6 +101,13 @@ class Relay(_Section, frozen=True):
     backoff_limit: Seconds = 10.0
 
 
+class Connect(_Section, frozen=True):
+    """Where Kafka Connect is, for relay mode debezium, and whether the relay manages its connector there."""
+
+    url: str | None = None
+    register: bool = False
+
+
 class Worker(_Section, frozen=True):
     """How a worker consumes: runs of records, and transactions in flight."""
 
@@ -138,6 +145,7 @@ class Settings(_Section, frozen=True):
     topic: Topic = Topic()
     topics: dict[str, Topic] = {}
     relay: Relay = Relay()
+    connect: Connect = Connect()
     worker: Worker = Worker()
     web: Web = Web()
     log: Log = Log()
@@ -194,7 +202,7 @@ def load(
 def public(settings: Settings) -> dict[str, Any]:
     """The settings as plain data with every secret replaced by `***`."""
     plain: dict[str, Any] = msgspec.to_builtins(settings)
-    for section in (plain["database"], plain["broker"]):
+    for section in (plain["database"], plain["broker"], plain["connect"]):
         section.update({key: _public(key, value) for key, value in section.items()})
     return plain
 
@@ -274,7 +282,7 @@ def _scalar(name: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
-        secret = name.startswith(("STREAMS_DATABASE", "STREAMS_BROKER"))
+        secret = name.startswith(("STREAMS_DATABASE", "STREAMS_BROKER", "STREAMS_CONNECT"))
         raise SettingsInvalid(f"{name} is {'***' if secret else repr(text)}: expected a YAML value") from None
 
 
@@ -357,7 +365,9 @@ def _at(raw: Any, key: str) -> Any:
 
 def _shown(key: str, value: Any) -> str:
     """Whoever writes `database: postgresql://user:password@...` does not see it again either."""
-    if key.endswith(("url", "password")) or (key in ("database", "broker") and isinstance(value, str | list)):
+    if key.endswith(("url", "password")) or (
+        key in ("database", "broker", "connect") and isinstance(value, str | list)
+    ):
         return "***"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
@@ -373,6 +383,7 @@ def _check(settings: Settings) -> None:
     if broker.url is not None and not _bootstrap(broker.url):
         raise SettingsInvalid(f"setting 'broker.url' is {redact(broker.url)!r}: expected host:port[,host:port]")
     _check_login(broker)
+    _check_connect(settings.connect)
     if settings.worker.lock_timeout >= settings.worker.handler_timeout:
         raise SettingsInvalid(
             f"setting 'worker.lock_timeout' is {settings.worker.lock_timeout}: "
@@ -403,6 +414,13 @@ def _check_login(broker: Broker) -> None:
             f"setting 'broker.ssl_cafile' is {broker.ssl_cafile!r}: "
             f"expected none unless broker.security_protocol ({protocol}) is SSL or SASL_SSL"
         )
+
+
+def _check_connect(connect: Connect) -> None:
+    if connect.url is not None and not re.fullmatch(r"https?://[^/\s?#]+/?", connect.url):
+        raise SettingsInvalid(f"setting 'connect.url' is {redact(connect.url)!r}: expected http://host:port")
+    if connect.register and connect.url is None:
+        raise SettingsInvalid("setting 'connect.register' is True: expected false unless connect.url is set")
 
 
 def _database(url: str) -> bool:

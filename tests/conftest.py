@@ -19,6 +19,7 @@ import psycopg
 import pytest
 
 from streams import deploy
+from streams.dev.connect import ConnectWorker
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
@@ -44,6 +45,15 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
     asyncio.run(broker.start())
     yield broker
     asyncio.run(broker.stop())
+
+
+@pytest.fixture(scope="session")
+def connect(kafka: KafkaBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConnectWorker]:
+    """One real Kafka Connect worker with the real Debezium connector; tests that stop it start it again."""
+    worker = ConnectWorker(tmp_path_factory.mktemp("connect", numbered=False), kafka)
+    asyncio.run(worker.start())
+    yield worker
+    asyncio.run(worker.stop())
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,9 @@ import asyncio
 import signal
 
 import click
+import orjson
 
 from streams import log
-from streams.errors import UsageError
 from streams.registry import configured
 from streams.settings import Settings, load
 
@@ -26,8 +26,15 @@ def relay(ctx: click.Context, mode: str | None) -> None:
     log.setup(settings.log, debug=bool(ctx.obj and ctx.obj["debug"]))
     wanted = mode or settings.relay.mode
     if wanted == "debezium":
-        raise UsageError("relay mode debezium is not in this version: set relay.mode to auto, cdc or poll")
+        _print_connector(settings)
     asyncio.run(_run(settings, wanted))
+
+
+def _print_connector(settings: Settings) -> None:
+    from streams.relay.connector import connector, public
+
+    configuration = {"name": settings.relay.name, "config": public(connector(settings))}
+    click.echo(orjson.dumps(configuration, option=orjson.OPT_INDENT_2))
 
 
 async def _run(settings: Settings, mode: str) -> None:

@@ -2,7 +2,7 @@
 
 Reading order: `rows` (what moves), `pgoutput` (bytes to rows), `cdc` and `poll` (the sources), `admission` and `publisher`
 (rows to Kafka), `flights` (what is safe to confirm), `floor` and `upkeep` (what is proven published), `sweep` (what was lost),
-`leadership` and `leader` (the loop).
+`connector` and `debezium` (a connector that publishes instead), `leadership` and `leader` (the loop).
 """
 
 from streams.relay.leader import Relay

@@ -7,7 +7,8 @@ import logging
 import os
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
+from typing import Any
 
 import psycopg
 from confluent_kafka import KafkaException
@@ -19,6 +20,8 @@ from streams.relay.admission import Admission
 from streams.relay.backoff import delay
 from streams.relay.cdc import CdcSource, SlotTaken
 from streams.relay.checks import check_database, check_log, check_replication
+from streams.relay.connector import heartbeats
+from streams.relay.debezium import Keeper, SlotFloor
 from streams.relay.grave import Grave
 from streams.relay.leadership import Leadership, Standby
 from streams.relay.poll import PollSource
@@ -84,6 +87,10 @@ class Relay:
         await asyncio.to_thread(check_database, self._settings)
         if self._mode == "poll":
             return "poll"
+        if self._mode == "debezium":
+            await asyncio.to_thread(check_log, self._settings)
+            await Keeper(self._settings).reach()
+            return "debezium"
         try:
             await asyncio.to_thread(check_log, self._settings)
             await check_replication(self._settings)
@@ -96,7 +103,9 @@ class Relay:
 
     async def _term(self) -> None:
         """From taking the lead to losing something, or to the order to stop."""
-        relay = self._settings.relay
+        if self._mode == "debezium":
+            await self._keep()
+            return
         async with Leadership(self._settings) as leadership, self._source() as source:
             # Nothing was read yet, so nothing is lost if the publication is not what it should be.
             await asyncio.to_thread(check_database, self._settings)
@@ -107,10 +116,33 @@ class Relay:
             await admission.learn(self._registry.topics)
             grave = Grave(self._settings)
             async with Publisher(self._settings, admission, grave.bury, careful=self._careful) as publisher:
-                self._standing_by = False
-                logger.info("relay leads", extra={"relay": relay.name, "mode": self._mode, "pid": os.getpid()})
+                self._leads()
                 await self._lead(leadership, source, publisher)
                 await self._finish(source, publisher)
+
+    async def _keep(self) -> None:
+        """A term beside Debezium, which publishes."""
+        keeper = Keeper(self._settings)
+        async with Leadership(self._settings) as leadership:
+            await asyncio.to_thread(check_database, self._settings)
+            await asyncio.to_thread(check_log, self._settings)
+            await self._prepare_topics()
+            await keeper.begin()
+            self._leads()
+            floor = SlotFloor(self._settings.relay.name)
+            await self._together(
+                Upkeep(self._settings, self._mode, floor).run(),
+                Sweep(self._settings, self._registry).run(),
+                leadership.watch(),
+                keeper.watch(),
+            )
+            await keeper.end()
+            logger.info("relay stopped", extra={"relay": self._settings.relay.name, "mode": self._mode, "left": 0})
+
+    def _leads(self) -> None:
+        self._standing_by = False
+        extra = {"relay": self._settings.relay.name, "mode": self._mode, "pid": os.getpid()}
+        logger.info("relay leads", extra=extra)
 
     def _source(self) -> CdcSource | PollSource:
         relay, url, patience = (
@@ -126,15 +158,20 @@ class Relay:
         """Publish until told to stop; raises the first thing that went wrong."""
         floor: Floor = source if isinstance(source, PollSource) else WalFloor(lambda: publisher.confirmed)
         upkeep = Upkeep(self._settings, self._mode, floor)
-        sweep = Sweep(self._settings, self._registry)
+        await self._together(
+            _publish(source, publisher),
+            _confirm(source, publisher),
+            upkeep.run(),
+            leadership.watch(),
+            Sweep(self._settings, self._registry).run(),
+        )
+
+    async def _together(self, *work: Coroutine[Any, Any, Any]) -> None:
+        """All of this at once until told to stop; raises the first thing that went wrong."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(_publish(source, publisher))
-                tasks.create_task(_confirm(source, publisher))
-                tasks.create_task(upkeep.run())
-                tasks.create_task(leadership.watch())
-                tasks.create_task(sweep.run())
-                tasks.create_task(self._until_stopped())
+                for each in (*work, self._until_stopped()):
+                    tasks.create_task(each)
         except BaseExceptionGroup as group:
             errors = [error for error in _leaves(group) if not isinstance(error, _Stopped)]
             if errors:
@@ -149,6 +186,8 @@ class Relay:
 
     async def _prepare_topics(self) -> None:
         await asyncio.to_thread(kafka.prepare_topics, self._settings, self._registry.topics)
+        if self._mode == "debezium":
+            await asyncio.to_thread(kafka.prepare_topic, self._settings, heartbeats(self._settings), partitions=1)
 
     async def _until_stopped(self) -> None:
         await self._stop.wait()

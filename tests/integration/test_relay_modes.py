@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from streams import deploy
+from streams.dev.connect import ConnectWorker
+from streams.registry import configured
+from streams.relay.connect import Connect
+from streams.settings import load
 from tests.conftest import World
 from tests.contract.test_relay_contract import check_order, confirmed, leads, on_topic, published
-from tests.fixtures.publish import CHAT, enqueue, payload
+from tests.fixtures.publish import CHAT, commit, enqueue, payload
 
 Eventually = Callable[..., Any]
+PAGE = Path(__file__).parents[2] / "docs" / "relays.md"
+PRIVILEGES = re.findall(r"^```sql\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 ODD = """
 INSERT INTO outbox (biz_type, topic, key, payload, traceparent, resend_of, created_at) VALUES
@@ -22,22 +33,36 @@ RETURNING id
 """
 
 
-async def test_records_are_the_same_bytes_in_every_mode(world: World, eventually: Eventually) -> None:
-    world.migrate()
+async def test_records_are_the_same_bytes_in_every_mode(
+    world: World, connect: ConnectWorker, name: str, eventually: Eventually
+) -> None:
+    """Topic, partition, key, value, time, and headers with their names and order."""
+    debezium = {
+        "STREAMS_RELAY__MODE": "debezium",
+        "STREAMS_RELAY__NAME": f"{name}d",
+        "STREAMS_CONNECT__URL": connect.url,
+        "STREAMS_CONNECT__REGISTER": "true",
+    }
+    for environ in (world.environ, world.environ | debezium):
+        settings = load(environ=environ)
+        list(deploy.migrate(settings, configured(settings)))
     ids = [row[0] for row in world.query(ODD, *(CHAT, world.topic) * 4)]
     ids += enqueue(world.url, world.topic, [payload(n, f"c{n % 9}") for n in range(200)])
     first = world.relay(STREAMS_RELAY__MODE="cdc")
     await eventually(published(world, ids))
-    log = on_topic(world)
     await first.stop(grace=8)
     world.query("DELETE FROM relay_position")
-    world.relay(STREAMS_RELAY__MODE="poll")
+    second = world.relay(STREAMS_RELAY__MODE="poll")
     await eventually(lambda: len(on_topic(world)) == 2 * len(ids))
-    both = {one: [record for record in on_topic(world) if record.id == one] for one in ids}
+    await second.stop(grace=8)
+    third = world.relay(**debezium)
+    await eventually(lambda: len(on_topic(world)) == 3 * len(ids), 60)
+    await third.stop(grace=12)
+    await Connect(connect.url, f"{name}d").delete()
+    found = on_topic(world)
     for one in ids:
-        by_log, by_poll = both[one]
-        assert by_log._replace(offset=0) == by_poll._replace(offset=0)
-    assert len(log) == len(ids)
+        by_log, by_poll, by_debezium = [record._replace(offset=0) for record in found if record.id == one]
+        assert by_log == by_poll == by_debezium
 
 
 async def test_relays_of_one_name_never_lead_together_whatever_their_modes(
@@ -62,26 +87,57 @@ async def test_relays_of_one_name_never_lead_together_whatever_their_modes(
     check_order(world, ids)
 
 
-async def test_auto_polls_and_says_why_for_a_role_that_may_not_replicate(
-    world: World, name: str, eventually: Eventually
-) -> None:
+@pytest.fixture
+def least(world: World) -> Iterator[str]:
+    """The URL of the role that docs/relays.md makes, without REPLICATION."""
     world.migrate()
-    url = world.url
-    world.query(f"CREATE ROLE {name} LOGIN")
-    world.query(
-        f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name};"
-        f"GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO {name};"
-        f"GRANT INSERT, UPDATE ON relay_position TO {name}"
-    )
-    try:
-        relay = world.relay(STREAMS_RELAY__MODE="auto", DATABASE_URL=url.replace("postgres@", f"{name}@"))
-        ids = enqueue(url, world.topic, [payload(n, f"c{n % 9}") for n in range(200)])
-        await eventually(published(world, ids))
-        await eventually(lambda: world.query("SELECT mode, floor FROM relay_position") == [("poll", ids[-1])])
-        assert f"ALTER ROLE {name} REPLICATION" in (world.directory / "streams-0.log").read_text()
-        await relay.stop(grace=8)
-    finally:
-        world.query(f"DROP OWNED BY {name}; DROP ROLE {name}")
+    world.environ["STREAMS_RELAY__SWEEP_INTERVAL"] = "0.5"
+    create, _ = PRIVILEGES
+    world.query(create)
+    yield world.url.replace("postgres@", "outbox_relay@")
+    for process in world.processes:
+        process.kill()
+    world.query("DROP OWNED BY outbox_relay; DROP ROLE outbox_relay")
+
+
+async def test_the_least_privileges_of_polling_are_enough_and_auto_says_why_it_polls(
+    world: World, least: str, eventually: Eventually
+) -> None:
+    relay = world.relay(STREAMS_RELAY__MODE="auto", DATABASE_URL=least)
+    ids = enqueue(world.url, world.topic, [payload(n, f"c{n % 9}") for n in range(200)])
+    await eventually(published(world, ids))
+    await eventually(lambda: world.query("SELECT mode, floor FROM relay_position") == [("poll", ids[-1])])
+    log = world.directory / "streams-0.log"
+    assert "ALTER ROLE outbox_relay REPLICATION" in log.read_text()
+    lost(world)
+    await eventually(lambda: "messages sent again" in log.read_text())
+    await relay.stop(grace=8)
+
+
+@pytest.mark.parametrize("mode", ["cdc", "debezium"])
+async def test_the_least_privileges_of_a_relay_that_reads_the_log_are_enough(
+    world: World, least: str, connect: ConnectWorker, eventually: Eventually, mode: str
+) -> None:
+    _, replicate = PRIVILEGES
+    world.query(replicate)
+    debezium = {"STREAMS_CONNECT__URL": connect.url, "STREAMS_CONNECT__REGISTER": "true"}
+    relay = world.relay(STREAMS_RELAY__MODE=mode, DATABASE_URL=least, **(debezium if mode == "debezium" else {}))
+    ids = enqueue(world.url, world.topic, [payload(n, f"c{n % 9}") for n in range(200)])
+    await eventually(published(world, ids), 60)
+    await eventually(lambda: world.query("SELECT mode, floor FROM relay_position") == [(mode, ids[-1])])
+    log = world.directory / "streams-0.log"
+    lost(world)
+    await eventually(lambda: "messages sent again" in log.read_text())
+    await relay.stop(grace=15)
+    if mode == "debezium":
+        await Connect(connect.url, world.settings.relay.name).delete()
+
+
+def lost(world: World) -> None:
+    """The workers committed past everything on the topic, and no message has a fate."""
+    settings = world.settings
+    ends = dict.fromkeys(range(settings.topic.partitions), 1000)
+    commit(settings.broker_url, settings.worker.group, world.topic, ends)
 
 
 async def test_an_idle_outbox_holds_back_no_wal(world: World, eventually: Eventually) -> None:

@@ -1,0 +1,70 @@
+"""The connector's configuration: complete, without secrets where it is shown, and what is wrong with another one."""
+
+from __future__ import annotations
+
+import pytest
+
+from streams.relay.connector import STRING, connector, differences, public
+from streams.settings import Settings, load
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return load(
+        environ={
+            "DATABASE_URL": "postgresql://app:secret-canary@db.example:6543/shop?sslmode=require",
+            "BROKER_URL": "kafka.example:9092",
+            "STREAMS_RELAY__NAME": "chat",
+        }
+    )
+
+
+def test_it_reads_our_slot_of_our_database(settings: Settings) -> None:
+    found = connector(settings)
+    expected = {
+        "database.hostname": "db.example",
+        "database.port": "6543",
+        "database.user": "app",
+        "database.password": "secret-canary",
+        "database.dbname": "shop",
+        "database.sslmode": "require",
+        "slot.name": "chat",
+        "publication.name": "outbox_pub",
+        "topic.prefix": "chat",
+    }
+    assert expected.items() <= found.items()
+    assert differences(found, settings) == []
+
+
+def test_it_is_shown_without_the_password(settings: Settings) -> None:
+    assert "canary" not in str(public(connector(settings)))
+
+
+CHANGES = [
+    ({"extended.headers.enabled": "true"}, "extended.headers.enabled is 'true': set it to 'false'"),
+    ({"extended.headers.enabled": None}, "extended.headers.enabled is not set: set it to 'false'"),
+    (
+        {"value.converter": "org.apache.kafka.connect.json.JsonConverter"},
+        f"value.converter is 'org.apache.kafka.connect.json.JsonConverter': set it to {STRING!r}",
+    ),
+    (
+        {"transforms.outbox.table.field.event.timestamp": None},
+        "transforms.outbox.table.field.event.timestamp is not set: set it to 'created_at'",
+    ),
+    ({"transforms.outbox.route.topic.regex": "x"}, "transforms.outbox.route.topic.regex is 'x': remove it"),
+    ({"column.mask.with.12.chars": "x"}, "column.mask.with.12.chars is 'x': remove it"),
+    ({"slot.name": "debezium"}, "slot.name is 'debezium': set it to 'chat'"),
+    ({"snapshot.mode": "initial"}, "snapshot.mode is 'initial': set it to 'no_data'"),
+    ({"tasks.max": "2"}, "tasks.max is '2': set it to '1'"),
+    ({"producer.override.acks": "1"}, "producer.override.acks is '1': set it to 'all'"),
+]
+
+
+@pytest.mark.parametrize(("change", "line"), CHANGES, ids=[line.split()[0] for _, line in CHANGES])
+def test_what_would_send_other_records_is_named(settings: Settings, change: dict[str, str | None], line: str) -> None:
+    changed = {key: value for key, value in {**connector(settings), **change}.items() if value is not None}
+    assert differences(changed, settings) == [line]
+
+
+def test_what_only_changes_speed_is_nobodys_business(settings: Settings) -> None:
+    assert differences(connector(settings) | {"max.batch.size": "100", "poll.interval.ms": "500"}, settings) == []
