@@ -11,7 +11,7 @@ import click
 from streams.dev import detached
 from streams.dev.toolbox import toolbox
 from streams.dev.workplace import Workplace
-from streams.errors import ServiceUnreachable, UsageError
+from streams.errors import ServiceUnreachable
 
 RELAYS = ("cdc", "poll", "debezium")
 
@@ -24,8 +24,6 @@ RELAYS = ("cdc", "poll", "debezium")
 @click.option("--daemon", is_flag=True, hidden=True, help="What --detach leaves running.")
 def up(detach: bool, demo: bool, workers: int, relay: str, daemon: bool) -> None:
     """Start PostgreSQL, Kafka, relay and workers in this folder, and keep them running."""
-    if relay != "cdc":
-        raise UsageError(f"--relay {relay} is not there yet: expected cdc")
     place = Workplace(Path.cwd())
     if detach:
         options = ["--daemon", "--workers", str(workers), "--relay", relay, *(["--demo"] if demo else [])]

@@ -1,4 +1,4 @@
-"""PostgreSQL and Kafka of one `.dev` folder, started together and started again when one dies."""
+"""PostgreSQL, Kafka and, if asked, Kafka Connect of one `.dev` folder; what dies is started again."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from streams.dev.connect import ConnectWorker
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.dev.process import until
@@ -19,43 +20,59 @@ from streams.errors import StreamsError
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The two servers; `environ` tells every process of the project where they are."""
+    """The servers; `environ` tells every process of the project where they are."""
 
     postgres: PostgresServer
     kafka: KafkaBroker
+    connect: ConnectWorker | None = None
 
     @property
     def environ(self) -> Mapping[str, str]:
-        return {"DATABASE_URL": self.postgres.url, "BROKER_URL": self.kafka.url}
+        found = {"DATABASE_URL": self.postgres.url, "BROKER_URL": self.kafka.url}
+        if self.connect:
+            found |= {"STREAMS_CONNECT__URL": self.connect.url, "STREAMS_CONNECT__REGISTER": "true"}
+        return found
 
     def kill(self) -> None:
-        """End both now."""
+        """End all of them now."""
+        if self.connect:
+            self.connect.kill()
         self.kafka.kill()
         self.postgres.kill()
 
 
-def services(workplace: Workplace, screen: Screen) -> Services:
+def services(workplace: Workplace, screen: Screen, *, connect: bool = False) -> Services:
     """The servers of this folder, not started."""
+    kafka = KafkaBroker(workplace.kafka, log=workplace.log("kafka"), report=screen.download)
     return Services(
         PostgresServer(workplace.postgres, log=workplace.log("postgres")),
-        KafkaBroker(workplace.kafka, log=workplace.log("kafka"), report=screen.download),
+        kafka,
+        ConnectWorker(workplace.connect, kafka, log=workplace.log("connect"), report=screen.download)
+        if connect
+        else None,
     )
 
 
 @asynccontextmanager
 async def serving(these: Services, screen: Screen, changed: Callable[[], None]) -> AsyncIterator[None]:
-    """Both answer inside the block, and again soon after one has died; leaving it stops Kafka, then PostgreSQL."""
+    """All answer inside the block, and again soon after one has died; leaving it stops PostgreSQL last."""
     async with AsyncExitStack() as stack:
         stack.push_async_callback(these.postgres.stop)
         stack.push_async_callback(these.kafka.stop)
         async with asyncio.TaskGroup() as starting:
             starting.create_task(these.postgres.start())
             starting.create_task(these.kafka.start())
+        if these.connect:
+            screen.busy("starting Kafka Connect")
+            stack.push_async_callback(these.connect.stop)
+            await these.connect.start()
         async with asyncio.TaskGroup() as watching:
             watchers = [
                 watching.create_task(_kept_running("postgresql", these.postgres, screen, changed)),
                 watching.create_task(_kept_running("kafka", these.kafka, screen, changed)),
             ]
+            if these.connect:
+                watchers.append(watching.create_task(_kept_running("connect", these.connect, screen, changed)))
             try:
                 yield
             finally:
@@ -64,7 +81,7 @@ async def serving(these: Services, screen: Screen, changed: Callable[[], None]) 
 
 
 async def _kept_running(
-    name: str, server: PostgresServer | KafkaBroker, screen: Screen, changed: Callable[[], None]
+    name: str, server: PostgresServer | KafkaBroker | ConnectWorker, screen: Screen, changed: Callable[[], None]
 ) -> None:
     while True:
         await until(lambda: server.pid is None, math.inf, pause=0.1)

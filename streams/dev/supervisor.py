@@ -48,7 +48,7 @@ class Supervisor:
 
     def __init__(self, workplace: Workplace, plan: Plan, screen: Screen) -> None:
         self._workplace, self._plan, self._screen = workplace, plan, screen
-        self._services: Services = services(workplace, screen)
+        self._services: Services = services(workplace, screen, connect=plan.relay == "debezium")
         self._processes: list[Supervised] = []
         self._ready = False
 
@@ -61,6 +61,8 @@ class Supervisor:
                 async with serving(self._services, self._screen, self._write_note):
                     self._screen.line(f"postgresql  {self._services.postgres.url}")
                     self._screen.line(f"kafka       {self._services.kafka.url}")
+                    if self._services.connect:
+                        self._screen.line(f"connect     {self._services.connect.url}")
                     await self._migrate()
                     await self._run(programs)
             except asyncio.CancelledError:

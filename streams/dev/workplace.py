@@ -43,6 +43,7 @@ class Workplace:
         self.root = self.folder / ".dev"
         self.postgres = self.root / "postgres"
         self.kafka = self.root / "kafka"
+        self.connect = self.root / "connect"
         self.logs = self.root / "logs"
         self.demo = self.root / "demo.json"
         self._note = self.root / "services.json"

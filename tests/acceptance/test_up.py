@@ -143,9 +143,22 @@ def test_a_killed_worker_comes_back_and_works(up: Path) -> None:
     wait(lambda: _balanced(status(up)), 60)
 
 
-def test_relays_that_are_not_there_yet_are_refused(tmp_path: Path) -> None:
-    answer = streams(tmp_path, "up", "--relay", "debezium")
-    assert (answer.returncode, answer.stderr) == (2, "streams: --relay debezium is not there yet: expected cdc\n")
+@pytest.mark.parametrize("relay", ["poll", pytest.param("debezium", marks=pytest.mark.long)])
+def test_every_relay_does_the_same_work(tmp_path: Path, relay: str) -> None:
+    (tmp_path / "Procfile").write_text("relay: streams relay\n")
+    assert streams(tmp_path, "up", "--detach", "--relay", relay).returncode == 0
+    try:
+        psql(
+            tmp_path,
+            "SELECT outbox_enqueue('chat_history_persist', 'c1',"
+            ' \'{"user_id": 1, "conversation_id": "c1", "role": "user", "message": "hi"}\')',
+        )
+        wait(lambda: status(tmp_path)["relays"][0]["lag_rows"] == 0, 60)
+        [found] = status(tmp_path)["relays"]
+        assert (found["mode"], found["leader"]) == (relay, True)
+    finally:
+        assert streams(tmp_path, "down").returncode == 0
+    assert processes(tmp_path) == []
 
 
 def test_without_services_commands_say_what_to_do(tmp_path: Path) -> None:
