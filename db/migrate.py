@@ -73,6 +73,11 @@ def head() -> str:
     return revision
 
 
+def known(revision: str) -> bool:
+    """Whether this version of the code has this revision; it lacks those of a newer version."""
+    return any(script.revision == revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
+
+
 def current(connection: Connection) -> str | None:
     """The revision the database is at; None when it was never migrated."""
     return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()

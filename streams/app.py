@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import click
 import faust
@@ -16,6 +17,7 @@ from streams.settings import load
 from streams.web.health import add_health
 from streams.worker.assembly import assemble
 from streams.worker.persister import Persister
+from streams.worker.process import WorkerProcess
 from streams.worker.pulse import Pulse
 
 T = TypeVar("T")
@@ -29,8 +31,15 @@ def build() -> faust.App:
     app = assemble(settings, registry, persister)
     pulse = Pulse(app, persister, registry.topics, patience=3 * settings.worker.handler_timeout + 10)
     add_health(app, pulse)
-    app.on_worker_init.connect(lambda *_, **__: _checked(lambda: preflight.check(settings, registry)))
+    check = partial(_checked, lambda: preflight.check(settings, registry, _pages(app)))
+    conf: Any = app.conf  # typed as if a Worker could only be a class
+    conf.Worker = partial(WorkerProcess, reports=settings.log, check=check)
     return app
+
+
+def _pages(app: faust.App) -> tuple[str, int] | None:
+    """Where the pages will be: Faust's own options may have changed it since."""
+    return (app.conf.web_bind, app.conf.web_port) if app.conf.web_enabled else None
 
 
 def _checked(step: Callable[[], T]) -> T:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError, SQLAlchemyError
@@ -23,7 +25,8 @@ def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
     ServiceUnreachable when the database goes away, UsageError when it refuses: a missing right, no slot left.
     """
     try:
-        with connection(settings) as database, db.migrate.locked(database):
+        with _connect(settings) as database, db.migrate.locked(database):
+            _check_not_newer(database)
             revision = db.migrate.upgrade(
                 database, partition_rows=settings.outbox.partition_rows, biz_types=biz_types(settings, registry)
             )
@@ -38,7 +41,8 @@ def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
 
 
 def check(connection: Connection) -> None:
-    """NotMigrated unless the database is at the revision of this code."""
+    """NotMigrated unless the database is at the revision of this code, UsageError when that of a newer version."""
+    _check_not_newer(connection)
     found, needed = db.migrate.current(connection), db.migrate.head()
     if found != needed:
         raise NotMigrated(f"the database is at revision {found or '(none)'}, expected {needed}: run `streams migrate`")
@@ -58,8 +62,23 @@ def biz_types(settings: Settings, registry: Registry) -> list[db.migrate.BizType
     ]
 
 
-def connection(settings: Settings) -> Connection:
-    """A connection to the configured database; ServiceUnreachable in one line when there is none."""
+@contextmanager
+def connection(settings: Settings) -> Iterator[Connection]:
+    """A connection to the configured database; whatever PostgreSQL refuses inside the block is one line too.
+
+    ServiceUnreachable when there is none or it goes away, UsageError when a right or a table is missing.
+    """
+    try:
+        with _connect(settings) as database:
+            yield database
+    except DBAPIError as error:
+        where, reason = redact(settings.database_url), _line(error)
+        if (getattr(error.orig, "sqlstate", None) or "").startswith("42"):
+            raise UsageError(f"PostgreSQL at {where} refuses: {reason}") from error
+        raise ServiceUnreachable(f"PostgreSQL at {where} went away: {reason}") from error
+
+
+def _connect(settings: Settings) -> Connection:
     url = settings.database_url
     options = {**KEEPALIVES, "connect_timeout": settings.database.connect_timeout}
     try:
@@ -69,6 +88,15 @@ def connection(settings: Settings) -> Connection:
     except (ProgrammingError, ArgumentError) as error:
         # libpq does not know an option of the URL; its message names the option, not its value.
         raise SettingsInvalid(f"setting 'database.url' is {redact(url)!r}: {_line(error)}") from None
+
+
+def _check_not_newer(connection: Connection) -> None:
+    found = db.migrate.current(connection)
+    if found is not None and not db.migrate.known(found):
+        raise UsageError(
+            f"the database is at revision {found}, which outbox-streams {version('outbox-streams')} does not know"
+            f" (its newest: {db.migrate.head()}): install a newer version"
+        )
 
 
 def _line(error: SQLAlchemyError) -> str:

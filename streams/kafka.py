@@ -71,12 +71,15 @@ def prepare_topics(settings: Settings, names: Iterable[str], changelogs: Mapping
     admin = AdminClient(client(settings))
     wanted = {name: name for name in names} | dict(changelogs)
     found = _metadata(settings, admin)
-    missing = sorted(name for name in wanted if name not in found.topics)
+    for name in sorted(wanted.keys() & found.topics.keys()):
+        _check_partitions(settings, name, wanted[name], len(found.topics[name].partitions))
+    missing = sorted(wanted.keys() - found.topics.keys())
     if missing:
         _create(settings, admin, [_new_topic(settings, name, wanted[name], name in changelogs) for name in missing])
         found = _wait_for(settings, admin, missing)
-    for name, like in sorted(wanted.items()):
-        _check_partitions(settings, name, like, len(found.topics[name].partitions))
+    for name in missing:
+        # Somebody else may have been faster.
+        _check_partitions(settings, name, wanted[name], len(found.topics[name].partitions))
 
 
 def prepare_topic(settings: Settings, name: str, *, partitions: int) -> None:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
 from streams.settings import Log
+
+# Of these only warnings are heard, and the same one once in SELDOM seconds: in an outage they repeat themselves all the time.
+LIBRARIES = ("aiokafka", "kafka", "faust", "mode", "aiohttp", "asyncio", "alembic", "sqlalchemy", "psycopg")
+SELDOM = 30.0
+# What somebody prints while Faust has replaced stdout is no library's chatter.
+PRINTED = "mode.redirect"
 
 
 def setup(settings: Log, *, debug: bool = False) -> None:
@@ -19,9 +26,31 @@ def setup(settings: Log, *, debug: bool = False) -> None:
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json(debug) if settings.format == "json" else _Text(debug))
+    if not debug:
+        handler.addFilter(_Seldom())
     logging.basicConfig(level="DEBUG" if debug else settings.level.upper(), handlers=[handler], force=True)
-    for chatty in ("asyncio", "aiokafka", "kafka", "alembic", "sqlalchemy", "psycopg"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for library in LIBRARIES:
+        logging.getLogger(library).setLevel(logging.INFO if debug else logging.WARNING)
+    logging.getLogger(PRINTED).setLevel(logging.INFO)
+
+
+class _Seldom(logging.Filter):
+    """Lets the same message of a library through once in SELDOM seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] not in LIBRARIES or record.name == PRINTED:
+            return True
+        same, now = (record.name, str(record.msg)), time.monotonic()
+        if now - self._said.get(same, -SELDOM) < SELDOM:
+            return False
+        if len(self._said) > 1000:
+            self._said.clear()
+        self._said[same] = now
+        return True
 
 
 class _Text(logging.Formatter):
@@ -32,7 +61,8 @@ class _Text(logging.Formatter):
         self._tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
-        parts = [f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}"]
+        # Faust draws tables.
+        parts = [f"{_time(record)} {record.levelname} {record.name}: {' '.join(record.getMessage().split())}"]
         parts += [f"{key}={_word(value)}" for key, value in _data(record).items()]
         line = " ".join(parts)
         if self._tracebacks and record.exc_info:

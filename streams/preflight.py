@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 from streams import deploy, kafka
+from streams.errors import UsageError
 from streams.registry import Registry
 from streams.settings import RETRY_SUFFIX, Settings
 from streams.worker.tables import TABLES
 
 
-def check(settings: Settings, registry: Registry) -> None:
-    """Database reachable and migrated, biz_types known to it, broker reachable, topics with the right partition count."""
+def check(settings: Settings, registry: Registry, pages: tuple[str, int] | None = None) -> None:
+    """Database reachable and migrated, biz_types known to it, broker reachable, topics with the right partition count.
+
+    `pages` is where the worker will serve its pages: nobody else may listen there.
+    """
+    if pages:
+        _check_port(*pages)
     with deploy.connection(settings) as connection:
         deploy.check(connection)
         deploy.register(connection, settings, registry)
@@ -19,3 +28,14 @@ def check(settings: Settings, registry: Registry) -> None:
         f"{settings.worker.group}-{topic}-{table}-changelog": topic for topic in registry.topics for table in TABLES
     }
     kafka.prepare_topics(settings, topics, changelogs)
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        # As the web server itself does it: a port that was in use a moment ago is free.
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise UsageError(
+            f"setting 'web.port' is {port}: expected a port of {host} to listen on ({os.strerror(error.errno or 0)}):"
+            " set STREAMS_WEB__PORT, workers on one machine need different ones"
+        ) from None

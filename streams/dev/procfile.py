@@ -15,7 +15,7 @@ from streams.errors import UsageError
 
 DEFAULT = """\
 relay: streams relay
-worker: faust -A streams.app worker -l info
+worker: faust -q -A streams.app worker
 """
 WORKER = "worker"
 

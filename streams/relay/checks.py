@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import psycopg
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
 from db import query
 from streams import deploy
@@ -18,7 +14,7 @@ from streams.settings import Settings, redact
 
 def check_database(settings: Settings) -> None:
     """Reachable and migrated; raises NotMigrated or ServiceUnreachable; blocking."""
-    with _connection(settings) as connection:
+    with deploy.connection(settings) as connection:
         deploy.check(connection)
 
 
@@ -27,20 +23,10 @@ def check_log(settings: Settings) -> None:
 
     Raises UsageError or NotMigrated, or ServiceUnreachable; blocking.
     """
-    with _connection(settings) as connection:
+    with deploy.connection(settings) as connection:
         _check_wal_level(connection)
         _check_publication(connection, settings.relay.publication)
         _check_slot(connection, settings.relay.name)
-
-
-@contextmanager
-def _connection(settings: Settings) -> Iterator[Connection]:
-    try:
-        with deploy.connection(settings) as connection:
-            yield connection
-    except DBAPIError as error:
-        reason = str(error.orig).strip().splitlines()[0]
-        raise ServiceUnreachable(f"PostgreSQL at {redact(settings.database_url)} went away: {reason}") from None
 
 
 async def check_replication(settings: Settings) -> None:

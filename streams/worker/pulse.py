@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ import faust
 from streams.worker.fail import fail_stop
 from streams.worker.persister import Persister
 from streams.worker.watch import Watch
+
+logger = logging.getLogger(__name__)
 
 BEAT = 1.0  # seconds between two heartbeats
 STALE = 10.0  # seconds without a heartbeat after which the worker is not alive
@@ -50,6 +53,7 @@ class Pulse:
         self._turns = 0
         self._patience = patience
         app.task(self._run)
+        app.on_partitions_assigned.connect(self._assigned)
 
     @property
     def age(self) -> float:
@@ -70,6 +74,9 @@ class Pulse:
     def _partitions(self) -> dict[str, list[int]]:
         assigned: Any = self._app.consumer.assignment() if self._app._consumer is not None else ()
         return {name: sorted(tp.partition for tp in assigned if tp.topic == name) for name in self._topics}
+
+    async def _assigned(self, *_: Any, **__: Any) -> None:
+        logger.info("partitions assigned", extra=self._partitions())
 
     def _positions(self) -> dict[str, Any]:
         found: dict[str, Any] = self._app.consumer.positions() if self._app._consumer is not None else {}

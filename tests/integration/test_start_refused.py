@@ -1,0 +1,155 @@
+"""What stops a relay, a worker and `streams up` from starting: one clear line, and design's exit code."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from streams import kafka
+from tests.conftest import World
+
+RELAY = ("streams", "relay")
+WORKER = ("faust", "-q", "-A", "streams.app", "worker")
+BOTH = pytest.mark.parametrize("command", [RELAY, WORKER], ids=["relay", "worker"])
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(world: World, tmp_path: Path) -> Refused:
+    """Run a command that must not start; the one line it says."""
+
+    def run(command: tuple[str, ...], code: int, **environ: str) -> str:
+        program = str(Path(sys.executable).with_name(command[0]))
+        clean = {name: value for name, value in {**os.environ, **world.environ, **environ}.items() if value}
+        answer = subprocess.run(
+            [program, *command[1:]], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert answer.returncode == code, answer.stdout + answer.stderr
+        assert (answer.stdout, answer.stderr.count("\n")) == ("", 1), answer.stdout + answer.stderr
+        assert answer.stderr.startswith("streams: ")
+        return answer.stderr.removeprefix("streams: ").rstrip("\n")
+
+    return run
+
+
+@BOTH
+def test_without_a_database(refused: Refused, command: tuple[str, ...]) -> None:
+    said = refused(command, 2, DATABASE_URL="")
+    assert said == "no database: set DATABASE_URL or database.url in faust.yml, or run `streams up` here"
+
+
+@BOTH
+def test_without_a_broker(world: World, refused: Refused, command: tuple[str, ...]) -> None:
+    world.migrate()
+    said = refused(command, 2, BROKER_URL="")
+    assert said == "no broker: set BROKER_URL or broker.url in faust.yml, or run `streams up` here"
+
+
+WRONG = [
+    ("STREAMS_WORKER__LOCK_TIMEOUT", "60", "setting 'worker.lock_timeout' is 60.0: expected less than worker.handler_"),
+    ("STREAMS_BROKER__SASL_MECHANISM", "PLAIN", "setting 'broker.sasl_mechanism' is 'PLAIN': expected one exactly"),
+    ("STREAMS_WORKER__RUN_RECORDS", "many", "setting 'worker.run_records' is 'many': expected a whole number"),
+    ("STREAMS_WEB__PROT", "1", "unknown setting 'web.prot': expected one of host, port"),
+    ("STREAMS_AGENTS", "[nowhere]", "nowhere"),
+    ("STREAMS_WEB__HOST", "0.0.0.0", "setting 'web.host' is '0.0.0.0': expected a loopback address"),
+    ("STREAMS_CONFIG", "gone.yml", "settings file gone.yml does not exist"),
+]
+
+
+@BOTH
+@pytest.mark.parametrize(("variable", "value", "line"), WRONG, ids=[case[0] for case in WRONG])
+def test_settings_that_cannot_work(
+    refused: Refused, command: tuple[str, ...], variable: str, value: str, line: str
+) -> None:
+    assert line in refused(command, 2, **{variable: value})
+
+
+@BOTH
+def test_a_database_that_does_not_answer(refused: Refused, command: tuple[str, ...]) -> None:
+    said = refused(command, 3, DATABASE_URL="postgresql://me:canary@127.0.0.1:1/x")
+    assert said.startswith("PostgreSQL at postgresql://me:***@127.0.0.1:1/x cannot be reached: ")
+    assert "canary" not in said
+
+
+@BOTH
+def test_a_database_that_does_not_exist(refused: Refused, command: tuple[str, ...], world: World) -> None:
+    said = refused(command, 3, DATABASE_URL=world.url.rpartition("/")[0] + "/nowhere")
+    assert 'database "nowhere" does not exist' in said
+
+
+@BOTH
+def test_a_broker_that_does_not_answer(refused: Refused, command: tuple[str, ...], world: World) -> None:
+    world.migrate()
+    said = refused(command, 3, BROKER_URL="127.0.0.1:1")
+    assert said.startswith("Kafka at 127.0.0.1:1 cannot be reached: ")
+
+
+@BOTH
+def test_a_database_that_was_never_migrated(refused: Refused, command: tuple[str, ...], world: World) -> None:
+    world.query("DROP TABLE outbox_streams_version")
+    said = refused(command, 2)
+    assert said.startswith("the database is at revision (none), expected ")
+    assert said.endswith(": run `streams migrate`")
+
+
+@pytest.mark.parametrize("command", [RELAY, WORKER, ("streams", "migrate"), ("streams", "status")], ids=str)
+def test_a_database_newer_than_the_code(refused: Refused, command: tuple[str, ...], world: World) -> None:
+    world.query("UPDATE outbox_streams_version SET version_num = '9999'")
+    said = refused(command, 2)
+    assert said.startswith("the database is at revision 9999, which outbox-streams ")
+    assert said.endswith(": install a newer version")
+
+
+def test_a_missing_publication(refused: Refused, world: World) -> None:
+    world.migrate()
+    world.query("DROP PUBLICATION outbox_pub")
+    assert (
+        refused(RELAY, 2, STREAMS_RELAY__MODE="cdc") == "publication outbox_pub does not exist: run `streams migrate`"
+    )
+
+
+def test_a_missing_slot(refused: Refused, world: World, name: str) -> None:
+    world.migrate()
+    world.query("SELECT pg_drop_replication_slot(%s)", name)
+    assert (
+        refused(RELAY, 2, STREAMS_RELAY__MODE="cdc") == f"replication slot {name} does not exist: run `streams migrate`"
+    )
+
+
+@BOTH
+def test_a_topic_with_another_partition_count(refused: Refused, command: tuple[str, ...], world: World) -> None:
+    world.migrate()
+    kafka.prepare_topics(world.settings, [world.topic])
+    said = refused(command, 2, STREAMS_TOPIC__PARTITIONS="5")
+    assert said.startswith(f"topic '{world.topic}' has 8 partitions, faust.yml says 5: set topics.chat-history.part")
+
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    """A port that somebody else listens on."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        yield str(other.getsockname()[1])
+
+
+def test_a_web_port_that_is_taken(refused: Refused, taken: str) -> None:
+    said = refused(WORKER, 2, STREAMS_WEB__PORT=taken)
+    assert said.startswith(f"setting 'web.port' is {taken}: expected a port of 127.0.0.1 to listen on (Address already")
+
+
+def test_a_role_without_rights(refused: Refused, world: World, name: str) -> None:
+    """The worker's first statement is refused: that is no crash either."""
+    world.query(f"CREATE ROLE {name} LOGIN")
+    try:
+        said = refused(WORKER, 2, DATABASE_URL=world.url.replace("postgres@", f"{name}@"))
+    finally:
+        world.query(f"DROP ROLE {name}")
+    assert "permission denied for table" in said
