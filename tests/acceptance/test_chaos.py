@@ -88,6 +88,7 @@ async def test_a_rebalance_while_runs_are_in_flight(path: World, eventually: Eve
     await third.stop()
     await eventually(lambda: path.query("SELECT count(*) > 4000 FROM chat_histories") == [(True,)], 120)
     await second.stop()
+    path.query("DROP TRIGGER slow ON chat_histories")
     await finish(path, load, 6000, eventually)
     assert first.running
 
