@@ -9,18 +9,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import orjson
 import psycopg
 from rich.table import Table
 
-from benchmarks.__main__ import PARTITIONS, TEXT, Bench, console, database, publish
+from benchmarks.bench import CHATS, PARTITIONS, Bench, console, database, payload, publish
 from streams import deploy, kafka
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.registry import configured
 from streams.settings import load
 
-CONVERSATIONS = 2000
 # Named: the server quotes the row, and its outbox_id is found there.  Unnamed: nothing tells which message it was.
 NAMED = "ALTER TABLE chat_histories ADD CONSTRAINT no_poison CHECK (role <> 'poison')"
 RAISE = (
@@ -37,10 +35,9 @@ def fill(url: str, rows: int, bad: Callable[[int, int], bool]) -> None:
     copy_in = "COPY outbox (biz_type, topic, key, payload) FROM STDIN"
     with psycopg.connect(url) as connection, connection.cursor() as cursor, cursor.copy(copy_in) as copy:
         for number in range(rows):
-            chat = number % CONVERSATIONS
+            chat = number % CHATS
             role = "poison" if bad(number, chat) else "user"
-            payload = {"user_id": chat, "conversation_id": f"c{chat}", "role": role, "message": TEXT}
-            copy.write_row(("chat_history_persist", "chat-history", f"c{chat}", orjson.dumps(payload).decode()))
+            copy.write_row(("chat_history_persist", "chat-history", f"c{chat}", payload(number, role=role)))
 
 
 async def drained(url: str, rows: int) -> float:

@@ -11,6 +11,7 @@ import faust
 
 from streams import log
 from streams.settings import Log
+from streams.worker.memory import return_large_buffers
 
 logger = logging.getLogger("streams.worker")
 
@@ -23,6 +24,7 @@ class WorkerProcess(faust.Worker):
         self._reports = reports
         self.spinner = None
         log.setup(reports, debug=self.debug)
+        return_large_buffers()
         check()
 
     def on_setup_root_logger(self, root: logging.Logger, level: int) -> None:

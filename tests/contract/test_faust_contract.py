@@ -17,6 +17,7 @@ from typing import Any
 import faust
 import faust.streams
 import pytest
+from aiokafka.consumer.fetcher import Fetcher, FetchResult
 from faust.app.base import App
 from faust.tables.base import Collection
 from faust.tables.recovery import Recovery
@@ -61,6 +62,9 @@ RELIED_ON: tuple[Callable[..., Any], ...] = (
     driver.AIOKafkaConsumerThread._fetch_records,
     driver.AIOKafkaConsumerThread._commit,
     driver.Transport.__init__,
+    Fetcher.fetched_records,
+    FetchResult.getall,
+    FetchResult.check_assignment,
     App._on_partitions_revoked,
     App._on_partitions_assigned,
     App.worker_init_post_autodiscover,
@@ -106,6 +110,9 @@ FINGERPRINTS: dict[str, str] = {
     "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread._fetch_records": "39a2c6c79fc1455a",
     "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread._commit": "932852ce7a23f658",
     "faust.transport.drivers.aiokafka.Transport.__init__": "a06006f6ae8ed716",
+    "aiokafka.consumer.fetcher.Fetcher.fetched_records": "be4348896b9b66af",
+    "aiokafka.consumer.fetcher.FetchResult.getall": "3e717e30de5068d5",
+    "aiokafka.consumer.fetcher.FetchResult.check_assignment": "b5340df67e3f330f",
     "faust.app.base.App._on_partitions_revoked": "d5c895bbe57dc73a",
     "faust.app.base.App._on_partitions_assigned": "de932b7927db85b3",
     "faust.app.base.App.worker_init_post_autodiscover": "f69e34079ab8a734",
