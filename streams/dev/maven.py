@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import truststore
 from jgo.maven import Artifact, Dependency, MavenContext, PythonResolver
 from requests import Session
+from requests.adapters import HTTPAdapter
 
 from streams.dev.downloads import Progress, Report
 from streams.errors import ServiceUnreachable
@@ -28,6 +31,7 @@ def download(coordinates: str, repository: Path, report: Report) -> list[Path]:
     remotes = {"mirror": mirror} if mirror else None
     # Many small files: connections that stay open, where jgo makes a new one for each.
     with Session() as session, ThreadPoolExecutor(AT_ONCE) as pool:
+        session.mount("https://", _SystemTrust())
         fetcher = _Fetcher(coordinates, session, report)
         context = MavenContext(resolver=fetcher, repo_cache=repository, remote_repos=remotes, timeout=TIMEOUT)
         inputs, needed = fetcher.resolve([_dependency(context, text) for text in coordinates.split("+")])
@@ -40,6 +44,13 @@ def _dependency(context: MavenContext, text: str) -> Dependency:
     group, artifact, version = text.split(":")
     # Raw, as for Maven itself: the versions that one library manages for its own build do not bind the others.
     return Dependency(context.project(group, artifact).at_version(version).artifact(), raw=True)
+
+
+class _SystemTrust(HTTPAdapter):
+    """Trusts whom the system trusts, as pip does: a company's proxy is in its store, and not in that of requests."""
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, ssl_context=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT), **options)
 
 
 class _Fetcher(PythonResolver):
