@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 LOCK := $(wildcard requirements.lock)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 WORKERS ?= 2
+# Most tests wait for servers: two at a time, each with servers of its own, take little more than half the time.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: help venv up down test test-long lint types bench lock clean
 
@@ -35,10 +37,10 @@ down: venv ## Stop what `make up` or `streams up --detach` started here
 	@$(BIN)/streams down
 
 test: lint types ## Lint, types and tests
-	$(BIN)/python -m pytest -m 'not long'
+	$(PYTEST) -m 'not long'
 
 test-long: lint types ## The same with the long tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: venv ## Style and the errors that a linter sees
 	$(BIN)/ruff check .
