@@ -122,6 +122,31 @@ def record_sync(
     run_sync(db.connection() if isinstance(db, Session) else db, lambda connection: record(connection, events))
 
 
+def outbox_row(event: object, settings: Settings, registry: Registry) -> tuple[str, str, str, str]:
+    """The (biz_type, topic, key, payload) that `enqueue` writes for an event; PayloadInvalid when it refuses it."""
+    kind = declared(type(event))
+    agent = registry.agents.get(kind.biz_type)
+    if agent is None:
+        raise PayloadInvalid(
+            f"{kind.biz_type}: no agent for it was discovered; add its package to `agents` in faust.yml"
+        )
+    key, payload = codec.encode(event, kind, settings.outbox.max_bytes)
+    return kind.biz_type, agent.event.topic, key, payload
+
+
+def insert_rows(
+    rows: Sequence[tuple[str, str, str, str]], traceparent: str | None = None
+) -> tuple[LiteralString, dict[str, Any]]:
+    """The statement that writes these rows, at least one, and returns their ids."""
+    if len(rows) == 1:
+        [(biz_type, topic, key, payload)] = rows
+        one = {"biz_type": biz_type, "topic": topic, "key": key, "payload": payload, "traceparent": traceparent}
+        return query("enqueue_one"), one
+    columns = zip(("biz_types", "topics", "keys", "payloads"), zip(*rows, strict=True), strict=True)
+    many = {name: list(values) for name, values in columns}
+    return query("enqueue_many"), {**many, "traceparent": traceparent}
+
+
 def _configured() -> _Outbox:
     if _outbox is None:
         raise OutboxNotConfigured("the outbox is not configured: call streams.outbox.start() when the process starts")
@@ -133,31 +158,13 @@ def _statements(events: object, ordered: bool, traceparent: str | None) -> list[
     started = _configured()
     if not started.settings.outbox.enabled:
         raise OutboxDisabled("outbox.enabled is false: use outbox.record, which writes directly then")
-    rows = [_row(event, started) for event in _sequence(events)]
+    rows = [outbox_row(event, started.settings, started.registry) for event in _sequence(events)]
     if not rows:
         return []
-    if len(rows) == 1:
-        [(biz_type, topic, key, payload)] = rows
-        one = {"biz_type": biz_type, "topic": topic, "key": key, "payload": payload, "traceparent": traceparent}
-        insert: tuple[LiteralString, dict[str, Any]] = (query("enqueue_one"), one)
-    else:
-        columns = zip(("biz_types", "topics", "keys", "payloads"), zip(*rows, strict=True), strict=True)
-        many = {name: list(values) for name, values in columns}
-        insert = (query("enqueue_many"), {**many, "traceparent": traceparent})
     if not ordered:
-        return [insert]
-    return [(query("enqueue_in_order"), {"keys": sorted({row[2] for row in rows})}), insert]
-
-
-def _row(event: object, started: _Outbox) -> tuple[str, str, str, str]:
-    kind = declared(type(event))
-    agent = started.registry.agents.get(kind.biz_type)
-    if agent is None:
-        raise PayloadInvalid(
-            f"{kind.biz_type}: no agent for it was discovered; add its package to `agents` in faust.yml"
-        )
-    key, payload = codec.encode(event, kind, started.settings.outbox.max_bytes)
-    return kind.biz_type, agent.event.topic, key, payload
+        return [insert_rows(rows, traceparent)]
+    keys = sorted({key for _, _, key, _ in rows})
+    return [(query("enqueue_in_order"), {"keys": keys}), insert_rows(rows, traceparent)]
 
 
 def _sequence(events: object) -> Sequence[object]:
@@ -172,7 +179,7 @@ async def _drawn(connection: AsyncConnection, events: object) -> list[tuple[str,
     """The events as batches with ids drawn from the outbox's own sequence, so that they collide with no enqueued one."""
     started = _configured()
     checked = [(declared(type(event)), event) for event in _sequence(events)]
-    keys = [_row(event, started)[2] for _, event in checked]
+    keys = [outbox_row(event, started.settings, started.registry)[2] for _, event in checked]
     rows = await connection.exec_driver_sql(query("draw_ids"), {"count": len(checked)})
     ids = [row[0] for row in rows]
     now = time.time_ns() // 1_000_000

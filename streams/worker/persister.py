@@ -47,7 +47,7 @@ class Persister:
         self.registry = registry
         self._most = settings.worker.run_records
         self._timeout = settings.worker.handler_timeout + GRACE
-        self._engine = _engine(settings)
+        self._engine = worker_engine(settings)
         self._memory = Memory()
         self._careful = 0
 
@@ -222,7 +222,8 @@ class _Failed(Exception):
         self.error, self.lost = error, lost
 
 
-def _engine(settings: Settings) -> AsyncEngine:
+def worker_engine(settings: Settings) -> AsyncEngine:
+    """A pool of as many connections as a worker uses, with its limits of time."""
     worker = settings.worker
     # idle_in_transaction_session_timeout frees a partition's lock from an owner that stopped in the middle.
     timeouts = {

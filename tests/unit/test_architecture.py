@@ -21,23 +21,28 @@ ALLOWED = {
     "agents": {"db", "streams"},
     **{side: {"db", "core", "streams"} for side in SIDES},
     "dev": {"db", "core", "streams", "agents"},  # the demo is business code, and has chats to tell
+    "testing": {"db", "core", "streams", "worker", "dev"},  # a worker's decisions without Kafka, and the dev services
     **{top: {"db", "core", "streams", *SIDES, *TOP} for top in TOP},
 }
+PLUGIN = "pytest_outbox_streams"
 FORBIDDEN_TO_BUSINESS = ("faust", "mode", "aiokafka", "confluent_kafka")
 
 
 def layer(module: str) -> str | None:
     """The layer of a module; 'streams' is the package's public names; None when it is not ours."""
     first, _, rest = module.partition(".")
+    if first == PLUGIN:
+        return "testing"
     if first != "streams":
         return "db" if first == "db" else None
     second = rest.partition(".")[0]
     if not second:
         return "streams"
-    return second if second in {*SIDES, *TOP, "agents"} else "core"
+    return second if second in ALLOWED else "core"
 
 
 def modules() -> Iterator[tuple[str, Path]]:
+    yield PLUGIN, ROOT / f"{PLUGIN}.py"
     for folder in ("db", "streams"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
