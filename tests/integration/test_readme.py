@@ -40,8 +40,8 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
-def install(page: Path, folder: Path) -> None:
-    """Make the page's files (blocks that begin with their path), their packages, and the faust.yml that names them."""
+def write_files(page: Path, folder: Path) -> None:
+    """Make the page's files (blocks that begin with their path) and their packages."""
     for block in blocks(page, "python"):
         if found := re.match(r"# (\S+\.py)\n", block):
             file = folder / found[1]
@@ -49,6 +49,11 @@ def install(page: Path, folder: Path) -> None:
             file.write_text(block)
             for parent in takewhile(lambda each: each != folder, file.parents):
                 (parent / "__init__.py").touch()
+
+
+def install(page: Path, folder: Path) -> None:
+    """Make the page's files, and the faust.yml that names its package."""
+    write_files(page, folder)
     [setting] = set(re.findall(r"^agents: .*$|(?<=`)agents: \[.*?\](?=`)", page.read_text(), re.MULTILINE))
     (folder / "faust.yml").write_text(f"{setting}\n")
 

