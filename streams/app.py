@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 import faust
 
-from streams import preflight
+from streams import preflight, telemetry
 from streams.errors import StreamsError
 from streams.registry import configured
 from streams.settings import load
@@ -31,9 +31,13 @@ def build() -> faust.App:
     app = assemble(settings, registry, persister)
     pulse = Pulse(app, persister, registry.topics, patience=3 * settings.worker.handler_timeout + 10)
     add_health(app, pulse)
-    check = partial(_checked, lambda: preflight.check(settings, registry, _pages(app)))
+
+    def check() -> None:
+        telemetry.setup(settings.telemetry, "worker")
+        preflight.check(settings, registry, _pages(app))
+
     conf: Any = app.conf  # typed as if a Worker could only be a class
-    conf.Worker = partial(WorkerProcess, reports=settings.log, check=check)
+    conf.Worker = partial(WorkerProcess, reports=settings.log, check=partial(_checked, check))
     return app
 
 

@@ -13,7 +13,18 @@ import orjson
 from streams.settings import Log
 
 # Of these only warnings are heard, and the same one once in SELDOM seconds: in an outage they repeat themselves all the time.
-LIBRARIES = ("aiokafka", "kafka", "faust", "mode", "aiohttp", "asyncio", "alembic", "sqlalchemy", "psycopg")
+LIBRARIES = (
+    "aiokafka",
+    "kafka",
+    "faust",
+    "mode",
+    "aiohttp",
+    "asyncio",
+    "alembic",
+    "sqlalchemy",
+    "psycopg",
+    "opentelemetry",
+)
 SELDOM = 30.0
 # What somebody prints while Faust has replaced stdout is no library's chatter.
 PRINTED = "mode.redirect"

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 from db import query
-from streams import codec
+from streams import codec, telemetry
 from streams.bridge import run_sync
 from streams.errors import OutboxDisabled, OutboxNotConfigured, PayloadInvalid
 from streams.events import Batch, Message, declared
@@ -67,13 +67,14 @@ async def enqueue(
     `ordered=True` makes concurrent transactions that write one key take turns; without it their order is undefined.
     Raises OutboxNotConfigured, OutboxDisabled, PayloadInvalid; nothing was written then.
     """
-    connection = await db.connection() if isinstance(db, AsyncSession) else db
-    for statement, parameters in (statements := _statements(events, ordered, traceparent))[:-1]:
-        await connection.exec_driver_sql(statement, parameters)
-    if not statements:
+    if not (rows := _rows(events)):
         return []
-    rows = await connection.exec_driver_sql(*statements[-1])
-    return _ids(events, [row[0] for row in rows])
+    connection = await db.connection() if isinstance(db, AsyncSession) else db
+    with telemetry.enqueueing({row[1] for row in rows}, traceparent) as parent:
+        if ordered:
+            await connection.exec_driver_sql(*_in_order(rows))
+        found = await connection.exec_driver_sql(*insert_rows(rows, parent))
+        return _ids(events, [row[0] for row in found])
 
 
 @overload
@@ -88,13 +89,14 @@ def enqueue_sync(
     db: Session | Connection, events: object, *, ordered: bool = False, traceparent: str | None = None
 ) -> int | list[int]:
     """Like `enqueue`, for a Session or Connection."""
-    connection = db.connection() if isinstance(db, Session) else db
-    for statement, parameters in (statements := _statements(events, ordered, traceparent))[:-1]:
-        connection.exec_driver_sql(statement, parameters)
-    if not statements:
+    if not (rows := _rows(events)):
         return []
-    rows = connection.exec_driver_sql(*statements[-1])
-    return _ids(events, [row[0] for row in rows])
+    connection = db.connection() if isinstance(db, Session) else db
+    with telemetry.enqueueing({row[1] for row in rows}, traceparent) as parent:
+        if ordered:
+            connection.exec_driver_sql(*_in_order(rows))
+        found = connection.exec_driver_sql(*insert_rows(rows, parent))
+        return _ids(events, [row[0] for row in found])
 
 
 async def record(
@@ -153,18 +155,16 @@ def _configured() -> _Outbox:
     return _outbox
 
 
-def _statements(events: object, ordered: bool, traceparent: str | None) -> list[tuple[LiteralString, dict[str, Any]]]:
-    """What to execute, the INSERT last; everything is checked before anything is written."""
+def _rows(events: object) -> list[tuple[str, str, str, str]]:
+    """Everything is checked before anything is written."""
     started = _configured()
     if not started.settings.outbox.enabled:
         raise OutboxDisabled("outbox.enabled is false: use outbox.record, which writes directly then")
-    rows = [outbox_row(event, started.settings, started.registry) for event in _sequence(events)]
-    if not rows:
-        return []
-    if not ordered:
-        return [insert_rows(rows, traceparent)]
-    keys = sorted({key for _, _, key, _ in rows})
-    return [(query("enqueue_in_order"), {"keys": keys}), insert_rows(rows, traceparent)]
+    return [outbox_row(event, started.settings, started.registry) for event in _sequence(events)]
+
+
+def _in_order(rows: Sequence[tuple[str, str, str, str]]) -> tuple[LiteralString, dict[str, Any]]:
+    return query("enqueue_in_order"), {"keys": sorted({key for _, _, key, _ in rows})}
 
 
 def _sequence(events: object) -> Sequence[object]:

@@ -135,6 +135,12 @@ class Log(_Section, frozen=True):
     format: Literal["text", "json"] = "text"
 
 
+class Telemetry(_Section, frozen=True):
+    """Whether relay and workers send spans; where to, the OTEL_* variables say."""
+
+    enabled: bool = False
+
+
 class Settings(_Section, frozen=True):
     """The whole of faust.yml, checked."""
 
@@ -149,6 +155,7 @@ class Settings(_Section, frozen=True):
     worker: Worker = Worker()
     web: Web = Web()
     log: Log = Log()
+    telemetry: Telemetry = Telemetry()
 
     @property
     def database_url(self) -> str:

@@ -84,6 +84,12 @@ FROM (
 WHERE s.outbox_id = m.outbox_id
 RETURNING s.outbox_id, extract(epoch FROM s.next_retry_at)::double precision;
 
+-- traceparents --
+-- The W3C contexts of the callers who have one.  On an envelope topic the ids are another system's: no row is of that topic.
+SELECT id, traceparent
+FROM outbox
+WHERE id = ANY(%(ids)s::bigint[]) AND traceparent IS NOT NULL AND topic = %(topic)s;
+
 -- reject --
 -- What cannot be tied to an outbox row; a record that comes twice is one row.
 INSERT INTO outbox_rejects (topic, partition, "offset", reason)

@@ -8,7 +8,7 @@ import signal
 import click
 import orjson
 
-from streams import log
+from streams import log, telemetry
 from streams.registry import configured
 from streams.settings import Settings, load
 
@@ -24,10 +24,14 @@ def relay(ctx: click.Context, mode: str | None) -> None:
         return
     settings = load()
     log.setup(settings.log, debug=bool(ctx.obj and ctx.obj["debug"]))
+    telemetry.setup(settings.telemetry, "relay")
     wanted = mode or settings.relay.mode
     if wanted == "debezium":
         _print_connector(settings)
-    asyncio.run(_run(settings, wanted))
+    try:
+        asyncio.run(_run(settings, wanted))
+    finally:
+        telemetry.close()
 
 
 def _print_connector(settings: Settings) -> None:

@@ -6,7 +6,10 @@ Policy only; a Flight's `landed` is what librdkafka calls for each record.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streams.relay.spans import Publication
 
 
 class Flights:
@@ -41,21 +44,26 @@ class Flights:
 
 
 class Flight:
-    """The rows that were read together."""
+    """The rows that were read together; `trace` is told how it ends, where there is one."""
 
-    __slots__ = ("_flights", "left", "position", "rows", "size")
+    __slots__ = ("_flights", "left", "position", "rows", "size", "trace")
 
     def __init__(self, flights: Flights, rows: int, size: int, position: int | None) -> None:
         self._flights = flights
         self.left = self.rows = rows
         self.size = size
         self.position = position
+        self.trace: Publication | None = None
 
     def landed(self, error: Any, message: Any) -> None:
         """One record is acknowledged, or refused: then nothing from here on is ever confirmed."""
         if error is not None:
             self._flights.failure = self._flights.failure or error
+            if self.trace is not None:
+                self.trace.end(error)
             return
         self.left -= 1
         if not self.left:
             self._flights.settle(self)
+            if self.trace is not None:
+                self.trace.end(None)

@@ -16,6 +16,7 @@ from streams.errors import StreamsError
 from streams.relay.admission import Admission
 from streams.relay.flights import Flight, Flights
 from streams.relay.rows import Row, Rows
+from streams.relay.spans import publication
 from streams.settings import Settings
 
 logger = logging.getLogger("streams.relay")
@@ -78,6 +79,7 @@ class Publisher:
         """Hand the rows to the producer, in order; waits while too much is in flight."""
         await self._room()
         flight = self._flights.start(len(rows.rows), rows.size, rows.position)
+        flight.trace = publication(rows.rows)
         roomy, produce, landed = self._admission.roomy, self._producer.produce, flight.landed
         for row in rows.rows:
             topic, key, value, timestamp, headers = row
@@ -116,6 +118,8 @@ class Publisher:
             reason = await self._produce_one(row, flight)
         if reason is not None:
             await self._bury(row, reason)
+            if flight.trace is not None:
+                flight.trace.bury(row)
             flight.landed(None, None)
 
     async def _produce_one(self, row: Row, flight: Flight) -> str | None:

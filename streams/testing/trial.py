@@ -176,7 +176,8 @@ class _Trial:
                     connection, driver, self._registry, topic, care=care, seconds=seconds, memory=memory
                 )
                 try:
-                    await work(transaction)
+                    async with transaction.spans:
+                        await work(transaction)
                 except Exception:
                     lost = driver.closed or driver.broken or connection.invalidated
                     raise

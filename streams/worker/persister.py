@@ -179,7 +179,7 @@ class Persister:
                     memory=self._memory,
                 )
                 try:
-                    async with connection.begin():
+                    async with transaction.spans, connection.begin():
                         await work(transaction)
                 except Exception:
                     lost = driver.closed or driver.broken or connection.invalidated

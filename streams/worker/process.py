@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 import faust
 
-from streams import log
+from streams import log, telemetry
 from streams.settings import Log
 from streams.worker.memory import return_large_buffers
 
@@ -40,5 +41,6 @@ class WorkerProcess(faust.Worker):
     async def on_shutdown(self) -> None:
         """Say that it ends as told."""
         await super().on_shutdown()
+        await asyncio.to_thread(telemetry.close)
         if self.crash_reason is None:
             logger.info("worker stopped", extra={"group": self.app.conf.id, "pid": os.getpid()})

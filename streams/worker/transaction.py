@@ -23,6 +23,7 @@ from streams.worker.fate import describe
 from streams.worker.handlers import Care, apply
 from streams.worker.isolation import Guilty, Memory
 from streams.worker.policy import TERMINAL, Decision, Fact, decide
+from streams.worker.spans import Attempt
 
 
 class Invisible(Exception):
@@ -78,6 +79,7 @@ class Transaction:
         self._connection, self._driver, self._registry, self._topic = connection, driver, registry, topic
         self._care, self._seconds, self._memory = care, seconds, memory
         self.outcome = Outcome()
+        self.spans = Attempt(topic, self.outcome.asides)
 
     async def lock(self, partitions: Iterable[int]) -> None:
         """Keep every other owner, past or future, of these partitions out until the commit."""
@@ -97,9 +99,10 @@ class Transaction:
         """Call the handlers with messages that this transaction has claimed; set aside those that fail."""
         messages = [cast("Message[Any]", one.message) for one in turns]
         kinds = [one.biz_type for one in turns]
-        guilty = await apply(
-            self._connection, messages, kinds, self._registry.agents, self._care, self._seconds, self._memory
-        )
+        async with self.spans.handling(turns, self.execute):
+            guilty = await apply(
+                self._connection, messages, kinds, self._registry.agents, self._care, self._seconds, self._memory
+            )
         self.outcome.consumed += len(turns) - len(guilty)
         places = {one.outbox_id: one for one in turns}
         await self.set_aside([(places[one.outbox_id], one) for one in guilty])

@@ -19,13 +19,13 @@ import pytest
 import yaml
 from sqlalchemy.ext.asyncio import AsyncSession
 
-import streams.agents.chat_history  # noqa: F401  (registered before the registry is copied)
 from db import async_engine
-from streams import events, outbox, registry
+from streams import outbox
 from streams.cli import COMMANDS, cli
 from streams.dev.toolbox import CLIENTS
 from streams.settings import Settings, load
 from tests.conftest import World
+from tests.fixtures.projects import importable
 
 Eventually = Callable[..., Any]
 
@@ -63,9 +63,7 @@ def business(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, database: str) -> 
     """A folder that holds the README's package, as the working folder of a business service."""
     install(README, tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(registry, "_registered", list(registry._registered))
-    monkeypatch.setattr(events, "_declared", dict(events._declared))
+    importable(tmp_path, monkeypatch)
     for name in [name for name in os.environ if name.startswith("STREAMS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("DATABASE_URL", database)

@@ -15,14 +15,14 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-import streams.agents.chat_history  # noqa: F401  (registered before the registry is copied)
 from db import async_engine
-from streams import Message, PayloadInvalid, events, outbox, registry
+from streams import Message, PayloadInvalid, outbox, registry
 from streams.agents.chat_history import ChatHistoryPersist
 from streams.dev.postgres import PostgresServer
 from streams.errors import NotMigrated, RegistryInvalid, ServiceUnreachable, UsageError
 from streams.testing import WouldWait, batch, persist, persist_sync, retry, retry_sync
 from tests.fixtures.notes import AGENT, TABLES
+from tests.fixtures.projects import importable
 
 
 def chat(number: int, **changes: Any) -> ChatHistoryPersist:
@@ -39,9 +39,7 @@ def note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, database: str) -> Iter
     (tmp_path / "notepad.py").write_text(source)
     (tmp_path / "faust.yml").write_text("agents: [notepad]\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(registry, "_registered", list(registry._registered))
-    monkeypatch.setattr(events, "_declared", dict(events._declared))
+    importable(tmp_path, monkeypatch)
     for name in [name for name in os.environ if name.startswith("STREAMS_")]:
         monkeypatch.delenv(name)
     with psycopg.connect(database) as connection:

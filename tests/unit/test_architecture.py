@@ -25,7 +25,7 @@ ALLOWED = {
     **{top: {"db", "core", "streams", *SIDES, *TOP} for top in TOP},
 }
 PLUGIN = "pytest_outbox_streams"
-FORBIDDEN_TO_BUSINESS = ("faust", "mode", "aiokafka", "confluent_kafka")
+FORBIDDEN_TO_BUSINESS = ("faust", "mode", "aiokafka", "confluent_kafka", "opentelemetry")
 
 
 def layer(module: str) -> str | None:
