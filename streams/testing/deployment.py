@@ -163,7 +163,7 @@ class Deployment(AbstractContextManager["Deployment"]):
 
 
 def _alone(settings: Settings, database: str, broker: str, name: str) -> dict[str, Any]:
-    """The settings as plain data, for one broker without a login and with names that nobody else has."""
+    """The settings as plain data, for one broker without a login, with names that nobody else has, and without traces."""
     found: dict[str, Any] = msgspec.to_builtins(settings)
     for topic in (found["topic"], *found["topics"].values()):
         topic["replication_factor"] = 1
@@ -171,7 +171,7 @@ def _alone(settings: Settings, database: str, broker: str, name: str) -> dict[st
     found["broker"] = {"url": broker, "topic_prefix": f"{name}."}
     found["relay"]["name"] = name
     found["worker"]["group"] = name
-    found["connect"] = {}
+    found["connect"] = found["telemetry"] = {}
     if found["relay"]["mode"] == "debezium":
         found["relay"]["mode"] = "auto"
     return found

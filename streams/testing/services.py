@@ -53,7 +53,7 @@ def postgres(directory: Path) -> Iterator[PostgresServer]:
 @contextmanager
 def kafka(directory: Path, config: pytest.Config) -> Iterator[KafkaBroker]:
     """A broker for as long as the block; the download that the first start on a machine needs is shown."""
-    broker = KafkaBroker(directory, report=_shown(config))
+    broker = KafkaBroker(directory, report=shown(config))
     asyncio.run(broker.start())
     try:
         yield broker
@@ -89,20 +89,7 @@ def copied(server: PostgresServer, template: str) -> Iterator[str]:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def _created(server: PostgresServer, name: str, template: str = "template1") -> str:
-    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
-    with psycopg.connect(server.url, autocommit=True) as connection:
-        try:
-            connection.execute(create)
-        except psycopg.errors.ObjectInUse:
-            raise UsageError(
-                f"database {template} cannot be copied while somebody is connected to it:"
-                " close every connection in your fixture streams_template before it returns"
-            ) from None
-    return server.url_of(name)
-
-
-def _shown(config: pytest.Config) -> Callable[[Progress], None]:
+def shown(config: pytest.Config) -> Callable[[Progress], None]:
     """Tells of a download in pytest's own output, now and then, although that is captured while a fixture runs."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     capture = config.pluginmanager.get_plugin("capturemanager")
@@ -118,3 +105,16 @@ def _shown(config: pytest.Config) -> Callable[[Progress], None]:
             reporter.write_line(f"outbox-streams: downloading {describe(progress)}", flush=True)
 
     return show
+
+
+def _created(server: PostgresServer, name: str, template: str = "template1") -> str:
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        try:
+            connection.execute(create)
+        except psycopg.errors.ObjectInUse:
+            raise UsageError(
+                f"database {template} cannot be copied while somebody is connected to it:"
+                " close every connection in your fixture streams_template before it returns"
+            ) from None
+    return server.url_of(name)

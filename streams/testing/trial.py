@@ -90,6 +90,9 @@ class _Trial:
     """One call: its database, its settings, and what it wrote so far."""
 
     def __init__(self, where: Where, settings: Settings | None) -> None:
+        if not isinstance(where, Where):
+            kind = type(where).__name__
+            raise UsageError(f"a {kind} was given: expected a database URL, an AsyncConnection or an AsyncSession")
         self._where = where
         self._settings = _at(where, settings or load())
         self._registry = configured(self._settings)
@@ -167,9 +170,10 @@ class _Trial:
                 raise error
 
     async def _once(self, topic: str, work: Work, care: Care, memory: Memory) -> Outcome:
-        lost = False
+        lost = self._engine is not None
         try:
             async with self._transaction() as connection:
+                lost = False
                 driver = await _driver(connection)
                 seconds = self._settings.worker.handler_timeout + GRACE
                 transaction = Transaction(

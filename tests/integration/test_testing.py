@@ -183,6 +183,10 @@ async def test_what_enqueue_refuses_is_refused(note: Any, database: str) -> None
     with pytest.raises(PayloadInvalid, match="note_added: no agent for it was discovered; add its package to `agents`"):
         await persist(database, [note("a")])
     assert rows(database, "SELECT count(*) FROM outbox") == [(0,)]
+    with pytest.raises(
+        UsageError, match="a PosixPath was given: expected a database URL, an AsyncConnection or an AsyncSession"
+    ):
+        await persist(Path("faust.yml"), [note("a")])  # type: ignore[arg-type]
 
 
 async def test_a_database_that_is_not_ready_is_one_clear_line(postgres: PostgresServer) -> None:
