@@ -72,6 +72,7 @@ class Attempt:
 
         self._turns = {one.outbox_id: one for one in turns}
         ids = [*self._turns, *(one.outbox_id for one in self._asides)]
+        # Asked of the outbox: a retry has no record to read it from, and decoding stays as it is for those who do not trace.
         rows = await execute("traceparents", topic=self._topic, ids=ids)
         callers = {one: found for one, text in rows if (found := telemetry.caller(text))}
         self._callers = {one: found for one, found in callers.items() if telemetry.sampled(found)}
