@@ -107,6 +107,37 @@ outbox_state = Table(
     postgresql_partition_by="RANGE (outbox_id)",
 )
 
+outbox_foreign = Table(
+    "outbox_foreign",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("outbox_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("offset", BigInteger),
+    Column("applied", BigInteger),
+    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("created_at", MILLISECONDS),
+    Column("partition", Integer),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("replays", SmallInteger, nullable=False, server_default=text("0")),
+    Column("open", Boolean, nullable=False, server_default=text("false")),
+    Column("status", Text, nullable=False),
+    Column("arrived", BigInteger),
+    Column("next_retry_at", DateTime(timezone=True)),
+    Column("biz_type", Text),
+    Column("topic", Text),
+    Column("key", Text),
+    Column("error_code", Text),
+    Column("error", Text),
+    # Verbatim, as the envelope had it, while the message is open or dead; `replaced` is what an operator's edit replaced.
+    Column("payload", Text),
+    Column("replaced", Text),
+    CheckConstraint("source <> ''", name="outbox_foreign_source"),
+    CheckConstraint("status IN ('retrying', 'parked', 'consumed', 'dead', 'discarded')", name="outbox_foreign_status"),
+    CheckConstraint("length(error) <= 2000", name="outbox_foreign_error_length"),
+    Index("outbox_foreign_open", "source", "topic", "key", "arrived", postgresql_where=text("open")),
+    Index("outbox_foreign_dead", "source", "outbox_id", postgresql_where=text("status = 'dead'")),
+)
+
 outbox_run_crashes = Table(
     "outbox_run_crashes",
     metadata,

@@ -85,6 +85,25 @@ def decode(raw: bytes | str | None, payload: type[E]) -> E:
     return found
 
 
+def key_text(value: Any) -> str | None:
+    """What a key field holds, as the key of its conversation; None when it can be none."""
+    if value is None:
+        return None
+    # A date is text, as it was when it was enqueued.
+    plain = value if isinstance(value, str) else orjson.loads(orjson.dumps(value))
+    text = _text_of(plain)
+    return text if 1 <= len(text.encode()) <= KEY_BYTES and "\0" not in text else None
+
+
+def unparsable(raw: bytes) -> str:
+    """Why these bytes are no JSON text; '' when they are."""
+    try:
+        orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        return _unparsable(raw, error)
+    return ""
+
+
 @cache
 def _defaults(payload: type[Any]) -> dict[str, None]:
     """The fields that may be absent or null: spelling them out makes msgspec's `convert` three times as fast."""
@@ -101,13 +120,17 @@ def _key(plain: dict[str, Any], kind: EventType) -> str:
     key = plain[kind.key]
     if key is None:
         raise PayloadInvalid(f"{kind.biz_type}: {kind.key!r} is None: expected a value, it is the key")
-    text = key if isinstance(key, str) else orjson.dumps(key).decode()
+    text = _text_of(key)
     size = len(text.encode())
     if not 1 <= size <= KEY_BYTES:
         raise PayloadInvalid(
             f"{kind.biz_type}: {kind.key!r} is {_shown(key)} ({size} bytes): expected 1 to {KEY_BYTES} bytes for a key"
         )
     return text
+
+
+def _text_of(key: Any) -> str:
+    return key if isinstance(key, str) else orjson.dumps(key).decode()
 
 
 def _explain(error: msgspec.ValidationError, payload: type[Any]) -> tuple[str, str]:

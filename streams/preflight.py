@@ -22,10 +22,10 @@ def check(settings: Settings, registry: Registry, pages: tuple[str, int] | None 
     with deploy.connection(settings) as connection:
         deploy.check(connection)
         deploy.register(connection, settings, registry)
-    topics = [*registry.topics, *(topic + RETRY_SUFFIX for topic in registry.topics)]
+    topics = [*registry.consumed, *(topic + RETRY_SUFFIX for topic in registry.consumed)]
     # Faust would make them itself, after it has looked at them: a worker that comes first would find them without partitions.
     changelogs = {
-        f"{settings.worker.group}-{topic}-{table}-changelog": topic for topic in registry.topics for table in TABLES
+        f"{settings.worker.group}-{topic}-{table}-changelog": topic for topic in registry.consumed for table in TABLES
     }
     kafka.prepare_topics(settings, topics, changelogs)
 

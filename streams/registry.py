@@ -9,7 +9,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Literal, TypeVar, get_args
 
@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.effects import Effect as Effect
 from db.effects import Tally as Tally
-from streams.errors import RegistryInvalid
+from streams.errors import RegistryInvalid, SettingsInvalid
 from streams.events import Batch, EventType, declared, declared_in, is_topic
 from streams.settings import RETRY_SUFFIX, Settings
 
@@ -50,14 +50,20 @@ class Agent:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """Every biz_type this process knows, by name."""
+    """Every biz_type this process knows, by name; `envelopes` are other systems' topics, each with the name of its system."""
 
     agents: Mapping[str, Agent]
+    envelopes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def topics(self) -> tuple[str, ...]:
-        """The topics consumed, sorted."""
+        """The topics of our own events, sorted."""
         return tuple(sorted({agent.event.topic for agent in self.agents.values()}))
+
+    @property
+    def consumed(self) -> tuple[str, ...]:
+        """Every topic that workers consume, sorted."""
+        return tuple(sorted({*self.topics, *self.envelopes}))
 
 
 def agent(
@@ -112,8 +118,9 @@ def discover(packages: Iterable[str] = (), topic_prefix: str = "") -> Registry:
 
 
 def configured(settings: Settings) -> Registry:
-    """The registry these settings ask for."""
-    return discover(settings.agents, settings.broker.topic_prefix)
+    """The registry these settings ask for, envelope topics included; SettingsInvalid when one of those cannot be."""
+    found = discover(settings.agents, settings.broker.topic_prefix)
+    return replace(found, envelopes=_envelopes(settings, found))
 
 
 # With the module as it was when it registered: an import that failed and is tried again registers anew.
@@ -129,6 +136,22 @@ def _check_fate(where: str, attempts: int, first_delay: float, most_delay: float
         )
     if on_dead not in get_args(OnDead):
         raise RegistryInvalid(f"{where}: on_dead is {on_dead!r}, expected 'continue' or 'hold'")
+
+
+def _envelopes(settings: Settings, ours: Registry) -> dict[str, str]:
+    """Each envelope topic, prefixed, with its source."""
+    prefix = settings.broker.topic_prefix
+    named = {name: topic for name, topic in settings.topics.items() if topic.format == "envelope"}
+    found = {prefix + name: topic.source or name for name, topic in named.items()}
+    taken = dict.fromkeys(ours.topics, "an event's own")
+    taken |= {topic + RETRY_SUFFIX: f"the retry topic of {topic}" for topic in (*ours.topics, *found)}
+    for name in named:
+        setting = f"setting 'topics.{name}.format' is 'envelope'"
+        if not is_topic(prefix + name + RETRY_SUFFIX):
+            raise SettingsInvalid(f"{setting}: expected a topic of at most 243 characters, with the prefix")
+        if other := taken.get(prefix + name):
+            raise SettingsInvalid(f"{setting}: expected 'outbox', because topic {prefix + name!r} is {other}")
+    return found
 
 
 def _prefixed(found: Agent, prefix: str) -> Agent:

@@ -44,6 +44,12 @@ Group = Annotated[
         pattern=r"^[A-Za-z0-9._-]{1,150}\Z", description="1 to 150 letters, digits, dots, underscores and dashes"
     ),
 ]
+Source = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9._-]{1,249}\Z", description="1 to 249 letters, digits, dots, underscores and dashes"
+    ),
+]
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,12 +87,16 @@ class Outbox(_Section, frozen=True):
 
 
 class Topic(_Section, frozen=True):
-    """How a topic is created and what its partition count must be."""
+    """How a topic is created, what its partition count must be, and what its records look like.
+
+    An envelope topic is another system's: `source` names that system, by default with the topic's name.
+    """
 
     partitions: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 8
     replication_factor: Positive = 1
     retention_hours: Positive = 168
     format: Literal["outbox", "envelope"] = "outbox"
+    source: Source | None = None
 
 
 class Relay(_Section, frozen=True):
@@ -391,6 +401,7 @@ def _check(settings: Settings) -> None:
         raise SettingsInvalid(f"setting 'broker.url' is {redact(broker.url)!r}: expected host:port[,host:port]")
     _check_login(broker)
     _check_connect(settings.connect)
+    _check_formats(settings)
     if settings.worker.lock_timeout >= settings.worker.handler_timeout:
         raise SettingsInvalid(
             f"setting 'worker.lock_timeout' is {settings.worker.lock_timeout}: "
@@ -421,6 +432,21 @@ def _check_login(broker: Broker) -> None:
             f"setting 'broker.ssl_cafile' is {broker.ssl_cafile!r}: "
             f"expected none unless broker.security_protocol ({protocol}) is SSL or SASL_SSL"
         )
+
+
+def _check_formats(settings: Settings) -> None:
+    if settings.topic.format != "outbox":
+        raise SettingsInvalid(
+            "setting 'topic.format' is 'envelope': expected 'outbox', an envelope topic is named under 'topics'"
+        )
+    for key, topic in {
+        "topic": settings.topic,
+        **{f"topics.{name}": each for name, each in settings.topics.items()},
+    }.items():
+        if topic.format == "outbox" and topic.source is not None:
+            raise SettingsInvalid(
+                f"setting '{key}.source' is {topic.source!r}: expected none unless {key}.format is envelope"
+            )
 
 
 def _check_connect(connect: Connect) -> None:

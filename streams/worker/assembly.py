@@ -27,7 +27,7 @@ def assemble(settings: Settings, registry: Registry, persister: Persister) -> fa
     worker = settings.worker
     app = faust.App(worker.group, **_options(settings))
     urls = [URL(f"kafka://{server}") for server in settings.broker_url.split(",")]
-    retries = {topic: topic + RETRY_SUFFIX for topic in registry.topics}
+    retries = {topic: topic + RETRY_SUFFIX for topic in registry.consumed}
     app.transport = run_transport([*retries, *retries.values()], worker.run_records, worker.run_bytes)(urls, app)
     slots = Slots(worker.transactions)
     for topic, retry in retries.items():

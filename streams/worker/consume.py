@@ -101,7 +101,7 @@ class Consumer:
         try:
             heads = await self._persister.heads(self._topic, [key for _, key in keys]) if keys else []
             shown = self._tables.dead_of([key for _, key in keys])
-            still = await self._persister.still_dead(shown) if shown else set()
+            still = await self._persister.still_dead(self._topic, shown) if shown else set()
         except (psycopg.Error, SQLAlchemyError, OSError) as error:
             logger.warning("tables not updated", extra={"topic": self._topic, "error": type(error).__name__})
             return

@@ -11,14 +11,24 @@ import msgspec
 
 from streams.codec import Unreadable, decode
 from streams.events import Message
-from streams.registry import Registry
+from streams.names import outbox_number
+from streams.registry import Agent, Registry
 
 EPOCH = datetime(1970, 1, 1)
-MAX_ID = 2**63 - 1
+
+
+class Kept(msgspec.Struct):
+    """What only the record says of a message: nobody else has it until it is stored."""
+
+    payload: str
+    created_ms: int
 
 
 class Incoming(msgspec.Struct):
-    """One record with a usable id: `outbox_id` is the root's, `record_id` its own; `fault` says why there is no message."""
+    """One record with a usable id: `outbox_id` is the root's, `record_id` its own; `fault` says why there is no message.
+
+    `kept` is what to store when a message that has no outbox row is set aside.
+    """
 
     record_id: int
     outbox_id: int
@@ -28,6 +38,7 @@ class Incoming(msgspec.Struct):
     biz_type: str
     message: Message[Any] | None
     fault: Unreadable | None = None
+    kept: Kept | None = None
 
     @property
     def resend(self) -> bool:
@@ -53,8 +64,8 @@ def read(records: Iterable[Any], registry: Registry) -> tuple[list[Incoming], li
     rejected: list[Rejected] = []
     for record in records:
         raw_id, raw_type, root = _headers(record.headers)
-        record_id = _number(raw_id)
-        outbox_id = record_id if root is None else _number(root)
+        record_id = outbox_number(raw_id)
+        outbox_id = record_id if root is None else outbox_number(root)
         if record_id is None or outbox_id is None:
             name, raw = ("id", raw_id) if record_id is None else ("resend_of", root)
             shown = "missing" if raw is None else repr(raw[:40])
@@ -104,19 +115,17 @@ def parse(
     attempts: int = 0,
 ) -> Message[Any]:
     """The message of one outbox row; Unreadable when nobody could handle it."""
+    payload = agent_of(biz_type, registry).event.payload
+    return Message(outbox_id, key, decode(value, payload), created_ms, attempts)
+
+
+def agent_of(biz_type: str, registry: Registry) -> Agent:
+    """Who handles it; Unreadable when nobody does."""
     agent = registry.agents.get(biz_type)
     if agent is None:
         known = ", ".join(sorted(registry.agents))
         raise Unreadable(f"unknown biz_type {biz_type[:80]!r}: expected one of {known}", code="biz_type")
-    return Message(outbox_id, key, decode(value, agent.event.payload), created_ms, attempts)
-
-
-def _number(raw: bytes | None) -> int | None:
-    """A positive bigint in plain ASCII digits, else None."""
-    if raw is None or len(raw) > 19 or not raw.isdigit():
-        return None
-    number = int(raw)
-    return number if 0 < number <= MAX_ID else None
+    return agent
 
 
 def milliseconds(created_at: datetime) -> int:

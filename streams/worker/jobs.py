@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from streams.errors import Reject
-from streams.worker.decode import read
 from streams.worker.handlers import Care
 from streams.worker.ledger import Run
 from streams.worker.persister import Persister
@@ -23,9 +22,10 @@ PATIENCE = 3  # crashes of a run before it is worked piece by piece, and of one 
 
 
 class Job(Protocol):
-    """One run, and what to do with it."""
+    """One run, and what to do with it; `topic` is that of its messages."""
 
     run: Run
+    topic: str
 
     async def work(self, care: Care) -> Outcome | None:
         """Do it; None when the run stopped being ours."""
@@ -41,7 +41,7 @@ class Persist:
     """The records of a source topic."""
 
     def __init__(self, persister: Persister, run: Run) -> None:
-        self._persister, self.run = persister, run
+        self._persister, self.run, self.topic = persister, run, run.topic
 
     async def work(self, care: Care) -> Outcome | None:
         """One transaction for all of them."""
@@ -53,7 +53,7 @@ class Persist:
 
     async def messages(self) -> list[int]:
         """The roots named in the records."""
-        found, _ = read(self.run.records, self._persister.registry)
+        found, _ = self._persister.origin(self.topic).read(self.run.records)
         return [one.outbox_id for one in found]
 
 
@@ -61,22 +61,22 @@ class Wake:
     """Wake-up calls from a retry topic: conversations of its source topic with something due."""
 
     def __init__(self, persister: Persister, topic: str, run: Run, most: int | None = None) -> None:
-        self._persister, self._topic, self.run, self._most = persister, topic, run, most
+        self._persister, self.topic, self.run, self._most = persister, topic, run, most
         # Anything may stand on a topic; what names no conversation wakes nobody.
         named = (record.key.decode("utf-8", "replace") for record in run.records if record.key)
         self.keys = list(dict.fromkeys(key for key in named if "\0" not in key))
 
     async def work(self, care: Care) -> Outcome | None:
         """One transaction with what is due of each."""
-        return await self._persister.retry(self.run, self._topic, self.keys, care, self._most)
+        return await self._persister.retry(self.run, self.topic, self.keys, care, self._most)
 
     def pieces(self) -> Iterable[Job]:
         """The head of one conversation each."""
-        return [Wake(self._persister, self._topic, one, most=1) for one in self.run.pieces()]
+        return [Wake(self._persister, self.topic, one, most=1) for one in self.run.pieces()]
 
     async def messages(self) -> list[int]:
         """The heads of the conversations."""
-        return [head.outbox_id for head in await self._persister.heads(self._topic, self.keys)]
+        return [head.outbox_id for head in await self._persister.heads(self.topic, self.keys)]
 
 
 async def guarded(persister: Persister, job: Job) -> Outcome | None:
@@ -106,9 +106,8 @@ async def _piece_by_piece(persister: Persister, job: Job) -> Outcome | None:
         if crashes is None:
             return None
         if crashes >= PATIENCE:
-            persister.condemn(
-                await piece.messages(), Reject(f"the worker died {crashes} times while it handled this", code="crash")
-            )
+            reason = Reject(f"the worker died {crashes} times while it handled this", code="crash")
+            persister.condemn(piece.topic, await piece.messages(), reason)
         outcome = await piece.work(Care.ONE_BY_ONE)
         if outcome is None or not job.run.current:
             return None

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, LiteralString
 
 import orjson
 import psycopg
@@ -22,11 +23,12 @@ from db import async_engine, query
 from db.engine import KEEPALIVES
 from streams.registry import Registry
 from streams.settings import Settings
-from streams.worker.decode import read
 from streams.worker.fate import HandlerBroken, Verdict, jittered, judge, sqlstate
+from streams.worker.foreign import Foreign
 from streams.worker.handlers import Care
 from streams.worker.isolation import Memory
 from streams.worker.ledger import Run
+from streams.worker.origin import Origin, Outbox
 from streams.worker.retry import Head, work_open
 from streams.worker.transaction import Aside, Invisible, Outcome, Transaction
 
@@ -48,8 +50,14 @@ class Persister:
         self._most = settings.worker.run_records
         self._timeout = settings.worker.handler_timeout + GRACE
         self._engine = worker_engine(settings)
-        self._memory = Memory()
+        self._ours = Outbox(registry)
+        self._foreign = {topic: Foreign(registry, source) for topic, source in registry.envelopes.items()}
+        self._memories: defaultdict[str, Memory] = defaultdict(Memory)
         self._careful = 0
+
+    def origin(self, topic: str) -> Origin:
+        """Whose messages a topic carries."""
+        return self._foreign.get(topic, self._ours)
 
     async def together(self, runs: Sequence[Run]) -> Outcome | None:
         """One try at these runs in one transaction; None when it failed and they have to be worked one by one."""
@@ -69,26 +77,26 @@ class Persister:
         """Work what is due of these conversations of the topic, whose wake-up calls came in the run."""
 
         async def work(transaction: Transaction) -> None:
-            await work_open(transaction, self.registry, topic, run.partition, keys, most or self._most)
+            await work_open(transaction, topic, run.partition, keys, most or self._most)
 
         return await self._until_done(run, topic, work, care)
 
     async def heads(self, topic: str, keys: Sequence[str]) -> list[Head]:
         """The open message that each of these conversations waits for; none for one that waits for nothing."""
-        return [Head.of(row) for row in await self._read("heads", topic=topic, keys=orjson.dumps(list(keys)).decode())]
+        return [Head.of(row) for row in await self._ask("heads", topic, keys=orjson.dumps(list(keys)).decode())]
 
     async def all_heads(self, topic: str, partitions: Sequence[int]) -> list[Head]:
         """The same for every conversation of these partitions."""
-        rows = await self._read("all_heads", topic=topic, partitions=list(partitions))
+        rows = await self._ask("all_heads", topic, partitions=list(partitions))
         return [Head.of(row) for row in rows]
 
-    async def still_dead(self, ids: Sequence[int]) -> set[int]:
-        """Which of these messages are dead."""
-        return {row[0] for row in await self._read("still_dead", ids=list(ids))}
+    async def still_dead(self, topic: str, ids: Sequence[int]) -> set[int]:
+        """Which of these messages of the topic are dead."""
+        return {row[0] for row in await self._ask("still_dead", topic, ids=list(ids))}
 
     async def dead_letters(self, topic: str, partitions: Sequence[int], most: int) -> list[Aside]:
         """The newest dead letters of these partitions."""
-        rows = await self._read("newest_dead", topic=topic, partitions=list(partitions), most=most)
+        rows = await self._ask("newest_dead", topic, partitions=list(partitions), most=most)
         return [Aside(one, partition, key, "dead", attempts, code) for key, partition, one, attempts, code in rows]
 
     async def note(self, run: Run, name: str, **parameters: Any) -> int | None:
@@ -96,7 +104,7 @@ class Persister:
         tries = 0
         while run.current:
             try:
-                rows = await self._read(name, **parameters)
+                rows = await self._read(query(name), parameters)
             except (psycopg.Error, DBAPIError, PoolTimeout, OSError) as error:
                 tries += 1
                 await self._wait(run, error, tries)
@@ -104,9 +112,9 @@ class Persister:
                 return int(rows[0][0]) if rows else 0
         return None
 
-    def condemn(self, messages: Sequence[int], error: Exception) -> None:
-        """Have these messages fail with this error the next time, without calling a handler."""
-        self._memory.condemned.update(dict.fromkeys(messages, error))
+    def condemn(self, topic: str, messages: Sequence[int], error: Exception) -> None:
+        """Have these messages of the topic fail with this error the next time, without calling a handler."""
+        self._memories[self.origin(topic).source].condemned.update(dict.fromkeys(messages, error))
 
     async def reachable(self) -> bool:
         """Whether the database answers within two seconds."""
@@ -124,7 +132,7 @@ class Persister:
     def _records(self, runs: Sequence[Run]) -> Work:
         async def work(transaction: Transaction) -> None:
             # Anew in each try: deciding fills messages in from outbox rows.
-            found, rejected = read(chain.from_iterable(run.records for run in runs), self.registry)
+            found, rejected = transaction.origin.read(chain.from_iterable(run.records for run in runs))
             await transaction.records(found, rejected, {run.partition for run in runs})
 
         return work
@@ -163,7 +171,7 @@ class Persister:
 
     async def _once(self, topic: str, work: Work, care: Care) -> Outcome:
         """One transaction; _Failed when it did not commit, or when nobody knows."""
-        lost = True
+        lost, origin = True, self.origin(topic)
         try:
             async with self._engine.connect() as connection:
                 lost = False
@@ -176,11 +184,13 @@ class Persister:
                     topic,
                     care=care,
                     seconds=self._timeout,
-                    memory=self._memory,
+                    memory=self._memories[origin.source],
+                    origin=origin,
                 )
                 try:
                     async with transaction.spans, connection.begin():
                         await work(transaction)
+                        await transaction.settle()
                 except Exception:
                     lost = driver.closed or driver.broken or connection.invalidated
                     raise
@@ -194,12 +204,16 @@ class Persister:
         self._careful -= 1
         return Care.PIECES
 
-    async def _read(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+    async def _ask(self, name: str, topic: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        origin = self.origin(topic)
+        return await self._read(origin.statement(name), {"topic": topic, "source": origin.source, **parameters})
+
+    async def _read(self, statement: LiteralString, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         async with self._engine.connect() as connection:
             driver = (await connection.get_raw_connection()).driver_connection
             assert isinstance(driver, psycopg.AsyncConnection)
             async with driver.cursor() as cursor:
-                await cursor.execute(query(name), parameters)
+                await cursor.execute(statement, parameters)
                 rows = await cursor.fetchall() if cursor.description else []
             await driver.commit()
             return rows

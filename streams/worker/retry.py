@@ -8,10 +8,10 @@ from typing import Any
 
 import orjson
 
-from streams.registry import Registry
 from streams.worker.decode import Incoming
 from streams.worker.isolation import Guilty
-from streams.worker.transaction import Transaction, read_row
+from streams.worker.origin import Origin
+from streams.worker.transaction import Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,6 @@ class Head:
 
 async def work_open(
     transaction: Transaction,
-    registry: Registry,
     topic: str,
     partition: int,
     keys: Sequence[str],
@@ -46,7 +45,7 @@ async def work_open(
     await transaction.lock([partition])
     limit = max(1, most // max(1, len(keys)))
     rows = await transaction.execute("open_rows", topic=topic, keys=orjson.dumps(list(keys)).decode(), most=limit)
-    turns = _due(rows, partition, registry)
+    turns = _due(rows, partition, transaction.origin)
     if not turns:
         return
     taken = await transaction.reclaim(turns)
@@ -57,7 +56,7 @@ async def work_open(
     await transaction.apply(ready)
 
 
-def _due(rows: Iterable[tuple[Any, ...]], partition: int, registry: Registry) -> list[tuple[Incoming, str]]:
+def _due(rows: Iterable[tuple[Any, ...]], partition: int, origin: Origin) -> list[tuple[Incoming, str]]:
     """(message, its status) of what may be worked now; a conversation stops where its next message has to wait."""
     turns: list[tuple[Incoming, str]] = []
     stopped: set[str] = set()
@@ -68,7 +67,7 @@ def _due(rows: Iterable[tuple[Any, ...]], partition: int, registry: Registry) ->
             stopped.add(key)
             continue
         one = Incoming(outbox_id, outbox_id, partition, offset, key, biz_type, None)
-        read_row(one, (outbox_id, biz_type, key, payload, created_at), registry, attempts)
+        origin.fill(one, (outbox_id, biz_type, key, payload, created_at), attempts)
         turns.append((one, status))
     return turns
 

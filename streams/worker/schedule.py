@@ -103,7 +103,7 @@ class Scheduler:
             self._schedule.put(*where, head.due)
         dead = await self._persister.dead_letters(self._topic, mine, DEAD_SHOWN)
         gone = self._tables.dead_ids(mine)
-        gone -= await self._persister.still_dead(sorted(gone)) if gone else set()
+        gone -= await self._persister.still_dead(self._topic, sorted(gone)) if gone else set()
         for partition, key in self._tables.differing(mine, heads, dead, gone):
             await self._wake(partition, key)
 

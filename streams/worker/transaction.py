@@ -14,14 +14,14 @@ import orjson
 import psycopg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db import query
 from streams.codec import Unreadable
 from streams.events import Message
 from streams.registry import Registry
-from streams.worker.decode import Incoming, Rejected, milliseconds, parse
+from streams.worker.decode import Incoming, Rejected
 from streams.worker.fate import describe
 from streams.worker.handlers import Care, apply
 from streams.worker.isolation import Guilty, Memory
+from streams.worker.origin import Origin, Outbox
 from streams.worker.policy import TERMINAL, Decision, Fact, decide
 from streams.worker.spans import Attempt
 
@@ -75,9 +75,12 @@ class Transaction:
         care: Care,
         seconds: float,
         memory: Memory,
+        origin: Origin | None = None,
     ) -> None:
         self._connection, self._driver, self._registry, self._topic = connection, driver, registry, topic
         self._care, self._seconds, self._memory = care, seconds, memory
+        self.origin: Origin = origin or Outbox(registry)
+        self._retaken: set[int] = set()
         self.outcome = Outcome()
         self.spans = Attempt(topic, self.outcome.asides)
 
@@ -123,6 +126,7 @@ class Transaction:
                 "error_code": one.code,
                 "error": one.error,
                 "delay": one.delay,
+                **self.origin.kept(place),
             }
             for place, one in guilty
         ]
@@ -138,30 +142,35 @@ class Transaction:
             {"outbox_id": one.outbox_id, "status": status, "partition": one.partition, "offset": one.offset}
             for one, status in turns
         ]
-        return {row[0] for row in await self.execute("reclaim", messages=orjson.dumps(rows).decode())}
+        taken = {row[0] for row in await self.execute("reclaim", messages=orjson.dumps(rows).decode())}
+        self._retaken |= taken
+        return taken
+
+    async def settle(self) -> None:
+        """Before the commit: forget what was kept of messages that are settled now."""
+        if self.origin.settle is not None and self._retaken:
+            await self.execute(self.origin.settle, ids=list(self._retaken))
 
     async def execute(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """The rows of a named query."""
         async with self._driver.cursor() as cursor:
-            await cursor.execute(query(name), parameters)
+            await cursor.execute(self.origin.statement(name), parameters | {"source": self.origin.source})
             return await cursor.fetchall() if cursor.description else []
 
     async def _lock_and_claim(self, partitions: Iterable[int], plain: Sequence[Incoming]) -> set[int]:
         """One round trip in the usual case: nothing of the topic is open, and everything is new."""
         where = {"topic": self._topic, "partitions": sorted(partitions)}
         async with self._driver.pipeline(), self._driver.cursor() as lock, self._driver.cursor() as claim:
-            await lock.execute(query("lock_partitions"), where)
-            await claim.execute(query("claim"), self._claim(plain, checked=False))
+            await lock.execute(self.origin.statement("lock_partitions"), where)
+            await claim.execute(self.origin.statement("claim"), self._claim(plain, checked=False))
             return {outbox_id for (outbox_id,) in await claim.fetchall()}
 
     def _claim(self, plain: Sequence[Incoming], *, checked: bool) -> dict[str, Any]:
-        # An array of numbers as text: a tenth of the price of binding a list.
         return {
             "topic": self._topic,
+            "source": self.origin.source,
             "checked": checked,
-            "ids": "{" + ",".join([str(one.outbox_id) for one in plain]) + "}",
-            "partitions": "{" + ",".join([str(one.partition) for one in plain]) + "}",
-            "offsets": "{" + ",".join([str(one.offset) for one in plain]) + "}",
+            **self.origin.claim(plain),
         }
 
     async def _decide(self, found: Sequence[Incoming], claimed: set[int]) -> list[Incoming]:
@@ -232,7 +241,10 @@ class Transaction:
             ids = list({one.outbox_id for one in movable})
             rows = {row[0]: row for row in await self.execute("payloads", ids=ids)}
             for one in movable:
-                read_row(one, rows[one.outbox_id], self._registry, facts[one.outbox_id].attempts or 0)
+                if (
+                    one.outbox_id in rows
+                ):  # without an outbox row there is nothing else than the record before the first try
+                    self.origin.fill(one, rows[one.outbox_id], facts[one.outbox_id].attempts or 0)
         return facts
 
     async def _again(self, turns: Sequence[tuple[Incoming, Fact]]) -> set[int]:
@@ -249,7 +261,7 @@ class Transaction:
         """The fate of an open message that cannot be parsed or validated."""
         fault = cast("Unreadable", one.fault)
         agent = self._registry.agents.get(one.biz_type)
-        held = agent is not None and agent.on_dead == "hold"
+        held = agent is not None and agent.on_dead == "hold" and bool(one.key)
         return Guilty(one.outbox_id, one.key, "dead", 0, *describe(fault), open=held)
 
     async def _open(self, new: Sequence[Incoming]) -> None:
@@ -257,6 +269,7 @@ class Transaction:
         rows = []
         for one in new:
             row = {"outbox_id": one.outbox_id, "partition": one.partition, "offset": one.offset, "key": one.key}
+            row |= self.origin.kept(one)
             if one.fault is None:
                 rows.append({**row, "status": "parked", "open": True})
             else:
@@ -276,17 +289,6 @@ class Transaction:
             rows = [{"partition": one.partition, "offset": one.offset, "reason": one.reason} for one in lost]
             await self.execute("reject", topic=self._topic, rejects=orjson.dumps(rows).decode())
             self.outcome.rejected += lost
-
-
-def read_row(one: Incoming, row: tuple[Any, ...], registry: Registry, attempts: int = 0) -> None:
-    """The message as its outbox rows say (root id, biz_type, key, payload, created_at): what a broken record means."""
-    outbox_id, biz_type, key, payload, created_at = row
-    one.key, one.biz_type = key, biz_type
-    try:
-        created_ms = milliseconds(created_at)
-        one.message, one.fault = parse(payload, biz_type, outbox_id, key, created_ms, registry, attempts), None
-    except Unreadable as fault:
-        one.message, one.fault = None, fault
 
 
 def _may_move(one: Incoming, fact: Fact) -> bool:

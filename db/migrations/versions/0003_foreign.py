@@ -1,0 +1,16 @@
+"""Fates of messages that another system's producer sends in envelopes."""
+
+from importlib import resources
+
+from alembic import op
+
+revision = "0003"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    # no_parameters: the text reaches the server as it is, several statements at once.
+    connection = op.get_bind().execution_options(no_parameters=True)
+    connection.exec_driver_sql(
+        resources.files("db.migrations").joinpath("versions", "0003_foreign.sql").read_text("utf-8")
+    )

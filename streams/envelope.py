@@ -1,0 +1,86 @@
+"""Another system's envelope, `{"outbox_id", "biz_type", "payload"}`: what it holds, and what its payload says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import orjson
+
+from streams import codec
+from streams.codec import Unreadable
+from streams.events import EventType
+from streams.names import outbox_number
+
+
+class NoEnvelope(ValueError):
+    """A record that cannot be tied to a message; says what is wrong with it, without its text."""
+
+
+class _Fields(msgspec.Struct):
+    """Found, not read: the payload stays as its producer wrote it."""
+
+    outbox_id: msgspec.Raw = msgspec.Raw()
+    biz_type: Any = None
+    payload: msgspec.Raw = msgspec.Raw()
+
+
+_decoder = msgspec.json.Decoder(_Fields)
+
+
+def opened(value: bytes | None) -> tuple[int, str, str]:
+    """(outbox id, biz_type, payload as JSON text) of a record's value; NoEnvelope when one of them is not there."""
+    if value is None:
+        raise NoEnvelope("the value is null, expected an envelope")
+    try:
+        fields = _decoder.decode(value.decode())
+    except msgspec.ValidationError as error:
+        raise NoEnvelope(f"the value is no envelope: {str(error).lower().replace('`', '')}") from None
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        raise NoEnvelope(codec.unparsable(value) or "the value is not JSON: a number is out of range") from None
+    outbox_id = _id(bytes(fields.outbox_id))
+    if not isinstance(fields.biz_type, str):
+        kind = "missing" if fields.biz_type is None else f"of type {type(fields.biz_type).__name__}"
+        raise NoEnvelope(f"the envelope's 'biz_type' is {kind}, expected text (outbox_id {outbox_id})")
+    payload = bytes(fields.payload).decode()
+    if not payload:
+        raise NoEnvelope(f"the envelope's 'payload' is missing (outbox_id {outbox_id})")
+    return outbox_id, fields.biz_type, payload
+
+
+def decoded(payload: str | None, kind: EventType) -> tuple[str, Any]:
+    """(conversation, payload object) of an envelope's payload; Unreadable says what is wrong with it."""
+    found = codec.decode(_inner(payload), kind.payload)
+    key = codec.key_text(getattr(found, kind.key))
+    if key is None:
+        raise Unreadable(f"{kind.key!r}: expected 1 to {codec.KEY_BYTES} bytes, it is the key", code="key")
+    return key, found
+
+
+def conversation(payload: str | None, kind: EventType) -> str | None:
+    """The conversation that a payload names, however wrong the rest of it is."""
+    try:
+        plain = orjson.loads(_inner(payload) or "null")
+    except (Unreadable, orjson.JSONDecodeError):
+        return None
+    return codec.key_text(plain.get(kind.key)) if isinstance(plain, dict) else None
+
+
+def _id(raw: bytes) -> int:
+    text = raw[1:-1] if raw[:1] == raw[-1:] == b'"' else raw
+    outbox_id = outbox_number(text)
+    if outbox_id is None:
+        shown = "missing" if not raw else raw.decode()[:40] if raw[:1] in b"-0123456789" else "no number"
+        raise NoEnvelope(f"the envelope's 'outbox_id' is {shown}, expected a whole number from 1 to {2**63 - 1}")
+    return outbox_id
+
+
+def _inner(payload: str | None) -> str | None:
+    """The payload's own JSON: its producer may have put it into the envelope as an object, or as text."""
+    if payload is None or not payload.startswith('"'):
+        return payload
+    try:
+        text: str = orjson.loads(payload)
+    except orjson.JSONDecodeError as error:
+        raise Unreadable(f"the payload is not JSON: {error.msg}", code="json") from None
+    return text

@@ -1,0 +1,40 @@
+"""How a message is named: its outbox id, or `source:id` where another system gave the id."""
+
+from __future__ import annotations
+
+import re
+
+Name = int | str
+
+MAX_ID = 2**63 - 1
+_FOREIGN = re.compile(r"([A-Za-z0-9._-]{1,249}):([0-9]{1,19})")
+
+
+def name_of(source: str, outbox_id: int) -> Name:
+    """The name of a message; `source` is '' for our own outbox."""
+    return f"{source}:{outbox_id}" if source else outbox_id
+
+
+def parts_of(name: Name) -> tuple[str, int]:
+    """(source, outbox id) of a message."""
+    if isinstance(name, int):
+        return "", name
+    source, _, outbox_id = name.rpartition(":")
+    return source, int(outbox_id)
+
+
+def read_name(text: str) -> Name:
+    """The name a person wrote; ValueError when it is none."""
+    found = _FOREIGN.fullmatch(text)
+    name: Name = name_of(found[1], int(found[2])) if found else int(text)
+    if not 1 <= parts_of(name)[1] <= MAX_ID:
+        raise ValueError(f"{text!r} is no id")
+    return name
+
+
+def outbox_number(raw: bytes | None) -> int | None:
+    """A positive bigint in plain ASCII digits, else None."""
+    if raw is None or len(raw) > 19 or not raw.isdigit():
+        return None
+    number = int(raw)
+    return number if 0 < number <= MAX_ID else None

@@ -1,0 +1,116 @@
+"""Messages that another system's producer sends in envelopes: the row in `outbox_foreign` is all we have of them.
+
+The conversation is the payload's key field, whatever key the record has; its order is that of the partition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, LiteralString
+
+import orjson
+
+from db import query
+from streams import codec, envelope
+from streams.codec import Unreadable
+from streams.envelope import NoEnvelope
+from streams.events import Message
+from streams.registry import Registry
+from streams.worker.decode import Incoming, Kept, Rejected, agent_of, milliseconds
+from streams.worker.fate import storable
+
+# What differs from our own messages; every other statement is the same.
+STATEMENTS: Mapping[str, LiteralString] = {
+    "claim": "foreign_claim",
+    "open_keys": "foreign_open_keys",
+    "facts": "foreign_facts",
+    "payloads": "foreign_payloads",
+    "reclaim": "foreign_reclaim",
+    "open": "foreign_open",
+    "set_aside": "foreign_set_aside",
+    "open_rows": "foreign_open_rows",
+    "heads": "foreign_heads",
+    "all_heads": "foreign_all_heads",
+    "newest_dead": "foreign_newest_dead",
+    "still_dead": "foreign_still_dead",
+}
+
+# The last millisecond of the year 9999: Kafka takes any number for a time, a database does not.
+MOST_MS = 253_402_300_799_999
+BIZ_TYPE_KEPT = 100
+
+
+class Foreign:
+    """One other system; several topics may be its."""
+
+    settle: LiteralString | None = "foreign_settle"
+
+    def __init__(self, registry: Registry, source: str) -> None:
+        self._registry, self.source = registry, source
+
+    def read(self, records: Iterable[Any]) -> tuple[list[Incoming], list[Rejected]]:
+        """What is no envelope is rejected: nobody could say which message it was."""
+        found: dict[int, Incoming] = {}
+        rejected: list[Rejected] = []
+        for record in records:
+            try:
+                outbox_id, biz_type, payload = envelope.opened(record.value)
+            except NoEnvelope as reason:
+                rejected.append(Rejected(record.partition, record.offset, str(reason)))
+                continue
+            if outbox_id not in found:
+                kept = Kept(payload, max(0, min(record.timestamp, MOST_MS)))
+                one = Incoming(outbox_id, outbox_id, record.partition, record.offset, "", biz_type, None, kept=kept)
+                self._parse(one, payload, kept.created_ms)
+                if one.fault is not None:
+                    one.key = self._key(one, payload, record.key)
+                found[outbox_id] = one
+        return list(found.values()), rejected
+
+    def fill(self, one: Incoming, row: Sequence[Any], attempts: int) -> None:
+        """The message as it was stored, an operator's edit included."""
+        _, one.biz_type, one.key, payload, created_at = row
+        one.kept = None
+        self._parse(one, payload, milliseconds(created_at), attempts)
+
+    def statement(self, name: str) -> LiteralString:
+        """Those that write to `outbox_foreign`."""
+        return query(STATEMENTS.get(name, name))
+
+    def claim(self, some: Sequence[Incoming]) -> dict[str, Any]:
+        """One JSON array: the row has to say what the message is."""
+        rows = [
+            {
+                "outbox_id": one.outbox_id,
+                "partition": one.partition,
+                "offset": one.offset,
+                "key": one.key,
+                "biz_type": one.biz_type,
+                "created_ms": one.kept.created_ms if one.kept else 0,
+            }
+            for one in some
+        ]
+        return {"messages": orjson.dumps(rows).decode()}
+
+    def kept(self, one: Incoming) -> Mapping[str, Any]:
+        """What the record says, unless it is stored already."""
+        if one.kept is None:
+            return {}
+        biz_type = storable(one.biz_type)[:BIZ_TYPE_KEPT]
+        return {"biz_type": biz_type, "payload": one.kept.payload, "created_ms": one.kept.created_ms}
+
+    def _parse(self, one: Incoming, payload: str | None, created_ms: int, attempts: int = 0) -> None:
+        try:
+            key, found = envelope.decoded(payload, agent_of(one.biz_type, self._registry).event)
+        except Unreadable as fault:
+            one.message, one.fault = None, fault
+        else:
+            one.key = one.key or key
+            one.message = Message(one.outbox_id, one.key, found, created_ms, attempts, self.source)
+            one.fault = None
+
+    def _key(self, one: Incoming, payload: str, key: bytes | None) -> str:
+        """The conversation of a message that cannot be read: what its payload says, else its record; '' when neither does."""
+        agent = self._registry.agents.get(one.biz_type)
+        named = envelope.conversation(payload, agent.event) if agent else None
+        return named or codec.key_text((key or b"").decode("utf-8", "replace")) or ""
