@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
 Name = int | str
 
@@ -21,6 +23,17 @@ def parts_of(name: Name) -> tuple[str, int]:
         return "", name
     source, _, outbox_id = name.rpartition(":")
     return source, int(outbox_id)
+
+
+def ours(names: Iterable[Name]) -> list[int]:
+    """The outbox ids among them."""
+    return [name for name in names if isinstance(name, int)]
+
+
+def foreign(names: Iterable[Name]) -> dict[str, list[Any]]:
+    """Those of other systems, as the parameters `sources` and `ids` of a named query."""
+    found = [parts_of(name) for name in names if isinstance(name, str)]
+    return {"sources": [source for source, _ in found], "ids": [outbox_id for _, outbox_id in found]}
 
 
 def read_name(text: str) -> Name:

@@ -13,6 +13,7 @@ from typing import Any, cast
 from sqlalchemy import Connection
 
 from db import query
+from streams.names import Name, foreign, name_of, ours
 
 # Ids looked through at a time for a conversation: some 50 ms.
 WINDOW = 200_000
@@ -31,9 +32,9 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One message: what it is, where it stands, and what happened to it, in order."""
+    """One message: what it is, where it stands, and what happened to it, in order; `source:id` if it is another system's."""
 
-    outbox_id: int
+    outbox_id: Name
     biz_type: str
     topic: str
     key: str
@@ -41,18 +42,30 @@ class Trace:
     events: Sequence[Event]
 
 
-def messages(connection: Connection, ids: Iterable[int]) -> list[Trace]:
-    """The stories of these outbox ids, each root once, in order; an id that sends another again is that other one."""
-    roots = [row[0] for row in connection.exec_driver_sql(query("trace_roots"), {"ids": list(ids)})]
+def messages(connection: Connection, ids: Iterable[Name]) -> list[Trace]:
+    """The stories of these messages, each once, in order, ours first; an id that sends another again is that other one."""
+    named = list(ids)
+    roots = [row[0] for row in connection.exec_driver_sql(query("trace_roots"), {"ids": ours(named)})]
     found = {"ids": roots}
-    resends = _grouped(connection, "trace_resends", found)
-    actions = _grouped(connection, "trace_actions", found)
-    rows = connection.exec_driver_sql(query("trace_messages"), found).mappings()
-    return [_trace(dict(row), resends.get(row["outbox_id"], []), actions.get(row["outbox_id"], [])) for row in rows]
+    rows = [dict(row) for row in connection.exec_driver_sql(query("trace_messages"), found).mappings()]
+    rows += [dict(row) for row in connection.exec_driver_sql(query("trace_foreign"), foreign(named)).mappings()]
+    names = {"names": [str(_name(row)) for row in rows]}
+    resends = _grouped(connection, "trace_resends", "outbox_id", found)
+    actions = _grouped(connection, "trace_actions", "name", names)
+    return [_trace(row, resends.get(_name(row), []), actions.get(str(_name(row)), [])) for row in rows]
 
 
-def conversation(connection: Connection, key: str, *, since: datetime | None = None, limit: int = 100) -> list[Trace]:
-    """The newest `limit` messages with this key, oldest first; `since` bounds how far back it looks."""
+def conversation(
+    connection: Connection, key: str, *, source: str = "", since: datetime | None = None, limit: int = 100
+) -> list[Trace]:
+    """The newest `limit` messages with this key, oldest first; `since` bounds how far back it looks.
+
+    `source` names another system whose messages are meant.
+    """
+    if source:
+        where = {"source": source, "key": key, "since": since, "limit": limit}
+        rows = connection.exec_driver_sql(query("trace_foreign_key"), where)
+        return messages(connection, [name_of(source, row[0]) for row in rows])
     first, last = connection.exec_driver_sql(query("trace_ids")).one()
     found: list[int] = []
     until = last or 0
@@ -73,17 +86,25 @@ def direct(connection: Connection, outbox_id: int) -> bool:
     return bool(connection.exec_driver_sql(query("trace_direct"), {"outbox_id": outbox_id}).scalar_one())
 
 
-def _grouped(connection: Connection, name: str, parameters: dict[str, Any]) -> dict[int, list[Mapping[str, Any]]]:
-    found: dict[int, list[Mapping[str, Any]]] = {}
+def _name(row: Mapping[str, Any]) -> Name:
+    return name_of(row.get("source", ""), row["outbox_id"])
+
+
+def _grouped(
+    connection: Connection, name: str, by: str, parameters: dict[str, Any]
+) -> dict[Name, list[Mapping[str, Any]]]:
+    found: dict[Name, list[Mapping[str, Any]]] = {}
     # Names of our own queries only; the text is never put together.
     for row in connection.exec_driver_sql(query(name), parameters).mappings():
-        found.setdefault(row["outbox_id"], []).append(dict(row))
+        found.setdefault(row[by], []).append(dict(row))
     return found
 
 
 def _trace(row: Mapping[str, Any], resends: list[Mapping[str, Any]], actions: list[Mapping[str, Any]]) -> Trace:
     status = row["status"] or ("published" if row["published"] else "pending")
-    enqueued = Event("enqueued", row["created_at"], _some(row, "bytes", "traceparent"))
+    # Of another system's message only the time of its record is known.
+    stage = "produced" if row.get("source") else "enqueued"
+    enqueued = Event(stage, row["created_at"], _some(row, "bytes", "traceparent"))
     again = [
         Event("sent again", each["created_at"], {"as": each["resend"], "published": each["published"]})
         for each in resends
@@ -94,7 +115,7 @@ def _trace(row: Mapping[str, Any], resends: list[Mapping[str, Any]], actions: li
     ]
     later = sorted(again + acts, key=lambda event: cast("datetime", event.at))
     return Trace(
-        row["outbox_id"],
+        _name(row),
         row["biz_type"],
         row["topic"],
         row["key"],
@@ -121,7 +142,7 @@ def _fate(row: Mapping[str, Any]) -> list[Event]:
     elif row["status"] == "retrying":
         about["next_retry_at"] = row["next_retry_at"]
     elif row["status"] == "parked":
-        about["behind"] = row["behind"]
+        about["behind"] = row["behind"] and name_of(row.get("source", ""), row["behind"])
     elif row["status"] == "replaying":
         about["source"] = row["source_id"]
     stage = ENDED.get(row["status"], row["status"])

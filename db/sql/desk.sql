@@ -1,21 +1,23 @@
 -- dead_letters --
 -- Dead messages that fit, without their text, oldest first; a filter that is null lets everything through.
-SELECT outbox_id, biz_type, topic, key, attempts, replays, error_code, error, fingerprint, held, since
+SELECT name, biz_type, topic, key, attempts, replays, error_code, error, fingerprint, held, since
 FROM outbox_dead
-WHERE (%(ids)s::bigint[] IS NULL OR outbox_id = ANY(%(ids)s::bigint[]))
+WHERE (%(names)s::text[] IS NULL OR name = ANY(%(names)s::text[]))
+  AND (%(source)s::text IS NULL OR source = %(source)s)
   AND (%(biz_type)s::text IS NULL OR biz_type = %(biz_type)s)
   AND (%(key)s::text IS NULL OR key = %(key)s)
   AND (%(error)s::text IS NULL OR %(error)s IN (error_code, fingerprint))
   AND (%(since)s::timestamptz IS NULL OR since >= %(since)s)
-ORDER BY outbox_id
+ORDER BY source, outbox_id
 LIMIT %(limit)s;
 
 -- dead_groups --
 -- The same, as one line for each kind of error, the most frequent first.
 SELECT fingerprint, biz_type, error_code, count(*) AS messages, count(DISTINCT (topic, key)) AS conversations,
-       min(since) AS first, max(since) AS last, min(outbox_id) AS example, min(error) AS error
+       min(since) AS first, max(since) AS last, (array_agg(name ORDER BY source, outbox_id))[1] AS example, min(error) AS error
 FROM outbox_dead
-WHERE (%(ids)s::bigint[] IS NULL OR outbox_id = ANY(%(ids)s::bigint[]))
+WHERE (%(names)s::text[] IS NULL OR name = ANY(%(names)s::text[]))
+  AND (%(source)s::text IS NULL OR source = %(source)s)
   AND (%(biz_type)s::text IS NULL OR biz_type = %(biz_type)s)
   AND (%(key)s::text IS NULL OR key = %(key)s)
   AND (%(error)s::text IS NULL OR %(error)s IN (error_code, fingerprint))
@@ -27,20 +29,21 @@ LIMIT %(limit)s;
 -- dead_in_order --
 -- The same, conversation after conversation, each in its original order, so that a limit never leaves out an earlier
 -- message: by arrival, else by place in the topic, else by id, as far as all of the conversation's dead have one.
-SELECT outbox_id
+SELECT name
 FROM (
-    SELECT outbox_id, arrived, partition, "offset", min(outbox_id) OVER conversation AS first,
+    SELECT name, source, outbox_id, arrived, partition, "offset", min(outbox_id) OVER conversation AS first,
            bool_and(arrived IS NOT NULL) OVER conversation AS all_arrived,
            bool_and("offset" IS NOT NULL) OVER conversation AS all_placed
     FROM outbox_dead
-    WHERE (%(ids)s::bigint[] IS NULL OR outbox_id = ANY(%(ids)s::bigint[]))
+    WHERE (%(names)s::text[] IS NULL OR name = ANY(%(names)s::text[]))
+      AND (%(source)s::text IS NULL OR source = %(source)s)
       AND (%(biz_type)s::text IS NULL OR biz_type = %(biz_type)s)
       AND (%(key)s::text IS NULL OR key = %(key)s)
       AND (%(error)s::text IS NULL OR %(error)s IN (error_code, fingerprint))
       AND (%(since)s::timestamptz IS NULL OR since >= %(since)s)
-    WINDOW conversation AS (PARTITION BY topic, key)
+    WINDOW conversation AS (PARTITION BY source, topic, key)
 ) AS dead
-ORDER BY first, CASE WHEN all_arrived THEN arrived END, CASE WHEN all_placed THEN partition END,
+ORDER BY source, first, CASE WHEN all_arrived THEN arrived END, CASE WHEN all_placed THEN partition END,
          CASE WHEN all_placed THEN "offset" END, outbox_id
 LIMIT %(limit)s;
 
@@ -82,7 +85,7 @@ WHERE outbox_id = ANY(%(ids)s::bigint[]);
 
 -- dead_payload --
 -- The text that counts, and which outbox row holds it.
-SELECT o.id, o.payload::text, o.biz_type, o.key
+SELECT o.id, o.payload::text AS payload, o.biz_type, o.key
 FROM outbox AS o
 WHERE o.id = (SELECT coalesce(source_id, outbox_id) FROM outbox_state WHERE outbox_id = %(outbox_id)s);
 
@@ -97,12 +100,20 @@ VALUES (%(who)s, %(act)s, %(outbox_id)s, %(what)s::jsonb, %(why)s);
 
 -- waiting_conversations --
 -- Conversations with open messages, the longest waiting first: what the first one of each is.
-SELECT topic, key, count(*) AS open, (array_agg(outbox_id ORDER BY arrived))[1] AS head,
+SELECT source, topic, key, count(*) AS open, (array_agg(outbox_id ORDER BY arrived))[1] AS head,
        (array_agg(status ORDER BY arrived))[1] AS status, (array_agg(error_code ORDER BY arrived))[1] AS error_code,
        min(updated_at) AS since
-FROM outbox_state
-WHERE topic IS NOT NULL AND (%(key)s::text IS NULL OR key = %(key)s)
-GROUP BY topic, key
+FROM (
+    SELECT '' AS source, topic, key, outbox_id, status, error_code, arrived, updated_at
+    FROM outbox_state
+    WHERE topic IS NOT NULL
+    UNION ALL
+    SELECT source, topic, key, outbox_id, status, error_code, arrived, updated_at
+    FROM outbox_foreign
+    WHERE open
+) AS open_messages
+WHERE (%(key)s::text IS NULL OR key = %(key)s) AND (%(source)s::text IS NULL OR source = %(source)s)
+GROUP BY source, topic, key
 HAVING NOT %(held)s OR (array_agg(status ORDER BY arrived))[1] = 'dead'
 ORDER BY since, topic, key
 LIMIT %(limit)s;

@@ -72,13 +72,13 @@ RETURNING outbox_id;
 -- foreign_set_aside --
 -- Messages of this transaction that are not applied after all, in record order; what arrived before keeps its place.
 UPDATE outbox_foreign AS s
-SET status = m.status, applied = NULL, arrived = coalesce(s.arrived, m.arrived), open = m.open,
+SET status = m.status, applied = NULL, arrived = coalesce(s.arrived, m.arrived), open = m.open, key = m.key,
     attempts = m.attempts, error_code = coalesce(m.error_code, s.error_code), error = coalesce(m.error, s.error),
     next_retry_at = now() + m.delay * interval '1 second', payload = coalesce(s.payload, m.payload), updated_at = now()
 FROM (
     SELECT given.*, nextval('outbox_arrived') AS arrived
     FROM json_to_recordset(%(messages)s::json)
-         AS given (outbox_id bigint, status text, open boolean, attempts integer, error_code text, error text,
+         AS given (outbox_id bigint, status text, open boolean, key text, attempts integer, error_code text, error text,
                    delay double precision, payload text)
 ) AS m
 WHERE s.source = %(source)s AND s.outbox_id = m.outbox_id

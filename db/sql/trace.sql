@@ -33,14 +33,14 @@ ORDER BY o.id;
 
 -- trace_actions --
 -- What operators did to these messages, alone or with others.
-SELECT affected.outbox_id, a.at, a.who, a.act, a.why, a.what - 'ids' AS what
+SELECT affected.name, a.at, a.who, a.act, a.why, a.what - 'ids' AS what
 FROM outbox_actions AS a
 CROSS JOIN LATERAL (
-    SELECT a.outbox_id
+    SELECT a.outbox_id::text AS name
     UNION
-    SELECT jsonb_array_elements_text(a.what->'ids')::bigint
+    SELECT jsonb_array_elements_text(a.what->'ids')
 ) AS affected
-WHERE affected.outbox_id = ANY(%(ids)s::bigint[])
+WHERE affected.name = ANY(%(names)s::text[])
 ORDER BY a.id;
 
 -- trace_direct --

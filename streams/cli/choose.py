@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-MAX_ID = 2**63 - 1
+from streams.names import MAX_ID, Name, read_name
 
 _AGO = re.compile(r"(\d{1,6})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -31,7 +31,24 @@ class Since(click.ParamType):
         return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
+class Message(click.ParamType):
+    """An outbox id, or `source:id` of another system's message."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Name:
+        if isinstance(value, int):
+            return value
+        try:
+            return read_name(value)
+        except ValueError:
+            self.fail(
+                f"{value!r}: expected an id from 1 to {MAX_ID}, or SOURCE:ID of another system's message", param, ctx
+            )
+
+
 SINCE = Since()
+MESSAGE = Message()
 
 
 def printable(text: str) -> str:

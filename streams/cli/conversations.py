@@ -19,12 +19,13 @@ def conversations() -> None:
 @conversations.command("list")
 @click.option("--held", is_flag=True, help="Only those that wait for an operator.")
 @click.option("--key", help="Only this conversation.")
+@click.option("--source", help="Only those of this other system; '' for our own.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def list_(held: bool, key: str | None, limit: int, as_json: bool) -> None:
+def list_(held: bool, key: str | None, source: str | None, limit: int, as_json: bool) -> None:
     """List conversations with open messages, the longest waiting first, with the message they wait for."""
     with database() as (_, connection):
-        found = desk.waiting(connection, key=key, held=held, limit=limit)
+        found = desk.waiting(connection, key=key, held=held, source=source, limit=limit)
     if as_json:
         click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
     elif found:

@@ -13,11 +13,12 @@ from sqlalchemy import Connection
 
 from streams import desk, trace
 from streams.cli.bar import bar
-from streams.cli.choose import MAX_ID, SINCE, printable
+from streams.cli.choose import MESSAGE, SINCE, printable
 from streams.cli.desk import database, signed
 from streams.cli.desk import show as show_table
 from streams.cli.trace import describe
 from streams.errors import UsageError
+from streams.names import Name
 from streams.registry import configured
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,6 +39,7 @@ def _filters(command: F) -> F:
         click.option("--error", help="Only those with this error code, or this fingerprint (`dead list --group`)."),
         click.option("--key", help="Only this conversation."),
         click.option("--biz-type", help="Only this kind of message."),
+        click.option("--source", help="Only messages of this other system; '' for our own."),
     ):
         command = option(command)
     return command
@@ -53,7 +55,7 @@ def _acts(command: F) -> F:
         click.option("--limit", type=click.IntRange(min=1), help="At most so many."),
     ):
         command = option(command)
-    return click.argument("outbox_ids", nargs=-1, type=click.IntRange(1, MAX_ID))(_filters(command))
+    return click.argument("outbox_ids", nargs=-1, type=MESSAGE)(_filters(command))
 
 
 @dead.command("list")
@@ -75,9 +77,9 @@ def list_(group: bool, as_json: bool, **filters: Any) -> None:
 
 
 @dead.command()
-@click.argument("outbox_id", type=click.IntRange(1, MAX_ID))
+@click.argument("outbox_id", type=MESSAGE)
 @click.option("--payload", is_flag=True, help="Show its text too: it may be what your users wrote.")
-def show(outbox_id: int, payload: bool) -> None:
+def show(outbox_id: Name, payload: bool) -> None:
     """Tell a dead message's whole story."""
     with database() as (_, connection):
         found = trace.messages(connection, [outbox_id])
@@ -93,14 +95,14 @@ def show(outbox_id: int, payload: bool) -> None:
 @_acts
 @click.option("--force", is_flag=True, help=f"Also those that were replayed {desk.MOST_REPLAYS} times already.")
 @click.option("--payload", type=click.File("rb"), help="Replay one message with the JSON of this file (- for stdin).")
-def replay_(outbox_ids: tuple[int, ...], payload: Any, force: bool, **options: Any) -> None:
+def replay_(outbox_ids: tuple[Name, ...], payload: Any, force: bool, **options: Any) -> None:
     """Send dead messages again: those named, or those that fit; each conversation in its original order."""
     if payload is not None:
         _edit(outbox_ids, payload.read(), options)
         return
 
     def work(
-        connection: Connection, ids: list[int], choice: desk.Choice, operator: desk.Operator
+        connection: Connection, ids: list[Name], choice: desk.Choice, operator: desk.Operator
     ) -> Iterator[desk.Step]:
         return desk.replay(connection, ids, operator, choice, force=force, rate=options["rate"])
 
@@ -109,22 +111,22 @@ def replay_(outbox_ids: tuple[int, ...], payload: Any, force: bool, **options: A
 
 @dead.command("discard")
 @_acts
-def discard_(outbox_ids: tuple[int, ...], **options: Any) -> None:
+def discard_(outbox_ids: tuple[Name, ...], **options: Any) -> None:
     """Give dead messages up for good; their rows stay for the record."""
 
     def work(
-        connection: Connection, ids: list[int], choice: desk.Choice, operator: desk.Operator
+        connection: Connection, ids: list[Name], choice: desk.Choice, operator: desk.Operator
     ) -> Iterator[desk.Step]:
         return desk.discard(connection, ids, operator, choice, rate=options["rate"])
 
     _act("discard", "discarded", outbox_ids, options, work)
 
 
-Work = Callable[[Connection, list[int], desk.Choice, desk.Operator], Iterator[desk.Step]]
+Work = Callable[[Connection, list[Name], desk.Choice, desk.Operator], Iterator[desk.Step]]
 
 
-def _act(verb: str, done: str, outbox_ids: tuple[int, ...], options: dict[str, Any], work: Work) -> None:
-    filters = {name: options[name] for name in ("biz_type", "key", "error", "since", "limit")}
+def _act(verb: str, done: str, outbox_ids: tuple[Name, ...], options: dict[str, Any], work: Work) -> None:
+    filters = {name: options[name] for name in ("biz_type", "source", "key", "error", "since", "limit")}
     choice = desk.Choice(ids=tuple(dict.fromkeys(outbox_ids)) or None, **filters)
     if replace(choice, limit=None).empty != options["everything"]:
         raise UsageError(f"expected outbox ids, a filter, or --all to {verb} every dead message")
@@ -145,8 +147,8 @@ def _act(verb: str, done: str, outbox_ids: tuple[int, ...], options: dict[str, A
     click.echo(f"{done} {_messages(total.done)}" + (f"; left alone: {', '.join(notes)}" if notes else ""))
 
 
-def _edit(outbox_ids: tuple[int, ...], text: bytes, options: dict[str, Any]) -> None:
-    others = ("biz_type", "key", "error", "since", "limit", "everything", "rate", "dry_run")
+def _edit(outbox_ids: tuple[Name, ...], text: bytes, options: dict[str, Any]) -> None:
+    others = ("biz_type", "source", "key", "error", "since", "limit", "everything", "rate", "dry_run")
     if len(outbox_ids) != 1 or any(options[name] for name in others):
         raise UsageError("--payload replays one message: expected one outbox id, and no filter, rate or dry run")
     with database() as (settings, connection):

@@ -45,14 +45,19 @@ FROM (
 WHERE NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = newest.id)"""
 
 # -- open --
-# What waits for another try, by the partial index on open rows.
+# What waits for another try, ours and other systems' messages, by the partial indexes on open rows.
 OPEN = """
 SELECT count(*) FILTER (WHERE status = 'retrying'), count(*) FILTER (WHERE status = 'parked')
-FROM outbox_state
-WHERE topic IS NOT NULL"""
+FROM (
+    SELECT status FROM outbox_state WHERE topic IS NOT NULL
+    UNION ALL
+    SELECT status FROM outbox_foreign WHERE open
+) AS open_messages"""
 
 # -- dead --
-DEAD = "SELECT count(*) FROM outbox_state WHERE status = 'dead'"
+DEAD = """
+SELECT (SELECT count(*) FROM outbox_state WHERE status = 'dead') +
+       (SELECT count(*) FROM outbox_foreign WHERE status = 'dead')"""
 
 
 def relays(connection: Connection, running: Sequence[int | None]) -> list[dict[str, Any]]:

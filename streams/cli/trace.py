@@ -9,8 +9,9 @@ import click
 import orjson
 
 from streams import deploy, trace
-from streams.cli.choose import MAX_ID, SINCE, printable
+from streams.cli.choose import MESSAGE, SINCE, printable
 from streams.errors import StreamsError, UsageError
+from streams.names import Name
 from streams.settings import load
 
 
@@ -19,25 +20,29 @@ class NoSuchMessage(StreamsError):
 
 
 @click.command("trace")
-@click.argument("outbox_id", type=click.IntRange(1, MAX_ID), required=False)
+@click.argument("outbox_id", type=MESSAGE, required=False)
 @click.option("--key", help="A conversation instead of one message.")
+@click.option("--source", default="", help="With --key: a conversation of this other system.")
 @click.option("--since", type=SINCE, help="With --key: only what was enqueued since: 30m, 12h, 7d, or a time.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="With --key: the newest.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def command(outbox_id: int | None, key: str | None, since: datetime | None, limit: int, as_json: bool) -> None:
+def command(
+    outbox_id: Name | None, key: str | None, source: str, since: datetime | None, limit: int, as_json: bool
+) -> None:
     """Tell every stage of one message or conversation, with times; never its text.
 
-    A conversation is looked for from the newest message back, without an index: on a large outbox give --since.
+    OUTBOX_ID is SOURCE:ID for a message of another system.  A conversation is looked for from the newest message back,
+    without an index: on a large outbox give --since.
     """
     if (outbox_id is None) == (key is None):
         raise UsageError("expected either OUTBOX_ID or --key")
     with deploy.connection(load()) as connection:
         deploy.check(connection)
         if key is not None:
-            found = trace.conversation(connection, key, since=since, limit=limit)
+            found = trace.conversation(connection, key, source=source, since=since, limit=limit)
         else:
             found = trace.messages(connection, [outbox_id or 0])
-        if not found and outbox_id is not None and trace.direct(connection, outbox_id):
+        if not found and isinstance(outbox_id, int) and trace.direct(connection, outbox_id):
             raise NoSuchMessage(f"message {outbox_id} was written by its caller, while outbox.enabled was false")
     if not found:
         raise NoSuchMessage(f"no message {outbox_id}" if key is None else f"no message has the key {key!r:.80}")

@@ -1,4 +1,7 @@
-"""Which dead messages an operator means: ids, or a filter whose parts all have to fit."""
+"""Which dead messages an operator means: ids, or a filter whose parts all have to fit.
+
+An id is an outbox id, or `source:id` for a message of another system.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from sqlalchemy import Connection
 
 from db import query
 from streams.errors import StreamsError
+from streams.names import Name, parts_of, read_name
 
 
 class NotDead(StreamsError):
@@ -19,9 +23,13 @@ class NotDead(StreamsError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """None lets everything through; `error` is an error code or a fingerprint; `since` is when they died."""
+    """None lets everything through; `error` is an error code or a fingerprint; `since` is when they died.
 
-    ids: Sequence[int] | None = None
+    `source` is the name of another system, '' for our own outbox.
+    """
+
+    ids: Sequence[Name] | None = None
+    source: str | None = None
     biz_type: str | None = None
     key: str | None = None
     error: str | None = None
@@ -31,11 +39,11 @@ class Choice:
     @property
     def empty(self) -> bool:
         """Whether it means every dead message there is."""
-        return not any((self.ids, self.biz_type, self.key, self.error, self.since, self.limit))
+        return self.source is None and not any((self.ids, self.biz_type, self.key, self.error, self.since, self.limit))
 
     def parameters(self) -> dict[str, Any]:
         """As the named queries of the desk read it."""
-        return asdict(self) | {"ids": list(self.ids) if self.ids else None}
+        return asdict(self) | {"names": [str(name) for name in self.ids] if self.ids else None}
 
     def said(self) -> dict[str, Any]:
         """As it is written down, without what was not said."""
@@ -43,13 +51,22 @@ class Choice:
         return plain | ({"since": self.since.isoformat()} if self.since else {})
 
 
-def in_order(connection: Connection, choice: Choice) -> list[int]:
+def in_order(connection: Connection, choice: Choice) -> list[Name]:
     """The ids, conversation after conversation, each in its original order; NotDead when one was named that is not."""
-    found = [row[0] for row in connection.exec_driver_sql(query("dead_in_order"), choice.parameters())]
-    missing = sorted(set(choice.ids or ()) - set(found))
+    rows = connection.exec_driver_sql(query("dead_in_order"), choice.parameters())
+    found = [read_name(row[0]) for row in rows]
+    missing = sorted(set(choice.ids or ()) - set(found), key=parts_of)
     if missing and not choice.limit:
-        known = connection.exec_driver_sql(query("statuses"), {"ids": missing[:1]}).one_or_none()
-        status = known[1] if known else "not known, or its fate has not begun"
+        status = _status(connection, missing[0]) or "not known, or its fate has not begun"
         unfit = " but does not fit the filter" if status == "dead" else ", expected dead"
         raise NotDead(f"message {missing[0]} is {status}{unfit}: nothing was done")
     return found
+
+
+def _status(connection: Connection, name: Name) -> str | None:
+    source, outbox_id = parts_of(name)
+    if source:
+        found = connection.exec_driver_sql(query("foreign_status"), {"source": source, "outbox_id": outbox_id})
+        return found.scalar_one_or_none()
+    known = connection.exec_driver_sql(query("statuses"), {"ids": [outbox_id]}).one_or_none()
+    return known[1] if known else None

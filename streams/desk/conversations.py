@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from db import query
 from streams.desk.acts import Operator, note
 from streams.errors import StreamsError
+from streams.names import Name, foreign, name_of, ours
 
 
 class NotHeld(StreamsError):
@@ -23,28 +24,33 @@ class Waiting:
     topic: str
     key: str
     open: int
-    head: int
+    head: Name
     status: str
     error_code: str | None
     since: datetime
 
 
-def waiting(connection: Connection, *, key: str | None = None, held: bool = False, limit: int = 50) -> list[Waiting]:
+def waiting(
+    connection: Connection, *, key: str | None = None, held: bool = False, source: str | None = None, limit: int = 50
+) -> list[Waiting]:
     """Conversations with open messages, the longest waiting first; `held`: only those that wait for an operator."""
-    parameters = {"key": key, "held": held, "limit": limit}
-    return [Waiting(*row) for row in connection.exec_driver_sql(query("waiting_conversations"), parameters)]
+    parameters = {"key": key, "held": held, "source": source, "limit": limit}
+    rows = connection.exec_driver_sql(query("waiting_conversations"), parameters)
+    return [Waiting(topic, key, n, name_of(whose, head), *rest) for whose, topic, key, n, head, *rest in rows]
 
 
-def release(connection: Connection, key: str, operator: Operator, *, topic: str | None = None) -> list[int]:
+def release(connection: Connection, key: str, operator: Operator, *, topic: str | None = None) -> list[Name]:
     """Let a conversation go on past the dead messages that hold it; their ids. They stay dead, and can be replayed.
 
     NotHeld when there is none. Workers take it up within half a minute.
     """
     with connection.begin():
-        rows = connection.exec_driver_sql(query("held"), {"key": key, "topic": topic})
-        ids = [row[0] for row in rows]
+        where = {"key": key, "topic": topic}
+        ids: list[Name] = [row[0] for row in connection.exec_driver_sql(query("held"), where)]
+        ids += [name_of(*row) for row in connection.exec_driver_sql(query("foreign_held"), where)]
         if not ids:
             raise NotHeld(f"no dead message holds a conversation with the key {key!r:.80}")
-        connection.exec_driver_sql(query("release"), {"ids": ids})
+        connection.exec_driver_sql(query("release"), {"ids": ours(ids)})
+        connection.exec_driver_sql(query("foreign_release"), foreign(ids))
         note(connection, operator, "release", ids, {"key": key, "topic": topic})
     return ids

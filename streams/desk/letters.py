@@ -9,13 +9,17 @@ from sqlalchemy import Connection
 
 from db import query
 from streams.desk.choice import Choice, NotDead
+from streams.names import Name, parts_of, read_name
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """One dead message; `held` says that its conversation waits for an operator, `since` is when it died."""
+    """One dead message, `source:id` if it is another system's.
 
-    outbox_id: int
+    `held` says that its conversation waits for an operator, `since` is when it died.
+    """
+
+    outbox_id: Name
     biz_type: str
     topic: str
     key: str
@@ -39,23 +43,28 @@ class Group:
     conversations: int
     first: datetime
     last: datetime
-    example: int
+    example: Name
     error: str | None
 
 
 def letters(connection: Connection, choice: Choice) -> list[Letter]:
     """The dead messages that fit, oldest first."""
-    return [Letter(*row) for row in connection.exec_driver_sql(query("dead_letters"), choice.parameters())]
+    rows = connection.exec_driver_sql(query("dead_letters"), choice.parameters())
+    return [Letter(read_name(name), *row) for name, *row in rows]
 
 
 def groups(connection: Connection, choice: Choice) -> list[Group]:
     """The kinds of error among the dead messages that fit, the most frequent first."""
-    return [Group(*row) for row in connection.exec_driver_sql(query("dead_groups"), choice.parameters())]
+    rows = connection.exec_driver_sql(query("dead_groups"), choice.parameters())
+    return [Group(**dict(row) | {"example": read_name(row["example"])}) for row in rows.mappings()]
 
 
-def payload(connection: Connection, outbox_id: int) -> str:
+def payload(connection: Connection, name: Name) -> str:
     """The text that counts for this message: its own, or that of its last replay."""
-    row = connection.exec_driver_sql(query("dead_payload"), {"outbox_id": outbox_id}).one_or_none()
-    if row is None:
-        raise NotDead(f"message {outbox_id} is not known, or its fate has not begun")
-    return str(row[1])
+    source, outbox_id = parts_of(name)
+    parameters = {"source": source, "outbox_id": outbox_id}
+    statement = query("foreign_payload") if source else query("dead_payload")
+    row = connection.exec_driver_sql(statement, parameters).mappings().one_or_none()
+    if row is None or row["payload"] is None:
+        raise NotDead(f"message {name} is not known, or its fate has not begun")
+    return str(row["payload"])

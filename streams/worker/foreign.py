@@ -35,8 +35,8 @@ STATEMENTS: Mapping[str, LiteralString] = {
     "still_dead": "foreign_still_dead",
 }
 
-# The last millisecond of the year 9999: Kafka takes any number for a time, a database does not.
-MOST_MS = 253_402_300_799_999
+# The end of the year 9999: Kafka takes any number for a time, a database does not.
+MOST_MS = 253_402_214_400_000
 BIZ_TYPE_KEPT = 100
 
 
@@ -105,8 +105,8 @@ class Foreign:
         except Unreadable as fault:
             one.message, one.fault = None, fault
         else:
-            one.key = one.key or key
-            one.message = Message(one.outbox_id, one.key, found, created_ms, attempts, self.source)
+            one.key = key
+            one.message = Message(one.outbox_id, key, found, created_ms, attempts, self.source)
             one.fault = None
 
     def _key(self, one: Incoming, payload: str, key: bytes | None) -> str:

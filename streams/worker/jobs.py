@@ -63,7 +63,7 @@ class Wake:
     def __init__(self, persister: Persister, topic: str, run: Run, most: int | None = None) -> None:
         self._persister, self.topic, self.run, self._most = persister, topic, run, most
         # Anything may stand on a topic; what names no conversation wakes nobody.
-        named = (record.key.decode("utf-8", "replace") for record in run.records if record.key)
+        named = (record.key.decode("utf-8", "replace") for record in run.records if record.key is not None)
         self.keys = list(dict.fromkeys(key for key in named if "\0" not in key))
 
     async def work(self, care: Care) -> Outcome | None:

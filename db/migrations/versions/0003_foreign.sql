@@ -27,17 +27,18 @@ CREATE TABLE outbox_foreign (
 CREATE INDEX outbox_foreign_open ON outbox_foreign (source, topic, key, arrived) WHERE open;
 CREATE INDEX outbox_foreign_dead ON outbox_foreign (source, outbox_id) WHERE status = 'dead';
 
--- Dead messages without their text, ours and those of other systems; `held` when their conversation waits for an operator.
+-- Dead messages without their text, ours and those of other systems; `held` when their conversation waits for an operator,
+-- `name` is what commands call a message.
 CREATE OR REPLACE VIEW outbox_dead AS
 SELECT s.outbox_id, o.biz_type, o.topic, o.key, s.attempts, s.replays, s.error_code, s.error,
        outbox_fingerprint(o.biz_type, s.error_code, s.error) AS fingerprint, s.topic IS NOT NULL AS held,
-       s.updated_at AS since, s.arrived, s.partition, s."offset", '' AS source
+       s.updated_at AS since, s.arrived, s.partition, s."offset", '' AS source, s.outbox_id::text AS name
 FROM outbox_state AS s
 JOIN outbox AS o ON o.id = s.outbox_id
 WHERE s.status = 'dead'
 UNION ALL
 SELECT f.outbox_id, f.biz_type, f.topic, f.key, f.attempts, f.replays, f.error_code, f.error,
        outbox_fingerprint(f.biz_type, f.error_code, f.error), f.open,
-       f.updated_at, f.arrived, f.partition, f."offset", f.source
+       f.updated_at, f.arrived, f.partition, f."offset", f.source, f.source || ':' || f.outbox_id
 FROM outbox_foreign AS f
 WHERE f.status = 'dead';
