@@ -27,10 +27,12 @@ class Effect:
 
     `where` are columns whose values mark our rows; `fields` maps fields of the payload to the columns that hold them as
     they are; `created_at` is a column equal to the outbox row's; `order` is a column that ascends within a conversation.
+    `source` is a column that holds `Message.source`: needed in a table that messages of another system end in too.
     """
 
     table: str
     column: str = "outbox_id"
+    source: str | None = None
     where: Mapping[str, str] = field(default_factory=dict)
     fields: Mapping[str, str] = field(default_factory=dict)
     created_at: str | None = None
@@ -142,6 +144,36 @@ def contents(effect: Effect) -> Statement:
     )
 
 
+def foreign(effect: Effect) -> Statement:
+    """Another system's messages of a range whose state and effect contradict each other.
+
+    One that is noted as consumed without having been persisted here may have an effect or not.
+    """
+    return sql.SQL(
+        """
+        SELECT outbox_id,
+               CASE WHEN e.n > 1 THEN 'doubled_effect' WHEN e.n = 1 THEN 'unclaimed_effect' ELSE 'no_effect' END, f.status
+        FROM (
+            SELECT outbox_id, status, status = 'consumed' AS consumed, applied
+            FROM outbox_foreign
+            WHERE source = %(source)s AND outbox_id > %(after)s AND outbox_id <= %(until)s
+              AND (biz_type IS NULL OR biz_type = ANY(%(biz_types)s))
+        ) AS f
+        FULL JOIN (
+            SELECT {id} AS outbox_id, count(*) AS n
+            FROM {table} AS e
+            WHERE {id} > %(after)s AND {id} <= %(until)s AND e.{source} = %(source)s{where}
+            GROUP BY {id}
+        ) AS e USING (outbox_id)
+        WHERE e.n > 1
+           OR (f.consumed AND f.applied IS NOT NULL AND e.n IS NULL)
+           OR (NOT f.consumed AND e.n IS NOT NULL)
+           OR (f.consumed IS NULL AND outbox_id > %(known)s)
+        ORDER BY outbox_id
+        """
+    ).format(source=sql.Identifier(effect.source or ""), **_marked(effect))
+
+
 def tally_table(effect: Effect, tally: Tally) -> Statement:
     """A temporary table for counts by range."""
     keys = _columns(tally.keys)
@@ -229,6 +261,14 @@ def _same_time(effect: Effect) -> sql.Composable:
 
 
 def _names(effect: Effect) -> dict[str, Any]:
+    """For statements about our own messages."""
+    found = _marked(effect)
+    if effect.source:
+        found["where"] += sql.SQL(" AND e.{} = ''").format(sql.Identifier(effect.source))
+    return found
+
+
+def _marked(effect: Effect) -> dict[str, Any]:
     where = [
         sql.SQL(" AND e.{} = {}").format(sql.Identifier(name), sql.Literal(value))
         for name, value in effect.where.items()

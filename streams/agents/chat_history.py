@@ -35,7 +35,7 @@ class ChatHistoryPersist:
 
 EFFECT = Effect(
     table="chat_histories",
-    where={"source": ""},
+    source="source",
     fields={
         "user_id": "user_id",
         "conversation_id": "chat_id",

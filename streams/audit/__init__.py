@@ -38,7 +38,7 @@ def audit(
     written down in `outbox_audits`. ServiceUnreachable when Kafka does not answer.
     """
     session = Session(connection)
-    with Topics(settings, registry.topics) as topics:
+    with Topics(settings, registry.consumed) as topics:
         found = Audit(session, topics, registry, full=full, grace=grace, patience=patience)
         report = found.run(advance)
     if repair_as is not None:

@@ -13,11 +13,13 @@ from typing import Any
 import orjson
 
 from streams.audit.effects import Effects
+from streams.audit.foreign import Foreign
 from streams.audit.ranges import WIDTH, Range, extents, stored
 from streams.audit.report import Report
 from streams.audit.session import Session
 from streams.audit.tallies import Tallies
 from streams.audit.topics import Partition, Place, Topics, partition_of
+from streams.names import Name
 from streams.registry import Registry
 
 # So many messages that nobody has persisted yet, in one range, are a backlog: it is left for the next audit.
@@ -62,6 +64,7 @@ class Audit:
             self._known = []
         self._look_again()
         self._look_at_new(advance)
+        Foreign(self._session, self._registry, report).look()
         self._effects.beyond()
         self._ends()
         self._locate()
@@ -267,10 +270,11 @@ class Audit:
                 self.lost_replays.append(outbox_id)
                 self.report.add("lost_replay", outbox_id, source=source)
 
-    def _heads(self) -> dict[int, tuple[Any, ...]]:
-        return {row[0]: row for row in self._session.rows("audit_heads", grace=self._grace)}
+    def _heads(self) -> dict[Name, tuple[Any, ...]]:
+        rows = [row for name in ("audit_heads", "foreign_stuck") for row in self._session.rows(name, grace=self._grace)]
+        return {row[0]: row for row in rows}
 
-    def _stuck(self, heads: dict[int, tuple[Any, ...]], looked: float) -> None:
+    def _stuck(self, heads: dict[Name, tuple[Any, ...]], looked: float) -> None:
         """A parked message gets its turn when the one before it is settled, whenever that was: look twice."""
         heads = {one: row for one, row in heads.items() if row[1] != "replaying"}
         if any(row[1] == "parked" for row in heads.values()):

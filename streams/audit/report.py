@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from streams.names import Name
+
 EXAMPLES = 20
 
 # Every kind, and what it means; the JSON names are a public interface.
@@ -37,7 +39,7 @@ KINDS = {
 
 @dataclass(slots=True)
 class Report:
-    """The whole answer; `wrong` holds, for each kind, how many and some examples."""
+    """The whole answer; `wrong` holds, for each kind, how many and some examples; `foreign` counts other systems' messages."""
 
     complete: bool
     first: int = 0
@@ -49,11 +51,12 @@ class Report:
     repaired: int = 0
     seconds: float = 0.0
     lagging: dict[str, list[int]] = field(default_factory=dict)
+    foreign: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     wrong: dict[str, dict[str, Any]] = field(default_factory=dict)
     _seen: set[tuple[str, Any]] = field(default_factory=set)
 
-    def add(self, kind: str, outbox_id: int | None, **about: Any) -> None:
+    def add(self, kind: str, outbox_id: Name | None, **about: Any) -> None:
         """One thing that is wrong; the same one twice counts once."""
         known = kind, outbox_id if outbox_id is not None else tuple(about.items())
         if known in self._seen:
@@ -79,6 +82,7 @@ class Report:
             "until": self.until,
             "floor": self.floor,
             "messages": self.messages,
+            "foreign": self.foreign,
             "wrong": self.wrong,
             "late": self.late,
             "left": self.left,

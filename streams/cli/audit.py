@@ -60,6 +60,8 @@ def _show(report: audit.Report) -> None:
         f"{report.messages:,} messages looked at ({what}, ids {report.first} to {report.until}) in {report.seconds:.1f} s;"
         f" {report.late:,} late, {report.left:,} to look at again"
     )
+    for source, count in report.foreign.items():
+        click.echo(f"{count:,} messages of {source} looked at: states and effects")
     for topic, numbers in report.lagging.items():
         click.echo(f"workers are behind: {topic} {', '.join(map(str, numbers))}")
     for note in report.notes:

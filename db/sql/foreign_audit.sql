@@ -1,0 +1,57 @@
+-- foreign_sources --
+-- The systems that messages came from; skips from one to the next.
+WITH RECURSIVE known AS (
+    (SELECT source FROM outbox_foreign ORDER BY source LIMIT 1)
+    UNION ALL
+    SELECT (SELECT f.source FROM outbox_foreign AS f WHERE f.source > known.source ORDER BY f.source LIMIT 1)
+    FROM known
+    WHERE known.source IS NOT NULL
+)
+SELECT source FROM known WHERE source IS NOT NULL;
+
+-- foreign_until --
+-- Where a range of so many messages ends.
+SELECT outbox_id
+FROM outbox_foreign
+WHERE source = %(source)s AND outbox_id > %(after)s
+ORDER BY outbox_id
+OFFSET %(width)s
+LIMIT 1;
+
+-- foreign_count --
+-- How many there are in a range, and the first one that was persisted here: what is below it may have been forgotten since.
+SELECT count(*), min(outbox_id) FILTER (WHERE status = 'consumed' AND applied IS NOT NULL)
+FROM outbox_foreign
+WHERE source = %(source)s AND outbox_id > %(after)s AND outbox_id <= %(until)s;
+
+-- foreign_faults --
+-- State rows that are wrong by themselves; one without an offset was written by an operator, not by a worker.
+SELECT outbox_id, fault, status
+FROM (
+    SELECT outbox_id, status,
+           CASE
+               WHEN (status = 'consumed') <> (applied IS NOT NULL) AND "offset" IS NOT NULL THEN 'flipped'
+               WHEN open AND status IN ('consumed', 'discarded') THEN 'blocking'
+               WHEN status IN ('retrying', 'parked') AND (NOT open OR arrived IS NULL OR topic IS NULL) THEN 'forgotten'
+               WHEN status = 'retrying' AND next_retry_at IS NULL THEN 'forgotten'
+           END AS fault
+    FROM outbox_foreign
+    WHERE source = %(source)s AND outbox_id > %(after)s AND outbox_id <= %(until)s
+) AS judged
+WHERE fault IS NOT NULL
+ORDER BY outbox_id;
+
+-- foreign_stuck --
+-- The first open message of each conversation, if it should have moved by now.
+SELECT head.source || ':' || head.outbox_id, head.status, head.topic, head.key, NULL::bigint,
+       extract(epoch FROM now() - coalesce(head.next_retry_at, head.updated_at))::double precision AS overdue
+FROM outbox_foreign AS head
+WHERE head.open AND head.status <> 'dead'
+  AND coalesce(head.next_retry_at, head.updated_at) < now() - %(grace)s * interval '1 second'
+  AND NOT EXISTS (
+      SELECT FROM outbox_foreign AS before
+      WHERE before.open AND before.source = head.source AND before.topic = head.topic AND before.key = head.key
+        AND before.arrived < head.arrived
+  )
+ORDER BY head.source, head.outbox_id
+LIMIT 10000;
