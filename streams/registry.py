@@ -148,7 +148,9 @@ def _envelopes(settings: Settings, ours: Registry) -> dict[str, str]:
     for name in named:
         setting = f"setting 'topics.{name}.format' is 'envelope'"
         if not is_topic(prefix + name + RETRY_SUFFIX):
-            raise SettingsInvalid(f"{setting}: expected a topic of at most 243 characters, with the prefix")
+            raise SettingsInvalid(
+                f"{setting}: expected a topic of at most 243 characters a-z, A-Z, 0-9, '.', '_', '-', with the prefix"
+            )
         if other := taken.get(prefix + name):
             raise SettingsInvalid(f"{setting}: expected 'outbox', because topic {prefix + name!r} is {other}")
     return found

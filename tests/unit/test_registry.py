@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from streams.agents.chat_history import ChatHistoryPersist, save
-from streams.errors import RegistryInvalid
+from streams.errors import RegistryInvalid, SettingsInvalid
 from streams.registry import agent, configured, discover
-from streams.settings import Broker, Settings
+from streams.settings import Broker, Settings, Topic
 
 _numbers = itertools.count(1)
 
@@ -96,6 +97,34 @@ def test_every_topic_gets_the_prefix(write: Write) -> None:
     found = configured(Settings(agents=(name,), broker=Broker(topic_prefix="test.")))
     assert found.topics == ("test.chat-history", f"test.{name}")
     assert discover([name]).topics == ("chat-history", name), "discovering with a prefix changed what is registered"
+
+
+def test_envelope_topics_are_consumed_beside_those_of_our_events() -> None:
+    envelope = Topic(format="envelope")
+    topics = {"seed": envelope, "other": replace(envelope, source="theirs"), "chat-history": Topic(partitions=3)}
+    found = configured(Settings(topics=topics, broker=Broker(topic_prefix="test.")))
+    assert found.envelopes == {"test.seed": "seed", "test.other": "theirs"}
+    assert found.topics == ("test.chat-history",)
+    assert found.consumed == ("test.chat-history", "test.other", "test.seed")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["chat-history"],
+            "'topics.chat-history.format' is 'envelope': expected 'outbox', because topic 'chat-history' is an",
+        ),
+        (["chat-history-retry"], "because topic 'chat-history-retry' is the retry topic of chat-history"),
+        (["seed", "seed-retry"], "because topic 'seed-retry' is the retry topic of seed"),
+        (["a" * 244], "expected a topic of at most 243 characters"),
+        (["no topic"], "expected a topic of at most 243 characters"),
+    ],
+)
+def test_an_envelope_topic_that_is_taken_or_none_is_refused(names: list[str], message: str) -> None:
+    with pytest.raises(SettingsInvalid) as caught:
+        configured(Settings(topics={name: Topic(format="envelope") for name in names}))
+    assert message in str(caught.value)
 
 
 def test_a_topic_too_long_with_its_prefix_is_refused(write: Write) -> None:

@@ -288,3 +288,25 @@ def test_a_topic_has_its_own_settings_under_its_name_without_prefix() -> None:
     found = read("broker: {topic_prefix: test.}\ntopic: {partitions: 2}\ntopics: {chat-history: {partitions: 5}}")
     assert found.topic_settings("test.chat-history").partitions == 5
     assert found.topic_settings("test.other").partitions == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "topic: {format: envelope}",
+            "setting 'topic.format' is 'envelope': expected 'outbox', an envelope topic is named",
+        ),
+        ("topic: {source: s}", "setting 'topic.source' is 's': expected none unless topic.format is envelope"),
+        (
+            "topics: {a: {source: s}}",
+            "setting 'topics.a.source' is 's': expected none unless topics.a.format is envelope",
+        ),
+        (
+            "topics: {a: {format: envelope, source: 'a:b'}}",
+            "setting 'topics.a.source' is 'a:b': expected 1 to 249 letters",
+        ),
+    ],
+)
+def test_a_format_that_cannot_be_is_refused(text: str, message: str) -> None:
+    assert refused(text).startswith(message)
