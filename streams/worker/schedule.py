@@ -112,7 +112,10 @@ class Scheduler:
 
 
 def noted(schedule: Schedule, heads: Iterable[Head], keys: Iterable[tuple[int, str]]) -> None:
-    """Put what these conversations wait for; one without a head waits for nothing."""
+    """Put what these conversations wait for; one without a head waits for nothing.
+
+    A head may be in another partition, where another system's producer spreads a conversation: its owner is woken.
+    """
     found = {(head.partition, head.key): head.due for head in heads}
-    for where in keys:
+    for where in {*keys, *found}:
         schedule.put(*where, found.get(where))

@@ -140,9 +140,9 @@ async def test_the_dead_are_replayed_edited_and_discarded(seed: Seed, run: Run, 
         seed.notes.fail(note, "22003")
     worker = seed.world.worker()
     ids = seed.send("a", "a0", "a1", "a2", "a3", "reject:a4")
-    seed.raw(envelope(90, {"book": 5, "note": "n"}, "note_added"), key="5")
+    seed.raw(envelope(90, {"book": 5, "note": "n"}, "note_added"), envelope(91, {}, "note_added"))
     await eventually(lambda: list(seed.states(ids).values()) == ["dead", "dead", "consumed", "dead", "dead"], 60)
-    await eventually(lambda: seed.all([90], "dead"), 30)
+    await eventually(lambda: seed.all([90, 91], "dead"), 30)
     seed.again("a", "a0")
     later = seed.send("a", "later")
     await eventually(lambda: seed.all(later, "consumed"), 30)
@@ -153,16 +153,44 @@ async def test_the_dead_are_replayed_edited_and_discarded(seed: Seed, run: Run, 
     edited = run("dead", "replay", "seed:5", "--payload", "-", "--who", "ann", "--why", "mended", lines=fixed)
     assert edited.output == "replayed message seed:5 with the new payload\n"
     assert run("dead", "discard", "seed:90").output == "discarded 1 message\n"
+    assert run("dead", "replay", "seed:91").output == "replayed 1 message\n"
     assert seed.states(ids) == {one: "consumed" if one == ids[2] else "retrying" for one in ids}
     seed.world.worker()
     await eventually(lambda: seed.all(ids, "consumed"), 60)
     assert seed.saved("a") == ["a2", "later", "a0", "a1", "a3", "a4"]
-    assert seed.states([90]) == {90: "discarded"}
+    await eventually(lambda: seed.states([90, 91]) == {90: "discarded", 91: "dead"}, 30)
     [(payload, replaced)] = seed.world.query("SELECT payload, replaced FROM outbox_foreign WHERE outbox_id = 5")
     assert (payload, orjson.loads(replaced)["note"]) == (None, "reject:a4")
     story = json.loads(run("trace", "seed:5", "--json").output)
     assert [event["stage"] for event in story["events"]] == ["produced", "relayed", "replay", "persisted"]
     assert story["events"][2]["about"] == {"who": "ann", "why": "mended"}
+
+
+async def test_a_dead_message_holds_the_conversation_that_it_names(
+    world: World, tmp_path: Path, eventually: Eventually
+) -> None:
+    seed = Seed(world, tmp_path, on_dead="hold")
+    world.worker()
+    ids = seed.send("a", "a0", "reject:a1", "a2")
+    broken = [envelope(70 + n, payload, "note_added") for n, payload in enumerate([{"book": "b"}, {"note": "no book"}])]
+    seed.raw(*broken, envelope(72, {"book": "b", "note": "b0"}, "note_added"), key=b"\0")
+    expected = ["consumed", "dead", "parked", "dead", "dead", "parked"]
+    await eventually(lambda: list(seed.states([*ids, 70, 71, 72]).values()) == expected, 60)
+    assert world.query("SELECT outbox_id FROM outbox_foreign WHERE open ORDER BY 1") == [(2,), (3,), (70,), (72,)]
+
+
+async def test_a_conversation_in_several_partitions_waits_as_one(seed: Seed, eventually: Eventually) -> None:
+    """Records without a key go anywhere: then there is no order to keep, but nothing gets past a message that waits."""
+    seed.notes.fail("first")
+    seed.world.worker()
+    first = seed.send("a", "first", key=None)
+    await eventually(lambda: seed.all(first, "retrying"), 60)
+    later = [one for n in range(10) for one in seed.send("a", f"a{n}", key=None)]
+    await eventually(lambda: seed.all(later, "parked"), 30)
+    assert len(seed.world.query("SELECT DISTINCT partition FROM outbox_foreign")) == 2
+    seed.notes.mend()
+    await eventually(lambda: seed.all(first + later, "consumed"), 60)
+    assert seed.saved("a")[0] == "first"
 
 
 async def test_a_worker_killed_in_the_middle_leaves_one_effect_each(seed: Seed, eventually: Eventually) -> None:
