@@ -194,7 +194,7 @@ class Transaction:
             (one, decide(one.record_id, one.outbox_id, facts[one.outbox_id], blocked=one.key in blocked))
             for one in left
         ]
-        await self._open(
+        holding = await self._open(
             [one for one, what in decided if what is Decision.PARK or (one.fault and what is Decision.NEW)]
         )
         fresh = [one for one, what in decided if what is Decision.NEW and one.fault is None]
@@ -207,10 +207,15 @@ class Transaction:
         await self._reject([Rejected(one.partition, one.offset, "no outbox row has this id") for one in lost])
         idle = {id(one) for one, what in decided if what not in (Decision.NEW, Decision.AGAIN)}
         turns: dict[int, Incoming] = {}
+        behind: dict[int, Incoming] = {}
+        held: set[str] = set()
         taken = claimed | open_again
         for one in found:
-            if one.outbox_id in taken and id(one) not in idle and one.fault is None:
-                turns.setdefault(one.outbox_id, one)
+            if one.outbox_id in holding:
+                held.add(one.key)
+            elif one.outbox_id in taken and id(one) not in idle and one.fault is None:
+                (behind if one.key in held and one.outbox_id in claimed else turns).setdefault(one.outbox_id, one)
+        await self.set_aside([(one, Guilty(one.outbox_id, one.key, "parked")) for one in behind.values()])
         self.outcome.skipped += len(found) - len(turns) - len(lost) - len(self.outcome.asides)
         return list(turns.values())
 
@@ -264,8 +269,8 @@ class Transaction:
         held = agent is not None and agent.on_dead == "hold" and bool(one.key)
         return Guilty(one.outbox_id, one.key, "dead", 0, *describe(fault), open=held)
 
-    async def _open(self, new: Sequence[Incoming]) -> None:
-        """New messages that are parked, or dead on arrival."""
+    async def _open(self, new: Sequence[Incoming]) -> set[int]:
+        """New messages that are parked, or dead on arrival; returns those of the dead that hold their conversation."""
         rows = []
         for one in new:
             row = {"outbox_id": one.outbox_id, "partition": one.partition, "offset": one.offset, "key": one.key}
@@ -276,13 +281,15 @@ class Transaction:
                 dead = self.unreadable(one)
                 rows.append({**row, "status": "dead", "open": dead.open, "error_code": dead.code, "error": dead.error})
         if not rows:
-            return
+            return set()
         opened = {row[0] for row in await self.execute("open", topic=self._topic, messages=orjson.dumps(rows).decode())}
         self.outcome.asides += [
             Aside(one.outbox_id, one.partition, one.key, "parked" if one.fault is None else "dead", code=_code(one))
             for one in new
             if one.outbox_id in opened
         ]
+        holding = {one.outbox_id for one, row in zip(new, rows, strict=True) if one.fault is not None and row["open"]}
+        return holding & opened
 
     async def _reject(self, lost: Sequence[Rejected]) -> None:
         if lost:

@@ -72,7 +72,12 @@ async def test_a_dead_message_holds_its_conversation_where_the_biz_type_says_so(
     await eventually(lambda: notes.states(ids[1:3]) == {ids[1]: "dead", ids[2]: "parked"}, 30)
     late = notes.send("a", "a3")
     await eventually(lambda: notes.all(late, "parked"), 30)
-    assert notes.saved("a") == ["a0"]
+    # One that cannot be read, in one run with what is before and behind it.
+    unread = [*notes.enqueue("c", "c0"), *notes.enqueue("c", "c1", "c2")]
+    world.query("UPDATE outbox SET payload = '{}' WHERE id = %s", unread[1])
+    notes.publish(unread)
+    await eventually(lambda: list(notes.states(unread).values()) == ["consumed", "dead", "parked"], 30)
+    assert (notes.saved("a"), notes.saved("c")) == (["a0"], ["c0"])
 
 
 async def test_the_handler_says_reject_or_retry(notes: Notes, eventually: Eventually) -> None:
