@@ -12,7 +12,7 @@ import msgspec
 from streams.codec import Unreadable, decode
 from streams.events import Message
 from streams.names import outbox_number
-from streams.registry import Agent, Registry
+from streams.registry import Registry
 
 EPOCH = datetime(1970, 1, 1)
 
@@ -115,17 +115,16 @@ def parse(
     attempts: int = 0,
 ) -> Message[Any]:
     """The message of one outbox row; Unreadable when nobody could handle it."""
-    payload = agent_of(biz_type, registry).event.payload
-    return Message(outbox_id, key, decode(value, payload), created_ms, attempts)
-
-
-def agent_of(biz_type: str, registry: Registry) -> Agent:
-    """Who handles it; Unreadable when nobody does."""
     agent = registry.agents.get(biz_type)
     if agent is None:
-        known = ", ".join(sorted(registry.agents))
-        raise Unreadable(f"unknown biz_type {biz_type[:80]!r}: expected one of {known}", code="biz_type")
-    return agent
+        raise unknown(biz_type, registry)
+    return Message(outbox_id, key, decode(value, agent.event.payload), created_ms, attempts)
+
+
+def unknown(biz_type: str, registry: Registry) -> Unreadable:
+    """Nobody here handles it."""
+    known = ", ".join(sorted(registry.agents))
+    return Unreadable(f"unknown biz_type {biz_type[:80]!r}: expected one of {known}", code="biz_type")
 
 
 def milliseconds(created_at: datetime) -> int:

@@ -16,7 +16,7 @@ from streams.codec import Unreadable
 from streams.envelope import NoEnvelope
 from streams.events import Message
 from streams.registry import Registry
-from streams.worker.decode import Incoming, Kept, Rejected, agent_of, milliseconds
+from streams.worker.decode import Incoming, Kept, Rejected, milliseconds, unknown
 from streams.worker.fate import storable
 
 # What differs from our own messages; every other statement is the same.
@@ -100,8 +100,11 @@ class Foreign:
         return {"biz_type": biz_type, "payload": one.kept.payload, "created_ms": one.kept.created_ms}
 
     def _parse(self, one: Incoming, payload: str | None, created_ms: int, attempts: int = 0) -> None:
+        agent = self._registry.agents.get(one.biz_type)
         try:
-            key, found = envelope.decoded(payload, agent_of(one.biz_type, self._registry).event)
+            if agent is None:
+                raise unknown(one.biz_type, self._registry)
+            key, found = envelope.decoded(payload, agent.event)
         except Unreadable as fault:
             one.message, one.fault = None, fault
         else:
