@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streams import kafka
 from streams.cli.choose import printable
+from streams.envelope import NoEnvelope, opened
 from streams.errors import UsageError
 from streams.registry import configured
 from streams.settings import Settings, load
@@ -39,10 +41,10 @@ def tail(name: str | None, from_beginning: bool, count: int | None, values: bool
 
 def describe(message: Message, *, values: bool) -> str:
     """One line for one record; what could upset a terminal is escaped."""
-    headers = dict(message.headers() or [])
+    value = message.value()
+    headers: dict[str, Any] = dict(message.headers() or []) or _envelope(value)
     millis = message.timestamp()[1]
     time = datetime.fromtimestamp(millis / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    value = message.value()
     parts = [
         f"partition={message.partition()}",
         f"offset={message.offset()}",
@@ -81,6 +83,15 @@ def _records(settings: Settings, name: str, from_beginning: bool) -> Iterator[Me
                 raise kafka.unreachable(settings, KafkaException(problem))
     finally:
         consumer.close()
+
+
+def _envelope(value: bytes | None) -> dict[str, str]:
+    """What the headers would say of another system's message."""
+    try:
+        outbox_id, biz_type, _ = opened(value)
+    except NoEnvelope:
+        return {}
+    return {"id": str(outbox_id), "biz_type": biz_type}
 
 
 def _only(settings: Settings) -> str:

@@ -10,6 +10,7 @@ import faust
 import psycopg
 from sqlalchemy.exc import SQLAlchemyError
 
+from streams.names import name_of
 from streams.worker.fail import fail_stop
 from streams.worker.jobs import Job, Persist, Wake, guarded
 from streams.worker.lanes import Lanes, Slots
@@ -69,7 +70,7 @@ class Consumer:
             await self._note(events, outcome, keys)
             for event in events:
                 event.ack()
-            _report(self._topic, outcome)
+            _report(self._topic, self._persister.origin(self._topic).source, outcome)
             self._app.monitor.count("consumed", outcome.consumed)
         except Exception:
             # An orderly shutdown would commit offsets and could hang: the run is not acked, it will be delivered again.
@@ -128,11 +129,11 @@ class Consumer:
         self._tables.note_dead(event, [one for one in dead if one.partition == partition])
 
 
-def _report(topic: str, outcome: Outcome) -> None:
+def _report(topic: str, source: str, outcome: Outcome) -> None:
     """One line a message that failed or is dead; those parked behind them are counted."""
     for aside in outcome.asides:
         if aside.status != "parked":
-            about = {"outbox_id": aside.outbox_id, "status": aside.status, "error_code": aside.code}
+            about = {"outbox_id": name_of(source, aside.outbox_id), "status": aside.status, "error_code": aside.code}
             where = {"topic": topic, "partition": aside.partition}
             logger.warning("message set aside", extra={**where, **about, "attempts": aside.attempts})
     if parked := sum(aside.status == "parked" for aside in outcome.asides):

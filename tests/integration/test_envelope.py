@@ -42,7 +42,9 @@ def envelope(outbox_id: object, payload: object = CHAT, biz_type: object = "chat
     return orjson.dumps({"outbox_id": outbox_id, "biz_type": biz_type, "payload": payload})
 
 
-async def test_messages_are_persisted_once_beside_ours_with_the_same_ids(seed: Seed, eventually: Eventually) -> None:
+async def test_messages_are_persisted_once_beside_ours_with_the_same_ids(
+    seed: Seed, run: Run, eventually: Eventually
+) -> None:
     ours = seed.notes.send("a", "ours 0", "ours 1")
     ids = seed.send("a", "a0", "a1", "a2")
     assert ours == ids[:2]
@@ -62,6 +64,8 @@ async def test_messages_are_persisted_once_beside_ours_with_the_same_ids(seed: S
     [(topic, key, payload)] = seed.world.query("SELECT topic, key, payload FROM outbox_foreign WHERE outbox_id = 4")
     assert (topic, key, payload) == (seed.topic, "b", None)
     assert seed.world.query("SELECT count(*) FROM outbox_rejects") == [(0,)]
+    told = run("topic", "tail", seed.topic, "--from-beginning", "-n", "9").output
+    assert "id=15 biz_type=chat_history_persist key=null" in told
 
 
 async def test_bad_envelopes_are_rejected_and_what_cannot_be_read_is_dead(seed: Seed, eventually: Eventually) -> None:

@@ -122,7 +122,7 @@ async def test_a_pages_sql_reaches_its_tables_through_relay_and_worker(
             world.query(statement)
 
 
-@pytest.mark.parametrize("page", ["docs/enqueue.md", "docs/operations.md"])
+@pytest.mark.parametrize("page", ["docs/enqueue.md", "docs/envelope.md", "docs/operations.md"])
 def test_the_sql_of_the_docs_runs(database: str, page: str) -> None:
     with psycopg.connect(database) as connection:
         for statement in blocks(ROOT / page, "sql"):
