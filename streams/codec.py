@@ -89,9 +89,11 @@ def key_text(value: Any) -> str | None:
     """What a key field holds, as the key of its conversation; None when it can be none."""
     if value is None:
         return None
-    # A date is text, as it was when it was enqueued.
-    plain = value if isinstance(value, str) else orjson.loads(orjson.dumps(value))
-    text = _text_of(plain)
+    try:
+        # A date is text, as it was when it was enqueued.
+        text = _text_of(value if isinstance(value, str) else orjson.loads(orjson.dumps(value)))
+    except orjson.JSONEncodeError:
+        return None
     return text if 1 <= len(text.encode()) <= KEY_BYTES and "\0" not in text else None
 
 

@@ -36,8 +36,10 @@ def opened(value: bytes | None) -> tuple[int, str, str]:
         fields = _decoder.decode(value.decode())
     except msgspec.ValidationError as error:
         raise NoEnvelope(f"the value is no envelope: {str(error).lower().replace('`', '')}") from None
-    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
-        raise NoEnvelope(codec.unparsable(value) or "the value is not JSON: a number is out of range") from None
+    except RecursionError:
+        raise NoEnvelope("the value is nested too deep, expected at most 254 levels") from None
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
+        raise NoEnvelope(codec.unparsable(value) or f"the value is not JSON: {error}") from None
     outbox_id = _id(bytes(fields.outbox_id))
     if not isinstance(fields.biz_type, str):
         kind = "missing" if fields.biz_type is None else f"of type {type(fields.biz_type).__name__}"
@@ -63,7 +65,8 @@ def conversation(payload: str | None, kind: EventType) -> str | None:
         plain = orjson.loads(_inner(payload) or "null")
     except (Unreadable, orjson.JSONDecodeError):
         return None
-    return codec.key_text(plain.get(kind.key)) if isinstance(plain, dict) else None
+    named = plain.get(kind.key) if isinstance(plain, dict) else None
+    return codec.key_text(named) if isinstance(named, str | int) else None
 
 
 def _id(raw: bytes) -> int:

@@ -36,6 +36,8 @@ def command(
     """
     if (outbox_id is None) == (key is None):
         raise UsageError("expected either OUTBOX_ID or --key")
+    if source and key is None:
+        raise UsageError("--source goes with --key: another system's message is SOURCE:ID")
     with deploy.connection(load()) as connection:
         deploy.check(connection)
         if key is not None:

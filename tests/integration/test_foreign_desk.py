@@ -155,6 +155,7 @@ def test_a_conversation_is_told_by_its_source(run: Run, world: World) -> None:
     assert [event["stage"] for event in found[0]["events"]] == ["produced", "relayed", "dead"]
     assert json.loads(run("trace", "--key", "c0", "--source", "seed", "--since", "1h", "--json").output)
     assert isinstance(run("trace", "seed:99").exception, StreamsError)
+    assert isinstance(run("trace", "7", "--source", "seed").exception, UsageError)
     assert "no message has the key" in str(run("trace", "--key", "c0", "--source", "nobody").exception)
 
 
