@@ -145,7 +145,7 @@ class _Trial:
 
     async def _wake(self, topic: str, partition: int, keys: Sequence[str]) -> None:
         async def work(transaction: Transaction) -> None:
-            await work_open(transaction, self._registry, topic, partition, keys, MANY * len(keys))
+            await work_open(transaction, topic, partition, keys, MANY * len(keys))
 
         await self._until_done(topic, work)
 
