@@ -26,8 +26,13 @@ def prepare(connection: Connection, publication: str, slot: str) -> Iterator[str
     if level != "logical":
         yield f"no replication slot: wal_level is {level}, and relay mode cdc needs logical"
         return
+    if connection.exec_driver_sql(query("relay_wish"), {"relay": slot}).scalar() == "poll":
+        yield f"no replication slot: relay {slot} was switched to poll"
+        return
     if not connection.exec_driver_sql(query("slot"), {"slot": slot}).first():
         # Waits for every transaction that is writing now, so it belongs to the deployment and not to the relay's start.
         connection.exec_driver_sql(query("create_slot"), {"slot": slot})
+        if not connection.exec_driver_sql(query("outbox_writers")).first():
+            connection.exec_driver_sql(query("slot_begins"), {"slot": slot})
         yield f"replication slot {slot} created"
     connection.commit()

@@ -171,6 +171,13 @@ relay_position = Table(
     Column("leader", Text),
     Column("pid", Integer),
     Column("heartbeat", DateTime(timezone=True)),
+    Column("identity", Text),
+    Column("asked", Text),
+    Column("wish", Text),
+    Column("doing", Text),
+    Column("reason", Text),
+    Column("rate", Double),
+    CheckConstraint("wish IN ('cdc', 'poll', 'debezium')", name="relay_position_wish"),
 )
 
 outbox_actions = Table(

@@ -28,6 +28,7 @@ RETRY_SUFFIX = "-retry"
 DEV_SERVICES = Path(".dev") / "services.json"
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Bytes = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
 Name = Annotated[
     str, msgspec.Meta(pattern=r"^[a-z0-9_]{1,60}\Z", description="1 to 60 lower case letters, digits and underscores")
@@ -109,6 +110,8 @@ class Relay(_Section, frozen=True):
     sweep_interval: Seconds = 5.0
     poll_interval: Seconds = 0.05
     backoff_limit: Seconds = 10.0
+    wal_warn: Bytes = 1_000_000_000
+    wal_limit: Bytes | None = None
 
 
 class Connect(_Section, frozen=True):
@@ -402,6 +405,11 @@ def _check(settings: Settings) -> None:
     _check_login(broker)
     _check_connect(settings.connect)
     _check_formats(settings)
+    if settings.relay.wal_limit is not None and settings.relay.wal_limit < settings.relay.wal_warn:
+        raise SettingsInvalid(
+            f"setting 'relay.wal_limit' is {settings.relay.wal_limit}: "
+            f"expected at least relay.wal_warn ({settings.relay.wal_warn})"
+        )
     if settings.worker.lock_timeout >= settings.worker.handler_timeout:
         raise SettingsInvalid(
             f"setting 'worker.lock_timeout' is {settings.worker.lock_timeout}: "

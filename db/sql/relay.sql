@@ -19,16 +19,36 @@ WHERE locktype = 'relation'
 SELECT pg_current_wal_insert_lsn()::text;
 
 -- save_relay_position --
--- What this leader knows; the floor never moves back.
-INSERT INTO relay_position (name, mode, floor, lsn, leader, pid, heartbeat)
-VALUES (%(name)s, %(mode)s, %(floor)s, %(lsn)s, %(leader)s, %(pid)s, now())
+-- What this leader knows; floor and position never move back, and never into another database's row.
+INSERT INTO relay_position (name, mode, floor, lsn, leader, pid, heartbeat, identity, asked, doing, reason, rate)
+VALUES (%(name)s, %(mode)s, %(floor)s, %(lsn)s, %(leader)s, %(pid)s, now(), outbox_identity(), %(asked)s, %(doing)s,
+        %(reason)s, %(rate)s)
 ON CONFLICT (name) DO UPDATE
 SET mode = excluded.mode,
     floor = greatest(relay_position.floor, excluded.floor),
-    lsn = excluded.lsn,
+    lsn = greatest(relay_position.lsn, excluded.lsn),
     leader = excluded.leader,
     pid = excluded.pid,
-    heartbeat = excluded.heartbeat;
+    heartbeat = excluded.heartbeat,
+    identity = excluded.identity,
+    asked = excluded.asked,
+    doing = excluded.doing,
+    reason = excluded.reason,
+    rate = excluded.rate
+WHERE coalesce(relay_position.identity, excluded.identity) = excluded.identity;
+
+-- relay_saved --
+-- What was saved last of this relay, and the database as it is.
+SELECT coalesce(p.floor, 0), p.lsn::text, p.leader IS NOT NULL, p.mode, p.asked, p.wish, p.identity, outbox_identity(),
+       (SELECT last_value - (NOT is_called)::int FROM outbox_id_seq)
+FROM (VALUES (true)) AS always
+LEFT JOIN relay_position AS p ON p.name = %(relay)s;
+
+-- relay_healed --
+-- Everything committed before this log position is with the broker: the slot that begins there may be read.
+UPDATE relay_position
+SET lsn = %(lsn)s
+WHERE name = %(relay)s;
 
 -- bury_unpublishable --
 -- No record can carry this row; whatever fate it has already stays.
@@ -39,6 +59,10 @@ ON CONFLICT (outbox_id) DO NOTHING;
 -- relay_lead --
 -- Take the leadership of this relay name for this session, if nobody has it.
 SELECT pg_try_advisory_lock(hashtextextended('outbox-streams relay ' || %(name)s, 0));
+
+-- relay_attend --
+-- Whoever leads this relay name or stands by for it holds this lock, so that it can be seen.
+SELECT pg_advisory_lock_shared(hashtextextended('outbox-streams relays ' || %(name)s, 0));
 
 -- relay_floor --
 -- The floor that was saved last.

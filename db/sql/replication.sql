@@ -12,11 +12,38 @@ FROM pg_publication AS p
 WHERE pubname = %(publication)s;
 
 -- slot --
--- The slot as it is; wal_status 'lost' means it can never be read again.
-SELECT plugin, database = current_database() AS here, active_pid, wal_status, confirmed_flush_lsn::text AS confirmed
+-- The slot as it is: wal_status 'lost' means it can never be read again; `held` bytes of WAL are kept for it.
+SELECT plugin, database = current_database() AS here, active_pid, wal_status, confirmed_flush_lsn::text AS confirmed,
+       pg_wal_lsn_diff(pg_current_wal_insert_lsn(), restart_lsn)::bigint AS held, safe_wal_size
 FROM pg_replication_slots
 WHERE slot_name = %(slot)s;
+
+-- slot_reader --
+-- Who reads the slot, as far as this role may know.
+SELECT s.active_pid, coalesce(a.application_name, '')
+FROM pg_replication_slots AS s
+LEFT JOIN pg_stat_activity AS a ON a.pid = s.active_pid
+WHERE s.slot_name = %(slot)s;
 
 -- create_slot --
 -- Two migrations at once: the advisory lock makes the second find it.
 SELECT pg_create_logical_replication_slot(%(slot)s, 'pgoutput');
+
+-- slot_begins --
+-- Before the first message is enqueued a new slot misses none: where it begins, everything is published.
+INSERT INTO relay_position (name, mode, lsn)
+SELECT slot_name, 'cdc', confirmed_flush_lsn
+FROM pg_replication_slots
+WHERE slot_name = %(slot)s
+  AND NOT EXISTS (SELECT FROM outbox)
+ON CONFLICT (name) DO UPDATE
+SET lsn = excluded.lsn
+WHERE relay_position.leader IS NULL;
+
+-- drop_slot --
+-- It holds back WAL that nobody will read.
+SELECT pg_drop_replication_slot(%(slot)s);
+
+-- relay_wish --
+-- The mode an operator asked for.
+SELECT wish FROM relay_position WHERE name = %(relay)s;

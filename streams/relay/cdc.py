@@ -20,6 +20,7 @@ from psycopg import pq, sql
 from db import connect
 from streams.relay.pgoutput import Decoder
 from streams.relay.rows import Rows
+from streams.relay.slot import SlotTaken
 
 # What is read at once: small enough to keep the event loop and the broker fed, large enough to cost nothing per row.
 ROWS, SIZE = 500, 1_000_000
@@ -34,10 +35,6 @@ _status = Struct("!cQQQqB")
 _keepalive = Struct("!cQqB")
 _XLOG_DATA, _KEEPALIVE = b"wk"
 _PG_EPOCH = 946_684_800
-
-
-class SlotTaken(Exception):
-    """Another relay of this name reads the slot, or the server has not noticed yet that it stopped."""
 
 
 class CdcSource:

@@ -19,14 +19,13 @@ def check_database(settings: Settings) -> None:
 
 
 def check_log(settings: Settings) -> None:
-    """`wal_level` logical, publication and slot as `streams migrate` makes them.
+    """`wal_level` logical, and the publication as `streams migrate` makes it.
 
     Raises UsageError or NotMigrated, or ServiceUnreachable; blocking.
     """
     with deploy.connection(settings) as connection:
         _check_wal_level(connection)
         _check_publication(connection, settings.relay.publication)
-        _check_slot(connection, settings.relay.name)
 
 
 async def check_replication(settings: Settings) -> None:
@@ -65,22 +64,6 @@ def _check_publication(connection: Connection, name: str) -> None:
         raise UsageError(
             f"publication {name} must publish inserts through the partition root, and nothing else:"
             f" run ALTER PUBLICATION {name} SET (publish = 'insert', publish_via_partition_root = true)"
-        )
-
-
-def _check_slot(connection: Connection, name: str) -> None:
-    found = connection.exec_driver_sql(query("slot"), {"slot": name}).mappings().first()
-    if found is None:
-        raise NotMigrated(f"replication slot {name} does not exist: run `streams migrate`")
-    if found["plugin"] != "pgoutput" or not found["here"]:
-        raise UsageError(
-            f"replication slot {name} belongs to another system (plugin {found['plugin']},"
-            f" {'this' if found['here'] else 'another'} database): set relay.name to a name of its own"
-        )
-    if found["wal_status"] == "lost":
-        raise UsageError(
-            f"replication slot {name} has lost its WAL (max_slot_wal_keep_size): rows after it were not published;"
-            f" run SELECT pg_drop_replication_slot('{name}'), then `streams migrate`, then send the missing rows again"
         )
 
 

@@ -71,16 +71,22 @@ class Keeper:
 
     async def end(self) -> None:
         """Ours publishes no longer: its slot is free for whoever comes next."""
-        if self._connect is None or not self._ours:
-            return
         try:
-            await self._connect.stop()
-            for _ in range(int(STOP_SECONDS / 0.1)):
-                if (await self._connect.state()).name != "RUNNING":
-                    return
-                await asyncio.sleep(0.1)
+            await self.release()
         except (ServiceUnreachable, UsageError) as error:
             self._say(State("UNREACHABLE", str(error)))
+
+    async def release(self) -> None:
+        """The same; ServiceUnreachable when Connect cannot be told, or does not do it."""
+        if self._connect is None or not self._ours:
+            return
+        await self._connect.stop()
+        for _ in range(int(STOP_SECONDS / 0.1)):
+            state = await self._connect.state()
+            if state.name != "RUNNING":
+                return
+            await asyncio.sleep(0.1)
+        raise ServiceUnreachable(f"Kafka Connect does not stop connector {self._settings.relay.name}")
 
     async def watch(self) -> None:
         """Until cancelled, or at once when there is no Connect to ask; UsageError when the connector was changed."""

@@ -17,6 +17,7 @@ class Flights:
 
     def __init__(self) -> None:
         self.position: int | None = None
+        self.landed = 0
         self.rows = 0
         self.size = 0
         self.failure: Any | None = None
@@ -35,6 +36,7 @@ class Flights:
     def settle(self, flight: Flight) -> None:
         """All records of this flight are acknowledged or dead."""
         self.rows -= flight.rows
+        self.landed += flight.rows
         self.size -= flight.size
         queue = self._queue
         while queue and not queue[0].left:

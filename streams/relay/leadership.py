@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from types import TracebackType
-from typing import NoReturn
 
 import psycopg
 
 from db import connect, query
+from streams.relay.look import Look, look, reader
 from streams.settings import Settings
 
-WATCH_SECONDS = 1.0
 PATIENCE = 5.0
 # A leader that vanished with its machine gives the lock back after about this long.
 KEEPALIVES = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
 
 
-class Standby(Exception):
-    """Another relay of this name leads."""
-
-
 class Leadership:
-    """Held while entered; Standby when another one has it.  `watch` ends with an error when it is lost."""
+    """One session that leads or stands by; others see it there as long as it is entered (`relay_attendance`)."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, mode: str) -> None:
         self._settings = settings
+        # PostgreSQL cuts it at 63 bytes: what may be long comes last.
+        self._who = f"outbox-streams relay {mode} {os.getpid()}@{socket.gethostname()}"
 
     async def __aenter__(self) -> Leadership:
         self._connection = await connect(
             self._settings.database_url,
             connect_timeout=self._settings.database.connect_timeout,
-            application_name="outbox-streams relay leader",
+            application_name=self._who,
             options=KEEPALIVES,
         )
         try:
-            row = await (
-                await self._connection.execute(query("relay_lead"), {"name": self._settings.relay.name})
-            ).fetchone()
-            if row is None or not row[0]:
-                raise Standby
+            await self._connection.execute(query("relay_attend"), {"name": self._settings.relay.name})
         except BaseException:
             await self._connection.close()
             raise
@@ -50,12 +45,19 @@ class Leadership:
     ) -> None:
         await self._connection.close()
 
-    async def watch(self) -> NoReturn:
-        """Until the lock's connection is lost, then psycopg.Error: from then on another one may lead."""
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    await self._connection.execute("SELECT 1")
-            except TimeoutError:
-                raise psycopg.OperationalError("the leader's connection does not answer") from None
+    async def take(self) -> bool:
+        """Whether this one leads from now on; False while another one does."""
+        taken = await self._connection.execute(query("relay_lead"), {"name": self._settings.relay.name})
+        return (await taken.fetchone() or (False,))[0] is True
+
+    async def look(self) -> Look:
+        """The database as it is.  psycopg.Error when the lock's connection is lost: another one may lead now."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await look(self._connection, self._settings.relay.name)
+        except TimeoutError:
+            raise psycopg.OperationalError("the leader's connection does not answer") from None
+
+    async def reader(self) -> str | None:
+        """One line about who reads the slot; None when nobody does."""
+        return await reader(self._connection, self._settings.relay.name)

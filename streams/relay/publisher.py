@@ -71,6 +71,11 @@ class Publisher:
         return self._flights.position
 
     @property
+    def delivered(self) -> int:
+        """How many rows have arrived."""
+        return self._flights.landed
+
+    @property
     def in_flight(self) -> int:
         """How many rows are on their way."""
         return self._flights.rows

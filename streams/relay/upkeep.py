@@ -7,12 +7,16 @@ import logging
 import os
 import socket
 import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import psycopg
 
 from db import connect, partitions, query
 from streams.relay.backoff import delay
+from streams.relay.lsn import lsn_number
 from streams.settings import Settings
 
 logger = logging.getLogger("streams.relay")
@@ -22,6 +26,7 @@ PARTITIONS_SECONDS = 60.0
 # A burst is not the rate of the coming days: per minute no more is made than this many partitions beyond the newest id.
 PARTITIONS_AHEAD = 10
 LOCK_TIMEOUT = "5s"
+RATE_SECONDS = 10.0
 
 
 class Floor(Protocol):
@@ -42,34 +47,88 @@ class Floor(Protocol):
         """Look at the writers once."""
 
 
+class Still:
+    """While nothing is published nothing is proved."""
+
+    value = 0
+    lsn: str | None = None
+
+    def reset(self) -> None:
+        """Nothing was seen."""
+
+    async def look(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Nothing to see."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doing:
+    """What a leader does, in one word, by which mode, and why it is not what was asked for."""
+
+    mode: str
+    doing: str
+    reason: str | None = None
+
+
 class Upkeep:
     """Runs until cancelled; a lost connection costs the sample that was being watched, nothing else."""
 
-    def __init__(self, settings: Settings, mode: str, floor: Floor) -> None:
+    def __init__(self, settings: Settings, asked: str, doing: Doing) -> None:
         self._settings = settings
-        self._mode = mode
-        self._floor = floor
-        self._saved = (-1, 0.0)
+        self._asked = asked
+        self._doing = doing
+        self._floor: Floor = Still()
+        self._delivered: Callable[[], int] = lambda: 0
+        self._rate = Rate()
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._busy = asyncio.Lock()
+        self._saved: tuple[object, ...] = ()
+        self._saved_at = 0.0
         self._ids: tuple[float, int] | None = None
+        self.saved: int | None = None
+
+    def follow(self, doing: Doing, floor: Floor | None = None, delivered: Callable[[], int] = lambda: 0) -> None:
+        """From now on this is what the leader does, how its floor is known, and how many rows it has delivered.
+
+        `saved` is then the confirmed log position as far as it is written down: what may be confirmed to the slot.
+        """
+        self._doing, self._floor, self._delivered = doing, floor or Still(), delivered
+        self._rate, self.saved = Rate(), None
+
+    def say(self, reason: str) -> None:
+        """Why the leader still does what it does."""
+        self._doing = replace(self._doing, reason=reason)
+
+    def wait(self, reason: str) -> None:
+        """Why the leader publishes nothing now."""
+        self._doing = replace(self._doing, doing="waiting", reason=reason)
 
     async def run(self) -> None:
         """Tend, and tend again after an outage."""
         attempt = 0
         while True:
             try:
-                connection = await connect(
+                self._connection = await connect(
                     self._settings.database_url,
                     connect_timeout=self._settings.database.connect_timeout,
                     application_name="outbox-streams relay upkeep",
                     options=f"-c lock_timeout={LOCK_TIMEOUT}",
                 )
-                async with connection:
+                async with self._connection:
                     attempt = 0
-                    await self._tend(connection)
+                    await self._tend(self._connection)
             except psycopg.Error as error:
                 attempt += 1
                 logger.warning("upkeep interrupted", extra={"sqlstate": error.sqlstate, "error": _line(error)})
             await asyncio.sleep(delay(attempt, self._settings.relay.backoff_limit))
+
+    async def settle(self) -> None:
+        """Look and save once more, now; psycopg.Error when that cannot be."""
+        if self._connection is None:
+            raise psycopg.OperationalError("upkeep is not connected")
+        async with self._busy:
+            await self._floor.look(self._connection)
+            self._saved = ()
+            await self._save(self._connection)
 
     async def _tend(self, connection: psycopg.AsyncConnection[Any]) -> None:
         self._floor.reset()
@@ -78,26 +137,37 @@ class Upkeep:
             if time.monotonic() - looked >= PARTITIONS_SECONDS:
                 looked = time.monotonic()
                 await self._make_partitions(connection)
-            await self._floor.look(connection)
-            await self._save(connection)
+            async with self._busy:
+                await self._floor.look(connection)
+                await self._save(connection)
             await asyncio.sleep(self._settings.relay.floor_interval)
 
     async def _save(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        floor, at = self._saved
-        now = time.monotonic()
-        if self._floor.value == floor and now - at < HEARTBEAT_SECONDS:
+        now, doing, floor, lsn = time.monotonic(), self._doing, self._floor.value, self._floor.lsn
+        delivered = self._delivered()
+        self._rate.count(now, delivered)
+        # An idle relay's position moves with each save: it alone is no reason for the next one.
+        known = (doing, floor, delivered)
+        if known == self._saved and now - self._saved_at < HEARTBEAT_SECONDS:
             return
-        value = self._floor.value
         position = {
             "name": self._settings.relay.name,
-            "mode": self._mode,
-            "floor": value,
-            "lsn": self._floor.lsn,
+            "mode": doing.mode,
+            "floor": floor,
+            "lsn": lsn,
             "leader": f"{socket.gethostname()}:{os.getpid()}",
             "pid": os.getpid(),
+            "asked": self._asked,
+            "doing": doing.doing,
+            "reason": doing.reason,
+            "rate": self._rate.value,
         }
-        await connection.execute(query("save_relay_position"), position)
-        self._saved = (value, now)
+        cursor = await connection.execute(query("save_relay_position"), position)
+        if not cursor.rowcount:
+            raise psycopg.OperationalError("this is not the database that the position was saved in")
+        self._saved, self._saved_at = known, now
+        if lsn is not None:
+            self.saved = lsn_number(lsn)
 
     async def _make_partitions(self, connection: psycopg.AsyncConnection[Any]) -> None:
         width = self._settings.outbox.partition_rows
@@ -113,6 +183,25 @@ class Upkeep:
             return
         if made:
             logger.info("partitions made", extra={"count": made, "newest_id": newest})
+
+
+class Rate:
+    """Rows a second over the last moments."""
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[float, int]] = deque()
+
+    def count(self, now: float, rows: int) -> None:
+        """So many rows in all, now."""
+        self._counts.append((now, rows))
+        while now - self._counts[0][0] > RATE_SECONDS:
+            self._counts.popleft()
+
+    @property
+    def value(self) -> float:
+        """Rows a second."""
+        (since, before), (now, rows) = self._counts[0], self._counts[-1]
+        return (rows - before) / (now - since) if now > since else 0.0
 
 
 def needed_ahead(before: tuple[float, int] | None, now: tuple[float, int], days: float, width: int) -> int:

@@ -97,8 +97,9 @@ def confirmed(world: World) -> Callable[[], bool]:
 
 
 def leads(world: World, process: Process) -> Callable[[], bool]:
-    """Whether this process has written the heartbeat."""
-    return lambda: world.query("SELECT pid FROM relay_position WHERE pid = %s", process.pid) != []
+    """Whether this process leads, and does what it is there for."""
+    statement = "SELECT pid FROM relay_position WHERE pid = %s AND doing <> 'waiting'"
+    return lambda: world.query(statement, process.pid) != []
 
 
 class Writers:

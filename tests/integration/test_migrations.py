@@ -194,7 +194,9 @@ async def test_without_logical_decoding_the_slot_is_only_noted(tmp_path: Path, n
 
 def test_an_unmigrated_database_says_so(empty: str, name: str, at: Callable[[str], Connection]) -> None:
     connection = at(empty)
-    with pytest.raises(NotMigrated, match=r"is at revision \(none\), expected 0003: run `streams migrate`"):
+    with pytest.raises(
+        NotMigrated, match=rf"is at revision \(none\), expected {db.migrate.head()}: run `streams migrate`"
+    ):
         deploy.check(connection)
     connection.rollback()
     migrate(settings(empty, name, STREAMS_RELAY__MODE="poll"))

@@ -1,0 +1,60 @@
+"""The replication slot made, dropped and spared; what cannot be done is one line with the statement that mends it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+from db import query
+from streams.errors import UsageError
+from streams.relay.look import Look
+
+
+class SlotTaken(Exception):
+    """The slot is read by somebody, or the server has not noticed yet that it no longer is."""
+
+
+async def make(connection: psycopg.AsyncConnection[Any], look: Look) -> None:
+    """A slot that can be read is there; waits for every transaction that is writing now.
+
+    UsageError when it may not be made, SlotTaken when a lost one is still held.
+    """
+    if look.slot is not None and look.slot.wal_status != "lost":
+        return
+    if look.slot is not None:
+        await drop(connection, look.relay)
+    await _change(
+        connection, "create_slot", look.relay, "make", "SELECT pg_create_logical_replication_slot('{}', 'pgoutput')"
+    )
+
+
+async def drop(connection: psycopg.AsyncConnection[Any], name: str) -> None:
+    """The slot is gone, and with it what it held back; SlotTaken while it is read, UsageError when it may not be dropped."""
+    await _change(connection, "drop_slot", name, "drop", "SELECT pg_drop_replication_slot('{}')")
+
+
+async def _change(connection: psycopg.AsyncConnection[Any], statement: str, name: str, verb: str, by_hand: str) -> None:
+    try:
+        await connection.execute(query(statement), {"slot": name})
+    except psycopg.errors.ObjectInUse as error:
+        raise SlotTaken(_line(error)) from None
+    except psycopg.errors.UndefinedObject:
+        return  # somebody else dropped it
+    except psycopg.errors.DuplicateObject:
+        return  # somebody else made it
+    except psycopg.errors.InsufficientPrivilege:
+        role = connection.info.user
+        raise UsageError(
+            f"role {role} may not {verb} replication slot {name}: run ALTER ROLE {role} REPLICATION, or, as a role that"
+            f" may, {by_hand.format(name)}"
+        ) from None
+    except psycopg.errors.ConfigurationLimitExceeded:
+        raise UsageError(
+            f"replication slot {name} cannot be made, all max_replication_slots are in use: drop one that nobody reads"
+            " (pg_replication_slots), or raise the setting and restart PostgreSQL"
+        ) from None
+
+
+def _line(error: psycopg.Error) -> str:
+    return (str(error).strip().splitlines() or [""])[0]

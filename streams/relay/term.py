@@ -1,0 +1,293 @@
+"""A term as leader: one way of publishing after another, from the moment the lock is held until it is lost or told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Coroutine
+from typing import Any, NoReturn
+
+import psycopg
+from confluent_kafka import KafkaException
+
+from db import connect
+from streams import kafka
+from streams.errors import ServiceUnreachable, StreamsError, UsageError
+from streams.registry import Registry
+from streams.relay import slot
+from streams.relay.admission import Admission
+from streams.relay.backoff import delay
+from streams.relay.cdc import CdcSource
+from streams.relay.checks import check_database, check_log
+from streams.relay.connector import heartbeats
+from streams.relay.debezium import Keeper, SlotFloor
+from streams.relay.grave import Grave
+from streams.relay.heal import Healing
+from streams.relay.leadership import Leadership
+from streams.relay.look import Look
+from streams.relay.poll import PollSource
+from streams.relay.publisher import DeliveryFailed, Publisher
+from streams.relay.slot import SlotTaken
+from streams.relay.sweep import Sweep
+from streams.relay.together import Done, together
+from streams.relay.upkeep import Doing, Upkeep
+from streams.relay.wal_floor import WalFloor
+from streams.relay.watch import Turn, Watch
+from streams.relay.way import Way, next_way, wanted
+from streams.settings import Settings
+
+logger = logging.getLogger("streams.relay")
+
+FLUSH_SECONDS = 4.0
+SETTLE_SECONDS = 2.0
+TAKEN_SECONDS = 1.0
+# A slot that is still taken after this long is not one whose last reader the server has yet to miss.
+TAKEN_LONG_SECONDS = 8.0
+# A way that went well for this long was no failed attempt.
+GOOD_SECONDS = 5.0
+
+# What the leader waits out without giving up its lead.
+BROKER_OUTAGES = (KafkaException, DeliveryFailed, ServiceUnreachable)
+
+
+class Term:
+    """Runs while it leads; psycopg.Error when the database is lost, UsageError when a person has to change something."""
+
+    def __init__(
+        self, settings: Settings, registry: Registry, asked: str, leadership: Leadership, stop: asyncio.Event
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._asked = asked
+        self._stop = stop
+        self._watch = Watch(settings, asked, leadership)
+        self._careful = False
+        self._refused: dict[int, str] = {}
+        self._taken_since: float | None = None
+        self._said_taken = False
+
+    async def run(self) -> None:
+        """Until told to stop, with everything in flight confirmed."""
+        found = await self._watch.look()
+        self._want = await wanted(self._settings, self._asked, found)
+        self._wish = found.wish
+        self._upkeep = Upkeep(self._settings, self._asked, Doing(found.mode or self._want.mode, "waiting"))
+        await together(self._upkeep.run(), self._watch.run(), Sweep(self._settings, self._registry).run(), self._ways())
+
+    async def _ways(self) -> NoReturn:
+        attempt = 0
+        while not self._stop.is_set():
+            began = time.monotonic()
+            try:
+                await self._go(await self._next())
+            except Turn as turn:
+                logger.warning("relay turns", extra={"relay": self._settings.relay.name, "reason": str(turn)})
+            except SlotTaken as taken:
+                await self._wait_for_slot(taken)
+            except BROKER_OUTAGES as error:
+                attempt = 1 if time.monotonic() - began > GOOD_SECONDS else attempt + 1
+                self._careful = isinstance(error, DeliveryFailed) and error.refused and not self._known()
+                report(error, attempt)
+                self._upkeep.wait(line(error))
+                await self._pause(delay(attempt, self._settings.relay.backoff_limit))
+        raise Done
+
+    async def _next(self) -> Way:
+        """What to do now; a slot that holds back too much, or that nobody wants, is dropped first."""
+        found = await self._watch.look()
+        if self._asked == "auto" and found.wish != self._wish:
+            self._want = await wanted(self._settings, self._asked, found)
+        self._wish = found.wish
+        if self._watch.overdrawn(found):
+            await self._drop(found)
+            found = await self._watch.look()
+        way = next_way(self._settings, self._want, found)
+        if way.mode == "poll" and found.mode == "debezium" and found.slot is not None and found.slot.pid is not None:
+            raise SlotTaken("Debezium still reads the slot")
+        self._watch.follow(way, found.wish)
+        if way.reason:
+            logger.warning("relay polls", extra={"relay": found.relay, "reason": way.reason})
+        return way
+
+    async def _go(self, way: Way) -> None:
+        self._upkeep.follow(Doing(way.mode, "waiting", way.reason))
+        if way.towards == "debezium":
+            await Keeper(self._settings).release()
+        await together(self._prepare_topics(), self._watch.turned(), self._until_stopped())
+        if self._stop.is_set():
+            return
+        turn = await (self._keep(way) if way.mode == "debezium" else self._publish(way))
+        if turn is not None:
+            raise turn
+
+    async def _publish(self, way: Way) -> Turn | None:
+        """Publish until told to stop, or to turn; raises the first thing that went wrong."""
+        async with self._source(way) as source:
+            # Nothing was read yet, so nothing is lost if the publication is not what it should be.
+            await asyncio.to_thread(check_database, self._settings)
+            if way.mode == "cdc":
+                await asyncio.to_thread(check_log, self._settings)
+            admission = Admission(self._settings, self._refused)
+            await admission.learn(self._registry.topics)
+            grave = Grave(self._settings)
+            async with Publisher(self._settings, admission, grave.bury, careful=self._careful) as publisher:
+                floor = source if isinstance(source, PollSource) else WalFloor(lambda: publisher.confirmed)
+                self._leads(way)
+                self._upkeep.follow(Doing(way.mode, way.doing, way.reason), floor, lambda: publisher.delivered)
+                work = [_read(source, publisher), self._confirm(source, publisher)]
+                if way.towards is not None:
+                    work.append(Healing(self._settings, lambda: floor.value, self._upkeep.say).run())
+                elif self._wish == "poll":
+                    work.append(self._drop_unwanted())
+                turn = await self._until_turned(*work)
+                await self._finish(way, source, publisher)
+                return turn
+
+    async def _keep(self, way: Way) -> Turn | None:
+        """A term beside Debezium, which publishes."""
+        keeper = Keeper(self._settings)
+        await asyncio.to_thread(check_log, self._settings)
+        await keeper.begin()
+        self._leads(way)
+        self._upkeep.follow(Doing(way.mode, way.doing, way.reason), SlotFloor(self._settings.relay.name))
+        turn = await self._until_turned(keeper.watch())
+        await keeper.end()
+        with contextlib.suppress(psycopg.Error):
+            await self._upkeep.settle()
+        self._stopped(way, left=0)
+        return turn
+
+    async def _until_turned(self, *work: Coroutine[Any, Any, Any]) -> Turn | None:
+        """All of this at once until told to stop, or to turn in order."""
+        try:
+            await together(*work, self._watch.turned(), self._until_stopped())
+        except Turn as turn:
+            if not turn.orderly:
+                raise
+            return turn
+        return None
+
+    async def _confirm(self, source: CdcSource | PollSource, publisher: Publisher) -> None:
+        """Acknowledgements come in, and confirmations go out, also while reading waits for room."""
+        while True:
+            publisher.poll()
+            source.confirm(self._proved(source, publisher))
+            await asyncio.sleep(0.01 if publisher.in_flight else 0.05)
+
+    def _proved(self, source: CdcSource | PollSource, publisher: Publisher) -> int | None:
+        """What may be confirmed: to a slot only what was saved, so that another slot of its name is told from it."""
+        return publisher.confirmed if isinstance(source, PollSource) else self._upkeep.saved
+
+    async def _finish(self, way: Way, source: CdcSource | PollSource, publisher: Publisher) -> None:
+        """What is in flight arrives and is confirmed, within a few seconds."""
+        whole = await publisher.flush(FLUSH_SECONDS)
+        with contextlib.suppress(psycopg.Error, TimeoutError):
+            async with asyncio.timeout(SETTLE_SECONDS):
+                await self._upkeep.settle()
+        source.confirm(self._proved(source, publisher))
+        self._stopped(way, left=0 if whole else publisher.in_flight)
+
+    async def _wait_for_slot(self, taken: SlotTaken) -> None:
+        """A moment; if the slot has been taken for long, say by whom."""
+        now = time.monotonic()
+        self._taken_since = self._taken_since or now
+        self._upkeep.wait(str(taken))
+        if now - self._taken_since > TAKEN_LONG_SECONDS:
+            reader = await self._watch.reader()
+            if reader is not None:
+                self._upkeep.wait(reader)
+                if not self._said_taken:
+                    logger.warning("slot taken", extra={"relay": self._settings.relay.name, "reason": reader})
+                self._said_taken = True
+        await self._pause(TAKEN_SECONDS)
+
+    async def _drop(self, found: Look) -> None:
+        """Drop the slot; when this role may not, say so and leave it."""
+        assert found.slot is not None
+        if self._want.mode == "debezium":
+            await Keeper(self._settings).release()
+        timeout = self._settings.database.connect_timeout
+        async with await connect(self._settings.database_url, connect_timeout=timeout) as connection:
+            try:
+                await slot.drop(connection, found.relay)
+            except UsageError as error:
+                self._watch.may_drop = False
+                logger.warning("slot not dropped", extra={"relay": found.relay, "reason": str(error)})
+                return
+        logger.warning("slot dropped", extra={"relay": found.relay, "held_bytes": found.slot.held})
+
+    async def _drop_unwanted(self) -> None:
+        """Operators switched to poll, so nobody will read the slot: it goes, now that polling has begun."""
+        while self._watch.may_drop:
+            found = await self._watch.look()
+            if found.slot is None or not found.slot.ours:
+                return
+            with contextlib.suppress(SlotTaken):
+                await self._drop(found)
+            await asyncio.sleep(TAKEN_SECONDS)
+
+    def _source(self, way: Way) -> CdcSource | PollSource:
+        relay, url, patience = (
+            self._settings.relay,
+            self._settings.database_url,
+            self._settings.database.connect_timeout,
+        )
+        if way.mode == "poll":
+            return PollSource(url, name=relay.name, interval=relay.poll_interval, connect_timeout=patience)
+        return CdcSource(url, slot=relay.name, publication=relay.publication, connect_timeout=patience)
+
+    async def _prepare_topics(self) -> NoReturn:
+        await asyncio.to_thread(prepare_topics, self._settings, self._registry, self._want.mode)
+        raise Done
+
+    async def _until_stopped(self) -> NoReturn:
+        await self._stop.wait()
+        raise Done
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError, Turn):
+            async with asyncio.timeout(seconds):
+                await together(self._watch.turned(), self._until_stopped())
+
+    def _leads(self, way: Way) -> None:
+        self._taken_since, self._said_taken = None, False
+        extra = {"relay": self._settings.relay.name, "mode": way.mode, "pid": os.getpid()}
+        logger.info("relay leads", extra=extra)
+
+    def _stopped(self, way: Way, *, left: int) -> None:
+        extra = {"relay": self._settings.relay.name, "mode": way.mode, "left": left}
+        logger.log(logging.WARNING if left else logging.INFO, "relay stopped", extra=extra)
+
+    def _known(self) -> bool:
+        """Whether the row that was refused is known by now."""
+        return self._careful and bool(self._refused)
+
+
+def prepare_topics(settings: Settings, registry: Registry, mode: str) -> None:
+    """The topics are there and as they must be; ServiceUnreachable or UsageError; blocking."""
+    kafka.prepare_topics(settings, registry.topics)
+    if mode == "debezium":
+        kafka.prepare_topic(settings, heartbeats(settings), partitions=1)
+
+
+def line(error: BaseException) -> str:
+    """The error in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def report(error: BaseException, attempt: int) -> None:
+    """An outage, which is waited out."""
+    extra = {"attempt": attempt, "error": line(error)}
+    if isinstance(error, psycopg.Error):
+        extra["sqlstate"] = error.sqlstate or ""
+    if isinstance(error, StreamsError):
+        extra["kind"] = type(error).__name__
+    logger.warning("relay interrupted", extra=extra)
+
+
+async def _read(source: CdcSource | PollSource, publisher: Publisher) -> None:
+    async for rows in source:
+        await publisher.publish(rows)
