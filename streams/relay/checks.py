@@ -12,6 +12,10 @@ from streams.relay.cdc import replication_connection
 from streams.settings import Settings, redact
 
 
+class MayNotReplicate(UsageError):
+    """The role lacks REPLICATION."""
+
+
 def check_database(settings: Settings) -> None:
     """Reachable and migrated; raises NotMigrated or ServiceUnreachable; blocking."""
     with deploy.connection(settings) as connection:
@@ -29,14 +33,17 @@ def check_log(settings: Settings) -> None:
 
 
 async def check_replication(settings: Settings) -> None:
-    """The role may stream, and the server lets it: the ordinary connection worked before."""
+    """The role may stream, and the server lets it: the ordinary connection worked before.
+
+    Raises MayNotReplicate or ServiceUnreachable.
+    """
     url, timeout = settings.database_url, settings.database.connect_timeout
     try:
         connection = await replication_connection(url, timeout)
     except psycopg.OperationalError as error:
         role = await _role_without_replication(settings)
         if role is not None:
-            raise UsageError(f"role {role} may not replicate: run ALTER ROLE {role} REPLICATION") from None
+            raise MayNotReplicate(f"role {role} may not replicate: run ALTER ROLE {role} REPLICATION") from None
         reason = (str(error).strip().splitlines() or [""])[-1].strip()
         raise ServiceUnreachable(f"PostgreSQL at {redact(url)} refuses a replication connection: {reason}") from None
     await connection.close()

@@ -84,7 +84,7 @@ class Healing:
         # After the look: whatever the slot misses was committed by now, with an id drawn before.
         await self._until(await _newest(connection))
         await self._save(connection, found)
-        logger.info("slot goes on", extra={"relay": self._name, "floor": self._floor()})
+        logger.info("relay healed", extra={"relay": self._name, "floor": self._floor()})
         raise Turn("the slot goes on", orderly=True)
 
     async def _save(self, connection: psycopg.AsyncConnection[Any], found: Look) -> None:

@@ -72,9 +72,8 @@ class Term:
     async def run(self) -> None:
         """Until told to stop, with everything in flight confirmed."""
         found = await self._watch.look()
-        self._want = await wanted(self._settings, self._asked, found)
-        self._wish = found.wish
-        self._upkeep = Upkeep(self._settings, self._asked, Doing(found.mode or self._want.mode, "waiting"))
+        want = await wanted(self._settings, self._asked, found)
+        self._upkeep = Upkeep(self._settings, self._asked, Doing(found.mode or want.mode, "waiting"))
         await together(self._upkeep.run(), self._watch.run(), Sweep(self._settings, self._registry).run(), self._ways())
 
     async def _ways(self) -> NoReturn:
@@ -98,13 +97,11 @@ class Term:
     async def _next(self) -> Way:
         """What to do now; a slot that holds back too much, or that nobody wants, is dropped first."""
         found = await self._watch.look()
-        if self._asked == "auto" and found.wish != self._wish:
-            self._want = await wanted(self._settings, self._asked, found)
-        self._wish = found.wish
+        want = await wanted(self._settings, self._asked, found)
         if self._watch.overdrawn(found):
-            await self._drop(found)
+            await self._drop(found, want.mode)
             found = await self._watch.look()
-        way = next_way(self._settings, self._want, found)
+        way = next_way(self._settings, want, found)
         if way.mode == "poll" and found.mode == "debezium" and found.slot is not None and found.slot.pid is not None:
             raise SlotTaken("Debezium still reads the slot")
         self._watch.follow(way, found.wish)
@@ -116,7 +113,7 @@ class Term:
         self._upkeep.follow(Doing(way.mode, "waiting", way.reason))
         if way.towards == "debezium":
             await Keeper(self._settings).release()
-        await together(self._prepare_topics(), self._watch.turned(), self._until_stopped())
+        await together(self._prepare_topics(way), self._watch.turned(), self._until_stopped())
         if self._stop.is_set():
             return
         turn = await (self._keep(way) if way.mode == "debezium" else self._publish(way))
@@ -140,7 +137,7 @@ class Term:
                 work = [_read(source, publisher), self._confirm(source, publisher)]
                 if way.towards is not None:
                     work.append(Healing(self._settings, lambda: floor.value, self._upkeep.say).run())
-                elif self._wish == "poll":
+                elif self._asked == "auto" and self._watch.wish == "poll":
                     work.append(self._drop_unwanted())
                 turn = await self._until_turned(*work)
                 await self._finish(way, source, publisher)
@@ -204,10 +201,10 @@ class Term:
                 self._said_taken = True
         await self._pause(TAKEN_SECONDS)
 
-    async def _drop(self, found: Look) -> None:
-        """Drop the slot; when this role may not, say so and leave it."""
+    async def _drop(self, found: Look, mode: str) -> None:
+        """Drop the slot from which this mode reads; when this role may not, say so and leave it."""
         assert found.slot is not None
-        if self._want.mode == "debezium":
+        if mode == "debezium":
             await Keeper(self._settings).release()
         timeout = self._settings.database.connect_timeout
         async with await connect(self._settings.database_url, connect_timeout=timeout) as connection:
@@ -226,7 +223,7 @@ class Term:
             if found.slot is None or not found.slot.ours:
                 return
             with contextlib.suppress(SlotTaken):
-                await self._drop(found)
+                await self._drop(found, "poll")
             await asyncio.sleep(TAKEN_SECONDS)
 
     def _source(self, way: Way) -> CdcSource | PollSource:
@@ -239,8 +236,8 @@ class Term:
             return PollSource(url, name=relay.name, interval=relay.poll_interval, connect_timeout=patience)
         return CdcSource(url, slot=relay.name, publication=relay.publication, connect_timeout=patience)
 
-    async def _prepare_topics(self) -> NoReturn:
-        await asyncio.to_thread(prepare_topics, self._settings, self._registry, self._want.mode)
+    async def _prepare_topics(self, way: Way) -> NoReturn:
+        await asyncio.to_thread(prepare_topics, self._settings, self._registry, way.mode)
         raise Done
 
     async def _until_stopped(self) -> NoReturn:

@@ -36,7 +36,7 @@ class Watch:
         self._asked = asked
         self._leadership = leadership
         self._way = Way("poll")
-        self._wish: str | None = None
+        self.wish: str | None = None
         self._turn = asyncio.get_running_loop().create_future()
         self._warned = -REPEAT_SECONDS
         self.reader = leadership.reader
@@ -50,7 +50,7 @@ class Watch:
 
     def follow(self, way: Way, wish: str | None) -> None:
         """From now on this is the way, chosen when operators wished for this."""
-        self._way, self._wish = way, wish
+        self._way, self.wish = way, wish
         self._turn = asyncio.get_running_loop().create_future()
 
     async def run(self) -> NoReturn:
@@ -76,7 +76,7 @@ class Watch:
         return self._way.mode != "debezium" or self._settings.connect.register
 
     def _judge(self, found: Look) -> Turn | None:
-        if self._asked == "auto" and found.wish != self._wish:
+        if self._asked == "auto" and found.wish != self.wish:
             return Turn(f"an operator switched it to {found.wish}", orderly=True)
         reason = gone(found) if self._way.mode != "poll" else None
         if reason is not None:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from streams.errors import UsageError
-from streams.relay.checks import check_log, check_replication
+from streams.relay.checks import MayNotReplicate, check_log, check_replication
 from streams.relay.debezium import Keeper
 from streams.relay.hole import gone, hole, refuse_foreign_slot
 from streams.relay.look import Look
@@ -33,7 +33,8 @@ class Way:
 async def wanted(settings: Settings, asked: str, look: Look) -> Way:
     """What to do if the slot is fine.  Mode auto follows an operator's wish; without one it is cdc where that can be.
 
-    UsageError or ServiceUnreachable when another mode cannot be.
+    UsageError or ServiceUnreachable when another mode cannot be.  One that led before and has lost its right goes on by
+    polling, until it has it back.
     """
     mode, refused = (asked, None) if asked != "auto" else _wish(settings, look)
     if mode == "poll":
@@ -46,9 +47,11 @@ async def wanted(settings: Settings, asked: str, look: Look) -> Way:
         else:
             await check_replication(settings)
     except UsageError as error:
-        if asked != "auto":
+        if asked != "auto" and not (look.led and isinstance(error, MayNotReplicate)):
             raise
-        return Way("poll", reason=str(error))
+        # A slot that nobody reads holds WAL back: what made it is not given up.
+        meant = asked != "auto" or look.wish or look.slot or look.lsn
+        return Way("poll", mode if meant else None, str(error))
     return Way(mode, reason=refused)
 
 
