@@ -7,19 +7,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-CAP = 10_000
-FRESH = "10 seconds"
+from streams.standing import Standing
 
-# -- relays --
-# Rows and seconds behind: ids drawn since the floor (rolled back ones too), and the age of the oldest row above it.
-RELAYS = f"""
-SELECT r.mode, r.pid, r.pid IS NOT NULL AND r.heartbeat > now() - interval '{FRESH}' AS leads,
-       greatest(0, s.last_id - r.floor) AS rows,
-       greatest(0, coalesce(extract(epoch FROM (now() AT TIME ZONE 'UTC') - oldest.created_at), 0))::double precision
-FROM relay_position AS r
-CROSS JOIN (SELECT CASE WHEN is_called THEN last_value ELSE 0 END AS last_id FROM outbox_id_seq) AS s
-LEFT JOIN LATERAL (SELECT created_at FROM outbox WHERE id > r.floor ORDER BY id LIMIT 1) AS oldest ON true
-ORDER BY r.name"""
+CAP = 10_000
 
 # -- pending --
 # Committed rows above the floor whose fate has not begun, at most one more than the cap.
@@ -60,17 +50,18 @@ SELECT (SELECT count(*) FROM outbox_state WHERE status = 'dead') +
        (SELECT count(*) FROM outbox_foreign WHERE status = 'dead')"""
 
 
-def relays(connection: Connection, running: Sequence[int | None]) -> list[dict[str, Any]]:
-    """Each relay that leads, then those that run here without leading; a relay nobody leads still shows its lag."""
-    found = []
-    leaders: set[int | None] = set()
-    mode = "auto"
-    for mode, pid, leads, rows, seconds in connection.exec_driver_sql(RELAYS):
-        leaders.add(pid if leads else None)
-        lag = {"lag_rows": rows, "lag_seconds": round(seconds, 3)}
-        found.append({"pid": pid if leads else None, "mode": mode, "leader": leads, **lag})
+def relays(found: Sequence[Standing], running: Sequence[int | None]) -> list[dict[str, Any]]:
+    """Each relay, led or not, then those that stand by: known to the database, or running here."""
+    shown, mode = [], "auto"
+    leaders: set[int | None] = {None}
+    for each in found:
+        pid, mode = each.leader.pid if each.leader else None, each.mode or mode
+        leaders.add(pid)
+        lag = {"lag_rows": each.lag.rows, "lag_seconds": each.lag.seconds}
+        shown.append({"pid": pid, "mode": mode, "leader": pid is not None, **lag})
+    waiting = dict.fromkeys([*(one.pid for each in found for one in each.standbys), *running])
     standby = {"mode": mode, "leader": False, "lag_rows": None, "lag_seconds": None}
-    return found + [{"pid": pid, **standby} for pid in running if pid is not None and pid not in leaders]
+    return shown + [{"pid": pid, **standby} for pid in waiting if pid not in leaders]
 
 
 def messages(connection: Connection) -> dict[str, int]:

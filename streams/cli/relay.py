@@ -1,4 +1,4 @@
-"""`streams relay`: publish committed rows until SIGTERM or Ctrl-C; a second signal ends it at once."""
+"""`streams relay`: publish committed rows until SIGTERM or Ctrl-C, a second signal ends it at once; or look after relays."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import click
 import orjson
 
 from streams import log, telemetry
+from streams.cli.relay_acts import adopt, switch
+from streams.cli.relay_status import status
 from streams.registry import configured
 from streams.settings import Settings, load
 
@@ -19,7 +21,10 @@ MODES = ("auto", "cdc", "poll", "debezium")
 @click.option("--mode", type=click.Choice(MODES), help="Default: relay.mode of faust.yml, which is auto.")
 @click.pass_context
 def relay(ctx: click.Context, mode: str | None) -> None:
-    """Publish what is committed to the outbox; a second relay of the same name stands by."""
+    """Publish what is committed to the outbox; a second relay of the same name stands by.
+
+    With a command: look at the relay, or tell it what to do.
+    """
     if ctx.invoked_subcommand is not None:
         return
     settings = load()
@@ -32,6 +37,10 @@ def relay(ctx: click.Context, mode: str | None) -> None:
         asyncio.run(_run(settings, wanted))
     finally:
         telemetry.close()
+
+
+for command in (status, switch, adopt):
+    relay.add_command(command)
 
 
 def _print_connector(settings: Settings) -> None:

@@ -13,10 +13,12 @@ from rich.table import Table
 from sqlalchemy import Connection
 
 from streams import deploy
+from streams.cli.choose import printable
 from streams.cli.progress import CAP, messages, relays
 from streams.dev.probe import Health, health
 from streams.dev.workplace import Note, Running, Workplace
 from streams.settings import Settings, load, redact
+from streams.standing import Standing, standing
 
 
 @click.command()
@@ -31,21 +33,26 @@ def status(as_json: bool) -> None:
     note = Workplace(Path.cwd()).note()
     with deploy.connection(settings) as connection:
         deploy.check(connection)
-        found, healths = _status(settings, connection, note)
+        relays = standing(connection)
+        found, healths = _status(settings, connection, note, relays)
     if as_json:
         click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
     else:
         _show(found, healths)
+        for fault in (fault for each in relays for fault in each.faults):
+            click.echo(printable(fault))
 
 
-def _status(settings: Settings, connection: Connection, note: Note | None) -> tuple[dict[str, Any], list[Health]]:
+def _status(
+    settings: Settings, connection: Connection, note: Note | None, known: list[Standing]
+) -> tuple[dict[str, Any], list[Health]]:
     """The stable shape, and how each of its workers is."""
     running = _running(note, "worker")
     with ThreadPoolExecutor(max_workers=max(1, len(running))) as pool:
         healths = list(pool.map(lambda worker: health(worker.web or ""), running))
     found = {
         "services": _services(settings, note),
-        "relays": relays(connection, [each.pid for each in _running(note, "relay")]),
+        "relays": relays(known, [each.pid for each in _running(note, "relay")]),
         "workers": [
             {"pid": each.pid, "web": each.web, "partitions": answer.partitions}
             for each, answer in zip(running, healths, strict=True)

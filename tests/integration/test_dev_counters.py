@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from db import connect, sync_engine
 from streams.cli import progress
 from streams.dev.counters import Counters, Counts
+from streams.standing import standing
 
 ENQUEUE = """
     SELECT outbox_enqueue('chat_history_persist', 'c' || n, '{}') FROM generate_series(1, %s) AS n
@@ -115,10 +116,10 @@ def test_status_knows_leader_standby_and_a_relay_without_leader(
 ) -> None:
     ids = enqueue(business, 10)
     floor(business, ids[3])
-    leader, standby = progress.relays(asking, [4711, 4712])
+    leader, standby = progress.relays(standing(asking), [4711, 4712])
     assert (leader["pid"], leader["mode"], leader["leader"], leader["lag_rows"]) == (4711, "cdc", True, 6)
     assert leader["lag_seconds"] > 0
     assert standby == {"pid": 4712, "mode": "cdc", "leader": False, "lag_rows": None, "lag_seconds": None}
     business.execute("UPDATE relay_position SET heartbeat = now() - interval '1 minute'")
-    [nobody] = progress.relays(asking, [])
+    [nobody] = progress.relays(standing(asking), [])
     assert (nobody["pid"], nobody["leader"], nobody["lag_rows"]) == (None, False, 6)

@@ -1,0 +1,54 @@
+-- relays_standing --
+-- How each relay stands, or the one asked for, led or not.  Rows and seconds behind: ids drawn since the floor (rolled back
+-- ones too), and the age of the oldest row above it.
+SELECT n.name, p.mode, p.asked, p.wish, p.doing, p.reason, coalesce(p.rate, 0) AS rate, p.lsn::text AS position,
+       coalesce(p.floor, 0) AS floor, p.leader, p.pid, extract(epoch FROM now() - p.heartbeat)::double precision AS silent,
+       pg_wal_lsn_diff(pg_current_wal_insert_lsn(), p.lsn)::bigint AS lag_bytes,
+       greatest(0, ids.newest - coalesce(p.floor, 0)) AS lag_rows,
+       greatest(0, coalesce(extract(epoch FROM (now() AT TIME ZONE 'UTC') - oldest.created_at), 0))::double precision
+           AS lag_seconds,
+       coalesce(p.identity <> outbox_identity() OR ids.newest < p.floor, false) AS strange,
+       s.wal_status, s.active_pid IS NOT NULL AS slot_active, s.safe_wal_size,
+       pg_wal_lsn_diff(pg_current_wal_insert_lsn(), s.restart_lsn)::bigint AS held
+FROM (SELECT name FROM relay_position WHERE %(relay)s::text IS NULL UNION SELECT %(relay)s) AS n
+LEFT JOIN relay_position AS p USING (name)
+LEFT JOIN pg_replication_slots AS s ON s.slot_name = n.name AND s.database = current_database()
+CROSS JOIN (SELECT last_value - (NOT is_called)::int AS newest FROM outbox_id_seq) AS ids
+LEFT JOIN LATERAL (
+    SELECT created_at FROM outbox WHERE id > coalesce(p.floor, 0) ORDER BY id LIMIT 1
+) AS oldest ON true
+WHERE n.name IS NOT NULL
+ORDER BY n.name;
+
+-- relay_attendance --
+-- Sessions that lead this relay or stand by for it; they say who they are in their application_name.
+SELECT a.application_name
+FROM pg_locks AS l
+JOIN pg_stat_activity AS a USING (pid)
+WHERE l.locktype = 'advisory'
+  AND l.mode = 'ShareLock'
+  AND l.objsubid = 1
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('outbox-streams relays ' || %(relay)s, 0)
+ORDER BY a.backend_start;
+
+-- relay_switch --
+-- What operators want this relay to do; whoever leads it in mode auto follows within a second.
+UPDATE relay_position SET wish = %(wish)s WHERE name = %(relay)s
+RETURNING asked, leader IS NOT NULL AND heartbeat > now() - interval '10 seconds';
+
+-- newest_id --
+-- The newest id that was drawn, or is there all the same.
+SELECT greatest(last_value - (NOT is_called)::int, (SELECT max(id) FROM outbox)) FROM outbox_id_seq;
+
+-- skip_ids --
+-- The next id drawn is the one after this.
+SELECT setval('outbox_id_seq', %(newest)s);
+
+-- relay_adopt --
+-- From now on this relay publishes from this database; a log position of another one means nothing here.
+UPDATE relay_position SET identity = outbox_identity(), floor = %(floor)s, lsn = NULL WHERE name = %(relay)s;
+
+-- relay_hold --
+-- For this transaction nobody leads this relay, if nobody does now.
+SELECT pg_try_advisory_xact_lock(hashtextextended('outbox-streams relay ' || %(relay)s, 0));

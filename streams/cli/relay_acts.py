@@ -1,0 +1,95 @@
+"""`streams relay switch` and `streams relay adopt`: what operators do to a relay, written down in `outbox_actions`."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+from sqlalchemy import Connection
+
+from streams.cli.desk import database, signed
+from streams.errors import StreamsError, UsageError
+from streams.standing import Standing, standing
+
+DOING = {"cdc": "streaming", "poll": "polling", "debezium": "connector"}
+LOOK_SECONDS = 0.2
+
+
+class NotYet(StreamsError):
+    """What was asked for has not come about in time."""
+
+
+@click.command()
+@click.option("--to", "mode", type=click.Choice(tuple(DOING)), required=True, help="Which relay publishes from now on.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), default=120.0, show_default=True, help="Seconds to wait for it."
+)
+@signed
+def switch(mode: str, timeout: float, who: str, why: str | None) -> None:
+    """Change how rows are published, without a gap, and wait until the new way leads.
+
+    The relays follow that were started with mode auto; they remember it. Exit code 1 when it takes longer.
+    """
+    from streams.relay.switch import switch as ask
+
+    with database() as (settings, connection):
+        ask(connection, settings, mode, who=who, why=why)
+        _wait(connection, settings.relay.name, mode, timeout)
+
+
+def _wait(connection: Connection, relay: str, mode: str, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    said = ""
+    while True:
+        with connection.begin():
+            [found] = standing(connection, relay)
+        if now := _now(found):
+            said = _say(now, said)
+        if found.leader and (found.mode, found.doing) == (mode, DOING[mode]):
+            click.echo(f"relay {relay} publishes in mode {mode}")
+            return
+        if time.monotonic() > deadline:
+            raise NotYet(f"relay {relay} is not in mode {mode} after {timeout:g} s, and goes on trying; {now}")
+        time.sleep(LOOK_SECONDS)
+
+
+def _now(found: Standing) -> str:
+    if found.leader is None:
+        return "nobody leads: start `streams relay`"
+    return f"{found.mode}: {found.doing}{f', {found.reason}' if found.reason else ''}"
+
+
+def _say(now: str, said: str) -> str:
+    if now != said:
+        click.echo(now, err=True)
+    return now
+
+
+@click.command()
+@click.option(
+    "--skip",
+    type=click.IntRange(min=0),
+    default=1_000_000,
+    show_default=True,
+    help="Ids left out, which the other database may have drawn since.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@signed
+def adopt(skip: int, yes: bool, who: str, why: str | None) -> None:
+    """Publish from this database, though it is not the one that the relay knows: restored, copied, or upgraded."""
+    from streams.relay.adopt import adopt as take
+    from streams.relay.adopt import plan
+
+    with database() as (settings, connection):
+        found = plan(connection, settings, skip=skip)
+        if found is None:
+            click.echo(f"relay {settings.relay.name} knows this database: nothing to adopt")
+            return
+        what = f"relay {found.relay} goes on at floor {found.floor} (it had {found.was}), the next id is {found.newest + 1}"
+        if not yes and not sys.stdin.isatty():
+            raise UsageError(f"would adopt this database, {what}: expected --yes, or a terminal to ask")
+        if not yes:
+            click.confirm(f"{what}: adopt this database?", abort=True)
+        take(connection, settings, found, who=who, why=why)
+    click.echo(f"adopted: {what}")

@@ -1,0 +1,89 @@
+"""`streams relay status`: one relay at a glance; exit code 1 when that is bad news."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+
+import click
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from streams.cli.choose import printable
+from streams.cli.desk import database
+from streams.standing import Member, SlotHealth, Standing, standing
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON, in a stable shape.")
+def status(as_json: bool) -> None:
+    """Show who leads and stands by, how far it is, and what its slot holds back.
+
+    Exit code 1 when nobody leads, nothing is published, or the slot is lost.
+    """
+    with database() as (settings, connection):
+        [found] = standing(connection, settings.relay.name)
+    if as_json:
+        click.echo(orjson.dumps({**asdict(found), "faults": found.faults}, option=orjson.OPT_INDENT_2))
+    else:
+        _show(found)
+        for fault in found.faults:
+            click.echo(f"streams: {printable(fault)}", err=True)
+    sys.exit(1 if found.faults else 0)
+
+
+def _show(found: Standing) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(no_wrap=True)
+    for name, value in _lines(found):
+        table.add_row(name, Text(printable(value)))
+    # Never cut: wider than the terminal if need be.
+    Console(highlight=False, width=max(400, Console().width)).print(table)
+
+
+def _lines(found: Standing) -> list[tuple[str, str]]:
+    lag, reason = found.lag, f": {found.reason}" if found.reason else ""
+    behind = [] if lag.bytes is None else [f"{size(lag.bytes)} of log"]
+    return [
+        ("relay", found.name),
+        ("mode", _mode(found)),
+        ("doing", f"{found.doing or 'nothing'}{reason}" if found.leader else "nothing"),
+        ("leader", _member(found.leader) if found.leader else "nobody"),
+        ("standbys", ", ".join(map(_member, found.standbys)) or "none"),
+        ("floor", str(found.floor)),
+        ("position", found.position or "none"),
+        ("lag", ", ".join([*behind, f"{lag.rows:,} rows", f"{lag.seconds:.1f} s"])),
+        ("slot", _slot(found.slot)),
+        ("rate", f"{found.rate if found.leader else 0:,.0f} rows/s"),
+    ]
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them."""
+    value, units = float(count), ["bytes", "kB", "MB", "GB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        del units[0]
+    return f"{value:,.0f} {units[0]}" if units[0] == "bytes" else f"{value:,.1f} {units[0]}"
+
+
+def _mode(found: Standing) -> str:
+    notes = [f"started with {found.asked}"] if found.asked and found.asked != found.mode else []
+    notes += [f"switched to {found.wish}"] if found.wish else []
+    return " ".join([found.mode or "none", *([f"({', '.join(notes)})"] if notes else [])])
+
+
+def _member(member: Member) -> str:
+    return f"{member.host}:{member.pid} ({member.mode})"
+
+
+def _slot(slot: SlotHealth | None) -> str:
+    if slot is None:
+        return "none"
+    safe = "" if slot.safe_bytes is None else f", {size(max(0, slot.safe_bytes))} more before it is lost"
+    return (
+        f"{slot.wal_status}, {'read' if slot.active else 'not read'}, holds back {size(slot.held_bytes)} of log{safe}"
+    )

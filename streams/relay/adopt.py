@@ -1,0 +1,53 @@
+"""A database that is not the one a relay published from, taken on: by an operator who knows how it came about.
+
+What Kafka has of the other database's life is not known here.  So ids it may have drawn are not drawn again, and what is
+not known to be published is published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from db import partitions, query
+from streams.errors import UsageError
+from streams.relay.switch import note
+from streams.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What adopting would do: the relay goes on at `floor`, and the next id is the one after `newest`."""
+
+    relay: str
+    floor: int
+    newest: int
+    was: str
+
+
+def plan(connection: Connection, settings: Settings, *, skip: int) -> Plan | None:
+    """What there is to adopt; None when this is the database that the relay knows."""
+    relay = settings.relay.name
+    with connection.begin():
+        saved = connection.exec_driver_sql(query("relay_saved"), {"relay": relay}).one()
+        floor, known_as, identity = saved[0], saved[6], saved[7]
+        newest = connection.exec_driver_sql(query("newest_id")).scalar_one()
+        drawn = saved[8]
+    if known_as in (None, identity) and drawn >= floor:
+        return None
+    # Ids below the floor were drawn anew: which of them are published nobody knows.
+    return Plan(relay, floor if drawn >= floor else 0, max(newest, floor) + skip, f"floor {floor}, newest id {drawn}")
+
+
+def adopt(connection: Connection, settings: Settings, found: Plan, *, who: str, why: str | None) -> None:
+    """Do it, in one transaction, and write it down.  UsageError while a relay of this name leads."""
+    relay = {"relay": found.relay}
+    with connection.begin():
+        if not connection.exec_driver_sql(query("relay_hold"), relay).scalar_one():
+            raise UsageError(f"relay {found.relay} leads at this moment: stop it first")
+        connection.exec_driver_sql(query("skip_ids"), {"newest": found.newest})
+        partitions.ensure_sync(connection, ahead=1, width=settings.outbox.partition_rows)
+        connection.exec_driver_sql(query("relay_adopt"), {**relay, "floor": found.floor})
+        what = {**relay, "floor": found.floor, "newest": found.newest, "was": found.was}
+        note(connection, "relay adopt", who, why, what)
