@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -19,6 +20,7 @@ from streams.relay.hole import refuse_stranger
 from streams.relay.leadership import Leadership
 from streams.relay.look import Look
 from streams.relay.publisher import DeliveryFailed
+from streams.relay.slot import SlotTaken
 from streams.relay.term import Term, line, prepare_topics, report
 from streams.relay.way import wanted
 from streams.settings import Settings, redact
@@ -63,7 +65,7 @@ class Relay:
                     await self._stand_by(leadership)
                     if not self._stop.is_set():
                         began = time.monotonic()
-                        await Term(self._settings, self._registry, self._mode, leadership, self._stop).run()
+                        await self._term(leadership).run()
             except OUTAGES as error:
                 attempt = 1 if time.monotonic() - began > GOOD_TERM_SECONDS else attempt + 1
                 report(error, attempt)
@@ -80,7 +82,21 @@ class Relay:
             raise ServiceUnreachable(f"PostgreSQL at {where} went away: {line(error)}") from None
         refuse_stranger(found)
         way = await wanted(self._settings, self._mode, found)
-        await asyncio.to_thread(prepare_topics, self._settings, self._registry, way.mode)
+        try:
+            await asyncio.to_thread(prepare_topics, self._settings, self._registry, way.mode)
+        except ServiceUnreachable:
+            await self._spare()
+            raise
+
+    async def _spare(self) -> None:
+        """Without a broker it cannot start, and whoever starts it again and again may be the only one to look at the slot."""
+        with contextlib.suppress(*OUTAGES, SlotTaken):
+            async with Leadership(self._settings, self._mode) as leadership:
+                if await leadership.take():
+                    await self._term(leadership).spare()
+
+    def _term(self, leadership: Leadership) -> Term:
+        return Term(self._settings, self._registry, self._mode, leadership, self._stop)
 
     async def _stand_by(self, leadership: Leadership) -> None:
         """Until this one leads, or is told to stop."""

@@ -76,6 +76,13 @@ class Term:
         self._upkeep = Upkeep(self._settings, self._asked, Doing(found.mode or want.mode, "waiting"))
         await together(self._upkeep.run(), self._watch.run(), Sweep(self._settings, self._registry).run(), self._ways())
 
+    async def spare(self) -> None:
+        """What a leader does for the database's disk when it cannot even begin to publish."""
+        found = await self._watch.look()
+        aim = (await wanted(self._settings, self._asked, found)).aim
+        if self._watch.overdrawn(found, aim):
+            await self._drop(found, aim)
+
     async def _ways(self) -> NoReturn:
         attempt = 0
         while not self._stop.is_set():
@@ -98,8 +105,8 @@ class Term:
         """What to do now; a slot that holds back too much, or that nobody wants, is dropped first."""
         found = await self._watch.look()
         want = await wanted(self._settings, self._asked, found)
-        if self._watch.overdrawn(found):
-            await self._drop(found, want.mode)
+        if self._watch.overdrawn(found, want.aim):
+            await self._drop(found, want.aim)
             found = await self._watch.look()
         way = next_way(self._settings, want, found)
         if way.mode == "poll" and found.mode == "debezium" and found.slot is not None and found.slot.pid is not None:

@@ -67,13 +67,13 @@ class Watch:
         """Until the way has to be left, then Turn."""
         raise await asyncio.shield(self._turn)
 
-    def overdrawn(self, found: Look) -> bool:
-        """Whether the slot holds back more WAL than it may, and this relay can end that."""
+    def overdrawn(self, found: Look, aim: str) -> bool:
+        """Whether the slot holds back more WAL than it may, and a relay that means to publish in this mode can end that."""
         limit = self._settings.relay.wal_limit
         slot = found.slot if self.may_drop else None
         if limit is None or slot is None or not slot.ours or slot.held <= limit:
             return False
-        return self._way.mode != "debezium" or self._settings.connect.register
+        return aim != "debezium" or self._settings.connect.register
 
     def _judge(self, found: Look) -> Turn | None:
         if self._asked == "auto" and found.wish != self.wish:
@@ -81,7 +81,7 @@ class Watch:
         reason = gone(found) if self._way.mode != "poll" else None
         if reason is not None:
             return Turn(reason, orderly=False)
-        if self.overdrawn(found):
+        if self.overdrawn(found, self._way.aim):
             return Turn("the slot holds back more than relay.wal_limit", orderly=False)
         return None
 

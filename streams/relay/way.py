@@ -23,6 +23,11 @@ class Way:
     reason: str | None = None
 
     @property
+    def aim(self) -> str:
+        """The mode that is meant to publish."""
+        return self.towards or self.mode
+
+    @property
     def doing(self) -> str:
         """In one word."""
         if self.towards is not None:

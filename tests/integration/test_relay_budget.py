@@ -1,0 +1,93 @@
+"""An outage of Kafka never fills the database's disk: a slot that holds back too much is dropped, and made anew later."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streams.dev.kafka import KafkaBroker
+from tests.conftest import World
+from tests.contract.test_relay_contract import check_order, leads, published
+from tests.fixtures.publish import enqueue, payload
+
+Eventually = Callable[..., Any]
+SLOTS = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s"
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[KafkaBroker]:
+    """A broker of our own to take away."""
+    found = KafkaBroker(tmp_path / "kafka")
+    await found.start()
+    yield found
+    await found.stop()
+
+
+@pytest.fixture
+def frugal(world: World, broker: KafkaBroker) -> World:
+    """A migrated world whose slot may hold back little."""
+    world.environ |= {
+        "BROKER_URL": broker.url,
+        "STREAMS_RELAY__MODE": "cdc",
+        "STREAMS_RELAY__WAL_WARN": "2000000",
+        "STREAMS_RELAY__WAL_LIMIT": "10000000",
+    }
+    world.migrate()
+    return world
+
+
+def log(world: World, number: int = 0) -> str:
+    return (world.directory / f"streams-{number}.log").read_text()
+
+
+def spend(world: World, megabytes: int) -> None:
+    """Some WAL that has nothing to do with the outbox."""
+    world.query(
+        "SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000)) FROM generate_series(1, %s)", megabytes
+    )
+
+
+async def test_while_the_broker_is_away_the_slot_is_dropped_and_afterwards_made_anew(
+    frugal: World, broker: KafkaBroker, name: str, eventually: Eventually
+) -> None:
+    relay = frugal.relay()
+    ids = enqueue(frugal.url, frugal.topic, [payload(n, f"c{n % 9}") for n in range(100)])
+    await eventually(published(frugal, ids))
+    broker.kill()
+    ids += enqueue(frugal.url, frugal.topic, [payload(n, f"c{n % 9}") for n in range(100)])
+    spend(frugal, 4)
+    await eventually(lambda: "slot holds back WAL" in log(frugal))
+    assert frugal.query(SLOTS, name) == [(1,)]
+    spend(frugal, 10)
+    await eventually(lambda: frugal.query(SLOTS, name) == [(0,)])
+    ids += enqueue(frugal.url, frugal.topic, [payload(n, f"c{n % 9}") for n in range(100)])
+    # Held back no more, also when that goes on.
+    spend(frugal, 15)
+    await broker.restart()
+    await eventually(published(frugal, ids), 60)
+    await eventually(lambda: frugal.query("SELECT doing FROM relay_position") == [("streaming",)], 60)
+    assert frugal.query(SLOTS, name) == [(1,)]
+    check_order(frugal, ids)
+    assert relay.running
+
+
+async def test_a_relay_that_cannot_start_without_the_broker_drops_it_too(
+    frugal: World, broker: KafkaBroker, name: str, eventually: Eventually
+) -> None:
+    relay = frugal.relay()
+    await eventually(leads(frugal, relay))
+    await relay.stop(grace=8)
+    broker.kill()
+    ids = enqueue(frugal.url, frugal.topic, [payload(n, f"c{n % 9}") for n in range(100)])
+    spend(frugal, 15)
+    second = frugal.relay()
+    await eventually(lambda: second.returncode is not None)
+    assert second.returncode == 3
+    assert frugal.query(SLOTS, name) == [(0,)]
+    await broker.restart()
+    frugal.relay()
+    await eventually(published(frugal, ids), 60)
+    check_order(frugal, ids)
