@@ -1,0 +1,127 @@
+"""A database that is not the one a relay published from is never trusted, in any mode, until an operator adopts it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from streams.dev.postgres import PostgresServer
+from streams.dev.process import Process
+from tests.conftest import World
+from tests.contract.test_relay_contract import check_order, leads, on_topic, published
+from tests.fixtures.command import streams
+from tests.fixtures.publish import enqueue, payload
+
+Eventually = Callable[..., Any]
+BACK = "ALTER TABLE outbox ALTER COLUMN id RESTART WITH 3"
+ELSEWHERE = (
+    "UPDATE relay_position SET identity = '7/' || split_part(identity, '/', 2) || '/' || split_part(identity, '/', 3)"
+)
+
+
+@pytest.fixture(params=["cdc", "poll"])
+async def relayed(world: World, request: pytest.FixtureRequest, eventually: Eventually) -> AsyncIterator[World]:
+    """A world whose relay has published 50 rows and saved that."""
+    world.environ["STREAMS_RELAY__MODE"] = request.param
+    world.migrate()
+    relay = world.relay(STREAMS_RELAY__FLOOR_INTERVAL="0.1")
+    ids = enqueue(world.url, world.topic, [payload(n, f"c{n % 5}") for n in range(50)])
+    await eventually(leads(world, relay))
+    await eventually(lambda: world.query("SELECT floor FROM relay_position") == [(ids[-1],)])
+    yield world
+
+
+async def refusal(world: World, relay: Process, eventually: Eventually) -> str:
+    """The line with which this relay, the last one started, ends."""
+    await eventually(lambda: relay.returncode is not None, 15)
+    assert relay.returncode == 2
+    log = world.directory / f"streams-{world.processes.index(relay)}.log"
+    return log.read_text().splitlines()[-1]
+
+
+async def test_a_sequence_that_went_back_stops_it_running_and_at_its_start(
+    relayed: World, eventually: Eventually
+) -> None:
+    relayed.query(BACK)
+    line = await refusal(relayed, relayed.processes[0], eventually)
+    assert "the sequence outbox_id_seq went back to 2, below floor 50" in line
+    assert "run `streams relay adopt`" in line
+    assert await refusal(relayed, relayed.relay(), eventually) == line
+
+
+async def test_another_system_identifier_stops_it_running_and_at_its_start(
+    relayed: World, eventually: Eventually
+) -> None:
+    [(before,)] = relayed.query("SELECT system_identifier FROM pg_control_system()")
+    relayed.query(ELSEWHERE)
+    line = await refusal(relayed, relayed.processes[0], eventually)
+    assert f"(system identifier 7 before, {before} now)" in line
+    assert "floor 50 is not trusted" in line
+    assert await refusal(relayed, relayed.relay(), eventually) == line
+
+
+async def test_debezium_is_not_looked_after_either(world: World, eventually: Eventually) -> None:
+    world.migrate()
+    relay = world.relay(STREAMS_RELAY__MODE="debezium")
+    await eventually(leads(world, relay))
+    world.query(ELSEWHERE)
+    assert "system identifier 7 before" in await refusal(world, relay, eventually)
+
+
+async def test_a_copy_of_the_database_is_refused_and_can_be_adopted(
+    relayed: World, postgres: PostgresServer, name: str, eventually: Eventually
+) -> None:
+    await relayed.processes[0].stop(grace=8)
+    copy = f"{name}_copy"
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {copy} TEMPLATE {name}")
+    original, relayed.environ["DATABASE_URL"] = relayed.url, postgres.url_of(copy)
+    relayed.environ["STREAMS_RELAY__MODE"] = "poll"
+    try:
+        assert "this is not the database that relay" in await refusal(relayed, relayed.relay(), eventually)
+        assert (await streams(relayed, "relay", "status")).code == 1
+        asked = await streams(relayed, "relay", "adopt")
+        assert (asked.code, "expected --yes, or a terminal to ask" in asked.error) == (2, True)
+        done = await streams(relayed, "relay", "adopt", "--yes", "--skip", "1000", "--why", "a drill")
+        assert (done.code, "goes on at floor 50" in done.out) == (0, True)
+        relay = relayed.relay()
+        ids = enqueue(relayed.url, relayed.topic, [payload(n, f"c{n % 5}") for n in range(20)])
+        assert ids[0] == 1051
+        await eventually(published(relayed, ids))
+        check_order(relayed, list(range(1, 51)) + ids)
+        assert relayed.query("SELECT act, why FROM outbox_actions") == [("relay adopt", "a drill")]
+        again = await streams(relayed, "relay", "adopt", "--yes")
+        assert (again.code, "nothing to adopt" in again.out) == (0, True)
+        await relay.stop(grace=8)
+    finally:
+        relayed.environ["DATABASE_URL"] = original
+        for process in relayed.processes:
+            process.kill()
+        with psycopg.connect(postgres.url, autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {copy} WITH (FORCE)")
+
+
+async def test_after_a_sequence_went_back_nothing_is_taken_for_published(
+    relayed: World, eventually: Eventually
+) -> None:
+    relayed.query("TRUNCATE outbox; " + BACK)
+    await refusal(relayed, relayed.processes[0], eventually)
+    # Drawn anew, below the floor, while no relay ran.
+    ids = enqueue(relayed.url, relayed.topic, [payload(n, f"d{n % 5}") for n in range(20)])
+    before = len(on_topic(relayed))
+    assert (await streams(relayed, "relay", "adopt", "--yes")).code == 0
+    relayed.relay()
+    ids += enqueue(relayed.url, relayed.topic, [payload(n, f"d{n % 5}") for n in range(20)])
+    await eventually(lambda: len(on_topic(relayed)) >= before + len(ids))
+    found = [record.id for record in on_topic(relayed) if record.key.startswith(b"d")]
+    assert set(found) == set(ids)
+
+
+async def test_a_relay_that_leads_is_not_adopted_under_its_feet(relayed: World) -> None:
+    relayed.query("SELECT setval('outbox_id_seq', 1)")
+    answer = await streams(relayed, "relay", "adopt", "--yes")
+    # It may have seen it and stopped already.
+    assert answer.code == 0 or "leads at this moment: stop it first" in answer.error
