@@ -81,6 +81,10 @@ class Connect:
         """End its task, which gives the slot back."""
         await self._ask("PUT", f"{self._path}/stop")
 
+    async def forget(self) -> None:
+        """Drop the positions that Connect keeps for the stopped connector: it begins where its slot does."""
+        await self._ask("DELETE", f"{self._path}/offsets")
+
     async def resume(self) -> None:
         """Start its task, if it was stopped or paused."""
         await self._ask("PUT", f"{self._path}/resume")

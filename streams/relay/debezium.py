@@ -76,17 +76,22 @@ class Keeper:
         except (ServiceUnreachable, UsageError) as error:
             self._say(State("UNREACHABLE", str(error)))
 
-    async def release(self) -> None:
-        """The same; ServiceUnreachable when Connect cannot be told, or does not do it."""
+    async def release(self, *, forget: bool = False) -> None:
+        """The same; ServiceUnreachable when Connect cannot be told, or does not do it.
+
+        `forget` its position too: Debezium refuses a slot that begins after it.
+        """
         if self._connect is None or not self._ours:
             return
         await self._connect.stop()
         for _ in range(int(STOP_SECONDS / 0.1)):
-            state = await self._connect.state()
-            if state.name != "RUNNING":
-                return
+            if (await self._connect.state()).name in ("STOPPED", None):
+                break
             await asyncio.sleep(0.1)
-        raise ServiceUnreachable(f"Kafka Connect does not stop connector {self._settings.relay.name}")
+        else:
+            raise ServiceUnreachable(f"Kafka Connect does not stop connector {self._settings.relay.name}")
+        if forget:
+            await self._connect.forget()
 
     async def watch(self) -> None:
         """Until cancelled, or at once when there is no Connect to ask; UsageError when the connector was changed."""

@@ -119,7 +119,7 @@ class Term:
     async def _go(self, way: Way) -> None:
         self._upkeep.follow(Doing(way.mode, "waiting", way.reason))
         if way.towards == "debezium":
-            await Keeper(self._settings).release()
+            await Keeper(self._settings).release(forget=True)
         await together(self._prepare_topics(way), self._watch.turned(), self._until_stopped())
         if self._stop.is_set():
             return

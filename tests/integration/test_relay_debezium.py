@@ -15,6 +15,7 @@ from streams.relay.connector import connector
 from tests.conftest import World
 from tests.contract.test_relay_contract import check_order, leads, published
 from tests.fixtures.publish import enqueue, payload
+from tests.integration.test_relay_healing import drop
 
 Eventually = Callable[..., Any]
 
@@ -108,5 +109,43 @@ async def test_stopped_in_order_it_gives_the_slot_to_whoever_comes_next(
     assert relay.returncode == 0
     looked_after.relay(STREAMS_RELAY__MODE="cdc")
     ids += enqueue(looked_after.url, looked_after.topic, [payload(n, f"c{n % 3}") for n in range(50)])
+    await eventually(published(looked_after, ids))
+    check_order(looked_after, ids)
+
+
+async def test_a_slot_lost_under_our_connector_is_healed_by_polling(
+    looked_after: World, eventually: Eventually
+) -> None:
+    relay = looked_after.relay(STREAMS_CONNECT__REGISTER="true")
+    ids = enqueue(looked_after.url, looked_after.topic, [payload(n, f"c{n % 5}") for n in range(50)])
+    await eventually(published(looked_after, ids), 60)
+    await drop(looked_after, eventually)
+    log = looked_after.directory / "streams-0.log"
+    await eventually(lambda: "does not exist" in log.read_text(), 10)
+    ids += enqueue(looked_after.url, looked_after.topic, [payload(n, f"c{n % 5}") for n in range(50)])
+    await eventually(published(looked_after, ids), 60)
+    await eventually(lambda: looked_after.query("SELECT mode FROM relay_position") == [("debezium",)], 60)
+    ids += enqueue(looked_after.url, looked_after.topic, [payload(n, f"c{n % 5}") for n in range(50)])
+    await eventually(published(looked_after, ids), 60)
+    check_order(looked_after, ids)
+    await eventually(lambda: looked_after.query("SELECT floor FROM relay_position") == [(ids[-1],)])
+    assert relay.running
+
+
+async def test_a_slot_lost_under_another_ones_connector_stops_the_relay_with_what_to_do(
+    looked_after: World, connect: ConnectWorker, eventually: Eventually
+) -> None:
+    settings = looked_after.settings
+    await Connect(connect.url, settings.relay.name).register(connector(settings))
+    relay = looked_after.relay()
+    ids = enqueue(looked_after.url, looked_after.topic, [payload(n, f"c{n % 5}") for n in range(50)])
+    await eventually(published(looked_after, ids), 60)
+    await eventually(leads(looked_after, relay))
+    await Connect(connect.url, settings.relay.name).stop()
+    await drop(looked_after, eventually)
+    assert await ended(relay, eventually) == 2
+    assert "stop its connector and run `streams relay --mode cdc`" in last_line(looked_after)
+    ids += enqueue(looked_after.url, looked_after.topic, [payload(n, f"c{n % 5}") for n in range(50)])
+    looked_after.relay(STREAMS_RELAY__MODE="cdc")
     await eventually(published(looked_after, ids))
     check_order(looked_after, ids)

@@ -54,6 +54,8 @@ async def test_to_debezium_and_back_under_load(
     for mode in ("debezium", "poll", "debezium", "cdc"):
         answer = await streams(world, "relay", "switch", "--to", mode)
         assert answer.code == 0, answer
+        if mode == "poll":
+            await eventually(lambda: world.query(SLOTS, name) == [(0,)])
     ids = await asyncio.to_thread(writers.join)
     ids += enqueue(world.url, world.topic, [payload(n, f"c{n % 9}") for n in range(20)])
     await eventually(published(world, ids), 60, every=0.5)
