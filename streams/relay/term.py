@@ -13,11 +13,9 @@ from typing import Any, NoReturn
 import psycopg
 from confluent_kafka import KafkaException
 
-from db import connect
 from streams import kafka
-from streams.errors import ServiceUnreachable, StreamsError, UsageError
+from streams.errors import ServiceUnreachable, StreamsError
 from streams.registry import Registry
-from streams.relay import slot
 from streams.relay.admission import Admission
 from streams.relay.backoff import delay
 from streams.relay.cdc import CdcSource
@@ -27,10 +25,10 @@ from streams.relay.debezium import Keeper, SlotFloor
 from streams.relay.grave import Grave
 from streams.relay.heal import Healing
 from streams.relay.leadership import Leadership
-from streams.relay.look import Look
 from streams.relay.poll import PollSource
 from streams.relay.publisher import DeliveryFailed, Publisher
 from streams.relay.slot import SlotTaken
+from streams.relay.slot_care import TAKEN_SECONDS, SlotCare
 from streams.relay.sweep import Sweep
 from streams.relay.together import Done, together
 from streams.relay.upkeep import Doing, Upkeep
@@ -43,9 +41,6 @@ logger = logging.getLogger("streams.relay")
 
 FLUSH_SECONDS = 4.0
 SETTLE_SECONDS = 2.0
-TAKEN_SECONDS = 1.0
-# A slot that is still taken after this long is not one whose last reader the server has yet to miss.
-TAKEN_LONG_SECONDS = 8.0
 # A way that went well for this long was no failed attempt.
 GOOD_SECONDS = 5.0
 
@@ -64,10 +59,9 @@ class Term:
         self._asked = asked
         self._stop = stop
         self._watch = Watch(settings, asked, leadership)
+        self._care = SlotCare(settings, self._watch)
         self._careful = False
         self._refused: dict[int, str] = {}
-        self._taken_since: float | None = None
-        self._said_taken = False
 
     async def run(self) -> None:
         """Until told to stop, with everything in flight confirmed."""
@@ -79,9 +73,7 @@ class Term:
     async def spare(self) -> None:
         """What a leader does for the database's disk when it cannot even begin to publish."""
         found = await self._watch.look()
-        aim = (await wanted(self._settings, self._asked, found)).aim
-        if self._watch.overdrawn(found, aim):
-            await self._drop(found, aim)
+        await self._care.spare(found, (await wanted(self._settings, self._asked, found)).aim)
 
     async def _ways(self) -> NoReturn:
         attempt = 0
@@ -90,7 +82,8 @@ class Term:
             try:
                 await self._go(await self._next())
             except Turn as turn:
-                logger.warning("relay turns", extra={"relay": self._settings.relay.name, "reason": str(turn)})
+                extra = {"relay": self._settings.relay.name, "reason": str(turn)}
+                logger.log(logging.INFO if turn.orderly else logging.WARNING, "relay turns", extra=extra)
             except SlotTaken as taken:
                 await self._wait_for_slot(taken)
             except BROKER_OUTAGES as error:
@@ -102,18 +95,18 @@ class Term:
         raise Done
 
     async def _next(self) -> Way:
-        """What to do now; a slot that holds back too much, or that nobody wants, is dropped first."""
+        """What to do now; a slot that holds back too much is dropped first."""
         found = await self._watch.look()
         want = await wanted(self._settings, self._asked, found)
-        if self._watch.overdrawn(found, want.aim):
-            await self._drop(found, want.aim)
+        if await self._care.spare(found, want.aim):
             found = await self._watch.look()
         way = next_way(self._settings, want, found)
         if way.mode == "poll" and found.mode == "debezium" and found.slot is not None and found.slot.pid is not None:
             raise SlotTaken("Debezium still reads the slot")
         self._watch.follow(way, found.wish)
         if way.reason:
-            logger.warning("relay polls", extra={"relay": found.relay, "reason": way.reason})
+            message = "relay polls" if way.mode == "poll" else "relay not switched"
+            logger.warning(message, extra={"relay": found.relay, "reason": way.reason})
         return way
 
     async def _go(self, way: Way) -> None:
@@ -145,7 +138,7 @@ class Term:
                 if way.towards is not None:
                     work.append(Healing(self._settings, lambda: floor.value, self._upkeep.say).run())
                 elif self._asked == "auto" and self._watch.wish == "poll":
-                    work.append(self._drop_unwanted())
+                    work.append(self._care.drop_unwanted())
                 turn = await self._until_turned(*work)
                 await self._finish(way, source, publisher)
                 return turn
@@ -195,43 +188,8 @@ class Term:
         self._stopped(way, left=0 if whole else publisher.in_flight)
 
     async def _wait_for_slot(self, taken: SlotTaken) -> None:
-        """A moment; if the slot has been taken for long, say by whom."""
-        now = time.monotonic()
-        self._taken_since = self._taken_since or now
-        self._upkeep.wait(str(taken))
-        if now - self._taken_since > TAKEN_LONG_SECONDS:
-            reader = await self._watch.reader()
-            if reader is not None:
-                self._upkeep.wait(reader)
-                if not self._said_taken:
-                    logger.warning("slot taken", extra={"relay": self._settings.relay.name, "reason": reader})
-                self._said_taken = True
+        self._upkeep.wait(await self._care.taken(taken))
         await self._pause(TAKEN_SECONDS)
-
-    async def _drop(self, found: Look, mode: str) -> None:
-        """Drop the slot from which this mode reads; when this role may not, say so and leave it."""
-        assert found.slot is not None
-        if mode == "debezium":
-            await Keeper(self._settings).release()
-        timeout = self._settings.database.connect_timeout
-        async with await connect(self._settings.database_url, connect_timeout=timeout) as connection:
-            try:
-                await slot.drop(connection, found.relay)
-            except UsageError as error:
-                self._watch.may_drop = False
-                logger.warning("slot not dropped", extra={"relay": found.relay, "reason": str(error)})
-                return
-        logger.warning("slot dropped", extra={"relay": found.relay, "held_bytes": found.slot.held})
-
-    async def _drop_unwanted(self) -> None:
-        """Operators switched to poll, so nobody will read the slot: it goes, now that polling has begun."""
-        while self._watch.may_drop:
-            found = await self._watch.look()
-            if found.slot is None or not found.slot.ours:
-                return
-            with contextlib.suppress(SlotTaken):
-                await self._drop(found, "poll")
-            await asyncio.sleep(TAKEN_SECONDS)
 
     def _source(self, way: Way) -> CdcSource | PollSource:
         relay, url, patience = (
@@ -252,12 +210,12 @@ class Term:
         raise Done
 
     async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError, Turn):
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await together(self._watch.turned(), self._until_stopped())
+                await self._stop.wait()
 
     def _leads(self, way: Way) -> None:
-        self._taken_since, self._said_taken = None, False
+        self._care.free()
         extra = {"relay": self._settings.relay.name, "mode": way.mode, "pid": os.getpid()}
         logger.info("relay leads", extra=extra)
 

@@ -134,10 +134,11 @@ class Upkeep:
         self._floor.reset()
         looked = -PARTITIONS_SECONDS
         while True:
-            if time.monotonic() - looked >= PARTITIONS_SECONDS:
-                looked = time.monotonic()
-                await self._make_partitions(connection)
+            # One at a time: what is saved must not be part of a transaction that may be rolled back.
             async with self._busy:
+                if time.monotonic() - looked >= PARTITIONS_SECONDS:
+                    looked = time.monotonic()
+                    await self._make_partitions(connection)
                 await self._floor.look(connection)
                 await self._save(connection)
             await asyncio.sleep(self._settings.relay.floor_interval)

@@ -77,6 +77,7 @@ def test_an_empty_file_and_empty_sections_mean_defaults() -> None:
             "worker: {lock_timeout: 40}",
             "setting 'worker.lock_timeout' is 40.0: expected less than worker.handler_ti",
         ),
+        ("relay: {wal_limit: 5}", "setting 'relay.wal_limit' is 5: expected at least relay.wal_warn (1000000000)"),
         ("broker: {url: kafka}", "setting 'broker.url' is 'kafka': expected host:port[,host:port]"),
         ("broker: {url: 'a:1,b:x'}", "setting 'broker.url' is 'a:1,b:x': expected host:port[,host:port]"),
         ("broker: {url: 'a:0'}", "setting 'broker.url' is 'a:0': expected host:port[,host:port]"),

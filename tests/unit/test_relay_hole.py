@@ -1,0 +1,99 @@
+"""Whether a slot or a database can be gone on from, judged by what was saved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from streams.errors import NotMigrated, UsageError
+from streams.relay.hole import gone, hole, refuse_foreign_slot, refuse_stranger
+from streams.relay.look import Look, Slot
+from streams.relay.way import Way, next_way
+from streams.settings import load
+
+SLOT = Slot("pgoutput", True, None, "reserved", 100, 0)
+LOOK = Look("r", SLOT, 5, 100, True, "cdc", "cdc", None, "1/2/3", "1/2/3", 9)
+
+
+def slot(**changes: object) -> Look:
+    return replace(LOOK, slot=replace(SLOT, **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("confirmed", [1, 99, 100])
+def test_a_slot_at_or_before_what_was_saved_can_be_read_on(confirmed: int) -> None:
+    assert hole(slot(confirmed=confirmed)) is None
+
+
+def test_a_slot_past_what_was_saved_is_another_one() -> None:
+    assert hole(slot(confirmed=101)) == "replication slot r begins at 0/65, what is published ends at 0/64"
+    assert gone(slot(confirmed=101)) is None
+
+
+def test_without_a_saved_position_no_slot_is_trusted() -> None:
+    assert (
+        hole(replace(LOOK, lsn=None))
+        == "replication slot r begins at 0/64, what is published ends at an unknown position"
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (replace(LOOK, slot=None), "does not exist"),
+        (slot(wal_status="lost"), "has lost its WAL"),
+        (slot(confirmed=None), "is being made"),
+    ],
+)
+def test_a_slot_that_cannot_be_read_is_gone(found: Look, words: str) -> None:
+    assert words in (gone(found) or "")
+    assert words in (hole(found) or "")
+    assert next_way(load(environ={}), Way("cdc"), found) == Way("poll", "cdc", hole(found))
+
+
+def test_a_connector_of_others_cannot_be_healed_by_us() -> None:
+    with pytest.raises(UsageError, match="rows after outbox_id 5 may be missing; stop its connector"):
+        next_way(load(environ={}), Way("debezium"), replace(LOOK, slot=None))
+    ours = load(environ={"STREAMS_CONNECT__URL": "http://h:1", "STREAMS_CONNECT__REGISTER": "true"})
+    assert next_way(ours, Way("debezium"), replace(LOOK, slot=None)).towards == "debezium"
+
+
+def test_debezium_confirms_by_itself() -> None:
+    assert next_way(load(environ={}), Way("debezium"), slot(confirmed=500)) == Way("debezium")
+
+
+def test_polling_needs_no_slot() -> None:
+    assert next_way(load(environ={}), Way("poll"), replace(LOOK, slot=None)) == Way("poll")
+
+
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        ("7/2/3", "system identifier 7 before, 1 now"),
+        ("1/7/3", "database 7 before, 2 now"),
+        ("7/2/8", "system identifier 7 before, 1 now, table outbox 8 before, 3 now"),
+    ],
+)
+def test_another_database_is_refused(known: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        refuse_stranger(replace(LOOK, known_as=known))
+    assert f"({words})" in str(caught.value)
+    assert "floor 5 is not trusted" in str(caught.value)
+
+
+def test_a_sequence_below_the_floor_is_refused() -> None:
+    refuse_stranger(replace(LOOK, newest=5))
+    with pytest.raises(UsageError, match="went back to 4, below floor 5"):
+        refuse_stranger(replace(LOOK, newest=4))
+
+
+def test_a_position_of_an_older_version_knows_no_database() -> None:
+    refuse_stranger(replace(LOOK, known_as=None))
+
+
+def test_only_a_relay_that_led_may_do_without_its_slot() -> None:
+    refuse_foreign_slot(replace(LOOK, slot=None))
+    with pytest.raises(NotMigrated, match="run `streams migrate`"):
+        refuse_foreign_slot(replace(LOOK, slot=None, led=False))
+    with pytest.raises(UsageError, match=r"plugin test_decoding, this database\): set relay\.name"):
+        refuse_foreign_slot(slot(plugin="test_decoding"))
