@@ -33,6 +33,6 @@ def prepare(connection: Connection, publication: str, slot: str) -> Iterator[str
         # Waits for every transaction that is writing now, so it belongs to the deployment and not to the relay's start.
         connection.exec_driver_sql(query("create_slot"), {"slot": slot})
         if not connection.exec_driver_sql(query("outbox_writers")).first():
-            connection.exec_driver_sql(query("slot_begins"), {"slot": slot})
+            connection.exec_driver_sql(query("slot_begins"), {"slot": slot, "publication": publication})
         yield f"replication slot {slot} created"
     connection.commit()

@@ -177,6 +177,7 @@ relay_position = Table(
     Column("doing", Text),
     Column("reason", Text),
     Column("rate", Double),
+    Column("publication", Text),
     CheckConstraint("wish IN ('cdc', 'poll', 'debezium')", name="relay_position_wish"),
 )
 

@@ -19,10 +19,12 @@ WHERE locktype = 'relation'
 SELECT pg_current_wal_insert_lsn()::text;
 
 -- save_relay_position --
--- What this leader knows; floor and position never move back, and never into another database's row.
-INSERT INTO relay_position (name, mode, floor, lsn, leader, pid, heartbeat, identity, asked, doing, reason, rate)
+-- What this leader knows; floor and position never move back, and never into another database's row.  Whoever reads the log
+-- knows only what was read while the publication was as it is now.
+INSERT INTO relay_position (name, mode, floor, lsn, leader, pid, heartbeat, identity, asked, doing, reason, rate,
+                            publication)
 VALUES (%(name)s, %(mode)s, %(floor)s, %(lsn)s, %(leader)s, %(pid)s, now(), outbox_identity(), %(asked)s, %(doing)s,
-        %(reason)s, %(rate)s)
+        %(reason)s, %(rate)s, %(mark)s)
 ON CONFLICT (name) DO UPDATE
 SET mode = excluded.mode,
     floor = greatest(relay_position.floor, excluded.floor),
@@ -34,20 +36,24 @@ SET mode = excluded.mode,
     asked = excluded.asked,
     doing = excluded.doing,
     reason = excluded.reason,
-    rate = excluded.rate
-WHERE coalesce(relay_position.identity, excluded.identity) = excluded.identity;
+    rate = excluded.rate,
+    publication = coalesce(excluded.publication, relay_position.publication)
+WHERE coalesce(relay_position.identity, excluded.identity) = excluded.identity
+  AND (%(mark)s::text IS NULL OR %(mark)s = outbox_publication(%(publication)s));
 
 -- relay_saved --
 -- What was saved last of this relay, and the database as it is.
 SELECT coalesce(p.floor, 0), p.lsn::text, p.leader IS NOT NULL, p.mode, p.asked, p.wish, p.identity, outbox_identity(),
-       (SELECT last_value - (NOT is_called)::int FROM outbox_id_seq)
+       (SELECT last_value - (NOT is_called)::int FROM outbox_id_seq), p.publication,
+       outbox_publication(%(publication)s)
 FROM (VALUES (true)) AS always
 LEFT JOIN relay_position AS p ON p.name = %(relay)s;
 
 -- relay_healed --
--- Everything committed before this log position is with the broker: the slot that begins there may be read.
+-- Everything committed before this log position is with the broker: the slot that begins there may be read, as long as the
+-- publication is this one.
 UPDATE relay_position
-SET lsn = %(lsn)s
+SET lsn = %(lsn)s, publication = %(mark)s
 WHERE name = %(relay)s;
 
 -- bury_unpublishable --

@@ -31,13 +31,13 @@ SELECT pg_create_logical_replication_slot(%(slot)s, 'pgoutput');
 
 -- slot_begins --
 -- Before the first message is enqueued a new slot misses none: where it begins, everything is published.
-INSERT INTO relay_position (name, mode, lsn)
-SELECT slot_name, 'cdc', confirmed_flush_lsn
+INSERT INTO relay_position (name, mode, lsn, publication)
+SELECT slot_name, 'cdc', confirmed_flush_lsn, outbox_publication(%(publication)s)
 FROM pg_replication_slots
 WHERE slot_name = %(slot)s
   AND NOT EXISTS (SELECT FROM outbox)
 ON CONFLICT (name) DO UPDATE
-SET lsn = excluded.lsn
+SET lsn = excluded.lsn, publication = excluded.publication
 WHERE relay_position.leader IS NULL;
 
 -- drop_slot --

@@ -47,7 +47,8 @@ SELECT setval('outbox_id_seq', %(newest)s);
 
 -- relay_adopt --
 -- From now on this relay publishes from this database; a log position of another one means nothing here.
-UPDATE relay_position SET identity = outbox_identity(), floor = %(floor)s, lsn = NULL WHERE name = %(relay)s;
+UPDATE relay_position SET identity = outbox_identity(), floor = %(floor)s, lsn = NULL, publication = NULL
+WHERE name = %(relay)s;
 
 -- relay_hold --
 -- For this transaction nobody leads this relay, if nobody does now.

@@ -29,8 +29,9 @@ class Plan:
 def plan(connection: Connection, settings: Settings, *, skip: int) -> Plan | None:
     """What there is to adopt; None when this is the database that the relay knows."""
     relay = settings.relay.name
+    names = {"relay": relay, "publication": settings.relay.publication}
     with connection.begin():
-        saved = connection.exec_driver_sql(query("relay_saved"), {"relay": relay}).one()
+        saved = connection.exec_driver_sql(query("relay_saved"), names).one()
         floor, known_as, identity = saved[0], saved[6], saved[7]
         newest = connection.exec_driver_sql(query("newest_id")).scalar_one()
         drawn = saved[8]

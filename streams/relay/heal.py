@@ -74,11 +74,11 @@ class Healing:
     async def _heal(self, connection: psycopg.AsyncConnection[Any]) -> None:
         await asyncio.to_thread(check_log, self._settings)
         await check_replication(self._settings)
-        found = await look(connection, self._name)
+        found = await self._look(connection)
         if found.slot is not None:
             refuse_foreign_slot(found)
         await make(connection, found)
-        found = await look(connection, self._name)
+        found = await self._look(connection)
         if gone(found) is not None:
             raise UsageError(gone(found) or "")
         # After the look: whatever the slot misses was committed by now, with an id drawn before.
@@ -87,10 +87,13 @@ class Healing:
         logger.info("relay healed", extra={"relay": self._name, "floor": self._floor()})
         raise Turn("the slot goes on", orderly=True)
 
+    async def _look(self, connection: psycopg.AsyncConnection[Any]) -> Look:
+        return await look(connection, self._name, self._settings.relay.publication)
+
     async def _save(self, connection: psycopg.AsyncConnection[Any], found: Look) -> None:
         assert found.slot is not None
         assert found.slot.confirmed is not None
-        healed = {"relay": self._name, "lsn": lsn_text(found.slot.confirmed)}
+        healed = {"relay": self._name, "lsn": lsn_text(found.slot.confirmed), "mark": found.publication}
         await connection.execute(query("relay_healed"), healed)
 
     async def _until(self, newest: int) -> None:

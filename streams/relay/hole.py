@@ -14,7 +14,7 @@ ADOPT = "if it is to go on from here, run `streams relay adopt`, see docs/relays
 
 
 def gone(look: Look) -> str | None:
-    """Why there is no slot that could be read on; None when there is one."""
+    """Why there is no slot that could be read; None when there is one."""
     if look.slot is None:
         return f"replication slot {look.relay} does not exist"
     if look.slot.wal_status == "lost":
@@ -24,9 +24,16 @@ def gone(look: Look) -> str | None:
     return None
 
 
+def changed(look: Look) -> str | None:
+    """Why the log, read through the publication, may lack rows; None when it does not."""
+    if look.read_with is not None and look.publication != look.read_with:
+        return "the publication was changed or made anew: rows committed meanwhile may not be in what is read"
+    return None
+
+
 def hole(look: Look) -> str | None:
     """Why rows would be missed by reading the slot on; None when none would."""
-    found = gone(look)
+    found = gone(look) or changed(look)
     if found is not None or look.slot is None or look.slot.confirmed is None:
         return found
     if look.lsn is None or look.slot.confirmed > look.lsn:

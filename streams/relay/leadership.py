@@ -54,7 +54,7 @@ class Leadership:
         """The database as it is.  psycopg.Error when the lock's connection is lost: another one may lead now."""
         try:
             async with asyncio.timeout(PATIENCE):
-                return await look(self._connection, self._settings.relay.name)
+                return await look(self._connection, self._settings.relay.name, self._settings.relay.publication)
         except TimeoutError:
             raise psycopg.OperationalError("the leader's connection does not answer") from None
 

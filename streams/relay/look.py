@@ -31,7 +31,8 @@ class Slot:
 @dataclass(frozen=True, slots=True)
 class Look:
     """The slot of this relay, and its saved position: every row up to `floor`, and every one committed before `lsn`, is
-    with the broker.  `led` when a relay of this name ever led; `newest` is the newest id drawn."""
+    with the broker; the log was read with the publication as in `read_with`.  `led` when a relay of this name ever led;
+    `newest` is the newest id drawn."""
 
     relay: str
     slot: Slot | None
@@ -44,15 +45,18 @@ class Look:
     known_as: str | None
     identity: str
     newest: int
+    read_with: str | None
+    publication: str | None
 
 
-async def look(connection: psycopg.AsyncConnection[Any], relay: str) -> Look:
+async def look(connection: psycopg.AsyncConnection[Any], relay: str, publication: str) -> Look:
     """Look once."""
     # The slot first: what is confirmed to it was saved before, so it never seems to be ahead of that.
     slot = await (await connection.execute(query("slot"), {"slot": relay})).fetchone()
-    saved = await (await connection.execute(query("relay_saved"), {"relay": relay})).fetchone()
+    names = {"relay": relay, "publication": publication}
+    saved = await (await connection.execute(query("relay_saved"), names)).fetchone()
     assert saved is not None
-    floor, lsn, led, mode, asked, wish, known_as, identity, newest = saved
+    floor, lsn, led, mode, asked, wish, known_as, identity, newest, read_with, mark = saved
     return Look(
         relay=relay,
         slot=_slot(slot) if slot else None,
@@ -65,6 +69,8 @@ async def look(connection: psycopg.AsyncConnection[Any], relay: str) -> Look:
         known_as=known_as,
         identity=identity,
         newest=newest,
+        read_with=read_with,
+        publication=mark,
     )
 
 

@@ -19,7 +19,7 @@ from streams.registry import Registry
 from streams.relay.admission import Admission
 from streams.relay.backoff import delay
 from streams.relay.cdc import CdcSource
-from streams.relay.checks import check_database, check_log
+from streams.relay.checks import check_database
 from streams.relay.connector import heartbeats
 from streams.relay.debezium import Keeper, SlotFloor
 from streams.relay.grave import Grave
@@ -103,7 +103,7 @@ class Term:
         way = next_way(self._settings, want, found)
         if way.mode == "poll" and found.mode == "debezium" and found.slot is not None and found.slot.pid is not None:
             raise SlotTaken("Debezium still reads the slot")
-        self._watch.follow(way, found.wish)
+        self._watch.follow(way, found)
         if way.reason:
             message = "relay polls" if way.mode == "poll" else "relay not switched"
             logger.warning(message, extra={"relay": found.relay, "reason": way.reason})
@@ -123,17 +123,15 @@ class Term:
     async def _publish(self, way: Way) -> Turn | None:
         """Publish until told to stop, or to turn; raises the first thing that went wrong."""
         async with self._source(way) as source:
-            # Nothing was read yet, so nothing is lost if the publication is not what it should be.
             await asyncio.to_thread(check_database, self._settings)
-            if way.mode == "cdc":
-                await asyncio.to_thread(check_log, self._settings)
             admission = Admission(self._settings, self._refused)
             await admission.learn(self._registry.topics)
             grave = Grave(self._settings)
             async with Publisher(self._settings, admission, grave.bury, careful=self._careful) as publisher:
                 floor = source if isinstance(source, PollSource) else WalFloor(lambda: publisher.confirmed)
                 self._leads(way)
-                self._upkeep.follow(Doing(way.mode, way.doing, way.reason), floor, lambda: publisher.delivered)
+                doing = Doing(way.mode, way.doing, way.reason)
+                self._upkeep.follow(doing, floor, lambda: publisher.delivered, self._watch.mark)
                 work = [_read(source, publisher), self._confirm(source, publisher)]
                 if way.towards is not None:
                     work.append(Healing(self._settings, lambda: floor.value, self._upkeep.say).run())
@@ -146,10 +144,10 @@ class Term:
     async def _keep(self, way: Way) -> Turn | None:
         """A term beside Debezium, which publishes."""
         keeper = Keeper(self._settings)
-        await asyncio.to_thread(check_log, self._settings)
         await keeper.begin()
         self._leads(way)
-        self._upkeep.follow(Doing(way.mode, way.doing, way.reason), SlotFloor(self._settings.relay.name))
+        floor = SlotFloor(self._settings.relay.name)
+        self._upkeep.follow(Doing(way.mode, way.doing, way.reason), floor, mark=self._watch.mark)
         turn = await self._until_turned(keeper.watch())
         await keeper.end()
         with contextlib.suppress(psycopg.Error):

@@ -81,18 +81,26 @@ class Upkeep:
         self._rate = Rate()
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._busy = asyncio.Lock()
+        self._mark: str | None = None
         self._saved: tuple[object, ...] = ()
         self._saved_at = 0.0
         self._ids: tuple[float, int] | None = None
         self.saved: int | None = None
 
-    def follow(self, doing: Doing, floor: Floor | None = None, delivered: Callable[[], int] = lambda: 0) -> None:
+    def follow(
+        self,
+        doing: Doing,
+        floor: Floor | None = None,
+        delivered: Callable[[], int] = lambda: 0,
+        mark: str | None = None,
+    ) -> None:
         """From now on this is what the leader does, how its floor is known, and how many rows it has delivered.
 
+        `mark` is the publication it reads with: what is read with another one proves nothing, and is not saved.
         `saved` is then the confirmed log position as far as it is written down: what may be confirmed to the slot.
         """
         self._doing, self._floor, self._delivered = doing, floor or Still(), delivered
-        self._rate, self.saved = Rate(), None
+        self._rate, self.saved, self._mark = Rate(), None, mark
 
     def say(self, reason: str) -> None:
         """Why the leader still does what it does."""
@@ -145,7 +153,7 @@ class Upkeep:
 
     async def _save(self, connection: psycopg.AsyncConnection[Any]) -> None:
         now, doing, floor, lsn = time.monotonic(), self._doing, self._floor.value, self._floor.lsn
-        delivered = self._delivered()
+        delivered, mark = self._delivered(), self._mark
         self._rate.count(now, delivered)
         # An idle relay's position moves with each save: it alone is no reason for the next one.
         known = (doing, floor, delivered)
@@ -162,10 +170,14 @@ class Upkeep:
             "doing": doing.doing,
             "reason": doing.reason,
             "rate": self._rate.value,
+            "mark": mark,
+            "publication": self._settings.relay.publication,
         }
         cursor = await connection.execute(query("save_relay_position"), position)
         if not cursor.rowcount:
-            raise psycopg.OperationalError("this is not the database that the position was saved in")
+            raise psycopg.OperationalError(
+                "this is not the database, or not the publication, that the position belongs to"
+            )
         self._saved, self._saved_at = known, now
         if lsn is not None:
             self.saved = lsn_number(lsn)

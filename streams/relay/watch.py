@@ -37,6 +37,7 @@ class Watch:
         self._leadership = leadership
         self._way = Way("poll")
         self.wish: str | None = None
+        self.mark: str | None = None
         self._turn = asyncio.get_running_loop().create_future()
         self._warned = -REPEAT_SECONDS
         self.reader = leadership.reader
@@ -48,9 +49,10 @@ class Watch:
         refuse_stranger(found)
         return found
 
-    def follow(self, way: Way, wish: str | None) -> None:
-        """From now on this is the way, chosen when operators wished for this."""
-        self._way, self.wish = way, wish
+    def follow(self, way: Way, found: Look) -> None:
+        """From now on this is the way, chosen by this look.  `mark` is the publication with which the log is read, if it is."""
+        self._way, self.wish = way, found.wish
+        self.mark = found.publication if way.mode != "poll" else None
         self._turn = asyncio.get_running_loop().create_future()
 
     async def run(self) -> NoReturn:
@@ -79,6 +81,8 @@ class Watch:
         if self._asked == "auto" and found.wish != self.wish:
             return Turn(f"an operator switched it to {found.wish}", orderly=True)
         reason = gone(found) if self._way.mode != "poll" else None
+        if reason is None and self.mark not in (None, found.publication):
+            reason = "the publication was changed"
         if reason is not None:
             return Turn(reason, orderly=False)
         if self.overdrawn(found, self._way.aim):

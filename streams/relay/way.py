@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from streams.errors import UsageError
 from streams.relay.checks import MayNotReplicate, check_log, check_replication
 from streams.relay.debezium import Keeper
-from streams.relay.hole import gone, hole, refuse_foreign_slot
+from streams.relay.hole import changed, gone, hole, refuse_foreign_slot
 from streams.relay.look import Look
 from streams.settings import Settings
 
@@ -63,7 +63,7 @@ async def wanted(settings: Settings, asked: str, look: Look) -> Way:
 def next_way(settings: Settings, want: Way, look: Look) -> Way:
     """What to do as the slot is; UsageError when it was lost under a connector that this relay cannot stop."""
     # Debezium confirms the slot itself, and tells nobody before.
-    fault = hole(look) if want.mode == "cdc" else gone(look)
+    fault = hole(look) if want.mode == "cdc" else gone(look) or changed(look)
     if want.mode == "poll" or fault is None:
         return want
     if want.mode == "debezium" and not settings.connect.register:

@@ -16,6 +16,8 @@ from streams.errors import NotMigrated, ServiceUnreachable, StreamsError, UsageE
 from streams.registry import configured
 from streams.relay import Relay
 from tests.conftest import World
+from tests.contract.test_relay_contract import check_order, published
+from tests.fixtures.publish import enqueue, payload
 
 Eventually = Callable[..., Any]
 
@@ -118,16 +120,42 @@ async def test_the_command_ends_with_one_line_and_the_code(world: World, eventua
     assert line == "streams: publication outbox_pub does not exist: run `streams migrate`"
 
 
-async def test_a_publication_dropped_later_ends_it_instead_of_losing_rows(world: World, eventually: Eventually) -> None:
+async def test_a_publication_dropped_later_ends_it_and_what_it_missed_is_sent(
+    world: World, eventually: Eventually
+) -> None:
+    """PostgreSQL 18 goes on without a word, and skips rows."""
     world.migrate()
-    relay = world.relay()
-    await eventually(lambda: world.query("SELECT 1 FROM relay_position WHERE pid = %s", relay.pid))
+    relay = world.relay(STREAMS_RELAY__MODE="cdc")
+    ids = enqueue(world.url, world.topic, [payload(n, "c") for n in range(10)])
+    await eventually(published(world, ids))
     world.query("DROP PUBLICATION outbox_pub")
-    world.query("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active")
+    ids += enqueue(world.url, world.topic, [payload(n, "c") for n in range(10)])
     await eventually(lambda: relay.returncode is not None)
     assert relay.returncode == 2
     last = (world.directory / "streams-0.log").read_text().splitlines()[-1]
     assert last == "streams: publication outbox_pub does not exist: run `streams migrate`"
+    world.migrate()
+    ids += enqueue(world.url, world.topic, [payload(n, "c") for n in range(10)])
+    world.relay(STREAMS_RELAY__MODE="cdc")
+    await eventually(published(world, ids))
+    check_order(world, ids)
+
+
+async def test_in_mode_auto_it_polls_while_there_is_no_publication(world: World, eventually: Eventually) -> None:
+    world.migrate()
+    relay = world.relay(STREAMS_RELAY__MODE="auto")
+    ids = enqueue(world.url, world.topic, [payload(n, "c") for n in range(10)])
+    await eventually(published(world, ids))
+    world.query("DROP PUBLICATION outbox_pub")
+    ids += enqueue(world.url, world.topic, [payload(n, "c") for n in range(10)])
+    await eventually(published(world, ids))
+    world.migrate()
+    doing = "SELECT mode, doing FROM relay_position"
+    await eventually(lambda: world.query(doing) == [("cdc", "streaming")])
+    ids += enqueue(world.url, world.topic, [payload(n, "c") for n in range(10)])
+    await eventually(published(world, ids))
+    check_order(world, ids)
+    assert relay.running
 
 
 async def test_connections_are_closed_when_it_does_not_start(world: World) -> None:

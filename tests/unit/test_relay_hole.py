@@ -13,7 +13,7 @@ from streams.relay.way import Way, next_way
 from streams.settings import load
 
 SLOT = Slot("pgoutput", True, None, "reserved", 100, 0)
-LOOK = Look("r", SLOT, 5, 100, True, "cdc", "cdc", None, "1/2/3", "1/2/3", 9)
+LOOK = Look("r", SLOT, 5, 100, True, "cdc", "cdc", None, "1/2/3", "1/2/3", 9, "7/1", "7/1")
 
 
 def slot(**changes: object) -> Look:
@@ -49,6 +49,14 @@ def test_a_slot_that_cannot_be_read_is_gone(found: Look, words: str) -> None:
     assert words in (gone(found) or "")
     assert words in (hole(found) or "")
     assert next_way(load(environ={}), Way("cdc"), found) == Way("poll", "cdc", hole(found))
+
+
+@pytest.mark.parametrize("mark", ["7/2", None])
+def test_with_another_publication_rows_may_be_missing(mark: str | None) -> None:
+    found = replace(LOOK, publication=mark)
+    assert "the publication was changed or made anew" in (hole(found) or "")
+    assert hole(replace(found, read_with=None)) is None
+    assert gone(found) is None
 
 
 def test_a_connector_of_others_cannot_be_healed_by_us() -> None:
