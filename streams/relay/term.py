@@ -110,7 +110,7 @@ class Term:
         return way
 
     async def _go(self, way: Way) -> None:
-        self._upkeep.follow(Doing(way.mode, "waiting", way.reason))
+        self._upkeep.follow(Doing(way.mode, "waiting", way.reason or self._upkeep.waits_for))
         if way.towards == "debezium":
             await Keeper(self._settings).release(forget=True)
         await together(self._prepare_topics(way), self._watch.turned(), self._until_stopped())

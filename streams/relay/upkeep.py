@@ -110,6 +110,11 @@ class Upkeep:
         """Why the leader publishes nothing now."""
         self._doing = replace(self._doing, doing="waiting", reason=reason)
 
+    @property
+    def waits_for(self) -> str | None:
+        """Why the leader publishes nothing now, if it does not."""
+        return self._doing.reason if self._doing.doing == "waiting" else None
+
     async def run(self) -> None:
         """Tend, and tend again after an outage."""
         attempt = 0
