@@ -85,7 +85,7 @@ class Foreign:
                 "partition": one.partition,
                 "offset": one.offset,
                 "key": one.key,
-                "biz_type": one.biz_type,
+                "biz_type": _kept_type(one),
                 "created_ms": one.kept.created_ms if one.kept else 0,
             }
             for one in some
@@ -96,8 +96,7 @@ class Foreign:
         """What the record says, unless it is stored already."""
         if one.kept is None:
             return {}
-        biz_type = storable(one.biz_type)[:BIZ_TYPE_KEPT]
-        return {"biz_type": biz_type, "payload": one.kept.payload, "created_ms": one.kept.created_ms}
+        return {"biz_type": _kept_type(one), "payload": one.kept.payload, "created_ms": one.kept.created_ms}
 
     def _parse(self, one: Incoming, payload: str | None, created_ms: int, attempts: int = 0) -> None:
         agent = self._registry.agents.get(one.biz_type)
@@ -117,3 +116,7 @@ class Foreign:
         agent = self._registry.agents.get(one.biz_type)
         named = envelope.conversation(payload, agent.event) if agent else None
         return named or codec.key_text((key or b"").decode("utf-8", "replace")) or ""
+
+
+def _kept_type(one: Incoming) -> str:
+    return storable(one.biz_type)[:BIZ_TYPE_KEPT]

@@ -30,7 +30,7 @@ async def apply(
     seconds: float,
     memory: Memory,
 ) -> list[Guilty]:
-    """Hand the messages to their handlers, in order per conversation; returns those that failed, and those behind them.
+    """Hand the messages to their handlers, in order per conversation; returns those that failed and those behind them.
 
     With `Care.NONE` an error is raised as it is.
     """
@@ -41,9 +41,7 @@ async def apply(
     isolation = Isolation(connection, seconds, memory, one_by_one=care is Care.ONE_BY_ONE)
     for biz_type, batch in batches(messages, biz_types):
         await isolation.apply(agents[biz_type], batch)
-    # `arrived` is drawn in this order: it has to be the order of the records.
-    position = {message.outbox_id: index for index, message in enumerate(messages)}
-    return sorted(isolation.guilty, key=lambda one: position[one.outbox_id])
+    return isolation.guilty
 
 
 def batches(messages: Sequence[Message[Any]], biz_types: Sequence[str]) -> list[tuple[str, list[Message[Any]]]]:

@@ -9,7 +9,6 @@ from typing import Any
 import orjson
 
 from streams.worker.decode import Incoming
-from streams.worker.isolation import Guilty
 from streams.worker.origin import Origin
 from streams.worker.transaction import Transaction
 
@@ -51,9 +50,7 @@ async def work_open(
     taken = await transaction.reclaim(turns)
     mine = [one for one, _ in turns if one.outbox_id in taken]
     transaction.outcome.woken |= {(partition, one.key) for one in mine}
-    ready, aside = _without_broken(mine, transaction)
-    await transaction.set_aside(aside)
-    await transaction.apply(ready)
+    await transaction.apply(mine)
 
 
 def _due(rows: Iterable[tuple[Any, ...]], partition: int, origin: Origin) -> list[tuple[Incoming, str]]:
@@ -70,23 +67,3 @@ def _due(rows: Iterable[tuple[Any, ...]], partition: int, origin: Origin) -> lis
         origin.fill(one, (outbox_id, biz_type, key, payload, created_at), attempts)
         turns.append((one, status))
     return turns
-
-
-def _without_broken(
-    mine: Sequence[Incoming], transaction: Transaction
-) -> tuple[list[Incoming], list[tuple[Incoming, Guilty]]]:
-    """What can be handed to handlers, and what cannot be read any more, with those it holds up."""
-    ready: list[Incoming] = []
-    aside: list[tuple[Incoming, Guilty]] = []
-    held: set[str] = set()
-    for one in mine:
-        if one.key in held:
-            aside.append((one, Guilty(one.outbox_id, one.key, "parked", one.message.attempts if one.message else 0)))
-        elif one.fault is not None:
-            fate = transaction.unreadable(one)
-            aside.append((one, fate))
-            if fate.open:
-                held.add(one.key)
-        else:
-            ready.append(one)
-    return ready, aside

@@ -90,25 +90,27 @@ class Transaction:
 
     async def records(self, found: Sequence[Incoming], rejected: Sequence[Rejected], partitions: Iterable[int]) -> None:
         """Decide every record of these partitions."""
-        plain = [one for one in found if one.fault is None and not one.resend]
-        claimed = await self._lock_and_claim(partitions, plain)
+        odd = [one for one in found if one.fault is not None or one.resend]
+        claimed = await self._lock_and_claim(partitions, _apart(found, odd))
         turns = [one for one in found if one.outbox_id in claimed] if claimed else []
         if len(turns) < len(found):
-            turns = await self._decide(found, claimed)
+            turns = await self._decide(found, odd, claimed)
         await self._reject(rejected)
         await self.apply(turns)
 
     async def apply(self, turns: Sequence[Incoming]) -> None:
-        """Call the handlers with messages that this transaction has claimed; set aside those that fail."""
-        messages = [cast("Message[Any]", one.message) for one in turns]
-        kinds = [one.biz_type for one in turns]
-        async with self.spans.handling(turns, self.execute):
-            guilty = await apply(
+        """Call the handlers with messages that this transaction has claimed; set aside those that fail or make no sense."""
+        ready, guilty = self._readable(turns)
+        messages = [cast("Message[Any]", one.message) for one in ready]
+        kinds = [one.biz_type for one in ready]
+        async with self.spans.handling(ready, self.execute):
+            guilty += await apply(
                 self._connection, messages, kinds, self._registry.agents, self._care, self._seconds, self._memory
             )
         self.outcome.consumed += len(turns) - len(guilty)
-        places = {one.outbox_id: one for one in turns}
-        await self.set_aside([(places[one.outbox_id], one) for one in guilty])
+        fates = {one.outbox_id: one for one in guilty}
+        # `arrived` is drawn in this order: it has to be the order of the records.
+        await self.set_aside([(one, fates[one.outbox_id]) for one in turns if one.outbox_id in fates])
 
     async def set_aside(self, guilty: Sequence[tuple[Incoming, Guilty]]) -> None:
         """Give messages that have a state row another status than consumed."""
@@ -173,49 +175,40 @@ class Transaction:
             **self.origin.claim(plain),
         }
 
-    async def _decide(self, found: Sequence[Incoming], claimed: set[int]) -> list[Incoming]:
+    async def _decide(self, found: Sequence[Incoming], odd: Sequence[Incoming], claimed: set[int]) -> list[Incoming]:
         """Everything that is not simply new; returns what this transaction has claimed, in record order."""
-        odd = [one for one in found if one.fault is not None or one.resend]
         facts = await self._facts(odd)
-        left = [one for one in found if one.outbox_id not in claimed or one.outbox_id in facts]
+        left = [one for one in found if one.outbox_id not in claimed]
         keys = orjson.dumps(list({one.key for one in left})).decode()
         blocked = {row[0] for row in await self.execute("open_keys", topic=self._topic, keys=keys)}
-        free = [one for one in left if one.outbox_id not in facts and one.key not in blocked]
-        if free:
+        if free := [one for one in _apart(left, odd) if one.key not in blocked]:
             claimed |= {row[0] for row in await self.execute("claim", **self._claim(free, checked=True))}
-            left = [one for one in left if one.outbox_id not in claimed or one.outbox_id in facts]
+            left = [one for one in left if one.outbox_id not in claimed]
         facts |= await self._facts([one for one in left if one.outbox_id not in facts])
         unknown = [one for one, fact in facts.items() if not fact.known]
-        if again := list({one.record_id for one in left if one.resend}):
+        if resends := list({one.record_id for one in left if one.resend}):
             # A replay changes the state in the transaction that writes the row to send again: not seen before that row is.
-            unknown += [row[0] for row in await self.execute("facts", ids=again) if not row[1]]
+            unknown += [row[0] for row in await self.execute("facts", ids=resends) if not row[1]]
         await self._wait_for_visibility(unknown)
         decided = [
             (one, decide(one.record_id, one.outbox_id, facts[one.outbox_id], blocked=one.key in blocked))
             for one in left
         ]
-        holding = await self._open(
-            [one for one, what in decided if what is Decision.PARK or (one.fault and what is Decision.NEW)]
-        )
-        fresh = [one for one, what in decided if what is Decision.NEW and one.fault is None]
+        await self._open([one for one, what in decided if what is Decision.PARK])
+        fresh = [one for one, what in decided if what is Decision.NEW]
         if fresh:
             claimed |= {row[0] for row in await self.execute("claim", **self._claim(fresh, checked=True))}
-        open_again = await self._again([(one, facts[one.outbox_id]) for one, what in decided if what is Decision.AGAIN])
+        again = await self._again([(one, facts[one.outbox_id]) for one, what in decided if what is Decision.AGAIN])
         queued = [one for one, what in decided if what is Decision.QUEUE]
         await self.set_aside([(one, Guilty(one.outbox_id, one.key, "parked")) for one in queued])
         lost = [one for one, what in decided if what is Decision.REJECT]
         await self._reject([Rejected(one.partition, one.offset, "no outbox row has this id") for one in lost])
         idle = {id(one) for one, what in decided if what not in (Decision.NEW, Decision.AGAIN)}
         turns: dict[int, Incoming] = {}
-        behind: dict[int, Incoming] = {}
-        held: set[str] = set()
-        taken = claimed | open_again
+        taken = claimed | again
         for one in found:
-            if one.outbox_id in holding:
-                held.add(one.key)
-            elif one.outbox_id in taken and id(one) not in idle and one.fault is None:
-                (behind if one.key in held and one.outbox_id in claimed else turns).setdefault(one.outbox_id, one)
-        await self.set_aside([(one, Guilty(one.outbox_id, one.key, "parked")) for one in behind.values()])
+            if one.outbox_id in taken and id(one) not in idle:
+                turns.setdefault(one.outbox_id, one)
         self.outcome.skipped += len(found) - len(turns) - len(lost) - len(self.outcome.asides)
         return list(turns.values())
 
@@ -246,31 +239,44 @@ class Transaction:
             ids = list({one.outbox_id for one in movable})
             rows = {row[0]: row for row in await self.execute("payloads", ids=ids)}
             for one in movable:
-                if (
-                    one.outbox_id in rows
-                ):  # without an outbox row there is nothing else than the record before the first try
-                    self.origin.fill(one, rows[one.outbox_id], facts[one.outbox_id].attempts or 0)
+                # Of a message without an outbox row nothing is stored before it is set aside: the record is all there is.
+                if row := rows.get(one.outbox_id):
+                    self.origin.fill(one, row, facts[one.outbox_id].attempts or 0)
         return facts
 
     async def _again(self, turns: Sequence[tuple[Incoming, Fact]]) -> set[int]:
-        """Open messages whose turn it is; those that cannot be read any more are dead."""
+        """Open messages whose turn it is."""
         if not turns:
             return set()
         taken = await self.reclaim([(one, cast("str", fact.status)) for one, fact in turns])
         self.outcome.woken |= {(one.partition, one.key) for one, _ in turns if one.outbox_id in taken}
-        broken = [one for one, _ in turns if one.fault is not None and one.outbox_id in taken]
-        await self.set_aside([(one, self.unreadable(one)) for one in broken])
         return taken
 
-    def unreadable(self, one: Incoming) -> Guilty:
-        """The fate of an open message that cannot be parsed or validated."""
+    def _readable(self, turns: Sequence[Incoming]) -> tuple[list[Incoming], list[Guilty]]:
+        """What can be handed to handlers, and what cannot be read, with those that it holds up."""
+        ready: list[Incoming] = []
+        guilty: list[Guilty] = []
+        held: set[str] = set()
+        for one in turns:
+            if one.message is None:
+                guilty.append(fate := self._unreadable(one))
+                if fate.open:
+                    held.add(one.key)
+            elif one.key in held:
+                guilty.append(Guilty(one.outbox_id, one.key, "parked", one.message.attempts))
+            else:
+                ready.append(one)
+        return ready, guilty
+
+    def _unreadable(self, one: Incoming) -> Guilty:
+        """The fate of a message that cannot be parsed or validated."""
         fault = cast("Unreadable", one.fault)
         agent = self._registry.agents.get(one.biz_type)
         held = agent is not None and agent.on_dead == "hold" and bool(one.key)
         return Guilty(one.outbox_id, one.key, "dead", 0, *describe(fault), open=held)
 
-    async def _open(self, new: Sequence[Incoming]) -> set[int]:
-        """New messages that are parked, or dead on arrival; returns those of the dead that hold their conversation."""
+    async def _open(self, new: Sequence[Incoming]) -> None:
+        """New messages behind an open one: parked, or dead on arrival."""
         rows = []
         for one in new:
             row = {"outbox_id": one.outbox_id, "partition": one.partition, "offset": one.offset, "key": one.key}
@@ -278,24 +284,31 @@ class Transaction:
             if one.fault is None:
                 rows.append({**row, "status": "parked", "open": True})
             else:
-                dead = self.unreadable(one)
+                dead = self._unreadable(one)
                 rows.append({**row, "status": "dead", "open": dead.open, "error_code": dead.code, "error": dead.error})
         if not rows:
-            return set()
+            return
         opened = {row[0] for row in await self.execute("open", topic=self._topic, messages=orjson.dumps(rows).decode())}
         self.outcome.asides += [
             Aside(one.outbox_id, one.partition, one.key, "parked" if one.fault is None else "dead", code=_code(one))
             for one in new
             if one.outbox_id in opened
         ]
-        holding = {one.outbox_id for one, row in zip(new, rows, strict=True) if one.fault is not None and row["open"]}
-        return holding & opened
 
     async def _reject(self, lost: Sequence[Rejected]) -> None:
         if lost:
             rows = [{"partition": one.partition, "offset": one.offset, "reason": one.reason} for one in lost]
             await self.execute("reject", topic=self._topic, rejects=orjson.dumps(rows).decode())
             self.outcome.rejected += lost
+
+
+def _apart(some: Sequence[Incoming], odd: Sequence[Incoming]) -> list[Incoming]:
+    """Those whose conversations have no odd record: they can be claimed by themselves, in any order to the odd ones."""
+    if not odd:
+        return list(some)
+    keys = {one.key for one in odd}
+    # A record without a key may be of any conversation.
+    return [] if "" in keys else [one for one in some if one.key not in keys]
 
 
 def _may_move(one: Incoming, fact: Fact) -> bool:

@@ -1,0 +1,80 @@
+"""Sequences within one run that were worked wrongly once, on the real transaction without Kafka."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fixtures.simulation import Bench
+from tests.fixtures.stage import Stage
+
+
+@pytest.fixture
+def stage(database: str) -> Iterator[Stage]:
+    """One empty outbox, its topic and its workers."""
+    with Bench(database) as bench:
+        yield Stage(bench)
+
+
+def deliver(stage: Stage) -> None:
+    """Everything of the first partition in one run; then the database has to be as the model says."""
+    run = stage.next_run(0, 1000)
+    assert run is not None
+    stage.persist(0, run)
+    stage.compare()
+
+
+def test_a_message_and_its_resend_in_one_run_have_one_effect(stage: Stage) -> None:
+    stage.insert(stage.bench.connection, "a", "plain")
+    rows = stage.committed()
+    stage.send(rows)
+    again = stage.bench.resend(rows[0].root)
+    stage.model.resent(rows[0].root, again)
+    stage.send(stage.committed())
+    deliver(stage)
+    assert stage.bench.query("SELECT count(*) FROM notes") == [(1,)]
+    assert stage.bench.query("SELECT status FROM outbox_state") == [("consumed",)]
+
+
+def test_a_message_its_resend_and_a_broken_one_in_one_run_have_one_effect_each(stage: Stage) -> None:
+    """With something odd beside them the two took another way, and the message was consumed without an effect."""
+    for _ in range(2):
+        stage.insert(stage.bench.connection, "a", "plain")
+    first, broken = stage.committed()
+    stage.send([first])
+    stage.model.resent(first.root, stage.bench.resend(first.root))
+    stage.send(stage.committed())
+    stage.publish(broken, "null")
+    deliver(stage)
+    assert stage.bench.query("SELECT count(*) FROM notes") == [(2,)]
+
+
+@pytest.mark.parametrize("damage", ["null", "not json", "broken", "no key"])
+def test_a_broken_record_keeps_its_place_in_its_conversation(stage: Stage, damage: str) -> None:
+    """What is judged by its outbox row was claimed last, and `applied` told another order than the handler saw."""
+    for key in "aab":
+        stage.insert(stage.bench.connection, key, "plain")
+    for place, row in enumerate(stage.committed()):
+        stage.publish(row, damage if place == 0 else "now")
+    deliver(stage)
+    stage.drain()
+
+
+def test_a_message_that_cannot_be_read_holds_those_behind_it_in_its_run(stage: Stage) -> None:
+    stage.insert(stage.bench.connection, "a", "plain")
+    stage.insert(stage.bench.connection, "a", "held", readable=False)
+    stage.insert(stage.bench.connection, "a", "plain")
+    stage.send(stage.committed())
+    deliver(stage)
+    states = stage.bench.query("SELECT status, topic FROM outbox_state ORDER BY outbox_id")
+    assert states == [("consumed", None), ("dead", "notes"), ("parked", "notes")]
+
+
+def test_one_that_fails_stays_before_a_later_one_that_cannot_be_read_and_holds(stage: Stage) -> None:
+    stage.insert(stage.bench.connection, "a", "plain")
+    stage.bench.handler.faults[stage.name()] = "raise"
+    stage.insert(stage.bench.connection, "a", "held", readable=False)
+    stage.send(stage.committed())
+    deliver(stage)
+    assert stage.bench.query("SELECT status FROM outbox_state ORDER BY arrived") == [("retrying",), ("dead",)]
