@@ -1,0 +1,276 @@
+"""Everything that may happen to messages, in any order, on the real transaction and a real database, against a model.
+
+After each step states, order and effects are what the model says; in the end everything is settled and the audit is clean.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from streams import desk
+from streams.relay import sweep
+from streams.worker import persister, transaction
+from streams.worker.isolation import Isolation
+from streams.worker.ledger import Run
+from streams.worker.policy import Decision, Fact, decide
+from streams.worker.transaction import Transaction
+from tests.fixtures.listed import PARTITIONS, TOPIC
+from tests.fixtures.model import Told
+from tests.fixtures.simulation import Bench, Fragile
+from tests.fixtures.stage import OUTAGES, Stage
+
+KEYS = st.sampled_from("aaabc")
+SOME = st.lists(st.sampled_from(["plain", "plain", "held", "nobodys"]), min_size=1, max_size=4)
+NATURES = st.sampled_from(["good", "fault", "fault", "unreadable"])
+FAULTS = st.sampled_from(["raise", "later", "reject", "P0001", "23514"])
+WAYS = st.sampled_from(["now"] * 5 + ["kept", "lost", "null", "broken", "no key", "not json"])
+ACTS = ["replay", "replay", "replay conversation", "edit", "edit", "discard", "release"]
+
+
+class Fates(RuleBasedStateMachine):
+    """What may happen."""
+
+    bench: Bench
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage = Stage(self.bench)
+
+    @initialize(loads=st.lists(st.tuples(KEYS, SOME, NATURES, st.integers(0, 3), FAULTS), min_size=2, max_size=4))
+    def begin(self, loads: list[tuple[str, list[str], str, int, str]]) -> None:
+        """Something is there to begin with."""
+        for load in loads:
+            self.enqueue(*load, "now")
+
+    @rule(key=KEYS, kinds=SOME, nature=NATURES, at=st.integers(0, 3), fault=FAULTS, how=WAYS)
+    def enqueue(self, key: str, kinds: list[str], nature: str, at: int, fault: str, how: str) -> None:
+        """Some messages of one conversation, of which one may be bad; usually published at once, and whole."""
+        for place, kind in enumerate(kinds):
+            bad = nature if place == at % len(kinds) else "good"
+            self.stage.insert(self.bench.connection, key, kind, readable=bad != "unreadable")
+            if bad == "fault":
+                self.bench.handler.faults[self.stage.name()] = fault
+        self.stage.send(self.stage.committed(), how, at)
+
+    @rule(key=KEYS, commits=st.booleans())
+    def enqueue_at_once(self, key: str, commits: bool) -> None:
+        """Two transactions: the one that drew its id first commits last, or not at all."""
+        with self.bench.another() as slow:
+            early = self.stage.insert(slow, key, "plain")
+            self.stage.insert(self.bench.connection, key, "plain")
+            if not commits:
+                slow.rollback()
+                self.stage.model.rolled_back(early)
+        self.stage.send(sorted(self.stage.committed(), key=lambda row: row.id == early))
+
+    @rule(what=st.sampled_from(["kept", "again", "found", "forged"]), count=st.integers(1, 6), key=KEYS)
+    def relay(self, what: str, count: int, key: str) -> None:
+        """Publish what was kept; begin again from the confirmed position; or what was lost, or never was, turns up."""
+        if what == "forged":
+            self.stage.forge(key)
+            return
+        source = {"kept": self.stage.kept, "again": self.stage.sent[-count:], "found": self.stage.lost}[what]
+        rows = source[:count]
+        del source[:count]
+        for row in rows:
+            self.stage.publish(row)
+
+    @rule()
+    def sweep(self) -> None:
+        """Nobody has to wait two minutes here."""
+        self.stage.sweep_all()
+
+    @rule()
+    def deliver_everything(self) -> None:
+        """As it should be."""
+        for number in self.stage.log.partitions:
+            if (run := self.stage.next_run(number, 1000)) is not None:
+                self.stage.persist(0, run)
+
+    @rule(
+        number=st.sampled_from([0, 0, 1]),
+        size=st.sampled_from([1, 2, 3, 100, 100]),
+        worker=st.integers(0, 1),
+        how=st.sampled_from(["acked"] * 4 + ["not acked", "together", "crash", *OUTAGES]),
+        at=st.integers(1, 8),
+    )
+    def deliver(self, number: int, size: int, worker: int, how: str, at: int) -> None:
+        """One run; the process may die in it, or after its commit, and the database may go away once."""
+        run, other = self.stage.next_run(number, size), self.stage.next_run(1 - number, size)
+        if run is not None and other is not None and how == "together":
+            self.stage.persist_together(worker, [run, other])
+        elif run is not None:
+            self.stage.persist(worker, run, how, at)
+
+    @rule(
+        number=st.sampled_from([0, 0, 1]),
+        when=st.sampled_from(["before", "inside", "dies inside", "operator"]),
+        start=st.integers(0, 30),
+        sizes=st.tuples(st.integers(1, 8), st.integers(1, 8)),
+        act=st.sampled_from(ACTS),
+    )
+    def freeze(self, number: int, when: str, start: int, sizes: tuple[int, int], act: str) -> None:
+        """An owner is frozen, before its transaction or inside it, while the next one works or an operator acts."""
+        if when == "before":
+            if records := self.stage.log.partitions[number][: self.stage.reached[number]][start : start + sizes[0]]:
+                self.stage.persist(1, Run(TOPIC, number, records), "not acked")
+            return
+        old, new = (self.stage.next_run(number, size) for size in sizes)
+        if old is not None and when == "operator":
+            self.stage.persist_frozen(old, act=lambda dead: self._act(act, dead, start, None))
+        elif old is not None:
+            self.stage.persist_frozen(old, new, dies=when == "dies inside")
+
+    @rule(
+        keys=st.sets(KEYS, min_size=1),
+        due=st.booleans(),
+        most=st.sampled_from([1, 3, 1000]),
+        dies_in=st.sampled_from([0, 0, 0, 2, 3, 4]),
+    )
+    def wake(self, keys: set[str], due: bool, most: int, dies_in: int) -> None:
+        """Wake-up calls, perhaps when the time for every retry has come; too many or too early ones cost nothing."""
+        if due:
+            self.stage.all_due()
+        for number in (0, 1):
+            if mine := sorted(key for key in keys if PARTITIONS[key] == number):
+                self.stage.wake_up(mine, most, dies_in)
+
+    @rule(at=st.integers(0, 30))
+    def mend(self, at: int) -> None:
+        """What was wrong with one message is wrong no more."""
+        faults = self.bench.handler.faults
+        if faults:
+            del faults[sorted(faults)[at % len(faults)]]
+
+    @rule(act=st.sampled_from(ACTS), at=st.integers(0, 5), fault=st.none() | FAULTS, how=WAYS)
+    def operate(self, act: str, at: int, fault: str | None, how: str) -> None:
+        """Something is done about one dead message, or its conversation."""
+        self._act(act, self.stage.model.dead(), at, fault, how)
+
+    @invariant()
+    def the_database_is_as_the_model_says(self) -> None:
+        """After each step."""
+        self.stage.compare()
+
+    def teardown(self) -> None:
+        """What went well is drained; an error there would only hide the first one."""
+        if sys.exc_info()[0] is None:
+            self.stage.drain()
+
+    def _act(self, act: str, dead: list[Told], at: int, fault: str | None, how: str = "now") -> None:
+        if not dead:
+            return
+        one = dead[at % len(dead)]
+        match act:
+            case "replay":
+                self.stage.replay([one.root], desk.Choice(ids=[one.root]), force=True)
+            case "replay conversation":
+                line = sorted((each for each in dead if each.key == one.key), key=lambda each: each.line or 0)
+                self.stage.replay([each.root for each in line], desk.Choice(key=one.key), force=False)
+            case "edit" if one.kind.known:
+                self.stage.edit(one, fault)
+            case "discard":
+                self.stage.discard(one)
+            case "release":
+                self.stage.release(one.key)
+        self.stage.send(self.stage.committed(), how)
+
+
+@pytest.fixture
+def bench(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """A database and its workers, whose processes can die and whose waits are short."""
+    monkeypatch.setattr(persister, "Transaction", Fragile)
+    monkeypatch.setattr(persister, "MOST_WAIT", 0.001)
+    monkeypatch.setattr(sweep, "PATIENCE", -10.0)
+    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # a falsifying example is long enough
+    with Bench(database) as found:
+        yield found
+
+
+def play(bench: Bench, examples: int, **options: Any) -> None:
+    """So many examples; what fails is printed as the steps that lead there."""
+    machine = type("Fates", (Fates,), {"bench": bench})
+    own: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
+    steps = settings(max_examples=examples, stateful_step_count=40, **own, **options)
+    run_state_machine_as_test(machine, settings=steps)
+
+
+@pytest.mark.timeout(600)  # a failure is made small first
+def test_whatever_happens_the_database_is_as_the_model_says(bench: Bench) -> None:
+    play(bench, 30, derandomize=True)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_whatever_happens_at_length(bench: Bench) -> None:
+    play(bench, 3000)
+
+
+def _decides(status: str | None, wrong: Decision, when: Callable[[int, Fact], bool] = lambda record, fact: True) -> Any:
+    """A policy that decides this for messages of that status."""
+
+    def decided(record_id: int, outbox_id: int, fact: Fact, *, blocked: bool) -> Decision:
+        right = decide(record_id, outbox_id, fact, blocked=blocked)
+        return wrong if fact.known and fact.status == status and when(record_id, fact) else right
+
+    return transaction, "decide", decided
+
+
+def _apart(some: Sequence[Any], odd: Sequence[Any]) -> list[Any]:
+    return [one for one in some if one.fault is None and not one.resend]
+
+
+async def _backwards(self: Transaction, guilty: Sequence[Any]) -> None:
+    await _set_aside(self, list(reversed(guilty)))
+
+
+async def _silent(self: Transaction, turns: Any) -> set[int]:
+    taken = await _again(self, turns)
+    self.outcome.woken.clear()
+    return taken
+
+
+_set_aside, _again = Transaction.set_aside, Transaction._again
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        pytest.param(_decides("parked", Decision.AGAIN), id="a parked message overtakes"),
+        pytest.param(_decides(None, Decision.NEW), id="nothing is parked"),
+        pytest.param(_decides("consumed", Decision.AGAIN), id="consumed again"),
+        pytest.param((Isolation, "_without_blocked", lambda self, piece: list(piece)), id="past one that failed"),
+        pytest.param((Transaction, "set_aside", _backwards), id="parked in the wrong order"),
+        pytest.param((Transaction, "_again", _silent), id="nobody is woken"),
+        pytest.param(_decides("dead", Decision.AGAIN), id="dead and consumed", marks=LONG),
+        pytest.param(_decides("discarded", Decision.AGAIN), id="discarded and consumed", marks=LONG),
+        pytest.param(
+            _decides("retrying", Decision.AGAIN, lambda _, fact: fact.first), id="retried too early", marks=LONG
+        ),
+        pytest.param(
+            _decides("replaying", Decision.AGAIN, lambda _, fact: fact.first), id="a late original", marks=LONG
+        ),
+        pytest.param(
+            _decides("replaying", Decision.AGAIN, lambda row, fact: row == fact.source_id),
+            id="a replay overtakes",
+            marks=LONG,
+        ),
+        pytest.param((transaction, "_apart", _apart), id="claimed in another order than handled", marks=LONG),
+    ],
+)
+@pytest.mark.timeout(600)
+def test_what_breaks_a_rule_is_found(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, mutant: tuple[Any, str, Any]
+) -> None:
+    monkeypatch.setattr(*mutant)
+    with pytest.raises(AssertionError):
+        play(bench, 1000, derandomize=True, phases=[Phase.generate])
