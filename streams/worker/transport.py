@@ -45,12 +45,14 @@ class RunConsumer(driver.Consumer):
         self._room = asyncio.Event()
         self._thin = False
         self._suspect: set[TP] = set()
+        self._changelogs: dict[TP, int] = {}  # up to where each was read since Faust positioned it
         self._dirty = False  # something fetched was not delivered: position anew before the next fetch
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:  # noqa: ASYNC109 - Faust's own signature
         """Fetch once and yield what came: (partition, message), a message's value being a Run for run topics."""
         if self._dirty and self.flow_active:
             await self.perform_seek()
+            await self._reread_changelogs()
         await self._wait_for_room(timeout)
         if self._thin:
             await asyncio.sleep(LINGER)
@@ -90,6 +92,7 @@ class RunConsumer(driver.Consumer):
 
     async def perform_seek(self) -> None:
         """Position every partition at its committed offset; whatever was in flight will come again."""
+        self._dirty = False  # before, not after: what is dropped while this waits may be from after the seek
         self._forget(self.assignment())
         await super().perform_seek()
         tps = [tp for tp in self.assignment() if tp.topic in self.run_topics]
@@ -102,7 +105,6 @@ class RunConsumer(driver.Consumer):
             known[ensure_TP(tp)] = offset
             await self._seek(tp, offset)
         self._expected.update(known)
-        self._dirty = False
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """The committed offset of every assigned partition, where it is positioned now."""
@@ -115,6 +117,11 @@ class RunConsumer(driver.Consumer):
         self._forget([partition])
         await super().seek(partition, offset)
         self._expected[partition] = offset
+
+    async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
+        """Position changelogs where the recovery of a table begins to read."""
+        self._changelogs.update(partitions)
+        await super().seek_wait(partitions)
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """A rebalance takes these away: acks that still arrive for them count no more."""
@@ -182,6 +189,12 @@ class RunConsumer(driver.Consumer):
             self._expected.pop(tp, None)
             self._confirmed.pop(tp, None)
 
+    async def _reread_changelogs(self) -> None:
+        """What was fetched of them and not delivered comes again: nobody commits their offsets, and recovery waits for it."""
+        assigned = self.assignment()
+        for tp in [tp for tp in self._changelogs if tp in assigned]:
+            await self._seek(tp, self._changelogs[tp])
+
     async def _wait_for_room(self, seconds: float) -> None:
         """Faust sleeps a whole second when every partition is held back; this wakes up with the first that is not."""
         if self.flow_active and self._buffered_partitions and not self._get_active_partitions():
@@ -209,6 +222,8 @@ class RunConsumer(driver.Consumer):
     def _messages(self, tp: TP, found: list[Any]) -> Iterable[Message]:
         if tp.topic not in self.run_topics:
             for record in found:
+                if tp in self._changelogs:
+                    self._changelogs[tp] = record.offset + 1
                 yield self._to_message(tp, record)
             return
         for run in split(tp.topic, tp.partition, found, self.run_records, self.run_bytes):

@@ -1,0 +1,122 @@
+"""The driver between two positionings: what was fetched and not delivered comes again, changelogs too."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+from streams.worker.transport import RunConsumer, run_transport
+
+SOURCE, FRESH, CHANGELOG = TP("source", 0), TP("source", 1), TP("changelog", 0)
+COMMITTED = 5
+ENDS = {SOURCE: COMMITTED + 1, FRESH: 1, CHANGELOG: 1}
+
+
+class Faust:
+    """What of Faust's consumer lies below the driver: positions, and records from there on."""
+
+    def __init__(self) -> None:
+        self.positions = {SOURCE: COMMITTED, FRESH: 0, CHANGELOG: 0}
+        self.meanwhile: Any = None  # called once, while Faust seeks or fetches
+
+    async def disturb(self) -> None:
+        if self.meanwhile is not None:
+            act, self.meanwhile = self.meanwhile, None
+            await act()
+
+    async def fetch(self, _: float) -> tuple[dict[TP, list[Any]], None]:
+        found: dict[TP, list[Any]] = {
+            tp: [SimpleNamespace(offset=at, serialized_value_size=1)]
+            for tp, at in self.positions.items()
+            if at < ENDS[tp]
+        }
+        self.positions |= {tp: ENDS[tp] for tp in found}
+        await self.disturb()
+        return found, None
+
+
+@pytest.fixture
+def faust() -> Faust:
+    return Faust()
+
+
+@pytest.fixture
+def consumer(faust: Faust, monkeypatch: pytest.MonkeyPatch) -> RunConsumer:
+    """The driver on that; one partition has a committed offset, the other has none yet."""
+
+    async def perform_seek(driver: Any) -> None:
+        driver._sought = {SOURCE: COMMITTED, FRESH: None}
+        faust.positions[SOURCE] = COMMITTED
+        await faust.disturb()
+
+    async def seek(tp: TP, offset: int) -> None:
+        faust.positions[tp] = offset
+
+    async def seek_wait(_: Any, partitions: dict[TP, int]) -> None:
+        faust.positions |= partitions
+
+    async def earliest(*tps: TP) -> dict[TP, int]:
+        return dict.fromkeys(tps, 0)
+
+    monkeypatch.setattr(driver.Consumer, "__init__", lambda *_, **__: None)
+    monkeypatch.setattr(driver.Consumer, "perform_seek", perform_seek)
+    monkeypatch.setattr(driver.Consumer, "seek_wait", seek_wait)
+    found: Any = run_transport(["source"], 10, 1000).Consumer()
+    parts: dict[str, Any] = {
+        "app": SimpleNamespace(monitor=SimpleNamespace(track_tp_end_offset=lambda *_: None)),
+        "flow_active": True,
+        "_buffered_partitions": set(),
+        "_stopped": asyncio.Event(),
+        "_crashed": asyncio.Event(),
+        "assignment": lambda: {SOURCE, FRESH, CHANGELOG},
+        "highwater": lambda _: 1,
+        "earliest_offsets": earliest,
+        "_seek": seek,
+        "_wait_next_records": faust.fetch,
+        "_to_message": lambda _, record: SimpleNamespace(offset=record.offset, key=None, value=None),
+    }
+    for name, value in parts.items():
+        monkeypatch.setattr(found, name, value, raising=False)
+    return found  # type: ignore[no-any-return]
+
+
+async def delivered(consumer: RunConsumer) -> set[TP]:
+    return {tp async for tp, _ in consumer.getmany(0.1)}
+
+
+async def test_what_a_seek_outran_is_fetched_again_changelogs_too(consumer: RunConsumer, faust: Faust) -> None:
+    await consumer.seek_wait({CHANGELOG: 0})
+    faust.meanwhile = lambda: consumer.perform_seek()
+    assert await delivered(consumer) == set()
+    assert await delivered(consumer) == {SOURCE, FRESH, CHANGELOG}
+    assert await delivered(consumer) == set()
+
+
+async def test_what_is_fetched_while_a_seek_ends_is_fetched_again(consumer: RunConsumer, faust: Faust) -> None:
+    """Fetched after Faust's part of it, dropped because of the driver's: it was positioned, and is not any more."""
+    fetching: list[asyncio.Task[set[TP]]] = []
+    fetched, ended = asyncio.Event(), asyncio.Event()
+
+    async def fetch_before_the_end() -> None:
+        async def hold() -> None:
+            fetched.set()
+            await ended.wait()
+
+        faust.meanwhile = hold
+        fetching.append(asyncio.create_task(delivered(consumer)))
+        await fetched.wait()
+
+    async def drop(*tps: TP) -> dict[TP, int]:
+        ended.set()
+        assert await fetching[0] == set()
+        return dict.fromkeys(tps, 0)
+
+    faust.meanwhile = fetch_before_the_end
+    consumer.earliest_offsets = drop  # type: ignore[method-assign]
+    await consumer.perform_seek()
+    assert SOURCE in await delivered(consumer)
