@@ -23,6 +23,12 @@ SHOWN = 80  # characters of a refused value that its error repeats to the caller
 KEY_BYTES = 1024
 _NUL = b"\\u0000"
 _STEP = re.compile(r"([^.\[\]]+)(?![^\[]*\])|\[([^]]*)\]")
+# What orjson says of text that is JSON by its grammar and yet holds no value, and what a person is told.
+_VALUELESS = {
+    "surrogate": "a lone surrogate, which is no character",
+    "infinity": "a number out of range",
+    "depth limit": "values nested too deep",
+}
 _EXPECTED = {
     "surrogates": "expected text without lone surrogates",
     "64-bit": "expected a number of at most 64 bits",
@@ -45,6 +51,8 @@ def encode(event: Any, kind: EventType, max_bytes: int) -> tuple[str, str]:
         raw = orjson.dumps(event)
     except orjson.JSONEncodeError as error:
         raise PayloadInvalid(f"{name}: {_unencodable(event, str(error))}") from None
+    if b"null" in raw and (place := _first(event, _not_finite)):
+        raise PayloadInvalid(f"{name}: {place!r} is {_shown(_at(event, place))}: expected a finite number")
     plain = orjson.loads(raw)
     try:
         found = msgspec.convert(plain, kind.payload)
@@ -53,8 +61,6 @@ def encode(event: Any, kind: EventType, max_bytes: int) -> tuple[str, str]:
         raise PayloadInvalid(f"{name}: {field!r} is {_shown(_at(plain, field))}: {expected}") from None
     except RecursionError:
         raise PayloadInvalid(f"{name}: payload is nested too deep, expected at most 254 levels") from None
-    if b"null" in raw and (place := _first(event, _not_finite)):
-        raise PayloadInvalid(f"{name}: {place!r} is {_shown(_at(event, place))}: expected a finite number")
     if _NUL in raw and (place := _first(found, _has_nul)):
         raise PayloadInvalid(f"{name}: {place!r} is {_shown(_at(plain, place))}: expected text without NUL")
     key, stored = _key(plain, kind), orjson.dumps(_without_nulls(plain, kind.payload))
@@ -160,6 +166,9 @@ def _unparsable(raw: bytes | str, error: orjson.JSONDecodeError) -> str:
             raw.decode()
         except UnicodeDecodeError as broken:
             return f"the value is not UTF-8 at byte {broken.start}"
+    for part, what in _VALUELESS.items():
+        if part in error.msg:
+            return f"the value holds {what}, at character {error.pos}"
     # error.msg describes the grammar; str(error) would add nothing but position, error.doc is the text itself.
     return f"the value is not JSON: {error.msg} at character {error.pos}"
 

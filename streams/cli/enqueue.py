@@ -60,8 +60,8 @@ def parse(raw: bytes, settings: Settings, registry: Registry) -> object:
     """The event of one line; ValueError says what is wrong, and repeats nothing of the payload but one short value."""
     try:
         line = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at character {error.pos}") from None
+    except orjson.JSONDecodeError:
+        raise ValueError(codec.unparsable(raw)) from None
     if not isinstance(line, dict) or not {"biz_type", "payload"} <= line.keys() <= FIELDS:
         raise ValueError('expected an object with "biz_type", "payload" and optionally "key", and nothing else')
     kind = _kind(line["biz_type"], registry)

@@ -60,7 +60,7 @@ BROKEN = [
     (line(1).replace(b"m 1", b"\\ud800"), "surrogate"),
     (line(1, payload=payload(1, "c1", message="x" * 900_001)), "at most 900000"),
     (line(1, payload=None), "payload"),
-    (b"\xff\xfe\n", "not JSON"),
+    (b"\xff\xfe\n", "not UTF-8"),
 ]
 
 
