@@ -100,3 +100,68 @@ async def test_a_whole_conversation_of_dead_messages_is_replayed_in_order(
     notes.publish(again)
     await eventually(lambda: notes.all(ids + later, "consumed"), 60)
     assert notes.saved("a") == [*texts, "later"]
+
+
+async def test_while_its_head_is_replaying_a_conversation_is_nobodys_to_touch(
+    notes: Notes, run: Run, eventually: Eventually
+) -> None:
+    ids = await held(notes, eventually)
+    notes.mend()
+    assert run("dead", "replay", str(ids[1])).exception is None
+    for verb in ("replay", "discard"):
+        error = run("dead", verb, str(ids[1])).exception
+        assert isinstance(error, desk.NotDead)
+        assert str(error) == f"message {ids[1]} is replaying, expected dead: nothing was done"
+    assert isinstance(run("conversations", "release", "a").exception, desk.NotHeld)
+    assert notes.states(ids[2:]) == dict.fromkeys(ids[2:], "parked")
+    [(again,)] = notes.world.query("SELECT id FROM outbox WHERE resend_of IS NOT NULL")
+    notes.publish([again])
+    await eventually(lambda: notes.all(ids, "consumed"), 60)
+    assert notes.saved("a") == [f"a{n}" for n in range(5)]
+
+
+async def test_a_filter_replayed_again_and_again_while_messages_still_fail_loses_nothing(
+    world: World, tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = Notes(world, tmp_path, attempts=3)
+    for name, value in world.environ.items():
+        if name != "PYTHONPATH":
+            monkeypatch.setenv(name, value)
+    books = [f"b{n}" for n in range(6)]
+    for book in books:
+        notes.fail(f"{book} 1")
+        notes.fail(f"{book} 2")
+    world.relay()
+    workers = [world.worker(), world.worker()]
+    ids = [one for book in books for one in notes.enqueue(book, *[f"{book} {n}" for n in range(5)])]
+    first = ids[1::5]
+
+    def replay() -> None:
+        """What is dead now; what is replaying, retrying or parked is not."""
+        error = (
+            CliRunner()
+            .invoke(cli, ["dead", "replay", "--error", "P0001", "--yes", "--force"], standalone_mode=False)
+            .exception
+        )
+        assert error is None, error
+
+    def stirred() -> bool:
+        replay()
+        return world.query("SELECT min(replays) >= 2 FROM outbox_state WHERE outbox_id = ANY(%s)", first) == [(True,)]
+
+    await eventually(lambda: "dead" in notes.states(first).values(), 60)
+    await eventually(stirred, 60, every=0.2)
+    notes.mend()
+
+    def settled() -> bool:
+        replay()
+        return notes.all(ids, "consumed")
+
+    await eventually(settled, 60, every=0.2)
+    assert world.query("SELECT count(*) FROM outbox_state WHERE topic IS NOT NULL OR key IS NOT NULL") == [(0,)]
+    for book in books:
+        saved = notes.saved(book)
+        assert sorted(saved) == [f"{book} {n}" for n in range(5)]
+        # What an operator replays may come late; what never died keeps its order.
+        assert [note for note in saved if note[-1] in "034"] == [f"{book} {n}" for n in (0, 3, 4)]
+    assert all(worker.running for worker in workers)
