@@ -61,6 +61,9 @@ class Persister:
 
     async def together(self, runs: Sequence[Run]) -> Outcome | None:
         """One try at these runs in one transaction; None when it failed and they have to be worked one by one."""
+        # A run of an earlier owner may be behind one that was given up: what it holds would overtake that.
+        if not all(run.current for run in runs):
+            return None
         try:
             return await self._once(runs[0].topic, self._records(runs), self._care())
         except _Failed as failed:

@@ -39,7 +39,7 @@ class RunConsumer(driver.Consumer):
         self.ledgers: defaultdict[TP, Ledger] = defaultdict(Ledger)
         self._epoch = 0
         self._expected: dict[TP, int] = {}
-        self._reread: dict[TP, tuple[int, int]] = {}
+        self._reread: dict[TP, tuple[int, int, int]] = {}
         self._confirmed: dict[TP, int] = {}
         self._sought: dict[TP, int] = {}
         self._room = asyncio.Event()
@@ -212,9 +212,11 @@ class RunConsumer(driver.Consumer):
         if tp.topic not in self.run_topics:
             return True
         expected, first = self._expected.get(tp), found[0].offset
-        if expected is not None and first != expected and self._reread.get(tp) != (expected, first):
-            # Compaction, retention and transaction markers leave holes that stay; a race with a seek does not.
-            self._reread[tp] = (expected, first)
+        hole = (expected or 0, first, self._epoch)
+        if expected is not None and first != expected and self._reread.get(tp) != hole:
+            # Compaction, retention and transaction markers leave holes that stay; a race with a seek does not.  What was
+            # seen in another epoch proves nothing: the same fetch may have been dropped again.
+            self._reread[tp] = hole
             await self._seek(tp, expected)
             return False
         return True

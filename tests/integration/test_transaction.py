@@ -78,3 +78,14 @@ def test_one_that_fails_stays_before_a_later_one_that_cannot_be_read_and_holds(s
     stage.send(stage.committed())
     deliver(stage)
     assert stage.bench.query("SELECT status FROM outbox_state ORDER BY arrived") == [("retrying",), ("dead",)]
+
+
+def test_a_run_that_is_not_ours_any_more_shares_no_transaction(stage: Stage) -> None:
+    """The run before it had been given up: this one's messages were persisted before that one's."""
+    stage.insert(stage.bench.connection, "a", "plain")
+    stage.send(stage.committed())
+    run = stage.next_run(0, 1)
+    assert run is not None
+    run.current = False
+    assert stage.bench.run(stage.bench.workers[0].together([run])) is None
+    assert stage.bench.query("SELECT count(*) FROM outbox_state") == [(0,)]

@@ -22,6 +22,7 @@ class Faust:
 
     def __init__(self) -> None:
         self.positions = {SOURCE: COMMITTED, FRESH: 0, CHANGELOG: 0}
+        self.holes: dict[TP, int] = {}  # where a fetch of a partition begins, whatever its position
         self.meanwhile: Any = None  # called once, while Faust seeks or fetches
 
     async def disturb(self) -> None:
@@ -31,7 +32,7 @@ class Faust:
 
     async def fetch(self, _: float) -> tuple[dict[TP, list[Any]], None]:
         found: dict[TP, list[Any]] = {
-            tp: [SimpleNamespace(offset=at, serialized_value_size=1)]
+            tp: [SimpleNamespace(offset=self.holes.get(tp, at), serialized_value_size=1)]
             for tp, at in self.positions.items()
             if at < ENDS[tp]
         }
@@ -120,3 +121,22 @@ async def test_what_is_fetched_while_a_seek_ends_is_fetched_again(consumer: RunC
     consumer.earliest_offsets = drop  # type: ignore[method-assign]
     await consumer.perform_seek()
     assert SOURCE in await delivered(consumer)
+
+
+async def test_a_hole_is_read_again_before_it_is_believed(consumer: RunConsumer, faust: Faust) -> None:
+    await consumer.perform_seek()
+    faust.holes[SOURCE] = COMMITTED + 3
+    assert SOURCE not in await delivered(consumer)
+    assert SOURCE in await delivered(consumer)
+
+
+async def test_a_hole_seen_before_a_positioning_proves_nothing(consumer: RunConsumer, faust: Faust) -> None:
+    """The same fetch, dropped twice, would look like a hole that stays."""
+    await consumer.perform_seek()
+    faust.holes[SOURCE] = COMMITTED + 3
+    assert SOURCE not in await delivered(consumer)
+    await consumer.perform_seek()
+    assert SOURCE not in await delivered(consumer)
+    del faust.holes[SOURCE]
+    assert SOURCE in await delivered(consumer)
+    assert consumer.ledgers[SOURCE].in_flight[0].first == COMMITTED
