@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from itertools import chain
 from typing import Any, LiteralString
 
@@ -17,23 +18,25 @@ import orjson
 import psycopg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from db import async_engine, query
 from db.engine import KEEPALIVES
 from streams.registry import Registry
 from streams.settings import Settings
-from streams.worker.fate import HandlerBroken, Verdict, jittered, judge, sqlstate
+from streams.worker.fate import HandlerBroken, HandlerTimeout, Verdict, jittered, judge, sqlstate
 from streams.worker.foreign import Foreign
 from streams.worker.handlers import Care
 from streams.worker.isolation import Memory
 from streams.worker.ledger import Run
 from streams.worker.origin import Origin, Outbox
 from streams.worker.retry import Head, work_open
+from streams.worker.silence import answering
 from streams.worker.transaction import Aside, Invisible, Outcome, Transaction
 
 logger = logging.getLogger(__name__)
 
+REACH = 2.0  # seconds in which a database that is there answers
 MOST_WAIT = 10.0  # seconds between two tries of a run while the database is away
 GRACE = 5.0  # what the server's own statement timeout gets before ours: it leaves the connection usable
 COSTLY_TRIES = 3
@@ -120,10 +123,10 @@ class Persister:
         self._memories[self.origin(topic).source].condemned.update(dict.fromkeys(messages, error))
 
     async def reachable(self) -> bool:
-        """Whether the database answers within two seconds."""
+        """Whether the database answers soon."""
         try:
-            async with asyncio.timeout(2), self._engine.connect() as connection:
-                await connection.exec_driver_sql("SELECT 1")
+            async with asyncio.timeout(REACH), self._asking(REACH) as driver:
+                await driver.execute("SELECT 1")
         except Exception:  # the answer is no, whatever the reason
             return False
         return True
@@ -155,6 +158,8 @@ class Persister:
                 await asyncio.sleep(min(1.0, 0.005 * 2**unseen))
                 continue
             verdict = judge(error, lost)
+            if isinstance(error, HandlerTimeout) and not await self.reachable():
+                verdict = Verdict.WAIT
             if verdict is Verdict.WAIT:
                 tries += 1
                 await self._wait(run, error, tries)
@@ -178,8 +183,7 @@ class Persister:
         try:
             async with self._engine.connect() as connection:
                 lost = False
-                driver = (await connection.get_raw_connection()).driver_connection
-                assert isinstance(driver, psycopg.AsyncConnection)
+                driver = await _driver(connection)
                 transaction = Transaction(
                     connection,
                     driver,
@@ -191,9 +195,11 @@ class Persister:
                     origin=origin,
                 )
                 try:
-                    async with transaction.spans, connection.begin():
+                    async with transaction.spans, connection.begin() as begun:
                         await work(transaction)
                         await transaction.settle()
+                        with answering(driver, self._timeout):
+                            await begun.commit()
                 except Exception:
                     lost = driver.closed or driver.broken or connection.invalidated
                     raise
@@ -212,14 +218,18 @@ class Persister:
         return await self._read(origin.statement(name), {"topic": topic, "source": origin.source, **parameters})
 
     async def _read(self, statement: LiteralString, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        async with self._asking(self._timeout) as driver, driver.cursor() as cursor:
+            await cursor.execute(statement, parameters)
+            return await cursor.fetchall() if cursor.description else []
+
+    @asynccontextmanager
+    async def _asking(self, seconds: float) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """A connection for something small, committed at the end of the block, which may take so long."""
         async with self._engine.connect() as connection:
-            driver = (await connection.get_raw_connection()).driver_connection
-            assert isinstance(driver, psycopg.AsyncConnection)
-            async with driver.cursor() as cursor:
-                await cursor.execute(statement, parameters)
-                rows = await cursor.fetchall() if cursor.description else []
-            await driver.commit()
-            return rows
+            driver = await _driver(connection)
+            with answering(driver, seconds):
+                yield driver
+                await driver.commit()
 
     async def _wait(self, run: Run, error: BaseException, tries: int) -> None:
         if tries in (1, 10) or tries % 60 == 0:
@@ -261,6 +271,12 @@ def worker_engine(settings: Settings) -> AsyncEngine:
             "application_name": "outbox-streams worker",
         },
     )
+
+
+async def _driver(connection: AsyncConnection) -> psycopg.AsyncConnection[Any]:
+    driver = (await connection.get_raw_connection()).driver_connection
+    assert isinstance(driver, psycopg.AsyncConnection)
+    return driver
 
 
 def _about(run: Run, error: BaseException) -> dict[str, Any]:

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 TICK = 0.1  # seconds between two looks at what is due
 RECONCILE = 30.0  # seconds between two comparisons with PostgreSQL
+AGAIN = 2.0  # the same after one that failed
+SELDOM = 30  # of so many comparisons that fail one after another, one is reported
 CALLS = 1000  # wake-up calls in one tick: what an outage has left behind returns in portions
 DEAD_SHOWN = 1000  # dead letters of a worker's partitions that its table shows, the newest
 
@@ -71,6 +73,7 @@ class Scheduler:
         self._tables, self._persister, self._schedule = tables, persister, schedule
         self._mine: frozenset[int] = frozenset()
         self._compared = 0.0
+        self._missed = 0
 
     async def run(self) -> None:
         """Until the worker stops; an error is logged, and the next comparison makes up for what was missed."""
@@ -78,8 +81,10 @@ class Scheduler:
             try:
                 await self._tick()
             except Exception as error:  # whatever it was: retries must not end with it
-                self._compared = time.monotonic() - RECONCILE + 2.0
-                logger.warning("schedule not compared", extra={"topic": self._topic, "error": type(error).__name__})
+                self._compared = time.monotonic() - RECONCILE + AGAIN
+                if self._missed % SELDOM == 0:
+                    logger.warning("schedule not compared", extra={"topic": self._topic, "error": type(error).__name__})
+                self._missed += 1
             await asyncio.sleep(TICK)
 
     async def _tick(self) -> None:
@@ -94,6 +99,7 @@ class Scheduler:
         if mine and time.monotonic() - self._compared >= RECONCILE:
             self._compared = time.monotonic()
             await self._reconcile(sorted(mine))
+            self._missed = 0
         for partition, key in self._schedule.take(time.time(), CALLS):
             await self._wake(partition, key)
 

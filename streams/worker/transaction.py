@@ -23,6 +23,7 @@ from streams.worker.handlers import Care, apply
 from streams.worker.isolation import Guilty, Memory
 from streams.worker.origin import Origin, Outbox
 from streams.worker.policy import TERMINAL, Decision, Fact, decide
+from streams.worker.silence import answering
 from streams.worker.spans import Attempt
 
 
@@ -155,17 +156,19 @@ class Transaction:
 
     async def execute(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """The rows of a named query."""
-        async with self._driver.cursor() as cursor:
-            await cursor.execute(self.origin.statement(name), parameters | {"source": self.origin.source})
-            return await cursor.fetchall() if cursor.description else []
+        with answering(self._driver, self._seconds):
+            async with self._driver.cursor() as cursor:
+                await cursor.execute(self.origin.statement(name), parameters | {"source": self.origin.source})
+                return await cursor.fetchall() if cursor.description else []
 
     async def _lock_and_claim(self, partitions: Iterable[int], plain: Sequence[Incoming]) -> set[int]:
         """One round trip in the usual case: nothing of the topic is open, and everything is new."""
         where = {"topic": self._topic, "partitions": sorted(partitions)}
-        async with self._driver.pipeline(), self._driver.cursor() as lock, self._driver.cursor() as claim:
-            await lock.execute(self.origin.statement("lock_partitions"), where)
-            await claim.execute(self.origin.statement("claim"), self._claim(plain, checked=False))
-            return {outbox_id for (outbox_id,) in await claim.fetchall()}
+        with answering(self._driver, self._seconds):
+            async with self._driver.pipeline(), self._driver.cursor() as lock, self._driver.cursor() as claim:
+                await lock.execute(self.origin.statement("lock_partitions"), where)
+                await claim.execute(self.origin.statement("claim"), self._claim(plain, checked=False))
+                return {outbox_id for (outbox_id,) in await claim.fetchall()}
 
     def _claim(self, plain: Sequence[Incoming], *, checked: bool) -> dict[str, Any]:
         return {

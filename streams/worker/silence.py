@@ -1,0 +1,36 @@
+"""A server that says nothing for longer than it allows itself is gone, however alive its connection looks.
+
+Firewalls, proxies and load balancers swallow bytes without a word, and some acknowledge them: keepalives prove nothing then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def answering(driver: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[None]:
+    """Hang up when the block takes longer: what it waits for then fails as on any lost connection."""
+    timer = asyncio.get_running_loop().call_later(seconds, _hang_up, driver, seconds)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _hang_up(driver: psycopg.AsyncConnection[Any], seconds: float) -> None:
+    # The loop watches this socket for psycopg: shut down it tells so, closed it would say nothing more.
+    with contextlib.suppress(OSError, psycopg.Error):
+        with socket.socket(fileno=os.dup(driver.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)
+        logger.warning("a connection to the database is silent and is given up", extra={"seconds": seconds})
