@@ -125,7 +125,7 @@ class Persister:
     async def reachable(self) -> bool:
         """Whether the database answers soon."""
         try:
-            async with asyncio.timeout(REACH), self._asking(REACH) as driver:
+            async with asyncio.timeout(2 * REACH), self._asking(REACH) as driver:
                 await driver.execute("SELECT 1")
         except Exception:  # the answer is no, whatever the reason
             return False

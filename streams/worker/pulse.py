@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import faust
+from faust.exceptions import ConsumerNotStarted
 
 from streams.worker.fail import fail_stop
 from streams.worker.persister import Persister
@@ -72,15 +74,20 @@ class Pulse:
         return Readiness(self._partitions(), reasons, round(self.age, 1), self._positions())
 
     def _partitions(self) -> dict[str, list[int]]:
-        assigned: Any = self._app.consumer.assignment() if self._app._consumer is not None else ()
-        return {name: sorted(tp.partition for tp in assigned if tp.topic == name) for name in self._topics}
+        # Asked before it has started, Faust's consumer raises.
+        with contextlib.suppress(ConsumerNotStarted):
+            assigned: Any = self._app.consumer.assignment() if self._app._consumer is not None else ()
+            return {name: sorted(tp.partition for tp in assigned if tp.topic == name) for name in self._topics}
+        return {name: [] for name in self._topics}
 
     async def _assigned(self, *_: Any, **__: Any) -> None:
         logger.info("partitions assigned", extra=self._partitions())
 
     def _positions(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._app.consumer.positions() if self._app._consumer is not None else {}
-        return found
+        with contextlib.suppress(ConsumerNotStarted):
+            found: dict[str, Any] = self._app.consumer.positions() if self._app._consumer is not None else {}
+            return found
+        return {}
 
     async def _run(self) -> None:
         threading.Thread(target=self._watch_loop, name="watchdog", daemon=True).start()
