@@ -262,10 +262,8 @@ async def test_retries_due_during_an_outage_return_in_portions(
         await recovered(running, flowing, eventually)
     assert most <= 2 * MOST_CONNECTIONS
     assert _attempts(world, herd) == attempts
-    portions = (
-        "SELECT max(rows) FROM (SELECT count(*) AS rows FROM chat_histories WHERE message = 'herd' GROUP BY xmin)"
-    )
-    [(portion,)] = world.query(f"{portions} AS portions")
+    sizes = "SELECT count(*) AS size FROM chat_histories WHERE message_content = 'herd' GROUP BY xmin"
+    [(portion,)] = world.query(f"SELECT max(size) FROM ({sizes}) AS portions")
     assert portion <= RUN_RECORDS
 
 
@@ -273,7 +271,7 @@ _DATABASE = "the database does not answer"
 _NOT_YET = """
 CREATE FUNCTION not_yet() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF NEW.message = 'herd' THEN
+    IF NEW.message_content = 'herd' THEN
         RAISE EXCEPTION 'not yet' USING DETAIL = NEW.outbox_id;
     END IF;
     RETURN NEW;
