@@ -14,8 +14,11 @@ from streams.relay.look import Look, look, reader
 from streams.settings import Settings
 
 PATIENCE = 5.0
-# A leader that vanished with its machine gives the lock back after about this long.
-KEEPALIVES = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
+# A leader that vanished with its machine gives the lock back after about this long; one whose connection something in the
+# middle keeps alive, when it has asked nothing for so long: it asks every second.
+KEEPALIVES = (
+    "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 -c idle_session_timeout=15s"
+)
 
 
 class Leadership:

@@ -24,6 +24,7 @@ logger = logging.getLogger("streams.relay")
 IN_FLIGHT_ROWS, IN_FLIGHT_BYTES = 20_000, 32_000_000
 TICK_SECONDS = 0.005
 BATCH_BYTES = 1_000_000
+AWAY_SECONDS = 60.0  # between two lines about a broker that is away
 
 Bury = Callable[[Row, str], Awaitable[None]]
 
@@ -53,6 +54,7 @@ class Publisher:
         self._bury = bury
         self._careful = IN_FLIGHT_ROWS if careful else 0
         self._flights = Flights()
+        self._away = -AWAY_SECONDS
 
     async def __aenter__(self) -> Publisher:
         self._producer = Producer(self._configuration())
@@ -183,5 +185,7 @@ class Publisher:
         }
 
     def _on_error(self, error: KafkaError) -> None:
-        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+        # librdkafka says it with every try to connect.
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and time.monotonic() - self._away >= AWAY_SECONDS:
+            self._away = time.monotonic()
             logger.warning("broker away", extra={"in_flight": self._flights.rows, "error": error.str()})

@@ -84,6 +84,7 @@ class Upkeep:
         self._mark: str | None = None
         self._saved: tuple[object, ...] = ()
         self._saved_at = 0.0
+        self._attempt = 0
         self._ids: tuple[float, int] | None = None
         self.saved: int | None = None
 
@@ -117,7 +118,6 @@ class Upkeep:
 
     async def run(self) -> None:
         """Tend, and tend again after an outage."""
-        attempt = 0
         while True:
             try:
                 self._connection = await connect(
@@ -127,12 +127,11 @@ class Upkeep:
                     options=f"-c lock_timeout={LOCK_TIMEOUT}",
                 )
                 async with self._connection:
-                    attempt = 0
                     await self._tend(self._connection)
             except psycopg.Error as error:
-                attempt += 1
+                self._attempt += 1
                 logger.warning("upkeep interrupted", extra={"sqlstate": error.sqlstate, "error": _line(error)})
-            await asyncio.sleep(delay(attempt, self._settings.relay.backoff_limit))
+            await asyncio.sleep(delay(self._attempt, self._settings.relay.backoff_limit))
 
     async def settle(self) -> None:
         """Look and save once more, now; psycopg.Error when that cannot be."""
@@ -154,6 +153,8 @@ class Upkeep:
                     await self._make_partitions(connection)
                 await self._floor.look(connection)
                 await self._save(connection)
+            # A server that takes connections and no writes is still an outage.
+            self._attempt = 0
             await asyncio.sleep(self._settings.relay.floor_interval)
 
     async def _save(self, connection: psycopg.AsyncConnection[Any]) -> None:
