@@ -15,10 +15,10 @@ WORKERS ?= 2
 # Most tests wait for servers: two at a time, each with servers of its own, take little more than half the time.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help venv up down test test-long lint types bench lock clean
+.PHONY: help venv up down test test-long lint types bench bench-relays lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(VENV)/ready ## Make .venv with everything in it (again only when pyproject.toml or the lock changes)
 
@@ -51,6 +51,9 @@ types: venv ## Types, strictly
 
 bench: venv ## Measure throughput, latency and memory; prints a table
 	$(BIN)/python -m benchmarks
+
+bench-relays: venv ## Measure the relays against real Debezium: rates, latency, WAL
+	$(BIN)/python -m benchmarks.relays
 
 lock: ## Write requirements.lock anew: the newest versions that pyproject.toml allows
 	rm -rf build/lock
