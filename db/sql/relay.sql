@@ -83,20 +83,16 @@ WHERE name = %(relay)s
 
 -- poll_newer --
 -- Everything visible beyond the newest id that was read.
-DECLARE unread NO SCROLL CURSOR FOR
 SELECT topic, key, payload, created_at, id, biz_type, traceparent, resend_of
 FROM outbox
 WHERE id > %(newest)s
-ORDER BY id;
+ORDER BY id
+LIMIT %(most)s;
 
 -- poll_gaps --
 -- Everything visible in the gaps that were left, each given by its first and last id.
-DECLARE unread NO SCROLL CURSOR FOR
 SELECT o.topic, o.key, o.payload, o.created_at, o.id, o.biz_type, o.traceparent, o.resend_of
 FROM unnest(%(lows)s::bigint[], %(highs)s::bigint[]) AS gap (low, high)
 JOIN outbox AS o ON o.id BETWEEN gap.low AND gap.high
-ORDER BY o.id;
-
--- poll_fetch --
--- The next of them; few at a time, for each may be as large as a row can be.
-FETCH 100 FROM unread;
+ORDER BY o.id
+LIMIT %(most)s;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 
 class Gaps:
@@ -19,8 +19,11 @@ class Gaps:
         """First and last id of each range."""
         return self._lows, self._highs
 
-    def read(self, ids: Iterable[int]) -> None:
+    def read(self, ids: Sequence[int]) -> None:
         """These ids, ascending, were read."""
+        if ids and ids[0] == self.newest + 1 and ids[-1] == self.newest + len(ids):
+            self.newest = ids[-1]
+            return
         inside: list[int] = []
         for one in ids:
             if one <= self.newest:

@@ -11,7 +11,7 @@ from struct import Struct
 from typing import Any
 
 from streams.errors import UsageError
-from streams.relay.rows import Header, Milliseconds, Row, Rows
+from streams.relay.rows import Header, Milliseconds, Row, Rows, new_row
 
 COLUMNS = ("id", "biz_type", "topic", "key", "payload", "traceparent", "resend_of", "created_at")
 
@@ -20,7 +20,6 @@ _count = Struct("!H").unpack_from
 _end_lsn = Struct("!Q").unpack_from
 _BEGIN, _COMMIT, _INSERT, _RELATION = b"BCIR"
 _TEXT = ord("t")
-_UNKNOWN: Sequence[int] = ()
 _NO_TRACEPARENT: Header = ("traceparent", None)
 _NO_RESEND: Header = ("resend_of", None)
 
@@ -38,10 +37,12 @@ class Decoder:
         self.size = 0
         self._rows: list[Row] = []
         self._position: int | None = None
-        self._order: dict[bytes, Sequence[int] | None] = {}
-        self._kind = b"?"
+        self._order: dict[bytes, Sequence[int]] = {}
+        self._declared = b"?"
+        self._kind = self._tail = b"?"
         self._topic = ""
         self._biz_type: Header = ("biz_type", None)
+        self._timestamp: int | None = None
         self._milliseconds = Milliseconds()
 
     def take(self) -> Rows | None:
@@ -59,6 +60,9 @@ class Decoder:
 
     def feed(self, message: bytes) -> None:
         """One message of the stream."""
+        if message.startswith(self._declared):
+            self._keep(message, self._row_as_declared(message))
+            return
         kind = message[0]
         if kind == _INSERT:
             self._insert(message)
@@ -72,13 +76,15 @@ class Decoder:
             self._relation(message)
 
     def _insert(self, message: bytes) -> None:
-        order = self._order.get(message[1:5], _UNKNOWN)
-        if order is _UNKNOWN:
+        order = self._order.get(message[1:5])
+        if order is None:
             raise UnknownRelation(
                 "the publication sends rows of another table: run ALTER PUBLICATION ... SET TABLE outbox, and"
                 " ALTER PUBLICATION ... SET (publish_via_partition_root = true)"
             )
-        row = self._row_as_declared(message) if order is None else self._row(_columns(message, order))
+        self._keep(message, self._row(_columns(message, order)))
+
+    def _keep(self, message: bytes, row: Row) -> None:
         self._rows.append(row)
         self.count += 1
         self.size += len(message)
@@ -96,10 +102,14 @@ class Decoder:
         start = at + 5
         at = start + _length(message, start - 4)[0]
         payload = message[start:at]
-        if message.startswith(b"nn", at):
-            headers = [("id", outbox_id), self._biz_type, _NO_TRACEPARENT, _NO_RESEND]
-            return Row(self._topic, key, payload, self._milliseconds(message[at + 7 :]), headers)
-        return self._row(_columns(message, range(len(COLUMNS))))
+        # So is the rest: no traceparent, no resend_of, and the time.
+        tail = message[at:]
+        if tail != self._tail:
+            if not tail.startswith(b"nn"):
+                return self._row(_columns(message, range(len(COLUMNS))))
+            self._tail, self._timestamp = tail, self._milliseconds(tail[7:])
+        headers = [("id", outbox_id), self._biz_type, _NO_TRACEPARENT, _NO_RESEND]
+        return new_row((self._topic, key, payload, self._timestamp, headers))
 
     def _remember_kind(self, message: bytes, at: int) -> None:
         middle = at + 5 + _length(message, at + 1)[0]
@@ -128,8 +138,12 @@ class Decoder:
         if not set(COLUMNS) <= set(names):
             missing = ", ".join(sorted(set(COLUMNS) - set(names)))
             raise UnknownRelation(f"the publication sends the outbox without {missing}: run `streams migrate`")
-        order = tuple(names.index(column) for column in COLUMNS)
-        self._order[message[1:5]] = None if tuple(names) == COLUMNS else order
+        oid = message[1:5]
+        self._order[oid] = tuple(names.index(column) for column in COLUMNS)
+        if tuple(names) == COLUMNS:
+            self._declared = b"I" + oid
+        elif self._declared == b"I" + oid:
+            self._declared = b"?"
 
 
 def _columns(message: bytes, order: Sequence[int]) -> list[bytes | None]:

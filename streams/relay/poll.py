@@ -17,15 +17,16 @@ from types import TracebackType
 from typing import Any
 
 import psycopg
+from psycopg import pq
 
 from db import connect, query
 from streams.relay.floor import Sample, settle
 from streams.relay.gaps import Gaps
-from streams.relay.rows import Header, Milliseconds, Row, Rows
+from streams.relay.portions import portions
+from streams.relay.rows import Header, Milliseconds, Row, Rows, new_row
 
-# One pass reads at most this much, then looks at the gaps again: its snapshot must not get old.
-PASS_ROWS, PASS_BYTES = 20_000, 16_000_000
-FETCH = 100  # as in the query poll_fetch
+# One pass reads about this much, then looks at the gaps again: its snapshot must not get old.
+PASS_ROWS, PASS_BYTES = 5_000, 16_000_000
 BATCH = 500
 GOODBYE_SECONDS = 2.0
 
@@ -46,6 +47,7 @@ class PollSource:
         self._sample: Sample | None = None
         self._targets: deque[tuple[int, int]] = deque()
         self._milliseconds = Milliseconds()
+        self._most = PASS_ROWS
         self.floor = 0
 
     async def __aenter__(self) -> PollSource:
@@ -141,10 +143,10 @@ class PollSource:
     async def _read(self) -> tuple[list[Row], bool]:
         """The rows of one pass in the order to send them, and whether that is everything visible."""
         lows, highs = self._gaps.ranges
-        newer, whole = await self._fetch("poll_newer", {"newest": self._gaps.newest})
+        newer, whole = await self._select("poll_newer", newest=self._gaps.newest)
         older: list[Row] = []
         if lows:
-            older, all_older = await self._fetch("poll_gaps", {"lows": list(lows), "highs": list(highs)})
+            older, all_older = await self._select("poll_gaps", lows=list(lows), highs=list(highs))
             if not all_older:
                 # A newer row may have to wait for one that is still unread.
                 newer, whole = [], False
@@ -152,25 +154,24 @@ class PollSource:
         self._gaps.read([row.id for row in rows])
         return rows, whole
 
-    async def _fetch(self, name: str, parameters: dict[str, Any]) -> tuple[list[Row], bool]:
-        """What one statement sees, in portions and up to the size of a pass; the snapshot ends before anything is sent."""
+    async def _select(self, name: str, **parameters: Any) -> tuple[list[Row], bool]:
+        """What one statement sees, up to the size of a pass, and whether that is all; it ends before anything is sent."""
         rows: list[Row] = []
-        size = 0
-        async with self._connection.transaction():
-            # DECLARE takes no parameters: the numbers, which are ours, are quoted on this side.
-            await psycopg.AsyncClientCursor(self._connection).execute(query(name), parameters)
-            while len(rows) < PASS_ROWS and size < PASS_BYTES:
-                found = self._rows(await self._connection.execute(query("poll_fetch")))
+        size, most = 0, self._most
+        # The numbers, which are ours, are quoted on this side.
+        statement = psycopg.AsyncClientCursor(self._connection).mogrify(query(name), parameters | {"most": most})
+        async with contextlib.aclosing(portions(self._connection, statement)) as results:
+            async for result in results:
+                found = self._rows(result)
                 rows += found
-                size += sum(len(row.value) for row in found)
-                if len(found) < FETCH:
-                    return rows, True
-            await self._connection.execute("CLOSE unread")
-        return rows, False
+                size += sum([len(row.value) for row in found])
+                if size > PASS_BYTES:
+                    break
+        # Leaving a statement before its end costs more than asking for less.
+        self._most = min(PASS_ROWS, PASS_BYTES * len(rows) // size or 1) if size else PASS_ROWS
+        return rows, len(rows) < most and size <= PASS_BYTES
 
-    def _rows(self, cursor: psycopg.AsyncCursor[Any]) -> list[Row]:
-        result = cursor.pgresult
-        assert result is not None
+    def _rows(self, result: pq.abc.PGresult) -> list[Row]:
         value, milliseconds = result.get_value, self._milliseconds
         rows: list[Row] = []
         for line in range(result.ntuples):
@@ -181,9 +182,8 @@ class PollSource:
                 ("resend_of", value(line, 7)),
             ]
             topic = (value(line, 0) or b"").decode()
-            rows.append(
-                Row(topic, value(line, 1) or b"", value(line, 2) or b"", milliseconds(value(line, 3) or b""), headers)
-            )
+            timestamp = milliseconds(value(line, 3) or b"")
+            rows.append(new_row((topic, value(line, 1) or b"", value(line, 2) or b"", timestamp, headers)))
         return rows
 
     async def _writers(self) -> frozenset[str]:

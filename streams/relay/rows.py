@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, cast
 
 # An outbox id as the text PostgreSQL sent, kept as bytes: it goes into a header and is read by nobody on the way.
 Header = tuple[str, str | bytes | None]
@@ -38,6 +40,10 @@ class Row(NamedTuple):
     def root_id(self) -> int:
         """The outbox id whose fate this row decides: the one it resends, else its own."""
         return int(self.headers[3][1] or self.headers[0][1] or 0)
+
+
+# A NamedTuple's own constructor is a function in Python.
+new_row = cast("Callable[[tuple[str, bytes, bytes, int | None, list[Header]]], Row]", partial(tuple.__new__, Row))
 
 
 class Rows(NamedTuple):
