@@ -181,6 +181,18 @@ relay_position = Table(
     CheckConstraint("wish IN ('cdc', 'poll', 'debezium')", name="relay_position_wish"),
 )
 
+relay_shards = Table(
+    "relay_shards",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("shard", Integer, primary_key=True, autoincrement=False),
+    Column("shards", Integer, nullable=False),
+    Column("floor", BigInteger, nullable=False),
+    Column("leader", Text),
+    Column("pid", Integer),
+    Column("heartbeat", DateTime(timezone=True)),
+)
+
 outbox_actions = Table(
     "outbox_actions",
     metadata,

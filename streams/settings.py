@@ -109,6 +109,8 @@ class Relay(_Section, frozen=True):
     floor_interval: Seconds = 0.5
     sweep_interval: Seconds = 5.0
     poll_interval: Seconds = 0.05
+    shards: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    notify: bool = False
     backoff_limit: Seconds = 10.0
     wal_warn: Bytes = 1_000_000_000
     wal_limit: Bytes | None = None
@@ -403,6 +405,7 @@ def _check(settings: Settings) -> None:
     if broker.url is not None and not _bootstrap(broker.url):
         raise SettingsInvalid(f"setting 'broker.url' is {redact(broker.url)!r}: expected host:port[,host:port]")
     _check_login(broker)
+    _check_relay(settings.relay)
     _check_connect(settings.connect)
     _check_formats(settings)
     if settings.relay.wal_limit is not None and settings.relay.wal_limit < settings.relay.wal_warn:
@@ -454,6 +457,14 @@ def _check_formats(settings: Settings) -> None:
         if topic.format == "outbox" and topic.source is not None:
             raise SettingsInvalid(
                 f"setting '{key}.source' is {topic.source!r}: expected none unless {key}.format is envelope"
+            )
+
+
+def _check_relay(relay: Relay) -> None:
+    for key, value, usual in (("shards", relay.shards, 1), ("notify", relay.notify, False)):
+        if value != usual and relay.mode != "poll":
+            raise SettingsInvalid(
+                f"setting 'relay.{key}' is {value}: expected {usual} unless relay.mode ({relay.mode}) is poll"
             )
 
 

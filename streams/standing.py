@@ -18,11 +18,15 @@ _MEMBER = re.compile(r"outbox-streams relay (\w+) (\d+)@(.*)")
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One relay process: the mode it was started with, and where it runs (host cut at what PostgreSQL keeps of it)."""
+    """One relay process: the mode it was started with, and where it runs (host cut at what PostgreSQL keeps of it).
+
+    `shards` are those it leads, where relays share the work.
+    """
 
     pid: int
     host: str
     mode: str | None
+    shards: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,8 @@ class SlotHealth:
 @dataclass(frozen=True, slots=True)
 class Standing:
     """One relay name.  `mode` publishes now, `asked` is what the leader was started with, `wish` what operators asked for
-    later; `doing` is streaming, polling, healing, connector or waiting.  `strange`: this is not the database it knows."""
+    later; `doing` is streaming, polling, healing, connector or waiting.  `strange`: this is not the database it knows.
+    `sharing` are relays that lead some shards each; the `leader` is the one with the first."""
 
     name: str
     mode: str | None
@@ -57,6 +62,7 @@ class Standing:
     reason: str | None
     leader: Member | None
     silent_seconds: float | None
+    sharing: tuple[Member, ...]
     standbys: tuple[Member, ...]
     floor: int
     position: str | None
@@ -88,10 +94,12 @@ class Standing:
 def standing(connection: Connection, relay: str | None = None) -> list[Standing]:
     """How this relay stands, or each that ever had a leader or a slot of its own."""
     rows = connection.exec_driver_sql(query("relays_standing"), {"relay": relay}).mappings().all()
-    return [_standing(dict(row), _attendance(connection, row["name"])) for row in rows]
+    return [
+        _standing(dict(row), _sharing(connection, row["name"]), _attendance(connection, row["name"])) for row in rows
+    ]
 
 
-def _standing(row: dict[str, Any], present: list[Member]) -> Standing:
+def _standing(row: dict[str, Any], sharing: list[Member], present: list[Member]) -> Standing:
     fresh = row["silent"] is not None and row["silent"] < SILENT_SECONDS
     leader = None
     if row["pid"] is not None and fresh:
@@ -103,11 +111,17 @@ def _standing(row: dict[str, Any], present: list[Member]) -> Standing:
         **{key: row[key] for key in ("name", "mode", "asked", "wish", "doing", "reason", "floor", "position", "rate")},
         leader=leader,
         silent_seconds=row["silent"],
-        standbys=tuple(each for each in present if not _same(each, leader)),
+        sharing=tuple(sharing),
+        standbys=tuple(each for each in present if not any(_same(each, other) for other in (leader, *sharing))),
         lag=Lag(row["lag_bytes"], row["lag_rows"], round(row["lag_seconds"], 3)),
         slot=slot,
         strange=row["strange"],
     )
+
+
+def _sharing(connection: Connection, relay: str) -> list[Member]:
+    rows = connection.exec_driver_sql(query("relay_sharing"), {"relay": relay})
+    return [Member(pid, (leader or "").rpartition(":")[0], "poll", tuple(shards)) for pid, leader, shards in rows]
 
 
 def _attendance(connection: Connection, relay: str) -> list[Member]:

@@ -32,6 +32,14 @@ WHERE l.locktype = 'advisory'
   AND (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('outbox-streams relays ' || %(relay)s, 0)
 ORDER BY a.backend_start;
 
+-- relay_sharing --
+-- Relays that lead some shards of this one, and which.
+SELECT pid, leader, array_agg(shard ORDER BY shard)
+FROM relay_shards
+WHERE name = %(relay)s AND heartbeat > now() - interval '10 seconds'
+GROUP BY pid, leader
+ORDER BY min(shard);
+
 -- relay_switch --
 -- What operators want this relay to do; whoever leads it in mode auto follows within a second.
 UPDATE relay_position SET wish = %(wish)s WHERE name = %(relay)s

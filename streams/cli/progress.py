@@ -51,7 +51,7 @@ SELECT (SELECT count(*) FROM outbox_state WHERE status = 'dead') +
 
 
 def relays(found: Sequence[Standing], running: Sequence[int | None]) -> list[dict[str, Any]]:
-    """Each relay, led or not, then those that stand by: known to the database, or running here."""
+    """Each relay, led or not, others that share its work, then those that stand by: known to the database, or running here."""
     shown, mode = [], "auto"
     leaders: set[int | None] = {None}
     for each in found:
@@ -59,6 +59,10 @@ def relays(found: Sequence[Standing], running: Sequence[int | None]) -> list[dic
         leaders.add(pid)
         lag = {"lag_rows": each.lag.rows, "lag_seconds": each.lag.seconds}
         shown.append({"pid": pid, "mode": mode, "leader": pid is not None, **lag})
+        for other in each.sharing:
+            if other.pid not in leaders:
+                leaders.add(other.pid)
+                shown.append({"pid": other.pid, "mode": mode, "leader": True, "lag_rows": None, "lag_seconds": None})
     waiting = dict.fromkeys([*(one.pid for each in found for one in each.standbys), *running])
     standby = {"mode": mode, "leader": False, "lag_rows": None, "lag_seconds": None}
     return shown + [{"pid": pid, **standby} for pid in waiting if pid not in leaders]

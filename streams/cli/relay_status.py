@@ -52,6 +52,7 @@ def _lines(found: Standing) -> list[tuple[str, str]]:
         ("mode", _mode(found)),
         ("doing", f"{found.doing or 'nothing'}{reason}" if found.leader else "nothing"),
         ("leader", _member(found.leader) if found.leader else "nobody"),
+        *([("shards", ", ".join(map(_share, found.sharing)))] if found.sharing else []),
         ("standbys", ", ".join(map(_member, found.standbys)) or "none"),
         ("floor", str(found.floor)),
         ("position", found.position or "none"),
@@ -78,6 +79,10 @@ def _mode(found: Standing) -> str:
 
 def _member(member: Member) -> str:
     return f"{member.host}:{member.pid} ({member.mode})"
+
+
+def _share(member: Member) -> str:
+    return f"{','.join(map(str, member.shards))} by {member.host}:{member.pid}"
 
 
 def _slot(slot: SlotHealth | None) -> str:

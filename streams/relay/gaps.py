@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class Gaps:
@@ -35,6 +35,14 @@ class Gaps:
                 self.newest = one
         if inside:
             self._cut(inside)
+
+    def look(self, newest: int, lows: Iterable[int], highs: Iterable[int]) -> None:
+        """Everything beyond the newest id up to this one was looked at, and these ranges of it were not visible."""
+        for low, high in zip(lows, highs, strict=True):
+            if low <= newest:
+                self._lows.append(low)
+                self._highs.append(min(high, newest))
+        self.newest = newest
 
     def settle(self, floor: int) -> None:
         """Every row at or below the floor was read or will never come."""

@@ -12,7 +12,7 @@ import time
 import psycopg
 from confluent_kafka import KafkaException
 
-from streams.errors import ServiceUnreachable
+from streams.errors import ServiceUnreachable, UsageError
 from streams.registry import Registry
 from streams.relay.backoff import delay
 from streams.relay.checks import check_database
@@ -20,6 +20,8 @@ from streams.relay.hole import refuse_stranger
 from streams.relay.leadership import Leadership
 from streams.relay.look import Look
 from streams.relay.publisher import DeliveryFailed
+from streams.relay.shards import Share
+from streams.relay.shared_term import SharedTerm
 from streams.relay.slot import SlotTaken
 from streams.relay.term import Term, line, prepare_topics, report
 from streams.relay.way import wanted
@@ -61,7 +63,7 @@ class Relay:
         while not self._stop.is_set():
             began = time.monotonic()
             try:
-                async with Leadership(self._settings, self._mode) as leadership:
+                async with self._leadership() as leadership:
                     await self._stand_by(leadership)
                     if not self._stop.is_set():
                         began = time.monotonic()
@@ -73,6 +75,9 @@ class Relay:
 
     async def _check(self) -> None:
         """What can be known before there is work: a person who starts it sees at once what is wrong."""
+        shards = self._settings.relay.shards
+        if shards > 1 and self._mode != "poll":
+            raise UsageError(f"relay.shards is {shards}: expected 1 in mode {self._mode}, only polling can be shared")
         await asyncio.to_thread(check_database, self._settings)
         try:
             async with Leadership(self._settings, self._mode) as session:
@@ -95,7 +100,13 @@ class Relay:
                 if await leadership.take():
                     await self._term(leadership).spare()
 
+    def _leadership(self) -> Leadership:
+        kind = Share if self._settings.relay.shards > 1 else Leadership
+        return kind(self._settings, self._mode)
+
     def _term(self, leadership: Leadership) -> Term:
+        if isinstance(leadership, Share):
+            return SharedTerm(self._settings, self._registry, leadership, self._stop)
         return Term(self._settings, self._registry, self._mode, leadership, self._stop)
 
     async def _stand_by(self, leadership: Leadership) -> None:
@@ -103,13 +114,13 @@ class Relay:
         said = False
         while not self._stop.is_set() and not await leadership.take():
             if not said:
-                self._say(await leadership.look())
+                self._say(await leadership.look(), leadership.why_not)
             said = True
             await self._pause(STANDBY_SECONDS * random.uniform(0.7, 1.3))
 
-    def _say(self, found: Look) -> None:
+    def _say(self, found: Look, reason: str) -> None:
         extra = {"relay": found.relay, "pid": os.getpid()}
-        logger.info("relay stands by", extra=extra)
+        logger.info("relay stands by", extra=extra | ({"reason": reason} if reason else {}))
         if self._mode not in ("auto", found.asked, found.mode):
             differ = {"mode": self._mode, "leader_mode": found.mode, "mend": "start all relays of a name in one mode"}
             logger.warning("relays of one name differ", extra=extra | differ)

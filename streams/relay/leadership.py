@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from types import TracebackType
+from typing import Any, Self
 
 import psycopg
 
@@ -22,14 +23,20 @@ KEEPALIVES = (
 
 
 class Leadership:
-    """One session that leads or stands by; others see it there as long as it is entered (`relay_attendance`)."""
+    """One session that leads or stands by; others see it there as long as it is entered (`relay_attendance`).
+
+    `why_not` says more about why it does not lead, where there is more to say; `turn` why what it leads has to change.
+    """
+
+    why_not = ""
+    turn: str | None = None
 
     def __init__(self, settings: Settings, mode: str) -> None:
         self._settings = settings
         # PostgreSQL cuts it at 63 bytes: what may be long comes last.
         self._who = f"outbox-streams relay {mode} {os.getpid()}@{socket.gethostname()}"
 
-    async def __aenter__(self) -> Leadership:
+    async def __aenter__(self) -> Self:
         self._connection = await connect(
             self._settings.database_url,
             connect_timeout=self._settings.database.connect_timeout,
@@ -50,17 +57,23 @@ class Leadership:
 
     async def take(self) -> bool:
         """Whether this one leads from now on; False while another one does."""
-        taken = await self._connection.execute(query("relay_lead"), {"name": self._settings.relay.name})
-        return (await taken.fetchone() or (False,))[0] is True
+        return await self._value("relay_lead", name=self._settings.relay.name) is True
 
     async def look(self) -> Look:
         """The database as it is.  psycopg.Error when the lock's connection is lost: another one may lead now."""
         try:
             async with asyncio.timeout(PATIENCE):
-                return await look(self._connection, self._settings.relay.name, self._settings.relay.publication)
+                return await self._look()
         except TimeoutError:
             raise psycopg.OperationalError("the leader's connection does not answer") from None
 
     async def reader(self) -> str | None:
         """One line about who reads the slot; None when nobody does."""
         return await reader(self._connection, self._settings.relay.name)
+
+    async def _look(self) -> Look:
+        return await look(self._connection, self._settings.relay.name, self._settings.relay.publication)
+
+    async def _value(self, name: str, /, **parameters: Any) -> Any:
+        row = await (await self._connection.execute(query(name), parameters)).fetchone()
+        return row[0] if row else None

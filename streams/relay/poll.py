@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from types import TracebackType
@@ -25,6 +26,8 @@ from streams.relay.gaps import Gaps
 from streams.relay.portions import portions
 from streams.relay.rows import Header, Milliseconds, Row, Rows, new_row
 
+logger = logging.getLogger("streams.relay")
+
 # One pass reads about this much, then looks at the gaps again: its snapshot must not get old.
 PASS_ROWS, PASS_BYTES = 5_000, 16_000_000
 BATCH = 500
@@ -38,8 +41,11 @@ class PollSource:
     this is left, after a last look, so that an orderly end sends nothing twice.
     """
 
-    def __init__(self, url: str, *, name: str, interval: float, connect_timeout: int = 10) -> None:
+    def __init__(
+        self, url: str, *, name: str, interval: float, connect_timeout: int = 10, notify: bool = False
+    ) -> None:
         self._url, self._name, self._interval, self._timeout = url, name, interval, connect_timeout
+        self._notify = notify
         self._position = 0
         # The last position of what was read; None while some of that is still to be handed over.
         self._read_to: int | None = 0
@@ -59,7 +65,9 @@ class PollSource:
             # What it sends as text does not depend on the role's or database's settings.
             options="-c datestyle=ISO,YMD -c timezone=UTC -c statement_timeout=0",
         )
-        self.floor = await self._value("relay_floor", relay=self._name)
+        if self._notify:
+            await self._listen()
+        self.floor = await self._begin()
         self._gaps = Gaps(self.floor)
         return self
 
@@ -71,7 +79,7 @@ class PollSource:
                 async with asyncio.timeout(GOODBYE_SECONDS):
                     if kind is None and self._confirmed == self._read_to:
                         await self._last_look()
-                    await self._connection.execute(query("raise_floor"), {"relay": self._name, "floor": self.floor})
+                    await self._end()
         finally:
             await self._connection.close()
 
@@ -90,7 +98,7 @@ class PollSource:
                 self._sample = None
             self._read_to = self._position
             if whole and not rows:
-                await asyncio.sleep(self._interval)
+                await self._pause()
 
     def _next(self, target: int | None, read: int) -> int:
         """The next position.  A pass ascends: whatever was visible up to the id `read` was handed over before it."""
@@ -121,6 +129,29 @@ class PollSource:
 
     async def look(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """The passes themselves raise the floor."""
+
+    async def _begin(self) -> int:
+        """Where to begin."""
+        return await self._value("relay_floor", relay=self._name)
+
+    async def _end(self) -> None:
+        """What is known is saved."""
+        await self._connection.execute(query("raise_floor"), {"relay": self._name, "floor": self.floor})
+
+    async def _listen(self) -> None:
+        await self._connection.execute(query("listen"))
+        if not await self._value("has_notify_trigger"):
+            reason = "the outbox has no trigger that notifies: run `streams migrate`"
+            logger.warning("relay is not woken", extra={"relay": self._name, "reason": reason})
+
+    async def _pause(self) -> None:
+        """Until the next look is due, or until PostgreSQL says that somebody has committed rows."""
+        if not self._notify:
+            await asyncio.sleep(self._interval)
+            return
+        # What was said since the last look is said at once.
+        async for _ in self._connection.notifies(timeout=self._interval, stop_after=1):
+            pass
 
     async def _last_look(self) -> None:
         """The floor is the newest id, if nobody can still write an older one and there is nothing that was not read."""

@@ -190,14 +190,20 @@ class Term:
         await self._pause(TAKEN_SECONDS)
 
     def _source(self, way: Way) -> CdcSource | PollSource:
-        relay, url, patience = (
-            self._settings.relay,
-            self._settings.database_url,
-            self._settings.database.connect_timeout,
-        )
+        relay, url = self._settings.relay, self._settings.database_url
         if way.mode == "poll":
-            return PollSource(url, name=relay.name, interval=relay.poll_interval, connect_timeout=patience)
+            return PollSource(url, **self._polling())
+        patience = self._settings.database.connect_timeout
         return CdcSource(url, slot=relay.name, publication=relay.publication, connect_timeout=patience)
+
+    def _polling(self) -> dict[str, Any]:
+        relay, patience = self._settings.relay, self._settings.database.connect_timeout
+        return {
+            "name": relay.name,
+            "interval": relay.poll_interval,
+            "notify": relay.notify,
+            "connect_timeout": patience,
+        }
 
     async def _prepare_topics(self, way: Way) -> NoReturn:
         await asyncio.to_thread(prepare_topics, self._settings, self._registry, way.mode)

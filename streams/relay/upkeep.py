@@ -70,9 +70,13 @@ class Doing:
 
 
 class Upkeep:
-    """Runs until cancelled; a lost connection costs the sample that was being watched, nothing else."""
+    """Runs until cancelled; a lost connection costs the sample that was being watched, nothing else.
+
+    Of several leaders, each of some shards, the `first` saves the relay's position and makes partitions.
+    """
 
     def __init__(self, settings: Settings, asked: str, doing: Doing) -> None:
+        self.first = True
         self._settings = settings
         self._asked = asked
         self._doing = doing
@@ -148,7 +152,7 @@ class Upkeep:
         while True:
             # One at a time: what is saved must not be part of a transaction that may be rolled back.
             async with self._busy:
-                if time.monotonic() - looked >= PARTITIONS_SECONDS:
+                if self.first and time.monotonic() - looked >= PARTITIONS_SECONDS:
                     looked = time.monotonic()
                     await self._make_partitions(connection)
                 await self._floor.look(connection)
@@ -163,7 +167,7 @@ class Upkeep:
         self._rate.count(now, delivered)
         # An idle relay's position moves with each save: it alone is no reason for the next one.
         known = (doing, floor, delivered)
-        if known == self._saved and now - self._saved_at < HEARTBEAT_SECONDS:
+        if not self.first or (known == self._saved and now - self._saved_at < HEARTBEAT_SECONDS):
             return
         position = {
             "name": self._settings.relay.name,

@@ -78,6 +78,8 @@ class Watch:
         return aim != "debezium" or self._settings.connect.register
 
     def _judge(self, found: Look) -> Turn | None:
+        if self._leadership.turn is not None:
+            return Turn(self._leadership.turn, orderly=True)
         if self._asked == "auto" and found.wish != self.wish:
             return Turn(f"an operator switched it to {found.wish}", orderly=True)
         reason = gone(found) if self._way.mode != "poll" else None

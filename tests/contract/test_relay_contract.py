@@ -36,10 +36,11 @@ BATCH = [payload(n, f"c{n % 9}") for n in range(100)]
 
 
 # What only relays of ours promise: a row that no record can carry stops Debezium's connector, and Java has its own memory.
-OURS = pytest.mark.parametrize("mode", ["cdc", "poll"], indirect=True)
+SHARDS = pytest.param("poll in shards", marks=pytest.mark.long)
+OURS = pytest.mark.parametrize("mode", ["cdc", "poll", SHARDS], indirect=True)
 
 
-@pytest.fixture(params=["cdc", "poll", "debezium"])
+@pytest.fixture(params=["cdc", "poll", SHARDS, "debezium"])
 def mode(request: pytest.FixtureRequest) -> str:
     """How rows are published; what it needs runs."""
     if request.param == "debezium":
@@ -50,7 +51,9 @@ def mode(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 async def outbox(world: World, mode: str, request: pytest.FixtureRequest) -> AsyncIterator[World]:
     """A migrated world whose relays run in one mode."""
-    world.environ["STREAMS_RELAY__MODE"] = mode
+    world.environ["STREAMS_RELAY__MODE"], _, shards = mode.partition(" in ")
+    if shards:
+        world.environ["STREAMS_RELAY__SHARDS"] = "4"
     world.migrate()
     if mode != "debezium":
         yield world

@@ -16,10 +16,12 @@ Eventually = Callable[..., Any]
 INSERT = "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c', '{}') RETURNING id"
 
 
-@pytest.fixture(params=["cdc", "poll"])
+@pytest.fixture(params=["cdc", "poll", "poll in shards"])
 async def relayed(world: World, request: pytest.FixtureRequest, eventually: Eventually) -> AsyncIterator[World]:
     """A world whose relay, in one mode, has written its first floor."""
-    world.environ["STREAMS_RELAY__MODE"] = request.param
+    world.environ["STREAMS_RELAY__MODE"], _, shards = request.param.partition(" in ")
+    if shards:
+        world.environ["STREAMS_RELAY__SHARDS"] = "4"
     world.migrate()
     world.relay(STREAMS_RELAY__FLOOR_INTERVAL="0.1")
     ids = enqueue(world.url, world.topic, [payload(0, "c")])

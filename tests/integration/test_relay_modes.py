@@ -112,6 +112,9 @@ async def test_the_least_privileges_of_polling_are_enough_and_auto_says_why_it_p
     lost(world)
     await eventually(lambda: "messages sent again" in log.read_text())
     await relay.stop(grace=8)
+    world.relay(STREAMS_RELAY__MODE="poll", STREAMS_RELAY__SHARDS="2", DATABASE_URL=least)
+    ids = enqueue(world.url, world.topic, [payload(n, f"c{n % 9}") for n in range(200)])
+    await eventually(published(world, ids))
 
 
 @pytest.mark.parametrize("mode", ["cdc", "debezium"])

@@ -29,8 +29,8 @@ async def test_it_tells_leader_standbys_floor_lag_and_slot(world: World, name: s
     found = answer.json
     assert (answer.code, found["faults"]) == (0, [])
     assert list(found) == [
-        *("name", "mode", "asked", "wish", "doing", "reason", "leader", "silent_seconds", "standbys", "floor"),
-        *("position", "lag", "rate", "slot", "strange", "faults"),
+        *("name", "mode", "asked", "wish", "doing", "reason", "leader", "silent_seconds", "sharing", "standbys"),
+        *("floor", "position", "lag", "rate", "slot", "strange", "faults"),
     ]
     assert (found["name"], found["mode"], found["asked"], found["doing"]) == (name, "cdc", "cdc", "streaming")
     assert found["leader"]["pid"] == leader.pid

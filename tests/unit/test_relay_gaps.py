@@ -45,3 +45,22 @@ def test_gaps_are_what_a_set_would_say(steps: list[tuple[bool, set[int]]]) -> No
             newest = max([newest, *fresh])
         assert gaps.newest == newest
         assert unread(gaps) == {one for one in range(floor + 1, newest + 1) if one not in read}
+
+
+def test_what_others_read_is_no_gap() -> None:
+    gaps = Gaps(10)
+    gaps.look(20, [12, 15], [13, 15])
+    assert (gaps.ranges, gaps.newest) == (([12, 15], [13, 15]), 20)
+    gaps.look(30, [25, 29, 35], [25, 33, 36])
+    assert (gaps.ranges, gaps.newest) == (([12, 15, 25, 29], [13, 15, 25, 30]), 30)
+    gaps.read([12, 20, 29, 30])
+    assert gaps.ranges == ([13, 15, 25], [13, 15, 25])
+
+
+@given(st.sets(st.integers(1, 60)), st.sets(st.integers(1, 60)), st.integers(1, 60))
+def test_looking_leaves_what_is_not_visible_up_to_where_it_looked(visible: set[int], mine: set[int], upto: int) -> None:
+    gaps, last = Gaps(0), max(visible, default=0)
+    holes = sorted(set(range(1, last + 1)) - visible)
+    gaps.look(min(upto, last), holes, holes)
+    gaps.read(sorted(one for one in mine if one <= min(upto, last)))
+    assert unread(gaps) == {one for one in holes if one <= upto} - mine
