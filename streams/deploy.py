@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, Programm
 from sqlalchemy.pool import NullPool
 
 import db.migrate
+import db.notify
 import db.replication
 from db import sync_engine
 from db.engine import KEEPALIVES
@@ -31,12 +32,15 @@ def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
                 database, partition_rows=settings.outbox.partition_rows, biz_types=biz_types(settings, registry)
             )
             yield f"database at revision {revision}"
+            yield from db.notify.prepare(database, wanted=settings.relay.notify)
             if settings.relay.mode != "poll":
                 yield from db.replication.prepare(database, settings.relay.publication, settings.relay.name)
     except DBAPIError as error:
         where, reason = redact(settings.database_url), _line(error)
         if error.connection_invalidated:
             raise ServiceUnreachable(f"PostgreSQL at {where} went away: {reason}") from error
+        if getattr(error.orig, "sqlstate", None) == db.notify.LOCK_NOT_AVAILABLE:
+            reason = "transactions that write to the outbox do not end; run `streams migrate` again when they have"
         raise UsageError(f"PostgreSQL at {where} refuses to migrate: {reason}") from error
 
 
