@@ -43,8 +43,10 @@ def waits(broker: str, topic: str, partitions: int, records: int) -> list[float]
     found: list[float] = []
     deadline = time.monotonic() + PATIENCE
     while len(found) < records:
-        batch = consumer.consume(500, timeout=0.1)
+        # Asked for many, it would wait for many.
+        batch = consumer.consume(1, timeout=0.1)
         now = time.time() * 1000
+        batch += consumer.consume(500, timeout=0)
         for message in batch:
             if (error := message.error()) is not None:
                 raise KafkaException(error)

@@ -39,11 +39,11 @@ def statuses(url: str, rows: int) -> dict[str, float]:
             before = written(connection)
             for batch in batches:
                 connection.execute(STATUS, (name, *batch))
-            found[name] = (written(connection) - before) / rows
+            found[f"status in the row: {name}"] = (written(connection) - before) / rows
         before = written(connection)
         for first, last in batches:
             ids = list(range(first, last + 1))
             record = {"partitions": [0] * BATCH, "offsets": ids}
             connection.execute(query("claim"), {"topic": "chat-history", "checked": False, "ids": ids, **record})
-        found["state row"] = (written(connection) - before) / rows
+        found["row in outbox_state"] = (written(connection) - before) / rows
         return found
