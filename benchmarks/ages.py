@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import psycopg
 
-from benchmarks.__main__ import PARTITIONS, WRITERS, write
 from benchmarks.arena import Arena, Contestant
 from benchmarks.arrivals import waits
+from benchmarks.bench import PARTITIONS
 from benchmarks.cpu import cpu
 from benchmarks.drains import console
+from benchmarks.latency import WRITERS, write
 from benchmarks.wal import written
 
 RATE = 1000

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import psycopg
 from psycopg import sql
 
-from benchmarks.__main__ import Bench, database
+from benchmarks.bench import Bench, database
 from streams import deploy, kafka
 from streams.dev.connect import ConnectWorker
 from streams.registry import configured

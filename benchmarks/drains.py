@@ -11,23 +11,24 @@ from typing import Any, NamedTuple
 import psycopg
 from rich.console import Console
 
-from benchmarks.__main__ import PARTITIONS, TEXT
 from benchmarks.arena import Arena, Contestant
 from benchmarks.arrivals import PATIENCE, Ends
+from benchmarks.bench import CHATS, PARTITIONS, payload
 from benchmarks.cpu import cpu
 from benchmarks.raw import produce
 from streams import kafka
 from streams.settings import load
 
-# By the server itself: writing the backlog is not what is measured.
+# By the server itself, from one message of each chat: writing the backlog is not what is measured.
 FILL = """
-DO $$ BEGIN
+DO $$
+DECLARE payloads text[] := (SELECT array_agg(payload ORDER BY number) FROM payloads);
+BEGIN
     SET synchronous_commit = off;
-    FOR n IN 1 .. {rows} LOOP
+    FOR n IN 0 .. {rows} - 1 LOOP
         INSERT INTO outbox (biz_type, topic, key, payload)
-        VALUES ('chat_history_persist', '{topic}', 'c' || n % 2000, format(
-            '{{"user_id":%s,"conversation_id":"c%s","role":"user","message":"{text}"}}', n % 2000, n % 2000)::json);
-        IF n % {size} = 0 THEN COMMIT; END IF;
+        VALUES ('chat_history_persist', '{topic}', 'c' || n % {chats}, payloads[1 + n % {chats}]::json);
+        IF (n + 1) % {size} = 0 THEN COMMIT; END IF;
     END LOOP;
 END $$
 """
@@ -78,14 +79,18 @@ async def raw(arena: Arena, rows: int) -> Drain:
     kafka.prepare_topics(load(environ=arena.environ("raw", "raw")), [topic])
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         before = cpu([arena.broker.pid])
-        rate, micros = await asyncio.wrap_future(pool.submit(produce, arena.broker.url, topic, rows, TEXT.strip()))
+        rate, micros = await asyncio.wrap_future(pool.submit(produce, arena.broker.url, topic, rows))
         broker = (cpu([arena.broker.pid]) - before) / rows * 1e6
     console.print(f"{'bare producer':>25} {'':>21} {rate:9,.0f} rows/s  CPU us/row: {micros:.1f}, broker {broker:.1f}")
     return Drain(rate, micros, 0, broker)
 
 
 def _fill(connection: psycopg.Connection[Any], topic: str, rows: int, size: int) -> None:
-    connection.execute(FILL.format(rows=rows, size=size, topic=topic, text=TEXT.strip()).encode())
+    connection.execute("CREATE TEMP TABLE payloads (number int, payload text)")
+    with connection.cursor() as cursor, cursor.copy("COPY payloads FROM STDIN") as copy:
+        for number in range(CHATS):
+            copy.write_row((number, payload(number)))
+    connection.execute(FILL.format(rows=rows, size=size, topic=topic, chats=CHATS).encode())
     connection.execute("ANALYZE outbox")
 
 

@@ -6,6 +6,7 @@ import time
 
 from confluent_kafka import Producer
 
+from benchmarks.bench import CHATS, payload
 from streams.relay.rows import Header
 
 KIND: Header = ("biz_type", b"chat_history_persist")
@@ -20,20 +21,18 @@ SETTINGS = {
 }
 
 
-def produce(broker: str, topic: str, rows: int, text: str) -> tuple[float, float]:
+def produce(broker: str, topic: str, rows: int) -> tuple[float, float]:
     """Records a second, and CPU microseconds a record; blocking, for a process of its own."""
     now = int(time.time() * 1000)
     records: list[tuple[bytes, bytes, list[Header]]] = []
     for number in range(rows):
-        key = f"c{number % 2000}"
-        value = f'{{"user_id":{number % 2000},"conversation_id":"{key}","role":"user","message":"{text}"}}'
         headers: list[Header] = [("id", b"%d" % number), KIND, ("traceparent", None), ("resend_of", None)]
-        records.append((value.encode(), key.encode(), headers))
+        records.append((payload(number % CHATS).encode(), b"c%d" % (number % CHATS), headers))
     producer = Producer({"bootstrap.servers": broker, **SETTINGS})
     producer.list_topics(topic, timeout=10)
     began, used = time.monotonic(), time.process_time()
-    for number, (payload, name, headers) in enumerate(records):
-        producer.produce(topic, payload, name, timestamp=now, headers=headers)
+    for number, (value, key, headers) in enumerate(records):
+        producer.produce(topic, value, key, timestamp=now, headers=headers)
         if number % 500 == 0:
             producer.poll(0)
         # As much in flight as the relay allows itself.

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks.__main__ import PARTITIONS
 from benchmarks.ages import RATE, ages, steady
 from benchmarks.arena import Arena, Contestant
+from benchmarks.bench import PARTITIONS
 from benchmarks.drains import Drain, console, drain, raw
 from benchmarks.wal import statuses
 from streams.dev.connect import ConnectWorker
