@@ -1,8 +1,9 @@
-"""Large buffers go back to the system when they are freed: a worker's memory is what it holds, not the most it ever held."""
+"""A worker's memory: large buffers go back to the system when they are freed, and circles are looked for rarely."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 
 M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 LARGE = 256 * 1024  # bytes; a run's JSON text is a few times as much
@@ -13,3 +14,9 @@ def return_large_buffers() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE)
+
+
+def spare_the_collector() -> None:
+    """Forget what is loaded by now, and look for circles rarely: records, rows and messages have none."""
+    gc.freeze()
+    gc.set_threshold(100_000)

@@ -12,7 +12,7 @@ import faust
 
 from streams import log, telemetry
 from streams.settings import Log
-from streams.worker.memory import return_large_buffers
+from streams.worker.memory import return_large_buffers, spare_the_collector
 
 logger = logging.getLogger("streams.worker")
 
@@ -35,6 +35,7 @@ class WorkerProcess(faust.Worker):
     async def on_startup_finished(self) -> None:
         """Say once that it works, and where its pages are."""
         await super().on_startup_finished()
+        spare_the_collector()
         conf = self.app.conf
         logger.info("worker starts", extra={"group": conf.id, "web": str(conf.canonical_url), "pid": os.getpid()})
 
