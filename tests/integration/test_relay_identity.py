@@ -77,7 +77,7 @@ async def test_a_copy_of_the_database_is_refused_and_can_be_adopted(
     await relayed.processes[0].stop(grace=8)
     copy = f"{name}_copy"
     with psycopg.connect(postgres.url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {copy} TEMPLATE {name}")
+        connection.execute(f"CREATE DATABASE {copy} TEMPLATE {relayed.url.rpartition('/')[2]}")
     original, relayed.environ["DATABASE_URL"] = relayed.url, postgres.url_of(copy)
     relayed.environ["STREAMS_RELAY__MODE"] = "poll"
     try:
