@@ -95,7 +95,9 @@ class Attempt:
         assert self._tracer is not None
         links = {link.context.span_id: link for link in map(_link, self._callers.values())}
         parent = next(iter(self._callers.values())) if len(links) == 1 else Context()
-        attributes = self._attributes("persist", **{"messaging.batch.message_count": len(self._turns)})
+        attributes = self._attributes(
+            "persist", **{"messaging.batch.message_count": sum(one.message is not None for one in self._turns.values())}
+        )
         some = list(links.values())[:MOST_LINKS]
         return self._tracer.start_span(
             f"persist {self._topic}", parent, SpanKind.CONSUMER, attributes, some, self._start

@@ -104,7 +104,7 @@ class Transaction:
         ready, guilty = self._readable(turns)
         messages = [cast("Message[Any]", one.message) for one in ready]
         kinds = [one.biz_type for one in ready]
-        async with self.spans.handling(ready, self.execute):
+        async with self.spans.handling(turns, self.execute):
             guilty += await apply(
                 self._connection, messages, kinds, self._registry.agents, self._care, self._seconds, self._memory
             )

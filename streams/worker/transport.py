@@ -123,6 +123,11 @@ class RunConsumer(driver.Consumer):
         self._changelogs.update(partitions)
         await super().seek_wait(partitions)
 
+    def resume_flow(self) -> None:
+        """Fetch on.  Faust empties its agents' queues before that: what was delivered into them already comes again."""
+        self._dirty |= any(not run.taken for ledger in self.ledgers.values() for run in ledger.in_flight)
+        super().resume_flow()
+
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """A rebalance takes these away: acks that still arrive for them count no more."""
         self._forget(revoked)

@@ -93,12 +93,15 @@ async def test_relays_that_differ_say_so(world: World, eventually: Eventually) -
 
 async def test_a_slot_that_another_system_reads_is_named(world: World, name: str, eventually: Eventually) -> None:
     world.migrate()
-    with closing(psycopg.connect(world.url, replication="database", application_name="another system")) as other:
+    # It answers nothing: without this the server would take it for dead, and give its slot away.
+    patient: Any = {"application_name": "another system", "options": "-c wal_sender_timeout=0"}
+    with closing(psycopg.connect(world.url, replication="database", **patient)) as other:
         other.pgconn.send_query(
             f"START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names 'outbox_pub')".encode()
         )
         other.pgconn.flush()
-        await eventually(lambda: world.query("SELECT active FROM pg_replication_slots") == [(True,)])
+        active = "SELECT active FROM pg_replication_slots WHERE slot_name = %s"
+        await eventually(lambda: world.query(active, name) == [(True,)])
         world.relay(STREAMS_RELAY__MODE="cdc")
         log = world.directory / "streams-0.log"
 

@@ -71,6 +71,8 @@ def consumer(faust: Faust, monkeypatch: pytest.MonkeyPatch) -> RunConsumer:
     parts: dict[str, Any] = {
         "app": SimpleNamespace(monitor=SimpleNamespace(track_tp_end_offset=lambda *_: None)),
         "flow_active": True,
+        "can_resume_flow": asyncio.Event(),
+        "suspend_flow": asyncio.Event(),
         "_buffered_partitions": set(),
         "_stopped": asyncio.Event(),
         "_crashed": asyncio.Event(),
@@ -121,6 +123,18 @@ async def test_what_is_fetched_while_a_seek_ends_is_fetched_again(consumer: RunC
     consumer.earliest_offsets = drop  # type: ignore[method-assign]
     await consumer.perform_seek()
     assert SOURCE in await delivered(consumer)
+
+
+async def test_what_faust_clears_from_its_queues_before_it_goes_on_is_fetched_again(consumer: RunConsumer) -> None:
+    """While tables recover the flow is on, and a partition that is resumed may deliver before the last clearing."""
+    await consumer.perform_seek()
+    assert SOURCE in await delivered(consumer)
+    consumer.resume_flow()
+    assert SOURCE in await delivered(consumer)
+    for run in [run for ledger in consumer.ledgers.values() for run in ledger.in_flight]:
+        run.taken = True
+    consumer.resume_flow()
+    assert await delivered(consumer) == set()
 
 
 async def test_a_hole_is_read_again_before_it_is_believed(consumer: RunConsumer, faust: Faust) -> None:
