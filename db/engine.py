@@ -17,6 +17,11 @@ KEEPALIVES: dict[str, Any] = {
     "tcp_user_timeout": 15_000,
 }
 
+# The same for the server's end, as options of a session: it frees the locks of a client that vanished.
+SERVER_KEEPALIVES = (
+    "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 -c tcp_user_timeout=15000"
+)
+
 
 def sync_engine(url: str, **options: Any) -> Engine:
     """A SQLAlchemy engine for `postgresql://...`; `options` go to `create_engine`."""

@@ -21,7 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from db import async_engine, query
-from db.engine import KEEPALIVES
+from db.engine import KEEPALIVES, SERVER_KEEPALIVES
 from streams.registry import Registry
 from streams.settings import Settings
 from streams.worker.fate import HandlerBroken, HandlerTimeout, Verdict, jittered, judge, sqlstate
@@ -266,7 +266,7 @@ def worker_engine(settings: Settings) -> AsyncEngine:
         max_overflow=0,
         connect_args={
             **KEEPALIVES,
-            "options": options,
+            "options": f"{options} {SERVER_KEEPALIVES}",
             "connect_timeout": settings.database.connect_timeout,
             "application_name": "outbox-streams worker",
         },

@@ -165,9 +165,11 @@ class Transaction:
         """One round trip in the usual case: nothing of the topic is open, and everything is new."""
         where = {"topic": self._topic, "partitions": sorted(partitions)}
         with answering(self._driver, self._seconds):
-            async with self._driver.pipeline(), self._driver.cursor() as lock, self._driver.cursor() as claim:
-                await lock.execute(self.origin.statement("lock_partitions"), where)
-                await claim.execute(self.origin.statement("claim"), self._claim(plain, checked=False))
+            async with self._driver.cursor() as lock, self._driver.cursor() as claim:
+                async with self._driver.pipeline():
+                    await lock.execute(self.origin.statement("lock_partitions"), where)
+                    await claim.execute(self.origin.statement("claim"), self._claim(plain, checked=False))
+                # Left first: while the server waits for the rest of a pipeline, no timeout of its own frees the lock.
                 return {outbox_id for (outbox_id,) in await claim.fetchall()}
 
     def _claim(self, plain: Sequence[Incoming], *, checked: bool) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import psycopg
 import pytest
 
 from tests.fixtures.simulation import Bench
@@ -89,3 +91,23 @@ def test_a_run_that_is_not_ours_any_more_shares_no_transaction(stage: Stage) -> 
     run.current = False
     assert stage.bench.run(stage.bench.workers[0].together([run])) is None
     assert stage.bench.query("SELECT count(*) FROM outbox_state") == [(0,)]
+
+
+def test_a_frozen_owner_keeps_its_partition_no_longer_than_the_server_lets_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that waits for the rest of a pipeline counts as active: none of its timeouts would free the lock."""
+    states: list[Any] = []
+    fetchall = psycopg.AsyncCursor.fetchall
+
+    async def look(cursor: psycopg.AsyncCursor[Any]) -> list[Any]:
+        rows = await fetchall(cursor)
+        pid = cursor.connection.info.backend_pid
+        states.extend(stage.bench.query("SELECT state FROM pg_stat_activity WHERE pid = %s", pid))
+        return rows
+
+    monkeypatch.setattr(psycopg.AsyncCursor, "fetchall", look)
+    stage.insert(stage.bench.connection, "a", "plain")
+    stage.send(stage.committed())
+    deliver(stage)
+    assert set(states) == {("idle in transaction",)}
