@@ -54,6 +54,7 @@ class Bench:
             "STREAMS_WEB__PORT": str(free_port()),
             "BENCH_TOPIC": "chat-history",
             "BENCH_GROUP": group,
+            "BENCH_DIRECTORY": str(self.directory),
         }
 
     def settings(self, database: str) -> Settings:
