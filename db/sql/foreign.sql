@@ -85,17 +85,21 @@ WHERE s.source = %(source)s AND s.outbox_id = m.outbox_id
 RETURNING s.outbox_id, extract(epoch FROM s.next_retry_at)::double precision;
 
 -- foreign_open_rows --
--- The first open messages of these conversations, in their order.
-SELECT s.outbox_id, s.key, s.status, s.attempts, coalesce(s.next_retry_at <= now(), false), s.partition, s."offset",
-       s.biz_type, s.payload, s.created_at
-FROM json_array_elements_text(%(keys)s::json) AS given (key)
-CROSS JOIN LATERAL (
-    SELECT * FROM outbox_foreign AS f
-    WHERE f.open AND f.source = %(source)s AND f.topic = %(topic)s AND f.key = given.key
-    ORDER BY f.arrived
-    LIMIT %(most)s
-) AS s
-ORDER BY s.arrived;
+-- The first open messages of these conversations, in their order; about so many bytes of payloads as they are stored.
+SELECT outbox_id, key, status, attempts, due, partition, "offset", biz_type, payload, created_at
+FROM (
+    SELECT s.*, coalesce(s.next_retry_at <= now(), false) AS due,
+           sum(pg_column_size(s.payload)) OVER (ORDER BY s.arrived) - pg_column_size(s.payload) AS before
+    FROM json_array_elements_text(%(keys)s::json) AS given (key)
+    CROSS JOIN LATERAL (
+        SELECT * FROM outbox_foreign AS f
+        WHERE f.open AND f.source = %(source)s AND f.topic = %(topic)s AND f.key = given.key
+        ORDER BY f.arrived
+        LIMIT %(most)s
+    ) AS s
+) AS found
+WHERE coalesce(before, 0) < %(bytes)s
+ORDER BY arrived;
 
 -- foreign_heads --
 -- The message that each of these conversations waits for.

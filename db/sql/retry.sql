@@ -1,17 +1,23 @@
 -- open_rows --
--- The first open messages of these conversations, in their order, with the payload that counts.
-SELECT s.outbox_id, s.key, s.status, s.attempts, coalesce(s.next_retry_at <= now(), false), s.partition, s."offset",
-       root.biz_type, body.payload::text, root.created_at
-FROM json_array_elements_text(%(keys)s::json) AS given (key)
-CROSS JOIN LATERAL (
-    SELECT * FROM outbox_state AS state
-    WHERE state.topic = %(topic)s AND state.key = given.key
-    ORDER BY state.arrived
-    LIMIT %(most)s
-) AS s
-LEFT JOIN outbox AS root ON root.id = s.outbox_id
-LEFT JOIN outbox AS body ON body.id = coalesce(s.source_id, s.outbox_id)
-ORDER BY s.arrived;
+-- The first open messages of these conversations, in their order, with the payload that counts; about so many bytes of
+-- payloads as they are stored, so that a conversation of large ones is read in portions.
+SELECT outbox_id, key, status, attempts, due, partition, "offset", biz_type, payload::text, created_at
+FROM (
+    SELECT s.outbox_id, s.key, s.status, s.attempts, coalesce(s.next_retry_at <= now(), false) AS due, s.partition,
+           s."offset", root.biz_type, body.payload, root.created_at, s.arrived,
+           sum(pg_column_size(body.payload)) OVER (ORDER BY s.arrived) - pg_column_size(body.payload) AS before
+    FROM json_array_elements_text(%(keys)s::json) AS given (key)
+    CROSS JOIN LATERAL (
+        SELECT * FROM outbox_state AS state
+        WHERE state.topic = %(topic)s AND state.key = given.key
+        ORDER BY state.arrived
+        LIMIT %(most)s
+    ) AS s
+    LEFT JOIN outbox AS root ON root.id = s.outbox_id
+    LEFT JOIN outbox AS body ON body.id = coalesce(s.source_id, s.outbox_id)
+) AS found
+WHERE coalesce(before, 0) < %(bytes)s
+ORDER BY arrived;
 
 -- heads --
 -- The message that each of these conversations waits for.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -57,6 +58,7 @@ class Persister:
         self._foreign = {topic: Foreign(registry, source) for topic, source in registry.envelopes.items()}
         self._memories: defaultdict[str, Memory] = defaultdict(Memory)
         self._careful = 0
+        self._ahead = 0.0
 
     def origin(self, topic: str) -> Origin:
         """Whose messages a topic carries."""
@@ -122,11 +124,17 @@ class Persister:
         """Have these messages of the topic fail with this error the next time, without calling a handler."""
         self._memories[self.origin(topic).source].condemned.update(dict.fromkeys(messages, error))
 
+    def now(self) -> float:
+        """The database's clock, in epoch seconds, as `reachable` read it last: what is due there is due."""
+        return time.time() + self._ahead
+
     async def reachable(self) -> bool:
         """Whether the database answers soon."""
         try:
             async with asyncio.timeout(2 * REACH), self._asking(REACH) as driver:
-                await driver.execute("SELECT 1")
+                cursor = await driver.execute("SELECT extract(epoch FROM clock_timestamp())::double precision")
+                [(clock,)] = await cursor.fetchall()
+                self._ahead = clock - time.time()
         except Exception:  # the answer is no, whatever the reason
             return False
         return True

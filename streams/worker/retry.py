@@ -12,6 +12,8 @@ from streams.worker.decode import Incoming
 from streams.worker.origin import Origin
 from streams.worker.transaction import Transaction
 
+OPEN_BYTES = 1_000_000  # of payloads read at once, as they are stored: compressed
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -43,7 +45,8 @@ async def work_open(
     """Work up to `most` due messages of these conversations of one partition, each conversation in its order."""
     await transaction.lock([partition])
     limit = max(1, most // max(1, len(keys)))
-    rows = await transaction.execute("open_rows", topic=topic, keys=orjson.dumps(list(keys)).decode(), most=limit)
+    asked = {"topic": topic, "keys": orjson.dumps(list(keys)).decode(), "most": limit, "bytes": OPEN_BYTES}
+    rows = await transaction.execute("open_rows", **asked)
     turns = _due(rows, partition, transaction.origin)
     if not turns:
         return

@@ -100,7 +100,7 @@ class Scheduler:
             self._compared = time.monotonic()
             await self._reconcile(sorted(mine))
             self._missed = 0
-        for partition, key in self._schedule.take(time.time(), CALLS):
+        for partition, key in self._schedule.take(self._persister.now(), CALLS):
             await self._wake(partition, key)
 
     async def _reconcile(self, mine: list[int]) -> None:

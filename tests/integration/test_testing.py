@@ -225,3 +225,19 @@ def test_it_needs_neither_faust_nor_kafka() -> None:
     code = "import streams.testing, sys; print({'faust', 'mode', 'aiokafka', 'confluent_kafka'} & set(sys.modules))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "set()\n"
+
+
+def test_large_messages_behind_a_failing_one_are_read_in_portions(note: Any, database: str) -> None:
+    """However many wait: what is read at once has a limit in bytes, and their order stays."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("INSERT INTO faults VALUES ('first')")
+        large = [os.urandom(300_000).hex() for _ in range(6)]
+        assert persist_sync(database, [note("first"), *map(note, large)]).statuses == ["retrying", *["parked"] * 6]
+        connection.execute("DELETE FROM faults")
+        portions = [retry_sync(database).statuses.count("consumed")]
+        while portions[-1]:
+            portions.append(retry_sync(database).statuses.count("consumed"))
+        assert sum(portions) == 7
+        assert max(portions) < 6
+        saved = connection.execute("SELECT note FROM notes ORDER BY id").fetchall()
+    assert [one for (one,) in saved] == ["first", *large]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -111,3 +112,12 @@ def test_a_frozen_owner_keeps_its_partition_no_longer_than_the_server_lets_it(
     stage.send(stage.committed())
     deliver(stage)
     assert set(states) == {("idle in transaction",)}
+
+
+def test_what_is_due_is_judged_by_the_databases_clock(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker whose clock is an hour behind would wait for an hour; one an hour ahead would call without end."""
+    worker = stage.bench.workers[0]
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 3600)
+    assert stage.bench.run(worker.reachable())
+    assert abs(worker.now() - real()) < 5
