@@ -15,7 +15,7 @@ from statistics import median
 
 from rich.table import Table
 
-from benchmarks.bench import PARTITIONS, Bench, Drain, console, database, drained, fill, publish
+from benchmarks.bench import PARTITIONS, Bench, Drain, console, database, drained, drop, fill, publish, settle
 from benchmarks.latency import latency
 from streams import deploy, kafka
 from streams.dev.kafka import KafkaBroker
@@ -39,10 +39,12 @@ async def contest(bench: Bench, rounds: int) -> dict[str, list[Drain]]:
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             place = f"round_{turn}_{names.index(name)}"
             database(bench, place, "filled")
+            settle(bench)
             environ = bench.environ(place, place)
             async with bench.running(environ, *CONTESTANTS[name]) as process:
                 found[name].append(await drained(environ["DATABASE_URL"], bench.rows, [process]))
             show(name, found[name][-1])
+            drop(bench, place)
     return found
 
 
@@ -56,6 +58,7 @@ async def pipeline(bench: Bench, rounds: int) -> tuple[list[Drain], tuple[float,
         settings = load(environ=environ)
         list(deploy.migrate(settings, configured(settings)))
         fill(environ["DATABASE_URL"], bench.rows, topic=f"{name}.chat-history")
+        settle(bench)
         worker = bench.running(environ, *CONTESTANTS["ours"])
         async with worker as consumer, bench.running(environ, "streams", "relay") as relay:
             found.append(await drained(environ["DATABASE_URL"], bench.rows, [consumer, relay]))

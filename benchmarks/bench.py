@@ -109,6 +109,18 @@ def database(bench: Bench, name: str, template: str = "template0") -> None:
         connection.execute(create)
 
 
+def settle(bench: Bench) -> None:
+    """Have everything written that was prepared: it is not part of what is measured."""
+    with psycopg.connect(bench.postgres.url, autocommit=True) as connection:
+        connection.execute("CHECKPOINT")
+
+
+def drop(bench: Bench, name: str) -> None:
+    """What was measured is not in the way of what comes next."""
+    with psycopg.connect(bench.postgres.url, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
 def fill(url: str, rows: int, topic: str = "chat-history") -> None:
     """Outbox rows in transactions of 10,000."""
     with psycopg.connect(url) as connection, connection.cursor() as cursor:

@@ -53,7 +53,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         # Of each partition; a larger record comes alone (KIP-74).  Compressed: in memory it is a few times as much.
         "consumer_max_fetch_size": FETCH_BYTES,
         # What one fetch may bring stays compressed until it is asked for; records are many times as large.
-        "broker_max_poll_records": 2 * worker.run_records,
+        "broker_max_poll_records": worker.run_records,
         # Runs, not messages: a few are enough to keep the lanes busy, and each may hold worker.run_bytes.
         "stream_buffer_maxsize": 16,
         # Wait for nothing at shutdown: what is not acked is not committed and will be delivered again.
