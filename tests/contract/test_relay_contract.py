@@ -168,7 +168,8 @@ async def test_a_record_is_what_debezium_would_have_sent(outbox: World, eventual
         for extra in ((None, None), ("00-ab-cd-01", 1))
     )
     outbox.relay()
-    await eventually(published(outbox, [plain, traced]))
+    # The first connector of a Connect worker that has just started.
+    await eventually(published(outbox, [plain, traced]), 90)
     first, second = sorted(on_topic(outbox), key=lambda record: record.id)
     assert (first.key, first.value, first.timestamp) == ("k\u00e9".encode(), text.encode(), 1769860800500)
     assert first.headers == [
