@@ -34,6 +34,7 @@ def statements(topic: str, partition: int, records: Sequence[Record]) -> list[tu
         "ids": "{" + ",".join([str(record.outbox_id) for record in records]) + "}",
         "partitions": "{" + ",".join([str(partition)] * len(records)) + "}",
         "offsets": "{" + ",".join([str(record.offset) for record in records]) + "}",
+        "keys": [],
     }
     return [
         (query("lock_partitions"), {"topic": topic, "partitions": [partition]}),

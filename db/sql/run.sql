@@ -5,12 +5,16 @@ FROM unnest(%(partitions)s::bigint[]) AS given (partition);
 
 -- claim --
 -- Take these messages for this transaction; give back only those that are new and have an outbox row.
--- Nothing is taken while anything of the topic is open and not `%(checked)s` for it: one probe when nothing is.
+-- One probe when nothing of the topic is open.  Otherwise only what waits for nothing is taken: `%(checked)s` already, or
+-- by its key, if the `%(keys)s` are given.
 INSERT INTO outbox_state (outbox_id, status, partition, "offset", applied)
 SELECT id, 'consumed', partition, "offset", nextval('outbox_applied')
-FROM unnest(%(ids)s::bigint[], %(partitions)s::integer[], %(offsets)s::bigint[])
-     WITH ORDINALITY AS record (id, partition, "offset", position)
-WHERE (%(checked)s OR NOT EXISTS (SELECT FROM outbox_state WHERE topic = %(topic)s))
+FROM unnest(%(ids)s::bigint[], %(partitions)s::integer[], %(offsets)s::bigint[], %(keys)s::text[])
+     WITH ORDINALITY AS record (id, partition, "offset", key, position)
+WHERE (%(checked)s
+       OR NOT EXISTS (SELECT FROM outbox_state WHERE topic = %(topic)s)
+       OR record.key IS NOT NULL
+          AND NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.topic = %(topic)s AND s.key = record.key))
   AND EXISTS (SELECT FROM outbox AS o WHERE o.id = record.id)
 ORDER BY position
 ON CONFLICT (outbox_id) DO NOTHING
@@ -54,7 +58,7 @@ WHERE s.outbox_id = m.outbox_id AND s.status = m.status
 RETURNING s.outbox_id;
 
 -- open --
--- Messages set aside on arrival, dead or parked; what has a fate already keeps it.
+-- Messages set aside on arrival, dead or parked; what has a fate already keeps it, what has no outbox row gets none.
 INSERT INTO outbox_state (outbox_id, status, partition, "offset", arrived, topic, key, error_code, error)
 SELECT outbox_id, status, partition, "offset", nextval('outbox_arrived'),
        CASE WHEN open THEN %(topic)s END, CASE WHEN open THEN key END, error_code, error
@@ -63,6 +67,7 @@ FROM ROWS FROM (
          AS (outbox_id bigint, status text, open boolean, partition integer, "offset" bigint, key text, error_code text,
              error text)
      ) WITH ORDINALITY AS m (outbox_id, status, open, partition, "offset", key, error_code, error, position)
+WHERE EXISTS (SELECT FROM outbox AS o WHERE o.id = m.outbox_id)
 ORDER BY position
 ON CONFLICT (outbox_id) DO NOTHING
 RETURNING outbox_id;

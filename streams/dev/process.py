@@ -41,7 +41,7 @@ class Process:
     ) -> None:
         guard = (sys.executable, "-I", "-S", _GUARD, str(os.getpid()), str(int(death)), owned or "-")
         self._command = [str(part) for part in (*guard, *command)]
-        self._log = log
+        self.log = log
         self._environ = environ
         self._cwd = cwd
         self._child: subprocess.Popen[bytes] | None = None
@@ -63,8 +63,8 @@ class Process:
 
     def launch(self) -> None:
         """Start it, without waiting for anything."""
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as log:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
             self._said_before = log.tell()
             self._child = subprocess.Popen(
                 self._command,
@@ -104,15 +104,15 @@ class Process:
         self._child.wait()
         _wait_until_gone(family)
 
-    def last_words(self, lines: int = 4) -> str:
+    def last_words(self, lines: int = 4, *, between: str = " | ") -> str:
         """The last lines it wrote since its launch, as one line; the frames of a Java stack trace are left out."""
         said = [line.strip() for line in self.output().splitlines()]
-        return " | ".join([line for line in said if line and not line.startswith("at ")][-lines:])
+        return between.join([line for line in said if line and not line.startswith("at ")][-lines:])
 
     def output(self) -> str:
         """What it wrote since its launch, at most the last 8 kB."""
         try:
-            with self._log.open("rb") as log:
+            with self.log.open("rb") as log:
                 log.seek(max(self._said_before, log.seek(0, os.SEEK_END) - 8000))
                 return log.read().decode(errors="replace")
         except OSError:

@@ -33,6 +33,7 @@ from streams.testing.fates import Fates
 READY_SECONDS = 60.0
 PERSIST_SECONDS = 30.0
 EVERY = 0.05
+LINES = 25  # of each process's log, for a test that failed
 
 
 class Unfinished(StreamsError):
@@ -43,7 +44,7 @@ class Unfinished(StreamsError):
 class Deployment(AbstractContextManager["Deployment"]):
     """A test's processes: `environ` is what they get beside the environment without our own names, `directory` has their logs.
 
-    Leaving the block kills them.
+    Leaving the block kills them, and prints how they ended and what they said last: pytest shows that of a test that failed.
     """
 
     environ: dict[str, str]
@@ -63,8 +64,11 @@ class Deployment(AbstractContextManager["Deployment"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for process in self.processes:
+        for number, process in enumerate(self.processes):
+            ended = "running" if process.running else f"ended with status {process.returncode}"
             process.kill()
+            said = process.last_words(LINES, between="\n")
+            sys.stdout.write(f"--- process {number}, {ended}: {process.log.name}\n{said}\n")
 
     @property
     def settings(self) -> Settings:

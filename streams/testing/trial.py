@@ -28,6 +28,7 @@ from streams.worker.fate import HandlerBroken, Verdict, describe, judge
 from streams.worker.handlers import Care
 from streams.worker.isolation import Memory
 from streams.worker.persister import GRACE, worker_engine
+from streams.worker.records import work_records
 from streams.worker.retry import work_open
 from streams.worker.transaction import Outcome, Transaction
 
@@ -139,7 +140,7 @@ class _Trial:
     async def _deliver(self, topic: str, records: Sequence[_Record]) -> None:
         async def work(transaction: Transaction) -> None:
             found, rejected = read(records, self._registry)
-            await transaction.records(found, rejected, {PARTITION})
+            await work_records(transaction, found, rejected, {PARTITION})
 
         await self._until_done(topic, work)
 

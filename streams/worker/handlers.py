@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import Enum, auto
+from enum import IntEnum, auto
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -13,8 +13,8 @@ from streams.registry import Agent
 from streams.worker.isolation import Guilty, Isolation, Memory, call
 
 
-class Care(Enum):
-    """How a run is worked."""
+class Care(IntEnum):
+    """How a run is worked, from the fastest way to the most careful one."""
 
     NONE = auto()  # all at once: an error fails the run
     PIECES = auto()  # in savepoints, to find who is guilty

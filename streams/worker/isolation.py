@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,12 +43,13 @@ class Guilty:
 
 @dataclass(slots=True)
 class Memory:
-    """What outlives one transaction: messages that cost a connection while alone, when each biz_type last worked, and who
-    may still be writing outbox rows that are missing."""
+    """What outlives one transaction: messages that cost a connection while alone, when each biz_type last worked, who may
+    still be writing outbox rows that are missing, and for how many more runs of a topic conversations may be waiting."""
 
     condemned: dict[int, Exception] = field(default_factory=dict)
     invisible: dict[int, frozenset[str]] = field(default_factory=dict)
     worked: dict[str, float] = field(default_factory=dict)
+    waits: Counter[str] = field(default_factory=Counter)
 
 
 class Isolation:

@@ -31,9 +31,10 @@ from streams.worker.handlers import Care
 from streams.worker.isolation import Memory
 from streams.worker.ledger import Run
 from streams.worker.origin import Origin, Outbox
+from streams.worker.records import Invisible, work_records
 from streams.worker.retry import Head, work_open
 from streams.worker.silence import answering
-from streams.worker.transaction import Aside, Invisible, Outcome, Transaction
+from streams.worker.transaction import Aside, Outcome, Transaction
 
 logger = logging.getLogger(__name__)
 
@@ -77,17 +78,20 @@ class Persister:
 
     async def persist(self, run: Run, care: Care = Care.NONE) -> Outcome | None:
         """What was decided for each record, after the commit; None when the run stopped being ours before that."""
-        return await self._until_done(run, run.topic, self._records([run]), care)
+        return await self._until_done(run, run.topic, self._records([run]), max(care, self._care()))
 
     async def retry(
         self, run: Run, topic: str, keys: Sequence[str], care: Care = Care.NONE, most: int | None = None
     ) -> Outcome | None:
-        """Work what is due of these conversations of the topic, whose wake-up calls came in the run."""
+        """Work what is due of these conversations of the topic, whose wake-up calls came in the run.
+
+        What failed before is likely to fail again: in pieces from the start.
+        """
 
         async def work(transaction: Transaction) -> None:
             await work_open(transaction, topic, run.partition, keys, most or self._most)
 
-        return await self._until_done(run, topic, work, care)
+        return await self._until_done(run, topic, work, max(care, Care.PIECES))
 
     async def heads(self, topic: str, keys: Sequence[str]) -> list[Head]:
         """The open message that each of these conversations waits for; none for one that waits for nothing."""
@@ -147,13 +151,12 @@ class Persister:
         async def work(transaction: Transaction) -> None:
             # Anew in each try: deciding fills messages in from outbox rows.
             found, rejected = transaction.origin.read(chain.from_iterable(run.records for run in runs))
-            await transaction.records(found, rejected, {run.partition for run in runs})
+            await work_records(transaction, found, rejected, {run.partition for run in runs})
 
         return work
 
     async def _until_done(self, run: Run, topic: str, work: Work, care: Care) -> Outcome | None:
         tries = costly = unseen = 0
-        care = max(care, self._care(), key=lambda one: one.value)
         while run.current:
             try:
                 return await self._once(topic, work, care)

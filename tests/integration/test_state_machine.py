@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from streams import desk
 from streams.relay import sweep
-from streams.worker import persister, transaction
+from streams.worker import persister, records
 from streams.worker.isolation import Isolation
 from streams.worker.ledger import Run
 from streams.worker.policy import Decision, Fact, decide
@@ -221,7 +221,7 @@ def _decides(status: str | None, wrong: Decision, when: Callable[[int, Fact], bo
         right = decide(record_id, outbox_id, fact, blocked=blocked)
         return wrong if fact.known and fact.status == status and when(record_id, fact) else right
 
-    return transaction, "decide", decided
+    return records, "decide", decided
 
 
 def _apart(some: Sequence[Any], odd: Sequence[Any]) -> list[Any]:
@@ -232,13 +232,13 @@ async def _backwards(self: Transaction, guilty: Sequence[Any]) -> None:
     await _set_aside(self, list(reversed(guilty)))
 
 
-async def _silent(self: Transaction, turns: Any) -> set[int]:
-    taken = await _again(self, turns)
-    self.outcome.woken.clear()
+async def _silent(transaction: Transaction, turns: Any) -> set[int]:
+    taken = await _again(transaction, turns)
+    transaction.outcome.woken.clear()
     return taken
 
 
-_set_aside, _again = Transaction.set_aside, Transaction._again
+_set_aside, _again = Transaction.set_aside, records._again
 LONG = pytest.mark.long
 
 
@@ -250,7 +250,7 @@ LONG = pytest.mark.long
         pytest.param(_decides("consumed", Decision.AGAIN), id="consumed again"),
         pytest.param((Isolation, "_without_blocked", lambda self, piece: list(piece)), id="past one that failed"),
         pytest.param((Transaction, "set_aside", _backwards), id="parked in the wrong order"),
-        pytest.param((Transaction, "_again", _silent), id="nobody is woken"),
+        pytest.param((records, "_again", _silent), id="nobody is woken"),
         pytest.param(_decides("dead", Decision.AGAIN), id="dead and consumed", marks=LONG),
         pytest.param(_decides("discarded", Decision.AGAIN), id="discarded and consumed", marks=LONG),
         pytest.param(
@@ -264,7 +264,7 @@ LONG = pytest.mark.long
             id="a replay overtakes",
             marks=LONG,
         ),
-        pytest.param((transaction, "_apart", _apart), id="claimed in another order than handled", marks=LONG),
+        pytest.param((records, "_apart", _apart), id="claimed in another order than handled", marks=LONG),
     ],
 )
 @pytest.mark.timeout(600)

@@ -1,0 +1,155 @@
+"""Decide the records of runs: what is new is claimed, what waits is parked, what was seen before keeps its fate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+from streams.worker.decode import Incoming, Rejected
+from streams.worker.isolation import Guilty
+from streams.worker.policy import TERMINAL, Decision, Fact, decide
+from streams.worker.transaction import Transaction
+
+# Runs for which conversations are looked up at once, because some waited a short time ago.
+KEYED_RUNS = 64
+WAITS = ("retrying", "parked")
+
+
+class Invisible(Exception):
+    """Records whose outbox rows are committed, perhaps, and not visible yet: the run has to be tried again soon."""
+
+
+async def work_records(
+    transaction: Transaction, found: Sequence[Incoming], rejected: Sequence[Rejected], partitions: Iterable[int]
+) -> None:
+    """Work every record of these partitions of the transaction's topic.
+
+    One round trip before the handlers while nothing of the topic is open and every message is new; two while the only others
+    are those that have to wait.
+    """
+    odd = [one for one in found if one.fault is not None or one.resend]
+    plain = _apart(found, odd)
+    keyed = transaction.memory.waits[transaction.topic] > 0 and not odd
+    claimed, blocked = await transaction.lock_and_claim(partitions, plain, keyed=keyed)
+    turns: Sequence[Incoming] = [one for one in found if one.outbox_id in claimed] if claimed else []
+    if keyed:
+        _remember(transaction, bool(blocked))
+    if len(turns) < len(found):
+        parked = await transaction.open([one for one in found if one.key in blocked]) if blocked else set()
+        if len(turns) + len(parked) < len(found):
+            left = [one for one in found if one.outbox_id not in claimed and one.outbox_id not in parked]
+            turns = await _decide(transaction, found, odd, left, claimed, blocked if keyed else None)
+    await transaction.reject(rejected)
+    await transaction.apply(turns)
+    if any(one.status in WAITS for one in transaction.outcome.asides):
+        _remember(transaction, True)
+
+
+async def _decide(
+    transaction: Transaction,
+    found: Sequence[Incoming],
+    odd: Sequence[Incoming],
+    left: Sequence[Incoming],
+    claimed: set[int],
+    blocked: set[str] | None,
+) -> list[Incoming]:
+    """Everything that is not simply new or waiting; returns what this transaction has claimed, in record order.
+
+    `blocked` are the conversations that wait, None while that is not known.
+    """
+    facts = await _facts(transaction, odd)
+    if blocked is None:
+        blocked = await transaction.open_keys(left)
+        _remember(transaction, bool(blocked))
+        claimed |= await transaction.claim([one for one in _apart(left, odd) if one.key not in blocked])
+        left = [one for one in left if one.outbox_id not in claimed]
+    facts |= await _facts(transaction, [one for one in left if one.outbox_id not in facts])
+    unknown = [one for one, fact in facts.items() if not fact.known]
+    if resends := list({one.record_id for one in left if one.resend}):
+        # A replay changes the state in the transaction that writes the row to send again: not seen before that row is.
+        unknown += [row[0] for row in await transaction.execute("facts", ids=resends) if not row[1]]
+    await _wait_for_visibility(transaction, unknown)
+    decided = [
+        (one, decide(one.record_id, one.outbox_id, facts[one.outbox_id], blocked=one.key in blocked)) for one in left
+    ]
+    await transaction.open([one for one, what in decided if what is Decision.PARK])
+    claimed |= await transaction.claim([one for one, what in decided if what is Decision.NEW])
+    again = await _again(transaction, [(one, facts[one.outbox_id]) for one, what in decided if what is Decision.AGAIN])
+    queued = [one for one, what in decided if what is Decision.QUEUE]
+    await transaction.set_aside([(one, Guilty(one.outbox_id, one.key, "parked")) for one in queued])
+    lost = [one for one, what in decided if what is Decision.REJECT]
+    await transaction.reject([Rejected(one.partition, one.offset, "no outbox row has this id") for one in lost])
+    idle = {id(one) for one, what in decided if what not in (Decision.NEW, Decision.AGAIN)}
+    turns: dict[int, Incoming] = {}
+    taken = claimed | again
+    for one in found:
+        if one.outbox_id in taken and id(one) not in idle:
+            turns.setdefault(one.outbox_id, one)
+    outcome = transaction.outcome
+    outcome.skipped += len(found) - len(turns) - len(lost) - len(outcome.asides)
+    return list(turns.values())
+
+
+def _remember(transaction: Transaction, blocked: bool) -> None:
+    """Whether the next runs had better look for conversations that wait."""
+    waits = transaction.memory.waits
+    waits[transaction.topic] = KEYED_RUNS if blocked else max(0, waits[transaction.topic] - 1)
+
+
+async def _wait_for_visibility(transaction: Transaction, unknown: Sequence[int]) -> None:
+    """A commit is in the log, and so with a relay, before other sessions see it: raises Invisible while that may be so.
+
+    Whoever could still write such a row holds a lock until it is visible.  Only what is missing in a snapshot taken
+    after all of them had ended has no row.
+    """
+    waiting = transaction.memory.invisible
+    undecided = [one for one in unknown if waiting.get(one) != frozenset()]
+    if undecided:
+        writers = frozenset(row[0] for row in await transaction.execute("outbox_writers"))
+        for one in undecided:
+            waiting[one] = waiting.get(one, writers) & writers
+        raise Invisible(f"{len(undecided)} outbox rows are not visible, {len(writers)} transactions are open")
+    for one in unknown:
+        del waiting[one]
+
+
+async def _facts(transaction: Transaction, some: Sequence[Incoming]) -> dict[int, Fact]:
+    """What is known of these messages; those that may move are read anew from their outbox rows."""
+    if not some:
+        return {}
+    ids = list({one.outbox_id for one in some})
+    facts = {row[0]: Fact(*row[1:]) for row in await transaction.execute("facts", ids=ids)}
+    movable = [one for one in some if _may_move(one, facts[one.outbox_id])]
+    if movable:
+        ids = list({one.outbox_id for one in movable})
+        rows = {row[0]: row for row in await transaction.execute("payloads", ids=ids)}
+        for one in movable:
+            # Of a message without an outbox row nothing is stored before it is set aside: the record is all there is.
+            if row := rows.get(one.outbox_id):
+                transaction.origin.fill(one, row, facts[one.outbox_id].attempts or 0)
+    return facts
+
+
+async def _again(transaction: Transaction, turns: Sequence[tuple[Incoming, Fact]]) -> set[int]:
+    """Open messages whose turn it is."""
+    if not turns:
+        return set()
+    taken = await transaction.reclaim([(one, cast("str", fact.status)) for one, fact in turns])
+    transaction.outcome.woken |= {(one.partition, one.key) for one, _ in turns if one.outbox_id in taken}
+    return taken
+
+
+def _apart(some: Sequence[Incoming], odd: Sequence[Incoming]) -> list[Incoming]:
+    """Those whose conversations have no odd record: they can be claimed by themselves, in any order to the odd ones."""
+    if not odd:
+        return list(some)
+    keys = {one.key for one in odd}
+    # A record without a key may be of any conversation.
+    return [] if "" in keys else [one for one in some if one.key not in keys]
+
+
+def _may_move(one: Incoming, fact: Fact) -> bool:
+    """Whether the outbox rows count, not the record: it is broken or resent, or its message is open."""
+    return (
+        fact.known and fact.status not in TERMINAL and (one.fault is not None or one.resend or fact.status is not None)
+    )
