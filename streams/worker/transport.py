@@ -9,6 +9,7 @@ listed and checked in tests/contract/test_faust_contract.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, cast
@@ -21,7 +22,7 @@ from mode.utils.futures import notify
 
 from streams.worker.ledger import Ledger, Run, split
 
-IDLE_WAIT = 1.0  # seconds one fetch may wait for data
+IDLE_WAIT = 0.5  # seconds one fetch may wait for data: a rebalance waits for its end
 LINGER = 0.005  # seconds that thin traffic may gather before the next fetch: each one costs the same, however little it brings
 THIN = 100  # records of one fetch below which traffic is thin
 BUSY_WAIT = 0.05  # the same while some partitions are held back, so that they resume soon
@@ -45,11 +46,13 @@ class RunConsumer(driver.Consumer):
         self._room = asyncio.Event()
         self._thin = False
         self._suspect: set[TP] = set()
-        self._changelogs: dict[TP, int] = {}  # up to where each was read since Faust positioned it
+        self._changelogs: dict[TP, int] = {}  # up to where each was delivered since Faust positioned it
+        self._fetch: asyncio.Future[Any] | None = None  # under way, or abandoned
         self._dirty = False  # something fetched was not delivered: position anew before the next fetch
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:  # noqa: ASYNC109 - Faust's own signature
         """Fetch once and yield what came: (partition, message), a message's value being a Run for run topics."""
+        await self._end_abandoned_fetch()
         if self._dirty and self.flow_active:
             await self.perform_seek()
             await self._reread_changelogs()
@@ -66,16 +69,23 @@ class RunConsumer(driver.Consumer):
             # Fetched across a seek: these may be from before it, or from after it, and nothing tells which.
             self._dirty = True
             return
-        for key, found in records.items():
-            tp = ensure_TP(key)
-            if not await self._wanted(tp, found, active):
-                continue
-            self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
-            for message in self._messages(tp, found):
-                if epoch != self._epoch or not self.flow_active:
-                    self._dirty = True
-                    return
-                yield tp, message
+        whole = False
+        try:
+            for key, found in records.items():
+                tp = ensure_TP(key)
+                if not await self._wanted(tp, found, active):
+                    continue
+                self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
+                for message in self._messages(tp, found):
+                    if epoch != self._epoch or not self.flow_active:
+                        return
+                    yield tp, message
+                    # When the flow stops, Faust gives up handing a message over.
+                    if tp in self._changelogs and epoch == self._epoch and self.flow_active:
+                        self._changelogs[tp] = message.offset + 1
+            whole = epoch == self._epoch and self.flow_active
+        finally:
+            self._dirty |= not whole
 
     def ack(self, message: Message) -> bool:
         """A run's transaction is committed; its ledger decides what that means for the offset."""
@@ -200,6 +210,20 @@ class RunConsumer(driver.Consumer):
         for tp in [tp for tp in self._changelogs if tp in assigned]:
             await self._seek(tp, self._changelogs[tp])
 
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:  # noqa: ASYNC109 - Faust's own signature
+        # A rebalance cancels who waits for a fetch; the fetch goes on in the consumer's thread, and takes what comes.
+        self._fetch = asyncio.ensure_future(super()._getmany(active_partitions, timeout))
+        found = await asyncio.shield(self._fetch)
+        self._fetch = None
+        return found
+
+    async def _end_abandoned_fetch(self) -> None:
+        """What such a fetch took, perhaps after the partitions were positioned anew, comes again."""
+        if self._fetch is not None:
+            with contextlib.suppress(Exception):  # the next fetch says so too, to somebody who listens
+                self._dirty |= bool(await asyncio.shield(self._fetch))
+            self._fetch = None
+
     async def _wait_for_room(self, seconds: float) -> None:
         """Faust sleeps a whole second when every partition is held back; this wakes up with the first that is not."""
         if self.flow_active and self._buffered_partitions and not self._get_active_partitions():
@@ -229,8 +253,6 @@ class RunConsumer(driver.Consumer):
     def _messages(self, tp: TP, found: list[Any]) -> Iterable[Message]:
         if tp.topic not in self.run_topics:
             for record in found:
-                if tp in self._changelogs:
-                    self._changelogs[tp] = record.offset + 1
                 yield self._to_message(tp, record)
             return
         for run in split(tp.topic, tp.partition, found, self.run_records, self.run_bytes):

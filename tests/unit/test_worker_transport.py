@@ -24,13 +24,21 @@ class Faust:
         self.positions = {SOURCE: COMMITTED, FRESH: 0, CHANGELOG: 0}
         self.holes: dict[TP, int] = {}  # where a fetch of a partition begins, whatever its position
         self.meanwhile: Any = None  # called once, while Faust seeks or fetches
+        self.data = asyncio.Event()  # a fetch waits for it
+        self.data.set()
+        self.asked = asyncio.Event()
+
+    async def waits(self) -> None:
+        self.asked.set()
+        await self.data.wait()
 
     async def disturb(self) -> None:
         if self.meanwhile is not None:
             act, self.meanwhile = self.meanwhile, None
             await act()
 
-    async def fetch(self, _: float) -> tuple[dict[TP, list[Any]], None]:
+    async def fetch(self, *_: Any) -> dict[TP, list[Any]]:
+        await self.waits()
         found: dict[TP, list[Any]] = {
             tp: [SimpleNamespace(offset=self.holes.get(tp, at), serialized_value_size=1)]
             for tp, at in self.positions.items()
@@ -38,7 +46,7 @@ class Faust:
         }
         self.positions |= {tp: ENDS[tp] for tp in found}
         await self.disturb()
-        return found, None
+        return found
 
 
 @pytest.fixture
@@ -66,10 +74,16 @@ def consumer(faust: Faust, monkeypatch: pytest.MonkeyPatch) -> RunConsumer:
 
     monkeypatch.setattr(driver.Consumer, "__init__", lambda *_, **__: None)
     monkeypatch.setattr(driver.Consumer, "perform_seek", perform_seek)
+
+    async def fetch(_: Any, *how: Any) -> dict[TP, list[Any]]:
+        # In a thread of its own, which nobody cancels.
+        return await asyncio.shield(asyncio.ensure_future(faust.fetch(*how)))
+
     monkeypatch.setattr(driver.Consumer, "seek_wait", seek_wait)
+    monkeypatch.setattr(driver.Consumer, "_getmany", fetch)
     found: Any = run_transport(["source"], 10, 1000).Consumer()
     parts: dict[str, Any] = {
-        "app": SimpleNamespace(monitor=SimpleNamespace(track_tp_end_offset=lambda *_: None)),
+        "app": SimpleNamespace(monitor=SimpleNamespace(track_tp_end_offset=lambda *_: None), client_only=False),
         "flow_active": True,
         "can_resume_flow": asyncio.Event(),
         "suspend_flow": asyncio.Event(),
@@ -80,7 +94,8 @@ def consumer(faust: Faust, monkeypatch: pytest.MonkeyPatch) -> RunConsumer:
         "highwater": lambda _: 1,
         "earliest_offsets": earliest,
         "_seek": seek,
-        "_wait_next_records": faust.fetch,
+        "not_waiting_next_records": asyncio.Event(),
+        "_get_active_partitions": lambda: {SOURCE, FRESH, CHANGELOG},
         "_to_message": lambda _, record: SimpleNamespace(offset=record.offset, key=None, value=None),
     }
     for name, value in parts.items():
@@ -98,6 +113,43 @@ async def test_what_a_seek_outran_is_fetched_again_changelogs_too(consumer: RunC
     assert await delivered(consumer) == set()
     assert await delivered(consumer) == {SOURCE, FRESH, CHANGELOG}
     assert await delivered(consumer) == set()
+
+
+async def test_what_an_abandoned_fetch_takes_after_a_seek_is_fetched_again(consumer: RunConsumer, faust: Faust) -> None:
+    """A rebalance cancels who waits for a fetch, which then takes what it finds where the partitions were positioned since."""
+    faust.data.clear()
+    waiting = asyncio.create_task(delivered(consumer))
+    await faust.asked.wait()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await consumer.seek_wait({CHANGELOG: 0})
+    await consumer.perform_seek()
+    faust.data.set()
+    assert await delivered(consumer) == {SOURCE, FRESH, CHANGELOG}
+
+
+async def test_what_is_not_handed_over_is_fetched_again(consumer: RunConsumer, faust: Faust) -> None:
+    """The flow stops while Faust has a message in its hands: it drops that one."""
+    await consumer.seek_wait({CHANGELOG: 0})
+    await consumer.perform_seek()
+    handing = consumer.getmany(0.1)
+    seen: list[TP] = []
+    async for tp, _ in handing:
+        seen.append(tp)
+        if tp == CHANGELOG:
+            consumer.flow_active = False
+    assert CHANGELOG in seen
+    consumer.flow_active = True
+    assert await delivered(consumer) == {SOURCE, FRESH, CHANGELOG}
+
+
+async def test_what_is_left_when_somebody_stops_listening_is_fetched_again(consumer: RunConsumer) -> None:
+    await consumer.seek_wait({CHANGELOG: 0})
+    await consumer.perform_seek()
+    handing: Any = consumer.getmany(0.1)
+    await anext(handing)
+    await handing.aclose()
+    assert await delivered(consumer) == {SOURCE, FRESH, CHANGELOG}
 
 
 async def test_what_is_fetched_while_a_seek_ends_is_fetched_again(consumer: RunConsumer, faust: Faust) -> None:
