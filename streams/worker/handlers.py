@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from streams.events import Message
 from streams.registry import Agent
 from streams.worker.isolation import Guilty, Isolation, Memory, call
+from streams.worker.savepoint import Savepoint
 
 
 class Care(IntEnum):
@@ -23,6 +24,7 @@ class Care(IntEnum):
 
 async def apply(
     connection: AsyncConnection,
+    savepoint: Savepoint,
     messages: Sequence[Message[Any]],
     biz_types: Sequence[str],
     agents: Mapping[str, Agent],
@@ -38,7 +40,7 @@ async def apply(
         for biz_type, batch in batches(messages, biz_types):
             await call(agents[biz_type], batch, connection, seconds)
         return []
-    isolation = Isolation(connection, seconds, memory, one_by_one=care is Care.ONE_BY_ONE)
+    isolation = Isolation(connection, savepoint, seconds, memory, one_by_one=care is Care.ONE_BY_ONE)
     for biz_type, batch in batches(messages, biz_types):
         await isolation.apply(agents[biz_type], batch)
     return isolation.guilty

@@ -71,14 +71,14 @@ class Persister:
         if not all(run.current for run in runs):
             return None
         try:
-            return await self._once(runs[0].topic, self._records(runs), self._care())
+            return self._seen(await self._once(runs[0].topic, self._records(runs), self._care()))
         except _Failed as failed:
             logger.debug("runs are worked one by one", extra=_about(runs[0], failed.error))
             return None
 
     async def persist(self, run: Run, care: Care = Care.NONE) -> Outcome | None:
         """What was decided for each record, after the commit; None when the run stopped being ours before that."""
-        return await self._until_done(run, run.topic, self._records([run]), max(care, self._care()))
+        return self._seen(await self._until_done(run, run.topic, self._records([run]), max(care, self._care())))
 
     async def retry(
         self, run: Run, topic: str, keys: Sequence[str], care: Care = Care.NONE, most: int | None = None
@@ -182,7 +182,6 @@ class Persister:
                 logger.warning("a run takes too much time or memory", extra={**_about(run, error), "tries": costly})
             elif care is Care.NONE:
                 care = Care.PIECES
-                self._careful = CAREFUL_RUNS
                 logger.info("a run failed, looking for the guilty message", extra=_about(run, error))
             else:
                 raise error
@@ -223,6 +222,12 @@ class Persister:
             return Care.NONE
         self._careful -= 1
         return Care.PIECES
+
+    def _seen(self, outcome: Outcome | None) -> Outcome | None:
+        """Where messages failed others will: the next runs are worked in pieces."""
+        if outcome is not None and any(one.status != "parked" for one in outcome.asides):
+            self._careful = CAREFUL_RUNS
+        return outcome
 
     async def _ask(self, name: str, topic: str, **parameters: Any) -> list[tuple[Any, ...]]:
         origin = self.origin(topic)

@@ -22,6 +22,7 @@ from streams.worker.fate import describe
 from streams.worker.handlers import Care, apply
 from streams.worker.isolation import Guilty, Memory
 from streams.worker.origin import Origin, Outbox
+from streams.worker.savepoint import Savepoint
 from streams.worker.silence import answering
 from streams.worker.spans import Attempt
 
@@ -91,7 +92,14 @@ class Transaction:
         kinds = [one.biz_type for one in ready]
         async with self.spans.handling(turns, self.execute):
             guilty += await apply(
-                self._connection, messages, kinds, self._registry.agents, self._care, self._seconds, self.memory
+                self._connection,
+                Savepoint(self._driver, self._seconds),
+                messages,
+                kinds,
+                self._registry.agents,
+                self._care,
+                self._seconds,
+                self.memory,
             )
         self.outcome.consumed += len(turns) - len(guilty)
         fates = {one.outbox_id: one for one in guilty}

@@ -1,0 +1,37 @@
+"""One savepoint after another on a transaction's connection, each in one round trip."""
+
+from __future__ import annotations
+
+from typing import Any, LiteralString
+
+import psycopg
+
+from streams.worker.silence import answering
+
+SET: LiteralString = "SAVEPOINT outbox_piece"
+RELEASE: LiteralString = "RELEASE SAVEPOINT outbox_piece"
+UNDO: LiteralString = "ROLLBACK TO SAVEPOINT outbox_piece"
+
+
+class Savepoint:
+    """Straight to the driver: what a handler does through SQLAlchemy runs behind it, and does not know it."""
+
+    def __init__(self, driver: psycopg.AsyncConnection[Any], seconds: float) -> None:
+        self._driver, self._seconds = driver, seconds
+        self._is_set = self._is_clean = False
+
+    async def set(self) -> None:
+        """What is done from here on can be undone; what was done before cannot, by itself, any more."""
+        if not self._is_clean:
+            await self._execute(f"{RELEASE}; {SET}" if self._is_set else SET)
+        self._is_set, self._is_clean = True, False
+
+    async def undo(self) -> None:
+        """Undo what was done since `set`."""
+        await self._execute(UNDO)
+        self._is_clean = True
+
+    async def _execute(self, statement: LiteralString) -> None:
+        with answering(self._driver, self._seconds):
+            async with self._driver.cursor() as cursor:
+                await cursor.execute(statement, prepare=False)
