@@ -6,7 +6,8 @@ FROM unnest(%(partitions)s::bigint[]) AS given (partition);
 -- claim --
 -- Take these messages for this transaction; give back only those that are new and have an outbox row.
 -- One probe when nothing of the topic is open.  Otherwise only what waits for nothing is taken: `%(checked)s` already, or
--- by its key, if the `%(keys)s` are given.
+-- by its key, if the `%(keys)s` are given.  Scalar subqueries are one probe of an index a record, whatever the planner
+-- believes; for EXISTS it likes to read and hash the whole table.
 INSERT INTO outbox_state (outbox_id, status, partition, "offset", applied)
 SELECT id, 'consumed', partition, "offset", nextval('outbox_applied')
 FROM unnest(%(ids)s::bigint[], %(partitions)s::integer[], %(offsets)s::bigint[], %(keys)s::text[])
@@ -14,8 +15,8 @@ FROM unnest(%(ids)s::bigint[], %(partitions)s::integer[], %(offsets)s::bigint[],
 WHERE (%(checked)s
        OR NOT EXISTS (SELECT FROM outbox_state WHERE topic = %(topic)s)
        OR record.key IS NOT NULL
-          AND NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.topic = %(topic)s AND s.key = record.key))
-  AND EXISTS (SELECT FROM outbox AS o WHERE o.id = record.id)
+          AND (SELECT true FROM outbox_state AS s WHERE s.topic = %(topic)s AND s.key = record.key LIMIT 1) IS NULL)
+  AND (SELECT true FROM outbox AS o WHERE o.id = record.id)
 ORDER BY position
 ON CONFLICT (outbox_id) DO NOTHING
 RETURNING outbox_id;
@@ -28,13 +29,12 @@ WHERE EXISTS (SELECT FROM outbox_state AS s WHERE s.topic = %(topic)s AND s.key 
 
 -- facts --
 -- What is known of messages that were not simply new: whether the root has an outbox row, and its fate so far.
-SELECT given.id, o.id IS NOT NULL, s.status, s.source_id, s.attempts,
+SELECT given.id, (SELECT true FROM outbox AS o WHERE o.id = given.id) IS NOT NULL, s.status, s.source_id, s.attempts,
        coalesce(s.next_retry_at <= now(), false),
        s.topic IS NOT NULL AND NOT EXISTS (
            SELECT FROM outbox_state AS e WHERE e.topic = s.topic AND e.key = s.key AND e.arrived < s.arrived)
 FROM unnest(%(ids)s::bigint[]) AS given (id)
-LEFT JOIN outbox AS o ON o.id = given.id
-LEFT JOIN outbox_state AS s ON s.outbox_id = given.id;
+LEFT JOIN LATERAL (SELECT * FROM outbox_state AS one WHERE one.outbox_id = given.id LIMIT 1) AS s ON true;
 
 -- payloads --
 -- Messages by their root, with the payload that counts: after a replay or redrive that of its source.
@@ -67,7 +67,7 @@ FROM ROWS FROM (
          AS (outbox_id bigint, status text, open boolean, partition integer, "offset" bigint, key text, error_code text,
              error text)
      ) WITH ORDINALITY AS m (outbox_id, status, open, partition, "offset", key, error_code, error, position)
-WHERE EXISTS (SELECT FROM outbox AS o WHERE o.id = m.outbox_id)
+WHERE (SELECT true FROM outbox AS o WHERE o.id = m.outbox_id)
 ORDER BY position
 ON CONFLICT (outbox_id) DO NOTHING
 RETURNING outbox_id;

@@ -113,8 +113,8 @@ class Isolation:
             piece, left = self._without_blocked(left[:size]), left[size:]
             if piece and (error := await self._try(agent, piece)) is not None:
                 left = [*await self._find(agent, piece, error), *left]
-                density.add(guilty=1)
-        density.add(messages=len(messages))
+        # What failed before says nothing about what comes.
+        density.add(messages=sum(not one.attempts for one in messages))
         self._check_handler(agent.event.biz_type)
 
     async def _find(self, agent: Agent, piece: Sequence[Message[Any]], error: Exception | None) -> list[Message[Any]]:
@@ -172,6 +172,8 @@ class Isolation:
         return None
 
     def _blame(self, agent: Agent, message: Message[Any], error: Exception) -> None:
+        if not message.attempts:
+            self._memory.density(agent.event.biz_type).add(guilty=1)
         attempts = message.attempts + 1
         status, wait = decide_fate(error, attempts, agent)
         code, reason = describe(error)
