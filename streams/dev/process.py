@@ -105,7 +105,7 @@ class Process:
         _wait_until_gone(family)
 
     def last_words(self, lines: int = 4, *, between: str = " | ") -> str:
-        """The last lines it wrote since its launch, as one line; the frames of a Java stack trace are left out."""
+        """The last lines it wrote since its launch, joined by `between`; the frames of a Java stack trace are left out."""
         said = [line.strip() for line in self.output().splitlines()]
         return between.join([line for line in said if line and not line.startswith("at ")][-lines:])
 

@@ -210,7 +210,7 @@ class Persister:
                         await transaction.settle()
                         with answering(driver, self._timeout):
                             await begun.commit()
-                except Exception:
+                except Exception:  # raised again: only now is it known whether the connection survived
                     lost = driver.closed or driver.broken or connection.invalidated
                     raise
         except Exception as error:

@@ -9,7 +9,6 @@ listed and checked in tests/contract/test_faust_contract.py.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, cast
@@ -220,8 +219,9 @@ class RunConsumer(driver.Consumer):
     async def _end_abandoned_fetch(self) -> None:
         """What such a fetch took, perhaps after the partitions were positioned anew, comes again."""
         if self._fetch is not None:
-            with contextlib.suppress(Exception):  # the next fetch says so too, to somebody who listens
-                self._dirty |= bool(await asyncio.shield(self._fetch))
+            await asyncio.wait([self._fetch])
+            if not self._fetch.cancelled() and self._fetch.exception() is None:
+                self._dirty |= bool(self._fetch.result())
             self._fetch = None
 
     async def _wait_for_room(self, seconds: float) -> None:
