@@ -1,0 +1,104 @@
+"""Combinations of settings that cannot work."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+from streams.errors import SettingsInvalid
+from streams.settings.secrets import redact
+from streams.settings.sections import Broker, Connect, Relay, Settings
+
+
+def check(settings: Settings) -> None:
+    """Raises SettingsInvalid for the first of them."""
+    url, broker = settings.database.url, settings.broker
+    if url is not None and not _database(url):
+        raise SettingsInvalid(
+            f"setting 'database.url' is {redact(url)!r}: expected postgresql://user@host:port/database"
+        )
+    if broker.url is not None and not _bootstrap(broker.url):
+        raise SettingsInvalid(f"setting 'broker.url' is {redact(broker.url)!r}: expected host:port[,host:port]")
+    _check_login(broker)
+    _check_relay(settings.relay)
+    _check_connect(settings.connect)
+    _check_formats(settings)
+    if settings.relay.wal_limit is not None and settings.relay.wal_limit < settings.relay.wal_warn:
+        raise SettingsInvalid(
+            f"setting 'relay.wal_limit' is {settings.relay.wal_limit}: "
+            f"expected at least relay.wal_warn ({settings.relay.wal_warn})"
+        )
+    if settings.worker.lock_timeout >= settings.worker.handler_timeout:
+        raise SettingsInvalid(
+            f"setting 'worker.lock_timeout' is {settings.worker.lock_timeout}: "
+            f"expected less than worker.handler_timeout ({settings.worker.handler_timeout})"
+        )
+    if settings.web.host not in ("127.0.0.1", "::1", "localhost"):
+        raise SettingsInvalid(
+            f"setting 'web.host' is {settings.web.host!r}: expected a loopback address (127.0.0.1, ::1, localhost), "
+            "because the pages have no credentials yet"
+        )
+
+
+def _check_login(broker: Broker) -> None:
+    protocol = broker.security_protocol
+    if protocol.startswith("SASL") != (broker.sasl_mechanism is not None):
+        raise SettingsInvalid(
+            f"setting 'broker.sasl_mechanism' is {broker.sasl_mechanism!r}: "
+            f"expected one exactly when broker.security_protocol ({protocol}) is SASL_*"
+        )
+    for key, value in (("sasl_username", broker.sasl_username), ("sasl_password", broker.sasl_password)):
+        if (broker.sasl_mechanism is not None) != bool(value):
+            raise SettingsInvalid(
+                f"setting 'broker.{key}' is {'***' if value else value!r}: "
+                f"expected one exactly when broker.security_protocol ({protocol}) is SASL_*"
+            )
+    if broker.ssl_cafile and not protocol.endswith("SSL"):
+        raise SettingsInvalid(
+            f"setting 'broker.ssl_cafile' is {broker.ssl_cafile!r}: "
+            f"expected none unless broker.security_protocol ({protocol}) is SSL or SASL_SSL"
+        )
+
+
+def _check_formats(settings: Settings) -> None:
+    if settings.topic.format != "outbox":
+        raise SettingsInvalid(
+            "setting 'topic.format' is 'envelope': expected 'outbox', an envelope topic is named under 'topics'"
+        )
+    for key, topic in {
+        "topic": settings.topic,
+        **{f"topics.{name}": each for name, each in settings.topics.items()},
+    }.items():
+        if topic.format == "outbox" and topic.source is not None:
+            raise SettingsInvalid(
+                f"setting '{key}.source' is {topic.source!r}: expected none unless {key}.format is envelope"
+            )
+
+
+def _check_relay(relay: Relay) -> None:
+    for key, value, usual in (("shards", relay.shards, 1), ("notify", relay.notify, False)):
+        if value != usual and relay.mode != "poll":
+            raise SettingsInvalid(
+                f"setting 'relay.{key}' is {value}: expected {usual} unless relay.mode ({relay.mode}) is poll"
+            )
+
+
+def _check_connect(connect: Connect) -> None:
+    if connect.url is not None and not re.fullmatch(r"https?://[^/\s?#]+/?", connect.url):
+        raise SettingsInvalid(f"setting 'connect.url' is {redact(connect.url)!r}: expected http://host:port")
+    if connect.register and connect.url is None:
+        raise SettingsInvalid("setting 'connect.register' is True: expected false unless connect.url is set")
+
+
+def _database(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("postgresql", "postgres") and parts.port != 0
+    except ValueError:
+        return False  # a port that is no number, a bracket that does not close
+
+
+def _bootstrap(url: str) -> bool:
+    servers = url.removeprefix("kafka://").split(",")
+    found = [re.fullmatch(r"(?:[\w.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})", server.strip()) for server in servers]
+    return all(server and 1 <= int(server[1]) <= 65535 for server in found)

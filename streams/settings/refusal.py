@@ -1,0 +1,84 @@
+"""Why settings are refused, in words: the key as a person writes it, the value, what was expected."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, get_type_hints
+
+import msgspec
+
+from streams.expectation import explain
+from streams.settings.sections import Settings, Topic
+
+_WORDS = {
+    "object": "a section of keys",
+    "array": "a list",
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "nothing",
+}
+
+
+def _word(kind: str) -> str:
+    return _WORDS.get(kind, kind)
+
+
+def refusal(error: msgspec.ValidationError, raw: dict[str, Any]) -> str:
+    """Key as a person writes it, offending value, expectation."""
+    key, expected = explain(error, Settings)
+    if expected == "expected only declared fields":
+        return _unknown(key, raw)
+    if key.startswith("topics[...]"):
+        key = key.replace("[...]", f".{_bad_topic(raw['topics'])}", 1)
+    elif expected.endswith(" for a key"):
+        bad = next(name for name in _at(raw, key) if not isinstance(name, str))
+        return f"setting {f'{key}.{bad}'.lstrip('.')!r} is a key of type {type(bad).__name__}: expected text"
+    expected = re.sub(r"`([\w |]+)`", lambda found: " or ".join(map(_word, found[1].split(" | "))), expected)
+    return f"setting {key!r} is {_shown(key, _at(raw, key))}: {expected}"
+
+
+def _unknown(key: str, raw: dict[str, Any]) -> str:
+    """Its value is not repeated: a misspelt `sasl_password` has one too."""
+    kind: Any = Settings
+    if key.startswith("topics"):
+        name = _bad_topic(raw["topics"])
+        key, kind, values = f"topics.{name}", Topic, raw["topics"][name]
+    else:
+        kind, values = (get_type_hints(Settings)[key], raw[key]) if key else (Settings, raw)
+    unknown = next(name for name in values if name not in kind.__struct_fields__)
+    full = f"{key}.{unknown}" if key else unknown
+    return f"unknown setting {full!r}: expected one of {', '.join(kind.__struct_fields__)}"
+
+
+def _bad_topic(topics: dict[str, Any]) -> str:
+    for name, values in topics.items():
+        try:
+            msgspec.convert(values, Topic)
+        except msgspec.ValidationError:
+            return name
+    return "[...]"
+
+
+def _at(raw: Any, key: str) -> Any:
+    """The value at `relay.name`, `agents[1]`; topic names may hold dots themselves."""
+    if not key:
+        return raw
+    for name, value in raw.items() if isinstance(raw, dict) else ():
+        if key == name:
+            return value
+        if isinstance(name, str) and key.startswith((f"{name}.", f"{name}[")):
+            return _at(value, key[len(name) :].lstrip("."))
+    item = re.fullmatch(r"\[(\d+)\]", key)
+    return raw[int(item[1])] if item and isinstance(raw, list) else None
+
+
+def _shown(key: str, value: Any) -> str:
+    """Whoever writes `database: postgresql://user:password@...` does not see it again either."""
+    if key.endswith(("url", "password")) or (
+        key in ("database", "broker", "connect") and isinstance(value, str | list)
+    ):
+        return "***"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -1,0 +1,38 @@
+"""What of the settings may be shown: no password, and no URL with one."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from streams.settings.sections import Settings
+
+
+def public(settings: Settings) -> dict[str, Any]:
+    """The settings as plain data with every secret replaced by `***`."""
+    plain: dict[str, Any] = msgspec.to_builtins(settings)
+    for section in (plain["database"], plain["broker"], plain["connect"]):
+        section.update({key: visible(key, value) for key, value in section.items()})
+    return plain
+
+
+def redact(url: str) -> str:
+    """The URL without its password, and without its query, which may hold another one."""
+    scheme, separator, rest = url.rpartition("://")
+    # A password may hold any of :/?#@ unescaped, so that urlsplit would find it in the path: the last @ ends it.
+    login, at, place = rest.rpartition("@")
+    place, question, _ = place.partition("?")
+    if not separator and not at and not re.fullmatch(r"[\w.:,\[\]-]*", place):
+        return "***"  # `host=... password=...`, or anything else that is no address
+    user, colon, _ = login.partition(":")
+    return f"{scheme}{separator}{user}{':***' if colon else ''}{at}{place}{'?***' if question else ''}"
+
+
+def visible(name: str, value: Any) -> Any:
+    """A value as it may be shown."""
+    if not isinstance(value, str) or not value:
+        return value
+    return redact(value) if name == "url" else "***" if name == "sasl_password" else value

@@ -1,0 +1,180 @@
+"""The shape of faust.yml: its sections, their keys, types, limits and defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from streams.errors import SettingsInvalid
+from streams.settings.secrets import visible
+
+FILE = "faust.yml"
+RETRY_SUFFIX = "-retry"
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Bytes = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
+Name = Annotated[
+    str, msgspec.Meta(pattern=r"^[a-z0-9_]{1,60}\Z", description="1 to 60 lower case letters, digits and underscores")
+]
+Prefix = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9._-]{0,100}\Z", description="at most 100 letters, digits, dots, underscores and dashes"
+    ),
+]
+Group = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9._-]{1,150}\Z", description="1 to 150 letters, digits, dots, underscores and dashes"
+    ),
+]
+Source = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9._-]{1,249}\Z", description="1 to 249 letters, digits, dots, underscores and dashes"
+    ),
+]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    def __repr__(self) -> str:
+        values = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        return f"{type(self).__name__}({', '.join(f'{name}={visible(name, value)!r}' for name, value in values)})"
+
+
+class Database(_Section, frozen=True):
+    """Where the business database is; the outbox lives beside the business tables."""
+
+    url: str | None = None
+    connect_timeout: Positive = 10
+
+
+class Broker(_Section, frozen=True):
+    """Where Kafka is, and how to log in."""
+
+    url: str | None = None
+    topic_prefix: Prefix = ""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    sasl_username: str | None = None
+    sasl_password: str | None = None
+    ssl_cafile: str | None = None
+
+
+class Outbox(_Section, frozen=True):
+    """What business code may enqueue, and how the table is partitioned."""
+
+    enabled: bool = True
+    max_bytes: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 900_000
+    partition_rows: Annotated[int, msgspec.Meta(ge=1000)] = 5_000_000
+    partitions_ahead_days: Seconds = 3.0
+
+
+class Topic(_Section, frozen=True):
+    """How a topic is created, what its partition count must be, and what its records look like.
+
+    An envelope topic is another system's: `source` names that system, by default with the topic's name.
+    """
+
+    partitions: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 8
+    replication_factor: Positive = 1
+    retention_hours: Positive = 168
+    format: Literal["outbox", "envelope"] = "outbox"
+    source: Source | None = None
+
+
+class Relay(_Section, frozen=True):
+    """Which relay publishes committed rows; relays of one name share a slot, one leads, the others stand by."""
+
+    name: Name = "outbox"
+    mode: Literal["auto", "cdc", "poll", "debezium"] = "auto"
+    publication: Name = "outbox_pub"
+    floor_interval: Seconds = 0.5
+    sweep_interval: Seconds = 5.0
+    poll_interval: Seconds = 0.05
+    shards: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    notify: bool = False
+    backoff_limit: Seconds = 10.0
+    wal_warn: Bytes = 1_000_000_000
+    wal_limit: Bytes | None = None
+
+
+class Connect(_Section, frozen=True):
+    """Where Kafka Connect is, for relay mode debezium, and whether the relay manages its connector there."""
+
+    url: str | None = None
+    register: bool = False
+
+
+class Worker(_Section, frozen=True):
+    """How a worker consumes: runs of records, and transactions in flight."""
+
+    group: Group = "outbox-streams"
+    run_records: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1000
+    run_bytes: Annotated[int, msgspec.Meta(ge=1000)] = 4_000_000
+    transactions: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
+    handler_timeout: Seconds = 30.0
+    lock_timeout: Seconds = 10.0
+    session_timeout: Seconds = 10.0
+    commit_interval: Seconds = 1.0
+
+
+class Web(_Section, frozen=True):
+    """Where each worker serves its pages."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 6066
+
+
+class Log(_Section, frozen=True):
+    """How processes report."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Telemetry(_Section, frozen=True):
+    """Whether relay and workers send spans; where to, the OTEL_* variables say."""
+
+    enabled: bool = False
+
+
+class Settings(_Section, frozen=True):
+    """The whole of faust.yml, checked."""
+
+    database: Database = Database()
+    broker: Broker = Broker()
+    agents: tuple[str, ...] = ()
+    outbox: Outbox = Outbox()
+    topic: Topic = Topic()
+    topics: dict[str, Topic] = {}
+    relay: Relay = Relay()
+    connect: Connect = Connect()
+    worker: Worker = Worker()
+    web: Web = Web()
+    log: Log = Log()
+    telemetry: Telemetry = Telemetry()
+
+    @property
+    def database_url(self) -> str:
+        """The PostgreSQL URL; SettingsInvalid says what to set when there is none."""
+        if not self.database.url:
+            raise SettingsInvalid(f"no database: set DATABASE_URL or database.url in {FILE}, or run `streams up` here")
+        return self.database.url
+
+    @property
+    def broker_url(self) -> str:
+        """Kafka's bootstrap servers, `host:port[,host:port]`; SettingsInvalid says what to set when there are none."""
+        if not self.broker.url:
+            raise SettingsInvalid(f"no broker: set BROKER_URL or broker.url in {FILE}, or run `streams up` here")
+        return self.broker.url.removeprefix("kafka://")
+
+    def topic_settings(self, name: str) -> Topic:
+        """Settings of one topic: its own entry under `topics` (without prefix), else the defaults under `topic`.
+
+        A retry topic has those of the topic whose conversations it wakes.
+        """
+        own = name.removeprefix(self.broker.topic_prefix)
+        return self.topics.get(own) or self.topics.get(own.removesuffix(RETRY_SUFFIX), self.topic)

@@ -1,0 +1,120 @@
+"""Where settings come from: the file, over it the environment, below both the dev services."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+import orjson
+import yaml
+
+from streams.errors import SettingsInvalid
+from streams.settings.combinations import check
+from streams.settings.refusal import refusal
+from streams.settings.sections import FILE, Settings
+
+DEV_SERVICES = Path(".dev") / "services.json"
+
+
+def load(
+    path: Path | None = None, environ: Mapping[str, str] = os.environ, *, dev_services: Path | None = None
+) -> Settings:
+    """Settings from `path` (default `$STREAMS_CONFIG`, else `faust.yml` here) and the environment.
+
+    A missing file means defaults, unless it was named. `dev_services` is the note `streams up` leaves beside the file.
+    """
+    named = path or (Path(environ["STREAMS_CONFIG"]) if environ.get("STREAMS_CONFIG") else None)
+    file = named or Path(FILE)
+    if named is not None and not named.is_file():
+        raise SettingsInvalid(f"settings file {named} does not exist")
+    raw = _read(file) if file.is_file() else {}
+    _override(raw, environ)
+    dev = _dev_services(dev_services or file.parent / DEV_SERVICES)
+    for section in ("database", "broker"):
+        values = raw.setdefault(section, {})
+        if isinstance(values, dict) and not values.get("url"):
+            values["url"] = dev.get(f"{section}_url")
+    try:
+        settings = msgspec.convert(raw, Settings)
+    except msgspec.ValidationError as error:
+        raise SettingsInvalid(refusal(error, raw)) from None
+    check(settings)
+    return settings
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsInvalid(f"{file} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        raise SettingsInvalid(f"{file}{line} is not YAML: {getattr(error, 'problem', None) or 'broken'}") from None
+    except (ValueError, RecursionError) as error:
+        raise SettingsInvalid(f"{file} is not YAML: {error}") from None  # 2026-13-45 looks like a date
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise SettingsInvalid(f"{file} is a {type(raw).__name__}: expected sections (database:, broker:, ...)")
+    # A section whose keys are all commented out is null.
+    return {key: value if value is not None else [] if key == "agents" else {} for key, value in raw.items()}
+
+
+def _override(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for name, text in environ.items():
+        if not name.startswith("STREAMS_") or name == "STREAMS_CONFIG":
+            continue
+        section, _, key = name.removeprefix("STREAMS_").lower().partition("__")
+        if key:
+            target = raw.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise SettingsInvalid(f"{name}: {section!r} is a {type(target).__name__}: expected a section of keys")
+            # A password is not YAML: what holds text is taken as it is, and empty means unset.
+            optional = _text_keys().get((section, key))
+            target[key] = _scalar(name, text) if optional is None else None if optional and not text else text
+        else:
+            raw[section] = _scalar(name, text)
+    for name, section in (("DATABASE_URL", "database"), ("BROKER_URL", "broker")):
+        if environ.get(name):
+            target = raw.setdefault(section, {})
+            if isinstance(target, dict):
+                target["url"] = environ[name]
+
+
+@cache
+def _text_keys() -> dict[tuple[str, str], bool]:
+    """The (section, key) of every text or choice, and whether it may be unset."""
+    found = {}
+    for section, kind in get_type_hints(Settings).items():
+        for key, hint in get_type_hints(kind).items() if isinstance(kind, type) else ():
+            kinds = {hint} if get_origin(hint) is Literal else set(get_args(hint) or (hint,))
+            if all(each in (str, NoneType) or get_origin(each) is Literal for each in kinds):
+                found[section, key] = NoneType in kinds
+    return found
+
+
+def _scalar(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        secret = name.startswith(("STREAMS_DATABASE", "STREAMS_BROKER", "STREAMS_CONNECT"))
+        raise SettingsInvalid(f"{name} is {'***' if secret else repr(text)}: expected a YAML value") from None
+
+
+def _dev_services(note: Path) -> dict[str, Any]:
+    """What `streams up` wrote, while its supervisor still lives."""
+    try:
+        found = orjson.loads(note.read_bytes())
+        pid = found["pid"]
+        os.kill(pid, 0)
+    except PermissionError:
+        pass  # alive, but somebody else's
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return {}
+    return found if isinstance(found, dict) and pid > 0 else {}
