@@ -9,6 +9,8 @@ listed and checked in tests/contract/test_faust_contract.py.
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, cast
@@ -20,6 +22,9 @@ from faust.types.tuples import Message
 from mode.utils.futures import notify
 
 from streams.worker.ledger import Ledger, Run, split
+from streams.worker.watch import Unread
+
+logger = logging.getLogger(__name__)
 
 IDLE_WAIT = 0.5  # seconds one fetch may wait for data: a rebalance waits for its end
 LINGER = 0.005  # seconds that thin traffic may gather before the next fetch: each one costs the same, however little it brings
@@ -47,6 +52,8 @@ class RunConsumer(driver.Consumer):
         self._suspect: set[TP] = set()
         self._changelogs: dict[TP, int] = {}  # up to where each was delivered since Faust positioned it
         self._fetch: asyncio.Future[Any] | None = None  # under way, or abandoned
+        self._unread = Unread()
+        self._next_look = 0.0
         self._dirty = False  # something fetched was not delivered: position anew before the next fetch
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:  # noqa: ASYNC109 - Faust's own signature
@@ -55,6 +62,7 @@ class RunConsumer(driver.Consumer):
         if self._dirty and self.flow_active:
             await self.perform_seek()
             await self._reread_changelogs()
+        await self._read_unread()
         await self._wait_for_room(timeout)
         if self._thin:
             await asyncio.sleep(LINGER)
@@ -208,6 +216,27 @@ class RunConsumer(driver.Consumer):
         assigned = self.assignment()
         for tp in [tp for tp in self._changelogs if tp in assigned]:
             await self._seek(tp, self._changelogs[tp])
+
+    async def _read_unread(self) -> None:
+        """The second net, whoever lost records: a log that goes on behind what was delivered is read again from there."""
+        now = time.monotonic()
+        if now < self._next_look or not self.flow_active:
+            return
+        self._next_look = now + 1
+        for tp in self._get_active_partitions() & self._expected.keys():
+            delivered = self._expected[tp]
+            end = delivered if self.ledgers[tp].in_flight else self._end(tp)
+            if self._unread.overdue(tp, delivered, end, now):
+                where = {"topic": tp.topic, "partition": tp.partition, "offset": delivered, "end": end}
+                logger.warning("nothing came of what a partition holds: it is read again", extra=where)
+                await self._seek(tp, delivered)
+
+    def _end(self, tp: TP) -> int:
+        """The end of the partition's log, as the last fetch saw it; 0 while there was none."""
+        try:
+            return self.highwater(tp) or 0
+        except AssertionError:  # taken away in this moment, in the consumer's thread
+            return 0
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:  # noqa: ASYNC109 - Faust's own signature
         # A rebalance cancels who waits for a fetch; the fetch goes on in the consumer's thread, and takes what comes.

@@ -1,6 +1,8 @@
-"""Sees a worker that looks alive and does nothing: a run nobody works, or persisted runs whose offset is never committed.
+"""Sees a worker that looks alive and does nothing: a run nobody works, persisted runs whose offset is never committed, records
+that were fetched and reached nobody.
 
-Faust has several known ways to stop silently; a restart cures each, because what is not committed is delivered again.
+Faust has several known ways to stop silently; a restart cures each, because what is not committed is delivered again.  What
+was only lost on the way is read again without one.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import time
 from typing import Any
 
 LIMIT = 30.0  # seconds a partition may stand still in a way that no outage explains
+UNREAD = 10.0  # seconds after which a log that goes on behind what was delivered is read again from there
 
 
 class Watch:
@@ -40,3 +43,22 @@ class Watch:
             self._behind[tp] = (committed or -1, now)
             return None
         return since if now - since > LIMIT else None
+
+
+class Unread:
+    """Remembers since when a partition's log goes on behind what was delivered of it, while nothing is delivered."""
+
+    def __init__(self) -> None:
+        self._since: dict[Any, tuple[int, float]] = {}
+        self._tried: dict[Any, tuple[int, int]] = {}
+
+    def overdue(self, tp: Any, delivered: int, end: int, now: float) -> bool:
+        """Whether to read it again from `delivered` on; once for each end: transaction markers end a log, too."""
+        mark, since = self._since.setdefault(tp, (delivered, now))
+        if mark != delivered or end <= delivered:
+            self._since[tp] = (delivered, now)
+            return False
+        if now - since < UNREAD or self._tried.get(tp) == (delivered, end):
+            return False
+        self._tried[tp] = (delivered, end)
+        return True

@@ -206,3 +206,15 @@ async def test_a_hole_seen_before_a_positioning_proves_nothing(consumer: RunCons
     del faust.holes[SOURCE]
     assert SOURCE in await delivered(consumer)
     assert consumer.ledgers[SOURCE].in_flight[0].first == COMMITTED
+
+
+async def test_records_that_were_lost_without_a_trace_are_read_again(
+    consumer: RunConsumer, faust: Faust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await consumer.perform_seek()
+    faust.positions[SOURCE] = ENDS[SOURCE]
+    monkeypatch.setattr(consumer, "highwater", ENDS.__getitem__)
+    assert await delivered(consumer) == {FRESH, CHANGELOG}
+    monkeypatch.setattr("streams.worker.watch.UNREAD", 0.0)
+    monkeypatch.setattr(consumer, "_next_look", 0.0)
+    assert await delivered(consumer) == {SOURCE}

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any, NamedTuple
 
 from streams.worker.ledger import Ledger, Run
-from streams.worker.watch import LIMIT, Watch
+from streams.worker.watch import LIMIT, UNREAD, Unread, Watch
 
 
 class TP(NamedTuple):
@@ -65,3 +65,20 @@ def test_commits_that_do_not_follow_are_one_and_commits_that_do_are_not() -> Non
     assert watch.stall(consumer, now=200.0) is None
     assert watch.stall(consumer, now=200.0 + LIMIT - 1) is None
     assert watch.stall(consumer, now=200.0 + LIMIT + 1) is not None
+
+
+def test_a_log_that_goes_on_behind_what_was_delivered_is_read_again_once_for_each_end() -> None:
+    unread, tp = Unread(), TP("t", 0)
+    assert not unread.overdue(tp, 5, 7, 0.0)
+    assert not unread.overdue(tp, 5, 7, UNREAD - 1)
+    assert unread.overdue(tp, 5, 7, UNREAD)
+    assert not unread.overdue(tp, 5, 7, 9 * UNREAD), "two transaction markers, perhaps"
+    assert unread.overdue(tp, 5, 8, 9 * UNREAD + 1)
+
+
+def test_what_is_delivered_or_worked_is_not_read_again() -> None:
+    unread, tp = Unread(), TP("t", 0)
+    assert not unread.overdue(tp, 5, 7, 0.0)
+    assert not unread.overdue(tp, 6, 7, UNREAD), "something came"
+    assert not unread.overdue(tp, 6, 6, 3 * UNREAD), "that was all, or what came is being worked"
+    assert not unread.overdue(tp, 6, 9, 3 * UNREAD + 1), "the log went on only now"
