@@ -66,14 +66,15 @@ WITH again AS (
     JOIN outbox AS source ON source.id = coalesce(s.source_id, s.outbox_id)
     ORDER BY position
     RETURNING id, resend_of, topic, key
+), drawn AS MATERIALIZED (
+    SELECT again.*, nextval('outbox_arrived') AS arrived
+    FROM again
+    ORDER BY id
 )
 UPDATE outbox_state AS s
 SET status = 'replaying', source_id = drawn.id, attempts = 0, replays = s.replays + 1, topic = drawn.topic,
     key = drawn.key, arrived = coalesce(s.arrived, drawn.arrived), next_retry_at = NULL, updated_at = now()
-FROM (
-    SELECT ordered.*, nextval('outbox_arrived') AS arrived
-    FROM (SELECT * FROM again ORDER BY id) AS ordered
-) AS drawn
+FROM drawn
 WHERE s.outbox_id = drawn.resend_of
 RETURNING s.outbox_id, drawn.id;
 

@@ -11,9 +11,8 @@ FROM ROWS FROM (
 WHERE %(checked)s
    OR NOT EXISTS (SELECT FROM outbox_foreign WHERE open AND source = %(source)s AND topic = %(topic)s)
    OR %(keyed)s
-      AND NOT EXISTS (
-          SELECT FROM outbox_foreign AS s
-          WHERE s.open AND s.source = %(source)s AND s.topic = %(topic)s AND s.key = m.key)
+      AND (SELECT true FROM outbox_foreign AS s
+           WHERE s.open AND s.source = %(source)s AND s.topic = %(topic)s AND s.key = m.key LIMIT 1) IS NULL
 ORDER BY position
 ON CONFLICT (source, outbox_id) DO NOTHING
 RETURNING outbox_id;
@@ -22,9 +21,8 @@ RETURNING outbox_id;
 -- Conversations that wait behind an open message.
 SELECT key
 FROM json_array_elements_text(%(keys)s::json) AS given (key)
-WHERE EXISTS (
-    SELECT FROM outbox_foreign AS s
-    WHERE s.open AND s.source = %(source)s AND s.topic = %(topic)s AND s.key = given.key);
+WHERE (SELECT true FROM outbox_foreign AS s
+       WHERE s.open AND s.source = %(source)s AND s.topic = %(topic)s AND s.key = given.key LIMIT 1);
 
 -- foreign_facts --
 -- The fates so far.  Every message is known: there is no outbox row to compare it with.
@@ -33,7 +31,8 @@ SELECT given.id, true, s.status, NULL::bigint, s.attempts, coalesce(s.next_retry
            SELECT FROM outbox_foreign AS e
            WHERE e.open AND e.source = s.source AND e.topic = s.topic AND e.key = s.key AND e.arrived < s.arrived)
 FROM unnest(%(ids)s::bigint[]) AS given (id)
-LEFT JOIN outbox_foreign AS s ON s.source = %(source)s AND s.outbox_id = given.id;
+LEFT JOIN LATERAL (
+    SELECT * FROM outbox_foreign AS one WHERE one.source = %(source)s AND one.outbox_id = given.id LIMIT 1) AS s ON true;
 
 -- foreign_payloads --
 -- Messages with the payload that counts.
@@ -43,12 +42,13 @@ WHERE source = %(source)s AND outbox_id = ANY(%(ids)s::bigint[]);
 
 -- foreign_reclaim --
 -- Take open messages for this transaction, in the order given, if their status is still the one given.
-UPDATE outbox_foreign AS s
-SET status = 'consumed', applied = m.applied, open = false, next_retry_at = NULL, updated_at = now()
-FROM (
+WITH m AS MATERIALIZED (
     SELECT given.*, nextval('outbox_applied') AS applied
     FROM json_to_recordset(%(messages)s::json) AS given (outbox_id bigint, status text)
-) AS m
+)
+UPDATE outbox_foreign AS s
+SET status = 'consumed', applied = m.applied, open = false, next_retry_at = NULL, updated_at = now()
+FROM m
 WHERE s.source = %(source)s AND s.outbox_id = m.outbox_id AND s.status = m.status AND s.open
 RETURNING s.outbox_id;
 
@@ -76,16 +76,17 @@ RETURNING outbox_id;
 
 -- foreign_set_aside --
 -- Messages of this transaction that are not applied after all, in record order; what arrived before keeps its place.
-UPDATE outbox_foreign AS s
-SET status = m.status, applied = NULL, arrived = coalesce(s.arrived, m.arrived), open = m.open, key = m.key,
-    attempts = m.attempts, error_code = coalesce(m.error_code, s.error_code), error = coalesce(m.error, s.error),
-    next_retry_at = now() + m.delay * interval '1 second', payload = coalesce(s.payload, m.payload), updated_at = now()
-FROM (
+WITH m AS MATERIALIZED (
     SELECT given.*, nextval('outbox_arrived') AS arrived
     FROM json_to_recordset(%(messages)s::json)
          AS given (outbox_id bigint, status text, open boolean, key text, attempts integer, error_code text, error text,
                    delay double precision, payload text)
-) AS m
+)
+UPDATE outbox_foreign AS s
+SET status = m.status, applied = NULL, arrived = coalesce(s.arrived, m.arrived), open = m.open, key = m.key,
+    attempts = m.attempts, error_code = coalesce(m.error_code, s.error_code), error = coalesce(m.error, s.error),
+    next_retry_at = now() + m.delay * interval '1 second', payload = coalesce(s.payload, m.payload), updated_at = now()
+FROM m
 WHERE s.source = %(source)s AND s.outbox_id = m.outbox_id
 RETURNING s.outbox_id, extract(epoch FROM s.next_retry_at)::double precision;
 

@@ -8,17 +8,15 @@ FOR UPDATE;
 
 -- foreign_replay --
 -- Locked messages to be tried again from what was kept of them, in the order given; workers take up what is due.
+WITH drawn AS MATERIALIZED (
+    SELECT source, outbox_id, nextval('outbox_arrived') AS arrived
+    FROM unnest(%(sources)s::text[], %(ids)s::bigint[]) WITH ORDINALITY AS given (source, outbox_id, position)
+    ORDER BY position
+)
 UPDATE outbox_foreign AS s
 SET status = 'retrying', open = true, attempts = 0, replays = s.replays + 1, arrived = coalesce(s.arrived, drawn.arrived),
     next_retry_at = now(), updated_at = now()
-FROM (
-    SELECT ordered.*, nextval('outbox_arrived') AS arrived
-    FROM (
-        SELECT source, outbox_id
-        FROM unnest(%(sources)s::text[], %(ids)s::bigint[]) WITH ORDINALITY AS given (source, outbox_id, position)
-        ORDER BY position
-    ) AS ordered
-) AS drawn
+FROM drawn
 WHERE s.source = drawn.source AND s.outbox_id = drawn.outbox_id
 RETURNING s.source, s.outbox_id;
 

@@ -25,7 +25,7 @@ RETURNING outbox_id;
 -- Conversations that wait behind an open message.
 SELECT key
 FROM json_array_elements_text(%(keys)s::json) AS given (key)
-WHERE EXISTS (SELECT FROM outbox_state AS s WHERE s.topic = %(topic)s AND s.key = given.key);
+WHERE (SELECT true FROM outbox_state AS s WHERE s.topic = %(topic)s AND s.key = given.key LIMIT 1);
 
 -- facts --
 -- What is known of messages that were not simply new: whether the root has an outbox row, and its fate so far.
@@ -46,14 +46,17 @@ WHERE root.id = ANY(%(ids)s::bigint[]);
 
 -- reclaim --
 -- Take open messages for this transaction, in the order given, if their status is still the one given.
-UPDATE outbox_state AS s
-SET status = 'consumed', applied = m.applied, topic = NULL, key = NULL, next_retry_at = NULL,
-    partition = coalesce(s.partition, m.partition), "offset" = coalesce(s."offset", m."offset"), updated_at = now()
-FROM (
+-- Numbers are drawn once, in that order, before anything is joined: as a subquery they were drawn again for each row that
+-- it was joined to, in the order of those rows, when the planner believed that there are few.
+WITH m AS MATERIALIZED (
     SELECT given.*, nextval('outbox_applied') AS applied
     FROM json_to_recordset(%(messages)s::json)
          AS given (outbox_id bigint, status text, partition integer, "offset" bigint)
-) AS m
+)
+UPDATE outbox_state AS s
+SET status = 'consumed', applied = m.applied, topic = NULL, key = NULL, next_retry_at = NULL,
+    partition = coalesce(s.partition, m.partition), "offset" = coalesce(s."offset", m."offset"), updated_at = now()
+FROM m
 WHERE s.outbox_id = m.outbox_id AND s.status = m.status
 RETURNING s.outbox_id;
 
@@ -74,18 +77,19 @@ RETURNING outbox_id;
 
 -- set_aside --
 -- Messages of this transaction that are not applied after all, in record order; what arrived before keeps its place.
+WITH m AS MATERIALIZED (
+    SELECT given.*, nextval('outbox_arrived') AS arrived
+    FROM json_to_recordset(%(messages)s::json)
+         AS given (outbox_id bigint, status text, open boolean, key text, partition integer, "offset" bigint,
+                   attempts integer, error_code text, error text, delay double precision)
+)
 UPDATE outbox_state AS s
 SET status = m.status, applied = NULL, arrived = coalesce(s.arrived, m.arrived),
     topic = CASE WHEN m.open THEN %(topic)s END, key = CASE WHEN m.open THEN m.key END,
     partition = coalesce(s.partition, m.partition), "offset" = coalesce(s."offset", m."offset"),
     attempts = m.attempts, error_code = coalesce(m.error_code, s.error_code), error = coalesce(m.error, s.error),
     next_retry_at = now() + m.delay * interval '1 second', updated_at = now()
-FROM (
-    SELECT given.*, nextval('outbox_arrived') AS arrived
-    FROM json_to_recordset(%(messages)s::json)
-         AS given (outbox_id bigint, status text, open boolean, key text, partition integer, "offset" bigint,
-                   attempts integer, error_code text, error text, delay double precision)
-) AS m
+FROM m
 WHERE s.outbox_id = m.outbox_id
 RETURNING s.outbox_id, extract(epoch FROM s.next_retry_at)::double precision;
 
@@ -94,6 +98,13 @@ RETURNING s.outbox_id, extract(epoch FROM s.next_retry_at)::double precision;
 SELECT id, traceparent
 FROM outbox
 WHERE id = ANY(%(ids)s::bigint[]) AND traceparent IS NOT NULL AND topic = %(topic)s;
+
+-- rows_inserted --
+-- Rows that this transaction inserted into the table, or into its partitions, those that were undone with a savepoint too;
+-- and those of earlier transactions that the server has not reported yet.
+SELECT coalesce(
+    (SELECT sum(pg_stat_get_xact_tuples_inserted(relid)) FROM pg_partition_tree(to_regclass(quote_ident(%(table)s)))),
+    pg_stat_get_xact_tuples_inserted(to_regclass(quote_ident(%(table)s))))::bigint;
 
 -- reject --
 -- What cannot be tied to an outbox row; a record that comes twice is one row.
