@@ -180,7 +180,7 @@ class Fates(RuleBasedStateMachine):
             case "discard":
                 self.stage.discard(one)
             case "release":
-                self.stage.release(one.key)
+                self.stage.release(one.key, dead)
         self.stage.send(self.stage.committed(), how)
 
 
