@@ -205,11 +205,17 @@ class Persister:
                     origin=origin,
                 )
                 try:
-                    async with transaction.spans, connection.begin() as begun:
-                        await work(transaction)
-                        await transaction.settle()
-                        with answering(driver, self._timeout):
-                            await begun.commit()
+                    async with transaction.spans:
+                        begun = await connection.begin()
+                        try:
+                            await work(transaction)
+                            await transaction.settle()
+                            with answering(driver, self._timeout):
+                                await begun.commit()
+                        except BaseException:
+                            with answering(driver, REACH):
+                                await begun.rollback()
+                            raise
                 except Exception:  # raised again: only now is it known whether the connection survived
                     lost = driver.closed or driver.broken or connection.invalidated
                     raise

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from streams.settings import load
+from streams.worker.persister import Persister
+from tests.fixtures.proxy import Proxy
 from tests.fixtures.simulation import Bench
 from tests.fixtures.stage import Stage
 
@@ -112,6 +117,28 @@ def test_a_frozen_owner_keeps_its_partition_no_longer_than_the_server_lets_it(
     stage.send(stage.committed())
     deliver(stage)
     assert set(states) == {("idle in transaction",)}
+
+
+def test_a_network_that_falls_silent_before_the_rollback_is_given_up(stage: Stage) -> None:
+    """What could not be rolled back is no outage for ever: the connection is given up, and the message is not charged."""
+    stage.insert(stage.bench.connection, "a", "plain")
+    stage.send(stage.committed())
+    run = stage.next_run(0, 1)
+    assert run is not None
+
+    async def silence(_: AsyncConnection) -> None:
+        proxy.blackhole()
+        proxy.heal()
+        raise ValueError("on demand")
+
+    with Proxy(stage.bench.settings.database_url) as proxy:
+        short = {"STREAMS_WORKER__HANDLER_TIMEOUT": "1", "STREAMS_WORKER__LOCK_TIMEOUT": "0.5"}
+        worker = Persister(load(environ={"DATABASE_URL": proxy.url("postgres"), **short}), stage.bench.registry)
+        stage.bench.handler.hook = silence
+        # The server learns of it by its own timeout only, and keeps the partition locked until then.
+        assert stage.bench.run(asyncio.wait_for(worker.persist(run), 60)) is not None
+        stage.bench.run(worker.close())
+    assert stage.bench.query("SELECT status, attempts FROM outbox_state") == [("consumed", 0)]
 
 
 def test_what_is_due_is_judged_by_the_databases_clock(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
