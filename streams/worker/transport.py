@@ -160,6 +160,11 @@ class RunConsumer(driver.Consumer):
         """The offset whose commit the broker confirmed since the partition was positioned."""
         return self._confirmed.get(ensure_TP(tp))
 
+    def in_touch(self) -> bool:
+        """Whether Kafka has answered this member of the group within its session's timeout: only then can it commit."""
+        aiokafka = self._thread._consumer
+        return aiokafka is not None and aiokafka._coordinator.coordinator_id is not None
+
     def positions(self) -> dict[str, dict[int, dict[str, int | bool | None]]]:
         """Per topic and partition: offset delivered up to, persisted up to, committed up to, and whether it is held back."""
         found: dict[str, dict[int, dict[str, int | bool | None]]] = {}

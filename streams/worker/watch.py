@@ -21,8 +21,10 @@ class Watch:
         self._behind: dict[Any, tuple[int, float]] = {}
 
     def stall(self, consumer: Any, now: float | None = None) -> dict[str, Any] | None:
-        """What stands still, as data for the log; None while all is well."""
+        """What stands still, as data for the log; None while all is well, or while nobody could commit anything."""
         now = time.monotonic() if now is None else now
+        if not consumer.in_touch():
+            self._behind.clear()
         for tp in [tp for tp in consumer.assignment() if tp.topic in consumer.run_topics]:
             ledger = consumer.ledgers[tp]
             where = {"topic": tp.topic, "partition": tp.partition}

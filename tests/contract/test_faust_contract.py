@@ -18,6 +18,7 @@ import faust
 import faust.streams
 import pytest
 from aiokafka.consumer.fetcher import Fetcher, FetchResult
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from faust.app.base import App
 from faust.tables.base import Collection
 from faust.tables.recovery import Recovery
@@ -63,6 +64,9 @@ RELIED_ON: tuple[Callable[..., Any], ...] = (
     driver.AIOKafkaConsumerThread._fetch_records,
     driver.AIOKafkaConsumerThread._commit,
     driver.Transport.__init__,
+    GroupCoordinator._heartbeat_routine,
+    GroupCoordinator.coordinator_dead,
+    GroupCoordinator.ensure_coordinator_known,
     Fetcher.fetched_records,
     FetchResult.getall,
     FetchResult.check_assignment,
@@ -114,6 +118,9 @@ FINGERPRINTS: dict[str, str] = {
     "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread._fetch_records": "39a2c6c79fc1455a",
     "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread._commit": "932852ce7a23f658",
     "faust.transport.drivers.aiokafka.Transport.__init__": "a06006f6ae8ed716",
+    "aiokafka.consumer.group_coordinator.GroupCoordinator._heartbeat_routine": "61d01028952239d0",
+    "aiokafka.consumer.group_coordinator.GroupCoordinator.coordinator_dead": "ba1eda0254af8dfe",
+    "aiokafka.consumer.group_coordinator.GroupCoordinator.ensure_coordinator_known": "4dfb9ccd877aba5d",
     "aiokafka.consumer.fetcher.Fetcher.fetched_records": "be4348896b9b66af",
     "aiokafka.consumer.fetcher.FetchResult.getall": "3e717e30de5068d5",
     "aiokafka.consumer.fetcher.FetchResult.check_assignment": "b5340df67e3f330f",

@@ -26,6 +26,10 @@ class Consumer:
     def __init__(self) -> None:
         self.ledgers: defaultdict[Any, Ledger] = defaultdict(Ledger)
         self.committed: dict[Any, int] = {}
+        self.touch = True
+
+    def in_touch(self) -> bool:
+        return self.touch
 
     def assignment(self) -> set[TP]:
         return {TP("t", 0), TP("changelog", 0)}
@@ -65,6 +69,18 @@ def test_commits_that_do_not_follow_are_one_and_commits_that_do_are_not() -> Non
     assert watch.stall(consumer, now=200.0) is None
     assert watch.stall(consumer, now=200.0 + LIMIT - 1) is None
     assert watch.stall(consumer, now=200.0 + LIMIT + 1) is not None
+
+
+def test_what_is_persisted_waits_for_a_broker_that_is_away() -> None:
+    consumer, watch = Consumer(), Watch()
+    delivered(consumer, 0, taken=True, acked=True)
+    assert watch.stall(consumer, now=0.0) is None
+    consumer.touch = False
+    assert watch.stall(consumer, now=20 * LIMIT) is None
+    consumer.touch = True
+    assert watch.stall(consumer, now=20 * LIMIT + 1) is None
+    assert watch.stall(consumer, now=21 * LIMIT) is None
+    assert watch.stall(consumer, now=21 * LIMIT + 2) is not None
 
 
 def test_a_log_that_goes_on_behind_what_was_delivered_is_read_again_once_for_each_end() -> None:
