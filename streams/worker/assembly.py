@@ -18,7 +18,7 @@ from streams.worker.schedule import Schedule, Scheduler
 from streams.worker.tables import AsideTables
 from streams.worker.transport import run_transport
 
-FETCH_BYTES = 512 * 1024
+FETCH_BYTES = 384 * 1024
 RAW: dict[str, Any] = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
 
 

@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 IDLE_WAIT = 0.5  # seconds one fetch may wait for data: a rebalance waits for its end
 LINGER = 0.005  # seconds that thin traffic may gather before the next fetch: each one costs the same, however little it brings
 THIN = 100  # records of one fetch below which traffic is thin
-BUSY_WAIT = 0.05  # the same while some partitions are held back, so that they resume soon
+HELD_WAIT = 0.05  # the same while some partitions are held back, so that they resume soon
+BUSY_WAIT = 0.02  # seconds a broker may wait for data while anything is under way
 
 
 class RunConsumer(driver.Consumer):
@@ -48,7 +49,7 @@ class RunConsumer(driver.Consumer):
         self._confirmed: dict[TP, int] = {}
         self._sought: dict[TP, int] = {}
         self._room = asyncio.Event()
-        self._thin = False
+        self._thin = self._busy = False
         self._suspect: set[TP] = set()
         self._changelogs: dict[TP, int] = {}  # up to where each was delivered since Faust positioned it
         self._fetch: asyncio.Future[Any] | None = None  # under way, or abandoned
@@ -67,7 +68,8 @@ class RunConsumer(driver.Consumer):
         if self._thin:
             await asyncio.sleep(LINGER)
         epoch = self._epoch
-        records, active = await self._wait_next_records(BUSY_WAIT if self._buffered_partitions else IDLE_WAIT)
+        records, active = await self._wait_next_records(HELD_WAIT if self._buffered_partitions else IDLE_WAIT)
+        self._busy = bool(records)
         if not records or self.should_stop:
             self._thin = False
             return
@@ -162,8 +164,8 @@ class RunConsumer(driver.Consumer):
 
     def in_touch(self) -> bool:
         """Whether Kafka has answered this member of the group within its session's timeout: only then can it commit."""
-        aiokafka = self._thread._consumer
-        return aiokafka is not None and aiokafka._coordinator.coordinator_id is not None
+        consumer = self._thread._consumer
+        return consumer is not None and consumer._coordinator.coordinator_id is not None
 
     def positions(self) -> dict[str, dict[int, dict[str, int | bool | None]]]:
         """Per topic and partition: offset delivered up to, persisted up to, committed up to, and whether it is held back."""
@@ -244,11 +246,22 @@ class RunConsumer(driver.Consumer):
             return 0
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:  # noqa: ASYNC109 - Faust's own signature
+        self._set_broker_wait()
         # A rebalance cancels who waits for a fetch; the fetch goes on in the consumer's thread, and takes what comes.
         self._fetch = asyncio.ensure_future(super()._getmany(active_partitions, timeout))
         found = await asyncio.shield(self._fetch)
         self._fetch = None
         return found
+
+    def _set_broker_wait(self) -> None:
+        """How long the broker may keep a request for partitions that have nothing.
+
+        aiokafka has one request a broker under way.  While some partitions have records that nobody took yet, it asks for the
+        others only; if those are empty, everything waits for that answer: 1.5 seconds, if Faust had its way.
+        """
+        idle = not (self._busy or self._buffered_partitions or any(led.in_flight for led in self.ledgers.values()))
+        if (consumer := self._thread._consumer) is not None:
+            consumer._fetcher._fetch_max_wait_ms = round(1000 * (IDLE_WAIT if idle else BUSY_WAIT))
 
     async def _end_abandoned_fetch(self) -> None:
         """What such a fetch took, perhaps after the partitions were positioned anew, comes again."""

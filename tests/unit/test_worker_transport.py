@@ -24,6 +24,7 @@ class Faust:
         self.positions = {SOURCE: COMMITTED, FRESH: 0, CHANGELOG: 0}
         self.holes: dict[TP, int] = {}  # where a fetch of a partition begins, whatever its position
         self.meanwhile: Any = None  # called once, while Faust seeks or fetches
+        self._fetch_max_wait_ms = 1500
         self.data = asyncio.Event()  # a fetch waits for it
         self.data.set()
         self.asked = asyncio.Event()
@@ -90,6 +91,7 @@ def consumer(faust: Faust, monkeypatch: pytest.MonkeyPatch) -> RunConsumer:
         "_buffered_partitions": set(),
         "_stopped": asyncio.Event(),
         "_crashed": asyncio.Event(),
+        "_thread": SimpleNamespace(_consumer=SimpleNamespace(_fetcher=faust)),
         "assignment": lambda: {SOURCE, FRESH, CHANGELOG},
         "highwater": lambda _: 1,
         "earliest_offsets": earliest,
@@ -218,3 +220,21 @@ async def test_records_that_were_lost_without_a_trace_are_read_again(
     monkeypatch.setattr("streams.worker.watch.UNREAD", 0.0)
     monkeypatch.setattr(consumer, "_next_look", 0.0)
     assert await delivered(consumer) == {SOURCE}
+
+
+async def test_a_broker_waits_long_only_while_nothing_is_under_way(consumer: RunConsumer, faust: Faust) -> None:
+    """A request for empty partitions keeps those waiting that have records: aiokafka has one under way for each broker."""
+    assert await delivered(consumer) == {SOURCE, FRESH, CHANGELOG}
+    assert faust._fetch_max_wait_ms == 500, "nothing had come yet"
+    assert await delivered(consumer) == set()
+    assert faust._fetch_max_wait_ms == 20
+    assert await delivered(consumer) == set()
+    assert faust._fetch_max_wait_ms == 20, "runs are in flight"
+    for ledger in consumer.ledgers.values():
+        ledger.reset()
+    consumer._buffered_partitions.add(SOURCE)
+    assert await delivered(consumer) == set()
+    assert faust._fetch_max_wait_ms == 20, "a partition is held back"
+    consumer._buffered_partitions.clear()
+    assert await delivered(consumer) == set()
+    assert faust._fetch_max_wait_ms == 500
