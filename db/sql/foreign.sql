@@ -1,6 +1,6 @@
 -- foreign_claim --
 -- Take these messages of another system for this transaction; give back only those that are new.
--- While anything of the topic is open, only what waits for nothing: `%(checked)s` already, or by its key if `%(keyed)s`.
+-- While anything of the topic is open, only what is `%(checked)s` to wait for nothing.
 INSERT INTO outbox_foreign (source, outbox_id, biz_type, topic, key, created_at, status, partition, "offset", applied)
 SELECT %(source)s, outbox_id, biz_type, %(topic)s, key, timestamp '1970-01-01' + created_ms * interval '1 millisecond',
        'consumed', partition, "offset", nextval('outbox_applied')
@@ -10,9 +10,6 @@ FROM ROWS FROM (
      ) WITH ORDINALITY AS m (outbox_id, biz_type, key, created_ms, partition, "offset", position)
 WHERE %(checked)s
    OR NOT EXISTS (SELECT FROM outbox_foreign WHERE open AND source = %(source)s AND topic = %(topic)s)
-   OR %(keyed)s
-      AND (SELECT true FROM outbox_foreign AS s
-           WHERE s.open AND s.source = %(source)s AND s.topic = %(topic)s AND s.key = m.key LIMIT 1) IS NULL
 ORDER BY position
 ON CONFLICT (source, outbox_id) DO NOTHING
 RETURNING outbox_id;

@@ -5,17 +5,13 @@ FROM unnest(%(partitions)s::bigint[]) AS given (partition);
 
 -- claim --
 -- Take these messages for this transaction; give back only those that are new and have an outbox row.
--- One probe when nothing of the topic is open.  Otherwise only what waits for nothing is taken: `%(checked)s` already, or
--- by its key, if the `%(keys)s` are given.  Scalar subqueries are one probe of an index a record, whatever the planner
--- believes; for EXISTS it likes to read and hash the whole table.
+-- One probe when nothing of the topic is open; otherwise only what is `%(checked)s` to wait for nothing is taken.  A scalar
+-- subquery is one probe of an index a record, whatever the planner believes; for EXISTS it likes to read the whole table.
 INSERT INTO outbox_state (outbox_id, status, partition, "offset", applied)
 SELECT id, 'consumed', partition, "offset", nextval('outbox_applied')
-FROM unnest(%(ids)s::bigint[], %(partitions)s::integer[], %(offsets)s::bigint[], %(keys)s::text[])
-     WITH ORDINALITY AS record (id, partition, "offset", key, position)
-WHERE (%(checked)s
-       OR NOT EXISTS (SELECT FROM outbox_state WHERE topic = %(topic)s)
-       OR record.key IS NOT NULL
-          AND (SELECT true FROM outbox_state AS s WHERE s.topic = %(topic)s AND s.key = record.key LIMIT 1) IS NULL)
+FROM unnest(%(ids)s::bigint[], %(partitions)s::integer[], %(offsets)s::bigint[])
+     WITH ORDINALITY AS record (id, partition, "offset", position)
+WHERE (%(checked)s OR NOT EXISTS (SELECT FROM outbox_state WHERE topic = %(topic)s))
   AND (SELECT true FROM outbox AS o WHERE o.id = record.id)
 ORDER BY position
 ON CONFLICT (outbox_id) DO NOTHING

@@ -77,7 +77,7 @@ class Foreign:
         """Those that write to `outbox_foreign`."""
         return query(STATEMENTS.get(name, name))
 
-    def claim(self, some: Sequence[Incoming], *, keyed: bool) -> dict[str, Any]:
+    def claim(self, some: Sequence[Incoming]) -> dict[str, Any]:
         """One JSON array: the row has to say what the message is."""
         rows = [
             {
@@ -90,7 +90,7 @@ class Foreign:
             }
             for one in some
         ]
-        return {"messages": orjson.dumps(rows).decode(), "keyed": keyed}
+        return {"messages": orjson.dumps(rows).decode()}
 
     def kept(self, one: Incoming) -> Mapping[str, Any]:
         """What the record says, unless it is stored already."""

@@ -33,8 +33,8 @@ class Origin(Protocol):
     def statement(self, name: str) -> LiteralString:
         """The named query that does this here."""
 
-    def claim(self, some: Sequence[Incoming], *, keyed: bool) -> dict[str, Any]:
-        """The parameters of `claim` that say which messages; if `keyed`, each only while its conversation waits for nothing."""
+    def claim(self, some: Sequence[Incoming]) -> dict[str, Any]:
+        """The parameters of `claim` that say which messages."""
 
     def kept(self, one: Incoming) -> Mapping[str, Any]:
         """What has to be stored of a message that is set aside, beside its fate."""
@@ -68,13 +68,12 @@ class Outbox:
         """As it is."""
         return query(name)
 
-    def claim(self, some: Sequence[Incoming], *, keyed: bool) -> dict[str, Any]:
+    def claim(self, some: Sequence[Incoming]) -> dict[str, Any]:
         """An array of numbers as text: a tenth of the price of binding a list."""
         return {
             "ids": "{" + ",".join([str(one.outbox_id) for one in some]) + "}",
             "partitions": "{" + ",".join([str(one.partition) for one in some]) + "}",
             "offsets": "{" + ",".join([str(one.offset) for one in some]) + "}",
-            "keys": [one.key for one in some] if keyed else [],
         }
 
     def kept(self, one: Incoming) -> Mapping[str, Any]:

@@ -29,16 +29,19 @@ async def work_records(
     """
     odd = [one for one in found if one.fault is not None or one.resend]
     plain = _apart(found, odd)
-    keyed = transaction.memory.waits[transaction.topic] > 0 and not odd
-    claimed, blocked = await transaction.lock_and_claim(partitions, plain, keyed=keyed)
-    turns: Sequence[Incoming] = [one for one in found if one.outbox_id in claimed] if claimed else []
-    if keyed:
+    blocked: set[str] | None = None
+    parked: set[int] = set()
+    if transaction.memory.waits[transaction.topic] > 0 and not odd:
+        blocked = await transaction.lock_and_look(partitions, plain)
         _remember(transaction, bool(blocked))
-    if len(turns) < len(found):
-        parked = await transaction.open([one for one in found if one.key in blocked]) if blocked else set()
-        if len(turns) + len(parked) < len(found):
-            left = [one for one in found if one.outbox_id not in claimed and one.outbox_id not in parked]
-            turns = await _decide(transaction, found, odd, left, claimed, blocked if keyed else None)
+        free, behind = [one for one in plain if one.key not in blocked], [one for one in plain if one.key in blocked]
+        claimed, parked = await transaction.claim_and_open(free, behind)
+    else:
+        claimed = await transaction.lock_and_claim(partitions, plain)
+    turns: Sequence[Incoming] = [one for one in found if one.outbox_id in claimed] if claimed else []
+    if len(turns) + len(parked) < len(found):
+        left = [one for one in found if one.outbox_id not in claimed and one.outbox_id not in parked]
+        turns = await _decide(transaction, found, odd, left, claimed, blocked)
     await transaction.reject(rejected)
     await transaction.apply(turns)
     if any(one.status in WAITS for one in transaction.outcome.asides):

@@ -42,18 +42,39 @@ async def work_open(
     keys: Sequence[str],
     most: int,
 ) -> None:
-    """Work up to `most` due messages of these conversations of one partition, each conversation in its order."""
+    """Work up to `most` due messages of these conversations of one partition, each conversation in its order.
+
+    Those that failed before go first and by themselves: most fail again, and what is parked behind them is not touched then.
+    """
     await transaction.lock([partition])
     limit = max(1, most // max(1, len(keys)))
-    asked = {"topic": topic, "keys": orjson.dumps(list(keys)).decode(), "most": limit, "bytes": OPEN_BYTES}
-    rows = await transaction.execute("open_rows", **asked)
-    turns = _due(rows, partition, transaction.origin)
+    heads = _due(await _open(transaction, topic, keys, 1), partition, transaction.origin)
+    again = [(one, status) for one, status in heads if status == "retrying"]
+    waiting = await _work(transaction, partition, again)
+    failed_before = {one.key for one, _ in again}
+    for some, count in (
+        ([one.key for one, _ in heads if one.key not in failed_before], limit),
+        (sorted(failed_before - waiting), limit - 1),
+    ):
+        if some and count:
+            rows = await _open(transaction, topic, some, count)
+            await _work(transaction, partition, _due(rows, partition, transaction.origin))
+
+
+async def _open(transaction: Transaction, topic: str, keys: Sequence[str], most: int) -> list[tuple[Any, ...]]:
+    """The first open messages of each of these conversations."""
+    asked = {"topic": topic, "keys": orjson.dumps(list(keys)).decode(), "most": most, "bytes": OPEN_BYTES}
+    return await transaction.execute("open_rows", **asked)
+
+
+async def _work(transaction: Transaction, partition: int, turns: Sequence[tuple[Incoming, str]]) -> set[str]:
+    """Try these; the conversations that wait for one of them."""
     if not turns:
-        return
+        return set()
     taken = await transaction.reclaim(turns)
     mine = [one for one, _ in turns if one.outbox_id in taken]
     transaction.outcome.woken |= {(partition, one.key) for one in mine}
-    await transaction.apply(mine)
+    return {one.key for one in await transaction.apply(mine) if one.open}
 
 
 def _due(rows: Iterable[tuple[Any, ...]], partition: int, origin: Origin) -> list[tuple[Incoming, str]]:

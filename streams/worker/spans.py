@@ -70,14 +70,16 @@ class Attempt:
             return
         from opentelemetry.trace import get_current_span, use_span
 
-        self._turns = {one.outbox_id: one for one in turns}
-        ids = [*self._turns, *(one.outbox_id for one in self._asides)]
+        fresh = {one.outbox_id: one for one in turns}
+        self._turns |= fresh
+        ids = [*fresh, *(one.outbox_id for one in self._asides)]
         # Asked of the outbox: a retry has no record to read it from, and decoding stays as it is for those who do not trace.
         rows = await execute("traceparents", topic=self._topic, ids=ids)
         callers = {one: found for one, text in rows if (found := telemetry.caller(text))}
-        self._callers = {one: found for one, found in callers.items() if telemetry.sampled(found)}
-        if self._callers:
-            current = self._span = self._begin()
+        sampled = {one: found for one, found in callers.items() if telemetry.sampled(found)}
+        self._callers |= sampled
+        if sampled:
+            current = self._span = self._span or self._begin()
         elif callers:
             # Their callers are not sampled: neither is what the handlers do for them.
             current = get_current_span(next(iter(callers.values())))

@@ -7,6 +7,7 @@ takes a second connection, so the pool cannot deadlock.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -83,10 +84,10 @@ class Transaction:
 
     async def lock(self, partitions: Iterable[int]) -> None:
         """Keep every other owner, past or future, of these partitions out until the commit."""
-        await self.execute("lock_partitions", topic=self.topic, partitions=sorted(partitions))
+        await self.execute("lock_partitions", partitions=sorted(partitions))
 
-    async def apply(self, turns: Sequence[Incoming]) -> None:
-        """Call the handlers with messages that this transaction has claimed; set aside those that fail or make no sense."""
+    async def apply(self, turns: Sequence[Incoming]) -> list[Guilty]:
+        """Call the handlers with messages that this transaction has claimed; those that fail or make no sense are set aside."""
         ready, guilty = self._readable(turns)
         messages = [cast("Message[Any]", one.message) for one in ready]
         kinds = [one.biz_type for one in ready]
@@ -105,6 +106,7 @@ class Transaction:
         fates = {one.outbox_id: one for one in guilty}
         # `arrived` is drawn in this order: it has to be the order of the records.
         await self.set_aside([(one, fates[one.outbox_id]) for one in turns if one.outbox_id in fates])
+        return guilty
 
     async def set_aside(self, guilty: Sequence[tuple[Incoming, Guilty]]) -> None:
         """Give messages that have a state row another status than consumed."""
@@ -126,7 +128,7 @@ class Transaction:
             }
             for place, one in guilty
         ]
-        due = dict(await self.execute("set_aside", topic=self.topic, messages=orjson.dumps(rows).decode()))
+        due = dict(await self.execute("set_aside", messages=orjson.dumps(rows).decode()))
         self.outcome.asides += [
             Aside(one.outbox_id, place.partition, one.key, one.status, one.attempts, one.code, due[one.outbox_id])
             for place, one in guilty
@@ -142,61 +144,49 @@ class Transaction:
         self._retaken |= taken
         return taken
 
-    async def lock_and_claim(
-        self, partitions: Iterable[int], some: Sequence[Incoming], *, keyed: bool
-    ) -> tuple[set[int], set[str]]:
-        """Claim all that is new, in the round trip that locks; nothing while something of the topic is open.
+    async def lock_and_claim(self, partitions: Iterable[int], some: Sequence[Incoming]) -> set[int]:
+        """Claim all that is new, in the round trip that locks; nothing while something of the topic is open."""
+        lock = ("lock_partitions", {"partitions": sorted(partitions)})
+        _, claimed = await self._together(lock, ("claim", self._claim(some, checked=False)))
+        return _ids(claimed)
 
-        If `keyed`, each only while its conversation waits for nothing, and the conversations that wait are returned too.
-        """
-        where = {"topic": self.topic, "partitions": sorted(partitions)}
-        with answering(self._driver, self._seconds):
-            async with self._driver.cursor() as lock, self._driver.cursor() as claim, self._driver.cursor() as waits:
-                async with self._driver.pipeline():
-                    await lock.execute(self.origin.statement("lock_partitions"), where)
-                    await claim.execute(self.origin.statement("claim"), self._claim(some, checked=False, keyed=keyed))
-                    if keyed:
-                        await waits.execute(self.origin.statement("open_keys"), self._keys(some))
-                # Left first: while the server waits for the rest of a pipeline, no timeout of its own frees the lock.
-                claimed = {outbox_id for (outbox_id,) in await claim.fetchall()}
-                return claimed, {key for (key,) in await waits.fetchall()} if keyed else set()
+    async def lock_and_look(self, partitions: Iterable[int], some: Sequence[Incoming]) -> set[str]:
+        """Which of these messages' conversations wait behind an open message, in the round trip that locks."""
+        lock = ("lock_partitions", {"partitions": sorted(partitions)})
+        _, keys = await self._together(lock, ("open_keys", _keys(some)))
+        return {key for (key,) in keys}
 
     async def claim(self, some: Sequence[Incoming]) -> set[int]:
         """The ids of those of these messages that are new; that their conversations wait for nothing is known."""
-        if not some:
-            return set()
-        return {row[0] for row in await self.execute("claim", **self._claim(some, checked=True, keyed=False))}
+        return (await self.claim_and_open(some, []))[0]
+
+    async def claim_and_open(self, free: Sequence[Incoming], behind: Sequence[Incoming]) -> tuple[set[int], set[int]]:
+        """Claim messages whose conversations wait for nothing, and `open` others; the ids of those of each that are new."""
+        what = [("claim", self._claim(free, checked=True))] if free else []
+        if behind:
+            what.append(("open", {"messages": orjson.dumps([self._opened(one) for one in behind]).decode()}))
+        found = await self._together(*what) if what else []
+        opened = _ids(found[-1]) if behind else set()
+        self.outcome.asides += [
+            Aside(one.outbox_id, one.partition, one.key, "parked" if one.fault is None else "dead", code=_code(one))
+            for one in behind
+            if one.outbox_id in opened
+        ]
+        return _ids(found[0]) if free else set(), opened
 
     async def open_keys(self, some: Sequence[Incoming]) -> set[str]:
         """Which of these messages' conversations wait behind an open message."""
-        return {row[0] for row in await self.execute("open_keys", **self._keys(some))} if some else set()
+        return {row[0] for row in await self.execute("open_keys", **_keys(some))} if some else set()
 
     async def open(self, new: Sequence[Incoming]) -> set[int]:
         """Messages without a fate behind an open one, parked, or dead on arrival; the ids of those that had none."""
-        rows = []
-        for one in new:
-            row = {"outbox_id": one.outbox_id, "partition": one.partition, "offset": one.offset, "key": one.key}
-            row |= self.origin.kept(one)
-            if one.fault is None:
-                rows.append({**row, "status": "parked", "open": True})
-            else:
-                dead = self._unreadable(one)
-                rows.append({**row, "status": "dead", "open": dead.open, "error_code": dead.code, "error": dead.error})
-        if not rows:
-            return set()
-        opened = {row[0] for row in await self.execute("open", topic=self.topic, messages=orjson.dumps(rows).decode())}
-        self.outcome.asides += [
-            Aside(one.outbox_id, one.partition, one.key, "parked" if one.fault is None else "dead", code=_code(one))
-            for one in new
-            if one.outbox_id in opened
-        ]
-        return opened
+        return (await self.claim_and_open([], new))[1]
 
     async def reject(self, lost: Sequence[Rejected]) -> None:
         """Note records that cannot be tied to an outbox row."""
         if lost:
             rows = [{"partition": one.partition, "offset": one.offset, "reason": one.reason} for one in lost]
-            await self.execute("reject", topic=self.topic, rejects=orjson.dumps(rows).decode())
+            await self.execute("reject", rejects=orjson.dumps(rows).decode())
             self.outcome.rejected += lost
 
     async def settle(self) -> None:
@@ -208,16 +198,34 @@ class Transaction:
         """The rows of a named query."""
         with answering(self._driver, self._seconds):
             async with self._driver.cursor() as cursor:
-                await cursor.execute(self.origin.statement(name), parameters | {"source": self.origin.source})
+                await cursor.execute(self.origin.statement(name), self._complete(parameters))
                 return await cursor.fetchall() if cursor.description else []
 
-    def _claim(self, some: Sequence[Incoming], *, checked: bool, keyed: bool) -> dict[str, Any]:
-        what = {"topic": self.topic, "source": self.origin.source, "checked": checked}
-        return what | self.origin.claim(some, keyed=keyed)
+    async def _together(self, *what: tuple[str, dict[str, Any]]) -> list[list[tuple[Any, ...]]]:
+        """The rows of several named queries, one after the other, in one round trip."""
+        with answering(self._driver, self._seconds):
+            async with AsyncExitStack() as stack:
+                cursors = [await stack.enter_async_context(self._driver.cursor()) for _ in what]
+                async with self._driver.pipeline():
+                    for cursor, (name, parameters) in zip(cursors, what, strict=True):
+                        await cursor.execute(self.origin.statement(name), self._complete(parameters))
+                # Left first: while the server waits for the rest of a pipeline, no timeout of its own frees the lock.
+                return [await cursor.fetchall() for cursor in cursors]
 
-    def _keys(self, some: Sequence[Incoming]) -> dict[str, Any]:
-        keys = orjson.dumps(list({one.key for one in some})).decode()
-        return {"topic": self.topic, "source": self.origin.source, "keys": keys}
+    def _complete(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        return {"topic": self.topic, "source": self.origin.source, **parameters}
+
+    def _claim(self, some: Sequence[Incoming], *, checked: bool) -> dict[str, Any]:
+        return {"checked": checked, **self.origin.claim(some)}
+
+    def _opened(self, one: Incoming) -> dict[str, Any]:
+        """A message that is set aside on arrival, as `open` takes it."""
+        row = {"outbox_id": one.outbox_id, "partition": one.partition, "offset": one.offset, "key": one.key}
+        row |= self.origin.kept(one)
+        if one.fault is None:
+            return {**row, "status": "parked", "open": True}
+        dead = self._unreadable(one)
+        return {**row, "status": "dead", "open": dead.open, "error_code": dead.code, "error": dead.error}
 
     def _readable(self, turns: Sequence[Incoming]) -> tuple[list[Incoming], list[Guilty]]:
         """What can be handed to handlers, and what cannot be read, with those that it holds up."""
@@ -241,6 +249,14 @@ class Transaction:
         agent = self._registry.agents.get(one.biz_type)
         held = agent is not None and agent.on_dead == "hold" and bool(one.key)
         return Guilty(one.outbox_id, one.key, "dead", 0, *describe(fault), open=held)
+
+
+def _ids(rows: Iterable[tuple[Any, ...]]) -> set[int]:
+    return {row[0] for row in rows}
+
+
+def _keys(some: Sequence[Incoming]) -> dict[str, Any]:
+    return {"keys": orjson.dumps(list({one.key for one in some})).decode()}
 
 
 def _code(one: Incoming) -> str | None:

@@ -36,10 +36,8 @@ GIVEN: dict[str, Any] = {
     "sources": ["s"] * len(ORDER),
     "partitions": [0] * len(ORDER),
     "offsets": ORDER,
-    "keys": ["a"] * len(ORDER),
     "payload": None,
     "checked": True,
-    "keyed": False,
 }
 OURS = (
     "INSERT INTO outbox (id, biz_type, topic, key, payload) OVERRIDING SYSTEM VALUE"
