@@ -53,7 +53,7 @@ class Message(msgspec.Struct, Generic[E], frozen=True):
 
 
 class Batch(Sequence[Message[E]]):
-    """The messages of one biz_type that a handler persists in one transaction, in the order of their partition."""
+    """The messages of one biz_type that a handler persists in one transaction, in order per conversation."""
 
     __slots__ = ("_messages",)
 

@@ -1,8 +1,9 @@
 """Find the guilty messages of a batch, at a bounded price and with the handler unaware.
 
-Pieces of the batch run behind savepoints, from left to right: what succeeds stays done.  An error that names its message (by
-`outbox_id`, or by the number of a row the server quotes) is followed there first; otherwise the piece is halved.  Later
-messages of a conversation that waits are parked behind it, never applied past it.
+Pieces of the batch run behind savepoints, conversation by conversation: what succeeds stays done.  An error that names its
+message (by `outbox_id`, or by the number of a row the server quotes) is followed there first, then the number of rows that
+the call had inserted when it failed; otherwise the piece is halved.  Later messages of a conversation that waits are parked
+behind it, never applied past it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import asyncio
 import math
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -22,11 +24,12 @@ from streams.errors import MessageError
 from streams.events import Batch, Message
 from streams.registry import Agent
 from streams.worker.fate import HandlerBroken, HandlerTimeout, Verdict, decide_fate, describe, judge, sqlstate
+from streams.worker.reached import Reached
 from streams.worker.savepoint import Savepoint
 
-WORTH = 25  # messages that cost as much as one call of a handler does, however few messages it gets
+WORTH = 40  # messages that cost as much as one call of a handler does, however few messages it gets
 MOST_PIECE = 1000
-HALF_LIFE = 5000  # messages
+MOSTLY = 0.3  # of messages that fail: each is tried alone
 LEAST_GUILTY = 0.001  # never nothing: it divides
 RECENTLY = 60.0  # seconds for which a success proves that a handler's statements can work
 _NUMBER = re.compile(r"\d{1,19}")
@@ -52,20 +55,29 @@ class Density:
 
     messages: float = 500.0
     guilty: float = 1.0
+    half_life: float = 5000.0  # messages
+    counts: bool = True  # whether rows inserted tell which message failed
 
     @property
     def piece(self) -> int:
         """How many messages cost least to try at once.
 
         A call costs as much as WORTH messages, and one that fails is lost with what it did: many small pieces cost calls, few
-        large ones lose much.
+        large ones lose much.  Where most fail, nothing is saved by trying two at once.
         """
+        if self.guilty > MOSTLY * self.messages:
+            return 1
         return min(MOST_PIECE, max(1, round(math.sqrt(WORTH * self.messages / self.guilty))))
 
     def add(self, *, messages: int = 0, guilty: int = 0) -> None:
         """What was found; older findings fade as messages pass."""
-        fade = 0.5 ** (messages / HALF_LIFE)
+        fade = 0.5 ** (messages / self.half_life)
         self.messages, self.guilty = self.messages * fade + messages, max(LEAST_GUILTY, self.guilty * fade + guilty)
+
+
+def _failed_before() -> Density:
+    """What failed is likely to fail again, until what was wrong is mended; then a few calls show it."""
+    return Density(messages=2.0, guilty=1.0, half_life=100.0)
 
 
 @dataclass(slots=True)
@@ -78,11 +90,12 @@ class Memory:
     invisible: dict[int, frozenset[str]] = field(default_factory=dict)
     worked: dict[str, float] = field(default_factory=dict)
     waits: Counter[str] = field(default_factory=Counter)
-    densities: dict[str, Density] = field(default_factory=dict)
+    first: defaultdict[str, Density] = field(default_factory=lambda: defaultdict(Density))
+    again: defaultdict[str, Density] = field(default_factory=lambda: defaultdict(_failed_before))
 
-    def density(self, biz_type: str) -> Density:
-        """How often this one fails."""
-        return self.densities.setdefault(biz_type, Density())
+    def density(self, biz_type: str, *, again: bool = False) -> Density:
+        """How often this one fails, for the first time or again."""
+        return (self.again if again else self.first)[biz_type]
 
 
 class Isolation:
@@ -100,62 +113,84 @@ class Isolation:
         self._connection, self._savepoint, self._seconds, self._memory = connection, savepoint, seconds, memory
         self._one_by_one = one_by_one
         self._trust = True
+        self._reached: Reached | None = None
         self._blocked: set[str] = set()
         self._broken: dict[str, Exception] = {}
         self.guilty: list[Guilty] = []
 
     async def apply(self, agent: Agent, messages: Sequence[Message[Any]]) -> None:
         """Call the handler until every message is applied, guilty or parked."""
-        density = self._memory.density(agent.event.biz_type)
-        left = messages
+        density = self._memory.density(agent.event.biz_type, again=messages[0].attempts > 0)
+        self._reached = None
+        if (
+            agent.effect is not None
+            and density.counts
+            and len(messages) > 1
+            and density.piece > 1
+            and not self._one_by_one
+        ):
+            self._reached = Reached(self._savepoint, agent.effect.table, self._seconds)
+        # A handler merges what is of one conversation only within a call.
+        left: Sequence[Message[Any]] = sorted(messages, key=attrgetter("key"))
         while left:
             size = 1 if self._one_by_one else density.piece
             piece, left = self._without_blocked(left[:size]), left[size:]
-            if piece and (error := await self._try(agent, piece)) is not None:
-                left = [*await self._find(agent, piece, error), *left]
-        # What failed before says nothing about what comes.
-        density.add(messages=sum(not one.attempts for one in messages))
+            if piece and (failed := await self._try(agent, piece)) is not None:
+                left = [*await self._find(agent, piece, failed), *left]
+                density.add(guilty=1)
+        density.add(messages=len(messages))
         self._check_handler(agent.event.biz_type)
 
-    async def _find(self, agent: Agent, piece: Sequence[Message[Any]], error: Exception | None) -> list[Message[Any]]:
+    async def _find(self, agent: Agent, piece: Sequence[Message[Any]], failed: _Failed | None) -> list[Message[Any]]:
         """Blame the first failing message of a piece that failed, and apply those before it; returns those behind it.
 
         When what is left of the guilty one turns out to be good, it is in the rest: that need not fail once more.
         """
         behind: list[Message[Any]] = []
-        named = False
+        guess: Guess | None = None
         while len(piece) > 1:
-            place = _named(error, piece) if error is not None and self._trust else None
-            if place == 0:
-                piece, behind, error, named = piece[:1], [*piece[1:], *behind], None, True
-                continue
-            cut = place or len(piece) // 2
-            error = await self._try(agent, piece[:cut])
-            if error is not None:
+            guess = failed.guess(piece) if failed is not None and self._trust else None
+            if guess is not None and guess.place == 0:
+                piece, behind, failed = piece[:1], [*piece[1:], *behind], None
+                break
+            cut = guess.place if guess is not None else len(piece) // 2
+            failed = await self._try(agent, piece[:cut])
+            if failed is not None:
+                self._learn(agent, guess, right=False)
                 piece, behind = piece[:cut], [*piece[cut:], *behind]
-            elif place is not None:
-                piece, behind, named = piece[cut : cut + 1], [*piece[cut + 1 :], *behind], True
+            elif guess is not None:
+                piece, behind = piece[cut : cut + 1], [*piece[cut + 1 :], *behind]
             else:
                 piece = piece[cut:]
-        if error is None:
-            error = await self._try(agent, piece)
+        if failed is None:
+            failed = await self._try(agent, piece)
+            self._learn(agent, guess, right=failed is not None)
         # What named the wrong one is not believed again before the right one is found.
-        self._trust = error is not None or not named
-        if error is not None:
-            self._blame(agent, piece[0], error)
+        self._trust = failed is not None or guess is None
+        if failed is not None:
+            self._blame(agent, piece[0], failed.error)
         return behind
+
+    def _learn(self, agent: Agent, guess: Guess | None, *, right: bool) -> None:
+        """A handler whose rows were no help once is not counted on again."""
+        if guess is not None and guess.counted and not right:
+            self._memory.first[agent.event.biz_type].counts = False
+            self._memory.again[agent.event.biz_type].counts = False
+            self._reached = None
 
     def _without_blocked(self, piece: Sequence[Message[Any]]) -> list[Message[Any]]:
         behind = [one for one in piece if one.key in self._blocked]
         self.guilty += [Guilty(one.outbox_id, one.key, "parked", one.attempts) for one in behind]
         return [one for one in piece if one.key not in self._blocked]
 
-    async def _try(self, agent: Agent, piece: Sequence[Message[Any]]) -> Exception | None:
-        """The error for which what the handler did was undone; an outage is raised."""
+    async def _try(self, agent: Agent, piece: Sequence[Message[Any]]) -> _Failed | None:
+        """How it failed, what the handler did being undone; an outage is raised."""
         if len(piece) == 1 and piece[0].outbox_id in self._memory.condemned:
-            return self._memory.condemned.pop(piece[0].outbox_id)
+            return _Failed(self._memory.condemned.pop(piece[0].outbox_id))
         try:
             await self._savepoint.set()
+            if self._reached is not None:
+                await self._reached.begin()
             await call(agent, piece, self._connection, self._seconds)
         except Exception as error:
             lost = self._connection.invalidated or self._connection.closed
@@ -166,14 +201,16 @@ class Isolation:
                 raise
             if verdict is Verdict.WAIT or (verdict is Verdict.COSTLY and not self._one_by_one):
                 raise
+            if self._reached is not None:
+                return _Failed(error, await self._reached.undo())
             await self._savepoint.undo()
-            return error
+            return _Failed(error)
+        if self._reached is not None:
+            self._reached.applied(len(piece))
         self._memory.worked[agent.event.biz_type] = time.monotonic()
         return None
 
     def _blame(self, agent: Agent, message: Message[Any], error: Exception) -> None:
-        if not message.attempts:
-            self._memory.density(agent.event.biz_type).add(guilty=1)
         attempts = message.attempts + 1
         status, wait = decide_fate(error, attempts, agent)
         code, reason = describe(error)
@@ -201,6 +238,29 @@ async def call(agent: Agent, messages: Sequence[Message[Any]], connection: Async
         if limit.expired():
             raise HandlerTimeout from error
         raise
+
+
+class Guess(NamedTuple):
+    """Where in a piece the guilty message may be, and whether only the number of rows says so."""
+
+    place: int
+    counted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """How a call failed, and how many rows it had inserted before, if that is known."""
+
+    error: Exception
+    rows: int | None = None
+
+    def guess(self, piece: Sequence[Message[Any]]) -> Guess | None:
+        """The one message that the error names; without a name, that of the row which was not inserted any more."""
+        place = _named(self.error, piece)
+        if place is not None:
+            return Guess(place, counted=False)
+        # Nothing inserted, or everything: it failed elsewhere.
+        return Guess(self.rows, counted=True) if self.rows is not None and 0 < self.rows < len(piece) else None
 
 
 def _named(error: Exception, piece: Sequence[Message[Any]]) -> int | None:

@@ -17,7 +17,7 @@ class Savepoint:
     """Straight to the driver: what a handler does through SQLAlchemy runs behind it, and does not know it."""
 
     def __init__(self, driver: psycopg.AsyncConnection[Any], seconds: float) -> None:
-        self._driver, self._seconds = driver, seconds
+        self.driver, self._seconds = driver, seconds
         self._is_set = self._is_clean = False
 
     async def set(self) -> None:
@@ -31,7 +31,18 @@ class Savepoint:
         await self._execute(UNDO)
         self._is_clean = True
 
+    async def undo_and_ask(self, statement: LiteralString, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """Undo what was done since `set`, and the rows of this statement, in one round trip."""
+        with answering(self.driver, self._seconds):
+            async with self.driver.cursor() as undo, self.driver.cursor() as ask:
+                async with self.driver.pipeline():
+                    await undo.execute(UNDO)
+                    await ask.execute(statement, parameters)
+                rows = await ask.fetchall()
+        self._is_clean = True
+        return rows
+
     async def _execute(self, statement: LiteralString) -> None:
-        with answering(self._driver, self._seconds):
-            async with self._driver.cursor() as cursor:
+        with answering(self.driver, self._seconds):
+            async with self.driver.cursor() as cursor:
                 await cursor.execute(statement, prepare=False)
