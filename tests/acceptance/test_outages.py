@@ -269,7 +269,7 @@ async def test_retries_due_during_an_outage_return_in_portions(
 
 _DATABASE = "the database does not answer"
 _NOT_YET = """
-CREATE FUNCTION not_yet() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION not_yet() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NEW.message_content = 'herd' THEN
         RAISE EXCEPTION 'not yet' USING DETAIL = NEW.outbox_id;
