@@ -87,7 +87,7 @@ class ConnectWorker(AbstractAsyncContextManager["ConnectWorker"]):
         self._process.launch()
         try:
             await self._ready(self._process)
-        except BaseException:
+        except BaseException:  # interrupted too: no process is left behind
             self._process.kill()
             raise
 

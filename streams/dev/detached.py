@@ -37,7 +37,7 @@ def detach(workplace: Workplace, options: Sequence[str], say: Callable[[str], No
     try:
         with log.open(encoding="utf-8", errors="replace") as said:
             return _follow(workplace, daemon, said, say)
-    except BaseException:
+    except BaseException:  # Ctrl-C too: nobody asked for what is half started
         daemon.send_signal(signal.SIGTERM)
         daemon.wait()
         raise

@@ -130,7 +130,7 @@ class KafkaBroker(AbstractAsyncContextManager["KafkaBroker"]):
         self._process.launch()
         try:
             await self._ready(self._process)
-        except BaseException:
+        except BaseException:  # interrupted too: no process is left behind
             self._process.kill()
             raise
 

@@ -99,7 +99,7 @@ class PostgresServer(AbstractAsyncContextManager["PostgresServer"]):
         self._process.launch()
         try:
             await self._ready(self._process)
-        except BaseException:
+        except BaseException:  # interrupted too: no process is left behind
             self._process.kill()
             raise
 

@@ -63,7 +63,7 @@ class CdcSource:
         self._socket = self._pgconn.socket
         try:
             await self._start()
-        except BaseException:
+        except BaseException:  # cancelled too: the slot is not kept from the next one
             await self._connection.close()
             raise
         return self

@@ -45,7 +45,7 @@ class Leadership:
         )
         try:
             await self._connection.execute(query("relay_attend"), {"name": self._settings.relay.name})
-        except BaseException:
+        except BaseException:  # cancelled too: a connection that nobody closes would keep what it locked
             await self._connection.close()
             raise
         return self

@@ -13,7 +13,6 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import msgspec
-import psycopg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from db import query
@@ -23,11 +22,11 @@ from streams.outbox import insert_rows, outbox_row
 from streams.registry import configured
 from streams.settings import Settings, load
 from streams.testing.fates import Fates
+from streams.worker.connections import GRACE, Failed, driver_of, is_lost, worker_engine
 from streams.worker.decode import read
 from streams.worker.fate import HandlerBroken, Verdict, describe, judge
 from streams.worker.handlers import Care
 from streams.worker.isolation import Memory
-from streams.worker.persister import GRACE, worker_engine
 from streams.worker.records import work_records
 from streams.worker.retry import work_open
 from streams.worker.transaction import Outcome, Transaction
@@ -157,7 +156,7 @@ class _Trial:
             try:
                 self._outcome.add(await self._once(topic, work, care, memory))
                 return
-            except _Failed as failed:
+            except Failed as failed:
                 error, lost = failed.error, failed.lost
             if lost and self._engine is None:
                 raise ServiceUnreachable(f"the connection was lost: {_why(error)}") from error
@@ -176,7 +175,7 @@ class _Trial:
         try:
             async with self._transaction() as connection:
                 lost = False
-                driver = await _driver(connection)
+                driver = await driver_of(connection)
                 seconds = self._settings.worker.handler_timeout + GRACE
                 transaction = Transaction(
                     connection, driver, self._registry, topic, care=care, seconds=seconds, memory=memory
@@ -184,11 +183,11 @@ class _Trial:
                 try:
                     async with transaction.spans:
                         await work(transaction)
-                except Exception:
-                    lost = driver.closed or driver.broken or connection.invalidated
+                except Exception:  # raised again: only now is it known whether the connection survived
+                    lost = is_lost(connection, driver)
                     raise
         except Exception as error:
-            raise _Failed(error, lost) from error
+            raise Failed(error, lost) from error
         return transaction.outcome
 
     async def _fates(self, ids: Sequence[int]) -> Fates:
@@ -208,14 +207,6 @@ class _Trial:
             yield connection
 
 
-class _Failed(Exception):
-    """One attempt failed; `lost` if it cost the connection."""
-
-    def __init__(self, error: Exception, lost: bool) -> None:
-        super().__init__(str(error))
-        self.error, self.lost = error, lost
-
-
 def _at(where: Where, settings: Settings) -> Settings:
     """The settings with the database to use: a test touches no other one."""
     if not isinstance(where, str):
@@ -230,15 +221,6 @@ def _check(settings: Settings) -> None:
 
 async def _rows(connection: AsyncConnection, name: str, **parameters: Any) -> list[Any]:
     return list(await connection.exec_driver_sql(query(name), parameters))
-
-
-async def _driver(connection: AsyncConnection) -> psycopg.AsyncConnection[Any]:
-    driver = (await connection.get_raw_connection()).driver_connection
-    if not isinstance(driver, psycopg.AsyncConnection):
-        raise UsageError(
-            f"the connection's driver is {type(driver).__module__}: expected an engine of postgresql+psycopg://"
-        )
-    return driver
 
 
 def _record(row: Sequence[Any]) -> _Record:

@@ -72,7 +72,7 @@ class Consumer:
                 event.ack()
             _report(self._topic, self._persister.origin(self._topic).source, outcome)
             self._app.monitor.count("consumed", outcome.consumed)
-        except Exception:
+        except Exception:  # foreseen is only what the persister waits out
             # An orderly shutdown would commit offsets and could hang: the run is not acked, it will be delivered again.
             fail_stop(
                 "a run failed for an unexpected reason, the process stops",

@@ -56,7 +56,6 @@ class Density:
     messages: float = 500.0
     guilty: float = 1.0
     half_life: float = 5000.0  # messages
-    counts: bool = True  # whether rows inserted tell which message failed
 
     @property
     def piece(self) -> int:
@@ -83,8 +82,8 @@ def _failed_before() -> Density:
 @dataclass(slots=True)
 class Memory:
     """What outlives one transaction: messages that cost a connection while alone, when each biz_type last worked, who may
-    still be writing outbox rows that are missing, for how many more runs of a topic conversations may be waiting, and how often
-    each biz_type fails."""
+    still be writing outbox rows that are missing, for how many more runs of a topic conversations may be waiting, how often
+    each biz_type fails, for the first time and again, and whose inserted rows once told nothing of who is guilty."""
 
     condemned: dict[int, Exception] = field(default_factory=dict)
     invisible: dict[int, frozenset[str]] = field(default_factory=dict)
@@ -92,10 +91,7 @@ class Memory:
     waits: Counter[str] = field(default_factory=Counter)
     first: defaultdict[str, Density] = field(default_factory=lambda: defaultdict(Density))
     again: defaultdict[str, Density] = field(default_factory=lambda: defaultdict(_failed_before))
-
-    def density(self, biz_type: str, *, again: bool = False) -> Density:
-        """How often this one fails, for the first time or again."""
-        return (self.again if again else self.first)[biz_type]
+    misled: set[str] = field(default_factory=set)
 
 
 class Isolation:
@@ -120,15 +116,12 @@ class Isolation:
 
     async def apply(self, agent: Agent, messages: Sequence[Message[Any]]) -> None:
         """Call the handler until every message is applied, guilty or parked."""
-        density = self._memory.density(agent.event.biz_type, again=messages[0].attempts > 0)
+        biz_type = agent.event.biz_type
+        # What failed before says nothing about what comes.
+        density = (self._memory.again if messages[0].attempts else self._memory.first)[biz_type]
+        in_pieces = not self._one_by_one and min(density.piece, len(messages)) > 1
         self._reached = None
-        if (
-            agent.effect is not None
-            and density.counts
-            and len(messages) > 1
-            and density.piece > 1
-            and not self._one_by_one
-        ):
+        if agent.effect is not None and in_pieces and biz_type not in self._memory.misled:
             self._reached = Reached(self._savepoint, agent.effect.table, self._seconds)
         # A handler merges what is of one conversation only within a call.
         left: Sequence[Message[Any]] = sorted(messages, key=attrgetter("key"))
@@ -139,7 +132,7 @@ class Isolation:
                 left = [*await self._find(agent, piece, failed), *left]
                 density.add(guilty=1)
         density.add(messages=len(messages))
-        self._check_handler(agent.event.biz_type)
+        self._check_handler(biz_type)
 
     async def _find(self, agent: Agent, piece: Sequence[Message[Any]], failed: _Failed | None) -> list[Message[Any]]:
         """Blame the first failing message of a piece that failed, and apply those before it; returns those behind it.
@@ -174,8 +167,7 @@ class Isolation:
     def _learn(self, agent: Agent, guess: Guess | None, *, right: bool) -> None:
         """A handler whose rows were no help once is not counted on again."""
         if guess is not None and guess.counted and not right:
-            self._memory.first[agent.event.biz_type].counts = False
-            self._memory.again[agent.event.biz_type].counts = False
+            self._memory.misled.add(agent.event.biz_type)
             self._reached = None
 
     def _without_blocked(self, piece: Sequence[Message[Any]]) -> list[Message[Any]]:

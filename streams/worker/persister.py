@@ -19,12 +19,11 @@ import orjson
 import psycopg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from db import async_engine, query
-from db.engine import KEEPALIVES, SERVER_KEEPALIVES
+from db import query
 from streams.registry import Registry
 from streams.settings import Settings
+from streams.worker.connections import GRACE, Failed, driver_of, is_lost, worker_engine
 from streams.worker.fate import HandlerBroken, HandlerTimeout, Verdict, jittered, judge, sqlstate
 from streams.worker.foreign import Foreign
 from streams.worker.handlers import Care
@@ -40,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 REACH = 2.0  # seconds in which a database that is there answers
 MOST_WAIT = 10.0  # seconds between two tries of a run while the database is away
-GRACE = 5.0  # what the server's own statement timeout gets before ours: it leaves the connection usable
 COSTLY_TRIES = 3
 CAREFUL_RUNS = 64  # after a failing message the next runs use savepoints from the start: it is rarely the only one
 
@@ -72,7 +70,7 @@ class Persister:
             return None
         try:
             return self._seen(await self._once(runs[0].topic, self._records(runs), self._care()))
-        except _Failed as failed:
+        except Failed as failed:
             logger.debug("runs are worked one by one", extra=_about(runs[0], failed.error))
             return None
 
@@ -160,7 +158,7 @@ class Persister:
         while run.current:
             try:
                 return await self._once(topic, work, care)
-            except _Failed as failed:
+            except Failed as failed:
                 error, lost = failed.error, failed.lost
             if isinstance(error, Invisible):
                 unseen += 1
@@ -188,12 +186,12 @@ class Persister:
         return None
 
     async def _once(self, topic: str, work: Work, care: Care) -> Outcome:
-        """One transaction; _Failed when it did not commit, or when nobody knows."""
+        """One transaction; Failed when it did not commit, or when nobody knows."""
         lost, origin = True, self.origin(topic)
         try:
             async with self._engine.connect() as connection:
                 lost = False
-                driver = await _driver(connection)
+                driver = await driver_of(connection)
                 transaction = Transaction(
                     connection,
                     driver,
@@ -212,15 +210,15 @@ class Persister:
                             await transaction.settle()
                             with answering(driver, self._timeout):
                                 await begun.commit()
-                        except BaseException:
+                        except BaseException:  # cancelled too: the partition's lock is not kept
                             with answering(driver, REACH):
                                 await begun.rollback()
                             raise
                 except Exception:  # raised again: only now is it known whether the connection survived
-                    lost = driver.closed or driver.broken or connection.invalidated
+                    lost = is_lost(connection, driver)
                     raise
         except Exception as error:
-            raise _Failed(error, lost) from error
+            raise Failed(error, lost) from error
         return transaction.outcome
 
     def _care(self) -> Care:
@@ -248,7 +246,7 @@ class Persister:
     async def _asking(self, seconds: float) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """A connection for something small, committed at the end of the block, which may take so long."""
         async with self._engine.connect() as connection:
-            driver = await _driver(connection)
+            driver = await driver_of(connection)
             with answering(driver, seconds):
                 yield driver
                 await driver.commit()
@@ -261,44 +259,6 @@ class Persister:
                 text, level = f"{error}: a bug or a missing column, the run waits until it is mended", logging.ERROR
             logger.log(level, text, extra={**_about(run, error.__cause__ or error), "tries": tries})
         await asyncio.sleep(jittered(min(MOST_WAIT, 0.1 * 2 ** min(tries, 8))))
-
-
-class _Failed(Exception):
-    """One attempt failed; `lost` if it cost the connection."""
-
-    def __init__(self, error: Exception, lost: bool) -> None:
-        super().__init__(str(error))
-        self.error, self.lost = error, lost
-
-
-def worker_engine(settings: Settings) -> AsyncEngine:
-    """A pool of as many connections as a worker uses, with its limits of time."""
-    worker = settings.worker
-    # idle_in_transaction_session_timeout frees a partition's lock from an owner that stopped in the middle.
-    timeouts = {
-        "lock_timeout": worker.lock_timeout,
-        "statement_timeout": worker.handler_timeout,
-        "idle_in_transaction_session_timeout": worker.handler_timeout + 2 * GRACE,
-    }
-    options = " ".join(f"-c {name}={round(seconds * 1000)}" for name, seconds in timeouts.items())
-    return async_engine(
-        settings.database_url,
-        # One more for each way of asking beside the transactions: heartbeat, heads.
-        pool_size=worker.transactions + 2,
-        max_overflow=0,
-        connect_args={
-            **KEEPALIVES,
-            "options": f"{options} {SERVER_KEEPALIVES}",
-            "connect_timeout": settings.database.connect_timeout,
-            "application_name": "outbox-streams worker",
-        },
-    )
-
-
-async def _driver(connection: AsyncConnection) -> psycopg.AsyncConnection[Any]:
-    driver = (await connection.get_raw_connection()).driver_connection
-    assert isinstance(driver, psycopg.AsyncConnection)
-    return driver
 
 
 def _about(run: Run, error: BaseException) -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""A worker's connections: the pool with its limits of time, the driver below SQLAlchemy, and what an attempt did to one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from db import async_engine
+from db.engine import KEEPALIVES, SERVER_KEEPALIVES
+from streams.errors import UsageError
+from streams.settings import Settings
+
+GRACE = 5.0  # what the server's own statement timeout gets before ours: it leaves the connection usable
+
+
+class Failed(Exception):
+    """One attempt did not commit, or nobody knows; `lost` if it cost the connection."""
+
+    def __init__(self, error: Exception, lost: bool) -> None:
+        super().__init__(str(error))
+        self.error, self.lost = error, lost
+
+
+def worker_engine(settings: Settings) -> AsyncEngine:
+    """A pool of as many connections as a worker uses, with its limits of time."""
+    worker = settings.worker
+    # idle_in_transaction_session_timeout frees a partition's lock from an owner that stopped in the middle.
+    timeouts = {
+        "lock_timeout": worker.lock_timeout,
+        "statement_timeout": worker.handler_timeout,
+        "idle_in_transaction_session_timeout": worker.handler_timeout + 2 * GRACE,
+    }
+    options = " ".join(f"-c {name}={round(seconds * 1000)}" for name, seconds in timeouts.items())
+    return async_engine(
+        settings.database_url,
+        # One more for each way of asking beside the transactions: heartbeat, heads.
+        pool_size=worker.transactions + 2,
+        max_overflow=0,
+        connect_args={
+            **KEEPALIVES,
+            "options": f"{options} {SERVER_KEEPALIVES}",
+            "connect_timeout": settings.database.connect_timeout,
+            "application_name": "outbox-streams worker",
+        },
+    )
+
+
+async def driver_of(connection: AsyncConnection) -> psycopg.AsyncConnection[Any]:
+    """The psycopg connection that SQLAlchemy's stands on; UsageError when it stands on another driver's."""
+    driver = (await connection.get_raw_connection()).driver_connection
+    if not isinstance(driver, psycopg.AsyncConnection):
+        raise UsageError(
+            f"the connection's driver is {type(driver).__module__}: expected an engine of postgresql+psycopg://"
+        )
+    return driver
+
+
+def is_lost(connection: AsyncConnection, driver: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether the connection is of no use any more; to be asked before it is given back."""
+    return driver.closed or driver.broken or connection.invalidated
