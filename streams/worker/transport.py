@@ -21,19 +21,20 @@ from faust.types import TP
 from faust.types.tuples import Message
 from mode.utils.futures import notify
 
+from streams.worker.fetch import FetchingConsumer
 from streams.worker.ledger import Ledger, Run, split
 from streams.worker.watch import Unread
 
 logger = logging.getLogger(__name__)
 
 IDLE_WAIT = 0.5  # seconds one fetch may wait for data: a rebalance waits for its end
-LINGER = 0.005  # seconds that thin traffic may gather before the next fetch: each one costs the same, however little it brings
-THIN = 100  # records of one fetch below which traffic is thin
 HELD_WAIT = 0.05  # the same while some partitions are held back, so that they resume soon
 BUSY_WAIT = 0.02  # seconds a broker may wait for data while anything is under way
+LINGER = 0.005  # seconds that thin traffic may gather before the next fetch: each one costs the same, however little it brings
+THIN = 100  # records of one fetch below which traffic is thin
 
 
-class RunConsumer(driver.Consumer):
+class RunConsumer(FetchingConsumer):
     """Faust's consumer, handing out runs for the topics in `run_topics` and single records for every other."""
 
     run_topics: frozenset[str] = frozenset()
@@ -52,14 +53,14 @@ class RunConsumer(driver.Consumer):
         self._thin = self._busy = False
         self._suspect: set[TP] = set()
         self._changelogs: dict[TP, int] = {}  # up to where each was delivered since Faust positioned it
-        self._fetch: asyncio.Future[Any] | None = None  # under way, or abandoned
         self._unread = Unread()
         self._next_look = 0.0
         self._dirty = False  # something fetched was not delivered: position anew before the next fetch
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:  # noqa: ASYNC109 - Faust's own signature
         """Fetch once and yield what came: (partition, message), a message's value being a Run for run topics."""
-        await self._end_abandoned_fetch()
+        if await self.end_abandoned_fetch():
+            self._dirty = True
         if self._dirty and self.flow_active:
             await self.perform_seek()
             await self._reread_changelogs()
@@ -68,6 +69,7 @@ class RunConsumer(driver.Consumer):
         if self._thin:
             await asyncio.sleep(LINGER)
         epoch = self._epoch
+        self.set_broker_wait(IDLE_WAIT if self._idle else BUSY_WAIT)
         records, active = await self._wait_next_records(HELD_WAIT if self._buffered_partitions else IDLE_WAIT)
         self._busy = bool(records)
         if not records or self.should_stop:
@@ -162,11 +164,6 @@ class RunConsumer(driver.Consumer):
         """The offset whose commit the broker confirmed since the partition was positioned."""
         return self._confirmed.get(ensure_TP(tp))
 
-    def in_touch(self) -> bool:
-        """Whether Kafka has answered this member of the group within its session's timeout: only then can it commit."""
-        consumer = self._thread._consumer
-        return consumer is not None and consumer._coordinator.coordinator_id is not None
-
     def positions(self) -> dict[str, dict[int, dict[str, int | bool | None]]]:
         """Per topic and partition: offset delivered up to, persisted up to, committed up to, and whether it is held back."""
         found: dict[str, dict[int, dict[str, int | bool | None]]] = {}
@@ -224,6 +221,11 @@ class RunConsumer(driver.Consumer):
         for tp in [tp for tp in self._changelogs if tp in assigned]:
             await self._seek(tp, self._changelogs[tp])
 
+    @property
+    def _idle(self) -> bool:
+        """Whether nothing came, nothing is in flight and nothing is held back."""
+        return not (self._busy or self._buffered_partitions or any(one.in_flight for one in self.ledgers.values()))
+
     async def _read_unread(self) -> None:
         """The second net, whoever lost records: a log that goes on behind what was delivered is read again from there."""
         now = time.monotonic()
@@ -232,44 +234,11 @@ class RunConsumer(driver.Consumer):
         self._next_look = now + 1
         for tp in self._get_active_partitions() & self._expected.keys():
             delivered = self._expected[tp]
-            end = delivered if self.ledgers[tp].in_flight else self._end(tp)
+            end = delivered if self.ledgers[tp].in_flight else self.end_of(tp)
             if self._unread.overdue(tp, delivered, end, now):
                 where = {"topic": tp.topic, "partition": tp.partition, "offset": delivered, "end": end}
                 logger.warning("nothing came of what a partition holds: it is read again", extra=where)
                 await self._seek(tp, delivered)
-
-    def _end(self, tp: TP) -> int:
-        """The end of the partition's log, as the last fetch saw it; 0 while there was none."""
-        try:
-            return self.highwater(tp) or 0
-        except AssertionError:  # taken away in this moment, in the consumer's thread
-            return 0
-
-    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:  # noqa: ASYNC109 - Faust's own signature
-        self._set_broker_wait()
-        # A rebalance cancels who waits for a fetch; the fetch goes on in the consumer's thread, and takes what comes.
-        self._fetch = asyncio.ensure_future(super()._getmany(active_partitions, timeout))
-        found = await asyncio.shield(self._fetch)
-        self._fetch = None
-        return found
-
-    def _set_broker_wait(self) -> None:
-        """How long the broker may keep a request for partitions that have nothing.
-
-        aiokafka has one request a broker under way.  While some partitions have records that nobody took yet, it asks for the
-        others only; if those are empty, everything waits for that answer: 1.5 seconds, if Faust had its way.
-        """
-        idle = not (self._busy or self._buffered_partitions or any(led.in_flight for led in self.ledgers.values()))
-        if (consumer := self._thread._consumer) is not None:
-            consumer._fetcher._fetch_max_wait_ms = round(1000 * (IDLE_WAIT if idle else BUSY_WAIT))
-
-    async def _end_abandoned_fetch(self) -> None:
-        """What such a fetch took, perhaps after the partitions were positioned anew, comes again."""
-        if self._fetch is not None:
-            await asyncio.wait([self._fetch])
-            if not self._fetch.cancelled() and self._fetch.exception() is None:
-                self._dirty |= bool(self._fetch.result())
-            self._fetch = None
 
     async def _wait_for_room(self, seconds: float) -> None:
         """Faust sleeps a whole second when every partition is held back; this wakes up with the first that is not."""

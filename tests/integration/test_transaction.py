@@ -119,6 +119,27 @@ def test_a_frozen_owner_keeps_its_partition_no_longer_than_the_server_lets_it(
     assert set(states) == {("idle in transaction",)}
 
 
+def test_what_waits_behind_a_message_that_fails_again_is_not_touched(stage: Stage) -> None:
+    """Each attempt took everything behind it and set it aside again: dead rows by the thousand."""
+    for _ in range(3):
+        stage.insert(stage.bench.connection, "a", "plain")
+    stage.bench.handler.faults["n0001"] = "P0001"
+    stage.send(stage.committed())
+    deliver(stage)
+    parked = "SELECT outbox_id, xmin, ctid FROM outbox_state WHERE status = 'parked' ORDER BY 1"
+    before = stage.bench.query(parked)
+    assert len(before) == 2
+    stage.all_due()
+    stage.wake_up(["a"], 1000)
+    stage.compare()
+    assert stage.bench.query(parked) == before
+    stage.bench.handler.faults.clear()
+    stage.all_due()
+    stage.wake_up(["a"], 1000)
+    stage.compare()
+    assert stage.bench.query("SELECT DISTINCT status FROM outbox_state") == [("consumed",)]
+
+
 def test_a_network_that_falls_silent_before_the_rollback_is_given_up(stage: Stage) -> None:
     """What could not be rolled back is no outage for ever: the connection is given up, and the message is not charged."""
     stage.insert(stage.bench.connection, "a", "plain")

@@ -10,6 +10,7 @@ import pytest
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from streams.worker.ledger import Run
 from streams.worker.transport import RunConsumer, run_transport
 
 SOURCE, FRESH, CHANGELOG = TP("source", 0), TP("source", 1), TP("changelog", 0)
@@ -128,6 +129,24 @@ async def test_what_an_abandoned_fetch_takes_after_a_seek_is_fetched_again(consu
     await consumer.perform_seek()
     faust.data.set()
     assert await delivered(consumer) == {SOURCE, FRESH, CHANGELOG}
+
+
+async def test_what_is_dropped_while_an_abandoned_fetch_ends_is_fetched_again(
+    consumer: RunConsumer, faust: Faust
+) -> None:
+    await consumer.perform_seek()
+    faust.positions |= ENDS
+    faust.data.clear()
+    waiting = asyncio.create_task(delivered(consumer))
+    await faust.asked.wait()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    again = asyncio.create_task(delivered(consumer))
+    await asyncio.sleep(0)
+    consumer.ledgers[SOURCE].open(Run("source", 0, [SimpleNamespace(offset=COMMITTED)]))
+    consumer.resume_flow()
+    faust.data.set()
+    assert SOURCE in await again
 
 
 async def test_what_is_not_handed_over_is_fetched_again(consumer: RunConsumer, faust: Faust) -> None:
