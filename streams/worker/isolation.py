@@ -54,7 +54,7 @@ class Density:
     """How often messages of a biz_type fail, of late: it decides how many are tried at once."""
 
     messages: float = 500.0
-    guilty: float = 1.0
+    guilty: float = LEAST_GUILTY
     half_life: float = 5000.0  # messages
 
     @property
@@ -92,6 +92,11 @@ class Memory:
     first: defaultdict[str, Density] = field(default_factory=lambda: defaultdict(Density))
     again: defaultdict[str, Density] = field(default_factory=lambda: defaultdict(_failed_before))
     misled: set[str] = field(default_factory=set)
+
+    @property
+    def wary(self) -> bool:
+        """Whether messages of some biz_type failed so often of late that it is worth trying few at once."""
+        return any(density.piece < MOST_PIECE for density in self.first.values())
 
 
 class Isolation:

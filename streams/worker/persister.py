@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 REACH = 2.0  # seconds in which a database that is there answers
 MOST_WAIT = 10.0  # seconds between two tries of a run while the database is away
 COSTLY_TRIES = 3
-CAREFUL_RUNS = 64  # after a failing message the next runs use savepoints from the start: it is rarely the only one
 
 Work = Callable[[Transaction], Awaitable[None]]
 
@@ -56,7 +55,6 @@ class Persister:
         self._ours = Outbox(registry)
         self._foreign = {topic: Foreign(registry, source) for topic, source in registry.envelopes.items()}
         self._memories: defaultdict[str, Memory] = defaultdict(Memory)
-        self._careful = 0
         self._ahead = 0.0
 
     def origin(self, topic: str) -> Origin:
@@ -69,14 +67,14 @@ class Persister:
         if not all(run.current for run in runs):
             return None
         try:
-            return self._seen(await self._once(runs[0].topic, self._records(runs), self._care()))
+            return await self._once(runs[0].topic, self._records(runs), self._care(runs[0].topic))
         except Failed as failed:
             logger.debug("runs are worked one by one", extra=_about(runs[0], failed.error))
             return None
 
     async def persist(self, run: Run, care: Care = Care.NONE) -> Outcome | None:
         """What was decided for each record, after the commit; None when the run stopped being ours before that."""
-        return self._seen(await self._until_done(run, run.topic, self._records([run]), max(care, self._care())))
+        return await self._until_done(run, run.topic, self._records([run]), max(care, self._care(run.topic)))
 
     async def retry(
         self, run: Run, topic: str, keys: Sequence[str], care: Care = Care.NONE, most: int | None = None
@@ -221,17 +219,9 @@ class Persister:
             raise Failed(error, lost) from error
         return transaction.outcome
 
-    def _care(self) -> Care:
-        if not self._careful:
-            return Care.NONE
-        self._careful -= 1
-        return Care.PIECES
-
-    def _seen(self, outcome: Outcome | None) -> Outcome | None:
-        """Where messages failed others will: the next runs are worked in pieces."""
-        if outcome is not None and any(one.status != "parked" for one in outcome.asides):
-            self._careful = CAREFUL_RUNS
-        return outcome
+    def _care(self, topic: str) -> Care:
+        """Where messages failed others will: savepoints from the start, until they are so rare that whole runs are cheaper."""
+        return Care.PIECES if self._memories[self.origin(topic).source].wary else Care.NONE
 
     async def _ask(self, name: str, topic: str, **parameters: Any) -> list[tuple[Any, ...]]:
         origin = self.origin(topic)
