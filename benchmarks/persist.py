@@ -34,11 +34,10 @@ def statements(topic: str, partition: int, records: Sequence[Record]) -> list[tu
         "ids": "{" + ",".join([str(record.outbox_id) for record in records]) + "}",
         "partitions": "{" + ",".join([str(partition)] * len(records)) + "}",
         "offsets": "{" + ",".join([str(record.offset) for record in records]) + "}",
-        "keys": [],
     }
     return [
         (query("lock_partitions"), {"topic": topic, "partitions": [partition]}),
-        (query("claim"), claim),
-        (query("save_chat_histories"), {"messages": batch.json()}),
+        (query("claim_all"), claim),
+        (query("save_chat_histories"), {"messages": batch.parameter()}),
         (query("save_agent_chats"), {"chats": orjson.dumps(chats_of(batch)).decode()}),
     ]

@@ -44,6 +44,6 @@ def statuses(url: str, rows: int) -> dict[str, float]:
         for first, last in batches:
             ids = list(range(first, last + 1))
             record = {"partitions": [0] * BATCH, "offsets": ids, "keys": []}
-            connection.execute(query("claim"), {"topic": "chat-history", "checked": False, "ids": ids, **record})
+            connection.execute(query("claim_all"), {"topic": "chat-history", "checked": False, "ids": ids, **record})
         found["row in outbox_state"] = (written(connection) - before) / rows
         return found

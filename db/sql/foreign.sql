@@ -1,5 +1,21 @@
+-- foreign_claim_all --
+-- Take these messages of another system for this transaction if every one is new; otherwise none.
+-- While anything of the topic is open, only what is `%(checked)s` to wait for nothing is taken.
+INSERT INTO outbox_foreign (source, outbox_id, biz_type, topic, key, created_at, status, partition, "offset", applied)
+SELECT %(source)s, outbox_id, biz_type, %(topic)s, key, timestamp '1970-01-01' + created_ms * interval '1 millisecond',
+       'consumed', partition, "offset", nextval('outbox_applied')
+FROM ROWS FROM (
+         json_to_recordset(%(messages)s::json)
+         AS (outbox_id bigint, biz_type text, key text, created_ms bigint, partition integer, "offset" bigint)
+     ) WITH ORDINALITY AS m (outbox_id, biz_type, key, created_ms, partition, "offset", position)
+WHERE (%(checked)s OR NOT EXISTS (SELECT FROM outbox_foreign WHERE open AND source = %(source)s AND topic = %(topic)s))
+  AND NOT EXISTS (
+      SELECT FROM outbox_foreign AS s
+      WHERE s.source = %(source)s AND s.outbox_id = ANY(%(ids)s::bigint[]))
+ORDER BY position;
+
 -- foreign_claim --
--- Take these messages of another system for this transaction; give back only those that are new.
+-- Take those of these messages of another system for this transaction that are new, and give them back.
 -- While anything of the topic is open, only what is `%(checked)s` to wait for nothing.
 INSERT INTO outbox_foreign (source, outbox_id, biz_type, topic, key, created_at, status, partition, "offset", applied)
 SELECT %(source)s, outbox_id, biz_type, %(topic)s, key, timestamp '1970-01-01' + created_ms * interval '1 millisecond',

@@ -3,8 +3,21 @@
 SELECT pg_advisory_xact_lock(hashtextextended(%(topic)s, given.partition))
 FROM unnest(%(partitions)s::bigint[]) AS given (partition);
 
+-- claim_all --
+-- Take these messages for this transaction if every one is new and has an outbox row; otherwise none, and `claim` says which.
+-- Nearly always they are, and asking that once for all costs half of asking it row by row: ON CONFLICT alone is a quarter.
+-- While anything of the topic is open, only what is `%(checked)s` to wait for nothing is taken.
+INSERT INTO outbox_state (outbox_id, status, partition, "offset", applied)
+SELECT id, 'consumed', partition, "offset", nextval('outbox_applied')
+FROM unnest(%(ids)s::bigint[], %(partitions)s::integer[], %(offsets)s::bigint[])
+     WITH ORDINALITY AS record (id, partition, "offset", position)
+WHERE (%(checked)s OR NOT EXISTS (SELECT FROM outbox_state WHERE topic = %(topic)s))
+  AND NOT EXISTS (SELECT FROM outbox_state WHERE outbox_id = ANY(%(ids)s::bigint[]))
+  AND (SELECT count(*) FROM outbox WHERE id = ANY(%(ids)s::bigint[])) = cardinality(%(ids)s::bigint[])
+ORDER BY position;
+
 -- claim --
--- Take these messages for this transaction; give back only those that are new and have an outbox row.
+-- Take those of these messages for this transaction that are new and have an outbox row, and give them back.
 -- One probe when nothing of the topic is open; otherwise only what is `%(checked)s` to wait for nothing is taken.  A scalar
 -- subquery is one probe of an index a record, whatever the planner believes; for EXISTS it likes to read the whole table.
 INSERT INTO outbox_state (outbox_id, status, partition, "offset", applied)

@@ -22,6 +22,7 @@ from streams.worker.fate import storable
 # What differs from our own messages; every other statement is the same.
 STATEMENTS: Mapping[str, LiteralString] = {
     "claim": "foreign_claim",
+    "claim_all": "foreign_claim_all",
     "open_keys": "foreign_open_keys",
     "facts": "foreign_facts",
     "payloads": "foreign_payloads",
@@ -78,7 +79,7 @@ class Foreign:
         return query(STATEMENTS.get(name, name))
 
     def claim(self, some: Sequence[Incoming]) -> dict[str, Any]:
-        """One JSON array: the row has to say what the message is."""
+        """One JSON array, as the row has to say what the message is, and the ids again for what asks by index."""
         rows = [
             {
                 "outbox_id": one.outbox_id,
@@ -90,7 +91,7 @@ class Foreign:
             }
             for one in some
         ]
-        return {"messages": orjson.dumps(rows).decode()}
+        return {"messages": orjson.dumps(rows).decode(), "ids": [one.outbox_id for one in some]}
 
     def kept(self, one: Incoming) -> Mapping[str, Any]:
         """What the record says, unless it is stored already."""

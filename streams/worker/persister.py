@@ -30,10 +30,10 @@ from streams.worker.handlers import Care
 from streams.worker.isolation import Memory
 from streams.worker.ledger import Run
 from streams.worker.origin import Origin, Outbox
-from streams.worker.records import Invisible, work_records
+from streams.worker.records import work_records
 from streams.worker.retry import Head, work_open
 from streams.worker.silence import answering
-from streams.worker.transaction import Aside, Outcome, Transaction
+from streams.worker.transaction import Aside, Invisible, Outcome, Transaction
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class Persister:
             if isinstance(error, Invisible):
                 unseen += 1
                 if unseen == 10:
-                    logger.warning("outbox rows are not visible yet, the run waits", extra=_about(run, error))
+                    logger.warning("what others committed is not visible yet, the run waits", extra=_about(run, error))
                 await asyncio.sleep(min(1.0, 0.005 * 2**unseen))
                 continue
             verdict = judge(error, lost)

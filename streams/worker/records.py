@@ -8,15 +8,11 @@ from typing import cast
 from streams.worker.decode import Incoming, Rejected
 from streams.worker.isolation import Guilty
 from streams.worker.policy import TERMINAL, Decision, Fact, decide
-from streams.worker.transaction import Transaction
+from streams.worker.transaction import Invisible, Transaction
 
 # Runs for which conversations are looked up at once, because some waited a short time ago.
 KEYED_RUNS = 64
 WAITS = ("retrying", "parked")
-
-
-class Invisible(Exception):
-    """Records whose outbox rows are committed, perhaps, and not visible yet: the run has to be tried again soon."""
 
 
 async def work_records(

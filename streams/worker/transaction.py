@@ -27,6 +27,8 @@ from streams.worker.savepoint import Savepoint
 from streams.worker.silence import answering
 from streams.worker.spans import Attempt
 
+Query = tuple[str, dict[str, Any]]  # a named query and its parameters
+
 
 @dataclass(frozen=True, slots=True)
 class Aside:
@@ -58,6 +60,10 @@ class Outcome:
         self.asides += other.asides
         self.rejected += other.rejected
         self.woken |= other.woken
+
+
+class Invisible(Exception):
+    """What others committed, perhaps, is not visible yet: the run has to be tried again soon."""
 
 
 class Transaction:
@@ -146,14 +152,15 @@ class Transaction:
 
     async def lock_and_claim(self, partitions: Iterable[int], some: Sequence[Incoming]) -> set[int]:
         """Claim all that is new, in the round trip that locks; nothing while something of the topic is open."""
-        lock = ("lock_partitions", {"partitions": sorted(partitions)})
-        _, claimed = await self._together(lock, ("claim", self._claim(some, checked=False)))
-        return _ids(claimed)
+        claimed, _ = await self._claimed(
+            some, checked=False, before=("lock_partitions", {"partitions": sorted(partitions)})
+        )
+        return claimed
 
     async def lock_and_look(self, partitions: Iterable[int], some: Sequence[Incoming]) -> set[str]:
         """Which of these messages' conversations wait behind an open message, in the round trip that locks."""
         lock = ("lock_partitions", {"partitions": sorted(partitions)})
-        _, keys = await self._together(lock, ("open_keys", _keys(some)))
+        _, (_, keys) = await self._together(lock, ("open_keys", _keys(some)))
         return {key for (key,) in keys}
 
     async def claim(self, some: Sequence[Incoming]) -> set[int]:
@@ -162,17 +169,17 @@ class Transaction:
 
     async def claim_and_open(self, free: Sequence[Incoming], behind: Sequence[Incoming]) -> tuple[set[int], set[int]]:
         """Claim messages whose conversations wait for nothing, and `open` others; the ids of those of each that are new."""
-        what = [("claim", self._claim(free, checked=True))] if free else []
+        opening = None
         if behind:
-            what.append(("open", {"messages": orjson.dumps([self._opened(one) for one in behind]).decode()}))
-        found = await self._together(*what) if what else []
-        opened = _ids(found[-1]) if behind else set()
+            opening = ("open", {"messages": orjson.dumps([self._opened(one) for one in behind]).decode()})
+        claimed, rows = await self._claimed(free, checked=True, before=opening)
+        opened = {row[0] for row in rows}
         self.outcome.asides += [
             Aside(one.outbox_id, one.partition, one.key, "parked" if one.fault is None else "dead", code=_code(one))
             for one in behind
             if one.outbox_id in opened
         ]
-        return _ids(found[0]) if free else set(), opened
+        return claimed, opened
 
     async def open_keys(self, some: Sequence[Incoming]) -> set[str]:
         """Which of these messages' conversations wait behind an open message."""
@@ -201,8 +208,26 @@ class Transaction:
                 await cursor.execute(self.origin.statement(name), self._complete(parameters))
                 return await cursor.fetchall() if cursor.description else []
 
-    async def _together(self, *what: tuple[str, dict[str, Any]]) -> list[list[tuple[Any, ...]]]:
-        """The rows of several named queries, one after the other, in one round trip."""
+    async def _claimed(
+        self, some: Sequence[Incoming], *, checked: bool, before: Query | None = None
+    ) -> tuple[set[int], list[tuple[Any, ...]]]:
+        """The ids of those of these messages that are claimed now; and the rows of the query that goes before it."""
+        parameters = {"checked": checked, **self.origin.claim(some)} if some else {}
+        what = [before] if before else []
+        if some:
+            what.append(("claim_all", parameters))
+        try:
+            answers = await self._together(*what) if what else []
+            rows = answers[0][1] if before else []
+            if some and answers[-1][0] == len(some):
+                return {one.outbox_id for one in some}, rows
+            claimed = await self.execute("claim", **parameters) if some else []
+        except psycopg.errors.UniqueViolation as error:
+            raise Invisible("another transaction decided one of these messages in this moment") from error
+        return {row[0] for row in claimed}, rows
+
+    async def _together(self, *what: Query) -> list[tuple[int, list[tuple[Any, ...]]]]:
+        """How many rows each of several named queries found or wrote, and which it gave back, all in one round trip."""
         with answering(self._driver, self._seconds):
             async with AsyncExitStack() as stack:
                 cursors = [await stack.enter_async_context(self._driver.cursor()) for _ in what]
@@ -210,13 +235,10 @@ class Transaction:
                     for cursor, (name, parameters) in zip(cursors, what, strict=True):
                         await cursor.execute(self.origin.statement(name), self._complete(parameters))
                 # Left first: while the server waits for the rest of a pipeline, no timeout of its own frees the lock.
-                return [await cursor.fetchall() for cursor in cursors]
+                return [(cursor.rowcount, await cursor.fetchall() if cursor.description else []) for cursor in cursors]
 
     def _complete(self, parameters: dict[str, Any]) -> dict[str, Any]:
         return {"topic": self.topic, "source": self.origin.source, **parameters}
-
-    def _claim(self, some: Sequence[Incoming], *, checked: bool) -> dict[str, Any]:
-        return {"checked": checked, **self.origin.claim(some)}
 
     def _opened(self, one: Incoming) -> dict[str, Any]:
         """A message that is set aside on arrival, as `open` takes it."""
@@ -249,10 +271,6 @@ class Transaction:
         agent = self._registry.agents.get(one.biz_type)
         held = agent is not None and agent.on_dead == "hold" and bool(one.key)
         return Guilty(one.outbox_id, one.key, "dead", 0, *describe(fault), open=held)
-
-
-def _ids(rows: Iterable[tuple[Any, ...]]) -> set[int]:
-    return {row[0] for row in rows}
 
 
 def _keys(some: Sequence[Incoming]) -> dict[str, Any]:

@@ -12,7 +12,9 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from streams.settings import load
+from streams.worker.handlers import Care
 from streams.worker.persister import Persister
+from streams.worker.transaction import Transaction
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.simulation import Bench
 from tests.fixtures.stage import Stage
@@ -104,19 +106,50 @@ def test_a_frozen_owner_keeps_its_partition_no_longer_than_the_server_lets_it(
 ) -> None:
     """A server that waits for the rest of a pipeline counts as active: none of its timeouts would free the lock."""
     states: list[Any] = []
-    fetchall = psycopg.AsyncCursor.fetchall
+    together = Transaction._together
 
-    async def look(cursor: psycopg.AsyncCursor[Any]) -> list[Any]:
-        rows = await fetchall(cursor)
-        pid = cursor.connection.info.backend_pid
-        states.extend(stage.bench.query("SELECT state FROM pg_stat_activity WHERE pid = %s", pid))
-        return rows
+    async def look(transaction: Transaction, *what: Any) -> list[Any]:
+        found = await together(transaction, *what)
+        states.extend(
+            stage.bench.query("SELECT state FROM pg_stat_activity WHERE pid = %s", transaction._driver.info.backend_pid)
+        )
+        return found
 
-    monkeypatch.setattr(psycopg.AsyncCursor, "fetchall", look)
+    monkeypatch.setattr(Transaction, "_together", look)
     stage.insert(stage.bench.connection, "a", "plain")
     stage.send(stage.committed())
     deliver(stage)
     assert set(states) == {("idle in transaction",)}
+
+
+@pytest.mark.parametrize("care", list(Care))
+def test_what_another_transaction_decides_in_this_moment_is_seen_in_the_next_try(stage: Stage, care: Care) -> None:
+    """Its row is not visible when the run asks whether all are new: the claim waits for it, and is refused."""
+    for _ in range(3):
+        stage.insert(stage.bench.connection, "a", "plain")
+    rows = stage.committed()
+    stage.send(rows)
+    run = stage.next_run(0, 1000)
+    assert run is not None
+
+    async def overtaken() -> Any:
+        async with await psycopg.AsyncConnection.connect(stage.bench.settings.database_url) as other:
+            await other.execute(
+                "INSERT INTO outbox_state (outbox_id, status) VALUES (%s, 'discarded')", (rows[1].root,)
+            )
+            working = asyncio.create_task(stage.bench.workers[0].persist(run, care))
+            deadline = time.monotonic() + 20
+            while not stage.bench.query("SELECT FROM pg_stat_activity WHERE wait_event = 'transactionid'"):
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
+            await other.commit()
+            return await working
+
+    outcome = stage.bench.run(overtaken())
+    assert (outcome.consumed, outcome.skipped) == (2, 1)
+    states = [("consumed",), ("discarded",), ("consumed",)]
+    assert stage.bench.query("SELECT status FROM outbox_state ORDER BY outbox_id") == states
+    assert stage.bench.query("SELECT outbox_id FROM notes ORDER BY id") == [(rows[0].root,), (rows[2].root,)]
 
 
 def test_what_waits_behind_a_message_that_fails_again_is_not_touched(stage: Stage) -> None:
