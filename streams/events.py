@@ -17,12 +17,15 @@ from typing import Any, Generic, TypeVar, overload
 
 import msgspec
 import orjson
+from psycopg.types.json import Json
 
 from streams.errors import RegistryInvalid
 
 E = TypeVar("E")
 
 _EPOCH = datetime(1970, 1, 1)
+_ENCODER = msgspec.json.Encoder()
+_COMMA = ord(",")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,18 @@ class Batch(Sequence[Message[E]]):
         One parameter for one statement: `FROM json_to_recordset(:batch) AS m (outbox_id bigint, ...)`.  Binding one
         text costs a sixth of binding an array per column (measured with 1000 rows of 12 columns).
         """
-        return (b"[" + b",".join([_flat(message) for message in self._messages]) + b"]").decode()
+        return self._bytes().decode()
+
+    def parameter(self) -> Json:
+        """The same, only to be bound to a statement, of psycopg or SQLAlchemy: it goes out as it is, without becoming text."""
+        return Json(self._bytes(), dumps=_as_it_is)
+
+    def _bytes(self) -> bytes:
+        found = bytearray(b"[")
+        for message in self._messages:
+            _write(message, found)
+        found[1 if len(found) == 1 else -1 :] = b"]"  # instead of the last comma
+        return bytes(found)
 
 
 def event(biz_type: str, *, topic: str, key: str) -> Callable[[type[E]], type[E]]:
@@ -136,12 +150,26 @@ def _place(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}" + (f" ({file})" if file else "")
 
 
-def _flat(message: Message[Any]) -> bytes:
-    payload = orjson.dumps(message.payload)
+def _as_it_is(encoded: bytes) -> bytes:
+    return encoded
+
+
+def _write(message: Message[Any], found: bytearray) -> None:
+    """Append a flat object and a comma."""
     source = orjson.dumps(message.source) if message.source else b'""'
     second, ms = divmod(message.created_ms, 1000)
-    head = b'{"outbox_id":%d,"source":%b,"created_at":"%b.%03d"' % (message.outbox_id, source, _second(second), ms)
-    return head + b"}" if payload == b"{}" else head + b"," + payload[1:]
+    found += b'{"outbox_id":%d,"source":%b,"created_at":"%b.%03d"' % (message.outbox_id, source, _second(second), ms)
+    start = len(found)
+    try:
+        # Of one payload at a time msgspec makes JSON three times as fast as orjson.
+        _ENCODER.encode_into(message.payload, found, start)
+    except TypeError:  # a subclass of str, say, which only a payload's own __post_init__ can have put there
+        found[start:] = orjson.dumps(message.payload)
+    if len(found) == start + 2:
+        found[start:] = b"},"
+    else:
+        found[start] = _COMMA
+        found += b","
 
 
 @lru_cache(maxsize=1024)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import Annotated, Any, Literal
+from unittest.mock import patch
 
 import msgspec
 import orjson
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streams import codec
 from streams.agents.chat_history import ChatHistoryPersist
 from streams.codec import KEY_BYTES, Unreadable, decode, encode
 from streams.errors import PayloadInvalid
@@ -300,6 +302,32 @@ JSON = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=8,
 )
+
+
+def outcome(raw: str | bytes) -> Any:
+    try:
+        return decode(raw, ChatHistoryPersist)
+    except Unreadable as refused:
+        return refused.code, str(refused)
+
+
+@given(
+    more=st.lists(st.tuples(st.sampled_from([*ChatHistoryPersist.__slots__, "other"]), JSON)),
+    before=st.sampled_from(["", " ", "[", "\ufeff"]),
+    after=st.sampled_from(["", "\n", ",", "{}"]),
+)
+def test_what_is_read_at_once_is_what_is_read_with_care(more: list[tuple[str, Any]], before: str, after: str) -> None:
+    """Names that come twice too: the last one counts."""
+    pairs = [*orjson.loads(document()).items(), *more]
+    raw = before + "{" + ",".join(f'"{name}":{orjson.dumps(value).decode()}' for name, value in pairs) + "}" + after
+    at_once = outcome(raw), outcome(raw.encode())
+    with patch.object(codec, "_decoder", side_effect=LookupError):
+        assert at_once == (outcome(raw), outcome(raw.encode()))
+
+
+def test_a_name_that_comes_twice_counts_once() -> None:
+    twice = document()[:-1] + b',"role":"robot","tokens_consumed":1,"tokens_consumed":null}'
+    assert decode(twice, ChatHistoryPersist) == chat(role="robot")
 
 
 @given(values=st.dictionaries(st.sampled_from(list(ChatHistoryPersist.__slots__)), JSON))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, date, datetime, time
+from enum import Enum
 from typing import Any
+from uuid import UUID
 
 import orjson
 import pytest
@@ -104,6 +106,58 @@ def test_a_batch_as_json_is_flat() -> None:
         "created_at": "2023-11-14T22:13:20.007",
         "ref": "",
     }
+
+
+class Loud(str):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize("ref", ["", '"\\ü\u2028', Loud("a")])
+def test_a_batch_as_a_parameter_is_its_json(ref: str) -> None:
+    """What no message of a topic can be, a payload's own code can make of it."""
+    batch = messages("a", ref, "b")
+    parameter = batch.parameter()
+    assert parameter.dumps is not None
+    assert parameter.dumps(parameter.obj) == batch.json().encode()
+    assert [one["ref"] for one in orjson.loads(batch.json())] == ["a", ref, "b"]
+
+
+@dataclass(frozen=True)
+class Inner:
+    _of: UUID
+    at: datetime | date | time
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@dataclass(frozen=True)
+class Nested:
+    inner: list[Inner]
+    colour: Colour
+    share: float | None
+    more: dict[str, Any]
+
+
+def test_a_batch_holds_every_kind_of_value_as_json_has_it() -> None:
+    noon = time(12, 30, 15, 250_000)
+    moments: list[datetime | date | time] = [
+        datetime(2026, 1, 2, 3, 4, 5, 6, UTC),
+        datetime(2026, 1, 2),
+        date(2026, 1, 2),
+        noon,
+    ]
+    payload = Nested([Inner(UUID(int=1), at) for at in moments], Colour.RED, 1e16, {"a": [None, True, 2**63]})
+    [found] = orjson.loads(Batch([Message(1, "a", payload, 0)]).json())
+    assert [one["at"] for one in found["inner"]] == [
+        "2026-01-02T03:04:05.000006Z",
+        "2026-01-02T00:00:00",
+        "2026-01-02",
+        "12:30:15.250000",
+    ]
+    assert {one["_of"] for one in found["inner"]} == {str(UUID(int=1))}
+    assert (found["colour"], found["share"], found["more"]) == ("red", 1e16, payload.more)
 
 
 def test_a_moment_before_1970_is_written_as_a_moment() -> None:
