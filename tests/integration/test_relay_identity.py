@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -10,6 +12,7 @@ import pytest
 
 from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
+from streams.dev.wheels import postgres_bin
 from tests.conftest import World
 from tests.contract.test_relay_contract import check_order, leads, on_topic, published
 from tests.fixtures.command import streams
@@ -102,6 +105,41 @@ async def test_a_copy_of_the_database_is_refused_and_can_be_adopted(
             process.kill()
         with psycopg.connect(postgres.url, autocommit=True) as connection:
             connection.execute(f"DROP DATABASE {copy} WITH (FORCE)")
+
+
+async def test_a_dump_restored_on_another_server_is_refused_and_can_be_adopted(
+    relayed: World, tmp_path_factory: pytest.TempPathFactory, eventually: Eventually
+) -> None:
+    """What the dump holds unpublished is published from there; what the first server published meanwhile is not of it."""
+    await relayed.processes[0].stop(grace=8)
+    waiting = enqueue(relayed.url, relayed.topic, [payload(n, f"c{n % 5}") for n in range(10)])
+    directory = tmp_path_factory.mktemp("second")
+    dump = directory / "dump"
+    await run(postgres_bin() / "pg_dump", "--format=custom", f"--file={dump}", relayed.url)
+    async with PostgresServer(directory / "server") as second:
+        await run(postgres_bin() / "pg_restore", "--exit-on-error", f"--dbname={second.url}", dump)
+        original, relayed.environ["DATABASE_URL"] = relayed.url, second.url
+        try:
+            assert "this is not the database that relay" in await refusal(relayed, relayed.relay(), eventually)
+            done = await streams(relayed, "relay", "adopt", "--yes")
+            assert (done.code, "goes on at floor 50" in done.out) == (0, True)
+            relayed.migrate()  # a dump holds no replication slot
+            relay = relayed.relay()
+            ids = enqueue(relayed.url, relayed.topic, [payload(n, f"c{n % 5}") for n in range(20)])
+            await eventually(published(relayed, waiting + ids))
+            check_order(relayed, list(range(1, 51)) + waiting + ids)
+            await relay.stop(grace=8)
+        finally:
+            relayed.environ["DATABASE_URL"] = original
+            for process in relayed.processes:
+                process.kill()
+
+
+async def run(*command: str | Path) -> None:
+    """A program of PostgreSQL's, to its end."""
+    process = await asyncio.create_subprocess_exec(*map(str, command), stderr=asyncio.subprocess.PIPE)
+    _, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
 
 
 async def test_after_a_sequence_went_back_nothing_is_taken_for_published(
