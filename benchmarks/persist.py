@@ -28,10 +28,13 @@ def statements(topic: str, partition: int, records: Sequence[Record]) -> list[tu
     batch = Batch(
         [Message(r.outbox_id, r.key, decode(r.value, ChatHistoryPersist), r.timestamp) for r in records],
     )
+    ids = [record.outbox_id for record in records]
     claim = {
         "topic": topic,
+        "first": min(ids),
+        "last": max(ids),
         "checked": False,
-        "ids": "{" + ",".join([str(record.outbox_id) for record in records]) + "}",
+        "ids": "{" + ",".join(map(str, ids)) + "}",
         "partitions": "{" + ",".join([str(partition)] * len(records)) + "}",
         "offsets": "{" + ",".join([str(record.offset) for record in records]) + "}",
     }

@@ -46,15 +46,16 @@ async def rates(arena: Arena, rows: int, rounds: int) -> None:
             found.setdefault((contestant.name, size), []).append(await drain(arena, contestant, rows, size))
     middle = {key: Drain(*map(statistics.median, zip(*each, strict=True))) for key, each in found.items()}
     table = Table(title=f"{rows:,} rows, {PARTITIONS} partitions, {os.cpu_count()} cores")
-    for column in ("", "rows a transaction", "rows/s", "to Debezium", "CPU us/row: relay", "PostgreSQL", "broker"):
+    columns = ("to Debezium: warm", "just started", "CPU us/row: relay", "PostgreSQL", "broker")
+    for column in ("", "rows a transaction", "rows/s", *columns):
         table.add_column(column, justify="right" if column else "left")
     for (name, size), drained in middle.items():
-        other = middle.get((DEBEZIUM.name, size))
-        ratio = f"{drained.rate / other.rate:.1f}" if other else ""
+        others = [middle.get((each.name, size)) for each in (DEBEZIUM, COLD)]
+        ratios = [f"{drained.rate / other.rate:.1f}" if other else "" for other in others]
         costs = (f"{drained.relay:.1f}", f"{drained.postgres:.1f}", f"{drained.broker:.1f}")
-        table.add_row(name, {0: "all", -1: ""}.get(size, str(size)), f"{drained.rate:,.0f}", ratio, *costs)
+        table.add_row(name, {0: "all", -1: ""}.get(size, str(size)), f"{drained.rate:,.0f}", *ratios, *costs)
     console.print(table)
-    console.print("targets: cdc at least 3.0, poll at least 2.0 of Debezium")
+    console.print("targets: cdc at least 3.0, poll at least 2.0 of Debezium with 100 rows a transaction")
 
 
 async def latencies(arena: Arena, seconds: int) -> None:

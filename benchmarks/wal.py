@@ -43,7 +43,7 @@ def statuses(url: str, rows: int) -> dict[str, float]:
         before = written(connection)
         for first, last in batches:
             ids = list(range(first, last + 1))
-            record = {"partitions": [0] * BATCH, "offsets": ids, "keys": []}
+            record = {"partitions": [0] * BATCH, "offsets": ids, "first": first, "last": last}
             connection.execute(query("claim_all"), {"topic": "chat-history", "checked": False, "ids": ids, **record})
         found["row in outbox_state"] = (written(connection) - before) / rows
         return found

@@ -3,17 +3,29 @@
 SELECT pg_advisory_xact_lock(hashtextextended(%(topic)s, given.partition))
 FROM unnest(%(partitions)s::bigint[]) AS given (partition);
 
+-- by_index --
+-- The plan of the next statement is made once, perhaps while a partition is empty, and used long after it is full.
+SET LOCAL enable_seqscan = off;
+
+-- as_planned --
+-- What follows is planned as the server is told to.
+SET LOCAL enable_seqscan TO DEFAULT;
+
 -- claim_all --
 -- Take these messages for this transaction if every one is new and has an outbox row; otherwise none, and `claim` says which.
 -- Nearly always they are, and asking that once for all costs half of asking it row by row: ON CONFLICT alone is a quarter.
--- While anything of the topic is open, only what is `%(checked)s` to wait for nothing is taken.
+-- While anything of the topic is open, only what is `%(checked)s` to wait for nothing is taken.  The first and the last id
+-- say which partitions to look at: of an array that is a parameter the server does not know it.
 INSERT INTO outbox_state (outbox_id, status, partition, "offset", applied)
 SELECT id, 'consumed', partition, "offset", nextval('outbox_applied')
 FROM unnest(%(ids)s::bigint[], %(partitions)s::integer[], %(offsets)s::bigint[])
      WITH ORDINALITY AS record (id, partition, "offset", position)
 WHERE (%(checked)s OR NOT EXISTS (SELECT FROM outbox_state WHERE topic = %(topic)s))
-  AND NOT EXISTS (SELECT FROM outbox_state WHERE outbox_id = ANY(%(ids)s::bigint[]))
-  AND (SELECT count(*) FROM outbox WHERE id = ANY(%(ids)s::bigint[])) = cardinality(%(ids)s::bigint[])
+  AND NOT EXISTS (
+      SELECT FROM outbox_state
+      WHERE outbox_id BETWEEN %(first)s AND %(last)s AND outbox_id = ANY(%(ids)s::bigint[]))
+  AND (SELECT count(*) FROM outbox WHERE id BETWEEN %(first)s AND %(last)s AND id = ANY(%(ids)s::bigint[]))
+      = cardinality(%(ids)s::bigint[])
 ORDER BY position;
 
 -- claim --

@@ -70,8 +70,11 @@ class Outbox:
 
     def claim(self, some: Sequence[Incoming]) -> dict[str, Any]:
         """An array of numbers as text: a tenth of the price of binding a list."""
+        ids = [one.outbox_id for one in some]
         return {
-            "ids": "{" + ",".join([str(one.outbox_id) for one in some]) + "}",
+            "ids": "{" + ",".join(map(str, ids)) + "}",
+            "first": min(ids),
+            "last": max(ids),
             "partitions": "{" + ",".join([str(one.partition) for one in some]) + "}",
             "offsets": "{" + ",".join([str(one.offset) for one in some]) + "}",
         }

@@ -6,6 +6,7 @@ takes a second connection, so the pool cannot deadlock.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -108,6 +109,8 @@ class Transaction:
                 self._seconds,
                 self.memory,
             )
+        if any(one.attempts == 1 and one.code is not None for one in guilty):
+            self.memory.failed[self.topic] = time.monotonic()
         self.outcome.consumed += len(turns) - len(guilty)
         fates = {one.outbox_id: one for one in guilty}
         # `arrived` is drawn in this order: it has to be the order of the records.
@@ -215,11 +218,11 @@ class Transaction:
         parameters = {"checked": checked, **self.origin.claim(some)} if some else {}
         what = [before] if before else []
         if some:
-            what.append(("claim_all", parameters))
+            what += [("by_index", {}), ("claim_all", parameters), ("as_planned", {})]
         try:
             answers = await self._together(*what) if what else []
             rows = answers[0][1] if before else []
-            if some and answers[-1][0] == len(some):
+            if some and answers[-2][0] == len(some):
                 return {one.outbox_id for one in some}, rows
             claimed = await self.execute("claim", **parameters) if some else []
         except psycopg.errors.UniqueViolation as error:

@@ -33,6 +33,8 @@ GIVEN: dict[str, Any] = {
     "source": "s",
     "messages": orjson.dumps(ROWS).decode(),
     "ids": ORDER,
+    "first": min(ORDER),
+    "last": max(ORDER),
     "sources": ["s"] * len(ORDER),
     "partitions": [0] * len(ORDER),
     "offsets": ORDER,
