@@ -23,14 +23,18 @@ SERVER_KEEPALIVES = (
 )
 
 
+# SQLAlchemy repeats the parameters of a statement in its errors: those hold message text.
+DEFAULTS: dict[str, Any] = {"connect_args": KEEPALIVES, "hide_parameters": True}
+
+
 def sync_engine(url: str, **options: Any) -> Engine:
     """A SQLAlchemy engine for `postgresql://...`; `options` go to `create_engine`."""
-    return create_engine(_psycopg(url), connect_args=options.pop("connect_args", KEEPALIVES), **options)
+    return create_engine(_psycopg(url), **{**DEFAULTS, **options})
 
 
 def async_engine(url: str, **options: Any) -> AsyncEngine:
     """An async SQLAlchemy engine for `postgresql://...`; `options` go to `create_async_engine`."""
-    return create_async_engine(_psycopg(url), connect_args=options.pop("connect_args", KEEPALIVES), **options)
+    return create_async_engine(_psycopg(url), **{**DEFAULTS, **options})
 
 
 async def connect(url: str, **options: Any) -> psycopg.AsyncConnection[Any]:

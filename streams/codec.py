@@ -23,6 +23,7 @@ SHOWN = 80  # characters of a refused value that its error repeats to the caller
 KEY_BYTES = 1024
 _NUL = b"\\u0000"
 _BACKSLASH = ord("\\")
+_AS_IN_BATCHES = orjson.OPT_UTC_Z  # a moment is the same text in the outbox and in what a handler writes
 _STEP = re.compile(r"([^.\[\]]+)(?![^\[]*\])|\[([^]]*)\]")
 # What orjson says of text that is JSON by its grammar and yet holds no value, and what a person is told.
 _VALUELESS = {
@@ -49,7 +50,7 @@ def encode(event: Any, kind: EventType, max_bytes: int) -> tuple[str, str]:
     """The (key, payload text) of an event; PayloadInvalid names biz_type, field, value and expectation."""
     name = kind.biz_type
     try:
-        raw = orjson.dumps(event)
+        raw = orjson.dumps(event, option=_AS_IN_BATCHES)
     except orjson.JSONEncodeError as error:
         raise PayloadInvalid(f"{name}: {_unencodable(event, str(error))}") from None
     if b"null" in raw and (place := _first(event, _not_finite)):
@@ -77,6 +78,8 @@ def decode(raw: bytes | str | None, payload: type[E]) -> E:
     try:
         decoder, opening, opening_text = _decoder(payload)  # type: ignore[arg-type]  # a type is Hashable, whatever mypy says
         if isinstance(raw, bytes):
+            if not raw.isascii():
+                raw.decode()  # what is not UTF-8 is refused in names, too, and in values that nobody reads
             found: E = decoder.decode(opening + raw[1:] if raw.startswith(b"{") else raw)
             nul = _BACKSLASH in raw and _NUL in raw
         else:
@@ -110,7 +113,7 @@ def key_text(value: Any) -> str | None:
         return None
     try:
         # A date is text, as it was when it was enqueued.
-        text = _text_of(value if isinstance(value, str) else orjson.loads(orjson.dumps(value)))
+        text = _text_of(value if isinstance(value, str) else orjson.loads(orjson.dumps(value, option=_AS_IN_BATCHES)))
     except orjson.JSONEncodeError:
         return None
     return text if 1 <= len(text.encode()) <= KEY_BYTES and "\0" not in text else None

@@ -164,7 +164,7 @@ def _write(message: Message[Any], found: bytearray) -> None:
         # Of one payload at a time msgspec makes JSON three times as fast as orjson.
         _ENCODER.encode_into(message.payload, found, start)
     except TypeError:  # a subclass of str, say, which only a payload's own __post_init__ can have put there
-        found[start:] = orjson.dumps(message.payload)
+        found[start:] = orjson.dumps(message.payload, option=orjson.OPT_UTC_Z)
     if len(found) == start + 2:
         found[start:] = b"},"
     else:

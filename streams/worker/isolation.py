@@ -31,7 +31,9 @@ WORTH = 40  # messages that cost as much as one call of a handler does, however 
 MOST_PIECE = 1000
 MOSTLY = 0.3  # of messages that fail: each is tried alone
 LEAST_GUILTY = 0.001  # never nothing: it divides
-RECENTLY = 60.0  # seconds for which a success proves that a handler's statements can work
+RECENTLY = (
+    60.0  # seconds for which a success proves that a handler's statements can work, and a failure that others may fail
+)
 _NUMBER = re.compile(r"\d{1,19}")
 
 
@@ -81,22 +83,29 @@ def _failed_before() -> Density:
 
 @dataclass(slots=True)
 class Memory:
-    """What outlives one transaction: messages that cost a connection while alone, when each biz_type last worked, who may
-    still be writing outbox rows that are missing, for how many more runs of a topic conversations may be waiting, how often
-    each biz_type fails, for the first time and again, and whose inserted rows once told nothing of who is guilty."""
+    """What outlives one transaction: messages that cost a connection while alone, when each biz_type last worked and when a
+    message of each topic failed for the first time, who may still be writing outbox rows that are missing, for how many more
+    runs of a topic conversations may be waiting, how often each biz_type fails, for the first time and again, and whose
+    inserted rows once told nothing of who is guilty."""
 
     condemned: dict[int, Exception] = field(default_factory=dict)
     invisible: dict[int, frozenset[str]] = field(default_factory=dict)
     worked: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, float] = field(default_factory=dict)
     waits: Counter[str] = field(default_factory=Counter)
     first: defaultdict[str, Density] = field(default_factory=lambda: defaultdict(Density))
     again: defaultdict[str, Density] = field(default_factory=lambda: defaultdict(_failed_before))
     misled: set[str] = field(default_factory=set)
 
-    @property
-    def wary(self) -> bool:
-        """Whether messages of some biz_type failed so often of late that it is worth trying few at once."""
+    def wary(self, topic: str) -> bool:
+        """Whether messages of the topic fail of late, and so often that it is worth trying few at once."""
+        if time.monotonic() - self.failed.get(topic, -RECENTLY) >= RECENTLY:
+            return False
         return any(density.piece < MOST_PIECE for density in self.first.values())
+
+    def acquit(self, error: Exception) -> None:
+        """It was not the message's fault: nobody is condemned for this error."""
+        self.condemned = {one: why for one, why in self.condemned.items() if why is not error}
 
 
 class Isolation:
@@ -192,7 +201,8 @@ class Isolation:
         except Exception as error:
             lost = self._connection.invalidated or self._connection.closed
             verdict = judge(error, lost)
-            if verdict is Verdict.COSTLY and len(piece) == 1 and (lost or isinstance(error, HandlerTimeout)):
+            certain = len(piece) == 1 and (self._one_by_one or piece[0].attempts > 0)
+            if verdict is Verdict.COSTLY and certain and (lost or isinstance(error, HandlerTimeout)):
                 # The savepoint may be gone with the connection: remembered for the next try of the run.
                 self._memory.condemned[piece[0].outbox_id] = error
                 raise

@@ -153,6 +153,7 @@ class Persister:
 
     async def _until_done(self, run: Run, topic: str, work: Work, care: Care) -> Outcome | None:
         tries = costly = unseen = 0
+        searched = False
         while run.current:
             try:
                 return await self._once(topic, work, care)
@@ -162,11 +163,12 @@ class Persister:
                 unseen += 1
                 if unseen == 10:
                     logger.warning("what others committed is not visible yet, the run waits", extra=_about(run, error))
-                await asyncio.sleep(min(1.0, 0.005 * 2**unseen))
+                await asyncio.sleep(0.005 * 2 ** min(unseen, 8))
                 continue
             verdict = judge(error, lost)
             if isinstance(error, HandlerTimeout) and not await self.reachable():
                 verdict = Verdict.WAIT
+                self._memories[self.origin(topic).source].acquit(error)
             if verdict is Verdict.WAIT:
                 tries += 1
                 await self._wait(run, error, tries)
@@ -176,8 +178,9 @@ class Persister:
                     care = Care.ONE_BY_ONE
                     await asyncio.sleep(jittered(0.1 * min(costly, 100)))
                 logger.warning("a run takes too much time or memory", extra={**_about(run, error), "tries": costly})
-            elif care is Care.NONE:
-                care = Care.PIECES
+            elif not searched:
+                # Once more too where it was worked in pieces: what no handler raised may have been a moment's trouble.
+                care, searched = max(care, Care.PIECES), True
                 logger.info("a run failed, looking for the guilty message", extra=_about(run, error))
             else:
                 raise error
@@ -221,7 +224,7 @@ class Persister:
 
     def _care(self, topic: str) -> Care:
         """Where messages failed others will: savepoints from the start, until they are so rare that whole runs are cheaper."""
-        return Care.PIECES if self._memories[self.origin(topic).source].wary else Care.NONE
+        return Care.PIECES if self._memories[self.origin(topic).source].wary(topic) else Care.NONE
 
     async def _ask(self, name: str, topic: str, **parameters: Any) -> list[tuple[Any, ...]]:
         origin = self.origin(topic)

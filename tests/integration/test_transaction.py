@@ -12,9 +12,13 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from streams.settings import load
+from streams.worker.connections import Failed
+from streams.worker.fate import HandlerTimeout
 from streams.worker.handlers import Care
+from streams.worker.isolation import RECENTLY
 from streams.worker.persister import Persister
-from streams.worker.transaction import Transaction
+from streams.worker.transaction import Invisible, Transaction
+from tests.fixtures.listed import TOPIC
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.simulation import Bench
 from tests.fixtures.stage import Stage
@@ -202,3 +206,104 @@ def test_what_is_due_is_judged_by_the_databases_clock(stage: Stage, monkeypatch:
     monkeypatch.setattr(time, "time", lambda: real() - 3600)
     assert stage.bench.run(worker.reachable())
     assert abs(worker.now() - real()) < 5
+
+
+def a_run(stage: Stage) -> Any:
+    """One message, alone in its run."""
+    stage.insert(stage.bench.connection, "a", "plain")
+    stage.send(stage.committed())
+    run = stage.next_run(0, 1)
+    assert run is not None
+    return run
+
+
+def consumed(stage: Stage, run: Any) -> int:
+    """How many messages the first worker consumes of it."""
+    outcome = stage.bench.run(stage.bench.workers[0].persist(run))
+    assert outcome is not None
+    return outcome.consumed
+
+
+def wary(stage: Stage) -> None:
+    """Messages of the topic failed a moment ago."""
+    memory = stage.bench.workers[0]._memories[""]
+    memory.failed[TOPIC] = time.monotonic()
+    memory.first["plain"].add(guilty=10)
+    assert memory.wary(TOPIC)
+    assert not memory.wary("another")
+
+
+def test_a_timeout_while_the_database_is_away_is_not_charged_to_a_message_that_is_alone(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, run = stage.bench.workers[0], a_run(stage)
+    wary(stage)
+
+    async def hang(_: AsyncConnection) -> None:
+        raise HandlerTimeout
+
+    async def away() -> bool:
+        return False
+
+    stage.bench.handler.hook = hang
+    monkeypatch.setattr(worker, "reachable", away)
+    assert consumed(stage, run) == 1
+    assert stage.bench.query("SELECT status, attempts FROM outbox_state") == [("consumed", 0)]
+
+
+def test_a_timeout_that_does_not_come_back_is_not_charged(stage: Stage) -> None:
+    run = a_run(stage)
+    wary(stage)
+
+    async def hang(_: AsyncConnection) -> None:
+        raise HandlerTimeout
+
+    stage.bench.handler.hook = hang
+    assert consumed(stage, run) == 1
+    assert stage.bench.query("SELECT status, attempts FROM outbox_state") == [("consumed", 0)]
+
+
+def test_what_no_handler_raised_is_tried_once_more_in_pieces_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = a_run(stage)
+    wary(stage)
+    settle, errors = Transaction.settle, [ValueError("once")]
+
+    async def fail(transaction: Transaction) -> None:
+        await settle(transaction)
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(Transaction, "settle", fail)
+    assert consumed(stage, run) == 1
+
+
+def test_a_topic_is_worked_with_care_for_a_minute_after_a_failure(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wary(stage)
+    memory, real = stage.bench.workers[0]._memories[""], time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + RECENTLY)
+    assert not memory.wary(TOPIC)
+
+
+def test_a_row_that_does_not_become_visible_is_waited_for_without_end(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction may be open for hours; the growing pause was a number too large after 17 minutes."""
+    worker, run = stage.bench.workers[0], a_run(stage)
+    once, sleep = worker._once, asyncio.sleep
+    pauses: list[float] = []
+
+    async def unseen(topic: str, work: Any, care: Care) -> Any:
+        if len(pauses) < 1100:
+            raise Failed(Invisible("not yet"), False)
+        return await once(topic, work, care)
+
+    async def shorter(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(worker, "_once", unseen)
+    monkeypatch.setattr(asyncio, "sleep", shorter)
+    assert consumed(stage, run) == 1
+    assert 1 < max(pauses) < 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from enum import Enum
 from typing import Annotated, Any, Literal
 from unittest.mock import patch
@@ -20,7 +20,7 @@ from streams import codec
 from streams.agents.chat_history import ChatHistoryPersist
 from streams.codec import KEY_BYTES, Unreadable, decode, encode
 from streams.errors import PayloadInvalid
-from streams.events import EventType, declared, event
+from streams.events import Batch, EventType, Message, declared, event
 
 CANARY = "canary-4711"
 LIMIT = 900_000
@@ -224,6 +224,8 @@ def test_a_backslash_u_that_was_typed_is_text() -> None:
         (b'{"user_id": NaN}', "the value is not JSON: "),
         (b'{"message": "\\ud800"}', "the value holds a lone surrogate, which is no character, at character 13"),
         (b"\xff\xfe", "the value is not UTF-8 at byte 0"),
+        (document()[:-1] + b',"other":"\xff"}', "the value is not UTF-8 at byte 73"),
+        (document()[:-1] + b',"retry_ind\xeax":1}', "the value is not UTF-8 at byte 74"),
         (b"[" * 100_000, "the value holds values nested too deep, at character "),
         (b'{"other": ' + b"[" * 5000 + b"]" * 5000 + b"}", "the value holds values nested too deep, at character "),
         (b"[]", "'payload': expected object, got array"),
@@ -323,6 +325,14 @@ def test_what_is_read_at_once_is_what_is_read_with_care(more: list[tuple[str, An
     at_once = outcome(raw), outcome(raw.encode())
     with patch.object(codec, "_decoder", side_effect=LookupError):
         assert at_once == (outcome(raw), outcome(raw.encode()))
+
+
+@pytest.mark.parametrize("zone", [None, UTC, timezone(timedelta(hours=2))])
+def test_a_moment_is_the_same_text_in_the_outbox_and_in_a_batch(zone: tzinfo | None) -> None:
+    """The audit compares the two where a handler keeps it as text."""
+    _, stored = encode(Order(ref="r", when=datetime(2026, 1, 2, 3, 4, 5, 678, zone)), ORDER, LIMIT)
+    [found] = orjson.loads(Batch([Message(1, "r", decode(stored, Order), 0)]).json())
+    assert found["when"] == orjson.loads(stored)["when"]
 
 
 def test_a_name_that_comes_twice_counts_once() -> None:
