@@ -26,7 +26,7 @@ from streams.worker.connections import GRACE, Failed, driver_of, is_lost, worker
 from streams.worker.decode import read
 from streams.worker.fate import HandlerBroken, Verdict, describe, judge
 from streams.worker.handlers import Care
-from streams.worker.isolation import Memory
+from streams.worker.isolation import Costly, Memory
 from streams.worker.records import work_records
 from streams.worker.retry import work_open
 from streams.worker.transaction import Outcome, Transaction
@@ -158,6 +158,9 @@ class _Trial:
                 return
             except Failed as failed:
                 error, lost = failed.error, failed.lost
+            if isinstance(error, Costly):
+                memory.condemned[error.outbox_id] = error.error
+                error = error.error
             if lost and self._engine is None:
                 raise ServiceUnreachable(f"the connection was lost: {_why(error)}") from error
             verdict = judge(error, lost)

@@ -37,6 +37,14 @@ RECENTLY = (
 _NUMBER = re.compile(r"\d{1,19}")
 
 
+class Costly(Exception):
+    """One message, tried alone, took its time or its connection: if it was no outage, it is condemned."""
+
+    def __init__(self, outbox_id: int, error: Exception) -> None:
+        super().__init__(str(error))
+        self.outbox_id, self.error = outbox_id, error
+
+
 @dataclass(frozen=True, slots=True)
 class Guilty:
     """A claimed message that is not applied after all; `open` while its conversation waits for it."""
@@ -102,10 +110,6 @@ class Memory:
         if time.monotonic() - self.failed.get(topic, -RECENTLY) >= RECENTLY:
             return False
         return any(density.piece < MOST_PIECE for density in self.first.values())
-
-    def acquit(self, error: Exception) -> None:
-        """It was not the message's fault: nobody is condemned for this error."""
-        self.condemned = {one: why for one, why in self.condemned.items() if why is not error}
 
 
 class Isolation:
@@ -191,8 +195,8 @@ class Isolation:
 
     async def _try(self, agent: Agent, piece: Sequence[Message[Any]]) -> _Failed | None:
         """How it failed, what the handler did being undone; an outage is raised."""
-        if len(piece) == 1 and piece[0].outbox_id in self._memory.condemned:
-            return _Failed(self._memory.condemned.pop(piece[0].outbox_id))
+        if len(piece) == 1 and (known := self._memory.condemned.get(piece[0].outbox_id)) is not None:
+            return _Failed(known)
         try:
             await self._savepoint.set()
             if self._reached is not None:
@@ -203,10 +207,9 @@ class Isolation:
             verdict = judge(error, lost)
             certain = len(piece) == 1 and (self._one_by_one or piece[0].attempts > 0)
             if verdict is Verdict.COSTLY and certain and (lost or isinstance(error, HandlerTimeout)):
-                # The savepoint may be gone with the connection: remembered for the next try of the run.
-                self._memory.condemned[piece[0].outbox_id] = error
-                raise
-            if verdict is Verdict.WAIT or (verdict is Verdict.COSTLY and not self._one_by_one):
+                # The savepoint may be gone with the connection: charged in the next try of the run.
+                raise Costly(piece[0].outbox_id, error) from error
+            if verdict is Verdict.WAIT or (verdict is Verdict.COSTLY and not certain):
                 raise
             if self._reached is not None:
                 return _Failed(error, await self._reached.undo())

@@ -105,10 +105,10 @@ async def _piece_by_piece(persister: Persister, job: Job) -> Outcome | None:
         crashes = await persister.note(job.run, "note_start_alone", **where)
         if crashes is None:
             return None
-        if crashes >= PATIENCE:
-            reason = Reject(f"the worker died {crashes} times while it handled this", code="crash")
-            persister.condemn(piece.topic, await piece.messages(), reason)
-        outcome = await piece.work(Care.ONE_BY_ONE)
+        reason = Reject(f"the worker died {crashes} times while it handled this", code="crash")
+        condemned = await piece.messages() if crashes >= PATIENCE else []
+        with persister.condemning(piece.topic, condemned, reason):
+            outcome = await piece.work(Care.ONE_BY_ONE)
         if outcome is None or not job.run.current:
             return None
         total.add(outcome)

@@ -10,8 +10,8 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from itertools import chain
 from typing import Any, LiteralString
 
@@ -27,7 +27,7 @@ from streams.worker.connections import GRACE, Failed, driver_of, is_lost, worker
 from streams.worker.fate import HandlerBroken, HandlerTimeout, Verdict, jittered, judge, sqlstate
 from streams.worker.foreign import Foreign
 from streams.worker.handlers import Care
-from streams.worker.isolation import Memory
+from streams.worker.isolation import Costly, Memory
 from streams.worker.ledger import Run
 from streams.worker.origin import Origin, Outbox
 from streams.worker.records import work_records
@@ -120,9 +120,16 @@ class Persister:
                 return int(rows[0][0]) if rows else 0
         return None
 
-    def condemn(self, topic: str, messages: Sequence[int], error: Exception) -> None:
-        """Have these messages of the topic fail with this error the next time, without calling a handler."""
-        self._memories[self.origin(topic).source].condemned.update(dict.fromkeys(messages, error))
+    @contextmanager
+    def condemning(self, topic: str, messages: Sequence[int], error: Exception) -> Iterator[None]:
+        """Within this, these messages of the topic fail with this error, without calling a handler."""
+        condemned = self._memories[self.origin(topic).source].condemned
+        condemned.update(dict.fromkeys(messages, error))
+        try:
+            yield
+        finally:
+            for one in messages:
+                condemned.pop(one, None)
 
     def now(self) -> float:
         """The database's clock, in epoch seconds, as `reachable` read it last: what is due there is due."""
@@ -152,6 +159,12 @@ class Persister:
         return work
 
     async def _until_done(self, run: Run, topic: str, work: Work, care: Care) -> Outcome | None:
+        with ExitStack() as condemned:
+            return await self._try_until_done(run, topic, work, care, condemned)
+
+    async def _try_until_done(
+        self, run: Run, topic: str, work: Work, care: Care, condemned: ExitStack
+    ) -> Outcome | None:
         tries = costly = unseen = 0
         searched = False
         while run.current:
@@ -165,23 +178,29 @@ class Persister:
                     logger.warning("what others committed is not visible yet, the run waits", extra=_about(run, error))
                 await asyncio.sleep(0.005 * 2 ** min(unseen, 8))
                 continue
+            alone = error if isinstance(error, Costly) else None
+            error = alone.error if alone is not None else error
             verdict = judge(error, lost)
-            if isinstance(error, HandlerTimeout) and not await self.reachable():
+            if (alone is not None or isinstance(error, HandlerTimeout)) and not await self.reachable():
                 verdict = Verdict.WAIT
-                self._memories[self.origin(topic).source].acquit(error)
             if verdict is Verdict.WAIT:
-                tries += 1
+                tries, searched = tries + 1, False
                 await self._wait(run, error, tries)
             elif verdict is Verdict.COSTLY:
                 costly += 1
-                if costly >= COSTLY_TRIES:
+                if alone is not None:
+                    # Until the run is done, not for one try: the next one may fail with another message like it.
+                    condemned.enter_context(self.condemning(topic, [alone.outbox_id], error))
+                elif costly >= COSTLY_TRIES:
                     care = Care.ONE_BY_ONE
                     await asyncio.sleep(jittered(0.1 * min(costly, 100)))
                 logger.warning("a run takes too much time or memory", extra={**_about(run, error), "tries": costly})
-            elif not searched:
-                # Once more too where it was worked in pieces: what no handler raised may have been a moment's trouble.
-                care, searched = max(care, Care.PIECES), True
+            elif care is Care.NONE:
+                care = Care.PIECES
                 logger.info("a run failed, looking for the guilty message", extra=_about(run, error))
+            elif not searched:
+                searched = True  # once more: what no handler raised may have been a moment's trouble
+                logger.warning("a run failed for an unexpected reason, once more", extra=_about(run, error))
             else:
                 raise error
         return None

@@ -218,13 +218,13 @@ class Transaction:
         parameters = {"checked": checked, **self.origin.claim(some)} if some else {}
         what = [before] if before else []
         if some:
-            what += [("by_index", {}), ("claim_all", parameters), ("as_planned", {})]
+            what += _by_index("claim_all", parameters)
         try:
             answers = await self._together(*what) if what else []
             rows = answers[0][1] if before else []
             if some and answers[-2][0] == len(some):
                 return {one.outbox_id for one in some}, rows
-            claimed = await self.execute("claim", **parameters) if some else []
+            claimed = (await self._together(*_by_index("claim", parameters)))[1][1] if some else []
         except psycopg.errors.UniqueViolation as error:
             raise Invisible("another transaction decided one of these messages in this moment") from error
         return {row[0] for row in claimed}, rows
@@ -274,6 +274,10 @@ class Transaction:
         agent = self._registry.agents.get(one.biz_type)
         held = agent is not None and agent.on_dead == "hold" and bool(one.key)
         return Guilty(one.outbox_id, one.key, "dead", 0, *describe(fault), open=held)
+
+
+def _by_index(name: str, parameters: dict[str, Any]) -> list[Query]:
+    return [("by_index", {}), (name, parameters), ("as_planned", {})]
 
 
 def _keys(some: Sequence[Incoming]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ FILLED = (
 )
 
 
-@pytest.mark.parametrize("name", ["claim_all", "foreign_claim_all"])
+@pytest.mark.parametrize("name", ["claim_all", "claim", "foreign_claim_all", "foreign_claim"])
 @pytest.mark.parametrize("before", ["SELECT 1", FILLED], ids=["empty", "nearly empty"])
 def test_the_plan_of_an_empty_table_is_good_for_a_full_one(database: str, name: str, before: str) -> None:
     """Reading the whole table is cheapest while there is nothing in it: 1,000 messages took half a second later on."""

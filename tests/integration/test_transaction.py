@@ -18,7 +18,7 @@ from streams.worker.handlers import Care
 from streams.worker.isolation import RECENTLY
 from streams.worker.persister import Persister
 from streams.worker.transaction import Invisible, Transaction
-from tests.fixtures.listed import TOPIC
+from tests.fixtures.listed import PARTITIONS, TOPIC
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.simulation import Bench
 from tests.fixtures.stage import Stage
@@ -261,6 +261,51 @@ def test_a_timeout_that_does_not_come_back_is_not_charged(stage: Stage) -> None:
     stage.bench.handler.hook = hang
     assert consumed(stage, run) == 1
     assert stage.bench.query("SELECT status, attempts FROM outbox_state") == [("consumed", 0)]
+
+
+def test_messages_that_hang_cost_one_timeout_each_and_three_for_their_run(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was known of one was forgotten when the next one hung: each doubled the number of timeouts."""
+    keys = [f"k{number}" for number in range(8)]
+    for key in keys:
+        monkeypatch.setitem(PARTITIONS, key, 0)
+        stage.insert(stage.bench.connection, key, "plain")
+        stage.bench.handler.faults[stage.name()] = "hang"
+    stage.send(stage.committed())
+    run = stage.next_run(0, 1000)
+    assert run is not None
+    outcome = stage.bench.run(stage.bench.workers[0].persist(run))
+    assert outcome is not None
+    assert [(one.status, one.code) for one in outcome.asides] == [("retrying", "timeout")] * 8
+    assert stage.bench.handler.hung <= len(keys) + 3
+    assert stage.bench.workers[0]._memories[""].condemned == {}
+    stage.bench.handler.hung = 0
+    stage.all_due()
+    stage.wake_up(keys, 1000)
+    assert stage.bench.query("SELECT DISTINCT status, attempts FROM outbox_state") == [("retrying", 2)]
+    assert stage.bench.handler.hung <= len(keys)
+
+
+def test_a_retry_that_hangs_while_the_database_is_away_is_not_charged(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rollback fails too, and its error is the one that is seen."""
+    worker, run = stage.bench.workers[0], a_run(stage)
+    stage.bench.handler.faults = {stage.name(): "raise"}
+    stage.bench.run(worker.persist(run))
+    stage.bench.handler.faults = {}
+    assert stage.bench.query("SELECT status, attempts FROM outbox_state") == [("retrying", 1)]
+
+    async def hang(db: AsyncConnection) -> None:
+        pid = (await db.exec_driver_sql("SELECT pg_backend_pid()")).scalar_one()
+        stage.bench.query("SELECT pg_terminate_backend(%s)", pid)
+        raise HandlerTimeout
+
+    stage.bench.handler.hook = hang
+    stage.all_due()
+    stage.wake_up(["a"], 1000)
+    assert stage.bench.query("SELECT status, attempts FROM outbox_state") == [("consumed", 1)]
 
 
 def test_what_no_handler_raised_is_tried_once_more_in_pieces_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
