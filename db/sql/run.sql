@@ -150,6 +150,18 @@ ON CONFLICT (topic, partition, first_offset)
 DO UPDATE SET crashes_alone = outbox_run_crashes.crashes_alone + 1, updated_at = now()
 RETURNING crashes_alone - 1;
 
+-- forget_start --
+-- A run that was begun, waited, and was given up in good order took nobody down.
+UPDATE outbox_run_crashes
+SET crashes = greatest(crashes - 1, 0), updated_at = now()
+WHERE topic = %(topic)s AND partition = %(partition)s AND first_offset = %(offset)s;
+
+-- forget_start_alone --
+-- The same for one message that is worked alone.
+UPDATE outbox_run_crashes
+SET crashes_alone = greatest(crashes_alone - 1, 0), updated_at = now()
+WHERE topic = %(topic)s AND partition = %(partition)s AND first_offset = %(offset)s;
+
 -- note_end --
 -- What was begun has ended, up to here.
 DELETE FROM outbox_run_crashes

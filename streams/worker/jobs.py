@@ -7,8 +7,9 @@ that did, so only those are noted before they are begun; one that was begun too 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import LiteralString, Protocol
 
 from streams.errors import Reject
 from streams.worker.handlers import Care
@@ -89,7 +90,8 @@ async def guarded(persister: Persister, job: Job) -> Outcome | None:
     if crashes is None:
         return None
     if crashes < PATIENCE:
-        outcome = await job.work(Care.NONE)
+        async with _ending(persister, run, "forget_start"):
+            outcome = await job.work(Care.NONE)
     else:
         logger.error("a run took its process down, it is worked one by one", extra={**where, "crashes": crashes})
         outcome = await _piece_by_piece(persister, job)
@@ -108,8 +110,19 @@ async def _piece_by_piece(persister: Persister, job: Job) -> Outcome | None:
         reason = Reject(f"the worker died {crashes} times while it handled this", code="crash")
         condemned = await piece.messages() if crashes >= PATIENCE else []
         with persister.condemning(piece.topic, condemned, reason):
-            outcome = await piece.work(Care.ONE_BY_ONE)
+            async with _ending(persister, piece.run, "forget_start_alone"):
+                outcome = await piece.work(Care.ONE_BY_ONE)
         if outcome is None or not job.run.current:
             return None
         total.add(outcome)
     return total
+
+
+@asynccontextmanager
+async def _ending(persister: Persister, run: Run, forget: LiteralString) -> AsyncIterator[None]:
+    """A run that waits when a rebalance or the end of its process takes it away has taken nobody down."""
+    try:
+        yield
+    finally:
+        if run.waiting:
+            await persister.forget(forget, topic=run.topic, partition=run.partition, offset=run.first)

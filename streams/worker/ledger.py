@@ -17,7 +17,8 @@ from typing import Any
 class Run:
     """Consecutive records of one partition; `current` until it is positioned anew, `taken` once an agent has it.
 
-    `suspect` is the first run after a partition was assigned: the one that may have taken its last owner down.
+    `suspect` is the first run after a partition was assigned: the one that may have taken its last owner down; `waiting`
+    while it waits for something that is no message's fault.
     """
 
     topic: str
@@ -27,7 +28,9 @@ class Run:
     current: bool = True
     taken: bool = False
     suspect: bool = False
+    waiting: bool = False
     opened: float = field(default_factory=time.monotonic)
+    parts: list[Run] = field(default_factory=list)
 
     @property
     def first(self) -> int:
@@ -40,8 +43,14 @@ class Run:
         return int(self.records[-1].offset) + 1
 
     def pieces(self) -> list[Run]:
-        """The same records, one a run."""
-        return [Run(self.topic, self.partition, [record]) for record in self.records]
+        """The same records, one a run; given up together with this one."""
+        self.parts = [Run(self.topic, self.partition, [record], current=self.current) for record in self.records]
+        return self.parts
+
+    def give_up(self) -> None:
+        """The partition is not ours any more, or is positioned anew."""
+        for run in (self, *self.parts):
+            run.current = False
 
     def __len__(self) -> int:
         return len(self.records)
@@ -67,7 +76,7 @@ class Ledger:
     def reset(self) -> None:
         """The partition is positioned anew: what was in flight will be delivered again, its acks count no more."""
         for run in self._in_flight:
-            run.current = False
+            run.give_up()
         self._in_flight.clear()
         self._done = None
 

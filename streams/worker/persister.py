@@ -11,13 +11,13 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from itertools import chain
 from typing import Any, LiteralString
 
 import orjson
 import psycopg
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from db import query
@@ -120,6 +120,12 @@ class Persister:
                 return int(rows[0][0]) if rows else 0
         return None
 
+    async def forget(self, name: str, **parameters: Any) -> None:
+        """Take such a note back, if the database lets us soon: who calls this is about to end."""
+        with suppress(psycopg.Error, SQLAlchemyError, OSError, TimeoutError):
+            async with asyncio.timeout(REACH), self._asking(REACH) as driver:
+                await driver.execute(query(name), parameters)
+
     @contextmanager
     def condemning(self, topic: str, messages: Sequence[int], error: Exception) -> Iterator[None]:
         """Within this, these messages of the topic fail with this error, without calling a handler."""
@@ -169,9 +175,12 @@ class Persister:
         searched = False
         while run.current:
             try:
-                return await self._once(topic, work, care)
+                outcome = await self._once(topic, work, care)
             except Failed as failed:
                 error, lost = failed.error, failed.lost
+            else:
+                run.waiting = False
+                return outcome
             if isinstance(error, Invisible):
                 unseen += 1
                 if unseen == 10:
@@ -183,6 +192,7 @@ class Persister:
             verdict = judge(error, lost)
             if (alone is not None or isinstance(error, HandlerTimeout)) and not await self.reachable():
                 verdict = Verdict.WAIT
+            run.waiting = verdict is Verdict.WAIT
             if verdict is Verdict.WAIT:
                 tries, searched = tries + 1, False
                 await self._wait(run, error, tries)

@@ -16,6 +16,8 @@ from streams.worker.connections import Failed
 from streams.worker.fate import HandlerTimeout
 from streams.worker.handlers import Care
 from streams.worker.isolation import RECENTLY
+from streams.worker.jobs import PATIENCE, Persist, guarded
+from streams.worker.ledger import Run
 from streams.worker.persister import Persister
 from streams.worker.transaction import Invisible, Transaction
 from tests.fixtures.listed import PARTITIONS, TOPIC
@@ -352,3 +354,64 @@ def test_a_row_that_does_not_become_visible_is_waited_for_without_end(
     monkeypatch.setattr(asyncio, "sleep", shorter)
     assert consumed(stage, run) == 1
     assert 1 < max(pauses) < 2
+
+
+async def waiting(run: Any) -> None:
+    """Until the run waits for something that is no message's fault."""
+    async with asyncio.timeout(20):
+        while not run.waiting:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("how", ["rebalance", "shutdown"])
+def test_a_run_that_waits_when_its_worker_ends_in_good_order_has_taken_nobody_down(stage: Stage, how: str) -> None:
+    """A missing column and seven deployments made the first message dead, for crashes that never were."""
+    worker, run = stage.bench.workers[0], a_run(stage)
+    stage.bench.handler.faults = {stage.name(): "42703"}
+
+    async def end() -> None:
+        again = Run(run.topic, run.partition, run.records, suspect=True)
+        job = asyncio.create_task(guarded(worker, Persist(worker, again)))
+        await waiting(again)
+        if how == "shutdown":
+            job.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await job
+        else:
+            again.give_up()
+            assert await job is None
+
+    for _ in range(2 * PATIENCE + 2):
+        stage.bench.run(end())
+        assert stage.bench.query("SELECT crashes FROM outbox_run_crashes") == [(0,)]
+    stage.bench.handler.faults = {}
+    run.suspect = True
+    outcome = stage.bench.run(guarded(worker, Persist(worker, run)))
+    assert outcome is not None
+    assert outcome.consumed == 1
+    assert stage.bench.query("SELECT count(*) FROM outbox_run_crashes") == [(0,)]
+
+
+def test_a_run_that_is_worked_piece_by_piece_is_given_up_in_the_middle_of_one(stage: Stage) -> None:
+    """It waited for its handler to be mended, long after its partition was another worker's."""
+    worker, run = stage.bench.workers[0], a_run(stage)
+    stage.bench.handler.faults = {stage.name(): "42703"}
+    run.suspect = True
+    where = (run.topic, run.partition, run.first)
+    stage.bench.query(
+        "INSERT INTO outbox_run_crashes (topic, partition, first_offset, crashes) VALUES (%s, %s, %s, 3) RETURNING 1",
+        *where,
+    )
+
+    async def end() -> Any:
+        job = asyncio.create_task(guarded(worker, Persist(worker, run)))
+        async with asyncio.timeout(20):
+            while not run.parts:
+                await asyncio.sleep(0.01)
+        await waiting(run.parts[0])
+        run.give_up()
+        async with asyncio.timeout(20):
+            return await job
+
+    assert stage.bench.run(end()) is None
+    assert stage.bench.query("SELECT crashes_alone FROM outbox_run_crashes") == [(0,)]
