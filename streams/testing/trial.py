@@ -24,9 +24,9 @@ from streams.settings import Settings, load
 from streams.testing.fates import Fates
 from streams.worker.connections import GRACE, Failed, driver_of, is_lost, worker_engine
 from streams.worker.decode import read
-from streams.worker.fate import HandlerBroken, Verdict, describe, judge
+from streams.worker.fate import Costly, HandlerBroken, Verdict, describe, judge
 from streams.worker.handlers import Care
-from streams.worker.isolation import Costly, Memory
+from streams.worker.isolation import Memory
 from streams.worker.records import work_records
 from streams.worker.retry import work_open
 from streams.worker.transaction import Outcome, Transaction

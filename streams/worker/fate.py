@@ -25,6 +25,14 @@ class HandlerTimeout(Exception):
     """A handler took longer than worker.handler_timeout."""
 
 
+class Costly(Exception):
+    """One message, tried alone, took its time or its connection: if it was no outage, it is condemned."""
+
+    def __init__(self, outbox_id: int, error: Exception) -> None:
+        super().__init__(str(error))
+        self.outbox_id, self.error = outbox_id, error
+
+
 class HandlerBroken(Exception):
     """Every message of a biz_type fails because of its statement: a bug or a missing column, not the messages."""
 
@@ -82,12 +90,16 @@ def jittered(seconds: float) -> float:
 
 def sqlstate(error: BaseException) -> str | None:
     """The five characters PostgreSQL gave, if it was PostgreSQL."""
+    if isinstance(error, Costly):
+        error = error.error
     cause = error.orig if isinstance(error, DBAPIError) else error
     return cause.sqlstate if isinstance(cause, psycopg.Error) else None
 
 
 def describe(error: BaseException) -> tuple[str, str]:
     """(code, reason) for the state row, without a word of the message: server details can quote the row."""
+    if isinstance(error, Costly):
+        error = error.error
     if isinstance(error, MessageError):
         return storable(error.code)[:100], storable(str(error))[:2000]
     if isinstance(error, HandlerTimeout):

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from streams.errors import MessageError
 from streams.events import Batch, Message
 from streams.registry import Agent
-from streams.worker.fate import HandlerBroken, HandlerTimeout, Verdict, decide_fate, describe, judge, sqlstate
+from streams.worker.fate import Costly, HandlerBroken, HandlerTimeout, Verdict, decide_fate, describe, judge, sqlstate
 from streams.worker.reached import Reached
 from streams.worker.savepoint import Savepoint
 
@@ -35,14 +35,6 @@ RECENTLY = (
     60.0  # seconds for which a success proves that a handler's statements can work, and a failure that others may fail
 )
 _NUMBER = re.compile(r"\d{1,19}")
-
-
-class Costly(Exception):
-    """One message, tried alone, took its time or its connection: if it was no outage, it is condemned."""
-
-    def __init__(self, outbox_id: int, error: Exception) -> None:
-        super().__init__(str(error))
-        self.outbox_id, self.error = outbox_id, error
 
 
 @dataclass(frozen=True, slots=True)

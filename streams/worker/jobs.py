@@ -114,6 +114,7 @@ async def _piece_by_piece(persister: Persister, job: Job) -> Outcome | None:
                 outcome = await piece.work(Care.ONE_BY_ONE)
         if outcome is None or not job.run.current:
             return None
+        await persister.note(job.run, "forget_start_alone", **where)
         total.add(outcome)
     return total
 

@@ -24,10 +24,10 @@ from db import query
 from streams.registry import Registry
 from streams.settings import Settings
 from streams.worker.connections import GRACE, Failed, driver_of, is_lost, worker_engine
-from streams.worker.fate import HandlerBroken, HandlerTimeout, Verdict, jittered, judge, sqlstate
+from streams.worker.fate import Costly, HandlerBroken, HandlerTimeout, Verdict, jittered, judge, sqlstate
 from streams.worker.foreign import Foreign
 from streams.worker.handlers import Care
-from streams.worker.isolation import Costly, Memory
+from streams.worker.isolation import Memory
 from streams.worker.ledger import Run
 from streams.worker.origin import Origin, Outbox
 from streams.worker.records import work_records
@@ -182,6 +182,7 @@ class Persister:
                 run.waiting = False
                 return outcome
             if isinstance(error, Invisible):
+                run.waiting = True
                 unseen += 1
                 if unseen == 10:
                     logger.warning("what others committed is not visible yet, the run waits", extra=_about(run, error))
@@ -240,8 +241,10 @@ class Persister:
                             await transaction.settle()
                             with answering(driver, self._timeout):
                                 await begun.commit()
-                        except BaseException:  # cancelled too: the partition's lock is not kept
-                            with answering(driver, REACH):
+                        except BaseException as error:  # cancelled too: the partition's lock is not kept
+                            # What took the connection with it counts, not that it is gone.
+                            ours = (Exception,) if isinstance(error, Costly | HandlerTimeout) else ()
+                            with suppress(*ours), answering(driver, REACH):
                                 await begun.rollback()
                             raise
                 except Exception:  # raised again: only now is it known whether the connection survived

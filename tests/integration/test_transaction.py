@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -289,25 +290,47 @@ def test_messages_that_hang_cost_one_timeout_each_and_three_for_their_run(
     assert stage.bench.handler.hung <= len(keys)
 
 
+async def hang_and_lose_the_connection(stage: Stage, db: AsyncConnection) -> None:
+    """The rollback fails too, and says that the connection is gone, not why."""
+    pid = (await db.exec_driver_sql("SELECT pg_backend_pid()")).scalar_one()
+    stage.bench.query("SELECT pg_terminate_backend(%s)", pid)
+    stage.bench.handler.hook = partial(hang_and_lose_the_connection, stage)
+    stage.bench.handler.hung += 1
+    raise HandlerTimeout
+
+
 def test_a_retry_that_hangs_while_the_database_is_away_is_not_charged(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rollback fails too, and its error is the one that is seen."""
     worker, run = stage.bench.workers[0], a_run(stage)
     stage.bench.handler.faults = {stage.name(): "raise"}
     stage.bench.run(worker.persist(run))
     stage.bench.handler.faults = {}
     assert stage.bench.query("SELECT status, attempts FROM outbox_state") == [("retrying", 1)]
 
-    async def hang(db: AsyncConnection) -> None:
-        pid = (await db.exec_driver_sql("SELECT pg_backend_pid()")).scalar_one()
-        stage.bench.query("SELECT pg_terminate_backend(%s)", pid)
-        raise HandlerTimeout
+    async def away() -> bool:
+        stage.bench.handler.hook = None
+        return False
 
-    stage.bench.handler.hook = hang
+    monkeypatch.setattr(worker, "reachable", away)
+    stage.bench.handler.hook = partial(hang_and_lose_the_connection, stage)
     stage.all_due()
     stage.wake_up(["a"], 1000)
     assert stage.bench.query("SELECT status, attempts FROM outbox_state") == [("consumed", 1)]
+
+
+def test_a_message_that_hangs_and_costs_its_connection_each_time_is_charged(stage: Stage) -> None:
+    """As long as the failed rollback was what counted, it was an outage each time, without end."""
+    run = a_run(stage)
+    stage.bench.handler.hook = partial(hang_and_lose_the_connection, stage)
+    outcome = stage.bench.run(asyncio.wait_for(stage.bench.workers[0].persist(run), 60))
+    assert outcome is not None
+    assert [(one.status, one.code) for one in outcome.asides] == [("retrying", "timeout")]
+    assert stage.bench.handler.hung == 4
+    stage.all_due()
+    stage.wake_up(["a"], 1000)
+    assert stage.bench.query("SELECT status, attempts FROM outbox_state") == [("retrying", 2)]
+    assert stage.bench.handler.hung == 5
 
 
 def test_what_no_handler_raised_is_tried_once_more_in_pieces_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,3 +438,55 @@ def test_a_run_that_is_worked_piece_by_piece_is_given_up_in_the_middle_of_one(st
 
     assert stage.bench.run(end()) is None
     assert stage.bench.query("SELECT crashes_alone FROM outbox_run_crashes") == [(0,)]
+
+
+def test_a_run_that_waits_for_a_row_to_become_visible_has_taken_nobody_down(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, run = stage.bench.workers[0], a_run(stage)
+    run.suspect = True
+
+    async def unseen(topic: str, work: Any, care: Care) -> Any:
+        raise Failed(Invisible("not yet"), False)
+
+    monkeypatch.setattr(worker, "_once", unseen)
+
+    async def end() -> None:
+        job = asyncio.create_task(guarded(worker, Persist(worker, run)))
+        await waiting(run)
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+
+    stage.bench.run(end())
+    assert stage.bench.query("SELECT crashes FROM outbox_run_crashes") == [(0,)]
+
+
+def test_a_piece_that_was_worked_is_no_suspect_any_more(stage: Stage) -> None:
+    """The last one waited for its handler to be mended, and each start in good order counted the first one again."""
+    for _ in range(2):
+        stage.insert(stage.bench.connection, "a", "plain")
+    stage.bench.handler.faults = {stage.name(): "42703"}
+    stage.send(stage.committed())
+    run = stage.next_run(0, 2)
+    assert run is not None
+    run.suspect = True
+    stage.bench.query(
+        "INSERT INTO outbox_run_crashes (topic, partition, first_offset, crashes) VALUES (%s, 0, 0, 3) RETURNING 1",
+        TOPIC,
+    )
+    worker = stage.bench.workers[0]
+    worker._memories[""].worked["plain"] = -1000.0
+
+    async def end() -> None:
+        job = asyncio.create_task(guarded(worker, Persist(worker, run)))
+        async with asyncio.timeout(20):
+            while len(run.parts) < 2 or not run.parts[1].waiting:
+                worker._memories[""].worked.pop("plain", None)  # as if it had never worked
+                await asyncio.sleep(0.01)
+        run.give_up()
+        assert await job is None
+
+    stage.bench.run(end())
+    crashes = stage.bench.query("SELECT first_offset, crashes_alone FROM outbox_run_crashes ORDER BY 1")
+    assert crashes == [(0, 0), (1, 0)]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import psycopg
 import pytest
 from psycopg import errors
+from psycopg.errors import QueryCanceled
 from sqlalchemy.exc import DBAPIError
 
 from streams.errors import Reject, Retry
 from streams.registry import discover
-from streams.worker.fate import HandlerTimeout, Verdict, decide_fate, delay, describe, jittered, judge
+from streams.worker.fate import Costly, HandlerTimeout, Verdict, decide_fate, delay, describe, jittered, judge
 
 AGENT = discover().agents["chat_history_persist"]
 OUTAGES = ["08006", "25006", "40001", "40P01", "42501", "53100", "53300", "55P03", "57P01", "57P03", "58030"]
@@ -85,3 +86,8 @@ def test_a_description_holds_no_text_of_the_message() -> None:
     assert (code, reason) == ("ValueError", "the handler raised ValueError")
     assert describe(Reject("a\0b \ud800")) == ("rejected", "a\N{REPLACEMENT CHARACTER}b ?")
     assert describe(Reject("the chat is closed", code="closed")) == ("closed", "the chat is closed")
+
+
+def test_a_message_that_was_alone_is_described_by_its_error() -> None:
+    assert describe(Costly(1, HandlerTimeout())) == describe(HandlerTimeout())
+    assert describe(Costly(1, QueryCanceled())) == describe(QueryCanceled())
