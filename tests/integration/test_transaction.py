@@ -463,10 +463,10 @@ def test_a_run_that_waits_for_a_row_to_become_visible_has_taken_nobody_down(
 
 
 def test_a_piece_that_was_worked_is_no_suspect_any_more(stage: Stage) -> None:
-    """The last one waited for its handler to be mended, and each start in good order counted the first one again."""
+    """The last one waited for a grant, and each start in good order counted the first one again."""
     for _ in range(2):
         stage.insert(stage.bench.connection, "a", "plain")
-    stage.bench.handler.faults = {stage.name(): "42703"}
+    stage.bench.handler.faults = {stage.name(): "42501"}
     stage.send(stage.committed())
     run = stage.next_run(0, 2)
     assert run is not None
@@ -476,13 +476,11 @@ def test_a_piece_that_was_worked_is_no_suspect_any_more(stage: Stage) -> None:
         TOPIC,
     )
     worker = stage.bench.workers[0]
-    worker._memories[""].worked["plain"] = -1000.0
 
     async def end() -> None:
         job = asyncio.create_task(guarded(worker, Persist(worker, run)))
         async with asyncio.timeout(20):
             while len(run.parts) < 2 or not run.parts[1].waiting:
-                worker._memories[""].worked.pop("plain", None)  # as if it had never worked
                 await asyncio.sleep(0.01)
         run.give_up()
         assert await job is None
