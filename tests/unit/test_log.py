@@ -7,7 +7,9 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy.exc import StatementError
 
+from db import async_engine, sync_engine
 from streams.log import setup
 from streams.settings import Log
 
@@ -49,3 +51,13 @@ def test_a_traceback_shows_only_when_debugging(form: str, capsys: pytest.Capture
         assert ("Traceback" in (line := capsys.readouterr().err)) is debug
         assert "ValueError" in line
         assert ("secret text" in line) is debug
+
+
+def test_errors_of_sqlalchemy_repeat_no_parameters() -> None:
+    """They hold message text, and tracebacks are logged."""
+    url = "postgresql://nobody@127.0.0.1:1/nothing"
+    for engine in (sync_engine(url), async_engine(url).sync_engine):
+        error = StatementError(
+            "no", "SELECT :text", {"text": "canary-4711"}, None, hide_parameters=engine.hide_parameters
+        )
+        assert "canary-4711" not in str(error)
