@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -23,24 +25,38 @@ SERVER_KEEPALIVES = (
 )
 
 
-# SQLAlchemy repeats the parameters of a statement in its errors: those hold message text.
-DEFAULTS: dict[str, Any] = {"connect_args": KEEPALIVES, "hide_parameters": True}
+# A standby knows no writers and takes no locks that the primary knows of: of several hosts the primary is found.
+PRIMARY = "read-write"
 
 
 def sync_engine(url: str, **options: Any) -> Engine:
     """A SQLAlchemy engine for `postgresql://...`; `options` go to `create_engine`."""
-    return create_engine(_psycopg(url), **{**DEFAULTS, **options})
+    return create_engine(_psycopg(url), **_engine_options(url, options))
 
 
 def async_engine(url: str, **options: Any) -> AsyncEngine:
     """An async SQLAlchemy engine for `postgresql://...`; `options` go to `create_async_engine`."""
-    return create_async_engine(_psycopg(url), **{**DEFAULTS, **options})
+    return create_async_engine(_psycopg(url), **_engine_options(url, options))
 
 
 async def connect(url: str, **options: Any) -> psycopg.AsyncConnection[Any]:
     """A psycopg connection in autocommit mode, for sessions that hold locks or stream replication."""
-    return await psycopg.AsyncConnection.connect(url, autocommit=True, **{**KEEPALIVES, **options})
+    said = conninfo_to_dict(url)
+    return await psycopg.AsyncConnection.connect(url, autocommit=True, **_parameters(said, {**KEEPALIVES, **options}))
 
 
 def _psycopg(url: str) -> URL:
     return make_url(url).set(drivername="postgresql+psycopg")
+
+
+def _engine_options(url: str, options: dict[str, Any]) -> dict[str, Any]:
+    parameters = _parameters(make_url(url).query, options.get("connect_args", KEEPALIVES))
+    # SQLAlchemy repeats the parameters of a statement in its errors: those hold message text.
+    return {"hide_parameters": True, **options, "connect_args": parameters}
+
+
+def _parameters(said: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """libpq's parameters beside a URL that says these: a parameter would replace the URL's `options`, so both go in."""
+    both = [found for found in (said.get("options"), ours.get("options")) if found]
+    kept = {"target_session_attrs": said.get("target_session_attrs") or PRIMARY, **ours}
+    return {**kept, "options": " ".join(both)} if both else kept

@@ -84,6 +84,8 @@ class Relay:
                 found = await session.look()
         except psycopg.Error as error:
             where = redact(self._settings.database_url)
+            if (error.sqlstate or "").startswith("42"):
+                raise UsageError(f"PostgreSQL at {where} refuses: {line(error)}") from None
             raise ServiceUnreachable(f"PostgreSQL at {where} went away: {line(error)}") from None
         refuse_stranger(found)
         way = await wanted(self._settings, self._mode, found)

@@ -1,0 +1,46 @@
+"""Connections from one URL: what the URL says of the session stays true beside what we ask for."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import psycopg
+import pytest
+from sqlalchemy import NullPool, text
+
+from db import async_engine, connect, sync_engine
+
+SHOWN = ("search_path", "datestyle")
+OURS = "-c datestyle=German"
+
+
+def with_options(url: str) -> str:
+    return f"{url}?options={quote('-c search_path=app')}"
+
+
+async def test_options_of_the_url_and_ours_both_count(database: str) -> None:
+    async with await connect(with_options(database), options=OURS) as connection:
+        shown = [await (await connection.execute(f"SHOW {name}")).fetchone() for name in SHOWN]
+    assert shown == [("app",), ("German, DMY",)]
+
+
+async def test_an_engine_keeps_them_too(database: str) -> None:
+    with sync_engine(
+        with_options(database), poolclass=NullPool, connect_args={"options": OURS}
+    ).connect() as connection:
+        assert [connection.execute(text(f"SHOW {name}")).scalar_one() for name in SHOWN] == ["app", "German, DMY"]
+    engine = async_engine(with_options(database))
+    async with engine.connect() as connection:
+        assert (await connection.execute(text("SHOW search_path"))).scalar_one() == "app"
+    await engine.dispose()
+
+
+async def test_of_several_servers_the_primary_is_found_unless_the_url_says_otherwise(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        [[name]] = connection.execute("SELECT current_database()").fetchall()
+        connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
+    with pytest.raises(psycopg.OperationalError, match="read-only"):
+        await connect(database)
+    await (await connect(f"{database}?target_session_attrs=any")).close()
+    with sync_engine(f"{database}?target_session_attrs=any", poolclass=NullPool).connect() as read_only:
+        assert read_only.execute(text("SHOW transaction_read_only")).scalar_one() == "on"
