@@ -6,6 +6,7 @@ somebody else made must have; the others may be tuned.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from psycopg.conninfo import conninfo_to_dict
@@ -66,8 +67,21 @@ SAFETY: Mapping[str, str] = {
     "producer.override.enable.idempotence": "true",
 }
 
+# What loses rows or their order, unless it is unset or a value that fits.
+HARMLESS: Mapping[str, str] = {
+    "event.processing.failure.handling.mode": "fail",
+    "skipped.operations": "none|[utd, ]*",
+    "slot.drop.on.stop": "false",
+    "flush.lsn.source": "true",
+    "lsn.flush.mode": "connector|connector_and_driver",
+    "producer.override.partitioner.class": "",
+    "producer.override.partitioner.ignore.keys": "false",
+    "producer.override.transactional.id": "",
+}
+TABLES, NO_TABLES = "table.include.list", "table.exclude.list"
+
 TUNING: Mapping[str, str] = {
-    "table.include.list": r"[^.]+\.outbox",
+    TABLES: r"[^.]+\.outbox",
     "retriable.restart.connector.wait.ms": "1000",
     "poll.interval.ms": "5",
     "max.batch.size": "8192",
@@ -114,8 +128,25 @@ def differences(found: Mapping[str, str], settings: Settings) -> list[str]:
         if found.get(key) != expected:
             value = f"is {found[key]!r}" if key in found else "is not set"
             lines.append(f"{key} {value}: set it to {expected!r}")
-    unknown = sorted(key for key in found if key.startswith((ROUTER, *REWRITING)) and key not in BYTES)
-    return lines + [f"{key} is {found[key]!r}: remove it" for key in unknown]
+    unknown = {key for key in found if key.startswith((ROUTER, *REWRITING)) and key not in BYTES}
+    unknown |= {key for key, fits in HARMLESS.items() if key in found and not re.fullmatch(fits, found[key])}
+    if NO_TABLES in found and _names_outbox(found[NO_TABLES]):
+        unknown.add(NO_TABLES)
+    if TABLES in found and not _names_outbox(found[TABLES]):
+        lines.append(f"{TABLES} is {found[TABLES]!r}: set it to {TUNING[TABLES]!r}")
+    return lines + [f"{key} is {found[key]!r}: remove it" for key in sorted(unknown)]
+
+
+def _names_outbox(patterns: str) -> bool:
+    """Whether one of these expressions for a whole `schema.table`, separated by commas, may mean the outbox."""
+    for pattern in patterns.split(","):
+        table = re.split(r"\\\.|\.(?![*+?])", pattern.strip())[-1]
+        try:
+            if re.fullmatch(table, "outbox", re.IGNORECASE):
+                return True
+        except re.error:
+            return True
+    return False
 
 
 def _database(url: str) -> dict[str, str]:

@@ -57,6 +57,24 @@ CHANGES = [
     ({"snapshot.mode": "initial"}, "snapshot.mode is 'initial': set it to 'no_data'"),
     ({"tasks.max": "2"}, "tasks.max is '2': set it to '1'"),
     ({"producer.override.acks": "1"}, "producer.override.acks is '1': set it to 'all'"),
+    (
+        {"table.include.list": r"public\.users,public.orders"},
+        r"table.include.list is 'public\\.users,public.orders': set it to '[^.]+\\.outbox'",
+    ),
+    ({"table.exclude.list": r"public\.outbox"}, r"table.exclude.list is 'public\\.outbox': remove it"),
+    ({"table.exclude.list": ".*"}, "table.exclude.list is '.*': remove it"),
+    ({"skipped.operations": "c,t"}, "skipped.operations is 'c,t': remove it"),
+    ({"event.processing.failure.handling.mode": "skip"}, "event.processing.failure.handling.mode is 'skip': remove it"),
+    ({"slot.drop.on.stop": "true"}, "slot.drop.on.stop is 'true': remove it"),
+    ({"lsn.flush.mode": "manual"}, "lsn.flush.mode is 'manual': remove it"),
+    (
+        {"producer.override.partitioner.ignore.keys": "true"},
+        "producer.override.partitioner.ignore.keys is 'true': remove it",
+    ),
+    (
+        {"producer.override.partitioner.class": "org.example.Mine"},
+        "producer.override.partitioner.class is 'org.example.Mine': remove it",
+    ),
 ]
 
 
@@ -68,3 +86,21 @@ def test_what_would_send_other_records_is_named(settings: Settings, change: dict
 
 def test_what_only_changes_speed_is_nobodys_business(settings: Settings) -> None:
     assert differences(connector(settings) | {"max.batch.size": "100", "poll.interval.ms": "500"}, settings) == []
+
+
+HARMLESS = [
+    {"table.include.list": None},
+    {"table.include.list": "public.outbox"},
+    {"table.include.list": r"public\.users, app\.outbox"},
+    {"table.include.list": ".*"},
+    {"table.exclude.list": r"public\.users"},
+    {"skipped.operations": "none"},
+    {"skipped.operations": "u,d,t"},
+    {"slot.drop.on.stop": "false"},
+]
+
+
+@pytest.mark.parametrize("change", HARMLESS, ids=[str(change) for change in HARMLESS])
+def test_what_loses_nothing_may_be_there(settings: Settings, change: dict[str, str | None]) -> None:
+    changed = {key: value for key, value in {**connector(settings), **change}.items() if value is not None}
+    assert differences(changed, settings) == []
