@@ -3,10 +3,10 @@
 SELECT coalesce((SELECT floor FROM relay_position WHERE name = %(relay)s), 0), coalesce((SELECT min(id) FROM outbox), 0);
 
 -- sweep_lost --
--- Published messages without a fate in a range of ids; those sent again and perhaps under way are left out.
+-- Published messages of a topic without a fate in a range of ids; those sent again and perhaps under way are left out.
 SELECT o.id, o.topic
 FROM outbox AS o
-WHERE o.id > %(after)s AND o.id <= %(upto)s AND o.resend_of IS NULL
+WHERE o.id > %(after)s AND o.id <= %(upto)s AND o.resend_of IS NULL AND o.topic = %(topic)s
   AND NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = o.id)
   AND NOT EXISTS (SELECT FROM outbox AS again WHERE again.resend_of = o.id AND again.id > %(floor)s)
 ORDER BY o.id

@@ -83,7 +83,8 @@ class Sweep:
         self._settings = settings
         self._topics = registry.topics
         self._lost, self._overdue = Suspects(), Suspects()
-        self._swept = 0
+        # By topic: one whose workers lag does not keep another one's lost messages waiting.
+        self._swept = dict.fromkeys(self._topics, 0)
         self._kafka: tuple[AdminClient, Consumer] | None = None
 
     async def run(self) -> None:
@@ -106,17 +107,24 @@ class Sweep:
     async def round(self, connection: psycopg.AsyncConnection[Any]) -> int:
         """Look once; returns how many messages were sent again."""
         [(floor, oldest)] = await _rows(connection, "sweep_reach", relay=self._settings.relay.name)
-        after = max(self._swept, oldest - 1)
-        upto = min(floor, after + IDS)
-        lost = await _rows(connection, "sweep_lost", after=after, upto=upto, floor=floor, most=MOST)
+        lost = [found for topic in self._topics for found in await self._fateless(connection, topic, floor, oldest)]
         overdue = await _rows(connection, "sweep_overdue", patience=PATIENCE, floor=floor, most=MOST)
-        self._swept = lost[0][0] - 1 if lost else max(self._swept, upto)
         if not lost and not overdue:
             return 0
         topics = await asyncio.to_thread(self._look, {topic for _, topic in [*lost, *overdue]})
         guilty = [(self._lost, "lost", self._lost.guilty(lost, topics))]
         guilty.append((self._overdue, "overdue", self._overdue.guilty(overdue, topics)))
         return sum([await self._resend(connection, *found) for found in guilty])
+
+    async def _fateless(
+        self, connection: psycopg.AsyncConnection[Any], topic: str, floor: int, oldest: int
+    ) -> list[tuple[Any, ...]]:
+        """The first of a topic, from where all before have a fate."""
+        after = max(self._swept[topic], oldest - 1)
+        upto = min(floor, after + IDS)
+        found = await _rows(connection, "sweep_lost", topic=topic, after=after, upto=upto, floor=floor, most=MOST)
+        self._swept[topic] = found[0][0] - 1 if found else max(self._swept[topic], upto)
+        return found
 
     async def _resend(
         self, connection: psycopg.AsyncConnection[Any], suspects: Suspects, why: str, ids: list[int]
