@@ -74,15 +74,16 @@ def _say(now: str, said: str) -> str:
     show_default=True,
     help="Ids left out, which the other database may have drawn since.",
 )
+@click.option("--force", is_flag=True, help="Also when the relay knows it: a failover lost what was committed last.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @signed
-def adopt(skip: int, yes: bool, who: str, why: str | None) -> None:
+def adopt(skip: int, force: bool, yes: bool, who: str, why: str | None) -> None:
     """Publish from this database, though it is not the one that the relay knows: restored, copied, or upgraded."""
     from streams.relay.adopt import adopt as take
     from streams.relay.adopt import plan
 
     with database() as (settings, connection):
-        found = plan(connection, settings, skip=skip)
+        found = plan(connection, settings, skip=skip, force=force)
         if found is None:
             click.echo(f"relay {settings.relay.name} knows this database: nothing to adopt")
             return

@@ -26,8 +26,8 @@ class Plan:
     was: str
 
 
-def plan(connection: Connection, settings: Settings, *, skip: int) -> Plan | None:
-    """What there is to adopt; None when this is the database that the relay knows."""
+def plan(connection: Connection, settings: Settings, *, skip: int, force: bool = False) -> Plan | None:
+    """What there is to adopt; None when this is the database that the relay knows, unless `force`."""
     relay = settings.relay.name
     names = {"relay": relay, "publication": settings.relay.publication}
     with connection.begin():
@@ -35,7 +35,7 @@ def plan(connection: Connection, settings: Settings, *, skip: int) -> Plan | Non
         floor, known_as, identity = saved[0], saved[6], saved[7]
         newest = connection.exec_driver_sql(query("newest_id")).scalar_one()
         drawn = saved[8]
-    if known_as in (None, identity) and drawn >= floor:
+    if known_as in (None, identity) and drawn >= floor and not force:
         return None
     # Ids below the floor were drawn anew: which of them are published nobody knows.
     return Plan(relay, floor if drawn >= floor else 0, max(newest, floor) + skip, f"floor {floor}, newest id {drawn}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,16 @@ async def test_a_relay_that_leads_is_not_adopted_under_its_feet(relayed: World) 
     answer = await streams(relayed, "relay", "adopt", "--yes")
     # It may have seen it and stopped already.
     assert answer.code == 0 or "leads at this moment: stop it first" in answer.error
+
+
+async def test_after_a_failover_that_lost_its_tail_ids_are_left_out(relayed: World, eventually: Eventually) -> None:
+    """Nothing in the database tells: the floor was replicated, ids after it were drawn, published, and are lost."""
+    await relayed.processes[0].stop(signal.SIGTERM, grace=8)
+    refused = await streams(relayed, "relay", "adopt", "--yes")
+    assert (refused.code, "nothing to adopt" in refused.out) == (0, True)
+    done = await streams(relayed, "relay", "adopt", "--yes", "--force", "--skip", "1000")
+    assert (done.code, "the next id is 1051" in done.out) == (0, True)
+    [found] = enqueue(relayed.url, relayed.topic, [payload(50, "c0")])
+    assert found == 1051
+    relayed.relay()
+    await eventually(published(relayed, [found]))
