@@ -82,6 +82,13 @@ def prepare_topics(settings: Settings, names: Iterable[str], changelogs: Mapping
         _check_partitions(settings, name, wanted[name], len(found.topics[name].partitions))
 
 
+def check_partitions(settings: Settings, names: Iterable[str]) -> None:
+    """Those of these topics that exist have as many partitions as the settings say; ServiceUnreachable or UsageError."""
+    found = _metadata(settings, AdminClient(client(settings)))
+    for name in sorted(set(names) & found.topics.keys()):
+        _check_partitions(settings, name, name, len(found.topics[name].partitions))
+
+
 def prepare_topic(settings: Settings, name: str, *, partitions: int) -> None:
     """Create a topic that carries no messages of ours, if it is missing; ServiceUnreachable or UsageError."""
     admin = AdminClient(client(settings))
@@ -100,7 +107,7 @@ def topic_limits(settings: Settings, names: Iterable[str], *, patience: float = 
         if known == wanted or time.monotonic() >= deadline:
             break
         time.sleep(0.2)
-    return {name: _max_message_bytes(settings, admin, name) for name in sorted(known)}
+    return _max_message_bytes(settings, admin, sorted(known))
 
 
 def unreachable(settings: Settings, error: KafkaException) -> ServiceUnreachable:
@@ -175,10 +182,13 @@ def _check_partitions(settings: Settings, name: str, like: str, found: int) -> N
         )
 
 
-def _max_message_bytes(settings: Settings, admin: AdminClient, name: str) -> int:
-    resource = ConfigResource(ResourceType.TOPIC, name)
+def _max_message_bytes(settings: Settings, admin: AdminClient, names: list[str]) -> dict[str, int]:
+    if not names:
+        return {}
+    asked = {ConfigResource(ResourceType.TOPIC, name): name for name in names}
     try:
-        entries = admin.describe_configs([resource], request_timeout=TIMEOUT)[resource].result(TIMEOUT + 5)
+        found = admin.describe_configs(list(asked), request_timeout=TIMEOUT)
+        entries = {asked[resource]: future.result(TIMEOUT + 5) for resource, future in found.items()}
     except KafkaException as error:
         raise unreachable(settings, error) from None
-    return int(entries["max.message.bytes"].value)
+    return {name: int(entries[name]["max.message.bytes"].value) for name in names}

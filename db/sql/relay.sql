@@ -57,10 +57,19 @@ SET lsn = %(lsn)s, publication = %(mark)s
 WHERE name = %(relay)s;
 
 -- bury_unpublishable --
--- No record can carry this row; whatever fate it has already stays.
-INSERT INTO outbox_state (outbox_id, status, attempts, error_code, error)
+-- No record can carry this row.  Its message is dead, if it has no fate yet or waits for this row to be published; any other
+-- fate stays.  A message that is open holds its conversation on, if its agent wants that.
+INSERT INTO outbox_state AS s (outbox_id, status, attempts, error_code, error)
 VALUES (%(outbox_id)s, 'dead', 0, 'unpublishable', %(reason)s)
-ON CONFLICT (outbox_id) DO NOTHING;
+ON CONFLICT (outbox_id) DO UPDATE
+SET status = 'dead', error_code = excluded.error_code, error = excluded.error, next_retry_at = NULL, updated_at = now(),
+    topic = CASE WHEN %(hold)s THEN s.topic END, key = CASE WHEN %(hold)s THEN s.key END
+WHERE CASE s.status
+          WHEN 'replaying' THEN s.source_id = %(row_id)s
+          WHEN 'retrying' THEN %(row_id)s <> s.outbox_id
+          WHEN 'parked' THEN %(row_id)s <> s.outbox_id
+          ELSE false
+      END;
 
 -- relay_lead --
 -- Take the leadership of this relay name for this session, if nobody has it.
@@ -80,6 +89,13 @@ UPDATE relay_position
 SET floor = %(floor)s
 WHERE name = %(relay)s
   AND floor < %(floor)s;
+
+-- make_durable --
+-- Whatever is visible now survives a crash once this has returned: a commit of one's own flushes everything before it.
+SELECT CASE
+           WHEN pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()
+           THEN pg_logical_emit_message(true, 'outbox-streams', '')
+       END;
 
 -- poll_newer --
 -- Everything visible beyond the newest id that was read.

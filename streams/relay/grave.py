@@ -8,6 +8,7 @@ import logging
 import psycopg
 
 from db import connect, query
+from streams.registry import Registry
 from streams.relay.backoff import delay
 from streams.relay.rows import Row
 from streams.settings import Settings
@@ -18,15 +19,16 @@ logger = logging.getLogger("streams.relay")
 class Grave:
     """Buries rows on a connection of its own, opened when needed: this is rare."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, registry: Registry) -> None:
         self._settings = settings
+        self._holding = {name for name, agent in registry.agents.items() if agent.on_dead == "hold"}
 
     async def bury(self, row: Row, reason: str) -> None:
         """Mark the row's message dead; returns when that is committed, however long the database is away."""
         attempt = 0
         while True:
             try:
-                await self._write(row, reason)
+                written = await self._write(row, reason)
             except psycopg.Error as error:
                 attempt += 1
                 extra = {"outbox_id": row.id, "sqlstate": error.sqlstate, "attempt": attempt}
@@ -34,11 +36,19 @@ class Grave:
                 await asyncio.sleep(delay(attempt, self._settings.relay.backoff_limit))
             else:
                 break
-        extra = {"outbox_id": row.root_id, "biz_type": row.biz_type, "error_code": "unpublishable", "reason": reason}
-        logger.error("message dead", extra=extra)
+        if written:
+            extra = {
+                "outbox_id": row.root_id,
+                "biz_type": row.biz_type,
+                "error_code": "unpublishable",
+                "reason": reason,
+            }
+            logger.error("message dead", extra=extra)
 
-    async def _write(self, row: Row, reason: str) -> None:
+    async def _write(self, row: Row, reason: str) -> bool:
+        """Whether that is what became of the message."""
         timeout = self._settings.database.connect_timeout
         async with await connect(self._settings.database_url, connect_timeout=timeout) as connection:
-            death = {"outbox_id": row.root_id, "reason": reason[:2000]}
-            await connection.execute(query("bury_unpublishable"), death)
+            which = {"outbox_id": row.root_id, "row_id": row.id, "hold": row.biz_type in self._holding}
+            found = await connection.execute(query("bury_unpublishable"), which | {"reason": reason[:2000]})
+            return found.rowcount == 1

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -30,7 +30,10 @@ logger = logging.getLogger("streams.relay")
 
 # One pass reads about this much, then looks at the gaps again: its snapshot must not get old.
 PASS_ROWS, PASS_BYTES = 5_000, 16_000_000
-BATCH = 500
+# What is handed over at once.
+BATCH, BATCH_BYTES = 500, 1_000_000
+# What the server sends at once, each row of which may be as large as a row can be.
+PORTION = 100
 GOODBYE_SECONDS = 2.0
 
 
@@ -42,10 +45,18 @@ class PollSource:
     """
 
     def __init__(
-        self, url: str, *, name: str, interval: float, connect_timeout: int = 10, notify: bool = False
+        self,
+        url: str,
+        *,
+        name: str,
+        interval: float,
+        largest: int = 900_000,
+        connect_timeout: int = 10,
+        notify: bool = False,
     ) -> None:
         self._url, self._name, self._interval, self._timeout = url, name, interval, connect_timeout
         self._notify = notify
+        self._portion = max(1, min(PORTION, 2 * PASS_BYTES // largest))
         self._position = 0
         # The last position of what was read; None while some of that is still to be handed over.
         self._read_to: int | None = 0
@@ -63,7 +74,8 @@ class PollSource:
             client_encoding="UTF8",
             connect_timeout=self._timeout,
             # What it sends as text does not depend on the role's or database's settings.
-            options="-c datestyle=ISO,YMD -c timezone=UTC -c statement_timeout=0",
+            # `local`: what it commits itself is flushed, whatever others do; a standby is not waited for.
+            options="-c datestyle=ISO,YMD -c timezone=UTC -c statement_timeout=0 -c synchronous_commit=local",
         )
         if self._notify:
             await self._listen()
@@ -88,9 +100,11 @@ class PollSource:
             target = await self._settled()
             rows, whole = await self._read()
             self._read_to = None
-            for at in range(0, len(rows), BATCH):
-                batch = rows[at : at + BATCH]
-                yield Rows(batch, self._next(target, batch[-1].id), sum(len(row.value) for row in batch))
+            if rows:
+                # Visible is not durable: after a crash the ids of what was lost are drawn again, for other messages.
+                await self._connection.execute(query("make_durable"))
+            for batch, size in batches(rows):
+                yield Rows(batch, self._next(target, batch[-1].id), size)
                 # Producers and heartbeats run between two batches, however much is waiting.
                 await asyncio.sleep(0)
             if whole and target is not None:
@@ -191,7 +205,7 @@ class PollSource:
         size, most = 0, self._most
         # The numbers, which are ours, are quoted on this side.
         statement = psycopg.AsyncClientCursor(self._connection).mogrify(query(name), parameters | {"most": most})
-        async with contextlib.aclosing(portions(self._connection, statement)) as results:
+        async with contextlib.aclosing(portions(self._connection, statement, self._portion)) as results:
             async for result in results:
                 found = self._rows(result)
                 rows += found
@@ -224,3 +238,16 @@ class PollSource:
     async def _value(self, name: str, **parameters: Any) -> int:
         row = await (await self._connection.execute(query(name), parameters)).fetchone()
         return int(row[0]) if row else 0
+
+
+def batches(rows: list[Row]) -> Iterator[tuple[list[Row], int]]:
+    """The rows in order, at most BATCH and about BATCH_BYTES at once, and the bytes of their payloads."""
+    at = 0
+    while at < len(rows):
+        batch = rows[at : at + BATCH]
+        size = sum([len(row.value) for row in batch])
+        while size > BATCH_BYTES and len(batch) > 1:
+            batch = batch[: len(batch) // 2]
+            size = sum([len(row.value) for row in batch])
+        yield batch, size
+        at += len(batch)

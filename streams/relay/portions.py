@@ -12,12 +12,11 @@ from typing import Any
 import psycopg
 from psycopg import capabilities, generators, pq
 
-# Few, for each row may be as large as a row can be.
-PORTION = 100
 
-
-async def portions(connection: psycopg.AsyncConnection[Any], statement: str) -> AsyncGenerator[pq.abc.PGresult]:
-    """What one statement sees, at most PORTION rows in each result; who leaves early has it cancelled.
+async def portions(
+    connection: psycopg.AsyncConnection[Any], statement: str, portion: int
+) -> AsyncGenerator[pq.abc.PGresult]:
+    """What one statement sees, at most `portion` rows in each result; who leaves early has it cancelled.
 
     psycopg.Error when it fails.
     """
@@ -25,7 +24,7 @@ async def portions(connection: psycopg.AsyncConnection[Any], statement: str) -> 
     async with connection.lock:
         pgconn.send_query(statement.encode())
         if capabilities.has_stream_chunked():
-            pgconn.set_chunked_rows_mode(PORTION)
+            pgconn.set_chunked_rows_mode(portion)
         else:
             pgconn.set_single_row_mode()
         try:

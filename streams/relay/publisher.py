@@ -93,7 +93,11 @@ class Publisher:
             if timestamp is None or self._careful or len(value) > roomy.get(topic, -1):
                 await self._publish_one(row, flight)
                 continue
-            produce(topic, value, key, on_delivery=landed, timestamp=timestamp, headers=headers)
+            try:
+                produce(topic, value, key, on_delivery=landed, timestamp=timestamp, headers=headers)
+            except (KafkaException, BufferError):
+                # Not handed over, perhaps for what only librdkafka counts: then this row is looked at.
+                await self._publish_one(row, flight)
         self.poll()
 
     def poll(self) -> None:
@@ -131,22 +135,35 @@ class Publisher:
 
     async def _produce_one(self, row: Row, flight: Flight) -> str | None:
         try:
-            self._producer.produce(
-                row.topic,
-                row.value,
-                row.key,
-                on_delivery=flight.landed,
-                timestamp=row.timestamp or 0,
-                headers=row.headers,
-            )
+            await self._hand_over(row, flight)
         except KafkaException as error:
             if error.args[0].code() not in REFUSALS:
+                # A producer that is dead says of which record it died when it is asked.
+                self.poll()
                 raise
             return kafka.reason(error)
         if self._careful:
             self._careful -= 1
             await self._landing(row)
         return None
+
+    async def _hand_over(self, row: Row, flight: Flight) -> None:
+        """To librdkafka, which counts headers and its own structures too: when it has no room, wait until it has."""
+        while True:
+            try:
+                self._producer.produce(
+                    row.topic,
+                    row.value,
+                    row.key,
+                    on_delivery=flight.landed,
+                    timestamp=row.timestamp or 0,
+                    headers=row.headers,
+                )
+            except BufferError:
+                self.poll()
+                await asyncio.sleep(TICK_SECONDS)
+            else:
+                return
 
     async def _landing(self, row: Row) -> None:
         """Until the broker has this row; a refusal is remembered, for the producer that comes after this one."""

@@ -43,6 +43,8 @@ FLUSH_SECONDS = 4.0
 SETTLE_SECONDS = 2.0
 # A way that went well for this long was no failed attempt.
 GOOD_SECONDS = 5.0
+# librdkafka asks for a topic's partitions again every five minutes.
+PARTITIONS_SECONDS = 5.0
 
 # What the leader waits out without giving up its lead.
 BROKER_OUTAGES = (KafkaException, DeliveryFailed, ServiceUnreachable)
@@ -122,24 +124,25 @@ class Term:
 
     async def _publish(self, way: Way) -> Turn | None:
         """Publish until told to stop, or to turn; raises the first thing that went wrong."""
-        async with self._source(way) as source:
-            await asyncio.to_thread(check_database, self._settings)
-            admission = Admission(self._settings, self._refused)
-            await admission.learn(self._registry.topics)
-            grave = Grave(self._settings)
-            async with Publisher(self._settings, admission, grave.bury, careful=self._careful) as publisher:
-                floor = source if isinstance(source, PollSource) else WalFloor(lambda: publisher.confirmed)
-                self._leads(way)
-                doing = Doing(way.mode, way.doing, way.reason)
-                self._upkeep.follow(doing, floor, lambda: publisher.delivered, self._watch.mark)
-                work = [_read(source, publisher), self._confirm(source, publisher)]
-                if way.towards is not None:
-                    work.append(Healing(self._settings, lambda: floor.value, self._upkeep.say).run())
-                elif self._asked == "auto" and self._watch.wish == "poll":
-                    work.append(self._care.drop_unwanted())
-                turn = await self._until_turned(*work)
-                await self._finish(way, source, publisher)
-                return turn
+        # Before reading begins: the server ends a stream of which it hears nothing for some seconds.
+        await asyncio.to_thread(check_database, self._settings)
+        admission = Admission(self._settings, self._refused)
+        await admission.learn(self._registry.topics)
+        grave = Grave(self._settings, self._registry)
+        producing = Publisher(self._settings, admission, grave.bury, careful=self._careful)
+        async with self._source(way) as source, producing as publisher:
+            floor = source if isinstance(source, PollSource) else WalFloor(lambda: publisher.confirmed)
+            self._leads(way)
+            doing = Doing(way.mode, way.doing, way.reason)
+            self._upkeep.follow(doing, floor, lambda: publisher.delivered, self._watch.mark)
+            work = [_read(source, publisher), self._confirm(source, publisher)]
+            if way.towards is not None:
+                work.append(Healing(self._settings, lambda: floor.value, self._upkeep.say).run())
+            elif self._asked == "auto" and self._watch.wish == "poll":
+                work.append(self._care.drop_unwanted())
+            turn = await self._until_turned(*work)
+            await self._finish(way, source, publisher)
+            return turn
 
     async def _keep(self, way: Way) -> Turn | None:
         """A term beside Debezium, which publishes."""
@@ -158,7 +161,8 @@ class Term:
     async def _until_turned(self, *work: Coroutine[Any, Any, Any]) -> Turn | None:
         """All of this at once until told to stop, or to turn in order."""
         try:
-            await together(*work, self._watch.turned(), self._until_stopped())
+            partitions = watch_partitions(self._settings, self._registry)
+            await together(*work, partitions, self._watch.turned(), self._until_stopped())
         except Turn as turn:
             if not turn.orderly:
                 raise
@@ -203,6 +207,7 @@ class Term:
             "interval": relay.poll_interval,
             "notify": relay.notify,
             "connect_timeout": patience,
+            "largest": self._settings.outbox.max_bytes,
         }
 
     async def _prepare_topics(self, way: Way) -> NoReturn:
@@ -237,6 +242,15 @@ def prepare_topics(settings: Settings, registry: Registry, mode: str) -> None:
     kafka.prepare_topics(settings, registry.topics)
     if mode == "debezium":
         kafka.prepare_topic(settings, heartbeats(settings), partitions=1)
+
+
+async def watch_partitions(settings: Settings, registry: Registry) -> NoReturn:
+    """UsageError when a topic gets another partition count meanwhile: the producer would soon use it."""
+    while True:
+        await asyncio.sleep(PARTITIONS_SECONDS)
+        # That Kafka is away is noticed by whoever publishes.
+        with contextlib.suppress(ServiceUnreachable):
+            await asyncio.to_thread(kafka.check_partitions, settings, registry.topics)
 
 
 def line(error: BaseException) -> str:

@@ -423,10 +423,10 @@ async def test_a_stopped_relay_leaves_nothing_unconfirmed(outbox: World, eventua
     assert (relay.returncode, done()) == (0, True)
 
 
-def alter_topic(world: World, name: str, value: str) -> None:
-    """Set one configuration entry of the topic, behind the relay's back."""
+def alter_topic(world: World, name: str, value: str, topic: str | None = None) -> None:
+    """Set one configuration entry of a topic, by default the world's, behind the relay's back."""
     entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ResourceType.TOPIC, world.topic, incremental_configs=[entry])
+    resource = ConfigResource(ResourceType.TOPIC, topic or world.topic, incremental_configs=[entry])
     admin = AdminClient({"bootstrap.servers": world.settings.broker_url})
     [future] = admin.incremental_alter_configs([resource]).values()
     future.result(10)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
+from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
 from tests.conftest import World
-from tests.contract.test_relay_contract import on_topic
+from tests.contract.test_relay_contract import on_topic, published
 from tests.fixtures.publish import CHAT
 
 Eventually = Callable[..., Any]
@@ -58,3 +61,23 @@ async def test_kill_9_does_not_begin_the_backlog_again(backlog: tuple[World, Pro
     found = on_topic(world)
     assert {record.id for record in found} == set(range(1, ROWS + 1))
     assert len(found) <= ROWS + sent - saved
+
+
+async def test_what_is_published_survives_a_crash_of_the_server(
+    world: World, tmp_path: Path, eventually: Eventually
+) -> None:
+    """A row is visible before it is durable, for who commits asynchronously: its id would be drawn again for another."""
+    async with PostgresServer(tmp_path / "asynchronous", settings={"wal_writer_delay": "10s"}) as server:
+        world.environ |= {"DATABASE_URL": server.url, "STREAMS_RELAY__MODE": "poll"}
+        world.migrate()
+        world.relay()
+        await eventually(lambda: world.query("SELECT pid FROM relay_position WHERE doing <> 'waiting'"))
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute("SET synchronous_commit = off")
+            for _ in range(20):
+                insert = "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c', '{}') RETURNING id"
+                [[found]] = connection.execute(insert, [CHAT, world.topic]).fetchall()
+                await eventually(published(world, [found]))
+            server.kill()
+        await server.start()
+        assert world.query("SELECT max(id) FROM outbox") == [(found,)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 
 from streams import kafka
 from streams.dev.ports import HOST
@@ -89,6 +90,42 @@ async def test_a_topic_with_another_partition_count(world: World) -> None:
     world.environ["STREAMS_TOPIC__PARTITIONS"] = "5"
     error = await refusal(world)
     assert (error.exit_code, "topics.chat-history.partitions to 8" in str(error)) == (2, True)
+
+
+async def test_a_topic_that_gets_more_partitions_meanwhile(world: World, eventually: Eventually) -> None:
+    """Later messages of a conversation would go to another partition, and overtake."""
+    world.migrate()
+    relay = world.relay(STREAMS_RELAY__MODE="cdc")
+    ids = enqueue(world.url, world.topic, [payload(0, "c")])
+    await eventually(published(world, ids))
+    admin = AdminClient(kafka.client(world.settings))
+    [future] = admin.create_partitions([NewPartitions(world.topic, 12)]).values()
+    future.result(10)
+    await eventually(lambda: relay.returncode is not None)
+    last = (world.directory / "streams-0.log").read_text().splitlines()[-1]
+    assert (relay.returncode, "has 12 partitions, faust.yml says 8" in last) == (2, True)
+
+
+async def test_a_standby_is_no_primary(world: World) -> None:
+    """On a server that is read only nothing is begun: it knows no writers, and its floor would be wrong."""
+    world.migrate()
+    [(database,)] = world.query("SELECT current_database()")
+    world.query(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    error = await refusal(world)
+    assert (error.exit_code, "read-only" in str(error)) == (3, True)
+
+
+async def test_a_right_that_was_forgotten(world: World, name: str) -> None:
+    world.migrate()
+    tables = "outbox, outbox_streams_version"
+    world.query(f"CREATE ROLE {name} LOGIN REPLICATION; GRANT SELECT ON {tables} TO {name}")
+    try:
+        world.environ["DATABASE_URL"] = world.url.replace("postgres@", f"{name}@")
+        error = await refusal(world)
+    finally:
+        world.environ["DATABASE_URL"] = world.url.replace(f"{name}@", "postgres@")
+        world.query(f"DROP OWNED BY {name}; DROP ROLE {name}")
+    assert (error.exit_code, "refuses: permission denied for" in str(error)) == (2, True)
 
 
 async def test_services_that_do_not_answer(world: World) -> None:
