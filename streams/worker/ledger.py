@@ -18,7 +18,7 @@ class Run:
     """Consecutive records of one partition; `current` until it is positioned anew, `taken` once an agent has it.
 
     `suspect` is the first run after a partition was assigned: the one that may have taken its last owner down; `waiting`
-    while it waits for something that is no message's fault.
+    while it waits for something that is no message's fault, which the log says to be `reason`, an SQLSTATE.
     """
 
     topic: str
@@ -29,6 +29,7 @@ class Run:
     taken: bool = False
     suspect: bool = False
     waiting: bool = False
+    reason: str | None = None
     opened: float = field(default_factory=time.monotonic)
     parts: list[Run] = field(default_factory=list)
 

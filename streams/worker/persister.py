@@ -277,12 +277,14 @@ class Persister:
                 await driver.commit()
 
     async def _wait(self, run: Run, error: BaseException, tries: int) -> None:
-        if tries in (1, 10) or tries % 60 == 0:
+        about = _about(run, error.__cause__ or error)
+        if tries in (1, 10) or tries % 60 == 0 or about["sqlstate"] != run.reason:
+            run.reason = about["sqlstate"]
             text = "the database cannot do it now, the run waits"
             level = logging.WARNING
             if isinstance(error, HandlerBroken):
                 text, level = f"{error}: a bug or a missing column, the run waits until it is mended", logging.ERROR
-            logger.log(level, text, extra={**_about(run, error.__cause__ or error), "tries": tries})
+            logger.log(level, text, extra={**about, "tries": tries})
         await asyncio.sleep(jittered(min(MOST_WAIT, 0.1 * 2 ** min(tries, 8))))
 
 
