@@ -25,7 +25,6 @@ SERVER_KEEPALIVES = (
 )
 
 
-# A standby knows no writers and takes no locks that the primary knows of: of several hosts the primary is found.
 PRIMARY = "read-write"
 
 
@@ -40,9 +39,13 @@ def async_engine(url: str, **options: Any) -> AsyncEngine:
 
 
 async def connect(url: str, **options: Any) -> psycopg.AsyncConnection[Any]:
-    """A psycopg connection in autocommit mode, for sessions that hold locks or stream replication."""
+    """A psycopg connection in autocommit mode, for sessions that hold locks or stream replication.
+
+    To a server that takes writes, unless the URL says otherwise: a standby knows no writers, and its locks are its own.
+    """
     said = conninfo_to_dict(url)
-    return await psycopg.AsyncConnection.connect(url, autocommit=True, **_parameters(said, {**KEEPALIVES, **options}))
+    ours = _parameters(said, {"target_session_attrs": PRIMARY, **KEEPALIVES, **options})
+    return await psycopg.AsyncConnection.connect(url, autocommit=True, **ours)
 
 
 def _psycopg(url: str) -> URL:
@@ -50,13 +53,16 @@ def _psycopg(url: str) -> URL:
 
 
 def _engine_options(url: str, options: dict[str, Any]) -> dict[str, Any]:
-    parameters = _parameters(make_url(url).query, options.get("connect_args", KEEPALIVES))
+    """Of several servers the one that takes writes is taken; a single one says itself that it is read only."""
+    said = make_url(url)
+    several = {"target_session_attrs": PRIMARY} if "," in f"{said.host}{said.query.get('host')}" else {}
+    parameters = _parameters(said.query, {**several, **options.get("connect_args", KEEPALIVES)})
     # SQLAlchemy repeats the parameters of a statement in its errors: those hold message text.
     return {"hide_parameters": True, **options, "connect_args": parameters}
 
 
 def _parameters(said: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    """libpq's parameters beside a URL that says these: a parameter would replace the URL's `options`, so both go in."""
-    both = [found for found in (said.get("options"), ours.get("options")) if found]
-    kept = {"target_session_attrs": said.get("target_session_attrs") or PRIMARY, **ours}
-    return {**kept, "options": " ".join(both)} if both else kept
+    """libpq's parameters beside a URL that says these: a parameter would replace what the URL says."""
+    both = {"target_session_attrs": said.get("target_session_attrs") or ours.get("target_session_attrs")}
+    both["options"] = " ".join(found for found in (said.get("options"), ours.get("options")) if found)
+    return {**ours, **{name: value for name, value in both.items() if value}}

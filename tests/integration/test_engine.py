@@ -7,8 +7,10 @@ from urllib.parse import quote
 import psycopg
 import pytest
 from sqlalchemy import NullPool, text
+from sqlalchemy.exc import OperationalError
 
 from db import async_engine, connect, sync_engine
+from streams.dev.ports import HOST
 
 SHOWN = ("search_path", "datestyle")
 OURS = "-c datestyle=German"
@@ -42,5 +44,10 @@ async def test_of_several_servers_the_primary_is_found_unless_the_url_says_other
     with pytest.raises(psycopg.OperationalError, match="read-only"):
         await connect(database)
     await (await connect(f"{database}?target_session_attrs=any")).close()
-    with sync_engine(f"{database}?target_session_attrs=any", poolclass=NullPool).connect() as read_only:
-        assert read_only.execute(text("SHOW transaction_read_only")).scalar_one() == "on"
+    with sync_engine(database, poolclass=NullPool).connect() as alone:
+        assert alone.execute(text("SHOW transaction_read_only")).scalar_one() == "on"
+    both = database.replace(f"@{HOST}:", f"@{HOST},{HOST}:")
+    with pytest.raises(OperationalError, match="read-only"):
+        sync_engine(both, poolclass=NullPool).connect()
+    with sync_engine(f"{both}?target_session_attrs=any", poolclass=NullPool).connect() as any_of_them:
+        assert any_of_them.execute(text("SHOW transaction_read_only")).scalar_one() == "on"
