@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from enum import IntEnum, auto
 from typing import Any
@@ -39,6 +40,7 @@ async def apply(
     if care is Care.NONE:
         for biz_type, batch in batches(messages, biz_types):
             await call(agents[biz_type], batch, connection, seconds)
+            memory.worked[biz_type] = time.monotonic()
         return []
     isolation = Isolation(connection, savepoint, seconds, memory, one_by_one=care is Care.ONE_BY_ONE)
     for biz_type, batch in batches(messages, biz_types):

@@ -289,6 +289,19 @@ async def test_a_handler_that_blocks_the_event_loop_ends_its_process(notes: Note
     assert "the event loop is blocked" in Path(notes.world.directory / "faust-0.log").read_text()
 
 
+async def test_a_statement_that_cannot_work_for_one_message_is_that_messages_fault(
+    notes: Notes, eventually: Eventually
+) -> None:
+    """Others of its kind work, in other partitions and other runs: nobody waits for it."""
+    notes.fail("a0", "42883")
+    notes.world.worker()
+    ids = notes.send("b", *[f"b{n}" for n in range(20)])
+    await eventually(lambda: notes.all(ids, "consumed"), 60)
+    [bad] = notes.send("a", "a0")
+    await eventually(lambda: notes.states([bad])[bad] in ("retrying", "dead"), 30)
+    assert "a bug or a missing column" not in (notes.world.directory / "faust-0.log").read_text()
+
+
 async def test_a_missing_column_waits_and_no_message_pays(notes: Notes, eventually: Eventually) -> None:
     notes.world.query("ALTER TABLE notes RENAME COLUMN note TO moved")
     worker = notes.world.worker()
