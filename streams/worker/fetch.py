@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from faust.transport.drivers import aiokafka as driver
@@ -19,7 +20,11 @@ class FetchingConsumer(driver.Consumer):
     def in_touch(self) -> bool:
         """Whether Kafka has answered this member of the group within its session's timeout: only then can it commit."""
         consumer = self._thread._consumer
-        return consumer is not None and consumer._coordinator.coordinator_id is not None
+        if consumer is None or consumer._coordinator.coordinator_id is None:
+            return False
+        # Where packets vanish a request waits for its time limit, which is longer, and the coordinator is not given up.
+        heard = max((one._last_action for one in list(consumer._client._conns.values())), default=0.0)
+        return time.monotonic() - heard < float(self.app.conf.broker_session_timeout)
 
     def end_of(self, tp: TP) -> int:
         """The end of the partition's log, as the last fetch saw it; 0 while there was none."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,9 @@ from streams.settings import Log
 from streams.worker.memory import return_large_buffers, spare_the_collector
 
 logger = logging.getLogger("streams.worker")
+
+
+GOODBYE = 4.5  # seconds between being told to stop and ending, whatever is still waited for
 
 
 class WorkerProcess(faust.Worker):
@@ -32,6 +37,14 @@ class WorkerProcess(faust.Worker):
         """Faust has just set its own logging up."""
         log.setup(self._reports, debug=self.debug)
 
+    def _schedule_shutdown(self, told: signal.Signals) -> None:
+        """End in order; or without Kafka's goodbye, for which its client may wait a minute and more when it is silent."""
+        if not self._signal_stop_time:
+            backstop = threading.Timer(GOODBYE, _leave)
+            backstop.daemon = True
+            backstop.start()
+        super()._schedule_shutdown(told)
+
     async def on_startup_finished(self) -> None:
         """Say once that it works, and where its pages are."""
         await super().on_startup_finished()
@@ -45,3 +58,10 @@ class WorkerProcess(faust.Worker):
         await asyncio.to_thread(telemetry.close)
         if self.crash_reason is None:
             logger.info("worker stopped", extra={"group": self.app.conf.id, "pid": os.getpid()})
+
+
+def _leave() -> None:
+    """What is not committed is delivered again, to whoever has the partition then."""
+    logger.warning("worker stopped without waiting any longer", extra={"seconds": GOODBYE, "pid": os.getpid()})
+    logging.shutdown()
+    os._exit(0)

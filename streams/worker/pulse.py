@@ -67,6 +67,8 @@ class Pulse:
         reasons = []
         if self._app.rebalancing or not self._app.tables.recovery.completed.is_set():
             reasons.append("a rebalance is under way")
+        elif not self._app.consumer.in_touch():
+            reasons.append("Kafka does not answer")
         if not self._database:
             reasons.append("the database does not answer")
         if self.age > STALE:

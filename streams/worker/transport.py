@@ -9,6 +9,7 @@ listed and checked in tests/contract/test_faust_contract.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import defaultdict
@@ -31,6 +32,7 @@ IDLE_WAIT = 0.5  # seconds one fetch may wait for data: a rebalance waits for it
 HELD_WAIT = 0.05  # the same while some partitions are held back, so that they resume soon
 BUSY_WAIT = 0.02  # seconds a broker may wait for data while anything is under way
 LINGER = 0.005  # seconds that thin traffic may gather before the next fetch: each one costs the same, however little it brings
+GOODBYE = 2.0  # seconds that the last commit may take
 THIN = 100  # records of one fetch below which traffic is thin
 
 
@@ -178,6 +180,13 @@ class RunConsumer(FetchingConsumer):
             }
         return found
 
+    async def on_stop(self) -> None:
+        """The last commit, if Kafka is there to take it, and soon: what is not committed comes again."""
+        if self.in_touch():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GOODBYE):
+                    await super().on_stop()
+
     def on_buffer_drop(self, tp: TP) -> None:
         """A partition that was held back may be fetched again."""
         super().on_buffer_drop(tp)
@@ -264,7 +273,17 @@ class RunConsumer(FetchingConsumer):
             self._reread[tp] = hole
             await self._seek(tp, expected)
             return False
+        if expected is not None and first < expected:
+            self._believe_shorter(tp, first, expected)
         return True
+
+    def _believe_shorter(self, tp: TP, first: int, expected: int) -> None:
+        """The log ends before what was read of it: it lost its tail, and what is written there now are other records."""
+        where = {"topic": tp.topic, "partition": tp.partition, "offset": first, "expected": expected}
+        logger.error("Kafka lost the end of a partition: it is read again from where it begins", extra=where)
+        # Faust passes over what is before what it has read, and commits nothing below what it has committed.
+        self._read_offset[tp] = None
+        self._confirmed.pop(tp, None)
 
     def _messages(self, tp: TP, found: list[Any]) -> Iterable[Message]:
         if tp.topic not in self.run_topics:

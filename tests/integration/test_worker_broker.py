@@ -1,0 +1,132 @@
+"""A worker and a broker that falls silent, wants a login, or has lost the end of a log."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streams.dev.kafka import KafkaBroker
+from streams.dev.ports import HOST, free_port
+from tests.conftest import World
+from tests.fixtures.notes import Notes
+from tests.fixtures.publish import commit
+
+Eventually = Callable[..., Any]
+
+
+@pytest.fixture
+async def broker(world: World, tmp_path: Path) -> AsyncIterator[KafkaBroker]:
+    """A broker of this world alone."""
+    async with KafkaBroker(tmp_path / "broker") as found:
+        world.environ["BROKER_URL"] = found.url
+        yield found
+
+
+async def test_sigterm_while_the_broker_says_nothing_ends_it_soon(
+    world: World, broker: KafkaBroker, tmp_path: Path, eventually: Eventually
+) -> None:
+    """There is something to commit, and nobody to take it."""
+    world.environ["STREAMS_WORKER__COMMIT_INTERVAL"] = "60"
+    notes = Notes(world, tmp_path)
+    worker = world.worker()
+    ids = notes.send("a", *[f"a{n}" for n in range(50)])
+    await eventually(lambda: notes.all(ids, "consumed"), 60)
+    assert broker.pid is not None
+    os.kill(broker.pid, signal.SIGSTOP)
+    try:
+        await worker.stop(signal.SIGTERM, grace=8)
+        assert worker.returncode == 0
+    finally:
+        os.kill(broker.pid, signal.SIGCONT)
+    world.worker()
+    ids += notes.send("a", "a50")
+    await eventually(lambda: notes.all(ids, "consumed"), 60)
+    assert notes.saved("a") == [f"a{n}" for n in range(51)]
+
+
+@pytest.mark.long
+async def test_a_broker_that_says_nothing_for_long_ends_nothing(
+    world: World, broker: KafkaBroker, tmp_path: Path, eventually: Eventually
+) -> None:
+    notes = Notes(world, tmp_path)
+    worker = world.worker()
+    ids = notes.send("a", *[f"a{n}" for n in range(50)])
+    await eventually(lambda: notes.all(ids, "consumed"), 60)
+    assert broker.pid is not None
+    os.kill(broker.pid, signal.SIGSTOP)
+    try:
+        await eventually(lambda: world.health()[0]["reasons"] == ["Kafka does not answer"], 30)
+        await asyncio.sleep(35)
+        assert worker.running
+    finally:
+        os.kill(broker.pid, signal.SIGCONT)
+    ids += notes.send("a", "a50")
+    await eventually(lambda: notes.all(ids, "consumed"), 60)
+    assert worker.running
+
+
+class Guarded(KafkaBroker):
+    """A broker with a second listener, which wants a login."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, settings={"sasl.enabled.mechanisms": "PLAIN"})
+        self.login = f"{HOST}:{free_port()}"
+
+    def _properties(self, data: Path) -> Path:
+        file = super()._properties(data)
+        lines = dict(line.split("=", 1) for line in file.read_text().splitlines())
+        for name in ("listeners", "advertised.listeners"):
+            lines[name] += f",LOGIN://{self.login}"
+        lines["listener.security.protocol.map"] += ",LOGIN:SASL_PLAINTEXT"
+        lines["listener.name.login.plain.sasl.jaas.config"] = (
+            'org.apache.kafka.common.security.plain.PlainLoginModule required user_app="secret-canary";'
+        )
+        file.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+        return file
+
+
+async def test_relay_and_worker_log_in(world: World, tmp_path: Path, eventually: Eventually) -> None:
+    world.migrate()
+    guarded = Guarded(tmp_path / "broker")
+    async with guarded:
+        world.environ |= {
+            "BROKER_URL": guarded.login,
+            "STREAMS_BROKER__SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+            "STREAMS_BROKER__SASL_MECHANISM": "PLAIN",
+            "STREAMS_BROKER__SASL_USERNAME": "app",
+            "STREAMS_BROKER__SASL_PASSWORD": "secret-canary",
+        }
+        notes = Notes(world, tmp_path)
+        world.relay()
+        world.worker()
+        ids = notes.enqueue("a", "a0", "a1")
+        await eventually(lambda: notes.all(ids, "consumed"), 60)
+        for log in world.directory.glob("*.log"):
+            assert "canary" not in log.read_text()
+
+
+async def test_a_log_that_lost_its_end_is_read_again(
+    world: World, broker: KafkaBroker, tmp_path: Path, eventually: Eventually
+) -> None:
+    """What was committed is beyond the end, as after an unclean election: records behind the end would never be read."""
+    notes = Notes(world, tmp_path)
+    ids = notes.send("a", "a0") + notes.send("b", "b0")
+    commit(broker.url, world.settings.worker.group, notes.topic, {0: 1000, 1: 1000})
+    worker = world.worker()
+    await eventually(lambda: notes.all(ids, "consumed"), 60)
+    ids += notes.send("a", "a1") + notes.send("b", "b1")
+    await eventually(lambda: notes.all(ids, "consumed"), 60)
+    await worker.stop(signal.SIGTERM, grace=8)
+    assert "Kafka lost the end of a partition" in (world.directory / "faust-0.log").read_text()
+    # From then on what is committed is where it is.
+    world.worker()
+    ids += notes.send("a", "a2")
+    await eventually(lambda: notes.all(ids, "consumed"), 60)
+    assert "lost the end" not in (world.directory / "faust-1.log").read_text()
+    assert (notes.saved("a"), notes.saved("b")) == (["a0", "a1", "a2"], ["b0", "b1"])
