@@ -19,6 +19,10 @@ FROM (
 WHERE coalesce(before, 0) < %(bytes)s
 ORDER BY arrived;
 
+-- newest_act --
+-- What an operator did last: it may have set conversations free.
+SELECT coalesce(max(id), 0) FROM outbox_actions;
+
 -- heads --
 -- The message that each of these conversations waits for.
 SELECT s.key, s.partition, s.outbox_id, s.status, s.attempts, s.error_code,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import ssl
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import faust
+from faust.auth import SASLCredentials, SSLCredentials
 from yarl import URL
 
 from streams.registry import Registry
 from streams.settings import RETRY_SUFFIX, Settings
 from streams.worker.consume import Consumer
-from streams.worker.lanes import Slots
 from streams.worker.persister import Persister
 from streams.worker.schedule import Schedule, Scheduler
 from streams.worker.tables import AsideTables
@@ -29,12 +30,11 @@ def assemble(settings: Settings, registry: Registry, persister: Persister) -> fa
     urls = [URL(f"kafka://{server}") for server in settings.broker_url.split(",")]
     retries = {topic: topic + RETRY_SUFFIX for topic in registry.consumed}
     app.transport = run_transport([*retries, *retries.values()], worker.run_records, worker.run_bytes)(urls, app)
-    slots = Slots(worker.transactions)
     for topic, retry in retries.items():
         partitions = settings.topic_settings(topic).partitions
         tables, schedule = AsideTables(app, topic, partitions), Schedule()
         both = app.topic(topic, retry, partitions=partitions, **RAW)
-        consume = Consumer(app, topic, tables, persister, schedule, slots, worker.run_records)
+        consume = Consumer(app, topic, tables, persister, schedule, persister.slots, worker.run_records)
         app.agent(both, name=f"persist-{topic}")(consume)
         calls = app.topic(retry, partitions=partitions, **RAW)
         app.task(Scheduler(app, topic, calls, tables, persister, schedule).run)
@@ -45,6 +45,7 @@ def _options(settings: Settings) -> dict[str, Any]:
     worker, web = settings.worker, settings.web
     return {
         "broker": [f"kafka://{server}" for server in settings.broker_url.split(",")],
+        "broker_credentials": credentials(settings),
         "broker_session_timeout": worker.session_timeout,
         "broker_heartbeat_interval": min(3.0, worker.session_timeout / 3),
         "broker_rebalance_timeout": max(30.0, worker.session_timeout),
@@ -70,3 +71,17 @@ def _options(settings: Settings) -> dict[str, Any]:
         "web_stats_enabled": True,
         "debug": False,
     }
+
+
+def credentials(settings: Settings) -> SASLCredentials | SSLCredentials | None:
+    """How Faust logs in to Kafka: as `streams.kafka.client` does for the relay and the command line."""
+    broker = settings.broker
+    context = ssl.create_default_context(cafile=broker.ssl_cafile) if broker.security_protocol.endswith("SSL") else None
+    if broker.sasl_mechanism is None:
+        return SSLCredentials(context) if context is not None else None
+    return SASLCredentials(
+        mechanism=broker.sasl_mechanism,
+        username=broker.sasl_username,
+        password=broker.sasl_password,
+        ssl_context=context,
+    )

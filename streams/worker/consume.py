@@ -50,7 +50,7 @@ class Consumer:
                 run: Run = event.value
                 run.taken = True
                 alone = run.suspect or run.topic != self._topic
-                lanes.submit(run.partition, event.message.tp, event, len(run), alone=alone)
+                lanes.submit(run.partition, event.message.tp, event, run.weight, alone=alone)
 
     async def _work(self, events: Sequence[Any]) -> bool:
         """One transaction for these runs; False when it failed and each needs one of its own."""

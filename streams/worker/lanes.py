@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -25,6 +25,21 @@ class Slots:
     def __init__(self, count: int) -> None:
         self.count = count
         self.free = asyncio.Semaphore(count)
+        self.resting: set[asyncio.Task[Any] | None] = set()
+        self.freed: list[Callable[[], None]] = []
+
+    async def rest(self, seconds: float) -> None:
+        """Sleep in the middle of some work, and let others have the slot meanwhile."""
+        task = asyncio.current_task()
+        self.resting.add(task)
+        self.free.release()
+        try:
+            for dispatch in self.freed:
+                dispatch()
+            await asyncio.sleep(seconds)
+        finally:
+            await self.free.acquire()
+            self.resting.discard(task)
 
 
 @dataclass(eq=False, slots=True)
@@ -55,8 +70,8 @@ class Lanes(Generic[T]):
         self._lanes: dict[Hashable, deque[_Waiting[T]]] = {}
         self._busy: set[Hashable] = set()
         self._weights: Counter[Hashable] = Counter()
-        self._active = 0
-        self._limit = slots.count
+        self._running: set[asyncio.Task[None]] = set()
+        slots.freed.append(self._dispatch)
         self._timer: asyncio.TimerHandle | None = None
         self._tasks = asyncio.TaskGroup()
 
@@ -71,6 +86,7 @@ class Lanes(Generic[T]):
             await self._tasks.__aexit__(kind, error, traceback)
         finally:
             self._cancel_timer()
+            self._slots.freed.remove(self._dispatch)
 
     def submit(self, lane: Hashable, source: Hashable, item: T, weight: int, *, alone: bool = False) -> None:
         """Queue the item behind the others of its lane; one that is `alone` shares no group."""
@@ -80,8 +96,13 @@ class Lanes(Generic[T]):
             self._full(source)
         self._dispatch()
 
+    @property
+    def _active(self) -> int:
+        """How many groups are worked on, but for those that wait for something."""
+        return len(self._running - self._slots.resting)
+
     def _dispatch(self, *, waited: bool = False) -> None:
-        while self._active < self._limit:
+        while self._active < self._slots.count:
             group = self._gather()
             if not group:
                 return
@@ -132,8 +153,7 @@ class Lanes(Generic[T]):
             if not self._lanes[lane]:
                 del self._lanes[lane]
         self._busy |= lanes
-        self._active += 1
-        self._tasks.create_task(self._run(group, lanes), name=f"lanes {lanes}")
+        self._running.add(self._tasks.create_task(self._run(group, lanes), name=f"lanes {lanes}"))
 
     async def _run(self, group: list[_Waiting[T]], lanes: set[Hashable]) -> None:
         async with self._slots.free:
@@ -141,7 +161,7 @@ class Lanes(Generic[T]):
         if not done:
             self._take_apart(group)
         self._busy -= lanes
-        self._active -= 1
+        self._running.discard(cast("asyncio.Task[None]", asyncio.current_task()))
         self._dispatch()
 
     def _take_apart(self, group: list[_Waiting[T]]) -> None:

@@ -18,7 +18,8 @@ class Run:
     """Consecutive records of one partition; `current` until it is positioned anew, `taken` once an agent has it.
 
     `suspect` is the first run after a partition was assigned: the one that may have taken its last owner down; `waiting`
-    while it waits for something that is no message's fault, which the log says to be `reason`, an SQLSTATE.
+    while it waits for something that is no message's fault, which the log says to be `reason`, an SQLSTATE.  `weight` counts
+    records, or more than that where they are large.
     """
 
     topic: str
@@ -30,6 +31,7 @@ class Run:
     suspect: bool = False
     waiting: bool = False
     reason: str | None = None
+    weight: int = 1
     opened: float = field(default_factory=time.monotonic)
     parts: list[Run] = field(default_factory=list)
 
@@ -94,8 +96,13 @@ def split(topic: str, partition: int, records: Sequence[Any], most: int, most_by
     for index, record in enumerate(records):
         value_size = record.serialized_value_size
         if index > start and (index - start >= most or size + value_size > most_bytes):
-            runs.append(Run(topic, partition, records[start:index]))
+            runs.append(_weighed(Run(topic, partition, records[start:index]), size * most // most_bytes))
             start, size = index, 0
         size += max(value_size, 0)
-    runs.append(Run(topic, partition, records[start:]))
+    runs.append(_weighed(Run(topic, partition, records[start:]), size * most // most_bytes))
     return runs
+
+
+def _weighed(run: Run, weight: int) -> Run:
+    run.weight = max(len(run), weight)
+    return run

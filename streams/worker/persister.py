@@ -28,6 +28,7 @@ from streams.worker.fate import Costly, HandlerBroken, HandlerTimeout, Verdict, 
 from streams.worker.foreign import Foreign
 from streams.worker.handlers import Care
 from streams.worker.isolation import Memory
+from streams.worker.lanes import Slots
 from streams.worker.ledger import Run
 from streams.worker.origin import Origin, Outbox
 from streams.worker.records import work_records
@@ -49,6 +50,7 @@ class Persister:
 
     def __init__(self, settings: Settings, registry: Registry) -> None:
         self.registry = registry
+        self.slots = Slots(settings.worker.transactions)
         self._most = settings.worker.run_records
         self._timeout = settings.worker.handler_timeout + GRACE
         self._engine = worker_engine(settings)
@@ -56,6 +58,8 @@ class Persister:
         self._foreign = {topic: Foreign(registry, source) for topic, source in registry.envelopes.items()}
         self._memories: defaultdict[str, Memory] = defaultdict(Memory)
         self._ahead = 0.0
+        self._may_see_acts = True
+        self.newest_act = 0
 
     def origin(self, topic: str) -> Origin:
         """Whose messages a topic carries."""
@@ -142,15 +146,24 @@ class Persister:
         return time.time() + self._ahead
 
     async def reachable(self) -> bool:
-        """Whether the database answers soon."""
+        """Whether the database answers soon; `newest_act` tells whether operators did something since the last time."""
         try:
             async with asyncio.timeout(2 * REACH), self._asking(REACH) as driver:
                 cursor = await driver.execute("SELECT extract(epoch FROM clock_timestamp())::double precision")
                 [(clock,)] = await cursor.fetchall()
                 self._ahead = clock - time.time()
+                if self._may_see_acts:
+                    await self._look_for_acts(driver)
         except Exception:  # the answer is no, whatever the reason
             return False
         return True
+
+    async def _look_for_acts(self, driver: psycopg.AsyncConnection[Any]) -> None:
+        try:
+            [(self.newest_act,)] = await (await driver.execute(query("newest_act"))).fetchall()
+        except psycopg.errors.InsufficientPrivilege:  # then it takes until the next comparison
+            self._may_see_acts = False
+            await driver.rollback()
 
     async def close(self) -> None:
         """Close the pool."""
@@ -186,7 +199,7 @@ class Persister:
                 unseen += 1
                 if unseen == 10:
                     logger.warning("what others committed is not visible yet, the run waits", extra=_about(run, error))
-                await asyncio.sleep(0.005 * 2 ** min(unseen, 8))
+                await self._rest(0.005 * 2 ** min(unseen, 8))
                 continue
             alone = error if isinstance(error, Costly) else None
             error = alone.error if alone is not None else error
@@ -204,7 +217,7 @@ class Persister:
                     condemned.enter_context(self.condemning(topic, [alone.outbox_id], error))
                 elif costly >= COSTLY_TRIES:
                     care = Care.ONE_BY_ONE
-                    await asyncio.sleep(jittered(0.1 * min(costly, 100)))
+                    await self._rest(jittered(0.1 * min(costly, 100)))
                 logger.warning("a run takes too much time or memory", extra={**_about(run, error), "tries": costly})
             elif care is Care.NONE:
                 care = Care.PIECES
@@ -285,7 +298,11 @@ class Persister:
             if isinstance(error, HandlerBroken):
                 text, level = f"{error}: a bug or a missing column, the run waits until it is mended", logging.ERROR
             logger.log(level, text, extra={**about, "tries": tries})
-        await asyncio.sleep(jittered(min(MOST_WAIT, 0.1 * 2 ** min(tries, 8))))
+        await self._rest(jittered(min(MOST_WAIT, 0.1 * 2 ** min(tries, 8))))
+
+    async def _rest(self, seconds: float) -> None:
+        """What waits holds up nothing but its own partitions."""
+        await self.slots.rest(seconds)
 
 
 def _about(run: Run, error: BaseException) -> dict[str, Any]:

@@ -108,7 +108,7 @@ async def _wait_for_visibility(transaction: Transaction, unknown: Sequence[int])
         for one in undecided:
             waiting[one] = waiting.get(one, writers) & writers
         raise Invisible(f"{len(undecided)} outbox rows are not visible, {len(writers)} transactions are open")
-    for one in unknown:
+    for one in set(unknown):
         del waiting[one]
 
 

@@ -20,7 +20,7 @@ from streams.worker.tables import AsideTables
 logger = logging.getLogger(__name__)
 
 TICK = 0.1  # seconds between two looks at what is due
-RECONCILE = 30.0  # seconds between two comparisons with PostgreSQL
+RECONCILE = 30.0  # seconds between two comparisons with PostgreSQL; an operator's act is followed by one at once
 AGAIN = 2.0  # the same after one that failed
 SELDOM = 30  # of so many comparisons that fail one after another, one is reported
 CALLS = 1000  # wake-up calls in one tick: what an outage has left behind returns in portions
@@ -38,7 +38,7 @@ class Schedule:
         """Wake this conversation at `due` (epoch seconds); None: not before somebody asks again."""
         if due is None:
             self._due.pop((partition, key), None)
-        else:
+        elif self._due.get((partition, key)) != due:
             self._due[partition, key] = due
             heapq.heappush(self._heap, (due, partition, key))
 
@@ -73,7 +73,7 @@ class Scheduler:
         self._tables, self._persister, self._schedule = tables, persister, schedule
         self._mine: frozenset[int] = frozenset()
         self._compared = 0.0
-        self._missed = 0
+        self._missed = self._act = 0
 
     async def run(self) -> None:
         """Until the worker stops; an error is logged, and the next comparison makes up for what was missed."""
@@ -96,8 +96,9 @@ class Scheduler:
             for partition, key, due in self._tables.waiting(mine - self._mine):
                 self._schedule.put(partition, key, due)
             self._mine, self._compared = mine, 0.0
-        if mine and time.monotonic() - self._compared >= RECONCILE:
-            self._compared = time.monotonic()
+        act = self._persister.newest_act
+        if mine and (time.monotonic() - self._compared >= RECONCILE or act != self._act):
+            self._compared, self._act = time.monotonic(), act
             await self._reconcile(sorted(mine))
             self._missed = 0
         for partition, key in self._schedule.take(self._persister.now(), CALLS):

@@ -133,3 +133,53 @@ async def test_an_error_in_one_lane_ends_them_all() -> None:
         async with Lanes(work, Slots(2), 1, nothing, nothing) as lanes:
             lanes.submit("a", "a", 0, 1)
             lanes.submit("b", "b", 1, 1)
+
+
+async def test_what_waits_for_something_leaves_its_slot_to_others() -> None:
+    """A table without a column must not stop other topics, nor other partitions of its own."""
+    slots = Slots(2)
+    mended = asyncio.Event()
+    done: list[str] = []
+
+    async def work(items: Sequence[str]) -> bool:
+        while items[0].startswith("broken") and not mended.is_set():
+            await slots.rest(0.01)
+        done.extend(items)
+        return True
+
+    async with (
+        asyncio.timeout(5),
+        Lanes(work, slots, 1, nothing, nothing) as one,
+        Lanes(work, slots, 1, nothing, nothing) as other,
+    ):
+        for number in range(4):
+            one.submit(number, number, f"broken {number}", 1)
+        for number in range(4, 8):
+            one.submit(number, number, f"good {number}", 1)
+            other.submit(number, number, f"other {number}", 1)
+        while len(done) < 8:
+            await asyncio.sleep(0.01)
+        assert not any(item.startswith("broken") for item in done)
+        mended.set()
+    assert len(done) == 12
+    assert not slots.resting
+
+
+async def test_what_rests_does_not_give_its_slot_away_twice() -> None:
+    slots = Slots(2)
+    active = most = 0
+
+    async def work(items: Sequence[int]) -> bool:
+        nonlocal active, most
+        for _ in range(3):
+            active += 1
+            most = max(most, active)
+            await asyncio.sleep(0)
+            active -= 1
+            await slots.rest(0.001)
+        return True
+
+    async with asyncio.timeout(5), Lanes(work, slots, 1, nothing, nothing) as lanes:
+        for number in range(20):
+            lanes.submit(number, number, number, 1)
+    assert most <= 2

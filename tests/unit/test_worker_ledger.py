@@ -82,3 +82,11 @@ def test_split_keeps_every_record_in_order_within_both_limits(most: int, sizes: 
     assert [(one.first, one.end) for one in runs] == [
         (one.records[0].offset, one.records[-1].offset + 1) for one in runs
     ]
+
+
+def test_large_records_weigh_more_than_one() -> None:
+    """What may wait in memory, and share a transaction, is bounded in bytes too."""
+    large = [Record(n, 1_000_000) for n in range(6)]
+    assert [run.weight for run in split("t", 0, large, 1000, 4_000_000)] == [1000, 500]
+    small = [Record(n, 300) for n in range(1500)]
+    assert [run.weight for run in split("t", 0, small, 1000, 4_000_000)] == [1000, 500]
