@@ -21,7 +21,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from streams.errors import ServiceUnreachable, UsageError
-from streams.settings import Settings
+from streams.settings import RETRY_SUFFIX, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +175,12 @@ def _wait_for(settings: Settings, admin: AdminClient, names: list[str]) -> Clust
 def _check_partitions(settings: Settings, name: str, like: str, found: int) -> None:
     wanted = settings.topic_settings(like).partitions
     if found != wanted:
+        if name != like or name.endswith(RETRY_SUFFIX):
+            # Following it, the next line would ask for the contrary for the topic itself.
+            raise UsageError(
+                f"topic {name!r} has {found} partitions, that of its messages {wanted}: stop the workers and delete it,"
+                " they make it anew from PostgreSQL"
+            )
         key = f"topics.{like.removeprefix(settings.broker.topic_prefix)}.partitions"
         raise UsageError(
             f"topic {name!r} has {found} partitions, faust.yml says {wanted}: set {key} to {found}"
