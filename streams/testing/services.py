@@ -24,6 +24,9 @@ from streams.errors import StreamsError, UsageError
 from streams.registry import configured
 from streams.settings import load
 
+GONE_MILLISECONDS = 30_000
+"""How long a server process may take to end before its database is dropped."""
+
 _numbers = itertools.count(1)
 
 
@@ -78,15 +81,7 @@ def copied(server: PostgresServer, template: str) -> Iterator[str]:
     try:
         yield url
     finally:
-        with psycopg.connect(server.url, autocommit=True) as connection:
-            slots = connection.execute(
-                "SELECT slot_name, active_pid FROM pg_replication_slots WHERE database = %s", [name]
-            )
-            for slot, pid in slots.fetchall():
-                if pid:
-                    connection.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
-                connection.execute("SELECT pg_drop_replication_slot(%s)", [slot])
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        _drop(server, name)
 
 
 def shown(config: pytest.Config) -> Callable[[Progress], None]:
@@ -105,6 +100,20 @@ def shown(config: pytest.Config) -> Callable[[Progress], None]:
             reporter.write_line(f"outbox-streams: downloading {describe(progress)}", flush=True)
 
     return show
+
+
+def _drop(server: PostgresServer, name: str) -> None:
+    """Drop this database and its slots although clients are connected that would come back, as a Connect worker does."""
+    database = sql.Identifier(name)
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(database))
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, %s) FROM pg_stat_activity WHERE datname = %s", [GONE_MILLISECONDS, name]
+        )
+        connection.execute(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s", [name]
+        )
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
 
 
 def _created(server: PostgresServer, name: str, template: str = "template1") -> str:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from streams.dev.postgres import PostgresServer
 from streams.testing.deployment import Unfinished
+from streams.testing.services import copied
 from tests.conftest import World
 from tests.fixtures.publish import enqueue, payload
 from tests.integration.test_readme import ROOT, blocks, install, write_files
@@ -59,6 +64,36 @@ async def test_a_deployment_waits_for_its_messages_and_says_why_it_gave_up(world
     await wrong.finish(30)
     with pytest.raises(Unfinished, match=r"a process ended with status 2: .*'relay\.mode' is 'nonsense'"):
         await world.until_persisted(10**6)
+
+
+def test_a_database_goes_although_a_client_keeps_coming_back_to_its_slot(
+    postgres: PostgresServer, template: str, name: str
+) -> None:
+    came = threading.Semaphore(0)
+    over = threading.Event()
+
+    def read(url: str) -> None:
+        while not over.is_set():
+            try:
+                with closing(psycopg.connect(url, replication="database")) as connection:
+                    start = f"START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names 'none')"
+                    if connection.pgconn.exec_(start.encode()).status == psycopg.pq.ExecStatus.COPY_BOTH:
+                        came.release()
+                        connection.pgconn.get_copy_data(0)
+            except psycopg.Error:
+                pass
+
+    with copied(postgres, template) as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [name])
+        client = threading.Thread(target=read, args=[url])
+        client.start()
+        assert came.acquire(timeout=30)
+    over.set()
+    client.join(30)
+    with psycopg.connect(postgres.url) as connection:
+        left = connection.execute("SELECT slot_name FROM pg_replication_slots WHERE slot_name = %s", [name])
+        assert left.fetchall() == []
 
 
 def test_without_the_dev_extra_a_test_says_what_to_install(tmp_path: Path) -> None:
