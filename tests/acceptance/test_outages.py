@@ -172,13 +172,18 @@ async def test_the_broker_away(
 async def test_a_failover_to_a_server_that_is_read_only(
     running: Running, flowing: Flow, eventually: Eventually
 ) -> None:
+    """Of the workers first: while the relay goes on there is something to write for each."""
+    workers, relay = [running.logs[f"worker-{number}"] for number in (1, 2)], running.logs["relay"]
     with calm(running, AWAY):
-        _fail_over(running, read_only=True)
         try:
-            await eventually(lambda: "sqlstate=25006" in running.logs["worker-2"].read_text(), 20)
+            _fail_over(running, "ROLE {role} IN DATABASE {database}", read_only=True)
+            await eventually(lambda: all("sqlstate=25006" in log.read_text() for log in workers), 20)
+            _fail_over(running, "DATABASE {database}", read_only=True)
+            await eventually(lambda: "read-only" in relay.read_text(), 20)
             await asyncio.sleep(AWAY / 3)
         finally:
-            _fail_over(running, read_only=False)
+            _fail_over(running, "DATABASE {database}", read_only=False)
+            _fail_over(running, "ROLE {role} IN DATABASE {database}", read_only=False)
         await recovered(running, flowing, eventually)
 
 
@@ -333,13 +338,13 @@ def _create_role(world: World, role: str) -> None:
             connection.execute(sql.SQL(statement).format(sql.Identifier(role)))
 
 
-def _fail_over(running: Running, *, read_only: bool) -> None:
-    """What clients see of one: every connection ends, and the server they find next takes writes or does not."""
+def _fail_over(running: Running, whose: str, *, read_only: bool) -> None:
+    """What their clients see of one: every connection ends, and the server they find next takes writes or does not."""
     with psycopg.connect(running.world.url, autocommit=True) as connection:
         connection.execute("SET default_transaction_read_only = off")
-        name = sql.Identifier(connection.info.dbname)
-        setting = sql.SQL("on" if read_only else "off")
-        connection.execute(sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = {}").format(name, setting))
+        names = {"role": sql.Identifier(running.role), "database": sql.Identifier(connection.info.dbname)}
+        alter = sql.SQL(f"ALTER {whose} SET default_transaction_read_only = {'on' if read_only else 'off'}")
+        connection.execute(alter.format(**names))
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
