@@ -21,6 +21,9 @@ from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.testing.deployment import Deployment
 
+# A broker of a test lives for seconds: what the second compiler would gain never pays for its work.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+
 _numbers = itertools.count(1)
 
 
