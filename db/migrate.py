@@ -7,15 +7,12 @@ from contextlib import contextmanager
 from importlib import resources
 from typing import NamedTuple
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from db.partitions import ensure_sync
 from db.queries import query
 
+MIGRATIONS = resources.files("db").joinpath("migrations")
 # The business database may well have an `alembic_version` of its own.
 VERSION_TABLE = "outbox_streams_version"
 LOCK = 7_201_001
@@ -34,8 +31,13 @@ def upgrade(connection: Connection, *, partition_rows: int, biz_types: Iterable[
 
     The caller's connection must not be in a transaction; each step commits its own.
     """
+    # Every command of ours looks at the revision when it starts, and Alembic takes longer to import than that takes.
+    from alembic import command
+    from alembic.config import Config
+
     with locked(connection):
-        config = _config()
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         connection.commit()
@@ -68,22 +70,17 @@ def sync_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> None
 
 def head() -> str:
     """The revision this version of the code needs."""
-    revision = ScriptDirectory.from_config(_config()).get_current_head()
-    assert revision is not None
-    return revision
+    return revisions()[-1]
 
 
-def known(revision: str) -> bool:
-    """Whether this version of the code has this revision; it lacks those of a newer version."""
-    return any(script.revision == revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
+def revisions() -> list[str]:
+    """Those this version of the code has, oldest first, as its files are named; it lacks those of a newer version."""
+    files = (file.name for file in MIGRATIONS.joinpath("versions").iterdir())
+    return sorted(name.partition("_")[0] for name in files if name.endswith(".py"))
 
 
 def current(connection: Connection) -> str | None:
     """The revision the database is at; None when it was never migrated."""
-    return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
-
-
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(resources.files("db").joinpath("migrations")))
-    return config
+    table = connection.exec_driver_sql("SELECT to_regclass(%(name)s)", {"name": VERSION_TABLE}).scalar()
+    found = table and connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar()
+    return str(found) if found else None

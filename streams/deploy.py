@@ -96,7 +96,7 @@ def _connect(settings: Settings) -> Connection:
 
 def _check_not_newer(connection: Connection) -> None:
     found = db.migrate.current(connection)
-    if found is not None and not db.migrate.known(found):
+    if found is not None and found not in db.migrate.revisions():
         raise UsageError(
             f"the database is at revision {found}, which outbox-streams {version('outbox-streams')} does not know"
             f" (its newest: {db.migrate.head()}): install a newer version"

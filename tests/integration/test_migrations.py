@@ -13,7 +13,9 @@ from typing import Any
 import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 import db.migrate
@@ -111,6 +113,14 @@ def test_alembic_sees_no_difference(database: str, at: Callable[[str], Connectio
     # Server defaults are compared above: Alembic asks whether two expressions are equal now, and a clock never is.
     context = MigrationContext.configure(at(database), opts={"include_object": ours, "compare_type": True})
     assert compare_metadata(context, metadata) == []
+
+
+def test_the_files_are_named_by_their_revisions(database: str, at: Callable[[str], Connection]) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(db.migrate.MIGRATIONS))
+    scripts = ScriptDirectory.from_config(config)
+    assert db.migrate.revisions() == [script.revision for script in scripts.walk_revisions()][::-1]
+    assert db.migrate.current(at(database)) == db.migrate.head() == scripts.get_current_head()
 
 
 def test_migrating_twice_changes_nothing_the_second_time(empty: str, name: str) -> None:
