@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+
+from streams.worker import unreadable
 
 
 class FetchingConsumer(driver.Consumer):
@@ -16,6 +19,7 @@ class FetchingConsumer(driver.Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._fetch: asyncio.Future[Any] | None = None  # under way, or abandoned
+        self._changelogs: dict[TP, int] = {}  # up to where each was delivered since Faust positioned it
 
     def in_touch(self) -> bool:
         """Whether Kafka has answered this member of the group within its session's timeout: only then can it commit."""
@@ -48,11 +52,34 @@ class FetchingConsumer(driver.Consumer):
             return False
         await asyncio.wait([self._fetch])
         ended, self._fetch = self._fetch, None
-        return not ended.cancelled() and ended.exception() is None and bool(ended.result())
+        return not ended.cancelled() and (ended.exception() is not None or bool(ended.result()))
+
+    async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
+        """Position changelogs where the recovery of a table begins to read."""
+        self._changelogs.update(partitions)
+        await super().seek_wait(partitions)
+
+    async def _read_again(self) -> None:
+        """What was fetched of them and not delivered comes again: nobody commits their offsets, and recovery waits for it."""
+        assigned = self.assignment()
+        for tp in [tp for tp in self._changelogs if tp in assigned]:
+            await self._seek(tp, self._changelogs[tp])
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:  # noqa: ASYNC109 - Faust's own signature
         # A rebalance cancels who waits for a fetch; the fetch goes on in the consumer's thread, and takes what comes.
         self._fetch = asyncio.ensure_future(super()._getmany(active_partitions, timeout))
-        found = await asyncio.shield(self._fetch)
+        try:
+            found = await asyncio.shield(self._fetch)
+        except UnicodeDecodeError:
+            if not (found := await self._read_on()):
+                raise
         self._fetch = None
+        return found
+
+    async def _read_on(self) -> dict[TP, Any]:
+        """What a fetch would have brought of a partition that has a record aiokafka cannot decode."""
+        found: dict[TP, Any] = await self._thread.call_thread(unreadable.read_on, self._thread._consumer)
+        await self._read_again()  # what it had taken of others is dropped
+        for tp, records in found.items():
+            await self._seek(tp, records[-1].offset + 1)
         return found

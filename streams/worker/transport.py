@@ -54,7 +54,6 @@ class RunConsumer(FetchingConsumer):
         self._room = asyncio.Event()
         self._thin = self._busy = False
         self._suspect: set[TP] = set()
-        self._changelogs: dict[TP, int] = {}  # up to where each was delivered since Faust positioned it
         self._unread = Unread()
         self._next_look = 0.0
         self._dirty = False  # something fetched was not delivered: position anew before the next fetch
@@ -65,7 +64,7 @@ class RunConsumer(FetchingConsumer):
             self._dirty = True
         if self._dirty and self.flow_active:
             await self.perform_seek()
-            await self._reread_changelogs()
+            await super()._read_again()
         await self._read_unread()
         await self._wait_for_room(timeout)
         if self._thin:
@@ -140,11 +139,6 @@ class RunConsumer(FetchingConsumer):
         self._forget([partition])
         await super().seek(partition, offset)
         self._expected[partition] = offset
-
-    async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
-        """Position changelogs where the recovery of a table begins to read."""
-        self._changelogs.update(partitions)
-        await super().seek_wait(partitions)
 
     def resume_flow(self) -> None:
         """Fetch on.  Faust empties its agents' queues before that: what was delivered into them already comes again."""
@@ -224,12 +218,6 @@ class RunConsumer(FetchingConsumer):
             self._expected.pop(tp, None)
             self._confirmed.pop(tp, None)
 
-    async def _reread_changelogs(self) -> None:
-        """What was fetched of them and not delivered comes again: nobody commits their offsets, and recovery waits for it."""
-        assigned = self.assignment()
-        for tp in [tp for tp in self._changelogs if tp in assigned]:
-            await self._seek(tp, self._changelogs[tp])
-
     @property
     def _idle(self) -> bool:
         """Whether nothing came, nothing is in flight and nothing is held back."""
@@ -248,6 +236,12 @@ class RunConsumer(FetchingConsumer):
                 where = {"topic": tp.topic, "partition": tp.partition, "offset": delivered, "end": end}
                 logger.warning("nothing came of what a partition holds: it is read again", extra=where)
                 await self._seek(tp, delivered)
+
+    async def _read_again(self) -> None:
+        await super()._read_again()
+        assigned = self.assignment()
+        for tp in [tp for tp in self._expected if tp in assigned]:
+            await self._seek(tp, self._expected[tp])
 
     async def _wait_for_room(self, seconds: float) -> None:
         """Faust sleeps a whole second when every partition is held back; this wakes up with the first that is not."""

@@ -17,8 +17,10 @@ from typing import Any
 import faust
 import faust.streams
 import pytest
-from aiokafka.consumer.fetcher import Fetcher, FetchResult
+from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.record.default_records import _DefaultRecordBatchPy
 from faust.app.base import App
 from faust.tables.base import Collection
 from faust.tables.recovery import Recovery
@@ -72,6 +74,11 @@ RELIED_ON: tuple[Callable[..., Any], ...] = (
     Fetcher.fetched_records,
     FetchResult.getall,
     FetchResult.check_assignment,
+    PartitionRecords._unpack_records,
+    PartitionRecords._consumer_record,
+    _DefaultRecordBatchPy._read_msg,
+    _DefaultRecordBatchPy._maybe_uncompress,
+    FetchRequest.__init__,
     App._on_partitions_revoked,
     App._on_partitions_assigned,
     App.worker_init_post_autodiscover,
@@ -128,6 +135,11 @@ FINGERPRINTS: dict[str, str] = {
     "aiokafka.consumer.fetcher.Fetcher.fetched_records": "be4348896b9b66af",
     "aiokafka.consumer.fetcher.FetchResult.getall": "3e717e30de5068d5",
     "aiokafka.consumer.fetcher.FetchResult.check_assignment": "b5340df67e3f330f",
+    "aiokafka.consumer.fetcher.PartitionRecords._unpack_records": "b803e6d46480732c",
+    "aiokafka.consumer.fetcher.PartitionRecords._consumer_record": "e668541600b047ab",
+    "aiokafka.record.default_records._DefaultRecordBatchPy._read_msg": "0997ab7a58505c93",
+    "aiokafka.record.default_records._DefaultRecordBatchPy._maybe_uncompress": "c9d0dc2bed50cc86",
+    "aiokafka.protocol.fetch.FetchRequest.__init__": "f31b6b74cc94dae4",
     "faust.app.base.App._on_partitions_revoked": "d5c895bbe57dc73a",
     "faust.app.base.App._on_partitions_assigned": "de932b7927db85b3",
     "faust.app.base.App.worker_init_post_autodiscover": "f69e34079ab8a734",

@@ -12,7 +12,7 @@ import pytest
 
 from streams import kafka as topics
 from tests.conftest import World
-from tests.fixtures.publish import CHAT, Publisher, enqueue, payload, publish
+from tests.fixtures.publish import CHAT, Odd, Publisher, enqueue, payload, publish, publish_batch
 
 Eventually = Callable[..., Any]
 
@@ -92,6 +92,32 @@ async def test_what_has_no_outbox_row_is_rejected_and_the_rest_goes_on(ready: Wo
     await eventually(lambda: ready.query("SELECT count(*) FROM outbox_rejects") == [(11,)], 60)
     await eventually(settled(ready, ids), 30)
     assert set(states(ready).values()) == {"consumed"}
+    assert worker.running
+
+
+async def test_header_names_that_are_not_utf8_stop_nobody(ready: World, eventually: Eventually) -> None:
+    """Another client may write them; what a fetch had taken of other partitions before it met one comes again."""
+    broker, topic = ready.settings.broker_url, ready.topic
+    ids = enqueue(ready.url, topic, [payload(n, "c0") for n in range(1500)])
+    others = enqueue(ready.url, topic, [payload(n, f"c{n}") for n in range(1, 400)])
+    headers = [[("id", str(one).encode()), ("biz_type", CHAT.encode())] for one in ids]
+    for number in (700, 701, 1499):
+        headers[number][:0] = [(Odd("x"), Odd.NAME), (Odd("y"), b"")]
+    records = [("c0", orjson.dumps(payload(n, "c0")), headers[n]) for n in range(1500)]
+    await publish_batch(broker, topic, records[:1000])
+    publish(broker, topic, ready.url, others[:200])
+    await publish_batch(broker, topic, [*records[1000:], ("\N{GREEK SMALL LETTER MU}", Odd.NAME, headers[1499][:2])])
+    worker = ready.worker()
+    publish(broker, topic, ready.url, others[200:])
+    await eventually(settled(ready, [*ids, *others]), 9)  # not the second net, which waits for ten
+    assert set(states(ready).values()) == {"consumed"}
+    rows = ready.query("SELECT message_content FROM chat_histories WHERE chat_id = 'c0' ORDER BY id")
+    assert rows == [(f"m {n}",) for n in range(1500)]
+    [(reason, partition, offset)] = ready.query('SELECT reason, partition, "offset" FROM outbox_rejects')
+    assert (reason, partition) == ("header 'id' is not an outbox id: missing", 0)
+    said = [line for line in worker.log.read_text().splitlines() if "a header name that is not UTF-8" in line]
+    assert len(said) == 4
+    assert f"topic={topic} partition=0 offset={offset}" in said[-1]
     assert worker.running
 
 

@@ -1,0 +1,83 @@
+"""Reading on where aiokafka gives up: one record with a header name that is not UTF-8 would end every worker that meets it.
+
+Such a fetch is made once more and decoded here, each byte of such a name as a question mark.  All of this runs in the
+consumer's thread, and what it leans on inside aiokafka is checked in tests/contract/test_faust_contract.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from aiokafka.consumer.fetcher import FetchResult
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.record.default_records import _DefaultRecordBatchPy
+from aiokafka.record.util import decode_varint
+from faust.types import TP
+
+logger = logging.getLogger(__name__)
+
+BEFORE_LENGTH = struct.calcsize(">q")
+BEFORE_BATCH = struct.calcsize(">qi")
+
+
+async def read_on(consumer: Any) -> dict[TP, list[Any]]:
+    """The next records of a partition of which this AIOKafkaConsumer cannot go on decoding what it fetched."""
+    for tp, found in list(consumer._fetcher._records.items()):
+        if type(found) is not FetchResult or found._partition_records is None or not found._assignment.active:
+            continue
+        undecoded = found._partition_records._records_iterator
+        if undecoded is None or undecoded.gi_frame is not None:
+            continue
+        position = found._assignment.state_value(tp).position
+        read = decoded(await _fetch(consumer, tp, position), TP(tp.topic, tp.partition))
+        records = [found._partition_records._consumer_record(tp, one) for one in read if one.offset >= position]
+        if records:
+            return {TP(tp.topic, tp.partition): records}
+    return {}
+
+
+def decoded(fetched: bytes, tp: TP) -> Iterator[Any]:
+    """The records of these batches of the partition `tp`; the last batch may be cut off."""
+    start = 0
+    while start + BEFORE_BATCH <= len(fetched):
+        end = start + BEFORE_BATCH + struct.unpack_from(">i", fetched, start + BEFORE_LENGTH)[0]
+        if end > len(fetched):
+            return
+        batch = _DefaultRecordBatchPy(fetched[start:end])
+        start = end
+        if batch.is_control_batch:
+            continue
+        batch._maybe_uncompress()
+        for _ in range(batch._num_records):
+            yield _read(batch, tp)
+
+
+def _read(batch: _DefaultRecordBatchPy, tp: TP) -> Any:
+    start, odd = batch._pos, False
+    while True:
+        try:
+            record = batch._read_msg()
+        except UnicodeDecodeError as error:
+            # The last place in the record that has these bytes: behind key and value, which stay what they are.
+            name, odd = bytes(error.object), True
+            length, begin = decode_varint(batch._buffer, start)
+            place = batch._buffer.rindex(name, begin, begin + length)
+            batch._buffer[place : place + len(name)] = b"?" * len(name)
+            continue
+        if odd:
+            where = {"topic": tp.topic, "partition": tp.partition, "offset": record.offset}
+            logger.warning("a record has a header name that is not UTF-8: read with question marks", extra=where)
+        return record
+
+
+async def _fetch(consumer: Any, tp: Any, offset: int) -> bytes:
+    fetcher, client = consumer._fetcher, consumer._client
+    size = fetcher._max_partition_fetch_bytes
+    wanted = [(tp.topic, [(tp.partition, offset, size)])]
+    request = FetchRequest(0, 1, size, fetcher._isolation_level, wanted, rack_id="")
+    response = await client.send(client.cluster.leader_for_partition(tp), request)
+    [(_, [(_, _, _, *rest)])] = response.topics
+    return rest[-1] or b""

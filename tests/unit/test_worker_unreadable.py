@@ -1,0 +1,48 @@
+"""Batches that aiokafka cannot decode: names of headers change, and nothing else does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchBuilderPy
+from faust.types import TP
+
+from streams.worker.unreadable import decoded
+from tests.fixtures.publish import Odd
+
+PLAIN: list[tuple[str, Any]] = [("id", b"1"), ("biz_type", b"x")]
+ODD: list[tuple[str, Any]] = [*PLAIN, (Odd("x"), Odd.NAME)]
+RECORDS: list[tuple[bytes | None, bytes | None, list[tuple[str, Any]]]] = [
+    (b"k", b"plain", PLAIN),
+    (Odd.NAME, b"value " + Odd.NAME, ODD),
+    (None, Odd.NAME, [("a", None)]),
+    (b"k", None, [*ODD, (Odd("y"), None), ("last", b"1")]),
+]
+
+
+def batch(compression: int) -> bytes:
+    builder = _DefaultRecordBatchBuilderPy(2, compression, 0, -1, -1, -1, 1 << 16)
+    for offset, (key, value, headers) in enumerate(RECORDS):
+        assert builder.append(offset, 1000 + offset, key, value, headers)
+    return bytes(builder.build())
+
+
+@pytest.mark.parametrize("compression", range(5))
+def test_the_names_alone_are_changed(compression: int, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UnicodeDecodeError):
+        list(DefaultRecordBatch(batch(compression)))
+    found = list(decoded(batch(compression), TP("topic", 3)))
+    assert [(one.offset, one.timestamp) for one in found] == [(n, 1000 + n) for n in range(4)]
+    assert [(one.key, one.value) for one in found] == [record[:2] for record in RECORDS]
+    assert [name for one in found for name, _ in one.headers if name.startswith("?")] == ["??"] * 3
+    assert all(one.headers[:2] == PLAIN for one in (found[0], found[1], found[3]))
+    assert found[3].headers[-1] == ("last", b"1")
+    assert [vars(line)["offset"] for line in caplog.records] == [1, 3]
+
+
+def test_a_batch_that_was_cut_off_is_left_for_the_next_fetch() -> None:
+    whole = batch(0)
+    for size in (0, 5, len(whole) - 1):
+        assert list(decoded(whole[:size], TP("topic", 0))) == []
+        assert len(list(decoded(whole + whole[:size], TP("topic", 0)))) == len(RECORDS)
