@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ LIBRARIES = (
 SELDOM = 30.0
 # What somebody prints while Faust has replaced stdout is no library's chatter.
 PRINTED = "mode.redirect"
+_NUMBER = re.compile(r"\d+")
 
 
 def setup(settings: Log, *, debug: bool = False) -> None:
@@ -46,7 +48,7 @@ def setup(settings: Log, *, debug: bool = False) -> None:
 
 
 class _Seldom(logging.Filter):
-    """Lets the same message of a library through once in SELDOM seconds."""
+    """Lets the same message of a library through once in SELDOM seconds, whatever numbers it has."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +57,7 @@ class _Seldom(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name.partition(".")[0] not in LIBRARIES or record.name == PRINTED:
             return True
-        same, now = (record.name, str(record.msg)), time.monotonic()
+        same, now = (record.name, _NUMBER.sub("", str(record.msg))), time.monotonic()
         if now - self._said.get(same, -SELDOM) < SELDOM:
             return False
         if len(self._said) > 1000:

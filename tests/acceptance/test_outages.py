@@ -240,15 +240,22 @@ async def test_retries_due_during_an_outage_return_in_portions(
     running: Running, flowing: Flow, postgres: PostgresServer, eventually: Eventually, count: int
 ) -> None:
     """So many conversations wait for the same moment; what arrives meanwhile does not wait for them."""
-    world = running.world
+
+    def failed() -> int:
+        return sum(log.read_text().count("error_code=P0001") for log in running.logs.values())
+
+    world, before = running.world, failed()
     world.query(_NOT_YET)
     world.query("CREATE TRIGGER not_yet BEFORE INSERT ON chat_histories FOR EACH ROW EXECUTE FUNCTION not_yet()")
     herd = enqueue(world.url, world.topic, [payload(n, f"h{n}", message="herd") for n in range(count)])
     waiting = "SELECT count(*) FROM outbox_state WHERE status = 'retrying'"
     await eventually(lambda: world.query(waiting) == [(count,)], 60, every=0.2)
-    world.query("UPDATE outbox_state SET next_retry_at = now() + interval '5 s' WHERE status = 'retrying'")
+    again = "UPDATE outbox_state SET next_retry_at = now() + interval '{}' WHERE status = 'retrying'"
+    world.query(again.format("1 hour"))  # waits for those that are being tried: now none is, and none is due
     world.query("DROP TRIGGER not_yet ON chat_histories")
     attempts = _attempts(world, herd)
+    await eventually(lambda: failed() == before + sum(attempts.values()))
+    world.query(again.format("5 s"))
     with calm(running, AWAY):
         postgres.kill()
         try:

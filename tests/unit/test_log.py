@@ -61,3 +61,18 @@ def test_errors_of_sqlalchemy_repeat_no_parameters() -> None:
             "no", "SELECT :text", {"text": "canary-4711"}, None, hide_parameters=engine.hide_parameters
         )
         assert "canary-4711" not in str(error)
+
+
+def test_a_library_repeats_itself_seldom_whatever_the_number(capsys: pytest.CaptureFixture[str]) -> None:
+    setup(Log())
+    for size in range(3):
+        formatted = f"producer buffer full size {size}"  # as Faust does
+        logging.getLogger("faust.transport.producer").warning(formatted)
+        logging.getLogger("aiokafka").error("Failed fetch messages from %s: %s", size, "gone")
+        logging.getLogger("streams.x").warning("ours is always heard")
+    lines = [line.partition(" ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert lines[:2] == [
+        "WARNING faust.transport.producer: producer buffer full size 0",
+        "ERROR aiokafka: Failed fetch messages from 0: gone",
+    ]
+    assert lines[2:] == ["WARNING streams.x: ours is always heard"] * 3
