@@ -26,6 +26,7 @@ SERVER_KEEPALIVES = (
 
 
 PRIMARY = "read-write"
+DRIVER = "postgresql+psycopg"
 
 
 def sync_engine(url: str, **options: Any) -> Engine:
@@ -49,14 +50,29 @@ async def connect(url: str, **options: Any) -> psycopg.AsyncConnection[Any]:
 
 
 def _psycopg(url: str) -> URL:
-    return make_url(url).set(drivername="postgresql+psycopg")
+    # Of several hosts libpq alone knows whose port is whose.
+    return URL.create(DRIVER) if _several(url) else make_url(url).set(drivername=DRIVER)
+
+
+def _several(url: str) -> dict[str, Any]:
+    """All that a URL with several hosts says; nothing of one with a single host."""
+    try:
+        said = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        return {}  # SQLAlchemy says it again, with its own error
+    return said if "," in str(said.get("host", "")) else {}
 
 
 def _engine_options(url: str, options: dict[str, Any]) -> dict[str, Any]:
     """Of several servers the one that takes writes is taken; a single one says itself that it is read only."""
-    said = make_url(url)
-    several = {"target_session_attrs": PRIMARY} if "," in f"{said.host}{said.query.get('host')}" else {}
-    parameters = _parameters(said.query, {**several, **options.get("connect_args", KEEPALIVES)})
+    ours = options.get("connect_args", KEEPALIVES)
+    if several := _several(url):
+        parameters = several | _parameters(several, {"target_session_attrs": PRIMARY, **ours})
+    else:
+        query = make_url(url).query
+        # libpq takes the last of several.
+        said = {name: value if isinstance(value, str) else value[-1] for name, value in query.items()}
+        parameters = _parameters(said, ours)
     # SQLAlchemy repeats the parameters of a statement in its errors: those hold message text.
     return {"hide_parameters": True, **options, "connect_args": parameters}
 

@@ -90,11 +90,17 @@ SET floor = %(floor)s
 WHERE name = %(relay)s
   AND floor < %(floor)s;
 
+-- outbox_schema --
+-- The schema that the outbox is in.
+SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = 'outbox'::regclass;
+
 -- make_durable --
--- Whatever is visible now survives a crash once this has returned: a commit of one's own flushes everything before it.
+-- Whatever is visible now survives a crash once this is true: the commit of a row's lock flushes everything before it, and a
+-- logical message would be everybody's who reads this database's log.  NULL while the relay has no row to lock.
 SELECT CASE
            WHEN pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()
-           THEN pg_logical_emit_message(true, 'outbox-streams', '')
+           THEN (SELECT true FROM relay_position WHERE name = %(relay)s FOR KEY SHARE)
+           ELSE true
        END;
 
 -- poll_newer --

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from psycopg.conninfo import conninfo_to_dict
 
 from streams import kafka
+from streams.errors import UsageError
 from streams.settings import Settings
 
 CLASS = "io.debezium.connector.postgresql.PostgresConnector"
@@ -79,6 +80,8 @@ HARMLESS: Mapping[str, str] = {
     "producer.override.transactional.id": "",
 }
 TABLES, NO_TABLES = "table.include.list", "table.exclude.list"
+SCHEMAS, NO_SCHEMAS = "schema.include.list", "schema.exclude.list"
+HEARTBEAT = "heartbeat.interval.ms"
 
 TUNING: Mapping[str, str] = {
     TABLES: r"[^.]+\.outbox",
@@ -86,7 +89,7 @@ TUNING: Mapping[str, str] = {
     "poll.interval.ms": "5",
     "max.batch.size": "8192",
     "max.queue.size": "32768",
-    "heartbeat.interval.ms": "1000",
+    HEARTBEAT: "1000",
     "producer.override.compression.type": "lz4",
     "producer.override.linger.ms": "5",
     "producer.override.batch.size": "1000000",
@@ -120,8 +123,8 @@ def heartbeats(settings: Settings) -> str:
     return f"__debezium-heartbeat.{settings.relay.name}"
 
 
-def differences(found: Mapping[str, str], settings: Settings) -> list[str]:
-    """What a running connector must have and has not, one line each."""
+def differences(found: Mapping[str, str], settings: Settings, schema: str) -> list[str]:
+    """What a running connector must have and has not, one line each; `schema` is the one that the outbox is in."""
     names = {"slot.name": settings.relay.name, "publication.name": settings.relay.publication}
     lines = []
     for key, expected in {**BYTES, **SAFETY, **names}.items():
@@ -130,19 +133,26 @@ def differences(found: Mapping[str, str], settings: Settings) -> list[str]:
             lines.append(f"{key} {value}: set it to {expected!r}")
     unknown = {key for key in found if key.startswith((ROUTER, *REWRITING)) and key not in BYTES}
     unknown |= {key for key, fits in HARMLESS.items() if key in found and not re.fullmatch(fits, found[key])}
-    if NO_TABLES in found and _names_outbox(found[NO_TABLES]):
-        unknown.add(NO_TABLES)
-    if TABLES in found and not _names_outbox(found[TABLES]):
+    table = f"{schema}.outbox"
+    unknown |= {
+        key for key, name in ((NO_TABLES, table), (NO_SCHEMAS, schema)) if key in found and _named(name, found[key])
+    }
+    if SCHEMAS in found and not _named(schema, found[SCHEMAS]):
+        unknown.add(SCHEMAS)
+    if TABLES in found and not _named(table, found[TABLES]):
         lines.append(f"{TABLES} is {found[TABLES]!r}: set it to {TUNING[TABLES]!r}")
+    # Its default is none at all, and the action query comes with a heartbeat.
+    if not re.fullmatch("0*[1-9][0-9]*", found.get(HEARTBEAT, "0")):
+        value = f"is {found[HEARTBEAT]!r}" if HEARTBEAT in found else "is not set"
+        lines.append(f"{HEARTBEAT} {value}: set it to {TUNING[HEARTBEAT]!r}")
     return lines + [f"{key} is {found[key]!r}: remove it" for key in sorted(unknown)]
 
 
-def _names_outbox(patterns: str) -> bool:
-    """Whether one of these expressions for a whole `schema.table`, separated by commas, may mean the outbox."""
+def _named(name: str, patterns: str) -> bool:
+    """Whether one of these expressions, separated by commas, is for this whole name, or cannot be understood here."""
     for pattern in patterns.split(","):
-        table = re.split(r"\\\.|\.(?![*+?])", pattern.strip())[-1]
         try:
-            if re.fullmatch(table, "outbox", re.IGNORECASE):
+            if re.fullmatch(pattern.strip(), name, re.IGNORECASE):
                 return True
         except re.error:
             return True
@@ -151,6 +161,10 @@ def _names_outbox(patterns: str) -> bool:
 
 def _database(url: str) -> dict[str, str]:
     parts = conninfo_to_dict(url)
+    if "," in str(parts.get("host", "")):
+        raise UsageError(
+            f"Debezium's connector reaches one host, and 'database.url' names {parts['host']}: name the primary"
+        )
     names = {
         "host": "database.hostname",
         "port": "database.port",

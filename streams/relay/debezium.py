@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 
-from db import query
+from db import connect, query
 from streams.errors import ServiceUnreachable, UsageError
 from streams.relay.connect import Connect, State
 from streams.relay.connector import connector, differences
@@ -47,6 +47,7 @@ class Keeper:
         url = settings.connect.url
         self._connect = Connect(url, settings.relay.name) if url else None
         self._ours = settings.connect.register
+        self._outbox_schema: str | None = None
 
     async def reach(self) -> None:
         """ServiceUnreachable when Connect does not answer."""
@@ -126,9 +127,17 @@ class Keeper:
                 f"connector {name} does not exist in Kafka Connect: set connect.register to true, or create it with the"
                 " configuration that `streams relay --mode debezium` prints"
             )
-        wrong = differences(found, self._settings)
+        wrong = differences(found, self._settings, await self._schema())
         if wrong:
             raise UsageError(f"connector {name} would send other records: {'; '.join(wrong)}")
+
+    async def _schema(self) -> str:
+        """Where the outbox is."""
+        if self._outbox_schema is None:
+            timeout = self._settings.database.connect_timeout
+            async with await connect(self._settings.database_url, connect_timeout=timeout) as connection:
+                [self._outbox_schema] = await (await connection.execute(query("outbox_schema"))).fetchone() or [None]
+        return self._outbox_schema or "public"
 
     def _say(self, state: State) -> None:
         extra = {"relay": self._settings.relay.name, "state": state.name, "reason": state.reason}

@@ -35,6 +35,7 @@ BATCH, BATCH_BYTES = 500, 1_000_000
 # What the server sends at once, each row of which may be as large as a row can be.
 PORTION = 100
 GOODBYE_SECONDS = 2.0
+UNSAVED_SECONDS = 0.05  # between two looks while upkeep has not saved anything yet
 
 
 class PollSource:
@@ -101,8 +102,7 @@ class PollSource:
             rows, whole = await self._read()
             self._read_to = None
             if rows:
-                # Visible is not durable: after a crash the ids of what was lost are drawn again, for other messages.
-                await self._connection.execute(query("make_durable"))
+                await self._make_durable()
             for batch, size in batches(rows):
                 yield Rows(batch, self._next(target, batch[-1].id), size)
                 # Producers and heartbeats run between two batches, however much is waiting.
@@ -113,6 +113,15 @@ class PollSource:
             self._read_to = self._position
             if whole and not rows:
                 await self._pause()
+
+    async def _make_durable(self) -> None:
+        """Visible is not durable: after a crash the ids of what was lost are drawn again, for other messages."""
+        while True:
+            cursor = await self._connection.execute(query("make_durable"), {"relay": self._name})
+            [durable] = await cursor.fetchone() or [None]
+            if durable:
+                return
+            await asyncio.sleep(UNSAVED_SECONDS)
 
     def _next(self, target: int | None, read: int) -> int:
         """The next position.  A pass ascends: whatever was visible up to the id `read` was handed over before it."""

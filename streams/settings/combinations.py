@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from urllib.parse import urlsplit
 
 from streams.errors import SettingsInvalid
@@ -58,6 +59,14 @@ def _check_login(broker: Broker) -> None:
             f"setting 'broker.ssl_cafile' is {broker.ssl_cafile!r}: "
             f"expected none unless broker.security_protocol ({protocol}) is SSL or SASL_SSL"
         )
+    if broker.ssl_cafile:
+        try:
+            ssl.create_default_context(cafile=broker.ssl_cafile)
+        except OSError as error:  # ssl.SSLError is one
+            raise SettingsInvalid(
+                f"setting 'broker.ssl_cafile' is {broker.ssl_cafile!r}: expected a file of certificates (PEM): "
+                f"{error.strerror or type(error).__name__}"
+            ) from None
 
 
 def _check_formats(settings: Settings) -> None:
@@ -93,9 +102,12 @@ def _check_connect(connect: Connect) -> None:
 def _database(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("postgresql", "postgres") and parts.port != 0
     except ValueError:
-        return False  # a port that is no number, a bracket that does not close
+        return False  # a bracket that does not close
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    found = [re.fullmatch(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::([0-9]{0,5}))?", host) for host in hosts]
+    ports = [host and (host[1] or "5432") for host in found]
+    return parts.scheme in ("postgresql", "postgres") and all(port and 1 <= int(port) <= 65535 for port in ports)
 
 
 def _bootstrap(url: str) -> bool:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from aiokafka.errors import KafkaError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from streams.worker import unreadable
+
+logger = logging.getLogger(__name__)
+
+AGAIN = 1.0  # seconds until a partition that could not be read on is tried again
 
 
 class FetchingConsumer(driver.Consumer):
@@ -71,15 +77,26 @@ class FetchingConsumer(driver.Consumer):
         try:
             found = await asyncio.shield(self._fetch)
         except UnicodeDecodeError:
-            if not (found := await self._read_on()):
+            if (found := await self._read_on()) is None:
                 raise
         self._fetch = None
         return found
 
-    async def _read_on(self) -> dict[TP, Any]:
-        """What a fetch would have brought of a partition that has a record aiokafka cannot decode."""
-        found: dict[TP, Any] = await self._thread.call_thread(unreadable.read_on, self._thread._consumer)
-        await self._read_again()  # what it had taken of others is dropped
+    async def _read_on(self) -> dict[TP, Any] | None:
+        """What a fetch would have brought of a partition that aiokafka cannot go on decoding; None when there is none."""
+        try:
+            found: dict[TP, Any] = await self._thread.call_thread(unreadable.read_on, self._thread._consumer)
+        except KafkaError as error:
+            # A broker that went away or leads no more: the next fetch breaks off here again, and is read on then.
+            logger.warning("a partition cannot be read on now", extra={"error": type(error).__name__})
+            await asyncio.sleep(AGAIN)
+            found = {}
+        else:
+            if not found:
+                return None
+        await self._read_again()  # what the fetch had taken of others is dropped
+        assigned = self.assignment()
         for tp, records in found.items():
-            await self._seek(tp, records[-1].offset + 1)
+            if tp in assigned:
+                await self._seek(tp, records[-1].offset + 1)
         return found

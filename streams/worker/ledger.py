@@ -80,6 +80,10 @@ class Ledger:
         """The partition is positioned anew: what was in flight will be delivered again, its acks count no more."""
         for run in self._in_flight:
             run.give_up()
+        self.detach()
+
+    def detach(self) -> None:
+        """What was in flight will not be delivered again and is finished, but its offsets mean nothing any more."""
         self._in_flight.clear()
         self._done = None
 

@@ -239,9 +239,12 @@ class RunConsumer(FetchingConsumer):
 
     async def _read_again(self) -> None:
         await super()._read_again()
-        assigned = self.assignment()
-        for tp in [tp for tp in self._expected if tp in assigned]:
-            await self._seek(tp, self._expected[tp])
+        for tp in self.assignment() - self._changelogs.keys():
+            delivered = self._expected.get(tp)
+            if tp.topic not in self.run_topics and (last := self._read_offset.get(tp)) is not None:
+                delivered = last + 1
+            if delivered is not None:
+                await self._seek(tp, delivered)
 
     async def _wait_for_room(self, seconds: float) -> None:
         """Faust sleeps a whole second when every partition is held back; this wakes up with the first that is not."""
@@ -278,6 +281,8 @@ class RunConsumer(FetchingConsumer):
         # Faust passes over what is before what it has read, and commits nothing below what it has committed.
         self._read_offset[tp] = None
         self._confirmed.pop(tp, None)
+        # What is in flight is still persisted, but its offsets are of the log that is gone.
+        self.ledgers[tp].detach()
 
     def _messages(self, tp: TP, found: list[Any]) -> Iterable[Message]:
         if tp.topic not in self.run_topics:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from aiokafka.consumer.fetcher import FetchResult
+from aiokafka.errors import for_code
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.util import decode_varint
@@ -56,21 +57,41 @@ def decoded(fetched: bytes, tp: TP) -> Iterator[Any]:
 
 
 def _read(batch: _DefaultRecordBatchPy, tp: TP) -> Any:
-    start, odd = batch._pos, False
-    while True:
-        try:
-            record = batch._read_msg()
-        except UnicodeDecodeError as error:
-            # The last place in the record that has these bytes: behind key and value, which stay what they are.
-            name, odd = bytes(error.object), True
-            length, begin = decode_varint(batch._buffer, start)
-            place = batch._buffer.rindex(name, begin, begin + length)
-            batch._buffer[place : place + len(name)] = b"?" * len(name)
-            continue
-        if odd:
-            where = {"topic": tp.topic, "partition": tp.partition, "offset": record.offset}
-            logger.warning("a record has a header name that is not UTF-8: read with question marks", extra=where)
-        return record
+    start, buffer = batch._pos, batch._buffer
+    try:
+        return batch._read_msg()
+    except UnicodeDecodeError:
+        for place in _header_names(buffer, start):
+            if not _readable(buffer[place]):
+                buffer[place] = b"?" * (place.stop - place.start)
+    record = batch._read_msg()
+    where = {"topic": tp.topic, "partition": tp.partition, "offset": record.offset}
+    logger.warning("a record has a header name that is not UTF-8: read with question marks", extra=where)
+    return record
+
+
+def _header_names(buffer: bytearray, start: int) -> Iterator[slice]:
+    """Where the header names of the record that begins at `start` are."""
+    place = start
+    for _ in ("length", "attributes", "timestamp delta", "offset delta"):
+        _, place = decode_varint(buffer, place)
+    for _ in ("key", "value"):
+        size, place = decode_varint(buffer, place)
+        place += max(size, 0)
+    count, place = decode_varint(buffer, place)
+    for _ in range(count):
+        size, place = decode_varint(buffer, place)
+        yield slice(place, place + size)
+        size, place = decode_varint(buffer, place + size)
+        place += max(size, 0)
+
+
+def _readable(name: bytearray) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 async def _fetch(consumer: Any, tp: Any, offset: int) -> bytes:
@@ -79,5 +100,7 @@ async def _fetch(consumer: Any, tp: Any, offset: int) -> bytes:
     wanted = [(tp.topic, [(tp.partition, offset, size)])]
     request = FetchRequest(0, 1, size, fetcher._isolation_level, wanted, rack_id="")
     response = await client.send(client.cluster.leader_for_partition(tp), request)
-    [(_, [(_, _, _, *rest)])] = response.topics
+    [(_, [(_, code, _, *rest)])] = response.topics
+    if code:
+        raise for_code(code)
     return rest[-1] or b""

@@ -10,6 +10,7 @@ from sqlalchemy import NullPool, text
 from sqlalchemy.exc import OperationalError
 
 from db import async_engine, connect, sync_engine
+from db.engine import _engine_options
 from streams.dev.ports import HOST
 
 SHOWN = ("search_path", "datestyle")
@@ -24,6 +25,13 @@ async def test_options_of_the_url_and_ours_both_count(database: str) -> None:
     async with await connect(with_options(database), options=OURS) as connection:
         shown = [await (await connection.execute(f"SHOW {name}")).fetchone() for name in SHOWN]
     assert shown == [("app",), ("German, DMY",)]
+
+
+async def test_of_options_given_twice_the_last_counts(database: str) -> None:
+    twice = f"{database}?options={quote('-c search_path=old')}&options={quote('-c search_path=app')}"
+    for url in (twice, twice.replace(f"@{HOST}:", f"@{HOST}:1,{HOST}:")):
+        with sync_engine(url, poolclass=NullPool).connect() as connection:
+            assert connection.execute(text("SHOW search_path")).scalar_one() == "app"
 
 
 async def test_an_engine_keeps_them_too(database: str) -> None:
@@ -49,5 +57,11 @@ async def test_of_several_servers_the_primary_is_found_unless_the_url_says_other
     both = database.replace(f"@{HOST}:", f"@{HOST},{HOST}:")
     with pytest.raises(OperationalError, match="read-only"):
         sync_engine(both, poolclass=NullPool).connect()
+    port = database.rpartition(":")[2].partition("/")[0]
+    for each in (both, database.replace(f"@{HOST}:", f"@{HOST}:1,{HOST}:")):
+        with pytest.raises(OperationalError, match="read-only"):
+            await async_engine(each, poolclass=NullPool).connect()
+    # As libpq reads it: the first port is the default one.
+    assert _engine_options(both, {})["connect_args"]["port"] == f",{port}"
     with sync_engine(f"{both}?target_session_attrs=any", poolclass=NullPool).connect() as any_of_them:
         assert any_of_them.execute(text("SHOW transaction_read_only")).scalar_one() == "on"

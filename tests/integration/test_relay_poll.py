@@ -74,6 +74,8 @@ async def test_what_is_published_survives_a_crash_of_the_server(
         await eventually(lambda: world.query("SELECT pid FROM relay_position WHERE doing <> 'waiting'"))
         with psycopg.connect(server.url, autocommit=True) as connection:
             connection.execute("SET synchronous_commit = off")
+            connection.execute("CREATE PUBLICATION others")
+            connection.execute("SELECT pg_create_logical_replication_slot('others', 'pgoutput')")
             for _ in range(20):
                 insert = "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c', '{}') RETURNING id"
                 [[found]] = connection.execute(insert, [CHAT, world.topic]).fetchall()
@@ -81,3 +83,7 @@ async def test_what_is_published_survives_a_crash_of_the_server(
             server.kill()
         await server.start()
         assert world.query("SELECT max(id) FROM outbox") == [(found,)]
+        changes = "pg_logical_slot_get_binary_changes('others', NULL, NULL, 'proto_version', '1',"
+        options = "'publication_names', 'others', 'messages', 'true')"
+        messages = world.query(f"SELECT count(*) FROM {changes} {options} WHERE substring(data FOR 1) = 'M'")
+        assert messages == [(0,)], "who else reads this database's log would publish them"

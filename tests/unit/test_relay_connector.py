@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from streams.errors import UsageError
 from streams.relay.connector import STRING, connector, differences, public
 from streams.settings import Settings, load
 
@@ -33,7 +34,13 @@ def test_it_reads_our_slot_of_our_database(settings: Settings) -> None:
         "topic.prefix": "chat",
     }
     assert expected.items() <= found.items()
-    assert differences(found, settings) == []
+    assert differences(found, settings, "public") == []
+
+
+def test_it_reads_one_host() -> None:
+    settings = load(environ={"DATABASE_URL": "postgresql://app:canary@one:1,two:2/shop", "BROKER_URL": "kafka:9092"})
+    with pytest.raises(UsageError, match=r"reaches one host, and 'database\.url' names one,two: name the primary$"):
+        connector(settings)
 
 
 def test_it_is_shown_without_the_password(settings: Settings) -> None:
@@ -62,6 +69,12 @@ CHANGES = [
         r"table.include.list is 'public\\.users,public.orders': set it to '[^.]+\\.outbox'",
     ),
     ({"table.exclude.list": r"public\.outbox"}, r"table.exclude.list is 'public\\.outbox': remove it"),
+    ({"table.include.list": "outbox"}, r"table.include.list is 'outbox': set it to '[^.]+\\.outbox'"),
+    ({"table.include.list": "app.outbox"}, r"table.include.list is 'app.outbox': set it to '[^.]+\\.outbox'"),
+    ({"schema.include.list": "app"}, "schema.include.list is 'app': remove it"),
+    ({"schema.exclude.list": "pub.*"}, "schema.exclude.list is 'pub.*': remove it"),
+    ({"heartbeat.interval.ms": "0"}, "heartbeat.interval.ms is '0': set it to '1000'"),
+    ({"heartbeat.interval.ms": None}, "heartbeat.interval.ms is not set: set it to '1000'"),
     ({"table.exclude.list": ".*"}, "table.exclude.list is '.*': remove it"),
     ({"skipped.operations": "c,t"}, "skipped.operations is 'c,t': remove it"),
     ({"event.processing.failure.handling.mode": "skip"}, "event.processing.failure.handling.mode is 'skip': remove it"),
@@ -81,17 +94,23 @@ CHANGES = [
 @pytest.mark.parametrize(("change", "line"), CHANGES, ids=[line.split()[0] for _, line in CHANGES])
 def test_what_would_send_other_records_is_named(settings: Settings, change: dict[str, str | None], line: str) -> None:
     changed = {key: value for key, value in {**connector(settings), **change}.items() if value is not None}
-    assert differences(changed, settings) == [line]
+    assert differences(changed, settings, "public") == [line]
 
 
 def test_what_only_changes_speed_is_nobodys_business(settings: Settings) -> None:
-    assert differences(connector(settings) | {"max.batch.size": "100", "poll.interval.ms": "500"}, settings) == []
+    assert (
+        differences(connector(settings) | {"max.batch.size": "100", "poll.interval.ms": "500"}, settings, "public")
+        == []
+    )
 
 
 HARMLESS = [
     {"table.include.list": None},
     {"table.include.list": "public.outbox"},
-    {"table.include.list": r"public\.users, app\.outbox"},
+    {"table.include.list": r"public\.users, public\.outbox"},
+    {"schema.include.list": "app, public"},
+    {"schema.exclude.list": "app"},
+    {"heartbeat.interval.ms": "5000"},
     {"table.include.list": ".*"},
     {"table.exclude.list": r"public\.users"},
     {"skipped.operations": "none"},
@@ -103,4 +122,4 @@ HARMLESS = [
 @pytest.mark.parametrize("change", HARMLESS, ids=[str(change) for change in HARMLESS])
 def test_what_loses_nothing_may_be_there(settings: Settings, change: dict[str, str | None]) -> None:
     changed = {key: value for key, value in {**connector(settings), **change}.items() if value is not None}
-    assert differences(changed, settings) == []
+    assert differences(changed, settings, "public") == []

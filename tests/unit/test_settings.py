@@ -100,10 +100,37 @@ def test_an_empty_file_and_empty_sections_mean_defaults() -> None:
             "setting 'broker.sasl_username' is '***': expected one exactly when broker.security_protocol (PLAINTEXT)",
         ),
         ("broker: {ssl_cafile: ca.pem}", "setting 'broker.ssl_cafile' is 'ca.pem': expected none unless"),
+        (
+            "broker: {security_protocol: SSL, ssl_cafile: ca.pem}",
+            "setting 'broker.ssl_cafile' is 'ca.pem': expected a file of certificates (PEM): No such file",
+        ),
+        (
+            "broker: {security_protocol: SSL, ssl_cafile: faust.yml}",
+            "setting 'broker.ssl_cafile' is 'faust.yml': expected a file of certificates (PEM): [X509",
+        ),
+        ("database: {url: 'postgresql://h:1,i:x/d'}", "setting 'database.url' is 'postgresql://h:1,i:x/d': expected"),
+        ("database: {url: 'postgresql://h:0/d'}", "setting 'database.url' is 'postgresql://h:0/d': expected"),
+        ("database: {url: 'postgresql://h:65536/d'}", "setting 'database.url' is 'postgresql://h:65536/d': expected"),
     ],
 )
 def test_a_refusal_names_key_value_and_expectation(text: str, message: str) -> None:
     assert refused(text).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql:///d",
+        "postgresql://h:/d",
+        "postgresql://u:p@[::1]:5432/d",
+        "postgresql://one,two/d",
+        "postgresql://u@one:5433,two:5434,[::1]:1/d?target_session_attrs=any",
+        "postgres://%2Ftmp/d",
+    ],
+)
+def test_addresses_that_libpq_knows_are_taken(url: str, folder: Path) -> None:
+    (folder / "faust.yml").write_text(f"database: {{url: '{url}'}}")
+    assert load().database_url == url
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,20 @@ def test_nothing_is_committable_before_the_first_run_is_acked() -> None:
     assert ledger.committable() == 20
 
 
+def test_a_log_that_lost_its_end_takes_the_old_offsets_with_it() -> None:
+    ledger, done, old, new = Ledger(), run(90), run(100), run(30)
+    ledger.open(done)
+    ledger.open(old)
+    done.acked = True
+    assert ledger.committable() == 100
+    ledger.detach()
+    ledger.open(new)
+    old.acked = True
+    assert (ledger.committable(), old.current) == (None, True)
+    new.acked = True
+    assert ledger.committable() == 40
+
+
 def test_an_ack_from_before_a_reset_does_not_count_for_the_run_fetched_after_it() -> None:
     ledger, old, new = Ledger(), run(0), run(0)
     ledger.open(old)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka.errors import NotLeaderForPartitionError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
@@ -257,3 +258,49 @@ async def test_a_broker_waits_long_only_while_nothing_is_under_way(consumer: Run
     consumer._buffered_partitions.clear()
     assert await delivered(consumer) == set()
     assert faust._fetch_max_wait_ms == 500
+
+
+async def test_a_fetch_that_broke_off_is_read_on_and_the_rest_of_it_comes_again(
+    consumer: RunConsumer, faust: Faust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that does not answer meanwhile costs a second, not the worker."""
+    await consumer.seek_wait({CHANGELOG: 0})
+    await consumer.perform_seek()
+    answers: list[Any] = [NotLeaderForPartitionError(), {SOURCE: [SimpleNamespace(offset=COMMITTED)]}]
+
+    async def break_off() -> None:
+        if answers:
+            raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    async def call_thread(*_: Any) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        answer[SOURCE][0].serialized_value_size = 1
+        return answer
+
+    monkeypatch.setattr("streams.worker.fetch.AGAIN", 0.0)
+    monkeypatch.setattr(consumer._thread, "call_thread", call_thread, raising=False)
+    monkeypatch.setattr(consumer, "_read_offset", {}, raising=False)
+    faust.meanwhile = break_off
+    assert await delivered(consumer) == set()
+    assert faust.positions == {SOURCE: COMMITTED, FRESH: 0, CHANGELOG: 0}
+    faust.meanwhile = break_off
+    assert await delivered(consumer) == {SOURCE}
+    assert await delivered(consumer) == {FRESH, CHANGELOG}
+    assert await delivered(consumer) == set()
+
+
+async def test_what_is_broken_in_another_way_is_nobodys_to_mend(
+    consumer: RunConsumer, faust: Faust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def break_off() -> None:
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    async def call_thread(*_: Any) -> Any:
+        return {}
+
+    monkeypatch.setattr(consumer._thread, "call_thread", call_thread, raising=False)
+    faust.meanwhile = break_off
+    with pytest.raises(UnicodeDecodeError):
+        await delivered(consumer)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
-from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchBuilderPy
+from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchBuilderPy, _DefaultRecordBatchPy
 from faust.types import TP
 
 from streams.worker.unreadable import decoded
@@ -39,6 +40,32 @@ def test_the_names_alone_are_changed(compression: int, caplog: pytest.LogCapture
     assert all(one.headers[:2] == PLAIN for one in (found[0], found[1], found[3]))
     assert found[3].headers[-1] == ("last", b"1")
     assert [vars(line)["offset"] for line in caplog.records] == [1, 3]
+
+
+def test_nothing_but_the_name_is_touched_whatever_its_bytes_are() -> None:
+    """A name's bytes may be those of a length behind it, or of its value."""
+    for name, value in ((b"\xe4", b"v" * 114), (b"\xc8", b"v" * 100), (b"\xff", b"\xff"), (b"\xd0", b"\xd0" * 104)):
+        builder = _DefaultRecordBatchBuilderPy(2, 0, 0, -1, -1, -1, 1 << 16)
+        odd = Odd("x")
+        odd.NAME = name
+        builder.append(0, 1000, name, name, [(odd, value), ("id", b"7")])
+        [found] = decoded(bytes(builder.build()), TP("topic", 0))
+        assert (found.key, found.value, found.headers) == (name, name, [("?", value), ("id", b"7")])
+
+
+def test_names_are_read_once_however_many_there_are() -> None:
+    names = []
+    for number in range(20_000):
+        names.append(Odd("x"))
+        names[-1].NAME = b"\xff%d" % number
+    builder = _DefaultRecordBatchBuilderPy(2, 0, 0, -1, -1, -1, 1 << 20)
+    builder.append(0, 1000, b"k", b"v", [(name, None) for name in names])
+    with mock.patch.object(
+        _DefaultRecordBatchPy, "_read_msg", autospec=True, side_effect=_DefaultRecordBatchPy._read_msg
+    ) as reads:
+        [found] = decoded(bytes(builder.build()), TP("topic", 0))
+    assert len(found.headers) == len(names)
+    assert reads.call_count == 2
 
 
 def test_a_batch_that_was_cut_off_is_left_for_the_next_fetch() -> None:
