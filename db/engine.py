@@ -24,19 +24,20 @@ SERVER_KEEPALIVES = (
     "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 -c tcp_user_timeout=15000"
 )
 
-
 PRIMARY = "read-write"
 DRIVER = "postgresql+psycopg"
 
 
 def sync_engine(url: str, **options: Any) -> Engine:
     """A SQLAlchemy engine for `postgresql://...`; `options` go to `create_engine`."""
-    return create_engine(_psycopg(url), **_engine_options(url, options))
+    address, both = _engine(url, options)
+    return create_engine(address, **both)
 
 
 def async_engine(url: str, **options: Any) -> AsyncEngine:
     """An async SQLAlchemy engine for `postgresql://...`; `options` go to `create_async_engine`."""
-    return create_async_engine(_psycopg(url), **_engine_options(url, options))
+    address, both = _engine(url, options)
+    return create_async_engine(address, **both)
 
 
 async def connect(url: str, **options: Any) -> psycopg.AsyncConnection[Any]:
@@ -49,11 +50,6 @@ async def connect(url: str, **options: Any) -> psycopg.AsyncConnection[Any]:
     return await psycopg.AsyncConnection.connect(url, autocommit=True, **ours)
 
 
-def _psycopg(url: str) -> URL:
-    # Of several hosts libpq alone knows whose port is whose.
-    return URL.create(DRIVER) if _several(url) else make_url(url).set(drivername=DRIVER)
-
-
 def _several(url: str) -> dict[str, Any]:
     """All that a URL with several hosts says; nothing of one with a single host."""
     try:
@@ -63,18 +59,21 @@ def _several(url: str) -> dict[str, Any]:
     return said if "," in str(said.get("host", "")) else {}
 
 
-def _engine_options(url: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Of several servers the one that takes writes is taken; a single one says itself that it is read only."""
+def _engine(url: str, options: dict[str, Any]) -> tuple[URL, dict[str, Any]]:
+    """What SQLAlchemy's two functions take."""
     ours = options.get("connect_args", KEEPALIVES)
     if several := _several(url):
+        # libpq alone knows whose port is whose.  Of several servers the one that takes writes is taken; a single one says
+        # itself that it is read only.
+        address = URL.create(DRIVER)
         parameters = several | _parameters(several, {"target_session_attrs": PRIMARY, **ours})
     else:
-        query = make_url(url).query
+        address = make_url(url).set(drivername=DRIVER)
         # libpq takes the last of several.
-        said = {name: value if isinstance(value, str) else value[-1] for name, value in query.items()}
+        said = {name: value if isinstance(value, str) else value[-1] for name, value in address.query.items()}
         parameters = _parameters(said, ours)
     # SQLAlchemy repeats the parameters of a statement in its errors: those hold message text.
-    return {"hide_parameters": True, **options, "connect_args": parameters}
+    return address, {"hide_parameters": True, **options, "connect_args": parameters}
 
 
 def _parameters(said: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from sqlalchemy import NullPool, text
 from sqlalchemy.exc import OperationalError
 
 from db import async_engine, connect, sync_engine
-from db.engine import _engine_options
+from db.engine import _engine
 from streams.dev.ports import HOST
 
 SHOWN = ("search_path", "datestyle")
@@ -62,6 +62,6 @@ async def test_of_several_servers_the_primary_is_found_unless_the_url_says_other
         with pytest.raises(OperationalError, match="read-only"):
             await async_engine(each, poolclass=NullPool).connect()
     # As libpq reads it: the first port is the default one.
-    assert _engine_options(both, {})["connect_args"]["port"] == f",{port}"
+    assert _engine(both, {})[1]["connect_args"]["port"] == f",{port}"
     with sync_engine(f"{both}?target_session_attrs=any", poolclass=NullPool).connect() as any_of_them:
         assert any_of_them.execute(text("SHOW transaction_read_only")).scalar_one() == "on"
