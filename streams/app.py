@@ -29,7 +29,7 @@ def build() -> faust.App:
     registry = configured(settings)
     persister = Persister(settings, registry)
     app = assemble(settings, registry, persister)
-    pulse = Pulse(app, persister, registry.consumed, patience=3 * settings.worker.handler_timeout + 10)
+    pulse = Pulse(app, persister.database, registry.consumed, patience=3 * settings.worker.handler_timeout + 10)
     add_health(app, pulse)
 
     def check() -> None:

@@ -66,7 +66,11 @@ class FetchingConsumer(driver.Consumer):
         await super().seek_wait(partitions)
 
     async def _read_again(self) -> None:
-        """What was fetched of them and not delivered comes again: nobody commits their offsets, and recovery waits for it."""
+        """What was fetched and not delivered comes again."""
+        await self._read_changelogs_again()
+
+    async def _read_changelogs_again(self) -> None:
+        """The same of the changelogs alone: nobody commits their offsets, and recovery waits for what they hold."""
         assigned = self.assignment()
         for tp in [tp for tp in self._changelogs if tp in assigned]:
             await self._seek(tp, self._changelogs[tp])

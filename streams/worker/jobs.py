@@ -126,4 +126,4 @@ async def _ending(persister: Persister, run: Run, forget: LiteralString) -> Asyn
         yield
     finally:
         if run.waiting:
-            await persister.forget(forget, topic=run.topic, partition=run.partition, offset=run.first)
+            await persister.database.forget(forget, topic=run.topic, partition=run.partition, offset=run.first)

@@ -6,24 +6,23 @@ gives its partition away.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
-from typing import Any, LiteralString
+from typing import Any
 
 import orjson
 import psycopg
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from db import query
 from streams.registry import Registry
 from streams.settings import Settings
-from streams.worker.connections import GRACE, Failed, driver_of, is_lost, worker_engine
+from streams.worker.connections import Failed, driver_of, is_lost
+from streams.worker.database import REACH, Database
 from streams.worker.fate import Costly, HandlerBroken, HandlerTimeout, Verdict, jittered, judge, sqlstate
 from streams.worker.foreign import Foreign
 from streams.worker.handlers import Care
@@ -38,7 +37,6 @@ from streams.worker.transaction import Aside, Invisible, Outcome, Transaction
 
 logger = logging.getLogger(__name__)
 
-REACH = 2.0  # seconds in which a database that is there answers
 MOST_WAIT = 10.0  # seconds between two tries of a run while the database is away
 COSTLY_TRIES = 3
 
@@ -46,20 +44,16 @@ Work = Callable[[Transaction], Awaitable[None]]
 
 
 class Persister:
-    """Persists runs on a pool of as many connections as there may be transactions."""
+    """Persists runs, one transaction each or several together."""
 
     def __init__(self, settings: Settings, registry: Registry) -> None:
         self.registry = registry
         self.slots = Slots(settings.worker.transactions)
         self._most = settings.worker.run_records
-        self._timeout = settings.worker.handler_timeout + GRACE
-        self._engine = worker_engine(settings)
+        self.database = Database(settings)
         self._ours = Outbox(registry)
         self._foreign = {topic: Foreign(registry, source) for topic, source in registry.envelopes.items()}
         self._memories: defaultdict[str, Memory] = defaultdict(Memory)
-        self._ahead = 0.0
-        self._may_see_acts = True
-        self.newest_act = 0
 
     def origin(self, topic: str) -> Origin:
         """Whose messages a topic carries."""
@@ -116,19 +110,13 @@ class Persister:
         tries = 0
         while run.current:
             try:
-                rows = await self._read(query(name), parameters)
+                rows = await self.database.read(query(name), parameters)
             except (psycopg.Error, DBAPIError, PoolTimeout, OSError) as error:
                 tries += 1
                 await self._wait(run, error, tries)
             else:
                 return int(rows[0][0]) if rows else 0
         return None
-
-    async def forget(self, name: str, **parameters: Any) -> None:
-        """Take such a note back, if the database lets us soon: who calls this is about to end."""
-        with suppress(psycopg.Error, SQLAlchemyError, OSError, TimeoutError):
-            async with asyncio.timeout(REACH), self._asking(REACH) as driver:
-                await driver.execute(query(name), parameters)
 
     @contextmanager
     def condemning(self, topic: str, messages: Sequence[int], error: Exception) -> Iterator[None]:
@@ -140,34 +128,6 @@ class Persister:
         finally:
             for one in messages:
                 condemned.pop(one, None)
-
-    def now(self) -> float:
-        """The database's clock, in epoch seconds, as `reachable` read it last: what is due there is due."""
-        return time.time() + self._ahead
-
-    async def reachable(self) -> bool:
-        """Whether the database answers soon; `newest_act` tells whether operators did something since the last time."""
-        try:
-            async with asyncio.timeout(2 * REACH), self._asking(REACH) as driver:
-                cursor = await driver.execute("SELECT extract(epoch FROM clock_timestamp())::double precision")
-                [(clock,)] = await cursor.fetchall()
-                self._ahead = clock - time.time()
-                if self._may_see_acts:
-                    await self._look_for_acts(driver)
-        except Exception:  # the answer is no, whatever the reason
-            return False
-        return True
-
-    async def _look_for_acts(self, driver: psycopg.AsyncConnection[Any]) -> None:
-        try:
-            [(self.newest_act,)] = await (await driver.execute(query("newest_act"))).fetchall()
-        except psycopg.errors.InsufficientPrivilege:  # then it takes until the next comparison
-            self._may_see_acts = False
-            await driver.rollback()
-
-    async def close(self) -> None:
-        """Close the pool."""
-        await self._engine.dispose()
 
     def _records(self, runs: Sequence[Run]) -> Work:
         async def work(transaction: Transaction) -> None:
@@ -204,7 +164,7 @@ class Persister:
             alone = error if isinstance(error, Costly) else None
             error = alone.error if alone is not None else error
             verdict = judge(error, lost)
-            if (alone is not None or isinstance(error, HandlerTimeout)) and not await self.reachable():
+            if (alone is not None or isinstance(error, HandlerTimeout)) and not await self.database.reachable():
                 verdict = Verdict.WAIT
             run.waiting = verdict is Verdict.WAIT
             if verdict is Verdict.WAIT:
@@ -233,7 +193,7 @@ class Persister:
         """One transaction; Failed when it did not commit, or when nobody knows."""
         lost, origin = True, self.origin(topic)
         try:
-            async with self._engine.connect() as connection:
+            async with self.database.engine.connect() as connection:
                 lost = False
                 driver = await driver_of(connection)
                 transaction = Transaction(
@@ -242,7 +202,7 @@ class Persister:
                     self.registry,
                     topic,
                     care=care,
-                    seconds=self._timeout,
+                    seconds=self.database.patience,
                     memory=self._memories[origin.source],
                     origin=origin,
                 )
@@ -252,7 +212,7 @@ class Persister:
                         try:
                             await work(transaction)
                             await transaction.settle()
-                            with answering(driver, self._timeout):
+                            with answering(driver, self.database.patience):
                                 await begun.commit()
                         except BaseException as error:  # cancelled too: the partition's lock is not kept
                             # What took the connection with it counts, not that it is gone.
@@ -273,21 +233,7 @@ class Persister:
 
     async def _ask(self, name: str, topic: str, **parameters: Any) -> list[tuple[Any, ...]]:
         origin = self.origin(topic)
-        return await self._read(origin.statement(name), {"topic": topic, "source": origin.source, **parameters})
-
-    async def _read(self, statement: LiteralString, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
-        async with self._asking(self._timeout) as driver, driver.cursor() as cursor:
-            await cursor.execute(statement, parameters)
-            return await cursor.fetchall() if cursor.description else []
-
-    @asynccontextmanager
-    async def _asking(self, seconds: float) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        """A connection for something small, committed at the end of the block, which may take so long."""
-        async with self._engine.connect() as connection:
-            driver = await driver_of(connection)
-            with answering(driver, seconds):
-                yield driver
-                await driver.commit()
+        return await self.database.read(origin.statement(name), {"topic": topic, "source": origin.source, **parameters})
 
     async def _wait(self, run: Run, error: BaseException, tries: int) -> None:
         about = _about(run, error.__cause__ or error)

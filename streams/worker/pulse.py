@@ -14,8 +14,8 @@ from typing import Any
 import faust
 from faust.exceptions import ConsumerNotStarted
 
+from streams.worker.database import Database
 from streams.worker.fail import fail_stop
-from streams.worker.persister import Persister
 from streams.worker.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -45,12 +45,12 @@ class Pulse:
     When the loop stands still for `patience` seconds, the process stops.
     """
 
-    def __init__(self, app: faust.App, persister: Persister, topics: Sequence[str], patience: float) -> None:
+    def __init__(self, app: faust.App, database: Database, topics: Sequence[str], patience: float) -> None:
         # Faust's interface types lack what its classes have.
         self._app: Any = app
-        self._persister, self._topics = persister, topics
+        self._database, self._topics = database, topics
         self._beat = time.monotonic()
-        self._database = False
+        self._reachable = False
         self._watch = Watch()
         self._turns = 0
         self._patience = patience
@@ -69,7 +69,7 @@ class Pulse:
             reasons.append("a rebalance is under way")
         elif not self._app.consumer.in_touch():
             reasons.append("Kafka does not answer")
-        if not self._database:
+        if not self._reachable:
             reasons.append("the database does not answer")
         if self.age > STALE:
             reasons.append(f"no heartbeat for {self.age:.0f} s")
@@ -95,7 +95,7 @@ class Pulse:
         threading.Thread(target=self._watch_loop, name="watchdog", daemon=True).start()
         while not self._app.should_stop:
             self._turns += 1
-            self._database = await self._persister.reachable()
+            self._reachable = await self._database.reachable()
             if all(_running(agent) for agent in self._app.agents.values()):
                 self._beat = time.monotonic()
             if not self._app.rebalancing and (stall := self._watch.stall(self._app.consumer)):

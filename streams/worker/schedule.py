@@ -96,12 +96,12 @@ class Scheduler:
             for partition, key, due in self._tables.waiting(mine - self._mine):
                 self._schedule.put(partition, key, due)
             self._mine, self._compared = mine, 0.0
-        act = self._persister.newest_act
+        act = self._persister.database.newest_act
         if mine and (time.monotonic() - self._compared >= RECONCILE or act != self._act):
             self._compared, self._act = time.monotonic(), act
             await self._reconcile(sorted(mine))
             self._missed = 0
-        for partition, key in self._schedule.take(self._persister.now(), CALLS):
+        for partition, key in self._schedule.take(self._persister.database.now(), CALLS):
             await self._wake(partition, key)
 
     async def _reconcile(self, mine: list[int]) -> None:

@@ -68,7 +68,7 @@ def test_a_timeout_while_the_database_is_away_is_not_charged_to_a_message_that_i
         return False
 
     stage.bench.handler.hook = hang
-    monkeypatch.setattr(worker, "reachable", away)
+    monkeypatch.setattr(worker.database, "reachable", away)
     assert consumed(stage, run) == 1
     assert stage.bench.query("SELECT status, attempts FROM outbox_state") == [("consumed", 0)]
 
@@ -131,7 +131,7 @@ def test_a_retry_that_hangs_while_the_database_is_away_is_not_charged(
         stage.bench.handler.hook = None
         return False
 
-    monkeypatch.setattr(worker, "reachable", away)
+    monkeypatch.setattr(worker.database, "reachable", away)
     stage.bench.handler.hook = partial(hang_and_lose_the_connection, stage)
     stage.all_due()
     stage.wake_up(["a"], 1000)

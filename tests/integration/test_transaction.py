@@ -191,7 +191,7 @@ def test_a_network_that_falls_silent_before_the_rollback_is_given_up(stage: Stag
         stage.bench.handler.hook = silence
         # The server learns of it by its own timeout only, and keeps the partition locked until then.
         assert stage.bench.run(asyncio.wait_for(worker.persist(run), 60)) is not None
-        stage.bench.run(worker.close())
+        stage.bench.run(worker.database.close())
     assert stage.bench.query("SELECT status, attempts FROM outbox_state") == [("consumed", 0)]
 
 
@@ -200,5 +200,5 @@ def test_what_is_due_is_judged_by_the_databases_clock(stage: Stage, monkeypatch:
     worker = stage.bench.workers[0]
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() - 3600)
-    assert stage.bench.run(worker.reachable())
-    assert abs(worker.now() - real()) < 5
+    assert stage.bench.run(worker.database.reachable())
+    assert abs(worker.database.now() - real()) < 5
