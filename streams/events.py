@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any, Generic, TypeVar, overload
 
@@ -79,6 +79,7 @@ class Batch(Sequence[Message[E]]):
     def json(self) -> str:
         """The batch as a JSON array of flat objects: outbox_id, source, created_at and the payload's fields.
 
+        Fields at the end that are null may be absent where null is their default: a record set reads both as NULL.
         One parameter for one statement: `FROM json_to_recordset(:batch) AS m (outbox_id bigint, ...)`.  Binding one
         text costs a sixth of binding an array per column (measured with 1000 rows of 12 columns).
         """
@@ -88,12 +89,12 @@ class Batch(Sequence[Message[E]]):
         """The same, only to be bound to a statement, of psycopg or SQLAlchemy: it goes out as it is, without becoming text."""
         return Json(self._bytes(), dumps=_as_it_is)
 
-    def _bytes(self) -> bytes:
+    def _bytes(self) -> bytearray:
         found = bytearray(b"[")
         for message in self._messages:
             _write(message, found)
         found[1 if len(found) == 1 else -1 :] = b"]"  # instead of the last comma
-        return bytes(found)
+        return found
 
 
 def event(biz_type: str, *, topic: str, key: str) -> Callable[[type[E]], type[E]]:
@@ -150,7 +151,7 @@ def _place(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}" + (f" ({file})" if file else "")
 
 
-def _as_it_is(encoded: bytes) -> bytes:
+def _as_it_is(encoded: Any) -> Any:  # any buffer, though psycopg says str or bytes: that would be one more copy
     return encoded
 
 
@@ -167,9 +168,27 @@ def _write(message: Message[Any], found: bytearray) -> None:
         found[start:] = orjson.dumps(message.payload, option=orjson.OPT_UTC_Z)
     if len(found) == start + 2:
         found[start:] = b"},"
+        return
+    found[start] = _COMMA
+    end = _nulls(type(message.payload))  # type: ignore[arg-type]  # a type is Hashable, whatever mypy says
+    if end and found.endswith(end):
+        found[-len(end) :] = b"},"
     else:
-        found[start] = _COMMA
         found += b","
+
+
+@cache
+def _nulls(payload: type[Any]) -> bytes:
+    """How an object ends whose last optional fields are all null: nothing else ends like that, for text has no bare quotes.
+
+    Most optional fields are null in most messages; leaving them out spares the server a quarter of the INSERT of chat history.
+    """
+    names: list[str] = []
+    for field in reversed(dataclasses.fields(payload)[1:]):
+        if field.default is not None:
+            break
+        names.insert(0, field.name)
+    return b"".join([b",%b:null" % orjson.dumps(name) for name in names]) + b"}" if names else b""
 
 
 @lru_cache(maxsize=1024)
