@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from streams.dev.kafka import KafkaBroker
 from streams.dev.ports import HOST, free_port
 from tests.conftest import World
+from tests.fixtures.load import offsets
 from tests.fixtures.notes import Notes
 from tests.fixtures.publish import commit
 
@@ -28,6 +31,17 @@ async def broker(world: World, tmp_path: Path) -> AsyncIterator[KafkaBroker]:
         yield found
 
 
+@contextmanager
+def silent(broker: KafkaBroker) -> Iterator[None]:
+    """Within this the broker keeps its connections and says nothing."""
+    assert broker.pid is not None
+    os.kill(broker.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(broker.pid, signal.SIGCONT)
+
+
 async def test_sigterm_while_the_broker_says_nothing_ends_it_soon(
     world: World, broker: KafkaBroker, tmp_path: Path, eventually: Eventually
 ) -> None:
@@ -37,13 +51,9 @@ async def test_sigterm_while_the_broker_says_nothing_ends_it_soon(
     worker = world.worker()
     ids = notes.send("a", *[f"a{n}" for n in range(50)])
     await eventually(lambda: notes.all(ids, "consumed"), 60)
-    assert broker.pid is not None
-    os.kill(broker.pid, signal.SIGSTOP)
-    try:
+    with silent(broker):
         await worker.stop(signal.SIGTERM, grace=8)
         assert worker.returncode == 0
-    finally:
-        os.kill(broker.pid, signal.SIGCONT)
     world.worker()
     ids += notes.send("a", "a50")
     await eventually(lambda: notes.all(ids, "consumed"), 60)
@@ -58,14 +68,10 @@ async def test_a_broker_that_says_nothing_for_long_ends_nothing(
     worker = world.worker()
     ids = notes.send("a", *[f"a{n}" for n in range(50)])
     await eventually(lambda: notes.all(ids, "consumed"), 60)
-    assert broker.pid is not None
-    os.kill(broker.pid, signal.SIGSTOP)
-    try:
+    with silent(broker):
         await eventually(lambda: world.health()[0]["reasons"] == ["Kafka does not answer"], 30)
         await asyncio.sleep(35)
         assert worker.running
-    finally:
-        os.kill(broker.pid, signal.SIGCONT)
     ids += notes.send("a", "a50")
     await eventually(lambda: notes.all(ids, "consumed"), 60)
     assert worker.running
@@ -130,3 +136,30 @@ async def test_a_log_that_lost_its_end_is_read_again(
     await eventually(lambda: notes.all(ids, "consumed"), 60)
     assert "lost the end" not in (world.directory / "faust-1.log").read_text()
     assert (notes.saved("a"), notes.saved("b")) == (["a0", "a1", "a2"], ["b0", "b1"])
+
+
+async def test_a_log_that_loses_its_end_under_a_running_worker_is_read_again(
+    world: World, broker: KafkaBroker, tmp_path: Path, eventually: Eventually
+) -> None:
+    """A broker comes back with less than it had: what was committed, and where the worker reads, is beyond its end."""
+    notes = Notes(world, tmp_path, partitions=1)
+    world.worker()
+    ids = notes.send("a", "a0", "a1")
+    await eventually(lambda: notes.all(ids, "consumed"), 60)
+    await broker.stop()
+    log = next((tmp_path / "broker" / "data").glob(f"{notes.topic}-0"))
+    shutil.copytree(log, tmp_path / "earlier")
+    await broker.start()
+    ids += notes.send("a", *[f"a{n}" for n in range(2, 10)])
+    group = world.settings.worker.group
+    await eventually(lambda: offsets(broker.url, group, notes.topic, 1) == ({0: 10}, {0: 10}), 60)
+    await broker.stop()
+    shutil.rmtree(log)
+    shutil.move(tmp_path / "earlier", log)
+    await broker.start()
+    ids += notes.send("a", "a10", "a11", "a12")
+    await eventually(lambda: notes.all(ids, "consumed"), 60)
+    assert "Kafka lost the end of a partition" in (world.directory / "faust-0.log").read_text()
+    # From then on what is committed is where the log ends.
+    await eventually(lambda: offsets(broker.url, group, notes.topic, 1) == ({0: 5}, {0: 5}), 60)
+    assert notes.saved("a") == [f"a{n}" for n in range(13)]
