@@ -83,6 +83,8 @@ class Lanes(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
+            if error is None:
+                self._dispatch(waited=not self._active)
             await self._tasks.__aexit__(kind, error, traceback)
         finally:
             self._cancel_timer()
@@ -107,9 +109,10 @@ class Lanes(Generic[T]):
             if not group:
                 return
             enough = group[0].alone or sum(one.weight for one in group) >= self._most * ENOUGH
-            if self._active and not enough and not waited:
+            if not enough and not waited:
+                # What one fetch brought comes run by run: with nothing under way the rest of it is there in a moment.
                 if self._timer is None:
-                    self._timer = asyncio.get_running_loop().call_later(GATHER, self._waited)
+                    self._timer = asyncio.get_running_loop().call_later(GATHER if self._active else 0, self._waited)
                 return
             self._start(group)
             waited = False
@@ -162,7 +165,7 @@ class Lanes(Generic[T]):
             self._take_apart(group)
         self._busy -= lanes
         self._running.discard(cast("asyncio.Task[None]", asyncio.current_task()))
-        self._dispatch()
+        self._dispatch(waited=not self._active)
 
     def _take_apart(self, group: list[_Waiting[T]]) -> None:
         for one in reversed(group):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import pytest
 
@@ -13,6 +13,12 @@ from streams.worker.lanes import Lanes, Slots
 
 def nothing(source: Hashable) -> None:
     pass
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0)
 
 
 async def test_items_of_one_lane_are_worked_one_by_one_in_order_while_others_progress() -> None:
@@ -51,12 +57,30 @@ async def test_little_work_is_gathered_while_a_transaction_is_under_way() -> Non
         return True
 
     async with Lanes(work, Slots(4), 100, nothing, nothing) as lanes:
-        for name in ("a1", "a2", "b1", "c1", "b2"):
+        lanes.submit("a", "a", "a1", 1)
+        await until(lambda: bool(groups))
+        for name in ("a2", "b1", "c1", "b2"):
             lanes.submit(name[0], name[0], name, 1)
         await asyncio.sleep(0)
         assert groups == [["a1"]]
         go.set()
     assert groups == [["a1"], ["a2", "b1", "b2", "c1"]]
+
+
+async def test_what_comes_at_once_shares_a_transaction_though_nothing_is_under_way() -> None:
+    groups = []
+
+    async def work(items: Sequence[str]) -> bool:
+        groups.append(list(items))
+        return True
+
+    async with Lanes(work, Slots(4), 100, nothing, nothing) as lanes:
+        for name in "abc":
+            lanes.submit(name, name, name, 1)
+        assert groups == []
+        await until(lambda: bool(groups))
+        lanes.submit("a", "a", "last", 1)
+    assert groups == [["a", "b", "c"], ["last"]]
 
 
 async def test_a_stuck_transaction_does_not_hold_little_work_back() -> None:
@@ -73,6 +97,7 @@ async def test_a_stuck_transaction_does_not_hold_little_work_back() -> None:
 
     async with asyncio.timeout(5), Lanes(work, Slots(4), 100, nothing, nothing) as lanes:
         lanes.submit("a", "a", "stuck", 1)
+        await until(lambda: lanes._active == 1)
         lanes.submit("b", "b", "other", 1)
     assert done == ["other", "stuck"]
 
@@ -85,7 +110,9 @@ async def test_a_group_that_fails_is_worked_item_by_item_in_order() -> None:
         return len(items) == 1
 
     async with Lanes(work, Slots(1), 100, nothing, nothing) as lanes:
-        for name in ("x", "a1", "a2", "b1", "a3"):
+        lanes.submit("x", "x", "x", 1)
+        await until(lambda: bool(groups))
+        for name in ("a1", "a2", "b1", "a3"):
             lanes.submit(name[0], name[0], name, 1)
     assert groups[:2] == [["x"], ["a1", "a2", "a3", "b1"]]
     assert sorted(groups[2:]) == [["a1"], ["a2"], ["a3"], ["b1"]]
@@ -100,7 +127,9 @@ async def test_what_is_alone_shares_no_group() -> None:
         return True
 
     async with Lanes(work, Slots(1), 100, nothing, nothing) as lanes:
-        for name in ("x", "a1", "a2!", "a3", "b1"):
+        lanes.submit("x", "x", "x", 1)
+        await until(lambda: bool(groups))
+        for name in ("a1", "a2!", "a3", "b1"):
             lanes.submit(name[0], name[0], name, 1, alone=name.endswith("!"))
     assert groups == [["x"], ["a1", "b1"], ["a2!"], ["a3"]]
 
