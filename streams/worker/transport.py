@@ -27,7 +27,8 @@ from streams.worker.watch import Unread
 logger = logging.getLogger(__name__)
 
 IDLE_WAIT = 0.5  # seconds one fetch may wait for data: a rebalance waits for its end
-HELD_WAIT = 0.05  # the same while some partitions are held back, so that they resume soon
+HELD_WAIT = 0.003  # the same while some partitions are held back, so that they resume soon
+HELD_MOST = 0.05  # and after several fetches in vain, each of which waits twice as long
 BUSY_WAIT = 0.02  # seconds a broker may wait for data while anything is under way
 LINGER = 0.005  # seconds that thin traffic may gather before the next fetch: each one costs the same, however little it brings
 GOODBYE = 2.0  # seconds that the last commit may take
@@ -44,6 +45,7 @@ class RunConsumer(PositionedConsumer):
         super().__init__(*args, **kwargs)
         self._reread: dict[TP, tuple[int, int, int]] = {}
         self._thin = self._busy = False
+        self._in_vain = 0  # fetches since the last one that brought anything
         self._unread = Unread()
         self._next_look = 0.0
 
@@ -60,8 +62,10 @@ class RunConsumer(PositionedConsumer):
             await asyncio.sleep(LINGER)
         epoch = self._epoch
         self.set_broker_wait(IDLE_WAIT if self._idle else BUSY_WAIT)
-        records, active = await self._wait_next_records(HELD_WAIT if self._buffered_partitions else IDLE_WAIT)
+        held_wait = min(HELD_MOST, HELD_WAIT * 2 ** min(self._in_vain, 8))
+        records, active = await self._wait_next_records(held_wait if self._buffered_partitions else IDLE_WAIT)
         self._busy = bool(records)
+        self._in_vain = 0 if records else self._in_vain + 1
         if not records or self.should_stop:
             self._thin = False
             return
