@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache, lru_cache
+from itertools import takewhile
 from types import ModuleType
 from typing import Any, Generic, TypeVar, overload
 
@@ -171,7 +172,7 @@ def _write(message: Message[Any], found: bytearray) -> None:
         return
     found[start] = _COMMA
     end = _nulls(type(message.payload))  # type: ignore[arg-type]  # a type is Hashable, whatever mypy says
-    if end and found.endswith(end):
+    if found.endswith(end):
         found[-len(end) :] = b"},"
     else:
         found += b","
@@ -183,12 +184,9 @@ def _nulls(payload: type[Any]) -> bytes:
 
     Most optional fields are null in most messages; leaving them out spares the server a quarter of the INSERT of chat history.
     """
-    names: list[str] = []
-    for field in reversed(dataclasses.fields(payload)[1:]):
-        if field.default is not None:
-            break
-        names.insert(0, field.name)
-    return b"".join([b",%b:null" % orjson.dumps(name) for name in names]) + b"}" if names else b""
+    optional = takewhile(lambda field: field.default is None, reversed(dataclasses.fields(payload)[1:]))
+    names = [orjson.dumps(field.name) for field in optional]
+    return b"".join([b",%b:null" % name for name in reversed(names)]) + b"}"
 
 
 @lru_cache(maxsize=1024)

@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 
@@ -104,6 +105,8 @@ class Lanes(Generic[T]):
         return len(self._running - self._slots.resting)
 
     def _dispatch(self, *, waited: bool = False) -> None:
+        if waited:
+            self._cancel_timer()
         while self._active < self._slots.count:
             group = self._gather()
             if not group:
@@ -112,14 +115,11 @@ class Lanes(Generic[T]):
             if not enough and not waited:
                 # What one fetch brought comes run by run: with nothing under way the rest of it is there in a moment.
                 if self._timer is None:
-                    self._timer = asyncio.get_running_loop().call_later(GATHER if self._active else 0, self._waited)
+                    wait = GATHER if self._active else 0
+                    self._timer = asyncio.get_running_loop().call_later(wait, partial(self._dispatch, waited=True))
                 return
             self._start(group)
             waited = False
-
-    def _waited(self) -> None:
-        self._timer = None
-        self._dispatch(waited=True)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

@@ -6,7 +6,6 @@ more.
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -33,7 +32,6 @@ class PositionedConsumer(FetchingConsumer):
         self._confirmed: dict[TP, int] = {}
         self._sought: dict[TP, int] = {}
         self._suspect: set[TP] = set()
-        self._room = asyncio.Event()
         self._dirty = False  # something fetched was not delivered: position anew before the next fetch
 
     def ack(self, message: Message) -> bool:
@@ -110,11 +108,6 @@ class PositionedConsumer(FetchingConsumer):
                 "fetching": tp in self._get_active_partitions(),
             }
         return found
-
-    def on_buffer_drop(self, tp: TP) -> None:
-        """A partition that was held back may be fetched again."""
-        super().on_buffer_drop(tp)
-        self._room.set()
 
     def _new_offset(self, tp: TP) -> int | None:
         if tp.topic in self.run_topics:

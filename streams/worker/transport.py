@@ -43,6 +43,7 @@ class RunConsumer(PositionedConsumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._room = asyncio.Event()
         self._reread: dict[TP, tuple[int, int, int]] = {}
         self._thin = self._busy = False
         self._in_vain = 0  # fetches since the last one that brought anything
@@ -98,6 +99,11 @@ class RunConsumer(PositionedConsumer):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GOODBYE):
                     await super().on_stop()
+
+    def on_buffer_drop(self, tp: TP) -> None:
+        """A partition that was held back may be fetched again."""
+        super().on_buffer_drop(tp)
+        self._room.set()
 
     @property
     def _idle(self) -> bool:

@@ -69,7 +69,7 @@ def migrate(found: Settings) -> list[str]:
 
 
 def catalog(url: str) -> dict[str, list[Any]]:
-    """Columns in their order, constraints, indexes and sequences, without partitions and Alembic's table."""
+    """Columns in their order, constraints, indexes, sequences and options, without partitions and Alembic's table."""
     queries = {
         "columns": "SELECT relname, attname, format_type(atttypid, atttypmod), attnotnull, attidentity,"
         " pg_get_expr(adbin, adrelid) FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = attrelid"
@@ -80,6 +80,8 @@ def catalog(url: str) -> dict[str, list[Any]]:
         "indexes": "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2",
         "sequences": "SELECT sequencename, data_type::text, start_value, increment_by, cache_size FROM pg_sequences"
         " WHERE schemaname = 'public' ORDER BY 1",
+        "storage": "SELECT relname, reloptions FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+        " AND reloptions IS NOT NULL ORDER BY 1",
         "partitioned": "SELECT relname, pg_get_partkeydef(oid) FROM pg_class WHERE relkind = 'p' ORDER BY 1",
     }
     with psycopg.connect(url) as connection:

@@ -83,6 +83,28 @@ async def test_what_comes_at_once_shares_a_transaction_though_nothing_is_under_w
     assert groups == [["a", "b", "c"], ["last"]]
 
 
+async def test_what_comes_after_a_transaction_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What arrived while it was under way was to wait this long, and went with its end: that is over then."""
+    monkeypatch.setattr("streams.worker.lanes.GATHER", 1000)
+    groups = []
+    go = asyncio.Event()
+
+    async def work(items: Sequence[str]) -> bool:
+        groups.append(list(items))
+        await go.wait()
+        return True
+
+    async with Lanes(work, Slots(4), 100, nothing, nothing) as lanes:
+        lanes.submit("a", "a", "first", 1)
+        await until(lambda: bool(groups))
+        lanes.submit("b", "b", "during", 1)
+        go.set()
+        await until(lambda: len(groups) == 2 and not lanes._active)
+        lanes.submit("a", "a", "after", 1)
+        await until(lambda: len(groups) == 3)
+    assert groups == [["first"], ["during"], ["after"]]
+
+
 async def test_a_stuck_transaction_does_not_hold_little_work_back() -> None:
     done: list[str] = []
     stuck = asyncio.Event()

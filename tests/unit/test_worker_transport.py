@@ -27,6 +27,7 @@ class Faust:
         self.holes: dict[TP, int] = {}  # where a fetch of a partition begins, whatever its position
         self.meanwhile: Any = None  # called once, while Faust seeks or fetches
         self._fetch_max_wait_ms = 1500
+        self.patience: list[float] = []  # seconds that each fetch may wait
         self.data = asyncio.Event()  # a fetch waits for it
         self.data.set()
         self.asked = asyncio.Event()
@@ -40,7 +41,8 @@ class Faust:
             act, self.meanwhile = self.meanwhile, None
             await act()
 
-    async def fetch(self, *_: Any) -> dict[TP, list[Any]]:
+    async def fetch(self, _: Any, seconds: float) -> dict[TP, list[Any]]:
+        self.patience.append(seconds)
         await self.waits()
         found: dict[TP, list[Any]] = {
             tp: [SimpleNamespace(offset=self.holes.get(tp, at), serialized_value_size=1)]
@@ -258,6 +260,19 @@ async def test_a_broker_waits_long_only_while_nothing_is_under_way(consumer: Run
     consumer._buffered_partitions.clear()
     assert await delivered(consumer) == set()
     assert faust._fetch_max_wait_ms == 500
+
+
+async def test_a_fetch_beside_a_held_back_partition_ends_soon(consumer: RunConsumer, faust: Faust) -> None:
+    """That partition may be free again long before the others have anything; if it is not, asking costs less and less."""
+    await delivered(consumer)
+    consumer._buffered_partitions.add(SOURCE)
+    for _ in range(7):
+        assert await delivered(consumer) == set()
+    assert faust.patience[1:] == [0.003, 0.006, 0.012, 0.024, 0.048, 0.05, 0.05]
+    await consumer.perform_seek()
+    assert await delivered(consumer) == {SOURCE, FRESH}
+    await delivered(consumer)
+    assert faust.patience[-1] == 0.003
 
 
 async def test_a_fetch_that_broke_off_is_read_on_and_the_rest_of_it_comes_again(
