@@ -1,6 +1,7 @@
 -- lock_partitions --
--- Alone in its statement, so that the next one sees what the partitions' previous owners committed.
-SELECT pg_advisory_xact_lock(hashtextextended(%(topic)s, given.partition))
+-- Alone in its statement, so that the next one sees what the partitions' previous owners committed.  The session's name is
+-- another one until this transaction ends: the server tells its client of that by itself, whoever ends it.
+SELECT pg_advisory_xact_lock(hashtextextended(%(topic)s, given.partition)), set_config('application_name', %(session)s, true)
 FROM unnest(%(partitions)s::bigint[]) AS given (partition);
 
 -- by_index --

@@ -22,7 +22,7 @@ from streams.outbox import insert_rows, outbox_row
 from streams.registry import configured
 from streams.settings import Settings, load
 from streams.testing.fates import Fates
-from streams.worker.connections import GRACE, Failed, driver_of, is_lost, worker_engine
+from streams.worker.connections import GRACE, Failed, commit, driver_of, is_lost, worker_engine
 from streams.worker.decode import read
 from streams.worker.fate import Costly, HandlerBroken, Verdict, describe, judge
 from streams.worker.handlers import Care
@@ -201,8 +201,10 @@ class _Trial:
     async def _transaction(self) -> AsyncIterator[AsyncConnection]:
         """Committed at the end; in a caller's transaction a savepoint."""
         if self._engine is not None:
-            async with self._engine.begin() as connection:
+            async with self._engine.connect() as connection:
+                await connection.begin()
                 yield connection
+                await commit(await driver_of(connection))
             return
         assert not isinstance(self._where, str)
         connection = await self._where.connection() if isinstance(self._where, AsyncSession) else self._where

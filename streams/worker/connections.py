@@ -16,11 +16,15 @@ GRACE = 5.0  # what the server's own statement timeout gets before ours: it leav
 
 
 class Failed(Exception):
-    """One attempt did not commit, or nobody knows; `lost` if it cost the connection."""
+    """One attempt did not commit, or nobody knows; `lost` if it cost the connection, `at_commit` if all else went well."""
 
-    def __init__(self, error: Exception, lost: bool) -> None:
+    def __init__(self, error: Exception, lost: bool, *, at_commit: bool = False) -> None:
         super().__init__(str(error))
-        self.error, self.lost = error, lost
+        self.error, self.lost, self.at_commit = error, lost, at_commit
+
+
+class NotCommitted(Exception):
+    """COMMIT was answered with something else: the transaction was aborted before, and nobody had noticed."""
 
 
 def worker_engine(settings: Settings) -> AsyncEngine:
@@ -55,6 +59,14 @@ async def driver_of(connection: AsyncConnection) -> psycopg.AsyncConnection[Any]
             f"the connection's driver is {type(driver).__module__}: expected an engine of postgresql+psycopg://"
         )
     return driver
+
+
+async def commit(driver: psycopg.AsyncConnection[Any]) -> None:
+    """Commit the open transaction; NotCommitted when the server answers that it rolled it back."""
+    async with driver.cursor() as cursor:
+        await cursor.execute("COMMIT", prepare=False)
+        if cursor.statusmessage != "COMMIT":
+            raise NotCommitted(f"COMMIT was answered with {cursor.statusmessage}")
 
 
 def is_lost(connection: AsyncConnection, driver: psycopg.AsyncConnection[Any]) -> bool:

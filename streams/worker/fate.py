@@ -1,9 +1,13 @@
-"""What an error means: for the run (wait, or find the guilty message) and for a guilty message (retry, or dead)."""
+"""What an error means: for the run (wait, or find the guilty message) and for a guilty message (retry, or dead).
+
+Handlers wrap errors: `raise SaveFailed() from error`, an ExceptionGroup of a TaskGroup, an error raised while another one was
+handled.  What is wrapped decides (`decisive`): a missing grant stays nobody's fault, whatever it is called on its way.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum, auto
 from typing import Any
 
@@ -17,6 +21,10 @@ from streams.registry import Agent
 OUTAGE_CLASSES = ("08", "25006", "40", "42501", "53", "55", "57P", "58")
 # Time and memory may be the message's fault after all: tried as they are a few times, then the guilty one is charged.
 COSTLY = ("57014", "25P03", "53200")
+# The statement does not fit the database: a bug, a missing table or column.  One message that fails so proves nothing about it.
+MISFIT_CLASSES = ("0A", "26", "3D", "3F", "42")
+# Trouble of the server: when every message meets it, it is an outage, although one message alone may be its cause.
+TROUBLE_CLASSES = ("53200", "XX")
 # What time cannot heal: data out of range or of the wrong form, a column's own constraints, limits of the server.
 PERMANENT_CLASSES = ("22", "23502", "23514", "54")
 
@@ -34,7 +42,30 @@ class Costly(Exception):
 
 
 class HandlerBroken(Exception):
-    """Every message of a biz_type fails because of its statement: a bug or a missing column, not the messages."""
+    """Every message of a biz_type fails, because of its statement or of the server: not the messages' fault."""
+
+
+class HandlerMisuse(Exception):
+    """A handler did what none may: end the transaction, close its connection, leave a statement running."""
+
+
+class LetOut(Exception):
+    """A handler let something out that is no error, and would end more than its call: a CancelledError, SystemExit."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"the handler let {kind} out")
+        self.kind = kind
+
+
+class SwallowedError(Exception):
+    """A handler went on after an error that had aborted the transaction; the cause is that error, where it is known."""
+
+    def __init__(self, handler: str) -> None:
+        super().__init__(f"{handler} went on after an error that aborted the transaction")
+
+
+class TransactionEnded(Exception):
+    """A handler ended the transaction: what it was to decide together is committed, or undone, in part."""
 
 
 class Verdict(Enum):
@@ -50,14 +81,50 @@ def judge(error: BaseException, connection_lost: bool) -> Verdict:
 
     Too many bind parameters raise OperationalError as well, and waiting would not help them.
     """
-    state = sqlstate(error)
-    if isinstance(error, HandlerTimeout) or state in COSTLY:
+    cause = decisive(error)
+    state = sqlstate(cause)
+    if isinstance(cause, HandlerTimeout) or state in COSTLY:
         return Verdict.COSTLY
-    if connection_lost or isinstance(error, HandlerBroken):
-        return Verdict.WAIT
-    if state is not None and state.startswith(OUTAGE_CLASSES):
+    if connection_lost or isinstance(cause, HandlerBroken) or _is_outage(cause):
         return Verdict.WAIT
     return Verdict.ISOLATE
+
+
+def decisive(error: BaseException) -> BaseException:
+    """The one of an error and all that it wraps that says what to do.
+
+    What a handler says itself, a Reject or a Retry that wraps something, counts as it is.  Else an outage comes first, then
+    what takes time or memory, a Reject or Retry, an error of PostgreSQL, one that no value can be bound with, and the first
+    member of a group.
+    """
+    if isinstance(error, MessageError):
+        return error
+    errors = list(_wrapped(error))
+    kinds = (
+        _is_outage,
+        lambda one: isinstance(one, HandlerTimeout | HandlerBroken) or _state(one) in COSTLY,
+        lambda one: isinstance(one, HandlerMisuse),
+        lambda one: isinstance(one, MessageError),
+        lambda one: _state(one) is not None,
+        lambda one: isinstance(one, psycopg.DataError | UnicodeError),
+        lambda one: not isinstance(one, BaseExceptionGroup),
+    )
+    for is_kind in kinds:
+        for one in errors:
+            if is_kind(one):
+                return one
+    return error
+
+
+def meets_everybody(error: BaseException) -> tuple[str, int] | None:
+    """(what it is, how many messages have to meet it) of an error that is nobody's fault when every message meets it."""
+    cause = decisive(error)
+    state = _state(cause)
+    if isinstance(cause, HandlerMisuse):
+        return describe(cause)[0], 1
+    if state is not None and state.startswith(MISFIT_CLASSES):
+        return state, 1
+    return (state, 2) if state is not None and state.startswith(TROUBLE_CLASSES) else None
 
 
 def decide_fate(error: BaseException, attempts: int, agent: Agent) -> tuple[str, float | None]:
@@ -71,7 +138,7 @@ def decide_fate(error: BaseException, attempts: int, agent: Agent) -> tuple[str,
 
 def permanent(error: BaseException) -> bool:
     """Whether trying the same message again cannot help."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
+    cause = decisive(error)
     if isinstance(cause, psycopg.Error):
         # Without a SQLSTATE the client itself refused to bind the value.
         return isinstance(cause, psycopg.DataError) if cause.sqlstate is None else _permanent_state(cause.sqlstate)
@@ -90,23 +157,23 @@ def jittered(seconds: float) -> float:
 
 def sqlstate(error: BaseException) -> str | None:
     """The five characters PostgreSQL gave, if it was PostgreSQL."""
-    if isinstance(error, Costly):
-        error = error.error
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return cause.sqlstate if isinstance(cause, psycopg.Error) else None
+    return _state(decisive(error))
 
 
 def describe(error: BaseException) -> tuple[str, str]:
     """(code, reason) for the state row, without a word of the message: server details can quote the row."""
-    if isinstance(error, Costly):
-        error = error.error
-    if isinstance(error, MessageError):
-        return storable(error.code)[:100], storable(str(error))[:2000]
-    if isinstance(error, HandlerTimeout):
+    cause = decisive(error)
+    if isinstance(cause, MessageError):
+        return storable(cause.code)[:100], storable(str(cause))[:2000]
+    if isinstance(cause, HandlerTimeout):
         return "timeout", "the handler took longer than worker.handler_timeout"
-    cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(cause, HandlerMisuse | SwallowedError | TransactionEnded):
+        return "misuse", storable(str(cause))[:2000]
+    if isinstance(cause, LetOut):
+        return cause.kind, str(cause)
     if isinstance(cause, psycopg.Error) and cause.sqlstate:
-        return cause.sqlstate, _server_reason(cause)
+        swallowed = isinstance(error, SwallowedError)
+        return cause.sqlstate, ("the handler went on after " if swallowed else "") + _server_reason(cause)
     name = type(cause).__name__
     return name, f"the handler raised {name}"
 
@@ -130,3 +197,35 @@ def _server_reason(error: psycopg.Error) -> str:
     where = ", ".join(f"{what} {name}" for what, name in named if name)
     kind = type(error).__name__
     return f"{kind} ({error.sqlstate})" + (f": {where}" if where else "")
+
+
+def _state(error: BaseException) -> str | None:
+    return error.sqlstate if isinstance(error, psycopg.Error) else None
+
+
+def _is_outage(error: BaseException) -> bool:
+    state = _state(error)
+    return state is not None and state.startswith(OUTAGE_CLASSES) and state not in COSTLY
+
+
+def _wrapped(error: BaseException) -> Iterator[BaseException]:
+    """The error and all that it wraps, the nearest first, each once."""
+    seen: set[int] = set()
+    errors = [error]
+    while errors:
+        current = errors.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, Costly):
+            errors.append(current.error)
+        elif isinstance(current, DBAPIError) and isinstance(current.orig, BaseException):
+            errors.append(current.orig)
+        else:
+            yield current
+        if isinstance(current, BaseExceptionGroup):
+            errors += current.exceptions
+        if current.__cause__ is not None:
+            errors.append(current.__cause__)
+        elif current.__context__ is not None and not current.__suppress_context__:
+            errors.append(current.__context__)

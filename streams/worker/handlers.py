@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from enum import IntEnum, auto
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from streams.events import Message
 from streams.registry import Agent
-from streams.worker.isolation import Guilty, Isolation, Memory, call
+from streams.worker.handler_call import HandlerCaller
+from streams.worker.isolation import Guilty, Isolation, Memory
 from streams.worker.savepoint import Savepoint
 
 
@@ -24,7 +22,7 @@ class Care(IntEnum):
 
 
 async def apply(
-    connection: AsyncConnection,
+    caller: HandlerCaller,
     savepoint: Savepoint,
     messages: Sequence[Message[Any]],
     biz_types: Sequence[str],
@@ -39,12 +37,13 @@ async def apply(
     """
     if care is Care.NONE:
         for biz_type, batch in batches(messages, biz_types):
-            await call(agents[biz_type], batch, connection, seconds)
-            memory.worked[biz_type] = time.monotonic()
+            await caller.call(agents[biz_type], batch)
+            memory.worked(biz_type)
         return []
-    isolation = Isolation(connection, savepoint, seconds, memory, one_by_one=care is Care.ONE_BY_ONE)
+    isolation = Isolation(caller, savepoint, seconds, memory, one_by_one=care is Care.ONE_BY_ONE)
     for biz_type, batch in batches(messages, biz_types):
         await isolation.apply(agents[biz_type], batch)
+    isolation.check_handlers()
     return isolation.guilty
 
 

@@ -8,7 +8,6 @@ behind it, never applied past it.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
 import time
@@ -18,22 +17,33 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from streams.errors import MessageError
-from streams.events import Batch, Message
+from streams.events import Message
 from streams.registry import Agent
-from streams.worker.fate import Costly, HandlerBroken, HandlerTimeout, Verdict, decide_fate, describe, judge, sqlstate
+from streams.worker.fate import (
+    Costly,
+    HandlerBroken,
+    HandlerTimeout,
+    TransactionEnded,
+    Verdict,
+    decide_fate,
+    decisive,
+    delay,
+    describe,
+    jittered,
+    judge,
+    meets_everybody,
+)
+from streams.worker.handler_call import HandlerCaller
 from streams.worker.reached import Reached
 from streams.worker.savepoint import Savepoint
 
 WORTH = 40  # messages that cost as much as one call of a handler does, however few messages it gets
 MOST_PIECE = 1000
+LOST_ALONE = 3  # connections that one message may lose, worked alone, before it is charged
 MOSTLY = 0.3  # of messages that fail: each is tried alone
 LEAST_GUILTY = 0.001  # never nothing: it divides
-RECENTLY = (
-    60.0  # seconds for which a success proves that a handler's statements can work, and a failure that others may fail
-)
+RECENTLY = 60.0  # seconds for which a failure makes others of its topic likely
 _NUMBER = re.compile(r"\d{1,19}")
 
 
@@ -82,20 +92,49 @@ def _failed_before() -> Density:
 
 
 @dataclass(slots=True)
+class Trouble:
+    """What may be met by every message of a biz_type: which have met it, and whether one worked since the first had."""
+
+    messages: set[int] = field(default_factory=set)
+    disproved: bool = False
+
+    def is_everybodys(self, enough: int) -> bool:
+        """Whether nothing says that it is the fault of those who met it."""
+        return not self.disproved and len(self.messages) >= enough
+
+
+@dataclass(slots=True)
 class Memory:
-    """What outlives one transaction: messages that cost a connection while alone, when each biz_type last worked and when a
-    message of each topic failed for the first time, who may still be writing outbox rows that are missing, for how many more
-    runs of a topic conversations may be waiting, how often each biz_type fails, for the first time and again, and whose
-    inserted rows once told nothing of who is guilty."""
+    """What outlives one transaction.
+
+    condemned    messages that cost time or a connection while they were alone, and how
+    lost_alone   how many connections each message has lost while it was alone
+    invisible    ids without an outbox row, and who may still be writing it
+    troubles     what every message of a biz_type may be meeting now, by biz_type and SQLSTATE
+    failed       when a message of each topic last failed for the first time
+    waits        for how many more runs of a topic conversations may be waiting
+    first        how often messages of each biz_type fail, the first time
+    again        the same of those that failed before
+    misled       biz_types whose inserted rows once told nothing of who is guilty
+    deferred     whether a COMMIT failed although every call had succeeded
+    """
 
     condemned: dict[int, Exception] = field(default_factory=dict)
+    lost_alone: Counter[int] = field(default_factory=Counter)
     invisible: dict[int, frozenset[str]] = field(default_factory=dict)
-    worked: dict[str, float] = field(default_factory=dict)
+    troubles: dict[tuple[str, str], Trouble] = field(default_factory=dict)
     failed: dict[str, float] = field(default_factory=dict)
     waits: Counter[str] = field(default_factory=Counter)
     first: defaultdict[str, Density] = field(default_factory=lambda: defaultdict(Density))
     again: defaultdict[str, Density] = field(default_factory=lambda: defaultdict(_failed_before))
     misled: set[str] = field(default_factory=set)
+    deferred: bool = False
+
+    def worked(self, biz_type: str) -> None:
+        """A call succeeded: what other messages of this biz_type have met is not what everybody meets."""
+        for (kind, _), trouble in self.troubles.items():
+            if kind == biz_type:
+                trouble.disproved = True
 
     def wary(self, topic: str) -> bool:
         """Whether messages of the topic fail of late, and so often that it is worth trying few at once."""
@@ -109,19 +148,21 @@ class Isolation:
 
     def __init__(
         self,
-        connection: AsyncConnection,
+        caller: HandlerCaller,
         savepoint: Savepoint,
         seconds: float,
         memory: Memory,
         *,
         one_by_one: bool,
     ) -> None:
-        self._connection, self._savepoint, self._seconds, self._memory = connection, savepoint, seconds, memory
+        self._caller, self._savepoint, self._seconds, self._memory = caller, savepoint, seconds, memory
         self._one_by_one = one_by_one
         self._trust = True
         self._reached: Reached | None = None
         self._blocked: set[str] = set()
-        self._broken: dict[str, Exception] = {}
+        self._broken: dict[tuple[str, str], tuple[int, Exception]] = {}
+        self._met: set[tuple[str, str]] = set()
+        self._worked: set[str] = set()
         self.guilty: list[Guilty] = []
 
     async def apply(self, agent: Agent, messages: Sequence[Message[Any]]) -> None:
@@ -142,7 +183,20 @@ class Isolation:
                 left = [*await self._find(agent, piece, failed), *left]
                 density.add(guilty=1)
         density.add(messages=len(messages))
-        self._check_handler(biz_type)
+
+    def check_handlers(self) -> None:
+        """HandlerBroken when all messages of a biz_type that were tried for the first time have met the same.
+
+        That one of them worked an hour or a second before the first failure proves nothing: a table can be dropped.
+        """
+        for (biz_type, code), (enough, error) in self._broken.items():
+            if self._memory.troubles[biz_type, code].is_everybodys(enough):
+                _, reason = describe(error)
+                how = f"with {code}" if code in reason else f"as {reason}"
+                raise HandlerBroken(f"every {biz_type} fails {how}") from error
+        for where in self._met:
+            if self._memory.troubles[where].disproved:  # charged: what is met later has to be disproved anew
+                del self._memory.troubles[where]
 
     async def _find(self, agent: Agent, piece: Sequence[Message[Any]], failed: _Failed | None) -> list[Message[Any]]:
         """Blame the first failing message of a piece that failed, and apply those before it; returns those behind it.
@@ -193,11 +247,17 @@ class Isolation:
             await self._savepoint.set()
             if self._reached is not None:
                 await self._reached.begin()
-            await call(agent, piece, self._connection, self._seconds)
+            await self._caller.call(agent, piece)
+            if self._memory.deferred:
+                await self._savepoint.check_constraints()
+        except TransactionEnded:
+            raise
         except Exception as error:
-            lost = self._connection.invalidated or self._connection.closed
+            lost = self._caller.lost
             verdict = judge(error, lost)
             certain = len(piece) == 1 and (self._one_by_one or piece[0].attempts > 0)
+            if lost and certain and verdict is Verdict.WAIT and self._takes_connections(piece[0].outbox_id):
+                verdict = Verdict.COSTLY
             if verdict is Verdict.COSTLY and certain and (lost or isinstance(error, HandlerTimeout)):
                 # The savepoint may be gone with the connection: charged in the next try of the run.
                 raise Costly(piece[0].outbox_id, error) from error
@@ -209,37 +269,49 @@ class Isolation:
             return _Failed(error)
         if self._reached is not None:
             self._reached.applied(len(piece))
-        self._memory.worked[agent.event.biz_type] = time.monotonic()
+        for message in piece if self._memory.lost_alone else ():
+            self._memory.lost_alone.pop(message.outbox_id, None)
+        self._worked.add(agent.event.biz_type)
+        self._memory.worked(agent.event.biz_type)
         return None
+
+    def _takes_connections(self, outbox_id: int) -> bool:
+        """Whether the connection was lost each time while this message was worked alone, and often enough for no accident."""
+        lost_alone = self._memory.lost_alone
+        lost_alone[outbox_id] += 1
+        if lost_alone[outbox_id] < LOST_ALONE:
+            return False
+        del lost_alone[outbox_id]
+        return True
 
     def _blame(self, agent: Agent, message: Message[Any], error: Exception) -> None:
         attempts = message.attempts + 1
         status, wait = decide_fate(error, attempts, agent)
+        if (trouble := meets_everybody(error)) is not None and self._meets(agent, message, error, *trouble):
+            # It waits for its next turn as it is.  Waiting here it would hold up others, who may show that they work.
+            attempts, status = message.attempts, "retrying"
+            wait = jittered(delay(attempts, agent.first_delay, agent.most_delay))
         code, reason = describe(error)
         held = status == "dead" and agent.on_dead == "hold"
         if status != "dead" or held:
             self._blocked.add(message.key)
-        if (sqlstate(error) or "").startswith("42"):
-            self._broken.setdefault(agent.event.biz_type, error)
         guilty = Guilty(message.outbox_id, message.key, status, attempts, code, reason, wait, status != "dead" or held)
         self.guilty.append(guilty)
 
-    def _check_handler(self, biz_type: str) -> None:
-        error = self._broken.get(biz_type)
-        if error is not None and time.monotonic() - self._memory.worked.get(biz_type, -RECENTLY) >= RECENTLY:
-            raise HandlerBroken(f"every {biz_type} fails with {sqlstate(error)}") from error
-
-
-async def call(agent: Agent, messages: Sequence[Message[Any]], connection: AsyncConnection, seconds: float) -> None:
-    """The handler with these messages, for at most so many seconds."""
-    limit = asyncio.timeout(seconds)
-    try:
-        async with limit:
-            await agent.handler(Batch(messages), connection)
-    except TimeoutError as error:
-        if limit.expired():
-            raise HandlerTimeout from error
-        raise
+    def _meets(self, agent: Agent, message: Message[Any], error: Exception, code: str, enough: int) -> bool:
+        """Note what everybody may meet; whether this message failed before and is not to be charged for it."""
+        where = (agent.event.biz_type, code)
+        self._met.add(where)
+        trouble = self._memory.troubles.setdefault(where, Trouble())
+        # What worked in this transaction, before or after, keeps what it needed in place until its end.
+        trouble.disproved |= agent.event.biz_type in self._worked
+        if len(trouble.messages) < enough:
+            trouble.messages.add(message.outbox_id)
+        if message.attempts == 0:
+            self._broken.setdefault(where, (enough, error))
+        elif trouble.is_everybodys(enough):
+            return True
+        return False
 
 
 class Guess(NamedTuple):
@@ -267,10 +339,11 @@ class _Failed:
 
 def _named(error: Exception, piece: Sequence[Message[Any]]) -> int | None:
     """The position of the one message that this error names, if it names one."""
-    if isinstance(error, MessageError):
-        names = {error.outbox_id}
+    cause = decisive(error)
+    if isinstance(cause, MessageError):
+        names = {cause.outbox_id}
     else:
-        diag: Any = getattr(getattr(error, "orig", error), "diag", None)
+        diag: Any = getattr(cause, "diag", None)
         names = {int(found) for found in _NUMBER.findall(str(getattr(diag, "message_detail", None) or ""))}
     found = [place for place, message in enumerate(piece) if message.outbox_id in names]
     return found[0] if len(found) == 1 else None

@@ -19,7 +19,8 @@ class Run:
 
     `suspect` is the first run after a partition was assigned: the one that may have taken its last owner down; `waiting`
     while it waits for something that is no message's fault, which the log says to be `reason`, an SQLSTATE.  `weight` counts
-    records, or more than that where they are large.
+    records, or more than that where they are large.  `progressed` is when something last ended of the attempt under way,
+    None while there is none.
     """
 
     topic: str
@@ -32,6 +33,7 @@ class Run:
     waiting: bool = False
     reason: str | None = None
     weight: int = 1
+    progressed: float | None = None
     opened: float = field(default_factory=time.monotonic)
     parts: list[Run] = field(default_factory=list)
 

@@ -7,6 +7,7 @@ gives its partition away.
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,7 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from db import query
 from streams.registry import Registry
 from streams.settings import Settings
-from streams.worker.connections import Failed, driver_of, is_lost
+from streams.worker.connections import Failed, commit, driver_of, is_lost
 from streams.worker.database import REACH, Database
 from streams.worker.fate import Costly, HandlerBroken, HandlerTimeout, Verdict, jittered, judge, sqlstate
 from streams.worker.foreign import Foreign
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 MOST_WAIT = 10.0  # seconds between two tries of a run while the database is away
 COSTLY_TRIES = 3
+LOST_TRIES = 3  # connections that a run may lose while the database answers others
 
 Work = Callable[[Transaction], Awaitable[None]]
 
@@ -65,7 +67,8 @@ class Persister:
         if not all(run.current for run in runs):
             return None
         try:
-            return await self._once(runs[0].topic, self._records(runs), self._care(runs[0].topic))
+            with _progressing(runs) as progressed:
+                return await self._once(runs[0].topic, self._records(runs), self._care(runs[0].topic), progressed)
         except Failed as failed:
             logger.debug("runs are worked one by one", extra=_about(runs[0], failed.error))
             return None
@@ -138,19 +141,23 @@ class Persister:
         return work
 
     async def _until_done(self, run: Run, topic: str, work: Work, care: Care) -> Outcome | None:
-        with ExitStack() as condemned:
-            return await self._try_until_done(run, topic, work, care, condemned)
+        with ExitStack() as condemned, _progressing([run]) as progressed:
+            return await self._try_until_done(run, topic, work, care, condemned, progressed)
 
     async def _try_until_done(
-        self, run: Run, topic: str, work: Work, care: Care, condemned: ExitStack
+        self, run: Run, topic: str, work: Work, care: Care, condemned: ExitStack, progressed: Callable[[], None]
     ) -> Outcome | None:
-        tries = costly = unseen = 0
+        tries = costly = unseen = lost_tries = 0
         searched = False
         while run.current:
+            progressed()
             try:
-                outcome = await self._once(topic, work, care)
+                outcome = await self._once(topic, work, care, progressed)
             except Failed as failed:
                 error, lost = failed.error, failed.lost
+                if failed.at_commit and not lost and judge(error, lost) is Verdict.ISOLATE:
+                    # A deferred constraint: from now on each call is asked for what it left to be checked.
+                    self._memories[self.origin(topic).source].deferred = True
             else:
                 run.waiting = False
                 return outcome
@@ -163,13 +170,17 @@ class Persister:
                 continue
             alone = error if isinstance(error, Costly) else None
             error = alone.error if alone is not None else error
-            verdict = judge(error, lost)
+            verdict = judge(error, lost) if alone is None else Verdict.COSTLY
             if (alone is not None or isinstance(error, HandlerTimeout)) and not await self.database.reachable():
                 verdict = Verdict.WAIT
             run.waiting = verdict is Verdict.WAIT
             if verdict is Verdict.WAIT:
                 tries, searched = tries + 1, False
                 await self._wait(run, error, tries)
+                # A database that answers others loses this one's connection again and again: a message may be behind it.
+                lost_tries = lost_tries + 1 if lost and await self.database.reachable() else 0
+                if lost_tries >= LOST_TRIES:
+                    care = Care.ONE_BY_ONE
             elif verdict is Verdict.COSTLY:
                 costly += 1
                 if alone is not None:
@@ -189,9 +200,10 @@ class Persister:
                 raise error
         return None
 
-    async def _once(self, topic: str, work: Work, care: Care) -> Outcome:
+    async def _once(self, topic: str, work: Work, care: Care, progressed: Callable[[], None]) -> Outcome:
         """One transaction; Failed when it did not commit, or when nobody knows."""
         lost, origin = True, self.origin(topic)
+        at_commit = False
         try:
             async with self.database.engine.connect() as connection:
                 lost = False
@@ -205,6 +217,7 @@ class Persister:
                     seconds=self.database.patience,
                     memory=self._memories[origin.source],
                     origin=origin,
+                    progressed=progressed,
                 )
                 try:
                     async with transaction.spans:
@@ -212,8 +225,9 @@ class Persister:
                         try:
                             await work(transaction)
                             await transaction.settle()
+                            at_commit = True
                             with answering(driver, self.database.patience):
-                                await begun.commit()
+                                await commit(driver)
                         except BaseException as error:  # cancelled too: the partition's lock is not kept
                             # What took the connection with it counts, not that it is gone.
                             ours = (Exception,) if isinstance(error, Costly | HandlerTimeout) else ()
@@ -222,9 +236,11 @@ class Persister:
                             raise
                 except Exception:  # raised again: only now is it known whether the connection survived
                     lost = is_lost(connection, driver)
+                    if lost:  # the pool may have lost hold of it, with a partition's lock
+                        await driver.close()
                     raise
         except Exception as error:
-            raise Failed(error, lost) from error
+            raise Failed(error, lost, at_commit=at_commit) from error
         return transaction.outcome
 
     def _care(self, topic: str) -> Care:
@@ -249,6 +265,23 @@ class Persister:
     async def _rest(self, seconds: float) -> None:
         """What waits holds up nothing but its own partitions."""
         await self.slots.rest(seconds)
+
+
+@contextmanager
+def _progressing(runs: Sequence[Run]) -> Iterator[Callable[[], None]]:
+    """Within this an attempt at these runs is under way; what is yielded notes that something of it has ended."""
+
+    def progressed() -> None:
+        now = time.monotonic()
+        for run in runs:
+            run.progressed = now
+
+    progressed()
+    try:
+        yield progressed
+    finally:
+        for run in runs:
+            run.progressed = None
 
 
 def _about(run: Run, error: BaseException) -> dict[str, Any]:

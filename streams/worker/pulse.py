@@ -21,6 +21,7 @@ from streams.worker.watch import Watch
 logger = logging.getLogger(__name__)
 
 BEAT = 1.0  # seconds between two heartbeats
+LEAST_PATIENCE = 60.0  # seconds: a pool, a lock and a connection have limits of their own
 STALE = 10.0  # seconds without a heartbeat after which the worker is not alive
 
 
@@ -51,7 +52,7 @@ class Pulse:
         self._database, self._topics = database, topics
         self._beat = time.monotonic()
         self._reachable = False
-        self._watch = Watch()
+        self._watch = Watch(max(LEAST_PATIENCE, 3 * database.patience))
         self._turns = 0
         self._patience = patience
         app.task(self._run)

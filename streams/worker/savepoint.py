@@ -11,6 +11,11 @@ from streams.worker.silence import answering
 SET: LiteralString = "SAVEPOINT outbox_piece"
 RELEASE: LiteralString = "RELEASE SAVEPOINT outbox_piece"
 UNDO: LiteralString = "ROLLBACK TO SAVEPOINT outbox_piece"
+# Undone again, so that a handler's next statement finds the constraints as deferred as before.
+CHECK: LiteralString = (
+    "SAVEPOINT outbox_check; SET CONSTRAINTS ALL IMMEDIATE;"
+    " ROLLBACK TO SAVEPOINT outbox_check; RELEASE SAVEPOINT outbox_check"
+)
 
 
 class Savepoint:
@@ -30,6 +35,10 @@ class Savepoint:
         """Undo what was done since `set`."""
         await self._execute(UNDO)
         self._is_clean = True
+
+    async def check_constraints(self) -> None:
+        """Raise now what a deferred constraint would raise at the commit, when nobody knows any more whose it is."""
+        await self._execute(CHECK)
 
     async def undo_and_ask(self, statement: LiteralString, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         """Undo what was done since `set`, and the rows of this statement, in one round trip."""

@@ -6,8 +6,9 @@ takes a second connection, so the pool cannot deadlock.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -20,7 +21,8 @@ from streams.codec import Unreadable
 from streams.events import Message
 from streams.registry import Registry
 from streams.worker.decode import Incoming, Rejected
-from streams.worker.fate import describe
+from streams.worker.fate import TransactionEnded, describe
+from streams.worker.handler_call import HandlerCaller
 from streams.worker.handlers import Care, apply
 from streams.worker.isolation import Guilty, Memory
 from streams.worker.origin import Origin, Outbox
@@ -28,7 +30,11 @@ from streams.worker.savepoint import Savepoint
 from streams.worker.silence import answering
 from streams.worker.spans import Attempt
 
+logger = logging.getLogger(__name__)
+
 Query = tuple[str, dict[str, Any]]  # a named query and its parameters
+# What pg_stat_activity calls a worker's session while it holds the locks of partitions.
+IN_A_RUN = "outbox-streams worker, in a run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +87,11 @@ class Transaction:
         seconds: float,
         memory: Memory,
         origin: Origin | None = None,
+        progressed: Callable[[], None] = lambda: None,
     ) -> None:
         self._connection, self._driver, self._registry, self.topic = connection, driver, registry, topic
         self._care, self._seconds, self.memory = care, seconds, memory
+        self._caller = HandlerCaller(connection, driver, seconds, progressed)
         self.origin: Origin = origin or Outbox(registry)
         self._retaken: set[int] = set()
         self.outcome = Outcome()
@@ -91,24 +99,31 @@ class Transaction:
 
     async def lock(self, partitions: Iterable[int]) -> None:
         """Keep every other owner, past or future, of these partitions out until the commit."""
-        await self.execute("lock_partitions", partitions=sorted(partitions))
+        name, parameters = _locking(partitions)
+        await self.execute(name, **parameters)
 
     async def apply(self, turns: Sequence[Incoming]) -> list[Guilty]:
         """Call the handlers with messages that this transaction has claimed; those that fail or make no sense are set aside."""
         ready, guilty = self._readable(turns)
         messages = [cast("Message[Any]", one.message) for one in ready]
         kinds = [one.biz_type for one in ready]
-        async with self.spans.handling(turns, self.execute):
-            guilty += await apply(
-                self._connection,
-                Savepoint(self._driver, self._seconds),
-                messages,
-                kinds,
-                self._registry.agents,
-                self._care,
-                self._seconds,
-                self.memory,
-            )
+        try:
+            async with self.spans.handling(turns, self.execute):
+                guilty += await apply(
+                    self._caller,
+                    Savepoint(self._driver, self._seconds),
+                    messages,
+                    kinds,
+                    self._registry.agents,
+                    self._care,
+                    self._seconds,
+                    self.memory,
+                )
+        except TransactionEnded as error:
+            # What was claimed is committed, and no delivery will ask for it again; who has an effect nobody can tell.
+            logger.critical("a handler ended the transaction of its run, the messages in it are dead", exc_info=error)
+            await self.lock({one.partition for one in turns})
+            guilty = [Guilty(one.outbox_id, one.key, "dead", 0, "misuse", str(error), open=False) for one in turns]
         if any(one.attempts == 1 and one.code is not None for one in guilty):
             self.memory.failed[self.topic] = time.monotonic()
         self.outcome.consumed += len(turns) - len(guilty)
@@ -155,15 +170,12 @@ class Transaction:
 
     async def lock_and_claim(self, partitions: Iterable[int], some: Sequence[Incoming]) -> set[int]:
         """Claim all that is new, in the round trip that locks; nothing while something of the topic is open."""
-        claimed, _ = await self._claimed(
-            some, checked=False, before=("lock_partitions", {"partitions": sorted(partitions)})
-        )
+        claimed, _ = await self._claimed(some, checked=False, before=_locking(partitions))
         return claimed
 
     async def lock_and_look(self, partitions: Iterable[int], some: Sequence[Incoming]) -> set[str]:
         """Which of these messages' conversations wait behind an open message, in the round trip that locks."""
-        lock = ("lock_partitions", {"partitions": sorted(partitions)})
-        _, (_, keys) = await self._together(lock, ("open_keys", _keys(some)))
+        _, (_, keys) = await self._together(_locking(partitions), ("open_keys", _keys(some)))
         return {key for (key,) in keys}
 
     async def claim(self, some: Sequence[Incoming]) -> set[int]:
@@ -274,6 +286,10 @@ class Transaction:
         agent = self._registry.agents.get(one.biz_type)
         held = agent is not None and agent.on_dead == "hold" and bool(one.key)
         return Guilty(one.outbox_id, one.key, "dead", 0, *describe(fault), open=held)
+
+
+def _locking(partitions: Iterable[int]) -> Query:
+    return "lock_partitions", {"partitions": sorted(partitions), "session": IN_A_RUN}
 
 
 def _by_index(name: str, parameters: dict[str, Any]) -> list[Query]:

@@ -1,5 +1,5 @@
-"""Sees a worker that looks alive and does nothing: a run nobody works, persisted runs whose offset is never committed, records
-that were fetched and reached nobody.
+"""Sees a worker that looks alive and does nothing: a run nobody works or nobody ends, persisted runs whose offset is never
+committed, records that were fetched and reached nobody.
 
 Faust has several known ways to stop silently; a restart cures each, because what is not committed is delivered again.  What
 was only lost on the way is read again without one.
@@ -7,6 +7,7 @@ was only lost on the way is read again without one.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -15,9 +16,13 @@ UNREAD = 10.0  # seconds after which a log that goes on behind what was delivere
 
 
 class Watch:
-    """Remembers since when each partition's commits are behind."""
+    """Remembers since when each partition's commits are behind.
 
-    def __init__(self) -> None:
+    `patience` is for how many seconds an attempt may be under way while nothing of it ends: no call of a handler, no try.
+    """
+
+    def __init__(self, patience: float = math.inf) -> None:
+        self._patience = patience
         self._behind: dict[Any, tuple[int, float]] = {}
 
     def stall(self, consumer: Any, now: float | None = None) -> dict[str, Any] | None:
@@ -31,6 +36,8 @@ class Watch:
             for run in ledger.in_flight:
                 if not run.taken and now - run.opened > LIMIT:
                     return {**where, "offset": run.first, "reason": "a run was fetched and never reached its agent"}
+                if run.progressed is not None and now - run.progressed > self._patience:
+                    return {**where, "offset": run.first, "reason": f"nothing of a run ends for {self._patience:.0f} s"}
             if since := self._behind_since(tp, ledger.committable(), consumer.confirmed(tp), now):
                 return {**where, "reason": f"persisted, but not committed for {now - since:.0f} s"}
         return None

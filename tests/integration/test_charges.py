@@ -13,7 +13,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from streams.worker.connections import Failed
 from streams.worker.fate import HandlerTimeout
-from streams.worker.handlers import Care
 from streams.worker.isolation import RECENTLY
 from streams.worker.jobs import PATIENCE, Persist, guarded
 from streams.worker.ledger import Run
@@ -183,10 +182,10 @@ def test_a_row_that_does_not_become_visible_is_waited_for_without_end(
     once, sleep = worker._once, asyncio.sleep
     pauses: list[float] = []
 
-    async def unseen(topic: str, work: Any, care: Care) -> Any:
+    async def unseen(*how: Any) -> Any:
         if len(pauses) < 1100:
             raise Failed(Invisible("not yet"), False)
-        return await once(topic, work, care)
+        return await once(*how)
 
     async def shorter(seconds: float) -> None:
         pauses.append(seconds)
@@ -265,7 +264,7 @@ def test_a_run_that_waits_for_a_row_to_become_visible_has_taken_nobody_down(
     worker, run = stage.bench.workers[0], a_run(stage)
     run.suspect = True
 
-    async def unseen(topic: str, work: Any, care: Care) -> Any:
+    async def unseen(*_: Any) -> Any:
         raise Failed(Invisible("not yet"), False)
 
     monkeypatch.setattr(worker, "_once", unseen)

@@ -25,12 +25,12 @@ from streams.worker.transaction import Transaction
 from tests.fixtures.listed import PARTITIONS, TOPIC
 from tests.fixtures.model import Told
 from tests.fixtures.simulation import Bench, Fragile
-from tests.fixtures.stage import OUTAGES, Stage
+from tests.fixtures.stage import MISDEEDS, OUTAGES, Stage
 
 KEYS = st.sampled_from("aaabc")
 SOME = st.lists(st.sampled_from(["plain", "plain", "held", "nobodys"]), min_size=1, max_size=4)
 NATURES = st.sampled_from(["good", "fault", "fault", "unreadable"])
-FAULTS = st.sampled_from(["raise", "later", "reject", "P0001", "23514"])
+FAULTS = st.sampled_from(["raise", "later", "reject", "P0001", "23514", "swallow", "cancel", "wrap"])
 WAYS = st.sampled_from(["now"] * 5 + ["kept", "lost", "null", "broken", "no key", "not json"])
 ACTS = ["replay", "replay", "replay conversation", "edit", "edit", "discard", "release"]
 
@@ -99,7 +99,7 @@ class Fates(RuleBasedStateMachine):
         number=st.sampled_from([0, 0, 1]),
         size=st.sampled_from([1, 2, 3, 100, 100]),
         worker=st.integers(0, 1),
-        how=st.sampled_from(["acked"] * 4 + ["not acked", "together", "crash", *OUTAGES]),
+        how=st.sampled_from(["acked"] * 4 + ["not acked", "together", "crash", *OUTAGES, *MISDEEDS]),
         at=st.integers(1, 8),
     )
     def deliver(self, number: int, size: int, worker: int, how: str, at: int) -> None:

@@ -10,7 +10,21 @@ from sqlalchemy.exc import DBAPIError
 
 from streams.errors import Reject, Retry
 from streams.registry import discover
-from streams.worker.fate import Costly, HandlerTimeout, Verdict, decide_fate, delay, describe, jittered, judge
+from streams.worker.fate import (
+    Costly,
+    HandlerMisuse,
+    HandlerTimeout,
+    LetOut,
+    SwallowedError,
+    Verdict,
+    decide_fate,
+    delay,
+    describe,
+    jittered,
+    judge,
+    meets_everybody,
+    permanent,
+)
 
 AGENT = discover().agents["chat_history_persist"]
 OUTAGES = ["08006", "25006", "40001", "40P01", "42501", "53100", "53300", "55P03", "57P01", "57P03", "58030"]
@@ -91,3 +105,82 @@ def test_a_description_holds_no_text_of_the_message() -> None:
 def test_a_message_that_was_alone_is_described_by_its_error() -> None:
     assert describe(Costly(1, HandlerTimeout())) == describe(HandlerTimeout())
     assert describe(Costly(1, QueryCanceled())) == describe(QueryCanceled())
+
+
+class SaveFailed(Exception):
+    """What a handler makes of an error."""
+
+
+def wrapped(cause: Exception, how: str) -> Exception:
+    """The cause in an error of a handler's own."""
+    try:
+        if how == "group":
+            raise ExceptionGroup("of a task group", [ValueError("x"), cause])
+        try:
+            raise cause
+        except BaseException as error:
+            if how == "cause":
+                raise SaveFailed from error
+            if how == "context":
+                raise SaveFailed  # noqa: B904 - as handlers do it
+            raise SaveFailed from None
+    except Exception as error:
+        return error
+
+
+@pytest.mark.parametrize("how", ["cause", "context", "group"])
+def test_what_is_wrapped_decides(how: str) -> None:
+    def of(state: str) -> Exception:
+        return wrapped(DBAPIError("x", {}, errors.lookup(state)("x")), how)
+
+    assert judge(of("42501"), connection_lost=False) is Verdict.WAIT
+    assert judge(of("57014"), connection_lost=False) is Verdict.COSTLY
+    assert judge(of("23505"), connection_lost=False) is Verdict.ISOLATE
+    assert permanent(of("22003"))
+    assert not permanent(of("23505"))
+    assert describe(of("23505"))[0] == "23505"
+    assert permanent(wrapped(Reject("closed", code="closed"), how))
+    assert describe(wrapped(Reject("closed", code="closed"), how)) == ("closed", "closed")
+
+
+def test_what_is_hidden_does_not_decide() -> None:
+    hidden = wrapped(errors.lookup("42501")("x"), "hidden")
+    assert judge(hidden, connection_lost=False) is Verdict.ISOLATE
+    assert describe(hidden) == ("SaveFailed", "the handler raised SaveFailed")
+
+
+def test_what_a_handler_says_itself_counts_whatever_it_says_it_about() -> None:
+    error = Reject("no")
+    error.__cause__ = errors.lookup("42501")("x")
+    assert judge(error, connection_lost=False) is Verdict.ISOLATE
+    assert permanent(error)
+
+
+def test_errors_that_wrap_each_other_in_a_circle_are_judged() -> None:
+    first, second = ValueError("x"), KeyError("y")
+    first.__cause__, second.__cause__ = second, first
+    assert judge(first, connection_lost=False) is Verdict.ISOLATE
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (errors.lookup("42703")("x"), ("42703", 1)),
+        (errors.lookup("53200")("x"), ("53200", 2)),
+        (errors.lookup("XX000")("x"), ("XX000", 2)),
+        (HandlerMisuse("save called db.commit()"), ("misuse", 1)),
+        (errors.lookup("23505")("x"), None),
+        (HandlerTimeout(), None),
+        (LetOut("CancelledError"), None),
+        (ValueError("x"), None),
+    ],
+)
+def test_what_may_be_nobodys_fault_when_everybody_meets_it(error: Exception, expected: tuple[str, int] | None) -> None:
+    assert meets_everybody(error) == expected
+
+
+def test_an_error_that_was_swallowed_is_described_by_what_it_was() -> None:
+    error = SwallowedError("save")
+    assert describe(error) == ("misuse", "save went on after an error that aborted the transaction")
+    error.__cause__ = errors.lookup("23505")("x")
+    assert describe(error) == ("23505", "the handler went on after UniqueViolation (23505)")

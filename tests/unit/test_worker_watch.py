@@ -98,3 +98,15 @@ def test_what_is_delivered_or_worked_is_not_read_again() -> None:
     assert not unread.overdue(tp, 6, 7, UNREAD), "something came"
     assert not unread.overdue(tp, 6, 6, 3 * UNREAD), "that was all, or what came is being worked"
     assert not unread.overdue(tp, 6, 9, 3 * UNREAD + 1), "the log went on only now"
+
+
+def test_a_run_of_which_nothing_ends_is_a_stall_and_one_that_waits_for_its_lane_is_none() -> None:
+    consumer = Consumer()
+    run = delivered(consumer, 7, taken=True)
+    watch = Watch(patience=60.0)
+    assert watch.stall(consumer, now=10_000) is None
+    run.progressed = 100.0
+    assert watch.stall(consumer, now=160.0) is None
+    stall = watch.stall(consumer, now=161.0)
+    assert stall is not None
+    assert (stall["offset"], stall["reason"]) == (7, "nothing of a run ends for 60 s")
