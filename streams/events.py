@@ -128,7 +128,10 @@ def declared(payload: type[Any]) -> EventType:
     try:
         return _declared[payload][1]
     except KeyError:
-        raise RegistryInvalid(f"{payload.__module__}.{payload.__qualname__} is not an event: decorate it") from None
+        kind = f"{payload.__module__}.{payload.__qualname__}"
+        raise RegistryInvalid(
+            f"{kind} is not an event: decorate its class with @event, and give an object of that class"
+        ) from None
 
 
 def declared_in(modules: Collection[ModuleType]) -> list[EventType]:

@@ -5,27 +5,39 @@
         session.add(order)
         await outbox.enqueue(session, ChatHistoryPersist(user_id=7, conversation_id="c1", role="user", message="hi"))
 
-`enqueue` and `record` take an AsyncSession or AsyncConnection, their `_sync` twins a Session or Connection.
+`enqueue` and `record` take an AsyncSession, async_scoped_session or AsyncConnection, their `_sync` twins a Session,
+scoped_session or Connection; of any of SQLAlchemy's drivers for PostgreSQL, since statements and parameters are SQLAlchemy's.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, LiteralString, overload
+from functools import cache
+from typing import Any, TypeAlias, overload
 
-from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, TextClause, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
 
 from db import query
 from streams import codec, telemetry
 from streams.bridge import run_sync
-from streams.errors import OutboxDisabled, OutboxNotConfigured, PayloadInvalid
+from streams.errors import OutboxDisabled, OutboxNotConfigured, PayloadInvalid, UsageError
 from streams.events import Batch, Message, declared
 from streams.registry import Registry, configured
 from streams.settings import Settings, load
+
+AsyncDatabase: TypeAlias = AsyncSession | AsyncConnection | async_scoped_session[Any]
+Database: TypeAlias = Session | Connection | scoped_session[Any]
+
+_ASYNC = (AsyncSession, AsyncConnection, async_scoped_session)
+_SYNC = (Session, Connection, scoped_session)
+
+# Transactions share the server's lock table with everybody: by default it has room for some 6,400 locks.
+ORDERED_KEYS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,55 +65,49 @@ def close() -> None:
 
 @overload
 async def enqueue(  # type: ignore[overload-overlap]  # a sequence is an object too
-    db: AsyncSession | AsyncConnection, events: Sequence[Any], *, ordered: bool = ..., traceparent: str | None = ...
+    db: AsyncDatabase, events: Sequence[Any], *, ordered: bool = ..., traceparent: str | None = ...
 ) -> list[int]: ...
 @overload
+async def enqueue(db: AsyncDatabase, events: object, *, ordered: bool = ..., traceparent: str | None = ...) -> int: ...
 async def enqueue(
-    db: AsyncSession | AsyncConnection, events: object, *, ordered: bool = ..., traceparent: str | None = ...
-) -> int: ...
-async def enqueue(
-    db: AsyncSession | AsyncConnection, events: object, *, ordered: bool = False, traceparent: str | None = None
+    db: AsyncDatabase, events: object, *, ordered: bool = False, traceparent: str | None = None
 ) -> int | list[int]:
     """Enqueue one event (returns its outbox_id) or a sequence of them (their outbox_ids) in the caller's transaction.
 
     `ordered=True` makes concurrent transactions that write one key take turns; without it their order is undefined.
-    Raises OutboxNotConfigured, OutboxDisabled, PayloadInvalid; nothing was written then.
+    Raises OutboxNotConfigured, OutboxDisabled, PayloadInvalid, UsageError; nothing was sent then.
     """
-    if not (rows := _rows(events)):
+    if not (rows := _rows(events, ordered)):
         return []
-    connection = await db.connection() if isinstance(db, AsyncSession) else db
+    connection = await _async_connection(db)
     with telemetry.enqueueing({row[1] for row in rows}, traceparent) as parent:
         if ordered:
-            await connection.exec_driver_sql(*_in_order(rows))
-        found = await connection.exec_driver_sql(*insert_rows(rows, parent))
-        return _ids(events, [row[0] for row in found])
+            await connection.execute(*_in_order(rows))
+        inserted = await connection.execute(*insert_rows(rows, parent))
+        return _ids(events, [row[0] for row in inserted])
 
 
 @overload
 def enqueue_sync(  # type: ignore[overload-overlap]  # a sequence is an object too
-    db: Session | Connection, events: Sequence[Any], *, ordered: bool = ..., traceparent: str | None = ...
+    db: Database, events: Sequence[Any], *, ordered: bool = ..., traceparent: str | None = ...
 ) -> list[int]: ...
 @overload
+def enqueue_sync(db: Database, events: object, *, ordered: bool = ..., traceparent: str | None = ...) -> int: ...
 def enqueue_sync(
-    db: Session | Connection, events: object, *, ordered: bool = ..., traceparent: str | None = ...
-) -> int: ...
-def enqueue_sync(
-    db: Session | Connection, events: object, *, ordered: bool = False, traceparent: str | None = None
+    db: Database, events: object, *, ordered: bool = False, traceparent: str | None = None
 ) -> int | list[int]:
     """Like `enqueue`, for a Session or Connection."""
-    if not (rows := _rows(events)):
+    if not (rows := _rows(events, ordered)):
         return []
-    connection = db.connection() if isinstance(db, Session) else db
+    connection = _connection(db)
     with telemetry.enqueueing({row[1] for row in rows}, traceparent) as parent:
         if ordered:
-            connection.exec_driver_sql(*_in_order(rows))
-        found = connection.exec_driver_sql(*insert_rows(rows, parent))
-        return _ids(events, [row[0] for row in found])
+            connection.execute(*_in_order(rows))
+        inserted = connection.execute(*insert_rows(rows, parent))
+        return _ids(events, [row[0] for row in inserted])
 
 
-async def record(
-    db: AsyncSession | AsyncConnection, events: object, *, ordered: bool = False, traceparent: str | None = None
-) -> None:
+async def record(db: AsyncDatabase, events: object, *, ordered: bool = False, traceparent: str | None = None) -> None:
     """Have the events written either way: enqueued, or, while `outbox.enabled` is false, by their handlers right here.
 
     Both happen in the caller's transaction.
@@ -109,19 +115,17 @@ async def record(
     if _configured().settings.outbox.enabled:
         await enqueue(db, events, ordered=ordered, traceparent=traceparent)
         return
-    connection = await db.connection() if isinstance(db, AsyncSession) else db
+    connection = await _async_connection(db)
     for biz_type, batch in await _drawn(connection, events):
         await _configured().registry.agents[biz_type].handler(batch, connection)
 
 
-def record_sync(
-    db: Session | Connection, events: object, *, ordered: bool = False, traceparent: str | None = None
-) -> None:
+def record_sync(db: Database, events: object, *, ordered: bool = False, traceparent: str | None = None) -> None:
     """Like `record`, for a Session or Connection; the handler may await nothing but its connection."""
     if _configured().settings.outbox.enabled:
         enqueue_sync(db, events, ordered=ordered, traceparent=traceparent)
         return
-    run_sync(db.connection() if isinstance(db, Session) else db, lambda connection: record(connection, events))
+    run_sync(_connection(db), lambda connection: record(connection, events))
 
 
 def outbox_row(event: object, settings: Settings, registry: Registry) -> tuple[str, str, str, str]:
@@ -138,15 +142,43 @@ def outbox_row(event: object, settings: Settings, registry: Registry) -> tuple[s
 
 def insert_rows(
     rows: Sequence[tuple[str, str, str, str]], traceparent: str | None = None
-) -> tuple[LiteralString, dict[str, Any]]:
+) -> tuple[TextClause, dict[str, Any]]:
     """The statement that writes these rows, at least one, and returns their ids."""
     if len(rows) == 1:
         [(biz_type, topic, key, payload)] = rows
-        one = {"biz_type": biz_type, "topic": topic, "key": key, "payload": payload, "traceparent": traceparent}
-        return query("enqueue_one"), one
+        row = {"biz_type": biz_type, "topic": topic, "key": key, "payload": payload, "traceparent": traceparent}
+        return statement("enqueue_one"), row
     columns = zip(("biz_types", "topics", "keys", "payloads"), zip(*rows, strict=True), strict=True)
     many = {name: list(values) for name, values in columns}
-    return query("enqueue_many"), {**many, "traceparent": traceparent}
+    return statement("enqueue_many"), {**many, "traceparent": traceparent}
+
+
+@cache
+def statement(name: str) -> TextClause:
+    """The named query for any of SQLAlchemy's drivers: its parameters are `:name`, not psycopg's `%(name)s`."""
+    return text(re.sub(r"%\((\w+)\)s", r":\1", query(name)))
+
+
+async def _async_connection(db: AsyncDatabase) -> AsyncConnection:
+    if isinstance(db, AsyncSession | async_scoped_session):
+        return await db.connection()
+    if not isinstance(db, AsyncConnection):
+        raise _refused(db, "an AsyncSession, async_scoped_session or AsyncConnection", _SYNC, "enqueue_sync")
+    return db
+
+
+def _connection(db: Database) -> Connection:
+    if isinstance(db, Session | scoped_session):
+        return db.connection()
+    if not isinstance(db, Connection):
+        raise _refused(db, "a Session, scoped_session or Connection", _ASYNC, "enqueue")
+    return db
+
+
+def _refused(db: object, expected: str, other: tuple[type, ...], twin: str) -> UsageError:
+    kind = f"{type(db).__module__}.{type(db).__qualname__}"
+    hint = f"; {twin} takes this one" if isinstance(db, other) else ""
+    return UsageError(f"a {kind} was given: expected {expected} of SQLAlchemy{hint}")
 
 
 def _configured() -> _Outbox:
@@ -155,16 +187,22 @@ def _configured() -> _Outbox:
     return _outbox
 
 
-def _rows(events: object) -> list[tuple[str, str, str, str]]:
-    """Everything is checked before anything is written."""
+def _rows(events: object, ordered: bool) -> list[tuple[str, str, str, str]]:
+    """Check everything before anything is sent."""
     started = _configured()
     if not started.settings.outbox.enabled:
         raise OutboxDisabled("outbox.enabled is false: use outbox.record, which writes directly then")
-    return [outbox_row(event, started.settings, started.registry) for event in _sequence(events)]
+    rows = [outbox_row(event, started.settings, started.registry) for event in _sequence(events)]
+    if ordered and len(keys := {row[2] for row in rows}) > ORDERED_KEYS:
+        raise UsageError(
+            f"ordered=True with {len(keys)} keys in one call: expected at most {ORDERED_KEYS}, each takes a lock of the"
+            " server's; enqueue them in several transactions"
+        )
+    return rows
 
 
-def _in_order(rows: Sequence[tuple[str, str, str, str]]) -> tuple[LiteralString, dict[str, Any]]:
-    return query("enqueue_in_order"), {"keys": sorted({key for _, _, key, _ in rows})}
+def _in_order(rows: Sequence[tuple[str, str, str, str]]) -> tuple[TextClause, dict[str, Any]]:
+    return statement("enqueue_in_order"), {"keys": sorted({key for _, _, key, _ in rows})}
 
 
 def _sequence(events: object) -> Sequence[object]:
@@ -180,7 +218,7 @@ async def _drawn(connection: AsyncConnection, events: object) -> list[tuple[str,
     started = _configured()
     checked = [(declared(type(event)), event) for event in _sequence(events)]
     keys = [outbox_row(event, started.settings, started.registry)[2] for _, event in checked]
-    rows = await connection.exec_driver_sql(query("draw_ids"), {"count": len(checked)})
+    rows = await connection.execute(statement("draw_ids"), {"count": len(checked)})
     ids = [row[0] for row in rows]
     now = time.time_ns() // 1_000_000
     batches: dict[str, list[Message[Any]]] = {}

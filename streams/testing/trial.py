@@ -116,7 +116,7 @@ class _Trial:
         rows = [outbox_row(each, self._settings, self._registry) for each in events if not isinstance(each, int)]
         async with self._transaction() as connection:
             # Ids ascend in the order given, whatever order the server returns them in.
-            new = iter(sorted(row[0] for row in await connection.exec_driver_sql(*insert_rows(rows))) if rows else [])
+            new = iter(sorted(row[0] for row in await connection.execute(*insert_rows(rows))) if rows else [])
             ids = [each if isinstance(each, int) else next(new) for each in events]
             records = [_record(row) for row in await _rows(connection, "deliverable", ids=ids)]
         if missing := set(ids) - {record.offset for record in records}:

@@ -8,10 +8,18 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from db import async_engine, sync_engine
 from streams import outbox
@@ -109,6 +117,81 @@ def test_a_session_and_a_connection_enqueue_in_their_transaction(engine: Engine,
     with engine.begin() as connection:
         second = outbox.enqueue_sync(connection, chat("c2"))
     assert rows() == [(first, "c1"), (second, "c2")]
+
+
+@pytest.mark.usefixtures("enabled")
+async def test_scoped_sessions_of_web_frameworks_enqueue_in_their_transaction(
+    engine: Engine, aengine: AsyncEngine, rows: Rows
+) -> None:
+    session = scoped_session(sessionmaker(engine))
+    ids = [outbox.enqueue_sync(session, chat("sync"))]
+    assert rows() == []
+    session.commit()
+    session.remove()
+    scoped = async_scoped_session(async_sessionmaker(aengine), scopefunc=asyncio.current_task)
+    ids.append(await outbox.enqueue(scoped, chat("async")))
+    await scoped.commit()
+    await scoped.remove()
+    assert rows() == [(ids[0], "sync"), (ids[1], "async")]
+
+
+@pytest.mark.usefixtures("enabled")
+async def test_any_driver_of_sqlalchemy_enqueues(database: str, rows: Rows) -> None:
+    """psycopg's own way of writing parameters was a syntax error for every other one, and aborted the transaction."""
+    text_of = "für Ärger € \U0001f40d :colon %percent %(key)s"
+    url = make_url(database)
+    ids: list[int] = []
+    for name in ("postgresql+asyncpg", "postgresql+psycopg"):
+        aengine = create_async_engine(url.set(drivername=name))
+        async with AsyncSession(aengine) as asession, asession.begin():
+            ids.append(await outbox.enqueue(asession, chat("one", text_of), ordered=True))
+            ids += await outbox.enqueue(asession, [chat("a", text_of), chat("b", text_of)], traceparent=TRACE)
+        await aengine.dispose()
+    for name in ("postgresql+psycopg2", "postgresql+psycopg"):
+        engine = create_engine(url.set(drivername=name))
+        with Session(engine) as session, session.begin():
+            ids.append(outbox.enqueue_sync(session, chat("one", text_of), ordered=True))
+            ids += outbox.enqueue_sync(session, [chat("a", text_of), chat("b", text_of)], traceparent=TRACE)
+        engine.dispose()
+    assert rows("id, key, payload->>'message', traceparent") == [
+        (outbox_id, key, text_of, trace)
+        for outbox_id, (key, trace) in zip(ids, [("one", None), ("a", TRACE), ("b", TRACE)] * 4, strict=True)
+    ]
+
+
+@pytest.mark.usefixtures("enabled")
+async def test_what_is_no_connection_is_refused_with_the_name_of_what_takes_it(
+    engine: Engine, aengine: AsyncEngine
+) -> None:
+    anything: Any = Session(engine)
+    with pytest.raises(
+        UsageError, match=r"a sqlalchemy\.orm\.session\.Session was given: .*; enqueue_sync takes this one"
+    ):
+        await outbox.enqueue(anything, chat())
+    anything = AsyncSession(aengine)
+    with pytest.raises(
+        UsageError, match=r"expected a Session, scoped_session or Connection .*; enqueue takes this one"
+    ):
+        outbox.enqueue_sync(anything, chat())
+    anything = engine
+    with pytest.raises(UsageError, match=r"a sqlalchemy\.engine\.base\.Engine was given: expected a Session"):
+        outbox.enqueue_sync(anything, chat())
+    with psycopg.connect(engine.url.render_as_string(hide_password=False).replace("+psycopg", "")) as connection:
+        anything = connection
+        with pytest.raises(UsageError, match=r"a psycopg\.Connection was given"):
+            outbox.enqueue_sync(anything, chat())
+
+
+@pytest.mark.usefixtures("enabled")
+def test_more_ordered_keys_than_the_server_has_locks_for_are_refused_before_anything_is_sent(
+    engine: Engine, rows: Rows
+) -> None:
+    many = [chat(f"c{number}") for number in range(outbox.ORDERED_KEYS + 1)]
+    with engine.begin() as connection:
+        with pytest.raises(UsageError, match=r"ordered=True with 1001 keys in one call: expected at most 1000"):
+            outbox.enqueue_sync(connection, many, ordered=True)
+        assert len(outbox.enqueue_sync(connection, many[1:], ordered=True)) == outbox.ORDERED_KEYS
+    assert len(rows()) == outbox.ORDERED_KEYS
 
 
 @pytest.mark.usefixtures("enabled")
