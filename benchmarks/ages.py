@@ -18,6 +18,7 @@ from benchmarks.cpu import cpu
 from benchmarks.drains import console
 from benchmarks.latency import WRITERS, write
 from benchmarks.wal import written
+from streams.groups import TaskGroup
 
 RATE = 1000
 
@@ -57,7 +58,7 @@ async def steady(url: str, count: int, rate: int = RATE) -> float:
     """This many messages, one transaction each, from several connections; returns WAL bytes a message."""
     with psycopg.connect(url, autocommit=True) as connection:
         before, begin = written(connection), time.monotonic()
-        async with asyncio.TaskGroup() as writers:
+        async with TaskGroup() as writers:
             for first in range(WRITERS):
                 writers.create_task(write(url, range(first, count, WRITERS), begin, rate))
         return (written(connection) - before) / count

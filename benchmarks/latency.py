@@ -9,6 +9,7 @@ import time
 import psycopg
 
 from benchmarks.bench import CHATS, console, payload
+from streams.groups import TaskGroup
 
 WRITERS = 4
 
@@ -32,7 +33,7 @@ async def latency(url: str, rate: int = 1000, seconds: int = 20, warm: int = 10)
         await connection.execute("VACUUM ANALYZE")
         await connection.execute("CHECKPOINT")
         begin = time.monotonic()
-        async with asyncio.TaskGroup() as writers:
+        async with TaskGroup() as writers:
             for first in range(WRITERS):
                 writers.create_task(write(url, range(first, count, WRITERS), begin, rate))
         reached = count / (time.monotonic() - begin)

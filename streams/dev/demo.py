@@ -23,6 +23,7 @@ from streams import outbox
 from streams.agents.chat_history import ChatHistoryPersist
 from streams.dev.conversations import Turn, chat
 from streams.dev.scoreboard import Played
+from streams.groups import TaskGroup
 from streams.settings import load
 
 # The demo's own business table: who is in which chat, and how many messages it has.
@@ -93,7 +94,7 @@ async def play(rate: float, chats: int, counts: Path | None) -> None:
         async with engine.begin() as connection:
             await connection.execute(text(TABLE))
         service = Service(engine, lambda: random.expovariate(rate / chats))
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             for _ in range(chats):
                 group.create_task(service.chat_for_ever())
             while True:

@@ -16,6 +16,7 @@ from streams.dev.screen import Screen
 from streams.dev.supervised import delay
 from streams.dev.workplace import Workplace
 from streams.errors import StreamsError
+from streams.groups import TaskGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +60,14 @@ async def serving(these: Services, screen: Screen, changed: Callable[[], None]) 
     async with AsyncExitStack() as stack:
         stack.push_async_callback(these.postgres.stop)
         stack.push_async_callback(these.kafka.stop)
-        async with asyncio.TaskGroup() as starting:
+        async with TaskGroup() as starting:
             starting.create_task(these.postgres.start())
             starting.create_task(these.kafka.start())
         if these.connect:
             screen.busy("starting Kafka Connect")
             stack.push_async_callback(these.connect.stop)
             await these.connect.start()
-        async with asyncio.TaskGroup() as watching:
+        async with TaskGroup() as watching:
             watchers = [
                 watching.create_task(_kept_running("postgresql", these.postgres, screen, changed)),
                 watching.create_task(_kept_running("kafka", these.kafka, screen, changed)),

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from streams.dev.process import Process, until
 from streams.dev.procfile import Program
 from streams.dev.workplace import Running, Workplace
+from streams.groups import TaskGroup
 
 LONGEST = 10.0
 # Whoever lived this long has started well: its next end is a first one again.
@@ -80,7 +81,7 @@ class Supervised:
 @asynccontextmanager
 async def kept_running(programs: Sequence[Supervised]) -> AsyncIterator[None]:
     """They run inside the block; leaving it stops them all at once and waits for them."""
-    async with asyncio.TaskGroup() as group:
+    async with TaskGroup() as group:
         tasks = [group.create_task(program.run()) for program in programs]
         try:
             yield

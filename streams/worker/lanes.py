@@ -14,6 +14,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 
+from streams.groups import TaskGroup
+
 T = TypeVar("T")
 
 GATHER = 0.02  # seconds that little work may wait for a transaction under way to end, to be gathered meanwhile
@@ -74,7 +76,7 @@ class Lanes(Generic[T]):
         self._running: set[asyncio.Task[None]] = set()
         slots.freed.append(self._dispatch)
         self._timer: asyncio.TimerHandle | None = None
-        self._tasks = asyncio.TaskGroup()
+        self._tasks = TaskGroup()
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()

@@ -112,19 +112,3 @@ def test_business_code_loads_neither_faust_nor_kafka(statement: str, tmp_path: P
     assert ended.returncode == 0, ended.stderr
     assert {"streams"} <= set(ended.stdout.split())
     assert set(ended.stdout.split()).isdisjoint(FORBIDDEN_TO_BUSINESS)
-
-
-# Where a group's failure ends the process or the command.  Elsewhere the task goes on: `together` keeps it clean.
-GROUPS = {
-    "streams.relay.together",
-    "streams.worker.lanes",
-    "streams.dev.services",
-    "streams.dev.demo",
-    "streams.dev.supervised",
-}
-
-
-def test_task_groups_stand_where_nothing_goes_on_after_them() -> None:
-    """Before Python 3.13 one that failed leaves a request to cancel behind in the task around it."""
-    users = {module for module, path in MODULES if "asyncio.TaskGroup()" in path.read_text(encoding="utf-8")}
-    assert users == GROUPS

@@ -78,7 +78,10 @@ def test_a_time_that_no_database_takes_is_brought_into_range(timestamp: int, kep
         (b"", "the value is not JSON: "),
         (b"\xff", "the value is not UTF-8 at byte 0"),
         (b'{"payload": "\\ud800"}', "the value holds a lone surrogate, which is no character, at character 13"),
-        (b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}", "the value is nested too deep, expected at most 254 levels"),
+        (
+            b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+            "the value is nested too deep, expected at most 254 levels",
+        ),
         (
             b'{"a": 1e999}',
             "the envelope's 'outbox_id' is missing, expected a whole number from 1 to 9223372036854775807",
