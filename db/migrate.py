@@ -19,15 +19,18 @@ LOCK = 7_201_001
 
 
 class BizType(NamedTuple):
-    """What outbox_enqueue() has to know about a biz_type."""
+    """What outbox_enqueue() has to know about a biz_type, and a relay about its topic."""
 
     biz_type: str
     topic: str
     max_bytes: int
+    partitions: int
+    replication_factor: int
+    retention_hours: int
 
 
-def upgrade(connection: Connection, *, partition_rows: int, biz_types: Iterable[BizType] = ()) -> str:
-    """Upgrade to the newest revision, with partitions to write to and the biz_types known; returns the revision.
+def upgrade(connection: Connection, *, partition_rows: int) -> str:
+    """Upgrade to the newest revision, with partitions to write to; returns the revision.
 
     The caller's connection must not be in a transaction; each step commits its own.
     """
@@ -42,7 +45,6 @@ def upgrade(connection: Connection, *, partition_rows: int, biz_types: Iterable[
         command.upgrade(config, "head")
         connection.commit()
         ensure_sync(connection, ahead=1, width=partition_rows)
-        sync_biz_types(connection, biz_types)
         connection.commit()
     return head()
 
@@ -62,10 +64,26 @@ def locked(connection: Connection) -> Iterator[None]:
             connection.commit()
 
 
-def sync_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> None:
-    """Tell outbox_enqueue() about these biz_types; others stay, another deployment may own them."""
-    for biz_type in biz_types:
-        connection.exec_driver_sql(query("register_biz_type"), biz_type._asdict())
+def sync_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> Iterator[str]:
+    """Make what is registered what these say; yields a line for each that was something else.  Others stay."""
+    known = {row.biz_type: row for row in connection.exec_driver_sql(query("biz_types"))}
+    for wanted in biz_types:
+        before = known.get(wanted.biz_type)
+        if before is None or tuple(before[:6]) != tuple(wanted):
+            connection.exec_driver_sql(query("register_biz_type"), wanted._asdict())
+        if before is not None and (before.topic, before.max_bytes) != (wanted.topic, wanted.max_bytes):
+            yield (
+                f"biz_type {wanted.biz_type}: topic {wanted.topic}, at most {wanted.max_bytes} bytes"
+                f" (before: topic {before.topic}, {before.max_bytes} bytes)"
+            )
+        if before is not None and before.retired_at is not None:
+            yield f"biz_type {wanted.biz_type} is retired: `streams biz-types retire --undo {wanted.biz_type}` takes it back"
+
+
+def add_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> None:
+    """Register those of these that nobody has; what is registered stays as it is, it may be of a newer version."""
+    for wanted in biz_types:
+        connection.exec_driver_sql(query("add_biz_type"), wanted._asdict())
 
 
 def head() -> str:

@@ -77,6 +77,11 @@ outbox_biz_types = Table(
     Column("biz_type", Text, primary_key=True),
     Column("topic", Text, nullable=False),
     Column("max_bytes", Integer, nullable=False),
+    # As the topic is made; NULL where an older version registered it.
+    Column("partitions", Integer),
+    Column("replication_factor", Integer),
+    Column("retention_hours", Integer),
+    Column("retired_at", DateTime(timezone=True)),
 )
 
 outbox_state = Table(

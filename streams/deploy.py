@@ -28,10 +28,10 @@ def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
     try:
         with _connect(settings) as database, db.migrate.locked(database):
             _check_not_newer(database)
-            revision = db.migrate.upgrade(
-                database, partition_rows=settings.outbox.partition_rows, biz_types=biz_types(settings, registry)
-            )
+            revision = db.migrate.upgrade(database, partition_rows=settings.outbox.partition_rows)
             yield f"database at revision {revision}"
+            yield from db.migrate.sync_biz_types(database, biz_types(settings, registry))
+            database.commit()
             yield from db.notify.prepare(database, wanted=settings.relay.notify)
             if settings.relay.mode != "poll":
                 yield from db.replication.prepare(database, settings.relay.publication, settings.relay.name)
@@ -53,17 +53,19 @@ def check(connection: Connection) -> None:
 
 
 def register(connection: Connection, settings: Settings, registry: Registry) -> None:
-    """Tell outbox_enqueue() about the biz_types of this deployment."""
-    db.migrate.sync_biz_types(connection, biz_types(settings, registry))
+    """Tell outbox_enqueue() about those biz_types of this deployment that it does not know."""
+    db.migrate.add_biz_types(connection, biz_types(settings, registry))
     connection.commit()
 
 
 def biz_types(settings: Settings, registry: Registry) -> list[db.migrate.BizType]:
-    """The registry as outbox_enqueue() needs it."""
-    return [
-        db.migrate.BizType(biz_type, agent.event.topic, settings.outbox.max_bytes)
-        for biz_type, agent in sorted(registry.agents.items())
-    ]
+    """The registry as outbox_enqueue() and relays need it."""
+    found = []
+    for biz_type, agent in sorted(registry.agents.items()):
+        name, topic = agent.event.topic, settings.topic_settings(agent.event.topic)
+        counts = topic.partitions, topic.replication_factor, topic.retention_hours
+        found.append(db.migrate.BizType(biz_type, name, settings.outbox.max_bytes, *counts))
+    return found
 
 
 @contextmanager

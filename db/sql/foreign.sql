@@ -42,7 +42,8 @@ WHERE (SELECT true FROM outbox_foreign AS s
 SELECT given.id, true, s.status, NULL::bigint, s.attempts, coalesce(s.next_retry_at <= now(), false),
        coalesce(s.open, false) AND NOT EXISTS (
            SELECT FROM outbox_foreign AS e
-           WHERE e.open AND e.source = s.source AND e.topic = s.topic AND e.key = s.key AND e.arrived < s.arrived)
+           WHERE e.open AND e.source = s.source AND e.topic = s.topic AND e.key = s.key AND e.arrived < s.arrived),
+       s.error_code, coalesce(extract(epoch FROM now() - s.updated_at), 0)::double precision
 FROM unnest(%(ids)s::bigint[]) AS given (id)
 LEFT JOIN LATERAL (
     SELECT * FROM outbox_foreign AS one WHERE one.source = %(source)s AND one.outbox_id = given.id LIMIT 1) AS s ON true;
@@ -105,7 +106,8 @@ RETURNING s.outbox_id, extract(epoch FROM s.next_retry_at)::double precision;
 
 -- foreign_open_rows --
 -- The first open messages of these conversations, in their order; about so many bytes of payloads as they are stored.
-SELECT outbox_id, key, status, attempts, due, partition, "offset", biz_type, payload, created_at
+SELECT outbox_id, key, status, attempts, due, error_code, extract(epoch FROM now() - updated_at)::double precision,
+       partition, "offset", biz_type, payload, created_at
 FROM (
     SELECT s.*, coalesce(s.next_retry_at <= now(), false) AS due,
            sum(pg_column_size(s.payload)) OVER (ORDER BY s.arrived) - pg_column_size(s.payload) AS before
@@ -123,7 +125,8 @@ ORDER BY arrived;
 -- foreign_heads --
 -- The message that each of these conversations waits for.
 SELECT s.key, s.partition, s.outbox_id, s.status, s.attempts, s.error_code,
-       extract(epoch FROM s.next_retry_at)::double precision
+       extract(epoch FROM s.next_retry_at)::double precision,
+       CASE WHEN s.error_code = 'biz_type' THEN s.biz_type END
 FROM json_array_elements_text(%(keys)s::json) AS given (key)
 CROSS JOIN LATERAL (
     SELECT * FROM outbox_foreign AS f
@@ -135,7 +138,7 @@ CROSS JOIN LATERAL (
 -- foreign_all_heads --
 -- The same for every conversation of these partitions; skips from one conversation to the next, however much is parked.
 WITH RECURSIVE head AS (
-    (SELECT key, partition, outbox_id, status, attempts, error_code, next_retry_at
+    (SELECT key, partition, outbox_id, status, attempts, error_code, next_retry_at, biz_type
      FROM outbox_foreign
      WHERE open AND source = %(source)s AND topic = %(topic)s
      ORDER BY key, arrived
@@ -144,14 +147,15 @@ WITH RECURSIVE head AS (
     SELECT next.*
     FROM head
     CROSS JOIN LATERAL (
-        SELECT s.key, s.partition, s.outbox_id, s.status, s.attempts, s.error_code, s.next_retry_at
+        SELECT s.key, s.partition, s.outbox_id, s.status, s.attempts, s.error_code, s.next_retry_at, s.biz_type
         FROM outbox_foreign AS s
         WHERE s.open AND s.source = %(source)s AND s.topic = %(topic)s AND s.key > head.key
         ORDER BY s.key, s.arrived
         LIMIT 1
     ) AS next
 )
-SELECT key, partition, outbox_id, status, attempts, error_code, extract(epoch FROM next_retry_at)::double precision
+SELECT key, partition, outbox_id, status, attempts, error_code, extract(epoch FROM next_retry_at)::double precision,
+       CASE WHEN error_code = 'biz_type' THEN biz_type END
 FROM head
 WHERE partition = ANY(%(partitions)s::integer[]);
 

@@ -1,10 +1,10 @@
 -- open_rows --
 -- The first open messages of these conversations, in their order, with the payload that counts; about so many bytes of
 -- payloads as they are stored, so that a conversation of large ones is read in portions.
-SELECT outbox_id, key, status, attempts, due, partition, "offset", biz_type, payload::text, created_at
+SELECT outbox_id, key, status, attempts, due, error_code, since, partition, "offset", biz_type, payload::text, created_at
 FROM (
-    SELECT s.outbox_id, s.key, s.status, s.attempts, coalesce(s.next_retry_at <= now(), false) AS due, s.partition,
-           s."offset", root.biz_type, body.payload, root.created_at, s.arrived,
+    SELECT s.outbox_id, s.key, s.status, s.attempts, coalesce(s.next_retry_at <= now(), false) AS due, s.error_code,
+           extract(epoch FROM now() - s.updated_at)::double precision AS since, s.partition, s."offset", root.biz_type, body.payload, root.created_at, s.arrived,
            sum(pg_column_size(body.payload)) OVER (ORDER BY s.arrived) - pg_column_size(body.payload) AS before
     FROM json_array_elements_text(%(keys)s::json) AS given (key)
     CROSS JOIN LATERAL (
@@ -24,9 +24,10 @@ ORDER BY arrived;
 SELECT coalesce(max(id), 0) FROM outbox_actions;
 
 -- heads --
--- The message that each of these conversations waits for.
+-- The message that each of these conversations waits for; its biz_type where it waits for somebody who knows that.
 SELECT s.key, s.partition, s.outbox_id, s.status, s.attempts, s.error_code,
-       extract(epoch FROM s.next_retry_at)::double precision
+       extract(epoch FROM s.next_retry_at)::double precision,
+       CASE WHEN s.error_code = 'biz_type' THEN (SELECT biz_type FROM outbox AS o WHERE o.id = s.outbox_id) END
 FROM json_array_elements_text(%(keys)s::json) AS given (key)
 CROSS JOIN LATERAL (
     SELECT * FROM outbox_state AS state
@@ -51,7 +52,8 @@ WITH RECURSIVE head AS (
         LIMIT 1
     ) AS next
 )
-SELECT key, partition, outbox_id, status, attempts, error_code, extract(epoch FROM next_retry_at)::double precision
+SELECT key, partition, outbox_id, status, attempts, error_code, extract(epoch FROM next_retry_at)::double precision,
+       CASE WHEN error_code = 'biz_type' THEN (SELECT biz_type FROM outbox AS o WHERE o.id = outbox_id) END
 FROM head
 WHERE partition = ANY(%(partitions)s::integer[]);
 

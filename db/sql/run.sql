@@ -54,7 +54,8 @@ WHERE (SELECT true FROM outbox_state AS s WHERE s.topic = %(topic)s AND s.key = 
 SELECT given.id, (SELECT true FROM outbox AS o WHERE o.id = given.id) IS NOT NULL, s.status, s.source_id, s.attempts,
        coalesce(s.next_retry_at <= now(), false),
        s.topic IS NOT NULL AND NOT EXISTS (
-           SELECT FROM outbox_state AS e WHERE e.topic = s.topic AND e.key = s.key AND e.arrived < s.arrived)
+           SELECT FROM outbox_state AS e WHERE e.topic = s.topic AND e.key = s.key AND e.arrived < s.arrived),
+       s.error_code, coalesce(extract(epoch FROM now() - s.updated_at), 0)::double precision
 FROM unnest(%(ids)s::bigint[]) AS given (id)
 LEFT JOIN LATERAL (SELECT * FROM outbox_state AS one WHERE one.outbox_id = given.id LIMIT 1) AS s ON true;
 
@@ -167,3 +168,7 @@ WHERE topic = %(topic)s AND partition = %(partition)s AND first_offset = %(offse
 -- What was begun has ended, up to here.
 DELETE FROM outbox_run_crashes
 WHERE topic = %(topic)s AND partition = %(partition)s AND first_offset < %(end)s;
+
+-- biz_types_registered --
+-- Which of these biz_types somebody registered, and whether they are retired.
+SELECT biz_type, retired_at IS NOT NULL FROM outbox_biz_types WHERE biz_type = ANY(%(biz_types)s::text[]);

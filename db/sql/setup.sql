@@ -1,9 +1,72 @@
 -- register_biz_type --
--- outbox_enqueue() looks topic and limit up here.
-INSERT INTO outbox_biz_types (biz_type, topic, max_bytes)
-VALUES (%(biz_type)s, %(topic)s, %(max_bytes)s)
-ON CONFLICT (biz_type) DO UPDATE SET topic = excluded.topic, max_bytes = excluded.max_bytes
-WHERE (outbox_biz_types.topic, outbox_biz_types.max_bytes) IS DISTINCT FROM (excluded.topic, excluded.max_bytes);
+-- outbox_enqueue() looks topic and limit up here, a relay what the topic has to be like.
+INSERT INTO outbox_biz_types (biz_type, topic, max_bytes, partitions, replication_factor, retention_hours)
+VALUES (%(biz_type)s, %(topic)s, %(max_bytes)s, %(partitions)s, %(replication_factor)s, %(retention_hours)s)
+ON CONFLICT (biz_type) DO UPDATE
+SET topic = excluded.topic, max_bytes = excluded.max_bytes, partitions = excluded.partitions,
+    replication_factor = excluded.replication_factor, retention_hours = excluded.retention_hours;
+
+-- add_biz_type --
+-- What a process that starts knows; what somebody registered stays: it may be of a newer version than this one.
+INSERT INTO outbox_biz_types AS t (biz_type, topic, max_bytes, partitions, replication_factor, retention_hours)
+VALUES (%(biz_type)s, %(topic)s, %(max_bytes)s, %(partitions)s, %(replication_factor)s, %(retention_hours)s)
+ON CONFLICT (biz_type) DO UPDATE
+SET partitions = excluded.partitions, replication_factor = excluded.replication_factor,
+    retention_hours = excluded.retention_hours
+WHERE t.partitions IS NULL AND t.topic = excluded.topic;
+
+-- biz_types --
+-- What is registered, and how many messages wait for a worker that knows it.
+SELECT t.biz_type, t.topic, t.max_bytes, t.partitions, t.replication_factor, t.retention_hours, t.retired_at,
+       (SELECT count(*)
+        FROM outbox_state AS s
+        JOIN outbox AS o ON o.id = s.outbox_id
+        WHERE s.topic IS NOT NULL AND s.status = 'retrying' AND s.error_code = 'biz_type' AND o.biz_type = t.biz_type)
+       + (SELECT count(*)
+          FROM outbox_foreign AS f
+          WHERE f.open AND f.status = 'retrying' AND f.error_code = 'biz_type' AND f.biz_type = t.biz_type) AS waiting
+FROM outbox_biz_types AS t
+ORDER BY t.biz_type;
+
+-- retire_biz_type --
+-- Nobody may enqueue it any more; with `retire` false they may again.
+UPDATE outbox_biz_types
+SET retired_at = CASE WHEN %(retire)s THEN coalesce(retired_at, now()) END
+WHERE biz_type = %(biz_type)s
+RETURNING biz_type;
+
+-- give_up_waiting --
+-- Messages that wait for a worker that knows this biz_type wait no longer: their workers look when an act was noted.
+WITH ours AS (
+    UPDATE outbox_state AS s
+    SET next_retry_at = now()
+    FROM outbox AS o
+    WHERE o.id = s.outbox_id AND o.biz_type = %(biz_type)s
+      AND s.topic IS NOT NULL AND s.status = 'retrying' AND s.error_code = 'biz_type'
+    RETURNING 1
+), others AS (
+    UPDATE outbox_foreign
+    SET next_retry_at = now()
+    WHERE open AND status = 'retrying' AND error_code = 'biz_type' AND biz_type = %(biz_type)s
+    RETURNING 1
+)
+SELECT (SELECT count(*) FROM ours) + (SELECT count(*) FROM others);
+
+-- unknown_biz_types --
+-- Messages that wait for a worker that knows their biz_type, by biz_type: how many, since when, and until when the first.
+SELECT biz_type, count(*), min(since), min(until)
+FROM (
+    SELECT o.biz_type, s.updated_at AS since, s.next_retry_at AS until
+    FROM outbox_state AS s
+    JOIN outbox AS o ON o.id = s.outbox_id
+    WHERE s.topic IS NOT NULL AND s.status = 'retrying' AND s.error_code = 'biz_type'
+    UNION ALL
+    SELECT biz_type, updated_at, next_retry_at
+    FROM outbox_foreign
+    WHERE open AND status = 'retrying' AND error_code = 'biz_type'
+) AS waiting
+GROUP BY biz_type
+ORDER BY biz_type;
 
 -- partition_lock --
 -- Two relays, or a relay and a migration, never make the same partition.

@@ -70,6 +70,9 @@ class Audit:
         self._locate()
         self._replays()
         self._stuck(heads, looked)
+        for biz_type, count, since, until in self._session.rows("unknown_biz_types"):
+            about = {"biz_type": biz_type, "messages": count, "since": since.isoformat(), "until": until.isoformat()}
+            report.add("unknown_biz_type", None, **about)
         [(report.left,)] = self._session.rows("audit_left_count")
         report.seconds = time.monotonic() - began
         return report

@@ -33,6 +33,7 @@ KINDS = {
     "rowless_state": "a state of a message that there is not",
     "stuck": "first of its conversation, overdue, and nobody takes it up",
     "lost_replay": "its replay was published, the workers are past it, and it still waits",
+    "unknown_biz_type": "messages wait for a worker that knows their biz_type, and their conversations with them",
     "committed_beyond_end": "the committed offset is behind the end of the partition",
 }
 

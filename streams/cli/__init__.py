@@ -23,6 +23,7 @@ COMMANDS = {
     "trace": "streams.cli.trace:command",
     "dead": "streams.cli.dead:dead",
     "conversations": "streams.cli.conversations:conversations",
+    "biz-types": "streams.cli.biz_types:biz_types",
     "audit": "streams.cli.audit:command",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from streams.cli.choose import printable
 from streams.cli.progress import CAP, messages, relays
 from streams.dev.probe import Health, health
 from streams.dev.workplace import Note, Running, Workplace
+from streams.outlook import outlook
 from streams.settings import Settings, load, redact
 from streams.standing import Standing, standing
 
@@ -27,7 +29,7 @@ def status(as_json: bool) -> None:
     """Show services, relays, workers and where the messages are.
 
     Exact: retrying, parked and dead. Capped: pending, and published, which is looked for among the newest rows only.
-    Exit code 3 when PostgreSQL cannot be reached.
+    Exit code 1 when somebody has to do something soon, 3 when PostgreSQL cannot be reached.
     """
     settings = load()
     note = Workplace(Path.cwd()).note()
@@ -35,12 +37,17 @@ def status(as_json: bool) -> None:
         deploy.check(connection)
         relays = standing(connection)
         found, healths = _status(settings, connection, note, relays)
+        ahead = outlook(connection)
     if as_json:
         click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
     else:
         _show(found, healths)
         for fault in (fault for each in relays for fault in each.faults):
             click.echo(printable(fault))
+        for line in ahead:
+            click.echo(printable(line))
+    if ahead:
+        sys.exit(1)
 
 
 def _status(

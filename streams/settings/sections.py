@@ -15,6 +15,7 @@ RETRY_SUFFIX = "-retry"
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Bytes = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
+Days = Annotated[float, msgspec.Meta(gt=0, le=365)]
 Name = Annotated[
     str, msgspec.Meta(pattern=r"^[a-z0-9_]{1,60}\Z", description="1 to 60 lower case letters, digits and underscores")
 ]
@@ -119,6 +120,7 @@ class Worker(_Section, frozen=True):
     lock_timeout: Seconds = 10.0
     session_timeout: Seconds = 10.0
     commit_interval: Seconds = 1.0
+    unknown_days: Days = 1.0
 
 
 class Web(_Section, frozen=True):

@@ -181,7 +181,14 @@ class _Trial:
                 driver = await driver_of(connection)
                 seconds = self._settings.worker.handler_timeout + GRACE
                 transaction = Transaction(
-                    connection, driver, self._registry, topic, care=care, seconds=seconds, memory=memory
+                    connection,
+                    driver,
+                    self._registry,
+                    topic,
+                    care=care,
+                    seconds=seconds,
+                    memory=memory,
+                    unknown_days=self._settings.worker.unknown_days,
                 )
                 try:
                     async with transaction.spans:

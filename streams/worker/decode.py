@@ -15,6 +15,7 @@ from streams.names import outbox_number
 from streams.registry import Registry
 
 EPOCH = datetime(1970, 1, 1)
+UNKNOWN = "biz_type"  # the code of what waits for a worker that knows it
 
 
 class Kept(msgspec.Struct):
@@ -27,7 +28,8 @@ class Kept(msgspec.Struct):
 class Incoming(msgspec.Struct):
     """One record with a usable id: `outbox_id` is the root's, `record_id` its own; `fault` says why there is no message.
 
-    `kept` is what to store when a message that has no outbox row is set aside.
+    `kept` is what to store when a message that has no outbox row is set aside.  Of an open message, `attempts` says how
+    often it failed, and `waited` for how many seconds it has waited behind others or for its biz_type to be known.
     """
 
     record_id: int
@@ -39,6 +41,13 @@ class Incoming(msgspec.Struct):
     message: Message[Any] | None
     fault: Unreadable | None = None
     kept: Kept | None = None
+    attempts: int = 0
+    waited: float = 0.0
+
+    @property
+    def unknown(self) -> bool:
+        """Whether nobody here knows its biz_type: another worker may."""
+        return self.fault is not None and self.fault.code == UNKNOWN
 
     @property
     def resend(self) -> bool:
@@ -124,7 +133,7 @@ def parse(
 def unknown(biz_type: str, registry: Registry) -> Unreadable:
     """Nobody here handles it."""
     known = ", ".join(sorted(registry.agents))
-    return Unreadable(f"unknown biz_type {biz_type[:80]!r}: expected one of {known}", code="biz_type")
+    return Unreadable(f"unknown biz_type {biz_type[:80]!r}: expected one of {known}", code=UNKNOWN)
 
 
 def milliseconds(created_at: datetime) -> int:

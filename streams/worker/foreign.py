@@ -71,7 +71,7 @@ class Foreign:
     def fill(self, one: Incoming, row: Sequence[Any], attempts: int) -> None:
         """The message as it was stored, an operator's edit included."""
         _, one.biz_type, one.key, payload, created_at = row
-        one.kept = None
+        one.kept, one.attempts = None, attempts
         self._parse(one, payload, milliseconds(created_at), attempts)
 
     def statement(self, name: str) -> LiteralString:

@@ -56,7 +56,7 @@ class Outbox:
     def fill(self, one: Incoming, row: Sequence[Any], attempts: int) -> None:
         """The message as its outbox rows say: what a broken record means."""
         outbox_id, biz_type, key, payload, created_at = row
-        one.key, one.biz_type = key, biz_type
+        one.key, one.biz_type, one.attempts = key, biz_type, attempts
         try:
             created_ms = milliseconds(created_at)
             one.message = decode.parse(payload, biz_type, outbox_id, key, created_ms, self._registry, attempts)

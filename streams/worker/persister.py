@@ -51,7 +51,7 @@ class Persister:
     def __init__(self, settings: Settings, registry: Registry) -> None:
         self.registry = registry
         self.slots = Slots(settings.worker.transactions)
-        self._most = settings.worker.run_records
+        self._most, self._unknown_days = settings.worker.run_records, settings.worker.unknown_days
         self.database = Database(settings)
         self._ours = Outbox(registry)
         self._foreign = {topic: Foreign(registry, source) for topic, source in registry.envelopes.items()}
@@ -92,12 +92,13 @@ class Persister:
 
     async def heads(self, topic: str, keys: Sequence[str]) -> list[Head]:
         """The open message that each of these conversations waits for; none for one that waits for nothing."""
-        return [Head.of(row) for row in await self._ask("heads", topic, keys=orjson.dumps(list(keys)).decode())]
+        rows = await self._ask("heads", topic, keys=orjson.dumps(list(keys)).decode())
+        return [Head.of(row, self.registry.agents) for row in rows]
 
     async def all_heads(self, topic: str, partitions: Sequence[int]) -> list[Head]:
         """The same for every conversation of these partitions."""
         rows = await self._ask("all_heads", topic, partitions=list(partitions))
-        return [Head.of(row) for row in rows]
+        return [Head.of(row, self.registry.agents) for row in rows]
 
     async def still_dead(self, topic: str, ids: Sequence[int]) -> set[int]:
         """Which of these messages of the topic are dead."""
@@ -217,6 +218,7 @@ class Persister:
                     seconds=self.database.patience,
                     memory=self._memories[origin.source],
                     origin=origin,
+                    unknown_days=self._unknown_days,
                     progressed=progressed,
                 )
                 try:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum, auto
 from typing import NamedTuple
+
+from streams.worker.decode import UNKNOWN
 
 TERMINAL = ("consumed", "dead", "discarded")
 
 
 class Fact(NamedTuple):
-    """What is known of a message: `known` if its root has an outbox row; `first` in line of its conversation."""
+    """What is known of a message: `known` if its root has an outbox row; `first` in line of its conversation.
+
+    `code` is that of its last error, `since` for how many seconds its state is as it is.
+    """
 
     known: bool
     status: str | None = None
@@ -17,6 +23,8 @@ class Fact(NamedTuple):
     attempts: int = 0
     due: bool = False
     first: bool = False
+    code: str | None = None
+    since: float = 0.0
 
 
 class Decision(Enum):
@@ -28,6 +36,13 @@ class Decision(Enum):
     PARK = auto()  # new, behind an open message of its conversation
     AGAIN = auto()  # open, and its turn
     QUEUE = auto()  # a replay whose turn has not come: it waits parked
+
+
+def waited(status: str | None, due: bool, code: str | None, since: float) -> float:
+    """How much of its patience a message whose biz_type nobody knows has used up: what waited parked has waited too."""
+    if status == "retrying" and code == UNKNOWN:
+        return math.inf if due else 0.0
+    return since if status == "parked" else 0.0
 
 
 def decide(record_id: int, outbox_id: int, fact: Fact, *, blocked: bool) -> Decision:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import cast
 
-from streams.worker.decode import Incoming, Rejected
+from streams.worker.decode import UNKNOWN, Incoming, Rejected
 from streams.worker.isolation import Guilty
-from streams.worker.policy import TERMINAL, Decision, Fact, decide
+from streams.worker.policy import TERMINAL, Decision, Fact, decide, waited
 from streams.worker.transaction import Invisible, Transaction
 
 # Runs for which conversations are looked up at once, because some waited a short time ago.
@@ -125,7 +125,12 @@ async def _facts(transaction: Transaction, some: Sequence[Incoming]) -> dict[int
         for one in movable:
             # Of a message without an outbox row nothing is stored before it is set aside: the record is all there is.
             if row := rows.get(one.outbox_id):
-                transaction.origin.fill(one, row, facts[one.outbox_id].attempts or 0)
+                fact = facts[one.outbox_id]
+                transaction.origin.fill(one, row, fact.attempts or 0)
+                one.waited = waited(fact.status, fact.due, fact.code, fact.since)
+                if fact.code == UNKNOWN and not one.unknown:
+                    # It waited for somebody who knows its biz_type.
+                    facts[one.outbox_id] = fact._replace(due=True)
     return facts
 
 

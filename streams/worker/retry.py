@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from streams.worker.decode import Incoming
+from streams.worker.decode import UNKNOWN, Incoming
 from streams.worker.origin import Origin
+from streams.worker.policy import waited
 from streams.worker.transaction import Transaction
 
 OPEN_BYTES = 1_000_000  # of payloads read at once, as they are stored: compressed
@@ -28,10 +29,13 @@ class Head:
     due: float | None
 
     @classmethod
-    def of(cls, row: Sequence[Any]) -> Head:
-        """From a row of the named queries `heads` and `all_heads`: a parked head is due at once."""
-        key, partition, outbox_id, status, attempts, code, next_retry_at = row
-        due = {"retrying": next_retry_at, "parked": 0.0}.get(status)
+    def of(cls, row: Sequence[Any], known: Container[str]) -> Head:
+        """From a row of the named queries `heads` and `all_heads`, for a worker to which these biz_types are known.
+
+        A parked head is due at once, and so is one that waited for somebody who knows its biz_type.
+        """
+        key, partition, outbox_id, status, attempts, code, next_retry_at, awaited = row
+        due = {"retrying": 0.0 if awaited in known else next_retry_at, "parked": 0.0}.get(status)
         return cls(key, partition, outbox_id, status, attempts, code, due)
 
 
@@ -81,13 +85,14 @@ def _due(rows: Iterable[tuple[Any, ...]], partition: int, origin: Origin) -> lis
     """(message, its status) of what may be worked now; a conversation stops where its next message has to wait."""
     turns: list[tuple[Incoming, str]] = []
     stopped: set[str] = set()
-    for outbox_id, key, status, attempts, due, _, offset, biz_type, payload, created_at in rows:
+    for outbox_id, key, status, attempts, due, code, since, _, offset, biz_type, payload, created_at in rows:
         if key in stopped:
-            continue
-        if not (status == "parked" or (status == "retrying" and due)):
-            stopped.add(key)
             continue
         one = Incoming(outbox_id, outbox_id, partition, offset, key, biz_type, None)
         origin.fill(one, (outbox_id, biz_type, key, payload, created_at), attempts)
-        turns.append((one, status))
+        one.waited = waited(status, due, code, since)
+        if status == "parked" or (status == "retrying" and (due or (code == UNKNOWN and not one.unknown))):
+            turns.append((one, status))
+        else:
+            stopped.add(key)
     return turns

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -21,7 +21,7 @@ from streams.codec import Unreadable
 from streams.events import Message
 from streams.registry import Registry
 from streams.worker.decode import Incoming, Rejected
-from streams.worker.fate import TransactionEnded, describe
+from streams.worker.fate import TransactionEnded, describe, storable
 from streams.worker.handler_call import HandlerCaller
 from streams.worker.handlers import Care, apply
 from streams.worker.isolation import Guilty, Memory
@@ -31,6 +31,9 @@ from streams.worker.silence import answering
 from streams.worker.spans import Attempt
 
 logger = logging.getLogger(__name__)
+
+# How long a message of a biz_type that nobody registered waits for a worker that knows it.
+UNREGISTERED_SECONDS = 600.0
 
 Query = tuple[str, dict[str, Any]]  # a named query and its parameters
 # What pg_stat_activity calls a worker's session while it holds the locks of partitions.
@@ -87,12 +90,14 @@ class Transaction:
         seconds: float,
         memory: Memory,
         origin: Origin | None = None,
+        unknown_days: float = 1.0,
         progressed: Callable[[], None] = lambda: None,
     ) -> None:
         self._connection, self._driver, self._registry, self.topic = connection, driver, registry, topic
         self._care, self._seconds, self.memory = care, seconds, memory
         self._caller = HandlerCaller(connection, driver, seconds, progressed)
         self.origin: Origin = origin or Outbox(registry)
+        self._unknown_seconds = unknown_days * 86_400
         self._retaken: set[int] = set()
         self.outcome = Outcome()
         self.spans = Attempt(topic, self.outcome.asides)
@@ -104,7 +109,7 @@ class Transaction:
 
     async def apply(self, turns: Sequence[Incoming]) -> list[Guilty]:
         """Call the handlers with messages that this transaction has claimed; those that fail or make no sense are set aside."""
-        ready, guilty = self._readable(turns)
+        ready, guilty = self._readable(turns, await self._patience(turns))
         messages = [cast("Message[Any]", one.message) for one in ready]
         kinds = [one.biz_type for one in ready]
         try:
@@ -190,7 +195,7 @@ class Transaction:
         claimed, rows = await self._claimed(free, checked=True, before=opening)
         opened = {row[0] for row in rows}
         self.outcome.asides += [
-            Aside(one.outbox_id, one.partition, one.key, "parked" if one.fault is None else "dead", code=_code(one))
+            Aside(one.outbox_id, one.partition, one.key, _set_aside_as(one), code=_code(one))
             for one in behind
             if one.outbox_id in opened
         ]
@@ -259,33 +264,54 @@ class Transaction:
         """A message that is set aside on arrival, as `open` takes it."""
         row = {"outbox_id": one.outbox_id, "partition": one.partition, "offset": one.offset, "key": one.key}
         row |= self.origin.kept(one)
-        if one.fault is None:
+        if _set_aside_as(one) == "parked":
             return {**row, "status": "parked", "open": True}
         dead = self._unreadable(one)
         return {**row, "status": "dead", "open": dead.open, "error_code": dead.code, "error": dead.error}
 
-    def _readable(self, turns: Sequence[Incoming]) -> tuple[list[Incoming], list[Guilty]]:
+    async def _patience(self, turns: Sequence[Incoming]) -> dict[str, float]:
+        """For how many seconds messages of each unknown biz_type wait for somebody who knows it; 0.0 when it is retired."""
+        unknown = {one.biz_type for one in turns if one.unknown}
+        if not unknown:
+            return {}
+        names = {storable(biz_type): biz_type for biz_type in unknown}
+        registered = dict(await self.execute("biz_types_registered", biz_types=list(names)))
+        longest = UNREGISTERED_SECONDS if self.origin.source else self._unknown_seconds
+        patience = dict.fromkeys(unknown, min(UNREGISTERED_SECONDS, self._unknown_seconds))
+        return patience | {names[name]: 0.0 if retired else longest for name, retired in registered.items()}
+
+    def _readable(
+        self, turns: Sequence[Incoming], patience: Mapping[str, float]
+    ) -> tuple[list[Incoming], list[Guilty]]:
         """What can be handed to handlers, and what cannot be read, with those that it holds up."""
         ready: list[Incoming] = []
         guilty: list[Guilty] = []
         held: set[str] = set()
         for one in turns:
-            if one.message is None:
-                guilty.append(fate := self._unreadable(one))
+            if one.key in held and (one.message is not None or one.unknown):
+                guilty.append(Guilty(one.outbox_id, one.key, "parked", one.attempts))
+            elif one.message is None:
+                guilty.append(fate := self._unreadable(one, patience.get(one.biz_type, 0.0) - one.waited))
                 if fate.open:
                     held.add(one.key)
-            elif one.key in held:
-                guilty.append(Guilty(one.outbox_id, one.key, "parked", one.message.attempts))
             else:
                 ready.append(one)
         return ready, guilty
 
-    def _unreadable(self, one: Incoming) -> Guilty:
-        """The fate of a message that cannot be parsed or validated."""
+    def _unreadable(self, one: Incoming, patience: float = 0.0) -> Guilty:
+        """The fate of a message that cannot be parsed or validated; it waits so long for somebody who knows its biz_type."""
         fault = cast("Unreadable", one.fault)
+        if one.unknown and patience > 0:
+            # It was not tried: a worker of another version may know it, and it keeps the attempts that it has.
+            return Guilty(one.outbox_id, one.key, "retrying", one.attempts, *describe(fault), delay=patience)
         agent = self._registry.agents.get(one.biz_type)
         held = agent is not None and agent.on_dead == "hold" and bool(one.key)
         return Guilty(one.outbox_id, one.key, "dead", 0, *describe(fault), open=held)
+
+
+def _set_aside_as(one: Incoming) -> str:
+    """The status of a message that arrives behind an open one."""
+    return "parked" if one.fault is None or one.unknown else "dead"
 
 
 def _locking(partitions: Iterable[int]) -> Query:
@@ -301,4 +327,4 @@ def _keys(some: Sequence[Incoming]) -> dict[str, Any]:
 
 
 def _code(one: Incoming) -> str | None:
-    return one.fault.code if one.fault is not None else None
+    return one.fault.code if one.fault is not None and not one.unknown else None

@@ -102,6 +102,7 @@ async def path(world: World, tmp_path: Path) -> World:
     (package / "__init__.py").write_text(AGENT)
     (tmp_path / "faust.yml").write_text("agents: [streams.agents, frailty]\n")
     world.environ |= {"STREAMS_CONFIG": str(tmp_path / "faust.yml"), "PYTHONPATH": str(tmp_path)}
+    world.environ["STREAMS_WORKER__UNKNOWN_DAYS"] = "0.00001"  # nobody comes who knows it
     assert await world.start("streams", "migrate").finish(60) == 0
     world.query(POISONED)
     return world

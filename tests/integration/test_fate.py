@@ -246,6 +246,7 @@ async def test_ids_that_commit_in_the_other_order_keep_the_order_of_the_topic(
 async def test_unknown_biz_types_and_broken_payloads_are_dead_with_a_reason(
     notes: Notes, eventually: Eventually
 ) -> None:
+    notes.world.environ |= {"STREAMS_WORKER__UNKNOWN_DAYS": "0.00001"}
     notes.world.worker()
     bad = notes.enqueue("a", "x", biz_type="who_knows")
     for payload in (
