@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from functools import cache
 from typing import Any, TypeVar
 
@@ -19,7 +18,6 @@ from streams.expectation import explain
 
 E = TypeVar("E")
 
-SHOWN = 80  # characters of a refused value that its error repeats to the caller
 KEY_BYTES = 1024
 _NUL = b"\\u0000"
 _BACKSLASH = ord("\\")
@@ -36,10 +34,6 @@ _EXPECTED = {
     "64-bit": "expected a number of at most 64 bits",
     "Recursion limit": "expected at most 254 levels of nesting",
 }
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = _short.maxlong = SHOWN
-_short.maxlevel = 3
 
 
 class Unreadable(MessageError):
@@ -184,7 +178,15 @@ def _at(value: Any, field: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return _short.repr(value)
+    """A number as it is; of anything else its kind and size: what a message says is nobody's to repeat."""
+    if value is None or isinstance(value, float) or (isinstance(value, int) and value.bit_length() <= 80):
+        return repr(value)
+    if isinstance(value, int):
+        return f"an int of {value.bit_length()} bits"
+    if isinstance(value, str):
+        return f"text of {len(value)} characters"
+    kind = type(value).__name__
+    return f"a {kind} of length {len(value)}" if isinstance(value, Sized) else f"a {kind}"
 
 
 def _unparsable(raw: bytes | str, error: orjson.JSONDecodeError) -> str:

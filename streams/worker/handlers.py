@@ -38,7 +38,7 @@ async def apply(
     if care is Care.NONE:
         for biz_type, batch in batches(messages, biz_types):
             await caller.call(agents[biz_type], batch)
-            memory.worked(biz_type)
+            memory.worked(biz_type, batch)
         return []
     isolation = Isolation(caller, savepoint, seconds, memory, one_by_one=care is Care.ONE_BY_ONE)
     for biz_type, batch in batches(messages, biz_types):

@@ -14,6 +14,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -91,6 +92,14 @@ def _failed_before() -> Density:
     return Density(messages=2.0, guilty=1.0, half_life=100.0)
 
 
+class Blame(Enum):
+    """What a failure means for its message: an attempt, the same attempt later, or nothing, since it is applied after all."""
+
+    CHARGED = auto()
+    DEFERRED = auto()
+    NONE = auto()
+
+
 @dataclass(slots=True)
 class Trouble:
     """What may be met by every message of a biz_type: which have met it, and whether one worked since the first had."""
@@ -111,6 +120,7 @@ class Memory:
     lost_alone   how many connections each message has lost while it was alone
     invisible    ids without an outbox row, and who may still be writing it
     troubles     what every message of a biz_type may be meeting now, by biz_type and SQLSTATE
+    sound        the message of each biz_type that worked last
     failed       when a message of each topic last failed for the first time
     waits        for how many more runs of a topic conversations may be waiting
     first        how often messages of each biz_type fail, the first time
@@ -123,6 +133,7 @@ class Memory:
     lost_alone: Counter[int] = field(default_factory=Counter)
     invisible: dict[int, frozenset[str]] = field(default_factory=dict)
     troubles: dict[tuple[str, str], Trouble] = field(default_factory=dict)
+    sound: dict[str, Message[Any]] = field(default_factory=dict)
     failed: dict[str, float] = field(default_factory=dict)
     waits: Counter[str] = field(default_factory=Counter)
     first: defaultdict[str, Density] = field(default_factory=lambda: defaultdict(Density))
@@ -130,8 +141,9 @@ class Memory:
     misled: set[str] = field(default_factory=set)
     deferred: bool = False
 
-    def worked(self, biz_type: str) -> None:
+    def worked(self, biz_type: str, messages: Sequence[Message[Any]]) -> None:
         """A call succeeded: what other messages of this biz_type have met is not what everybody meets."""
+        self.sound[biz_type] = messages[-1]
         for (kind, _), trouble in self.troubles.items():
             if kind == biz_type:
                 trouble.disproved = True
@@ -161,6 +173,7 @@ class Isolation:
         self._reached: Reached | None = None
         self._blocked: set[str] = set()
         self._broken: dict[tuple[str, str], tuple[int, Exception]] = {}
+        self._probed: dict[tuple[str, str], bool] = {}
         self._met: set[tuple[str, str]] = set()
         self._worked: set[str] = set()
         self.guilty: list[Guilty] = []
@@ -187,10 +200,13 @@ class Isolation:
     def check_handlers(self) -> None:
         """HandlerBroken when all messages of a biz_type that were tried for the first time have met the same.
 
-        That one of them worked an hour or a second before the first failure proves nothing: a table can be dropped.
+        That one of them worked an hour or a second before the first failure proves nothing, a table can be dropped: it is tried
+        again, and undone.
         """
         for (biz_type, code), (enough, error) in self._broken.items():
-            if self._memory.troubles[biz_type, code].is_everybodys(enough):
+            # Mended in this moment: then nobody need be charged for what was before.
+            mended = self._probed.get((biz_type, code)) is False
+            if mended or self._memory.troubles[biz_type, code].is_everybodys(enough):
                 _, reason = describe(error)
                 how = f"with {code}" if code in reason else f"as {reason}"
                 raise HandlerBroken(f"every {biz_type} fails {how}") from error
@@ -225,7 +241,7 @@ class Isolation:
         # What named the wrong one is not believed again before the right one is found.
         self._trust = failed is not None or guess is None
         if failed is not None:
-            self._blame(agent, piece[0], failed.error)
+            await self._blame(agent, piece[0], failed.error)
         return behind
 
     def _learn(self, agent: Agent, guess: Guess | None, *, right: bool) -> None:
@@ -272,8 +288,30 @@ class Isolation:
         for message in piece if self._memory.lost_alone else ():
             self._memory.lost_alone.pop(message.outbox_id, None)
         self._worked.add(agent.event.biz_type)
-        self._memory.worked(agent.event.biz_type)
+        self._memory.worked(agent.event.biz_type, piece)
         return None
+
+    async def _works(self, agent: Agent, message: Message[Any], code: str) -> bool:
+        """Whether this message, which worked last, however long ago, does not meet this now; what it does is undone.
+
+        A row that is there already is no `code`: the statement fits the database.
+        """
+        self._reached = None  # it would count these rows
+        await self._savepoint.set()
+        try:
+            await self._caller.call(agent, [message])
+        except TransactionEnded:
+            raise
+        except Exception as error:
+            if self._caller.lost or judge(error, connection_lost=False) is not Verdict.ISOLATE:
+                raise
+            met = meets_everybody(error)
+            return met is None or met[0] != code
+        else:
+            return True
+        finally:
+            if not self._caller.lost:
+                await self._savepoint.undo()
 
     def _takes_connections(self, outbox_id: int) -> bool:
         """Whether the connection was lost each time while this message was worked alone, and often enough for no accident."""
@@ -284,10 +322,15 @@ class Isolation:
         del lost_alone[outbox_id]
         return True
 
-    def _blame(self, agent: Agent, message: Message[Any], error: Exception) -> None:
+    async def _blame(self, agent: Agent, message: Message[Any], error: Exception) -> None:
         attempts = message.attempts + 1
         status, wait = decide_fate(error, attempts, agent)
-        if (trouble := meets_everybody(error)) is not None and self._meets(agent, message, error, *trouble):
+        blame = Blame.CHARGED
+        if (trouble := meets_everybody(error)) is not None:
+            blame = await self._meets(agent, message, error, *trouble)
+        if blame is Blame.NONE:
+            return
+        if blame is Blame.DEFERRED:
             # It waits for its next turn as it is.  Waiting here it would hold up others, who may show that they work.
             attempts, status = message.attempts, "retrying"
             wait = jittered(delay(attempts, agent.first_delay, agent.most_delay))
@@ -298,8 +341,8 @@ class Isolation:
         guilty = Guilty(message.outbox_id, message.key, status, attempts, code, reason, wait, status != "dead" or held)
         self.guilty.append(guilty)
 
-    def _meets(self, agent: Agent, message: Message[Any], error: Exception, code: str, enough: int) -> bool:
-        """Note what everybody may meet; whether this message failed before and is not to be charged for it."""
+    async def _meets(self, agent: Agent, message: Message[Any], error: Exception, code: str, enough: int) -> Blame:
+        """Note what everybody may meet, and say whether this message is to be charged for it."""
         where = (agent.event.biz_type, code)
         self._met.add(where)
         trouble = self._memory.troubles.setdefault(where, Trouble())
@@ -307,11 +350,16 @@ class Isolation:
         trouble.disproved |= agent.event.biz_type in self._worked
         if len(trouble.messages) < enough:
             trouble.messages.add(message.outbox_id)
+        if trouble.is_everybodys(enough) and where not in self._probed and (sound := self._memory.sound.get(where[0])):
+            self._probed[where] = await self._works(agent, sound, code)
+            if self._probed[where] and await self._try(agent, [message]) is None:
+                return Blame.NONE  # mended between the two
+        trouble.disproved |= self._probed.get(where, False)
         if message.attempts == 0:
             self._broken.setdefault(where, (enough, error))
         elif trouble.is_everybodys(enough):
-            return True
-        return False
+            return Blame.DEFERRED
+        return Blame.CHARGED
 
 
 class Guess(NamedTuple):

@@ -210,7 +210,7 @@ def test_a_batch_holds_what_a_handler_gets() -> None:
     found = batch([chat(1), chat(2, tokens_consumed=5)], first_id=7, attempts=2, created_at=datetime(2026, 1, 31, 12))
     assert found[1] == Message(8, "c1", chat(2, tokens_consumed=5), 1_769_860_800_000, 2)
     assert found[0].created_at == datetime(2026, 1, 31, 12)
-    with pytest.raises(PayloadInvalid, match="'user_id' is 'x': expected int"):
+    with pytest.raises(PayloadInvalid, match="'user_id' is text of 1 characters: expected int"):
         batch([chat(1, user_id="x")])
 
 
