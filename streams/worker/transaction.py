@@ -132,10 +132,10 @@ class Transaction:
         if any(one.attempts == 1 and one.code is not None for one in guilty):
             self.memory.failed[self.topic] = time.monotonic()
         self.outcome.consumed += len(turns) - len(guilty)
-        fates = {one.outbox_id: one for one in guilty}
         # `arrived` is drawn in this order: it has to be the order of the records.
-        await self.set_aside([(one, fates[one.outbox_id]) for one in turns if one.outbox_id in fates])
-        return guilty
+        set_aside = _in_line(turns, {one.outbox_id: one for one in guilty})
+        await self.set_aside(set_aside)
+        return [fate for _, fate in set_aside]
 
     async def set_aside(self, guilty: Sequence[tuple[Incoming, Guilty]]) -> None:
         """Give messages that have a state row another status than consumed."""
@@ -307,6 +307,25 @@ class Transaction:
         agent = self._registry.agents.get(one.biz_type)
         held = agent is not None and agent.on_dead == "hold" and bool(one.key)
         return Guilty(one.outbox_id, one.key, "dead", 0, *describe(fault), open=held)
+
+
+def _in_line(turns: Sequence[Incoming], fates: Mapping[int, Guilty]) -> list[tuple[Incoming, Guilty]]:
+    """Each message that is set aside, in the order of the turns; one that waits for nobody but its turn is parked.
+
+    What nobody here knows was set aside before any handler was called: an earlier message of its conversation may have
+    failed since.
+    """
+    line: list[tuple[Incoming, Guilty]] = []
+    held: set[str] = set()
+    for one in turns:
+        if (fate := fates.get(one.outbox_id)) is None:
+            continue
+        if one.unknown and fate.status == "retrying" and fate.key in held:
+            fate = Guilty(fate.outbox_id, fate.key, "parked", fate.attempts)
+        if fate.open:
+            held.add(fate.key)
+        line.append((one, fate))
+    return line
 
 
 def _set_aside_as(one: Incoming) -> str:
