@@ -346,7 +346,7 @@ class Isolation:
         where = (agent.event.biz_type, code)
         self._met.add(where)
         trouble = self._memory.troubles.setdefault(where, Trouble())
-        # What worked in this transaction, before or after, keeps what it needed in place until its end.
+        # What worked before in this transaction keeps what it needed in place until its end: no table it used is dropped.
         trouble.disproved |= agent.event.biz_type in self._worked
         if len(trouble.messages) < enough:
             trouble.messages.add(message.outbox_id)
