@@ -13,8 +13,10 @@ from sqlalchemy.pool import NullPool
 import db.migrate
 import db.notify
 import db.replication
-from db import sync_engine
+import db.tables
+from db import query, sync_engine
 from db.engine import KEEPALIVES
+from db.sessions import SessionRefused
 from streams.errors import NotMigrated, ServiceUnreachable, SettingsInvalid, UsageError
 from streams.registry import Registry
 from streams.settings import Settings, redact
@@ -31,6 +33,7 @@ def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
             revision = db.migrate.upgrade(database, partition_rows=settings.outbox.partition_rows)
             yield f"database at revision {revision}"
             yield from db.migrate.sync_biz_types(database, biz_types(settings, registry))
+            check_promises(database)
             database.commit()
             yield from db.notify.prepare(database, wanted=settings.relay.notify)
             if settings.relay.mode != "poll":
@@ -50,6 +53,30 @@ def check(connection: Connection) -> None:
     found, needed = db.migrate.current(connection), db.migrate.head()
     if found != needed:
         raise NotMigrated(f"the database is at revision {found or '(none)'}, expected {needed}: run `streams migrate`")
+
+
+def check_promises(connection: Connection) -> None:
+    """UsageError when ids are drawn in another way than we rely on, or policies hide rows from this role."""
+    sequence = connection.exec_driver_sql(query("id_sequence")).first()
+    if sequence is not None:
+        raise UsageError(sequence_fault(*sequence))
+    hidden = connection.exec_driver_sql(
+        query("hidden_tables"), {"tables": list(db.tables.metadata.tables)}
+    ).scalar_one()
+    if hidden:
+        raise UsageError(
+            f"row level security hides rows of {hidden} from this role: run ALTER ROLE ... BYPASSRLS,"
+            " or ALTER TABLE ... DISABLE ROW LEVEL SECURITY"
+        )
+
+
+def sequence_fault(cache: int, increment: int, cycle: bool) -> str:
+    """What is wrong with the sequence that ids are drawn from, and what mends it."""
+    return (
+        f"sequence outbox_id_seq has CACHE {cache} INCREMENT {increment}{' CYCLE' if cycle else ''}, so that a later message"
+        " may get a smaller id: run ALTER SEQUENCE outbox_id_seq CACHE 1 INCREMENT 1 NO CYCLE, then end every session that has"
+        " enqueued since, as it may have kept ids"
+    )
 
 
 def register(connection: Connection, settings: Settings, registry: Registry) -> None:
@@ -90,6 +117,8 @@ def _connect(settings: Settings) -> Connection:
     try:
         return sync_engine(url, poolclass=NullPool, connect_args=options).connect()
     except OperationalError as error:
+        if isinstance(error.orig, SessionRefused):
+            raise UsageError(f"PostgreSQL at {redact(url)}: {_line(error)}") from None
         raise ServiceUnreachable(f"PostgreSQL at {redact(url)} cannot be reached: {_line(error)}") from None
     except (ProgrammingError, ArgumentError) as error:
         # libpq does not know an option of the URL; its message names the option, not its value.

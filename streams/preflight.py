@@ -21,6 +21,7 @@ def check(settings: Settings, registry: Registry, pages: tuple[str, int] | None 
         _check_port(*pages)
     with deploy.connection(settings) as connection:
         deploy.check(connection)
+        deploy.check_promises(connection)
         deploy.register(connection, settings, registry)
     topics = [*registry.consumed, *(topic + RETRY_SUFFIX for topic in registry.consumed)]
     # Faust would make them itself, after it has looked at them: a worker that comes first would find them without partitions.

@@ -68,6 +68,20 @@ FROM (
 GROUP BY biz_type
 ORDER BY biz_type;
 
+-- id_sequence --
+-- The sequence that ids are drawn from, unless it draws them as we rely on: one by one, upwards, each once.
+SELECT seqcache, seqincrement, seqcycle
+FROM pg_sequence
+WHERE seqrelid = 'outbox_id_seq'::regclass AND (seqcache, seqincrement, seqcycle) IS DISTINCT FROM (1, 1, false);
+
+-- hidden_tables --
+-- Tables of ours that this role works with, and of which policies hide rows from it.
+SELECT coalesce(string_agg(relname, ', ' ORDER BY relname), '')
+FROM pg_class
+WHERE relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'outbox'::regclass)
+  AND relname = ANY(%(tables)s::text[]) AND relrowsecurity AND row_security_active(oid)
+  AND has_table_privilege(oid, 'SELECT, INSERT, UPDATE, DELETE');
+
 -- partition_lock --
 -- Two relays, or a relay and a migration, never make the same partition.
 SELECT pg_advisory_xact_lock(%(key)s);
@@ -83,3 +97,11 @@ WHERE inhparent IN ('outbox'::regclass, 'outbox_state'::regclass);
 -- last_id --
 -- The newest id that was drawn, committed or not.
 SELECT last_value - (NOT is_called)::int FROM outbox_id_seq;
+
+-- sampled_id --
+-- The same, to raise a floor towards; none while sessions may keep ids for later: a smaller one would be written afterwards.
+SELECT last_value - (NOT is_called)::int
+FROM outbox_id_seq
+WHERE EXISTS (
+    SELECT FROM pg_sequence WHERE seqrelid = 'outbox_id_seq'::regclass AND seqcache = 1 AND seqincrement = 1 AND NOT seqcycle
+);

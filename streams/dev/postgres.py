@@ -15,6 +15,7 @@ import psutil
 import psycopg
 from psycopg import sql
 
+from db import connect_sync
 from streams.dev.ports import HOST, claim, is_free
 from streams.dev.process import Process, failure, until
 from streams.dev.wheels import postgres_bin
@@ -154,7 +155,7 @@ class PostgresServer(AbstractAsyncContextManager["PostgresServer"]):
 
 
 def _create_database(url: str) -> None:
-    with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
+    with connect_sync(url, connect_timeout=5) as connection:
         if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone() is None:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
 

@@ -197,15 +197,13 @@ class CdcSource:
 
 
 async def replication_connection(url: str, connect_timeout: int) -> psycopg.AsyncConnection[Any]:
-    """A connection to a walsender; what it sends as text does not depend on the role's or database's settings."""
-    options = f"-c wal_sender_timeout={WALSENDER_TIMEOUT} -c datestyle=ISO,YMD"
+    """A connection to a walsender."""
     return await connect(
         url,
         replication="database",
         application_name="outbox-streams relay",
-        client_encoding="UTF8",
         connect_timeout=connect_timeout,
-        options=options,
+        session={"wal_sender_timeout": WALSENDER_TIMEOUT},
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 from sqlalchemy import Connection
 
-from db import query
+from db import connect, query
 from streams import deploy
 from streams.errors import NotMigrated, ServiceUnreachable, UsageError
 from streams.relay.cdc import replication_connection
@@ -20,6 +20,7 @@ def check_database(settings: Settings) -> None:
     """Reachable and migrated; raises NotMigrated or ServiceUnreachable; blocking."""
     with deploy.connection(settings) as connection:
         deploy.check(connection)
+        deploy.check_promises(connection)
 
 
 def check_log(settings: Settings) -> None:
@@ -77,7 +78,7 @@ def _check_publication(connection: Connection, name: str) -> None:
 async def _role_without_replication(settings: Settings) -> str | None:
     url, timeout = settings.database_url, settings.database.connect_timeout
     try:
-        async with await psycopg.AsyncConnection.connect(url, connect_timeout=timeout) as connection:
+        async with await connect(url, connect_timeout=timeout) as connection:
             row = await (await connection.execute(query("replication_role"))).fetchone()
     except psycopg.Error:
         return None

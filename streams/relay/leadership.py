@@ -11,15 +11,20 @@ from typing import Any, Self
 import psycopg
 
 from db import connect, query
+from streams.deploy import sequence_fault
+from streams.errors import UsageError
 from streams.relay.look import Look, look, reader
 from streams.settings import Settings
 
 PATIENCE = 5.0
 # A leader that vanished with its machine gives the lock back after about this long; one whose connection something in the
 # middle keeps alive, when it has asked nothing for so long: it asks every second.
-KEEPALIVES = (
-    "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 -c idle_session_timeout=15s"
-)
+KEEPALIVES = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "idle_session_timeout": "15s",
+}
 
 
 class Leadership:
@@ -41,7 +46,7 @@ class Leadership:
             self._settings.database_url,
             connect_timeout=self._settings.database.connect_timeout,
             application_name=self._who,
-            options=KEEPALIVES,
+            session=KEEPALIVES,
         )
         try:
             await self._connection.execute(query("relay_attend"), {"name": self._settings.relay.name})
@@ -72,6 +77,9 @@ class Leadership:
         return await reader(self._connection, self._settings.relay.name)
 
     async def _look(self) -> Look:
+        sequence = await (await self._connection.execute(query("id_sequence"))).fetchone()
+        if sequence is not None:
+            raise UsageError(sequence_fault(*sequence))
         return await look(self._connection, self._settings.relay.name, self._settings.relay.publication)
 
     async def _value(self, name: str, /, **parameters: Any) -> Any:

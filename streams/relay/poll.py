@@ -72,11 +72,9 @@ class PollSource:
         self._connection = await connect(
             self._url,
             application_name="outbox-streams relay",
-            client_encoding="UTF8",
             connect_timeout=self._timeout,
-            # What it sends as text does not depend on the role's or database's settings.
             # `local`: what it commits itself is flushed, whatever others do; a standby is not waited for.
-            options="-c datestyle=ISO,YMD -c timezone=UTC -c statement_timeout=0 -c synchronous_commit=local",
+            session={"synchronous_commit": "local"},
         )
         if self._notify:
             await self._listen()
@@ -178,7 +176,7 @@ class PollSource:
 
     async def _last_look(self) -> None:
         """The floor is the newest id, if nobody can still write an older one and there is nothing that was not read."""
-        newest = await self._value("last_id")
+        newest = await self._value("sampled_id")
         if not await self._writers() and await self._read() == ([], True):
             self.floor = max(self.floor, newest)
 
@@ -186,7 +184,7 @@ class PollSource:
         """The id up to which nobody could still write when this was called, if that is known of a new one."""
         if self._sample is None:
             # The id first: who drew it or an older one held the lock by then, and holds it still, or has ended.
-            newest = await self._value("last_id")
+            newest = await self._value("sampled_id")
             if newest <= self.floor:
                 return None
             self._sample = Sample(newest, await self._writers())

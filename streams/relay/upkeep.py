@@ -128,7 +128,7 @@ class Upkeep:
                     self._settings.database_url,
                     connect_timeout=self._settings.database.connect_timeout,
                     application_name="outbox-streams relay upkeep",
-                    options=f"-c lock_timeout={LOCK_TIMEOUT}",
+                    session={"lock_timeout": LOCK_TIMEOUT},
                 )
                 async with self._connection:
                     await self._tend(self._connection)

@@ -35,7 +35,7 @@ class WalFloor:
         sample = self._sample
         if sample is None:
             # The id first: who drew it or an older one held the lock by then, and holds it still, or has ended.
-            newest = await _value(connection, "last_id")
+            newest = await _value(connection, "sampled_id") or 0
             sample = Sample(newest, await _writers(connection))
             if not sample.writers:
                 sample = settle(sample, frozenset(), await _insert_lsn(connection))

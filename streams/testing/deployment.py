@@ -17,9 +17,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-import psycopg
 
-from db import query
+from db import connect_sync, query
 from streams import deploy
 from streams.dev.ports import HOST, free_port
 from streams.dev.probe import health
@@ -114,13 +113,13 @@ class Deployment(AbstractContextManager["Deployment"]):
 
     def query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Run one statement on the database, committed; returns its rows."""
-        with psycopg.connect(self.url, autocommit=True) as connection:
+        with connect_sync(self.url) as connection:
             cursor = connection.execute(statement, parameters or None)
             return cursor.fetchall() if cursor.description else []
 
     def fates(self, ids: Iterable[int]) -> Fates:
         """What became of these messages so far."""
-        with psycopg.connect(self.url, autocommit=True) as connection:
+        with connect_sync(self.url) as connection:
             rows = connection.execute(query("fates"), {"ids": list(ids)}).fetchall()
         return Fates(rows, sum(row[3] == "consumed" for row in rows))
 

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from db import connect_sync
 from streams import deploy
 from streams.dev.downloads import Progress
 from streams.dev.kafka import KafkaBroker
@@ -105,7 +106,7 @@ def shown(config: pytest.Config) -> Callable[[Progress], None]:
 def _drop(server: PostgresServer, name: str) -> None:
     """Drop this database and its slots although clients are connected that would come back, as a Connect worker does."""
     database = sql.Identifier(name)
-    with psycopg.connect(server.url, autocommit=True) as connection:
+    with connect_sync(server.url) as connection:
         connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(database))
         connection.execute(
             "SELECT pg_terminate_backend(pid, %s) FROM pg_stat_activity WHERE datname = %s", [GONE_MILLISECONDS, name]
@@ -118,7 +119,7 @@ def _drop(server: PostgresServer, name: str) -> None:
 
 def _created(server: PostgresServer, name: str, template: str = "template1") -> str:
     create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
-    with psycopg.connect(server.url, autocommit=True) as connection:
+    with connect_sync(server.url) as connection:
         try:
             connection.execute(create)
         except psycopg.errors.ObjectInUse:

@@ -36,15 +36,14 @@ def worker_engine(settings: Settings) -> AsyncEngine:
         "statement_timeout": worker.handler_timeout,
         "idle_in_transaction_session_timeout": worker.handler_timeout + 2 * GRACE,
     }
-    options = " ".join(f"-c {name}={round(seconds * 1000)}" for name, seconds in timeouts.items())
     return async_engine(
         settings.database_url,
         # One more for each way of asking beside the transactions: heartbeat, heads.
         pool_size=worker.transactions + 2,
         max_overflow=0,
+        session={name: str(round(seconds * 1000)) for name, seconds in timeouts.items()} | SERVER_KEEPALIVES,
         connect_args={
             **KEEPALIVES,
-            "options": f"{options} {SERVER_KEEPALIVES}",
             "connect_timeout": settings.database.connect_timeout,
             "application_name": "outbox-streams worker",
         },

@@ -19,7 +19,7 @@ ENQUEUE = "SELECT outbox_enqueue('chat_history_persist', 'c', '{}')"
 
 @pytest.fixture
 async def connection(database: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-    async with await connect(database, options="-c lock_timeout=5s") as connection:
+    async with await connect(database, session={"lock_timeout": "5s"}) as connection:
         yield connection
 
 
@@ -55,7 +55,7 @@ async def test_partitions_are_made_while_an_enqueue_is_open_and_others_go_on(
         async with connection.transaction():
             # Of two tables each: up to 5, 10, 15 million there is one more, and here it is not committed yet.
             assert await ensure(connection, ahead=2 * WIDTH, width=WIDTH) == 4
-            async with await connect(database, options="-c lock_timeout=5s") as other:
+            async with await connect(database, session={"lock_timeout": "5s"}) as other:
                 await other.execute(ENQUEUE)
             writer.execute(ENQUEUE)
     assert len(await bounds(connection)) == 6
