@@ -178,6 +178,17 @@ def describe(error: BaseException) -> tuple[str, str]:
     return name, f"the handler raised {name}"
 
 
+def server_words(error: BaseException) -> str:
+    """What the server or the way to it says of an outage, in one line; nothing that could quote a message."""
+    cause = decisive(error)
+    if isinstance(cause, psycopg.OperationalError) and cause.sqlstate is None:
+        return (str(cause).strip().splitlines() or [""])[-1].strip()
+    # What a RAISE says is somebody's own text.
+    if isinstance(cause, psycopg.Error) and _is_outage(cause) and cause.diag.source_function != "exec_stmt_raise":
+        return cause.diag.message_primary or ""
+    return ""
+
+
 def storable(text: str) -> str:
     """The text without what PostgreSQL refuses: a reason must never fail in its turn."""
     return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -24,7 +24,7 @@ from streams.registry import Registry
 from streams.settings import Settings
 from streams.worker.connections import Failed, commit, driver_of, is_lost
 from streams.worker.database import REACH, Database
-from streams.worker.fate import Costly, HandlerBroken, HandlerTimeout, Verdict, jittered, judge, sqlstate
+from streams.worker.fate import Costly, HandlerBroken, HandlerTimeout, Verdict, jittered, judge, server_words, sqlstate
 from streams.worker.foreign import Foreign
 from streams.worker.handlers import Care
 from streams.worker.isolation import Memory
@@ -261,7 +261,8 @@ class Persister:
             level = logging.WARNING
             if isinstance(error, HandlerBroken):
                 text, level = f"{error}: a bug or a missing column, the run waits until it is mended", logging.ERROR
-            logger.log(level, text, extra={**about, "tries": tries})
+            words = server_words(error)
+            logger.log(level, text, extra={**about, "tries": tries} | ({"reason": words} if words else {}))
         await self._rest(jittered(min(MOST_WAIT, 0.1 * 2 ** min(tries, 8))))
 
     async def _rest(self, seconds: float) -> None:
