@@ -3,8 +3,10 @@
 SELECT coalesce((SELECT floor FROM relay_position WHERE name = %(relay)s), 0), coalesce((SELECT min(id) FROM outbox), 0);
 
 -- sweep_lost --
--- Published messages of a topic without a fate in a range of ids; those sent again and perhaps under way are left out.
-SELECT o.id, o.topic
+-- Published messages of a topic without a fate in a range of ids, each with its key and the id of its last record;
+-- those sent again and perhaps under way are left out.
+SELECT o.id, o.key,
+       coalesce((SELECT max(again.id) FROM outbox AS again WHERE again.resend_of = o.id AND again.id > o.id), o.id)
 FROM outbox AS o
 WHERE o.id > %(after)s AND o.id <= %(upto)s AND o.resend_of IS NULL AND o.topic = %(topic)s
   AND NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = o.id)
@@ -14,7 +16,10 @@ LIMIT %(most)s;
 
 -- sweep_overdue --
 -- First open messages of their conversations that should have moved long ago: the record that moves them is lost.
-SELECT s.outbox_id, s.topic
+SELECT s.outbox_id, s.topic, s.key,
+       coalesce(
+           (SELECT max(again.id) FROM outbox AS again WHERE again.resend_of = s.outbox_id AND again.id > s.outbox_id),
+           s.outbox_id)
 FROM outbox_state AS s
 WHERE s.topic IS NOT NULL
   AND CASE s.status

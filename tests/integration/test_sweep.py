@@ -7,6 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from streams import kafka
 from streams.relay.sweep import MOST
 from tests.conftest import World
 from tests.fixtures.notes import Notes
@@ -70,3 +74,26 @@ async def test_a_replay_whose_record_is_lost_is_sent_again_with_its_edit(
     behind = notes.enqueue("a", "a1")
     await eventually(lambda: notes.all([dead, *behind], "consumed"), 90)
     assert notes.saved("a") == ["edited", "a1"]
+
+
+async def test_what_kafka_deleted_unread_is_sent_again_in_order_within_seconds(
+    world: World, tmp_path: Path, eventually: Eventually
+) -> None:
+    notes = cdc(world, tmp_path)
+    world.relay()
+    # One key: its partition is emptied before anybody has read it, the other one has never held anything.
+    texts = [f"a{number}" for number in range(3 * MOST)]
+    ids = notes.enqueue("a", *texts)
+    floor = "SELECT coalesce(max(floor), 0) FROM relay_position"
+    await eventually(lambda: world.query(floor)[0][0] >= ids[-1], 60)
+    admin = AdminClient(kafka.client(world.settings))
+    emptied = [TopicPartition(notes.topic, number, -1) for number in (0, 1)]
+    for future in admin.delete_records(emptied).values():
+        future.result(10)
+    # Nobody has committed, nobody reads: where the log begins is proof enough.
+    resent = "SELECT count(DISTINCT resend_of), count(*) FROM outbox WHERE resend_of IS NOT NULL"
+    await eventually(lambda: world.query(resent) == [(len(ids), len(ids))], 60)
+    world.worker()
+    await eventually(lambda: notes.all(ids, "consumed"), 90)
+    assert notes.saved("a") == texts
+    assert world.query(resent) == [(len(ids), len(ids))]

@@ -1,47 +1,86 @@
-"""What counts as lost: seen without a fate before a point that the workers have committed past."""
+"""What counts as lost: published before a point of its own partition that the workers have passed."""
 
 from __future__ import annotations
 
-from streams.relay.sweep import Suspects, Topic
+from streams.audit.topics import partition_of
+from streams.relay.sweep import Progress, Topic
+
+# Keys of partition 0 and 1 of two.
+ZERO, ONE = (next(key for key in "abcdefgh" if partition_of(key, 2) == number) for number in (0, 1))
 
 
-def topic(ends: int, committed: int, uuid: str = "one") -> dict[str, Topic]:
-    return {"t": Topic(uuid, {0: ends, 1: 0}, {0: committed, 1: -1})}
+def topic(end: int, committed: int, *, start: int = 0, uuid: str = "one", other: int = 0) -> Topic:
+    """Two partitions, the second with `other` records that nobody has read."""
+    return Topic(uuid, {0: start, 1: 0}, {0: end, 1: other}, {0: committed, 1: -1})
+
+
+def lost(progress: Progress, outbox_id: int, key: str = ZERO, sent_as: int | None = None) -> bool:
+    row = (outbox_id, key, outbox_id if sent_as is None else sent_as)
+    return progress.lost([row], progress.passed) == [outbox_id]
 
 
 def test_what_merely_lags_is_left_alone() -> None:
-    suspects = Suspects()
+    progress = Progress()
     for committed in (-1, 0, 5, 99):
-        assert suspects.guilty([(7, "t")], topic(100, committed)) == []
+        progress.note(topic(100, committed), floor=7)
+        assert not lost(progress, 7)
 
 
-def test_what_was_passed_is_lost_once_it_was_seen_before() -> None:
-    suspects = Suspects()
-    assert suspects.guilty([(7, "t")], topic(100, 100)) == []
-    assert suspects.guilty([(7, "t"), (8, "t")], topic(120, 100)) == [7]
-    assert suspects.guilty([(7, "t"), (8, "t")], topic(130, 119)) == [7]
-    assert suspects.guilty([(7, "t"), (8, "t")], topic(130, 120)) == [7, 8]
+def test_what_was_published_before_a_point_that_was_passed_is_lost() -> None:
+    progress = Progress()
+    progress.note(topic(100, 99), floor=7)
+    progress.note(topic(120, 100), floor=8)
+    assert lost(progress, 7) and not lost(progress, 8)
+    progress.note(topic(130, 119), floor=9)
+    assert not lost(progress, 8)
+    progress.note(topic(130, 120), floor=9)
+    assert lost(progress, 8) and not lost(progress, 9)
 
 
-def test_what_was_sent_again_is_judged_anew() -> None:
-    suspects = Suspects()
-    suspects.guilty([(7, "t")], topic(100, 100))
-    assert suspects.guilty([(7, "t")], topic(100, 100)) == [7]
-    suspects.forget([7])
-    assert suspects.guilty([(7, "t")], topic(101, 100)) == []
-    assert suspects.guilty([(7, "t")], topic(101, 100)) == []
-    assert suspects.guilty([(7, "t")], topic(101, 101)) == [7]
+def test_a_partition_that_nobody_reads_hides_no_lost_message_of_another() -> None:
+    progress = Progress()
+    for _ in range(2):
+        progress.note(topic(100, 100, other=5), floor=7)
+    assert lost(progress, 7, ZERO) and not lost(progress, 7, ONE)
+
+
+def test_what_kafka_deleted_was_passed_also_by_a_group_that_never_committed() -> None:
+    progress = Progress()
+    progress.note(topic(100, -1), floor=7)
+    progress.note(topic(100, -1, start=99), floor=7)
+    assert not lost(progress, 7)
+    progress.note(topic(100, -1, start=100), floor=7)
+    assert lost(progress, 7)
+
+
+def test_what_was_sent_again_is_judged_by_its_last_record() -> None:
+    progress = Progress()
+    for _ in range(2):
+        progress.note(topic(100, 100), floor=7)
+    assert lost(progress, 5) and not lost(progress, 5, sent_as=8)
 
 
 def test_a_topic_that_was_made_anew_starts_anew() -> None:
-    suspects = Suspects()
-    suspects.guilty([(7, "t")], topic(100, 50))
-    assert suspects.guilty([(7, "t")], topic(3, 3, "two")) == []
-    assert suspects.guilty([(7, "t")], topic(3, 3, "two")) == [7]
+    progress = Progress()
+    for _ in range(2):
+        progress.note(topic(100, 100), floor=7)
+    progress.note(topic(3, 2, uuid="two"), floor=9)
+    assert not lost(progress, 7)
+    progress.note(topic(3, 3, uuid="two"), floor=9)
+    assert lost(progress, 9)
 
 
-def test_what_got_its_fate_is_forgotten_and_unknown_topics_are_nobodys() -> None:
-    suspects = Suspects()
-    suspects.guilty([(7, "t"), (9, "other")], topic(100, 100))
-    assert suspects.guilty([(9, "other")], topic(100, 100)) == []
-    assert suspects.guilty([(7, "t")], topic(100, 100)) == []
+def test_an_offset_committed_in_a_log_that_is_gone_counts_for_nothing() -> None:
+    progress = Progress()
+    for _ in range(2):
+        progress.note(topic(3, 100), floor=7)
+    assert not lost(progress, 7)
+
+
+def test_a_log_that_lost_its_tail_is_passed_at_its_new_end() -> None:
+    progress = Progress()
+    progress.note(topic(100, 40), floor=7)
+    progress.note(topic(50, 40), floor=8)
+    assert not lost(progress, 7)
+    progress.note(topic(50, 50), floor=9)
+    assert lost(progress, 8)
