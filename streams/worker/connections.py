@@ -19,7 +19,7 @@ class Failed(Exception):
     """One attempt did not commit, or nobody knows; `lost` if it cost the connection, `at_commit` if all else went well."""
 
     def __init__(self, error: Exception, lost: bool, *, at_commit: bool = False) -> None:
-        super().__init__(str(error))
+        super().__init__(type(error).__name__)
         self.error, self.lost, self.at_commit = error, lost, at_commit
 
 

@@ -6,6 +6,7 @@ handled.  What is wrapped decides (`decisive`): a missing grant stays nobody's f
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from enum import Enum, auto
@@ -22,11 +23,15 @@ OUTAGE_CLASSES = ("08", "25006", "40", "42501", "53", "55", "57P", "58")
 # Time and memory may be the message's fault after all: tried as they are a few times, then the guilty one is charged.
 COSTLY = ("57014", "25P03", "53200")
 # The statement does not fit the database: a bug, a missing table or column.  One message that fails so proves nothing about it.
-MISFIT_CLASSES = ("0A", "26", "3D", "3F", "42")
+# With what an object has to be before it can be used (55000), and a policy that refuses a row (42501, see _is_outage).
+MISFIT_CLASSES = ("0A", "26", "3D", "3F", "42", "40002", "55000", "55P04")
 # Trouble of the server: when every message meets it, it is an outage, although one message alone may be its cause.
 TROUBLE_CLASSES = ("53200", "XX")
 # What time cannot heal: data out of range or of the wrong form, a column's own constraints, limits of the server.
 PERMANENT_CLASSES = ("22", "23502", "23514", "54")
+# Where the server says, with the SQLSTATE of a missing grant, that a policy of row level security refuses a row.
+POLICY = "ExecWithCheckOptions"
+LONGEST_WAIT = 366 * 86400.0  # seconds: what is due later than this is due never
 
 
 class HandlerTimeout(Exception):
@@ -37,7 +42,7 @@ class Costly(Exception):
     """One message, tried alone, took its time or its connection: if it was no outage, it is condemned."""
 
     def __init__(self, outbox_id: int, error: Exception) -> None:
-        super().__init__(str(error))
+        super().__init__(name_of(error))
         self.outbox_id, self.error = outbox_id, error
 
 
@@ -85,6 +90,8 @@ def judge(error: BaseException, connection_lost: bool) -> Verdict:
     state = sqlstate(cause)
     if isinstance(cause, HandlerTimeout) or state in COSTLY:
         return Verdict.COSTLY
+    if connection_lost and isinstance(cause, HandlerMisuse):
+        return Verdict.COSTLY  # it was taken away for that
     if connection_lost or isinstance(cause, HandlerBroken) or _is_outage(cause):
         return Verdict.WAIT
     return Verdict.ISOLATE
@@ -131,8 +138,9 @@ def decide_fate(error: BaseException, attempts: int, agent: Agent) -> tuple[str,
     """(status, seconds until the next attempt) of a message that failed for the *attempts*-th time."""
     if attempts >= agent.attempts or permanent(error):
         return "dead", None
-    if isinstance(error, Retry) and error.after is not None:
-        return "retrying", max(0.0, error.after)
+    after = getattr(error, "after", None) if isinstance(error, Retry) else None
+    if isinstance(after, int | float) and not math.isnan(after):
+        return "retrying", min(max(0.0, after), LONGEST_WAIT)
     return "retrying", jittered(delay(attempts, agent.first_delay, agent.most_delay))
 
 
@@ -164,7 +172,7 @@ def describe(error: BaseException) -> tuple[str, str]:
     """(code, reason) for the state row, without a word of the message: server details can quote the row."""
     cause = decisive(error)
     if isinstance(cause, MessageError):
-        return storable(cause.code)[:100], storable(str(cause))[:2000]
+        return storable(text_of(cause.code))[:100], storable(text_of(cause))[:2000]
     if isinstance(cause, HandlerTimeout):
         return "timeout", "the handler took longer than worker.handler_timeout"
     if isinstance(cause, HandlerMisuse | SwallowedError | TransactionEnded):
@@ -174,7 +182,7 @@ def describe(error: BaseException) -> tuple[str, str]:
     if isinstance(cause, psycopg.Error) and cause.sqlstate:
         swallowed = isinstance(error, SwallowedError)
         return cause.sqlstate, ("the handler went on after " if swallowed else "") + _server_reason(cause)
-    name = type(cause).__name__
+    name = name_of(cause)
     return name, f"the handler raised {name}"
 
 
@@ -187,6 +195,19 @@ def server_words(error: BaseException) -> str:
     if isinstance(cause, psycopg.Error) and _is_outage(cause) and cause.diag.source_function != "exec_stmt_raise":
         return cause.diag.message_primary or ""
     return ""
+
+
+def name_of(error: BaseException) -> str:
+    """The name of its class, as it can be stored."""
+    return storable(type(error).__name__)[:100]
+
+
+def text_of(said: object) -> str:
+    """What a handler says, if it says anything: an error's own methods can fail, too."""
+    try:
+        return str(said)
+    except Exception as error:  # whatever it is, it must not hide what failed first
+        return f"a {type(said).__name__} without a text: {type(error).__name__}"
 
 
 def storable(text: str) -> str:
@@ -216,7 +237,11 @@ def _state(error: BaseException) -> str | None:
 
 def _is_outage(error: BaseException) -> bool:
     state = _state(error)
-    return state is not None and state.startswith(OUTAGE_CLASSES) and state not in COSTLY
+    if state is None or state in COSTLY or not state.startswith(OUTAGE_CLASSES):
+        return False
+    if state.startswith(MISFIT_CLASSES) and state != "42501":
+        return False
+    return not (isinstance(error, psycopg.Error) and error.diag.source_function == POLICY)
 
 
 def _wrapped(error: BaseException) -> Iterator[BaseException]:

@@ -5,7 +5,9 @@ transaction, break it in silence, or outlive the call:
 
     INSERT fails, the handler catches the error and returns     the transaction is aborted: the call has failed
     await db.commit(), text("COMMIT"), db.close(), ...          refused before anything is sent
-    a statement that is still running, a task that goes on      the call has failed, its connection is taken back
+    a task that goes on                                         its connection is closed to it, and lost if it had more time
+    a statement, COPY or pipeline that is left open             the call has failed, with its connection
+    SET, a temporary table, row_factory, ...                    put back: neither our statements nor later ones see it
     a CancelledError, SystemExit that is let out                the call has failed, as with any exception
     the transaction is another one than before                  TransactionEnded: what was claimed is dead, and said loudly
 
@@ -19,11 +21,12 @@ import asyncio
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, NoReturn, cast
 
 import psycopg
 from psycopg import sql
+from psycopg.adapt import AdaptersMap
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -39,9 +42,13 @@ from streams.worker.fate import (
     Verdict,
     decisive,
     judge,
+    name_of,
 )
+from streams.worker.session import Change, Session, change, unquoted
+from streams.worker.silence import hang_up
 
 GRACE = 5.0  # seconds that a handler gets to end once it was cancelled
+MOMENT = 0.5  # seconds that what it left open gets to end
 # Set for the transaction alone, with its first lock: the server says by itself when it has its old value again.
 APPLICATION_NAME = b"application_name"
 
@@ -60,29 +67,59 @@ class HandlerCaller:
         progressed: Callable[[], None] = lambda: None,
     ) -> None:
         self._connection, self._driver, self._seconds, self._progressed = connection, driver, seconds, progressed
+        self._session = Session(driver)
+        self.spoiled = False
 
     @property
     def lost(self) -> bool:
         """Whether the connection is of no use any more."""
         return self._connection.invalidated or self._connection.closed or self._driver.closed
 
+    async def remember(self) -> None:
+        """Ask for the session's settings now, for `restore`: else that is done before a text that changes them."""
+        await self._session.remember()
+
+    async def restore(self) -> None:
+        """Set the session's settings back, for what is ours of the transaction."""
+        self.spoiled |= await self._session.restore()
+
     async def call(self, agent: Agent, messages: Sequence[Message[Any]]) -> None:
-        """Call the handler with these messages; raises what it did wrong, whether it raised that itself or not."""
+        """Call the handler with these messages; raises what it did wrong, whether it raised that itself or not.
+
+        Afterwards `spoiled` says whether the connection is to be thrown away after the transaction.
+        """
         driver, before = self._driver, self._driver.pgconn.parameter_status(APPLICATION_NAME)
-        guard = _Guard(agent.where)
+        guard, settings = _Guard(agent.where, self._session), self._session.reported()
+        raised: Exception | None = None
         try:
             with guard.over(driver), _lent(self._connection, agent.where) as connection:
-                await _in_time(agent.handler(Batch(messages), connection), self._seconds)
+                await _in_time(lambda: agent.handler(Batch(messages), connection), self._seconds)
         except Exception as error:
-            self._check(agent, guard, before, error)
-            raise
+            raised = error
         finally:
             self._progressed()
-        self._check(agent, guard, before, None)
+        try:
+            told = settings != self._session.reported()
+            self.spoiled |= told or guard.change is Change.SESSION
+            await self._check(agent, guard, before, raised)
+            if raised is not None:
+                raise raised
+        finally:
+            del raised
+        if told or guard.change:
+            await self.restore()
 
-    def _check(self, agent: Agent, guard: _Guard, before: bytes | None, raised: Exception | None) -> None:
+    async def _check(self, agent: Agent, guard: _Guard, before: bytes | None, raised: Exception | None) -> None:
         """Raise what the state of the transaction says of the call, where that is more than `raised` says."""
         driver = self._driver
+        if isinstance(raised, _GoesOn):
+            await self._hang_up()
+        elif self._is_busy():
+            await self._end_what_is_open()
+            if raised is None or self.lost:
+                raise HandlerMisuse(
+                    f"{agent.where} ended while a statement, COPY or pipeline of it was open: await and close all of them"
+                ) from raised
         status = driver.pgconn.transaction_status
         if status == TransactionStatus.UNKNOWN or self.lost:
             if raised is None:
@@ -94,11 +131,46 @@ class HandlerCaller:
             # An outage is an outage, whatever the handler makes of it.
             if cause is not None and _is_worse(cause, raised):
                 raise cause from raised
-        elif driver.pgconn.parameter_status(APPLICATION_NAME) != before or status == TransactionStatus.IDLE:
+        elif status == TransactionStatus.IDLE or (
             # An aborted transaction has lost its settings too: it was asked for before.
+            driver.pgconn.parameter_status(APPLICATION_NAME) != before and not await self._holds_its_lock()
+        ):
             raise TransactionEnded(f"{agent.where} ended the transaction that it was given") from raised
-        elif status == TransactionStatus.ACTIVE and raised is None:
-            raise HandlerMisuse(f"{agent.where} returned while one of its statements was running: await all of them")
+
+    def _is_busy(self) -> bool:
+        pgconn = self._driver.pgconn
+        return pgconn.transaction_status == TransactionStatus.ACTIVE or bool(pgconn.pipeline_status)
+
+    async def _end_what_is_open(self) -> None:
+        """Let what was dropped or still runs come to its end; the connection is lost when it does not."""
+        driver: Any = self._driver
+        for _ in range(3):  # the event loop ends generators that nobody holds any more
+            await asyncio.sleep(0)
+        with suppress(TimeoutError, psycopg.Error):
+            async with asyncio.timeout(MOMENT), driver.lock:
+                pass
+            while (pipeline := driver._pipeline) is not None and pipeline.level > 0:
+                async with asyncio.timeout(MOMENT):
+                    await pipeline.__aexit__(None, None, None)
+        if not driver.pgconn.pipeline_status:
+            driver._pipeline = None
+        if self._is_busy():
+            await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        """Nobody but the one who left it there knows how to end it."""
+        if not self._driver.closed:
+            hang_up(self._driver)
+            await asyncio.sleep(0)  # who waits for the server is told first
+            await self._driver.close()
+            # A generator that somebody keeps keeps the lock, and would keep everybody from learning that it is closed.
+            self._driver.lock = asyncio.Lock()
+
+    async def _holds_its_lock(self) -> bool:
+        """Whether it is still the transaction that has locked its partitions, called by another name."""
+        async with psycopg.AsyncCursor(self._driver) as cursor:
+            await cursor.execute(_HELD)
+            return bool(await cursor.fetchall())
 
 
 class HandlerConnection(AsyncConnection):
@@ -142,33 +214,60 @@ class HandlerConnection(AsyncConnection):
 class _Guard:
     """Watches the psycopg connection below, whichever way a handler takes to it, for the time of a call."""
 
-    def __init__(self, handler: str) -> None:
-        self._handler = handler
+    def __init__(self, handler: str, session: Session) -> None:
+        self._handler, self._session = handler, session
         self.broken_by: psycopg.Error | None = None
+        self.change = Change.NONE
 
     @contextmanager
     def over(self, driver: psycopg.AsyncConnection[Any]) -> Iterator[None]:
         """Within this, nothing on this connection ends its transaction, and what breaks it is remembered."""
         patched: Any = driver
-        kind: Any = driver.cursor_factory
+        kept = {name: getattr(driver, name) for name in _KEPT}
+        adapters = driver.adapters
         names = ("commit", "rollback", "close", "set_autocommit", "tpc_prepare")
         # Attributes of the one object: its class, and every other connection, stay as they are.
-        patched.cursor_factory = partial(_guarded(kind), guard=self)
+        for name in ("cursor_factory", "server_cursor_factory"):
+            setattr(patched, name, partial(_guarded(kept[name]), guard=self))
+        patched._adapters = AdaptersMap(adapters)
         for name in names:
             setattr(patched, name, partial(self._refused, driver, name, getattr(driver, name)))
+        patched.wait = partial(self._wait, driver.wait)
         try:
             yield
         finally:
-            patched.cursor_factory = kind
-            for name in names:
+            patched._adapters = adapters
+            for name, value in kept.items():
+                setattr(patched, name, value)
+            for name in (*names, "wait"):
                 delattr(patched, name)
 
-    def check(self, query: Any, connection: Any) -> None:
-        """Refuse a statement that would end the transaction."""
+    async def check(self, query: Any, connection: Any) -> None:
+        """Refuse a statement that would end the transaction, and note what the session was before one that changes it."""
         if not isinstance(query, str):
             query = query.as_string(connection) if isinstance(query, sql.Composable) else str(query, "utf-8", "replace")
-        if (word := ending(query)) is not None:
+        # Few texts come again and again; what is long may be of one message, and is not kept.
+        kept = len(query) < 10_000
+        if (word := (ending if kept else ending.__wrapped__)(query)) is not None:
             _refuse(self._handler, word)
+        if (kind := (change if kept else change.__wrapped__)(query)) is not Change.NONE:
+            if (
+                not connection.pgconn.pipeline_status
+                and connection.info.transaction_status == TransactionStatus.INTRANS
+            ):
+                await self._session.remember()
+            self.change = max(self.change, kind)
+
+    async def _wait(self, wait: Any, *arguments: Any, **options: Any) -> Any:
+        """As the connection's: all that it asks the server goes through here, COPY and pipelines too."""
+        try:
+            return await wait(*arguments, **options)
+        except psycopg.Error as error:
+            self.note(error)
+            raise
+        except asyncio.CancelledError:  # the statement is cancelled by it: what failed before is not what breaks it now
+            self.broken_by = None
+            raise
 
     def note(self, error: psycopg.Error) -> None:
         """Remember what may have aborted the transaction; that it is aborted is no news."""
@@ -191,22 +290,19 @@ class _GuardedCursor:
 
     async def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
         """As psycopg's."""
-        with self._looked_at(query):
-            return await super().execute(query, *arguments, **options)  # type: ignore[misc]
+        await self._guard.check(query, cast("Any", self).connection)
+        return await super().execute(query, *arguments, **options)  # type: ignore[misc]
 
     async def executemany(self, query: Any, *arguments: Any, **options: Any) -> None:
         """As psycopg's."""
-        with self._looked_at(query):
-            await super().executemany(query, *arguments, **options)  # type: ignore[misc]
+        await self._guard.check(query, cast("Any", self).connection)
+        await super().executemany(query, *arguments, **options)  # type: ignore[misc]
 
-    @contextmanager
-    def _looked_at(self, query: Any) -> Iterator[None]:
-        self._guard.check(query, cast("Any", self).connection)
-        try:
-            yield
-        except psycopg.Error as error:
-            self._guard.note(error)
-            raise
+    async def stream(self, query: Any, *arguments: Any, **options: Any) -> Any:
+        """As psycopg's."""
+        await self._guard.check(query, cast("Any", self).connection)
+        async for row in super().stream(query, *arguments, **options):  # type: ignore[misc]
+            yield row
 
 
 @cache
@@ -221,17 +317,20 @@ def _lent(connection: AsyncConnection, handler: str) -> Iterator[AsyncConnection
     try:
         yield lent
     finally:
+        # A session that was made of it holds the one below, and would go on with the next transaction.
+        own: Any = lent.sync_connection
+        own._dbapi_connection = own._transaction = own._nested_transaction = None
+        own._Connection__can_reconnect = False
         lent.sync_connection = None
 
 
-async def _in_time(handler: Any, seconds: float) -> None:
+async def _in_time(handler: Callable[[], Any], seconds: float) -> None:
     """Await the handler in a task of its own; HandlerTimeout when it takes longer than these seconds."""
     task = asyncio.ensure_future(_contained(handler))
     try:
         await asyncio.wait([task], timeout=seconds)
         if not task.done():
-            await _end(task)
-            raise HandlerTimeout
+            raise HandlerTimeout if await _end(task) else _GoesOn
     except asyncio.CancelledError:  # this task's own: whatever the handler let out is in its task
         await _end(task)
         raise
@@ -241,23 +340,28 @@ async def _in_time(handler: Any, seconds: float) -> None:
         raise error
 
 
-async def _contained(handler: Any) -> None:
+class _GoesOn(HandlerTimeout):
+    """It does not end when it is told to."""
+
+
+async def _contained(handler: Callable[[], Any]) -> None:
     try:
-        await handler
+        await handler()
     except Exception:
         raise
     except (SystemExit, GeneratorExit, BaseExceptionGroup) as error:  # one ends the event loop, another one the lane
-        raise LetOut(type(error).__name__) from error
+        raise LetOut(name_of(error)) from error
 
 
-async def _end(task: asyncio.Task[None]) -> None:
-    """Cancel it; one that goes on all the same has lost its connection."""
+async def _end(task: asyncio.Task[None]) -> bool:
+    """Cancel it; whether it ended: one that goes on all the same loses its connection."""
     task.cancel()
     with suppress(asyncio.CancelledError):
         await asyncio.wait([task], timeout=GRACE)
     if not task.done():
         _abandoned.add(task)
         task.add_done_callback(_abandoned.discard)
+    return task.done()
 
 
 def _is_worse(cause: Exception, raised: Exception) -> bool:
@@ -270,22 +374,26 @@ def _refuse(handler: str, way: str, why: str = "") -> NoReturn:
     raise HandlerMisuse(f"{handler} called {way}, which a handler may not: {why}")
 
 
-_WORDS = re.compile(r"\b(?:commit|rollback|abort|end|prepare\s+transaction)\b", re.IGNORECASE)
+_WORDS = re.compile(
+    r"\b(?:commit|rollback|abort|end|prepare\s+transaction|set\s+transaction|transaction_read_only|outbox_piece|outbox_check)\b",
+    re.IGNORECASE,
+)
 _ENDING = re.compile(
-    r"\s*(commit|abort|end|prepare\s+transaction|rollback(?!\s+(?:(?:work|transaction)\s+)?to\b))\b", re.IGNORECASE
+    r"\s*(commit|abort|end|prepare\s+transaction|rollback(?!\s+(?:(?:work|transaction)\s+)?to\b)|set\s+transaction)\b"
+    r"|.*\b(transaction_read_only|outbox_piece|outbox_check)\b",
+    re.IGNORECASE | re.DOTALL,
 )
-# What a semicolon or a word in it means nothing in: strings, quoted names, comments.
-_QUOTED = re.compile(
-    r"""\b[eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | "(?:[^"]|"")*" | \$(\w*)\$.*?\$\1\$ | --[^\n]* | /\*.*?\*/""",
-    re.VERBOSE | re.DOTALL,
-)
+_HELD = "SELECT FROM pg_catalog.pg_locks WHERE pid = pg_catalog.pg_backend_pid() AND locktype = 'advisory' LIMIT 1"
+# What a handler may set of psycopg's connection, put back after its call.
+_KEPT = ("cursor_factory", "server_cursor_factory", "row_factory", "prepare_threshold", "prepared_max")
 
 
+@lru_cache(maxsize=256)
 def ending(statement: str) -> str | None:
-    """The words by which this text ends the transaction, if it does: `ROLLBACK TO` a savepoint does not."""
+    """The words by which this text ends the transaction or spoils it, if it does: `ROLLBACK TO` a savepoint does not."""
     if _WORDS.search(statement) is None:
         return None
-    for part in _QUOTED.sub(" ", statement).split(";"):
+    for part in unquoted(statement).split(";"):
         if (match := _ENDING.match(part)) is not None:
-            return " ".join(match[1].upper().split())
+            return " ".join((match[1] or match[2]).upper().split())
     return None

@@ -40,9 +40,11 @@ async def apply(
             await caller.call(agents[biz_type], batch)
             memory.worked(biz_type, batch)
         return []
+    await caller.remember()
     isolation = Isolation(caller, savepoint, seconds, memory, one_by_one=care is Care.ONE_BY_ONE)
     for biz_type, batch in batches(messages, biz_types):
         await isolation.apply(agents[biz_type], batch)
+    await caller.restore()
     isolation.check_handlers()
     return isolation.guilty
 

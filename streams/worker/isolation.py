@@ -389,7 +389,8 @@ def _named(error: Exception, piece: Sequence[Message[Any]]) -> int | None:
     """The position of the one message that this error names, if it names one."""
     cause = decisive(error)
     if isinstance(cause, MessageError):
-        names = {cause.outbox_id}
+        named = getattr(cause, "outbox_id", None)
+        names = {named} if isinstance(named, int) else set()
     else:
         diag: Any = getattr(cause, "diag", None)
         names = {int(found) for found in _NUMBER.findall(str(getattr(diag, "message_detail", None) or ""))}

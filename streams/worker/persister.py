@@ -24,7 +24,17 @@ from streams.registry import Registry
 from streams.settings import Settings
 from streams.worker.connections import Failed, commit, driver_of, is_lost
 from streams.worker.database import REACH, Database
-from streams.worker.fate import Costly, HandlerBroken, HandlerTimeout, Verdict, jittered, judge, server_words, sqlstate
+from streams.worker.fate import (
+    Costly,
+    HandlerBroken,
+    HandlerMisuse,
+    HandlerTimeout,
+    Verdict,
+    jittered,
+    judge,
+    server_words,
+    sqlstate,
+)
 from streams.worker.foreign import Foreign
 from streams.worker.handlers import Care
 from streams.worker.isolation import Memory
@@ -232,7 +242,7 @@ class Persister:
                                 await commit(driver)
                         except BaseException as error:  # cancelled too: the partition's lock is not kept
                             # What took the connection with it counts, not that it is gone.
-                            ours = (Exception,) if isinstance(error, Costly | HandlerTimeout) else ()
+                            ours = (Exception,) if isinstance(error, Costly | HandlerTimeout | HandlerMisuse) else ()
                             with suppress(*ours), answering(driver, REACH):
                                 await begun.rollback()
                             raise
@@ -241,6 +251,9 @@ class Persister:
                     if lost:  # the pool may have lost hold of it, with a partition's lock
                         await driver.close()
                     raise
+                finally:
+                    if transaction.spoiled and not is_lost(connection, driver):
+                        await connection.invalidate()
         except Exception as error:
             raise Failed(error, lost, at_commit=at_commit) from error
         return transaction.outcome

@@ -28,9 +28,13 @@ def answering(driver: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[
         timer.cancel()
 
 
-def _hang_up(driver: psycopg.AsyncConnection[Any], seconds: float) -> None:
+def hang_up(driver: psycopg.AsyncConnection[Any]) -> None:
+    """Shut the connection's line: whoever waits for the server learns that there is none."""
     # The loop watches this socket for psycopg: shut down it tells so, closed it would say nothing more.
-    with contextlib.suppress(OSError, psycopg.Error):
-        with socket.socket(fileno=os.dup(driver.fileno())) as line:
-            line.shutdown(socket.SHUT_RDWR)
-        logger.warning("a connection to the database is silent and is given up", extra={"seconds": seconds})
+    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(driver.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)
+
+
+def _hang_up(driver: psycopg.AsyncConnection[Any], seconds: float) -> None:
+    hang_up(driver)
+    logger.warning("a connection to the database is silent and is given up", extra={"seconds": seconds})

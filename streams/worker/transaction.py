@@ -102,6 +102,11 @@ class Transaction:
         self.outcome = Outcome()
         self.spans = Attempt(topic, self.outcome.asides)
 
+    @property
+    def spoiled(self) -> bool:
+        """Whether a handler has left something in the session: its connection is not to be used again."""
+        return self._caller.spoiled
+
     async def lock(self, partitions: Iterable[int]) -> None:
         """Keep every other owner, past or future, of these partitions out until the commit."""
         name, parameters = _locking(partitions)

@@ -180,7 +180,7 @@ ENDS = [
     commit, roll_back, close, invalidate, begin, commit_below, commit_the_driver, close_the_driver, roll_a_session_back,
     say_bytes, say_composed, says("COMMIT"), says("commit and chain"), says(" /* done */ END;"), says("ROLLBACK"),
     says("abort"), says("-- so\nPREPARE  TRANSACTION 'x'"), says("SELECT 1; COMMIT; BEGIN"),
-    says("SELECT 'a''b'; rollback work"),
+    says("SELECT 'a''b'; rollback work"), says("SET TRANSACTION READ ONLY"),
 ]  # fmt: skip
 
 

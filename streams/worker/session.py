@@ -1,0 +1,129 @@
+"""What a handler changes in its session: put back for our own statements, and kept from every later transaction.
+
+SET LOCAL search_path, ROLE, ...; set_config(..., true)    put back after the call, before anything of ours is sent
+SET, RESET, LISTEN, PREPARE, CREATE TEMP TABLE, ...        the same, and the pooled connection is thrown away afterwards
+a function of the database's that does it                  the same, where the server tells its client; in pieces always
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from enum import IntEnum
+from functools import lru_cache
+from typing import Any
+
+import psycopg
+
+# In this order: a session's user decides its role, and both what may be set.
+NAMES = (
+    "session_authorization", "role", "search_path", "application_name", "statement_timeout", "lock_timeout",
+    "idle_in_transaction_session_timeout", "transaction_timeout", "session_replication_role", "row_security", "DateStyle",
+    "IntervalStyle", "TimeZone", "client_encoding", "standard_conforming_strings", "plan_cache_mode",
+)  # fmt: skip
+# Those whose values the server tells by itself, search_path from PostgreSQL 18 on.
+REPORTED = tuple(
+    name.encode() for name in ("session_authorization", "search_path", "DateStyle", "TimeZone", "client_encoding")
+)
+
+
+class Change(IntEnum):
+    """For how long a statement changes the session it runs in."""
+
+    NONE = 0
+    TRANSACTION = 1
+    SESSION = 2
+
+
+class Session:
+    """The settings of one transaction's session, as they were before the first handler was called."""
+
+    def __init__(self, driver: psycopg.AsyncConnection[Any]) -> None:
+        self._driver = driver
+        self._settings: Sequence[tuple[str, str]] | None = None
+
+    async def remember(self) -> None:
+        """Read the settings, once: before what may change them is sent."""
+        if self._settings is None:
+            async with psycopg.AsyncCursor(self._driver) as cursor:
+                await cursor.execute(_READ, {"names": list(NAMES)})
+                self._settings = await cursor.fetchall()
+
+    async def restore(self) -> bool:
+        """Set back, for this transaction, what is another one now; whether anything was."""
+        if not self._settings:
+            return False
+        names, values = zip(*self._settings, strict=True)
+        async with psycopg.AsyncCursor(self._driver) as cursor:
+            # First alone: what a handler allowed itself may be too little for the next one.
+            await cursor.execute("SET LOCAL statement_timeout TO DEFAULT", prepare=False)
+            await cursor.execute(_RESTORE, {"names": list(names), "values": list(values)})
+            return any(changed for (changed,) in await cursor.fetchall())
+
+    def reported(self) -> list[bytes | None]:
+        """What the server has told of the settings, without asking it."""
+        status = self._driver.pgconn.parameter_status
+        return [status(name) for name in REPORTED]
+
+
+_READ = """
+SELECT name, pg_catalog.current_setting(name, true)
+FROM pg_catalog.unnest(%(names)s::pg_catalog.text[]) WITH ORDINALITY AS given (name, position)
+WHERE pg_catalog.current_setting(name, true) IS NOT NULL
+ORDER BY position
+"""
+# Only what is different: to set some needs a right, even to the value that they have.  A temporary table of a handler's that
+# is called as one of ours comes last.
+_RESTORE = """
+SELECT pg_catalog.set_config(name, value, true) <> '' AND name <> 'search_path'
+FROM ROWS FROM (pg_catalog.unnest(%(names)s::pg_catalog.text[]), pg_catalog.unnest(%(values)s::pg_catalog.text[]))
+         AS given (name, before),
+     LATERAL (SELECT CASE WHEN name <> 'search_path' OR before ~ 'pg_temp' THEN before
+                          WHEN before = '' THEN 'pg_temp' ELSE before || ', pg_temp' END) AS wanted (value)
+WHERE pg_catalog.current_setting(name) IS DISTINCT FROM value
+"""
+
+
+@lru_cache(maxsize=256)
+def change(statement: str) -> Change:
+    """For how long this text changes its session, as far as a text says that."""
+    if _HINTS.search(statement) is None:
+        return Change.NONE
+    found = Change.NONE
+    for part in unquoted(statement).split(";"):
+        if _SESSION.search(part) is not None or (_BLOCK.match(part) is not None and _INSIDE.search(statement)):
+            return Change.SESSION
+        if (calls := len(_SET_CONFIG.findall(part))) or _LOCAL.match(part) is not None:
+            found = Change.TRANSACTION
+            if len(_SET_CONFIG_LOCAL.findall(part)) < calls:
+                return Change.SESSION
+    return found
+
+
+def unquoted(statement: str) -> str:
+    """The text without strings, quoted names and comments: no word in them means anything."""
+    return _QUOTED.sub(" ", statement)
+
+
+_QUOTED = re.compile(
+    r"""\b[eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | "(?:[^"]|"")*" | \$(\w*)\$.*?\$\1\$ | --[^\n]* | /\*.*?\*/""",
+    re.VERBOSE | re.DOTALL,
+)
+_HINTS = re.compile(
+    r"""\b(?:set(?:_config)?|reset|discard|listen|unlisten|load|prepare|deallocate|temp|temporary|hold
+        |pg_(?:try_)?advisory_lock(?:_shared)?)\b""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_SESSION = re.compile(
+    r"""^\s*(?:set\s+(?!local\b|constraints\b|transaction\b) | (?:reset|discard|listen|unlisten|load|prepare|deallocate)\b
+            | create\s+(?:(?:local|global)\s+)?temp(?:orary)?\b(?!.*\bon\s+commit\s+drop\b)
+            | declare\b.*\bwith\s+hold\b)
+        | \binto\s+(?:(?:local|global)\s+)?temp(?:orary)?\b
+        | \bpg_(?:try_)?advisory_lock(?:_shared)?\b""",
+    re.VERBOSE | re.IGNORECASE | re.DOTALL,
+)
+_LOCAL = re.compile(r"\s*set\s+local\b", re.IGNORECASE)
+_BLOCK = re.compile(r"\s*do\b", re.IGNORECASE)
+_INSIDE = re.compile(r"\b(?:set_config|listen|temp|temporary|set\s+(?:local\s+)?\w+\s*(?:=|to\b))", re.IGNORECASE)
+_SET_CONFIG = re.compile(r"\bset_config\s*\(", re.IGNORECASE)
+_SET_CONFIG_LOCAL = re.compile(r"\bset_config\s*\((?:[^()]|\([^()]*\))*,\s*true\s*\)", re.IGNORECASE)
