@@ -11,9 +11,10 @@ import click
 import faust
 
 from streams import preflight, telemetry
-from streams.errors import StreamsError
+from streams.errors import StreamsError, UsageError
 from streams.registry import configured
-from streams.settings import load
+from streams.settings import LOOPBACK, load
+from streams.terminal import printable
 from streams.web.health import add_health
 from streams.worker.assembly import assemble
 from streams.worker.persister import Persister
@@ -42,8 +43,13 @@ def build() -> faust.App:
 
 
 def _pages(app: faust.App) -> tuple[str, int] | None:
-    """Where the pages will be: Faust's own options may have changed it since."""
-    return (app.conf.web_bind, app.conf.web_port) if app.conf.web_enabled else None
+    """Where the pages will be: Faust's own options may have changed it since; UsageError when others could read them."""
+    conf = app.conf
+    if not conf.web_enabled:
+        return None
+    if conf.web_bind not in LOOPBACK:
+        raise UsageError(f"--web-bind is {conf.web_bind!r}: expected a loopback address ({', '.join(LOOPBACK)})")
+    return conf.web_bind, conf.web_port
 
 
 def _checked(step: Callable[[], T]) -> T:
@@ -53,7 +59,7 @@ def _checked(step: Callable[[], T]) -> T:
     except StreamsError as error:
         if "--debug" in sys.argv:
             raise
-        click.echo(f"streams: {error}", err=True)
+        click.echo(printable(f"streams: {error}"), err=True)
         sys.exit(error.exit_code)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
@@ -21,6 +21,10 @@ E = TypeVar("E")
 KEY_BYTES = 1024
 _NUL = b"\\u0000"
 _BACKSLASH = ord("\\")
+_UNITS: dict[type[Any], str] = dict.fromkeys((list, tuple, set, frozenset, dict), "entries") | {
+    bytes: "bytes",
+    bytearray: "bytes",
+}
 _AS_IN_BATCHES = orjson.OPT_UTC_Z  # a moment is the same text in the outbox and in what a handler writes
 _STEP = re.compile(r"([^.\[\]]+)(?![^\[]*\])|\[([^]]*)\]")
 # What orjson says of text that is JSON by its grammar and yet holds no value, and what a person is told.
@@ -41,7 +45,7 @@ class Unreadable(MessageError):
 
 
 def encode(event: Any, kind: EventType, max_bytes: int) -> tuple[str, str]:
-    """The (key, payload text) of an event; PayloadInvalid names biz_type, field, value and expectation."""
+    """The (key, payload text) of an event; PayloadInvalid names biz_type, field, type, size and expectation."""
     name = kind.biz_type
     try:
         raw = orjson.dumps(event, option=_AS_IN_BATCHES)
@@ -153,7 +157,7 @@ def _key(plain: dict[str, Any], kind: EventType) -> str:
     size = len(text.encode())
     if not 1 <= size <= KEY_BYTES:
         raise PayloadInvalid(
-            f"{kind.biz_type}: {kind.key!r} is {_shown(key)} ({size} bytes): expected 1 to {KEY_BYTES} bytes for a key"
+            f"{kind.biz_type}: {kind.key!r} is {_shown(key)}, {size} bytes: expected 1 to {KEY_BYTES} bytes for a key"
         )
     return text
 
@@ -178,15 +182,11 @@ def _at(value: Any, field: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A number as it is; of anything else its kind and size: what a message says is nobody's to repeat."""
-    if value is None or isinstance(value, float) or (isinstance(value, int) and value.bit_length() <= 80):
-        return repr(value)
-    if isinstance(value, int):
-        return f"an int of {value.bit_length()} bits"
+    """What kind of value it is and how large, never what it says: errors end up in logs."""
+    kind = f"of type {type(value).__name__}"
     if isinstance(value, str):
-        return f"text of {len(value)} characters"
-    kind = type(value).__name__
-    return f"a {kind} of length {len(value)}" if isinstance(value, Sized) else f"a {kind}"
+        return f"{kind} ({len(value)} characters)"
+    return f"{kind} ({len(value)} {_UNITS[type(value)]})" if type(value) in _UNITS else kind
 
 
 def _unparsable(raw: bytes | str, error: orjson.JSONDecodeError) -> str:

@@ -9,7 +9,7 @@ StreamsError                     one clear line for a person, and an exit code
 |-- OutboxError                  raised to business code by streams.outbox
 |   |-- OutboxNotConfigured      enqueue before start: never a silent no-op
 |   |-- OutboxDisabled           enqueue while `outbox.enabled` is false
-|   `-- PayloadInvalid           refused where it entered: biz_type, field, value, expectation
+|   `-- PayloadInvalid           refused where it entered: biz_type, field, type, size, expectation
 `-- MessageError                 raised by handlers and the codec about one message
     |-- Reject                   dead now: trying again cannot help
     `-- Retry                    try again, not before `after` seconds
@@ -63,7 +63,7 @@ class OutboxDisabled(OutboxError):
 
 
 class PayloadInvalid(OutboxError):
-    """A payload was refused where it entered: names biz_type, field, value and expectation."""
+    """A payload was refused where it entered: names biz_type, field, type, size and expectation, never text."""
 
 
 class MessageError(StreamsError):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     ClusterMetadata,
@@ -56,6 +56,14 @@ def client(settings: Settings, **options: Any) -> dict[str, Any]:
     if broker.ssl_cafile:
         found["ssl.ca.location"] = broker.ssl_cafile
     return found | {name.replace("_", "."): value for name, value in options.items()}
+
+
+def headers(message: Message) -> dict[str, bytes | str | None]:
+    """A record's headers; none where its names are not UTF-8, which the client cannot read."""
+    try:
+        return dict(message.headers() or ())
+    except UnicodeDecodeError:
+        return {}
 
 
 def record_limit(settings: Settings) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from streams.settings import Log
+from streams.terminal import printable, printable_json, printable_lines
 
 # Of these only warnings are heard, and the same one once in SELDOM seconds: in an outage they repeat themselves all the time.
 LIBRARIES = (
@@ -75,11 +76,13 @@ class _Text(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         # Faust draws tables.
-        parts = [f"{_time(record)} {record.levelname} {record.name}: {' '.join(record.getMessage().split())}"]
+        parts = [
+            f"{_time(record)} {record.levelname} {record.name}: {printable(' '.join(record.getMessage().split()))}"
+        ]
         parts += [f"{key}={_word(value)}" for key, value in _data(record).items()]
         line = " ".join(parts)
         if self._tracebacks and record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            line += "\n" + printable_lines(self.formatException(record.exc_info))
         return line
 
 
@@ -100,7 +103,7 @@ class _Json(logging.Formatter):
         }
         if self._tracebacks and record.exc_info:
             found["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(found, default=str, option=orjson.OPT_NON_STR_KEYS).decode(errors="replace")
+        return printable_json(orjson.dumps(found, default=str, option=orjson.OPT_NON_STR_KEYS).decode(errors="replace"))
 
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -122,4 +125,4 @@ def _word(value: Any) -> str:
     """A value as one word; anything with blanks or quotes becomes a JSON string, so that a line stays a line."""
     text = value if isinstance(value, str) else str(value)
     plain = text.isprintable() and text and not any(mark in text for mark in ' "=')
-    return text if plain else orjson.dumps(text.encode(errors="replace").decode()).decode()
+    return text if plain else printable_json(orjson.dumps(text.encode(errors="replace").decode()).decode())

@@ -11,6 +11,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollectio
 from confluent_kafka.admin import AdminClient
 
 from streams import kafka
+from streams.names import outbox_number
 from streams.settings import Settings
 
 Place = tuple[str, int]
@@ -97,7 +98,7 @@ class Topics:
             while left and time.monotonic() < deadline:
                 for message in self._consumer.consume(1000, timeout=1.0):
                     place, offset = (str(message.topic()), int(message.partition() or 0)), int(message.offset() or 0)
-                    if (outbox_id := _root(message.headers())) in wanted[place]:
+                    if (outbox_id := _root(kafka.headers(message))) in wanted[place]:
                         found.setdefault(outbox_id, offset)
                     if offset + 1 >= left.get(place, 0):
                         left.pop(place, None)
@@ -124,11 +125,9 @@ def partition_of(key: str, partitions: int) -> int:
     return (_murmur2(key.encode()) & 0x7FFFFFFF) % partitions
 
 
-def _root(headers: Any) -> int:
-    """The message that a record is about; 0 when nobody can say."""
-    found = dict(headers or ())
-    raw = found.get("resend_of") or found.get("id") or b""
-    return int(raw) if raw.isdigit() else 0
+def _root(headers: Mapping[str, Any]) -> int:
+    """The message that a record is about; 0 when nobody can say, whatever the headers hold."""
+    return outbox_number(headers.get("resend_of") or headers.get("id")) or 0
 
 
 def _murmur2(data: bytes) -> int:

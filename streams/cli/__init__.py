@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from streams.cli.choose import say
 from streams.errors import StreamsError
 
 # Command -> where it lives.  Loading on use keeps `streams --help` quick and `streams env` free of Kafka and Faust.
@@ -62,5 +63,5 @@ def main(args: list[str] | None = None) -> None:
     except StreamsError as error:
         if "--debug" in arguments:
             raise
-        click.echo(f"streams: {error}", err=True)
+        say(f"streams: {error}", err=True)
         sys.exit(error.exit_code)

@@ -6,14 +6,14 @@ import sys
 from typing import Any
 
 import click
-import orjson
 
 from streams import audit, deploy
 from streams.cli.bar import bar
-from streams.cli.choose import printable
+from streams.cli.choose import say, say_json
 from streams.cli.desk import me
 from streams.registry import configured
 from streams.settings import load
+from streams.terminal import printable
 
 
 @click.command("audit")
@@ -48,7 +48,7 @@ def command(full: bool, repair: bool, grace: float, patience: float, as_json: bo
             connection, settings, registry, full=full, repair_as=who, grace=grace, patience=patience, advance=progress
         )
     if as_json:
-        click.echo(orjson.dumps(report.plain(), option=orjson.OPT_INDENT_2))
+        say_json(report.plain())
     else:
         _show(report)
     sys.exit(1 if report.wrong else 0)
@@ -56,25 +56,25 @@ def command(full: bool, repair: bool, grace: float, patience: float, as_json: bo
 
 def _show(report: audit.Report) -> None:
     what = "everything" if report.complete else "what is new and what was left"
-    click.echo(
+    say(
         f"{report.messages:,} messages looked at ({what}, ids {report.first} to {report.until}) in {report.seconds:.1f} s;"
         f" {report.late:,} late, {report.left:,} to look at again"
     )
     for source, count in report.foreign.items():
-        click.echo(f"{count:,} messages of {source} looked at: states and effects")
+        say(f"{count:,} messages of {source} looked at: states and effects")
     for topic, numbers in report.lagging.items():
-        click.echo(f"workers are behind: {topic} {', '.join(map(str, numbers))}")
+        say(f"workers are behind: {topic} {', '.join(map(str, numbers))}")
     for note in report.notes:
-        click.echo(f"note: {note}")
+        say(f"note: {note}")
     for kind, found in report.wrong.items():
-        click.echo(f"\n{kind}: {found['count']:,} ({found['meaning']})")
+        say(f"\n{kind}: {found['count']:,} ({found['meaning']})")
         for example in found["examples"][:5]:
-            click.echo("  " + _line(example))
+            say("  " + _line(example))
         if found["count"] > 5:
-            click.echo("  ...")
+            say("  ...")
     if report.repaired:
-        click.echo(f"\nsent again: {report.repaired:,}")
-    click.echo("\nsomething is wrong" if report.wrong else "nothing is wrong")
+        say(f"\nsent again: {report.repaired:,}")
+    say("\nsomething is wrong" if report.wrong else "nothing is wrong")
 
 
 def _line(example: dict[str, Any]) -> str:

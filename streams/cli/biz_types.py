@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import click
-import orjson
 from sqlalchemy import Connection
 
 from db import query
+from streams.cli.choose import say, say_json
 from streams.cli.desk import database, show, signed
 from streams.errors import UsageError
 
@@ -25,11 +25,11 @@ def list_(as_json: bool) -> None:
     with database() as (_, connection):
         rows = connection.exec_driver_sql(query("biz_types")).all()
     if as_json:
-        click.echo(orjson.dumps([dict(row._mapping) for row in rows], option=orjson.OPT_INDENT_2))
+        say_json([dict(row._mapping) for row in rows])
     elif rows:
         show(rows, COLUMNS)
     else:
-        click.echo("no biz_type is registered: run `streams migrate`")
+        say("no biz_type is registered: run `streams migrate`")
 
 
 @biz_types.command()
@@ -43,7 +43,7 @@ def retire(name: str, undo: bool, who: str, why: str | None) -> None:
     """
     with database() as (_, connection):
         waiting = _retire(connection, name, undo, who, why)
-    click.echo(f"{name} is {'no longer ' if undo else ''}retired" + (f", {waiting} messages waited" if waiting else ""))
+    say(f"{name} is {'no longer ' if undo else ''}retired" + (f", {waiting} messages waited" if waiting else ""))
 
 
 def _retire(connection: Connection, name: str, undo: bool, who: str, why: str | None) -> int:

@@ -1,4 +1,4 @@
-"""Options that commands share: since when, which ids, and text that cannot upset a terminal."""
+"""Options that commands share: since when, which ids, and the way everything is printed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from streams.names import MAX_ID, Name, read_name
+from streams.terminal import document, printable_lines
 
 _AGO = re.compile(r"(\d{1,6})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -51,6 +52,11 @@ SINCE = Since()
 MESSAGE = Message()
 
 
-def printable(text: str) -> str:
-    """The text with what could upset a terminal escaped."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+def say(text: str, *, err: bool = False) -> None:
+    """Print lines; whatever they hold, nothing in them reaches the terminal as a control sequence."""
+    click.echo(printable_lines(text), err=err)
+
+
+def say_json(value: Any) -> None:
+    """Print a value as indented JSON, safe for a terminal too."""
+    click.echo(document(value))

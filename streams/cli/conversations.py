@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import click
-import orjson
 
 from streams import desk
+from streams.cli.choose import say, say_json
 from streams.cli.desk import database, show, signed
 
 COLUMNS = ("key", "topic", "open", "head", "status", "error_code", "since")
@@ -27,11 +27,11 @@ def list_(held: bool, key: str | None, source: str | None, limit: int, as_json: 
     with database() as (_, connection):
         found = desk.waiting(connection, key=key, held=held, source=source, limit=limit)
     if as_json:
-        click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+        say_json(found)
     elif found:
         show(found, COLUMNS)
     else:
-        click.echo("no conversation waits")
+        say("no conversation waits")
 
 
 @conversations.command()
@@ -45,4 +45,4 @@ def release(key: str, topic: str | None, who: str, why: str | None) -> None:
     """
     with database() as (_, connection):
         ids = desk.release(connection, key, desk.Operator(who, why), topic=topic)
-    click.echo(f"released: held by {', '.join(map(str, ids))}")
+    say(f"released: held by {', '.join(map(str, ids))}")

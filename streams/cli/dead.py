@@ -8,18 +8,18 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
-import orjson
 from sqlalchemy import Connection
 
 from streams import desk, trace
 from streams.cli.bar import bar
-from streams.cli.choose import MESSAGE, SINCE, printable
+from streams.cli.choose import MESSAGE, SINCE, say, say_json
 from streams.cli.desk import database, signed
 from streams.cli.desk import show as show_table
 from streams.cli.trace import describe
 from streams.errors import UsageError
 from streams.names import Name
 from streams.registry import configured
+from streams.terminal import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -69,9 +69,9 @@ def list_(group: bool, as_json: bool, **filters: Any) -> None:
     with database() as (_, connection):
         found: Sequence[Any] = desk.groups(connection, choice) if group else desk.letters(connection, choice)
     if as_json:
-        click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+        say_json(found)
     elif not found:
-        click.echo("no dead message fits")
+        say("no dead message fits")
     else:
         show_table(found, GROUP if group else LETTER)
 
@@ -86,9 +86,9 @@ def show(outbox_id: Name, payload: bool) -> None:
         if not found or found[0].status != "dead":
             status = found[0].status if found else "not known"
             raise desk.NotDead(f"message {outbox_id} is {status}, expected dead (`streams trace` tells any message)")
-        click.echo(describe(found[0]))
+        say(describe(found[0]))
         if payload:
-            click.echo(printable(desk.payload(connection, found[0].outbox_id)))
+            say(printable(desk.payload(connection, found[0].outbox_id)))
 
 
 @dead.command("replay")
@@ -134,7 +134,7 @@ def _act(verb: str, done: str, outbox_ids: tuple[Name, ...], options: dict[str, 
         ids = desk.plan(connection, choice)
         if options["dry_run"] or not ids:
             shown = ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")
-            click.echo(f"would {verb} {_messages(len(ids))}: {shown}" if ids else "no dead message fits")
+            say(f"would {verb} {_messages(len(ids))}: {shown}" if ids else "no dead message fits")
             return
         _confirm(verb, len(ids), options["yes"])
         total = desk.Step(0)
@@ -144,7 +144,7 @@ def _act(verb: str, done: str, outbox_ids: tuple[Name, ...], options: dict[str, 
                 advance(step.worked)
     notes = [f"{total.circling:,} replayed too often already (--force)"] if total.circling else []
     notes += [f"{total.gone:,} no longer dead"] if total.gone else []
-    click.echo(f"{done} {_messages(total.done)}" + (f"; left alone: {', '.join(notes)}" if notes else ""))
+    say(f"{done} {_messages(total.done)}" + (f"; left alone: {', '.join(notes)}" if notes else ""))
 
 
 def _edit(outbox_ids: tuple[Name, ...], text: bytes, options: dict[str, Any]) -> None:
@@ -154,7 +154,7 @@ def _edit(outbox_ids: tuple[Name, ...], text: bytes, options: dict[str, Any]) ->
     with database() as (settings, connection):
         operator = desk.Operator(options["who"], options["why"])
         desk.edit(connection, outbox_ids[0], text, configured(settings), settings.outbox.max_bytes, operator)
-    click.echo(f"replayed message {outbox_ids[0]} with the new payload")
+    say(f"replayed message {outbox_ids[0]} with the new payload")
 
 
 def _messages(count: int) -> str:

@@ -16,8 +16,8 @@ from rich.text import Text
 from sqlalchemy import Connection
 
 from streams import deploy
-from streams.cli.choose import printable
 from streams.settings import Settings, load
+from streams.terminal import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 

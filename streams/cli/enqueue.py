@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from streams import codec, deploy, outbox
 from streams.cli.bar import bar
+from streams.cli.choose import say
 from streams.errors import ServiceUnreachable, StreamsError, UsageError
 from streams.events import EventType
 from streams.registry import Registry, configured
@@ -53,7 +54,7 @@ def enqueue(file: IO[bytes], check: bool) -> None:
             _check(file, settings, registry, advance)
         else:
             outbox.start(settings)
-            click.echo(f"{_enqueue(file, settings, registry, advance)} messages enqueued")
+            say(f"{_enqueue(file, settings, registry, advance)} messages enqueued")
 
 
 def parse(raw: bytes, settings: Settings, registry: Registry) -> object:
@@ -89,12 +90,12 @@ def _check(file: IO[bytes], settings: Settings, registry: Registry, advance: Cal
             parse(raw, settings, registry)
             good += 1
         except ValueError as error:
-            click.echo(f"line {number}: {error}")
+            say(f"line {number}: {error}")
             bad += 1
         advance(len(raw))
     if bad:
         raise Broken(f"{bad} of {good + bad} lines cannot be taken")
-    click.echo(f"{good} lines can be taken")
+    say(f"{good} lines can be taken")
 
 
 def _enqueue(file: IO[bytes], settings: Settings, registry: Registry, advance: Callable[[int], None]) -> int:

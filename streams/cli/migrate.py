@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from streams import deploy
+from streams.cli.choose import say
 from streams.registry import configured
 from streams.settings import load
 
@@ -14,4 +15,4 @@ def migrate() -> None:
     """Bring the database up to date, and create what the relay needs."""
     settings = load()
     for line in deploy.migrate(settings, configured(settings)):
-        click.echo(line)
+        say(line)

@@ -7,9 +7,9 @@ import gc
 import signal
 
 import click
-import orjson
 
 from streams import log, telemetry
+from streams.cli.choose import say_json
 from streams.cli.relay_acts import adopt, switch
 from streams.cli.relay_status import status
 from streams.registry import configured
@@ -48,7 +48,7 @@ def _print_connector(settings: Settings) -> None:
     from streams.relay.connector import connector, public
 
     configuration = {"name": settings.relay.name, "config": public(connector(settings))}
-    click.echo(orjson.dumps(configuration, option=orjson.OPT_INDENT_2))
+    say_json(configuration)
 
 
 async def _run(settings: Settings, mode: str) -> None:

@@ -8,6 +8,7 @@ import time
 import click
 from sqlalchemy import Connection
 
+from streams.cli.choose import say
 from streams.cli.desk import database, signed
 from streams.errors import StreamsError, UsageError
 from streams.standing import Standing, standing
@@ -47,7 +48,7 @@ def _wait(connection: Connection, relay: str, mode: str, timeout: float) -> None
         if now := _now(found):
             said = _say(now, said)
         if found.leader and (found.mode, found.doing) == (mode, DOING[mode]):
-            click.echo(f"relay {relay} publishes in mode {mode}")
+            say(f"relay {relay} publishes in mode {mode}")
             return
         if time.monotonic() > deadline:
             raise NotYet(f"relay {relay} is not in mode {mode} after {timeout:g} s, and goes on trying; {now}")
@@ -62,7 +63,7 @@ def _now(found: Standing) -> str:
 
 def _say(now: str, said: str) -> str:
     if now != said:
-        click.echo(now, err=True)
+        say(now, err=True)
     return now
 
 
@@ -85,7 +86,7 @@ def adopt(skip: int, force: bool, yes: bool, who: str, why: str | None) -> None:
     with database() as (settings, connection):
         found = plan(connection, settings, skip=skip, force=force)
         if found is None:
-            click.echo(f"relay {settings.relay.name} knows this database: nothing to adopt")
+            say(f"relay {settings.relay.name} knows this database: nothing to adopt")
             return
         what = f"relay {found.relay} goes on at floor {found.floor} (it had {found.was}), the next id is {found.newest + 1}"
         if not yes and not sys.stdin.isatty():
@@ -93,4 +94,4 @@ def adopt(skip: int, force: bool, yes: bool, who: str, why: str | None) -> None:
         if not yes:
             click.confirm(f"{what}: adopt this database?", abort=True)
         take(connection, settings, found, who=who, why=why)
-    click.echo(f"adopted: {what}")
+    say(f"adopted: {what}")

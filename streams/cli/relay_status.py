@@ -6,14 +6,14 @@ import sys
 from dataclasses import asdict
 
 import click
-import orjson
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streams.cli.choose import printable
+from streams.cli.choose import say, say_json
 from streams.cli.desk import database
 from streams.standing import Member, SlotHealth, Standing, standing
+from streams.terminal import printable
 
 
 @click.command()
@@ -26,11 +26,11 @@ def status(as_json: bool) -> None:
     with database() as (settings, connection):
         [found] = standing(connection, settings.relay.name)
     if as_json:
-        click.echo(orjson.dumps({**asdict(found), "faults": found.faults}, option=orjson.OPT_INDENT_2))
+        say_json({**asdict(found), "faults": found.faults})
     else:
         _show(found)
         for fault in found.faults:
-            click.echo(f"streams: {printable(fault)}", err=True)
+            say(f"streams: {printable(fault)}", err=True)
     sys.exit(1 if found.faults else 0)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from streams.cli.choose import say
 from streams.dev import detached
 from streams.dev.toolbox import toolbox
 from streams.dev.workplace import Workplace
@@ -27,7 +28,7 @@ def up(detach: bool, demo: bool, workers: int, relay: str, daemon: bool) -> None
     place = Workplace(Path.cwd())
     if detach:
         options = ["--daemon", "--workers", str(workers), "--relay", relay, *(["--demo"] if demo else [])]
-        sys.exit(detached.detach(place, options, click.echo))
+        sys.exit(detached.detach(place, options, say))
     # Imported only here: `env` and `down` need no Kafka client.
     from streams.dev.screen import Screen
     from streams.dev.supervisor import Plan
@@ -40,7 +41,7 @@ def up(detach: bool, demo: bool, workers: int, relay: str, daemon: bool) -> None
 def down() -> None:
     """Stop what `streams up` started in this folder."""
     stopped = detached.down(Workplace(Path.cwd()))
-    click.echo("stopped" if stopped else "nothing runs in this folder")
+    say("stopped" if stopped else "nothing runs in this folder")
 
 
 @click.command()

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import orjson
 import yaml
 
+from streams.cli.choose import say, say_json
 from streams.settings import DEV_SERVICES, FILE, load, public
 
 URLS = {"database": "DATABASE_URL", "broker": "BROKER_URL"}
@@ -21,16 +21,16 @@ def settings(as_json: bool) -> None:
     """Show every setting with its effective value."""
     plain = public(load())
     if as_json:
-        click.echo(orjson.dumps(plain, option=orjson.OPT_INDENT_2))
+        say_json(plain)
         return
     file = _file()
     for section, values in plain.items():
         if not isinstance(values, dict) or not values:
-            click.echo(_line(section, values, _origin(file, section, None)))
+            say(_line(section, values, _origin(file, section, None)))
             continue
-        click.echo(f"{section}:")
+        say(f"{section}:")
         for key, value in values.items():
-            click.echo("  " + _line(key, value, _origin(file, section, key, value)))
+            say("  " + _line(key, value, _origin(file, section, key, value)))
 
 
 def _line(key: str, value: Any, origin: str) -> str:

@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import click
-import orjson
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Connection
 
 from streams import deploy
-from streams.cli.choose import printable
+from streams.cli.choose import say, say_json
 from streams.cli.progress import CAP, messages, relays
 from streams.dev.probe import Health, health
 from streams.dev.workplace import Note, Running, Workplace
 from streams.outlook import outlook
 from streams.settings import Settings, load, redact
 from streams.standing import Standing, standing
+from streams.terminal import printable
 
 
 @click.command()
@@ -39,13 +39,13 @@ def status(as_json: bool) -> None:
         found, healths = _status(settings, connection, note, relays)
         ahead = outlook(connection)
     if as_json:
-        click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+        say_json(found)
     else:
         _show(found, healths)
         for fault in (fault for each in relays for fault in each.faults):
-            click.echo(printable(fault))
+            say(printable(fault))
         for line in ahead:
-            click.echo(printable(line))
+            say(printable(line))
     if ahead:
         sys.exit(1)
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import click
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streams import kafka
-from streams.cli.choose import printable
+from streams.cli.choose import say
 from streams.envelope import NoEnvelope, opened
 from streams.errors import UsageError
 from streams.registry import configured
 from streams.settings import Settings, load
+from streams.terminal import printable, time_of
 
 
 @click.group()
@@ -34,7 +34,7 @@ def tail(name: str | None, from_beginning: bool, count: int | None, values: bool
     """
     settings = load()
     for number, message in enumerate(_records(settings, name or _only(settings), from_beginning), start=1):
-        click.echo(describe(message, values=values))
+        say(describe(message, values=values))
         if number == count:
             break
 
@@ -42,16 +42,15 @@ def tail(name: str | None, from_beginning: bool, count: int | None, values: bool
 def describe(message: Message, *, values: bool) -> str:
     """One line for one record; what could upset a terminal is escaped."""
     value = message.value()
-    headers: dict[str, Any] = dict(message.headers() or []) or _envelope(value)
+    headers: dict[str, Any] = kafka.headers(message) or _envelope(value)
     millis = message.timestamp()[1]
-    time = datetime.fromtimestamp(millis / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     parts = [
         f"partition={message.partition()}",
         f"offset={message.offset()}",
         f"id={_text(headers.get('id'))}",
         f"biz_type={_text(headers.get('biz_type'))}",
         f"key={_text(message.key())}",
-        f"time={time}",
+        f"time={time_of(millis)}",
         f"size={'null' if value is None else len(value)}",
     ]
     if headers.get("resend_of"):

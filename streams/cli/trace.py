@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
-import orjson
 
 from streams import deploy, trace
-from streams.cli.choose import MESSAGE, SINCE, printable
+from streams.cli.choose import MESSAGE, SINCE, say, say_json
 from streams.errors import StreamsError, UsageError
 from streams.names import Name
 from streams.settings import load
+from streams.terminal import printable
 
 
 class NoSuchMessage(StreamsError):
@@ -49,22 +49,21 @@ def command(
     if not found:
         raise NoSuchMessage(f"no message {outbox_id}" if key is None else f"no message has the key {key!r:.80}")
     if as_json:
-        click.echo(orjson.dumps(found if key is not None else found[0], default=str, option=orjson.OPT_INDENT_2))
+        say_json(found if key is not None else found[0])
     else:
-        click.echo("\n\n".join(map(describe, found)))
+        say("\n\n".join(map(describe, found)))
 
 
 def describe(found: trace.Trace) -> str:
     """A heading and one line an event."""
-    head = (
-        f"message {found.outbox_id}  {found.status}  {found.biz_type}  topic {found.topic}  key {printable(found.key)}"
-    )
-    return "\n".join([head, *(f"  {_time(event.at)}  {event.stage}{_about(event.about)}" for event in found.events)])
+    head = f"message {found.outbox_id}  {found.status}  {found.biz_type}  topic {found.topic}  key {found.key}"
+    events = [f"  {_time(event.at)}  {event.stage}{_about(event.about)}" for event in found.events]
+    return "\n".join(map(printable, [head, *events]))
 
 
 def _about(about: Any) -> str:
     shown = {name: _time(value) if isinstance(value, datetime) else str(value) for name, value in about.items()}
-    parts = [f"{name}={printable(text)}" for name, text in shown.items()]
+    parts = [f"{name}={text}" for name, text in shown.items()]
     return "  " + " ".join(parts) if parts else ""
 
 

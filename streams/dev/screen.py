@@ -12,6 +12,7 @@ from rich.text import Text
 
 from streams.dev.counters import Counts
 from streams.dev.downloads import Progress
+from streams.terminal import printable_lines
 
 # Without a terminal a line every so many seconds tells enough.
 DOWNLOAD_SECONDS = 2.0
@@ -40,7 +41,7 @@ class Screen:
 
     def line(self, text: str) -> None:
         """Say something once."""
-        self._console.print(Text(text))
+        self._console.print(Text(printable_lines(text)))
 
     def download(self, progress: Progress) -> None:
         """Show how far a download is; comes from another thread."""

@@ -7,6 +7,7 @@ print.
 
 from __future__ import annotations
 
+from streams.settings.combinations import LOOPBACK
 from streams.settings.secrets import public, redact
 from streams.settings.sections import (
     FILE,
@@ -23,6 +24,7 @@ from streams.settings.sources import DEV_SERVICES, load
 __all__ = [
     "DEV_SERVICES",
     "FILE",
+    "LOOPBACK",
     "RETRY_SUFFIX",
     "Broker",
     "Log",

@@ -10,6 +10,9 @@ from streams.errors import SettingsInvalid
 from streams.settings.secrets import redact
 from streams.settings.sections import Broker, Connect, Relay, Settings
 
+# The pages have no credentials: nobody but this machine may ask for them.
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
 
 def check(settings: Settings) -> None:
     """Raises SettingsInvalid for the first of them."""
@@ -34,7 +37,7 @@ def check(settings: Settings) -> None:
             f"setting 'worker.lock_timeout' is {settings.worker.lock_timeout}: "
             f"expected less than worker.handler_timeout ({settings.worker.handler_timeout})"
         )
-    if settings.web.host not in ("127.0.0.1", "::1", "localhost"):
+    if settings.web.host not in LOOPBACK:
         raise SettingsInvalid(
             f"setting 'web.host' is {settings.web.host!r}: expected a loopback address (127.0.0.1, ::1, localhost), "
             "because the pages have no credentials yet"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import faust
@@ -23,10 +21,24 @@ FETCH_BYTES = 384 * 1024
 RAW: dict[str, Any] = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
 
 
+class App(faust.App):
+    """A Faust app whose settings are ours alone, and which writes no file.
+
+    Faust lets dozens of environment variables with common names (WEB_BIND, APP_VERSION, PRODUCER_ACKS) win over what it
+    was given; this one reads an empty environment.
+    """
+
+    def __init__(self, group: str, **options: Any) -> None:
+        super().__init__(group, **options, env={})
+
+    def _create_directories(self) -> None:
+        """Our tables live in memory: a folder would be needed for nothing, and cannot be made on a read-only disk."""
+
+
 def assemble(settings: Settings, registry: Registry, persister: Persister) -> faust.App:
     """A Faust app that persists every consumed topic; nothing is connected before it is started."""
     worker = settings.worker
-    app = faust.App(worker.group, **_options(settings))
+    app = App(worker.group, **_options(settings))
     urls = [URL(f"kafka://{server}") for server in settings.broker_url.split(",")]
     retries = {topic: topic + RETRY_SUFFIX for topic in registry.consumed}
     app.transport = run_transport([*retries, *retries.values()], worker.run_records, worker.run_bytes)(urls, app)
@@ -64,7 +76,6 @@ def _options(settings: Settings) -> dict[str, Any]:
         "topic_replication_factor": settings.topic.replication_factor,
         "topic_partitions": settings.topic.partitions,
         "topic_disable_leader": True,
-        "datadir": Path(tempfile.gettempdir()) / f"outbox-streams-{worker.group}",
         "web_bind": web.host,
         "web_host": web.host,
         "web_port": web.port,

@@ -272,7 +272,9 @@ def test_no_events_are_no_statement(engine: Engine) -> None:
 def test_one_bad_event_among_many_and_nothing_is_written(engine: Engine, rows: Rows) -> None:
     seen = statements(engine)
     with engine.begin() as connection:
-        with pytest.raises(PayloadInvalid, match="chat_history_persist: 'message' is 5: expected str, got int"):
+        with pytest.raises(
+            PayloadInvalid, match="chat_history_persist: 'message' is of type int: expected str, got int"
+        ):
             outbox.enqueue_sync(connection, [chat(), chat(message=5), chat()])  # type: ignore[arg-type]
         assert seen == []
         kept = outbox.enqueue_sync(connection, chat())

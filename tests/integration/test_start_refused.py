@@ -52,6 +52,13 @@ def test_without_a_broker(world: World, refused: Refused, command: tuple[str, ..
     assert said == "no broker: set BROKER_URL or broker.url in faust.yml, or run `streams up` here"
 
 
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.1.2.3"])
+def test_pages_for_everybody(world: World, refused: Refused, address: str) -> None:
+    world.migrate()
+    said = refused((*WORKER, "--web-bind", address), 2)
+    assert said == f"--web-bind is {address!r}: expected a loopback address (127.0.0.1, ::1, localhost)"
+
+
 WRONG = [
     ("STREAMS_WORKER__LOCK_TIMEOUT", "60", "setting 'worker.lock_timeout' is 60.0: expected less than worker.handler_"),
     ("STREAMS_BROKER__SASL_MECHANISM", "PLAIN", "setting 'broker.sasl_mechanism' is 'PLAIN': expected one exactly"),

@@ -1,13 +1,16 @@
-"""What a worker is made of: it logs in to Kafka as the relay does, and a schedule does not grow by being compared."""
+"""What a worker is made of: its login, settings that no environment variable changes, its schedule."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 
 from streams import kafka
 from streams.settings import load
-from streams.worker.assembly import credentials
+from streams.worker.assembly import App, credentials
 from streams.worker.schedule import Schedule
 
 SASL = {
@@ -39,3 +42,29 @@ def test_a_schedule_that_is_put_again_does_not_grow() -> None:
     assert schedule.take(60.0, 10) == [(0, "a")]
     schedule.put(0, "a", 50.0)
     assert schedule.take(60.0, 10) == [(0, "a")]
+
+
+def values(app: App) -> dict[str, Any]:
+    """Every setting of Faust as this app has it."""
+    stored = vars(app.conf)
+    return {name: stored.get(param.storage_name) for name, param in app.Settings.SETTINGS.items()}
+
+
+@pytest.mark.parametrize("value", ["17", "0.0.0.0", "1.4.2", ""])
+def test_no_environment_variable_of_fausts_changes_a_setting(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"web_bind": "127.0.0.1", "consumer_auto_offset_reset": "earliest"}
+    plain, same = values(App("group", **options)), values(App("group", **options))
+    random = {name for name in plain if plain[name] != same[name]}
+    assert random <= {"reply_to"}
+    for param in App.Settings.SETTINGS.values():
+        for prefix in ("", "FAUST_", "F_"):
+            if param.env_name:
+                monkeypatch.setenv(prefix + param.env_name, value)
+    found = values(App("group", **options))
+    assert {name for name in found if found[name] != plain[name]} <= random
+
+
+def test_a_worker_needs_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    App("group")._create_directories()
+    assert list(tmp_path.iterdir()) == []
