@@ -21,9 +21,9 @@ E = TypeVar("E")
 KEY_BYTES = 1024
 _NUL = b"\\u0000"
 _BACKSLASH = ord("\\")
-_UNITS: dict[type[Any], str] = dict.fromkeys((list, tuple, set, frozenset, dict), "entries") | {
-    bytes: "bytes",
-    bytearray: "bytes",
+_UNITS: dict[Any, str] = {
+    **dict.fromkeys((list, tuple, set, frozenset, dict), "entries"),
+    **dict.fromkeys((bytes, bytearray), "bytes"),
 }
 _AS_IN_BATCHES = orjson.OPT_UTC_Z  # a moment is the same text in the outbox and in what a handler writes
 _STEP = re.compile(r"([^.\[\]]+)(?![^\[]*\])|\[([^]]*)\]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+import orjson
 from sqlalchemy import Connection
 
 from db import query

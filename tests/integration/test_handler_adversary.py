@@ -146,13 +146,17 @@ def test_bad_data_that_is_swallowed_is_its_messages_whichever_way_the_statement_
 
 
 async def leave_a_pipeline(db: AsyncConnection) -> None:
-    await (await driver_of(db)).pipeline().__aenter__()
+    pipeline = (await driver_of(db)).pipeline()
+    await pipeline.__aenter__()
+    kept.append(pipeline)
 
 
 async def leave_a_pipeline_with_something_in_it(db: AsyncConnection) -> None:
     driver = await driver_of(db)
-    await driver.pipeline().__aenter__()
-    await driver.execute("SELECT fail('22003')")
+    pipeline = driver.pipeline()
+    await pipeline.__aenter__()
+    kept.append(pipeline)
+    await driver.execute("SELECT 1")
 
 
 kept: list[Any] = []
@@ -521,6 +525,7 @@ def test_a_row_that_row_level_security_refuses_costs_one_message(bench: Workbenc
     bench.query("CREATE POLICY good ON notes WITH CHECK (note <> 'bad')")
 
     async def saves(messages: Messages, db: AsyncConnection) -> None:
+        await db.exec_driver_sql("SET LOCAL row_security = on")
         await db.exec_driver_sql("SET LOCAL ROLE rls_adversary")
         await save(messages, db)
         await db.exec_driver_sql("RESET ROLE")
