@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 
-from streams import deploy
+from streams import deploy, kafka
 from streams.dev.connect import ConnectWorker
 from streams.registry import configured
 from streams.relay.connect import Connect
@@ -139,7 +140,10 @@ async def test_the_least_privileges_of_a_relay_that_reads_the_log_are_enough(
 def lost(world: World) -> None:
     """The workers committed past everything on the topic, and no message has a fate."""
     settings = world.settings
-    ends = dict.fromkeys(range(settings.topic.partitions), 1000)
+    consumer = Consumer(kafka.client(settings, group_id="nobody"))
+    places = [TopicPartition(world.topic, number) for number in range(settings.topic.partitions)]
+    ends = {place.partition: consumer.get_watermark_offsets(place, timeout=10)[1] for place in places}
+    consumer.close()
     commit(settings.broker_url, settings.worker.group, world.topic, ends)
 
 
