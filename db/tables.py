@@ -154,6 +154,29 @@ outbox_run_crashes = Table(
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
 )
 
+outbox_partition_crashes = Table(
+    "outbox_partition_crashes",
+    metadata,
+    Column("topic", Text, primary_key=True),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("owner", Text, nullable=False),
+    Column("orderly", Boolean, nullable=False, server_default=text("false")),
+    Column("crashes", Integer, nullable=False, server_default=text("0")),
+    Column("first_offset", BigInteger),
+    Column("through", BigInteger),
+    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
+
+outbox_message_crashes = Table(
+    "outbox_message_crashes",
+    metadata,
+    Column("topic", Text, primary_key=True),
+    Column("outbox_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("partition", Integer, nullable=False),
+    Column("crashes", Integer, nullable=False),
+    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
+
 outbox_rejects = Table(
     "outbox_rejects",
     metadata,

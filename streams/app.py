@@ -38,7 +38,9 @@ def build() -> faust.App:
         preflight.check(settings, registry, _pages(app))
 
     conf: Any = app.conf  # typed as if a Worker could only be a class
-    conf.Worker = partial(WorkerProcess, reports=settings.log, check=partial(_checked, check))
+    conf.Worker = partial(
+        WorkerProcess, reports=settings.log, check=partial(_checked, check), leave=persister.suspects.leave
+    )
     return app
 
 

@@ -136,38 +136,51 @@ SELECT %(topic)s, partition, "offset", reason
 FROM json_to_recordset(%(rejects)s::json) AS r (partition integer, "offset" bigint, reason text)
 ON CONFLICT (topic, partition, "offset") DO NOTHING;
 
--- note_start --
--- Committed before a run that may have taken its process down: how often it was begun and never ended.
-INSERT INTO outbox_run_crashes (topic, partition, first_offset, crashes)
-VALUES (%(topic)s, %(partition)s, %(offset)s, 1)
-ON CONFLICT (topic, partition, first_offset)
-DO UPDATE SET crashes = outbox_run_crashes.crashes + 1, updated_at = now()
-RETURNING crashes - 1;
+-- take_partitions --
+-- Make these partitions one owner's; what was noted of them before, as the rows were when this began.
+WITH given AS (
+    SELECT topic, partition
+    FROM unnest(%(topics)s::text[], %(partitions)s::integer[]) AS given (topic, partition)
+),
+taken AS (
+    INSERT INTO outbox_partition_crashes (topic, partition, owner)
+    SELECT topic, partition, %(owner)s FROM given ORDER BY topic, partition
+    ON CONFLICT (topic, partition) DO UPDATE SET owner = excluded.owner, orderly = false, updated_at = now()
+)
+SELECT topic, partition, crashes, through, orderly
+FROM outbox_partition_crashes JOIN given USING (topic, partition);
 
--- note_start_alone --
--- The same for one message that is worked alone.
-INSERT INTO outbox_run_crashes (topic, partition, first_offset, crashes, crashes_alone)
-VALUES (%(topic)s, %(partition)s, %(offset)s, 0, 1)
-ON CONFLICT (topic, partition, first_offset)
-DO UPDATE SET crashes_alone = outbox_run_crashes.crashes_alone + 1, updated_at = now()
-RETURNING crashes_alone - 1;
+-- put_strikes --
+-- Committed before a handler gets messages of a partition that may have taken its process down, and taken back afterwards.
+UPDATE outbox_partition_crashes
+SET crashes = %(crashes)s, through = %(through)s, first_offset = %(offset)s, updated_at = now()
+WHERE topic = %(run_topic)s AND partition = %(partition)s AND owner = %(owner)s
+RETURNING 1;
 
--- forget_start --
--- A run that was begun, waited, and was given up in good order took nobody down.
-UPDATE outbox_run_crashes
-SET crashes = greatest(crashes - 1, 0), updated_at = now()
-WHERE topic = %(topic)s AND partition = %(partition)s AND first_offset = %(offset)s;
+-- hand_on --
+-- Partitions that their owners give up alive, and do not suspect.
+UPDATE outbox_partition_crashes AS c
+SET orderly = true, updated_at = now()
+FROM unnest(%(owners)s::text[], %(topics)s::text[], %(partitions)s::integer[]) AS given (owner, topic, partition)
+WHERE c.topic = given.topic AND c.partition = given.partition AND c.owner = given.owner;
 
--- forget_start_alone --
--- The same for one message that is worked alone.
-UPDATE outbox_run_crashes
-SET crashes_alone = greatest(crashes_alone - 1, 0), updated_at = now()
-WHERE topic = %(topic)s AND partition = %(partition)s AND first_offset = %(offset)s;
+-- strike --
+-- Committed before a message is tried alone: how often that was begun before and never ended.
+INSERT INTO outbox_message_crashes AS c (topic, outbox_id, partition, crashes)
+SELECT %(topic)s, id, %(partition)s, 1 FROM unnest(%(ids)s::bigint[]) AS given (id)
+ON CONFLICT (topic, outbox_id) DO UPDATE SET crashes = c.crashes + 1, updated_at = now()
+RETURNING outbox_id, crashes - 1;
 
--- note_end --
--- What was begun has ended, up to here.
-DELETE FROM outbox_run_crashes
-WHERE topic = %(topic)s AND partition = %(partition)s AND first_offset < %(end)s;
+-- withdraw_strikes --
+-- What was tried alone and failed or waits has not taken its process down.
+UPDATE outbox_message_crashes
+SET crashes = crashes - 1, updated_at = now()
+WHERE topic = %(topic)s AND outbox_id = ANY(%(ids)s::bigint[]) AND crashes > 0;
+
+-- forget_strikes --
+-- What was tried alone has a fate.
+DELETE FROM outbox_message_crashes
+WHERE topic = %(topic)s AND outbox_id = ANY(%(ids)s::bigint[]);
 
 -- biz_types_registered --
 -- Which of these biz_types somebody registered, and whether they are retired.

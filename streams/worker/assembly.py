@@ -41,7 +41,9 @@ def assemble(settings: Settings, registry: Registry, persister: Persister) -> fa
     app = App(worker.group, **_options(settings))
     urls = [URL(f"kafka://{server}") for server in settings.broker_url.split(",")]
     retries = {topic: topic + RETRY_SUFFIX for topic in registry.consumed}
-    app.transport = run_transport([*retries, *retries.values()], worker.run_records, worker.run_bytes)(urls, app)
+    topics = [*retries, *retries.values()]
+    transport = run_transport(topics, worker.run_records, worker.run_bytes, persister.suspects)
+    app.transport = transport(urls, app)
     for topic, retry in retries.items():
         partitions = settings.topic_settings(topic).partitions
         tables, schedule = AsideTables(app, topic, partitions), Schedule()

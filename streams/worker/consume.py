@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import psycopg
 from sqlalchemy.exc import SQLAlchemyError
 
 from streams.names import name_of
+from streams.settings import RETRY_SUFFIX
 from streams.worker.fail import fail_stop
 from streams.worker.jobs import Job, Persist, Wake, guarded
 from streams.worker.lanes import Lanes, Slots
@@ -45,15 +47,25 @@ class Consumer:
         # Faust acks in a finally block, even after an exception: acks are off, each run is acked by hand.
         transport: Any = self._app.consumer
         lanes = Lanes(self._work, self._slots, self._most, transport.on_buffer_full, transport.on_buffer_drop)
-        async with lanes:
-            async for event in stream.noack().events():
-                run: Run = event.value
-                run.taken = True
-                alone = run.suspect or run.topic != self._topic
-                lanes.submit(run.partition, event.message.tp, event, run.weight, alone=alone)
+        try:
+            async with lanes:
+                async for event in stream.noack().events():
+                    run: Run = event.value
+                    run.taken = True
+                    alone = run.suspect or run.topic != self._topic
+                    lanes.submit(run.partition, event.message.tp, event, run.weight, alone=alone)
+        finally:
+            if self._app.should_stop:
+                # Every handler has ended: what nobody suspects is handed on in order.
+                both = {self._topic, self._topic + RETRY_SUFFIX}
+                await asyncio.shield(self._persister.suspects.give_up_all(both))
 
     async def _work(self, events: Sequence[Any]) -> bool:
         """One transaction for these runs; False when it failed and each needs one of its own."""
+        async with self._persister.suspects.busy([event.value.suspicion for event in events]):
+            return await self._work_these(events)
+
+    async def _work_these(self, events: Sequence[Any]) -> bool:
         first: Run = events[0].value
         try:
             if len(events) > 1:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -33,13 +34,19 @@ class Slots:
 
     async def rest(self, seconds: float) -> None:
         """Sleep in the middle of some work, and let others have the slot meanwhile."""
+        async with self.away():
+            await asyncio.sleep(seconds)
+
+    @asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """Within this some work waits for something, and others have its slot."""
         task = asyncio.current_task()
         self.resting.add(task)
         self.free.release()
         try:
             for dispatch in self.freed:
                 dispatch()
-            await asyncio.sleep(seconds)
+            yield
         finally:
             await self.free.acquire()
             self.resting.discard(task)

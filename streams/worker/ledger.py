@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from streams.worker.suspicion import Suspicion
+
 
 @dataclass(eq=False, slots=True)
 class Run:
     """Consecutive records of one partition; `current` until it is positioned anew, `taken` once an agent has it.
 
-    `suspect` is the first run after a partition was assigned: the one that may have taken its last owner down; `waiting`
-    while it waits for something that is no message's fault, which the log says to be `reason`, an SQLSTATE.  `weight` counts
+    `suspicion` is that of its partition, None where nobody suspects anything, and `trial` the one under way; `waiting` while it
+    waits for something that is no message's fault, which the log says to be `reason`, an SQLSTATE.  `weight` counts
     records, or more than that where they are large.  `progressed` is when something last ended of the attempt under way,
     None while there is none.
     """
@@ -29,7 +31,8 @@ class Run:
     acked: bool = False
     current: bool = True
     taken: bool = False
-    suspect: bool = False
+    suspicion: Suspicion | None = None
+    trial: Any = None
     waiting: bool = False
     reason: str | None = None
     weight: int = 1
@@ -47,15 +50,24 @@ class Run:
         """Offset to commit when everything up to and including this run is done."""
         return int(self.records[-1].offset) + 1
 
-    def pieces(self) -> list[Run]:
-        """The same records, one a run; given up together with this one."""
-        self.parts = [Run(self.topic, self.partition, [record], current=self.current) for record in self.records]
+    @property
+    def suspect(self) -> bool:
+        """Whether it may hold the message that took the partition's last owner down."""
+        return self.suspicion is not None and not self.suspicion.over
+
+    def pieces(self, first: int = 0) -> list[Run]:
+        """The same records, one a run, but for those before offset `first`: one run; given up together with this one."""
+        before = [record for record in self.records if record.offset < first]
+        some = [before] if before else []
+        some += [[record] for record in self.records if record.offset >= first]
+        self.parts = [Run(self.topic, self.partition, records, current=self.current) for records in some]
         return self.parts
 
     def give_up(self) -> None:
         """The partition is not ours any more, or is positioned anew."""
-        for run in (self, *self.parts):
-            run.current = False
+        self.current = False
+        for run in self.parts:
+            run.give_up()
 
     def __len__(self) -> int:
         return len(self.records)

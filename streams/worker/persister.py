@@ -19,11 +19,12 @@ import psycopg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from db import query
 from streams.registry import Registry
 from streams.settings import Settings
 from streams.worker.connections import Failed, commit, driver_of, is_lost
+from streams.worker.crashes import CrashNotes
 from streams.worker.database import REACH, Database
+from streams.worker.exclusion import Displaced, Exclusion
 from streams.worker.fate import (
     Costly,
     HandlerBroken,
@@ -44,6 +45,7 @@ from streams.worker.origin import Origin, Outbox
 from streams.worker.records import work_records
 from streams.worker.retry import Head, work_open
 from streams.worker.silence import answering
+from streams.worker.suspects import Isolated, Suspects, Trial, Unnoted
 from streams.worker.transaction import Aside, Invisible, Outcome, Transaction
 
 logger = logging.getLogger(__name__)
@@ -61,8 +63,9 @@ class Persister:
     def __init__(self, settings: Settings, registry: Registry) -> None:
         self.registry = registry
         self.slots = Slots(settings.worker.transactions)
-        self._most, self._unknown_days = settings.worker.run_records, settings.worker.unknown_days
+        self.most, self._unknown_days = settings.worker.run_records, settings.worker.unknown_days
         self.database = Database(settings)
+        self.suspects = Suspects(CrashNotes(self.database), Exclusion(self.slots), self.most, settings.worker.run_bytes)
         self._ours = Outbox(registry)
         self._foreign = {topic: Foreign(registry, source) for topic, source in registry.envelopes.items()}
         self._memories: defaultdict[str, Memory] = defaultdict(Memory)
@@ -78,7 +81,8 @@ class Persister:
             return None
         try:
             with _progressing(runs) as progressed:
-                return await self._once(runs[0].topic, self._records(runs), self._care(runs[0].topic), progressed)
+                async with self.suspects.exclusion.shared():
+                    return await self._once(runs[0].topic, self._records(runs), self._care(runs[0].topic), progressed)
         except Failed as failed:
             logger.debug("runs are worked one by one", extra=_about(runs[0], failed.error))
             return None
@@ -96,7 +100,7 @@ class Persister:
         """
 
         async def work(transaction: Transaction) -> None:
-            await work_open(transaction, topic, run.partition, keys, most or self._most)
+            await work_open(transaction, topic, run.partition, keys, most or self.most)
 
         return await self._until_done(run, topic, work, max(care, Care.PIECES))
 
@@ -119,18 +123,18 @@ class Persister:
         rows = await self._ask("newest_dead", topic, partitions=list(partitions), most=most)
         return [Aside(one, partition, key, "dead", attempts, code) for key, partition, one, attempts, code in rows]
 
-    async def note(self, run: Run, name: str, **parameters: Any) -> int | None:
-        """Commit one small statement by itself, such as `note_start`; its value, or None when the run is not ours."""
+    async def insist(self, run: Run, act: Callable[[], Awaitable[Any]]) -> bool:
+        """Do something small in the database, whenever it lets us; False when the run stopped being ours before that."""
         tries = 0
         while run.current:
             try:
-                rows = await self.database.read(query(name), parameters)
-            except (psycopg.Error, DBAPIError, PoolTimeout, OSError) as error:
+                await act()
+            except (psycopg.Error, DBAPIError, PoolTimeout, OSError, TimeoutError) as error:
                 tries += 1
                 await self._wait(run, error, tries)
             else:
-                return int(rows[0][0]) if rows else 0
-        return None
+                return True
+        return False
 
     @contextmanager
     def condemning(self, topic: str, messages: Sequence[int], error: Exception) -> Iterator[None]:
@@ -163,7 +167,7 @@ class Persister:
         while run.current:
             progressed()
             try:
-                outcome = await self._once(topic, work, care, progressed)
+                outcome = await self._attempt(run, topic, work, care, progressed)
             except Failed as failed:
                 error, lost = failed.error, failed.lost
                 if failed.at_commit and not lost and judge(error, lost) is Verdict.ISOLATE:
@@ -172,6 +176,10 @@ class Persister:
             else:
                 run.waiting = False
                 return outcome
+            if isinstance(error, Isolated):
+                raise error
+            if isinstance(error, Displaced):
+                continue
             if isinstance(error, Invisible):
                 run.waiting = True
                 unseen += 1
@@ -182,6 +190,8 @@ class Persister:
             alone = error if isinstance(error, Costly) else None
             error = alone.error if alone is not None else error
             verdict = judge(error, lost) if alone is None else Verdict.COSTLY
+            if isinstance(error, Unnoted):
+                verdict = Verdict.WAIT
             if (alone is not None or isinstance(error, HandlerTimeout)) and not await self.database.reachable():
                 verdict = Verdict.WAIT
             run.waiting = verdict is Verdict.WAIT
@@ -211,7 +221,17 @@ class Persister:
                 raise error
         return None
 
-    async def _once(self, topic: str, work: Work, care: Care, progressed: Callable[[], None]) -> Outcome:
+    async def _attempt(self, run: Run, topic: str, work: Work, care: Care, progressed: Callable[[], None]) -> Outcome:
+        """One transaction, beside those of others or not, as far as the run is suspect."""
+        trial: Trial | None = run.trial
+        run.progressed = None  # who waits to be let in does not stand still
+        async with self.suspects.exclusion.shared() if trial is None else trial.permitted():
+            progressed()
+            return await self._once(topic, work, care, progressed, trial)
+
+    async def _once(
+        self, topic: str, work: Work, care: Care, progressed: Callable[[], None], trial: Trial | None = None
+    ) -> Outcome:
         """One transaction; Failed when it did not commit, or when nobody knows."""
         lost, origin = True, self.origin(topic)
         at_commit = False
@@ -230,6 +250,7 @@ class Persister:
                     origin=origin,
                     unknown_days=self._unknown_days,
                     progressed=progressed,
+                    trial=trial,
                 )
                 try:
                     async with transaction.spans:

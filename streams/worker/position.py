@@ -17,12 +17,14 @@ from mode.utils.futures import notify
 
 from streams.worker.fetch import FetchingConsumer
 from streams.worker.ledger import Ledger, Run
+from streams.worker.suspects import Suspects
 
 
 class PositionedConsumer(FetchingConsumer):
     """Faust's consumer, whose topics in `run_topics` have a ledger for each partition."""
 
     run_topics: frozenset[str] = frozenset()
+    suspects: Suspects | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -31,7 +33,6 @@ class PositionedConsumer(FetchingConsumer):
         self._expected: dict[TP, int] = {}
         self._confirmed: dict[TP, int] = {}
         self._sought: dict[TP, int] = {}
-        self._suspect: set[TP] = set()
         self._dirty = False  # something fetched was not delivered: position anew before the next fetch
 
     def ack(self, message: Message) -> bool:
@@ -84,11 +85,14 @@ class PositionedConsumer(FetchingConsumer):
         """A rebalance takes these away: acks that still arrive for them count no more."""
         self._forget(revoked)
         await super().on_partitions_revoked(revoked)
+        if self.suspects is not None:
+            await self.suspects.give_up(self._places(revoked))
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """A rebalance gives these; Faust seeks to their committed offsets before the flow goes on."""
         self._forget(assigned)
-        self._suspect |= {ensure_TP(tp) for tp in assigned}
+        if self.suspects is not None:
+            self.suspects.assigned(self._places(assigned))
         await super().on_partitions_assigned(assigned, generation_id)
 
     def confirmed(self, tp: TP) -> int | None:
@@ -133,6 +137,9 @@ class PositionedConsumer(FetchingConsumer):
         # A run's message carries its last offset: what looks like a gap to Faust is the run.
         if tp.topic not in self.run_topics:
             await super()._add_gap(tp, offset_from, offset_to)
+
+    def _places(self, tps: Iterable[TP]) -> list[tuple[str, int]]:
+        return [(tp.topic, tp.partition) for tp in tps if tp.topic in self.run_topics]
 
     def _forget(self, tps: Iterable[TP]) -> None:
         self._epoch += 1

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import faust
@@ -25,8 +25,17 @@ GOODBYE = 4.5  # seconds between being told to stop and ending, whatever is stil
 class WorkerProcess(faust.Worker):
     """What `faust ... worker` starts, after `check`; Faust's `-l`, its log format and its spinner have no effect."""
 
-    def __init__(self, *args: Any, reports: Log, check: Callable[[], None], **options: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        reports: Log,
+        check: Callable[[], None],
+        leave: Callable[[], Awaitable[None]] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(*args, **options)
+        self._leave = leave
+        self._leaving: asyncio.Future[None] | None = None
         self._reports = reports
         self.spinner = None
         log.setup(reports, debug=self.debug)
@@ -43,6 +52,9 @@ class WorkerProcess(faust.Worker):
             backstop = threading.Timer(GOODBYE, _leave)
             backstop.daemon = True
             backstop.start()
+            if self._leave is not None:
+                # At once: whatever is still worked when the backstop ends the process has killed nobody.
+                self._leaving = asyncio.ensure_future(self._leave(), loop=self.loop)
         super()._schedule_shutdown(told)
 
     async def on_startup_finished(self) -> None:

@@ -29,6 +29,7 @@ from streams.worker.origin import Origin, Outbox
 from streams.worker.savepoint import Savepoint
 from streams.worker.silence import answering
 from streams.worker.spans import Attempt
+from streams.worker.suspects import Trial
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,9 @@ class Transaction:
         origin: Origin | None = None,
         unknown_days: float = 1.0,
         progressed: Callable[[], None] = lambda: None,
+        trial: Trial | None = None,
     ) -> None:
+        self._trial = trial
         self._connection, self._driver, self._registry, self.topic = connection, driver, registry, topic
         self._care, self._seconds, self.memory = care, seconds, memory
         self._caller = HandlerCaller(connection, driver, seconds, progressed)
@@ -115,6 +118,8 @@ class Transaction:
     async def apply(self, turns: Sequence[Incoming]) -> list[Guilty]:
         """Call the handlers with messages that this transaction has claimed; those that fail or make no sense are set aside."""
         ready, guilty = self._readable(turns, await self._patience(turns))
+        if ready and self._trial is not None:
+            await self._trial.begin(ready, self.memory.condemned)
         messages = [cast("Message[Any]", one.message) for one in ready]
         kinds = [one.biz_type for one in ready]
         try:
@@ -225,6 +230,8 @@ class Transaction:
         """Before the commit: forget what was kept of messages that are settled now."""
         if self.origin.settle is not None and self._retaken:
             await self.execute(self.origin.settle, ids=list(self._retaken))
+        if self._trial is not None:
+            await self._trial.settle(self.execute)
 
     async def execute(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """The rows of a named query."""

@@ -22,6 +22,7 @@ from faust.types.tuples import Message
 
 from streams.worker.ledger import split
 from streams.worker.position import PositionedConsumer
+from streams.worker.suspects import Suspects
 from streams.worker.watch import Unread
 
 logger = logging.getLogger(__name__)
@@ -176,11 +177,13 @@ class RunConsumer(PositionedConsumer):
             for record in found:
                 yield self._to_message(tp, record)
             return
+        suspicion = self.suspects.of(tp.topic, tp.partition) if self.suspects is not None else None
+        if suspicion is not None:
+            suspicion.delivered(max(self.end_of(tp), found[-1].offset + 1))
         for run in split(tp.topic, tp.partition, found, self.run_records, self.run_bytes):
             message = self._to_message(tp, run.records[-1])
             message.key, message.value = None, cast("Any", run)
-            run.suspect = tp in self._suspect
-            self._suspect.discard(tp)
+            run.suspicion = suspicion
             self.ledgers[tp].open(run)
             self._expected[tp] = run.end
             yield message
@@ -192,9 +195,10 @@ class RunTransport(driver.Transport):
     Consumer = RunConsumer
 
 
-def run_transport(topics: Iterable[str], records: int, size: int) -> type[RunTransport]:
+def run_transport(
+    topics: Iterable[str], records: int, size: int, suspects: Suspects | None = None
+) -> type[RunTransport]:
     """A transport class whose consumer delivers `topics` as runs of at most `records` records and `size` bytes."""
-    consumer = type(
-        "Consumer", (RunConsumer,), {"run_topics": frozenset(topics), "run_records": records, "run_bytes": size}
-    )
+    limits = {"run_topics": frozenset(topics), "run_records": records, "run_bytes": size, "suspects": suspects}
+    consumer = type("Consumer", (RunConsumer,), limits)
     return type("Transport", (RunTransport,), {"Consumer": consumer})

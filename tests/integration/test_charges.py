@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from streams.settings import RETRY_SUFFIX
 from streams.worker.connections import Failed
 from streams.worker.fate import HandlerTimeout
 from streams.worker.isolation import RECENTLY
-from streams.worker.jobs import PATIENCE, Persist, guarded
+from streams.worker.jobs import Persist, Wake, guarded
 from streams.worker.ledger import Run
+from streams.worker.suspicion import ISOLATE
 from streams.worker.transaction import Invisible, Transaction
 from tests.fixtures.listed import PARTITIONS, TOPIC
 from tests.fixtures.simulation import Bench
@@ -204,16 +206,62 @@ async def waiting(run: Any) -> None:
             await asyncio.sleep(0.01)
 
 
+def noted(stage: Stage) -> list[tuple[Any, ...]]:
+    """How many deaths of each partition."""
+    return stage.bench.query("SELECT topic, partition, crashes FROM outbox_partition_crashes WHERE crashes > 0")
+
+
+def struck(stage: Stage) -> list[tuple[Any, ...]]:
+    """How many deaths of each message that was tried alone."""
+    return stage.bench.query("SELECT outbox_id, crashes FROM outbox_message_crashes WHERE crashes > 0")
+
+
+def suspect(stage: Stage, run: Any, worker: Any = None) -> Run:
+    """The same records, as the first run after its partition was assigned."""
+    suspects = (worker or stage.bench.workers[0]).suspects
+    suspects.assigned([(run.topic, run.partition)])
+    again = Run(run.topic, run.partition, run.records, suspicion=suspects.of(run.topic, run.partition))
+    assert again.suspicion is not None
+    again.suspicion.delivered(10**6)
+    return again
+
+
+def crashed(stage: Stage, run: Any, crashes: int) -> None:
+    """A worker of before died so often with it."""
+    stage.bench.query(
+        "INSERT INTO outbox_partition_crashes (topic, partition, owner, crashes, through) VALUES (%s, %s, '-', %s, %s)"
+        " ON CONFLICT (topic, partition) DO UPDATE SET crashes = excluded.crashes, through = excluded.through RETURNING 1",
+        run.topic,
+        run.partition,
+        crashes,
+        run.end,
+    )
+
+
+async def work(worker: Any, run: Run) -> Any:
+    """As a lane does it."""
+    async with worker.suspects.busy([run.suspicion]):
+        return await guarded(worker, Persist(worker, run))
+
+
 @pytest.mark.parametrize("how", ["rebalance", "shutdown"])
-def test_a_run_that_waits_when_its_worker_ends_in_good_order_has_taken_nobody_down(stage: Stage, how: str) -> None:
+@pytest.mark.parametrize("crashes", [0, ISOLATE])
+def test_a_run_that_waits_when_its_worker_ends_in_good_order_has_taken_nobody_down(
+    stage: Stage, how: str, crashes: int
+) -> None:
     """A missing column and seven deployments made the first message dead, for crashes that never were."""
     worker, run = stage.bench.workers[0], a_run(stage)
     stage.bench.handler.faults = {stage.name(): "42703"}
+    if crashes:
+        crashed(stage, run, crashes)
+    before = noted(stage)
 
     async def end() -> None:
-        again = Run(run.topic, run.partition, run.records, suspect=True)
-        job = asyncio.create_task(guarded(worker, Persist(worker, again)))
-        await waiting(again)
+        again = suspect(stage, run)
+        job = asyncio.create_task(work(worker, again))
+        async with asyncio.timeout(20):
+            while not any(each.waiting for each in (again, *again.parts)):
+                await asyncio.sleep(0.01)
         if how == "shutdown":
             job.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -222,47 +270,94 @@ def test_a_run_that_waits_when_its_worker_ends_in_good_order_has_taken_nobody_do
             again.give_up()
             assert await job is None
 
-    for _ in range(2 * PATIENCE + 2):
+    for _ in range(4):
         stage.bench.run(end())
-        assert stage.bench.query("SELECT crashes FROM outbox_run_crashes") == [(0,)]
+        assert (noted(stage), struck(stage)) == (before, [])
     stage.bench.handler.faults = {}
-    run.suspect = True
-    outcome = stage.bench.run(guarded(worker, Persist(worker, run)))
+    outcome = stage.bench.run(work(worker, suspect(stage, run)))
     assert outcome is not None
     assert outcome.consumed == 1
-    assert stage.bench.query("SELECT count(*) FROM outbox_run_crashes") == [(0,)]
+    assert (noted(stage), struck(stage)) == ([], [])
 
 
-def test_a_run_that_is_worked_piece_by_piece_is_given_up_in_the_middle_of_one(stage: Stage) -> None:
-    """It waited for its handler to be mended, long after its partition was another worker's."""
+def test_a_process_that_is_told_to_end_while_a_slow_message_is_worked_has_not_died_of_it(stage: Stage) -> None:
+    """Six SIGTERMs, and it was dead; the note is taken back at once, whether its handler ends in time or not."""
     worker, run = stage.bench.workers[0], a_run(stage)
-    stage.bench.handler.faults = {stage.name(): "42703"}
-    run.suspect = True
-    where = (run.topic, run.partition, run.first)
-    stage.bench.query(
-        "INSERT INTO outbox_run_crashes (topic, partition, first_offset, crashes) VALUES (%s, %s, %s, 3) RETURNING 1",
-        *where,
-    )
 
-    async def end() -> Any:
-        job = asyncio.create_task(guarded(worker, Persist(worker, run)))
+    async def slow(stopped: list[Any], _: AsyncConnection) -> None:
+        assert noted(stage) == [(run.topic, 0, 1)]
+        await worker.suspects.leave()
+        stopped.append(noted(stage))
+        await asyncio.sleep(1000)
+
+    async def end() -> None:
+        stopped: list[Any] = []
+        stage.bench.handler.hook = partial(slow, stopped)
+        job = asyncio.create_task(work(worker, suspect(stage, run)))
         async with asyncio.timeout(20):
-            while not run.parts:
+            while not stopped:
                 await asyncio.sleep(0.01)
-        await waiting(run.parts[0])
-        run.give_up()
-        async with asyncio.timeout(20):
-            return await job
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        assert stopped == [[]]
+        worker.suspects.leaving = False
 
-    assert stage.bench.run(end()) is None
-    assert stage.bench.query("SELECT crashes_alone FROM outbox_run_crashes") == [(0,)]
+    for _ in range(6):
+        stage.bench.run(end())
+    outcome = stage.bench.run(work(worker, suspect(stage, run)))
+    assert outcome is not None
+    assert outcome.consumed == 1
+
+
+def test_who_is_told_to_end_hands_no_more_messages_to_handlers(stage: Stage) -> None:
+    worker, run = stage.bench.workers[0], a_run(stage)
+
+    async def end() -> None:
+        await worker.suspects.leave()
+        again = suspect(stage, run)
+        job = asyncio.create_task(work(worker, again))
+        await waiting(again)
+        again.give_up()
+        assert await job is None
+
+    stage.bench.run(end())
+    assert stage.bench.query("SELECT count(*) FROM notes") == [(0,)]
+
+
+def test_who_waits_for_another_owners_lock_is_not_noted_and_lets_others_go_first(stage: Stage) -> None:
+    """The turn was kept for the whole of the lock's time limit."""
+    for key in "ac":
+        stage.insert(stage.bench.connection, key, "plain")
+    stage.send(stage.committed())
+    first, second = stage.next_run(0, 1), stage.next_run(1, 1)
+    assert first is not None
+    assert second is not None
+    worker = stage.bench.workers[0]
+
+    async def both() -> None:
+        with stage.bench.another() as other:
+            other.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [TOPIC])
+            waits, goes = suspect(stage, first), suspect(stage, second)
+            one = asyncio.create_task(work(worker, waits))
+            await asyncio.sleep(0)
+            outcome = await asyncio.wait_for(work(worker, goes), 10)
+            assert outcome is not None
+            assert outcome.consumed == 1
+            assert not one.done()
+            assert noted(stage) == []
+            other.rollback()
+            outcome = await asyncio.wait_for(one, 20)
+            assert outcome is not None
+            assert outcome.consumed == 1
+
+    stage.bench.run(both())
 
 
 def test_a_run_that_waits_for_a_row_to_become_visible_has_taken_nobody_down(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker, run = stage.bench.workers[0], a_run(stage)
-    run.suspect = True
+    worker, run = stage.bench.workers[0], suspect(stage, a_run(stage))
 
     async def unseen(*_: Any) -> Any:
         raise Failed(Invisible("not yet"), False)
@@ -270,39 +365,99 @@ def test_a_run_that_waits_for_a_row_to_become_visible_has_taken_nobody_down(
     monkeypatch.setattr(worker, "_once", unseen)
 
     async def end() -> None:
-        job = asyncio.create_task(guarded(worker, Persist(worker, run)))
+        job = asyncio.create_task(work(worker, run))
         await waiting(run)
         job.cancel()
         with pytest.raises(asyncio.CancelledError):
             await job
 
     stage.bench.run(end())
-    assert stage.bench.query("SELECT crashes FROM outbox_run_crashes") == [(0,)]
+    assert noted(stage) == []
 
 
-def test_a_piece_that_was_worked_is_no_suspect_any_more(stage: Stage) -> None:
-    """The last one waited for a grant, and each start in good order counted the first one again."""
-    for _ in range(2):
+def test_what_is_known_calls_nobody_and_is_worked_as_a_whole_and_clears_nobody(stage: Stage) -> None:
+    for _ in range(4):
         stage.insert(stage.bench.connection, "a", "plain")
-    stage.bench.handler.faults = {stage.name(): "42501"}
     stage.send(stage.committed())
-    run = stage.next_run(0, 2)
+    run = stage.next_run(0, 4)
     assert run is not None
-    run.suspect = True
-    stage.bench.query(
-        "INSERT INTO outbox_run_crashes (topic, partition, first_offset, crashes) VALUES (%s, 0, 0, 3) RETURNING 1",
-        TOPIC,
-    )
     worker = stage.bench.workers[0]
+    known = Run(run.topic, run.partition, run.records[:3])
+    assert consumed(stage, known) == 3
+    crashed(stage, run, ISOLATE)
+    again = suspect(stage, known)
+    outcome = stage.bench.run(work(worker, again))
+    assert outcome is not None
+    assert (outcome.consumed, outcome.skipped, again.parts) == (0, 3, [])
+    assert again.suspect
+    assert noted(stage) == [(run.topic, 0, ISOLATE)]
+    whole = Run(run.topic, run.partition, run.records, suspicion=again.suspicion)
+    outcome = stage.bench.run(work(worker, whole))
+    assert outcome is not None
+    assert (outcome.consumed, outcome.skipped) == (1, 3)
+    assert [len(each) for each in whole.parts] == [3, 1]
+    assert (noted(stage), struck(stage)) == ([], [])
 
-    async def end() -> None:
-        job = asyncio.create_task(guarded(worker, Persist(worker, run)))
-        async with asyncio.timeout(20):
-            while len(run.parts) < 2 or not run.parts[1].waiting:
-                await asyncio.sleep(0.01)
-        run.give_up()
-        assert await job is None
 
-    stage.bench.run(end())
-    crashes = stage.bench.query("SELECT first_offset, crashes_alone FROM outbox_run_crashes ORDER BY 1")
-    assert crashes == [(0, 0), (1, 0)]
+def test_a_message_that_was_tried_alone_three_times_is_dead_without_being_tried(stage: Stage) -> None:
+    """By its id, wherever it comes from: here it is a retry behind another message of its conversation."""
+    for _ in range(3):
+        stage.insert(stage.bench.connection, "a", "plain")
+    stage.send(stage.committed())
+    run = stage.next_run(0, 3)
+    assert run is not None
+    worker = stage.bench.workers[0]
+    stage.bench.handler.faults = {"n0001": "raise"}
+    assert consumed(stage, run) == 0
+    stage.all_due()
+    stage.bench.handler.faults = {}
+    [(second,)] = stage.bench.query("SELECT outbox_id FROM outbox_state WHERE status = 'parked' ORDER BY 1 LIMIT 1")
+    stage.bench.query(
+        "INSERT INTO outbox_message_crashes (topic, outbox_id, partition, crashes) VALUES (%s, %s, 0, 3) RETURNING 1",
+        TOPIC,
+        second,
+    )
+    call = Run(TOPIC + RETRY_SUFFIX, 0, [run.records[0]])
+    crashed(stage, call, ISOLATE)
+    again = suspect(stage, call)
+
+    async def wake() -> Any:
+        return await guarded(worker, Wake(worker, TOPIC, again))
+
+    outcome = stage.bench.run(wake())
+    assert outcome is not None
+    assert stage.bench.query("SELECT status, error_code FROM outbox_state ORDER BY outbox_id") == [
+        ("consumed", "ValueError"),
+        ("dead", "crash"),
+        ("consumed", None),
+    ]
+    assert (noted(stage), struck(stage)) == ([], [])
+
+
+def test_partitions_given_up_alive_are_handed_on_unsuspected_once(stage: Stage) -> None:
+    first, second = stage.bench.workers
+    place = (TOPIC, 0)
+    run = a_run(stage)
+
+    async def owned(worker: Any, records: Any) -> bool:
+        """Whether it was suspect when this worker got it; the worker works it and gives it up."""
+        again = suspect(stage, records, worker)
+        assert again.suspicion is not None
+        again.suspicion.delivered(0)
+        await worker.suspects.take(again.suspicion)
+        return bool(again.suspect)
+
+    async def life() -> list[bool]:
+        seen = [await owned(first, run)]
+        again = Run(TOPIC, 0, run.records, suspicion=first.suspects.of(*place))
+        again.suspicion._until = again.end  # type: ignore[union-attr]
+        await work(first, again)
+        assert not again.suspect
+        await first.suspects.give_up([place])
+        seen.append(await owned(second, run))  # handed on in order
+        seen.append(await owned(first, run))  # the second one vanished
+        await first.suspects.give_up([place])  # still suspect
+        seen.append(await owned(second, run))
+        return seen
+
+    assert stage.bench.run(life()) == [True, False, True, True]

@@ -316,23 +316,6 @@ async def test_a_missing_column_waits_and_no_message_pays(notes: Notes, eventual
     assert worker.running
 
 
-async def test_a_message_that_kills_its_process_costs_one_message(notes: Notes, eventually: Eventually) -> None:
-    notes.world.environ |= {"STREAMS_WORKER__SESSION_TIMEOUT": "6"}
-    ids = notes.send("a", "a0", "die:a1", "a2") + notes.send("b", *[f"b{n}" for n in range(20)])
-    workers = [notes.world.worker()]
-
-    def settled() -> bool:
-        if not workers[-1].running:
-            workers.append(notes.world.worker())
-        return set(notes.states(ids).values()) == {"consumed", "dead"}
-
-    await eventually(settled, 240, every=0.2)
-    assert notes.states(ids) == {**dict.fromkeys(ids, "consumed"), ids[1]: "dead"}
-    assert notes.world.query("SELECT error_code FROM outbox_state WHERE status = 'dead'") == [("crash",)]
-    assert notes.saved("a") == ["a0", "a2"]
-    await eventually(lambda: notes.world.query("SELECT count(*) FROM outbox_run_crashes") == [(0,)], 30)
-
-
 async def test_a_worker_killed_before_it_acked_a_retrying_message(notes: Notes, eventually: Eventually) -> None:
     notes.fail("a0")
     worker = notes.world.worker()

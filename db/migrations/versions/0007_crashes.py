@@ -1,0 +1,14 @@
+"""Who owns a partition and what its owners died of, noted by partition and by message."""
+
+from importlib import resources
+
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+
+
+def upgrade() -> None:
+    connection = op.get_bind().execution_options(no_parameters=True)
+    file = resources.files("db.migrations").joinpath("versions", "0007_crashes.sql")
+    connection.exec_driver_sql(file.read_text("utf-8"))
