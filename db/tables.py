@@ -186,6 +186,8 @@ outbox_rejects = Table(
     Column("offset", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),
     Column("at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("last_offset", BigInteger),
+    Column("count", BigInteger, nullable=False, server_default=text("1")),
     UniqueConstraint("topic", "partition", "offset", name="outbox_rejects_record"),
 )
 

@@ -30,6 +30,7 @@ _nobody = logging.Logger("librdkafka", level=logging.CRITICAL + 1)
 
 TIMEOUT = 5.0
 _NONE: Mapping[str, str] = MappingProxyType({})
+CREATE_TIME = "CreateTime"
 NEVER = str(2**63 - 1)
 # What a record may need beside its payload: a key of 1024 bytes, the headers, the batch around it.
 OVERHEAD = 8192
@@ -105,6 +106,18 @@ def prepare_topic(settings: Settings, name: str, *, partitions: int) -> None:
         _create(settings, admin, [NewTopic(name, num_partitions=partitions, replication_factor=factor)])
 
 
+def check_times(settings: Settings, names: Iterable[str]) -> None:
+    """The broker leaves records of these topics their own times; ServiceUnreachable or UsageError."""
+    kinds = _configured(settings, AdminClient(client(settings)), sorted(names), "message.timestamp.type")
+    for name, kind in kinds.items():
+        if kind != CREATE_TIME:
+            raise UsageError(
+                f"topic {name!r} has message.timestamp.type {kind}: expected {CREATE_TIME}, a record's time says whose it is"
+                f" (kafka-configs.sh --bootstrap-server {settings.broker_url} --alter --topic {name}"
+                f" --add-config message.timestamp.type={CREATE_TIME})"
+            )
+
+
 def topic_limits(settings: Settings, names: Iterable[str], *, patience: float = 0.0) -> dict[str, int]:
     """The largest record batch in bytes of each of these topics that exists; looks again for `patience` seconds."""
     admin = AdminClient(client(settings))
@@ -159,6 +172,8 @@ def _new_topic(settings: Settings, name: str, like: str, compacted: bool) -> New
     wanted = settings.topic_settings(like)
     config = {
         "max.message.bytes": str(max(record_limit(settings), 1_048_588)),
+        # A record's time is its outbox row's: it says whose the record is.
+        "message.timestamp.type": CREATE_TIME,
         # A clock ahead of the broker's must not poison a batch.
         "message.timestamp.after.max.ms": NEVER,
         "message.timestamp.before.max.ms": NEVER,
@@ -197,6 +212,11 @@ def _check_partitions(settings: Settings, name: str, like: str, found: int) -> N
 
 
 def _max_message_bytes(settings: Settings, admin: AdminClient, names: list[str]) -> dict[str, int]:
+    return {name: int(value) for name, value in _configured(settings, admin, names, "max.message.bytes").items()}
+
+
+def _configured(settings: Settings, admin: AdminClient, names: list[str], setting: str) -> dict[str, str]:
+    """What this setting is of each of these topics."""
     if not names:
         return {}
     asked = {ConfigResource(ResourceType.TOPIC, name): name for name in names}
@@ -205,4 +225,4 @@ def _max_message_bytes(settings: Settings, admin: AdminClient, names: list[str])
         entries = {asked[resource]: future.result(TIMEOUT + 5) for resource, future in found.items()}
     except KafkaException as error:
         raise unreachable(settings, error) from None
-    return {name: int(entries[name]["max.message.bytes"].value) for name in names}
+    return {name: str(entries[name][setting].value) for name in names}

@@ -13,10 +13,12 @@ SET LOCAL enable_seqscan = off;
 SET LOCAL enable_seqscan TO DEFAULT;
 
 -- claim_all --
--- Take these messages for this transaction if every one is new and has an outbox row; otherwise none, and `claim` says which.
+-- Take these messages for this transaction if every one is new and its outbox row's; otherwise none, and `claim` says which.
 -- Nearly always they are, and asking that once for all costs half of asking it row by row: ON CONFLICT alone is a quarter.
 -- While anything of the topic is open, only what is `%(checked)s` to wait for nothing is taken.  The first and the last id
 -- say which partitions to look at: of an array that is a parameter the server does not know it.
+-- One digest over keys and times says that every record is its row's.  It can be taken apart in one way only: no key has a
+-- byte 0 or 255, and each time begins with one of them until the year 4283.
 INSERT INTO outbox_state (outbox_id, status, partition, "offset", applied)
 SELECT id, 'consumed', partition, "offset", nextval('outbox_applied')
 FROM unnest(%(ids)s::bigint[], %(partitions)s::integer[], %(offsets)s::bigint[])
@@ -25,20 +27,28 @@ WHERE (%(checked)s OR NOT EXISTS (SELECT FROM outbox_state WHERE topic = %(topic
   AND NOT EXISTS (
       SELECT FROM outbox_state
       WHERE outbox_id BETWEEN %(first)s AND %(last)s AND outbox_id = ANY(%(ids)s::bigint[]))
-  AND (SELECT count(*) FROM outbox WHERE id BETWEEN %(first)s AND %(last)s AND id = ANY(%(ids)s::bigint[]))
-      = cardinality(%(ids)s::bigint[])
+  AND (SELECT md5(string_agg(convert_to(key, 'UTF8') || timestamp_send(created_at), '' ORDER BY id))
+       FROM outbox
+       WHERE id BETWEEN %(first)s AND %(last)s AND id = ANY(%(ids)s::bigint[])
+         AND topic = %(topic)s AND resend_of IS NULL)
+      = %(digest)s
 ORDER BY position;
 
 -- claim --
--- Take those of these messages for this transaction that are new and have an outbox row, and give them back.
+-- Take those of these messages for this transaction that are new and their outbox rows', and give them back; of those that
+-- are `known` to be, only that the row is there is asked.
 -- One probe when nothing of the topic is open; otherwise only what is `%(checked)s` to wait for nothing is taken.  A scalar
 -- subquery is one probe of an index a record, whatever the planner believes; for EXISTS it likes to read the whole table.
 INSERT INTO outbox_state (outbox_id, status, partition, "offset", applied)
 SELECT id, 'consumed', partition, "offset", nextval('outbox_applied')
-FROM unnest(%(ids)s::bigint[], %(partitions)s::integer[], %(offsets)s::bigint[])
-     WITH ORDINALITY AS record (id, partition, "offset", position)
+FROM ROWS FROM (
+         json_to_recordset(%(records)s::json)
+         AS (id bigint, partition integer, "offset" bigint, key text, ms bigint, known boolean)
+     ) WITH ORDINALITY AS record (id, partition, "offset", key, ms, known, position)
 WHERE (%(checked)s OR NOT EXISTS (SELECT FROM outbox_state WHERE topic = %(topic)s))
-  AND (SELECT true FROM outbox AS o WHERE o.id = record.id)
+  AND (SELECT record.known OR (o.key = record.key AND extract(epoch FROM o.created_at) * 1000 = record.ms
+                               AND o.topic = %(topic)s AND o.resend_of IS NULL)
+       FROM outbox AS o WHERE o.id = record.id)
 ORDER BY position
 ON CONFLICT (outbox_id) DO NOTHING
 RETURNING outbox_id;
@@ -48,6 +58,12 @@ RETURNING outbox_id;
 SELECT key
 FROM json_array_elements_text(%(keys)s::json) AS given (key)
 WHERE (SELECT true FROM outbox_state AS s WHERE s.topic = %(topic)s AND s.key = given.key LIMIT 1);
+
+-- identities --
+-- What tells the records of these outbox rows from any other's.
+SELECT id, key, CASE WHEN isfinite(created_at) THEN (extract(epoch FROM created_at) * 1000)::bigint END, resend_of, topic
+FROM outbox
+WHERE id BETWEEN %(first)s AND %(last)s AND id = ANY(%(ids)s::bigint[]);
 
 -- facts --
 -- What is known of messages that were not simply new: whether the root has an outbox row, and its fate so far.
@@ -84,16 +100,18 @@ WHERE s.outbox_id = m.outbox_id AND s.status = m.status
 RETURNING s.outbox_id;
 
 -- open --
--- Messages set aside on arrival, dead or parked; what has a fate already keeps it, what has no outbox row gets none.
+-- Messages set aside on arrival, dead or parked; what has a fate already keeps it, what is no outbox row's gets none.
 INSERT INTO outbox_state (outbox_id, status, partition, "offset", arrived, topic, key, error_code, error)
 SELECT outbox_id, status, partition, "offset", nextval('outbox_arrived'),
        CASE WHEN open THEN %(topic)s END, CASE WHEN open THEN key END, error_code, error
 FROM ROWS FROM (
          json_to_recordset(%(messages)s::json)
          AS (outbox_id bigint, status text, open boolean, partition integer, "offset" bigint, key text, error_code text,
-             error text)
-     ) WITH ORDINALITY AS m (outbox_id, status, open, partition, "offset", key, error_code, error, position)
-WHERE (SELECT true FROM outbox AS o WHERE o.id = m.outbox_id)
+             error text, ms bigint, known boolean)
+     ) WITH ORDINALITY AS m (outbox_id, status, open, partition, "offset", key, error_code, error, ms, known, position)
+WHERE (SELECT m.known OR (o.key = m.key AND extract(epoch FROM o.created_at) * 1000 = m.ms
+                          AND o.topic = %(topic)s AND o.resend_of IS NULL)
+       FROM outbox AS o WHERE o.id = m.outbox_id)
 ORDER BY position
 ON CONFLICT (outbox_id) DO NOTHING
 RETURNING outbox_id;
@@ -129,12 +147,26 @@ SELECT coalesce(
     (SELECT sum(pg_stat_get_xact_tuples_inserted(relid)) FROM pg_partition_tree(to_regclass(quote_ident(%(table)s)))),
     pg_stat_get_xact_tuples_inserted(to_regclass(quote_ident(%(table)s))))::bigint;
 
+-- rejected_before --
+-- Of each partition and reason the range of rejects that begins last, but not behind the given offset.
+SELECT r.partition, r."offset", coalesce(r.last_offset, r."offset"), r.count, r.reason
+FROM json_to_recordset(%(given)s::json) AS given (partition integer, reason text, first bigint)
+CROSS JOIN LATERAL (
+    SELECT *
+    FROM outbox_rejects AS x
+    WHERE x.topic = %(topic)s AND x.partition = given.partition AND x.reason = given.reason AND x."offset" <= given.first
+    ORDER BY x."offset" DESC
+    LIMIT 1
+) AS r;
+
 -- reject --
--- What cannot be tied to an outbox row; a record that comes twice is one row.
-INSERT INTO outbox_rejects (topic, partition, "offset", reason)
-SELECT %(topic)s, partition, "offset", reason
-FROM json_to_recordset(%(rejects)s::json) AS r (partition integer, "offset" bigint, reason text)
-ON CONFLICT (topic, partition, "offset") DO NOTHING;
+-- What is no outbox row's, as ranges of offsets, new or grown.
+INSERT INTO outbox_rejects AS known (topic, partition, "offset", last_offset, count, reason)
+SELECT %(topic)s, partition, first, last, records, reason
+FROM json_to_recordset(%(rejects)s::json) AS r (partition integer, first bigint, last bigint, records bigint, reason text)
+ON CONFLICT (topic, partition, "offset")
+DO UPDATE SET last_offset = excluded.last_offset, count = excluded.count, at = now()
+WHERE known.reason = excluded.reason;
 
 -- take_partitions --
 -- Make these partitions one owner's; what was noted of them before, as the rows were when this began.

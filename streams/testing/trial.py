@@ -23,7 +23,7 @@ from streams.registry import configured
 from streams.settings import Settings, load
 from streams.testing.fates import Fates
 from streams.worker.connections import GRACE, Failed, commit, driver_of, is_lost, worker_engine
-from streams.worker.decode import read
+from streams.worker.decode import CREATE_TIME, read
 from streams.worker.fate import Costly, HandlerBroken, Verdict, describe, judge
 from streams.worker.handlers import Care
 from streams.worker.isolation import Memory
@@ -84,6 +84,7 @@ class _Record(NamedTuple):
     headers: list[tuple[str, bytes | None]]
     timestamp: int
     partition: int = PARTITION
+    timestamp_type: int = CREATE_TIME
 
 
 class _Trial:

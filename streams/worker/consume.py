@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from streams.names import name_of
 from streams.settings import RETRY_SUFFIX
+from streams.worker.decode import by_reason
 from streams.worker.fail import fail_stop
 from streams.worker.jobs import Job, Persist, Wake, guarded
 from streams.worker.lanes import Lanes, Slots
@@ -150,6 +151,6 @@ def _report(topic: str, source: str, outcome: Outcome) -> None:
             logger.warning("message set aside", extra={**where, **about, "attempts": aside.attempts})
     if parked := sum(aside.status == "parked" for aside in outcome.asides):
         logger.info("messages parked behind an open one", extra={"topic": topic, "count": parked})
-    for rejected in outcome.rejected:
-        where = {"topic": topic, "partition": rejected.partition, "offset": rejected.offset}
-        logger.warning("record rejected", extra={**where, "reason": rejected.reason})
+    for (partition, reason), offsets in by_reason(outcome.rejected).items():
+        where = {"topic": topic, "partition": partition, "offset": offsets[0], "last": offsets[-1]}
+        logger.warning("records rejected", extra={**where, "count": len(offsets), "reason": reason})

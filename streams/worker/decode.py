@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,6 +17,7 @@ from streams.registry import Registry
 
 EPOCH = datetime(1970, 1, 1)
 UNKNOWN = "biz_type"  # the code of what waits for a worker that knows it
+CREATE_TIME = 0  # the timestamp type of a record whose producer set its time; a broker's own is 1
 
 
 class Kept(msgspec.Struct):
@@ -30,6 +32,8 @@ class Incoming(msgspec.Struct):
 
     `kept` is what to store when a message that has no outbox row is set aside.  Of an open message, `attempts` says how
     often it failed, and `waited` for how many seconds it has waited behind others or for its biz_type to be known.
+    `time` is the record's own, in milliseconds, None when a broker set it.  It is `doubtful` when another record of the run
+    has the same id but another key, time or root: one of them at most is the outbox row's.
     """
 
     record_id: int
@@ -41,6 +45,8 @@ class Incoming(msgspec.Struct):
     message: Message[Any] | None
     fault: Unreadable | None = None
     kept: Kept | None = None
+    time: int | None = None
+    doubtful: bool = False
     attempts: int = 0
     waited: float = 0.0
 
@@ -64,12 +70,22 @@ class Rejected:
     reason: str
 
 
+def by_reason(rejected: Iterable[Rejected]) -> dict[tuple[int, str], list[int]]:
+    """The offsets, ascending, of each partition and reason."""
+    offsets: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
+    for one in sorted(rejected, key=lambda one: one.offset):
+        offsets[one.partition, one.reason].append(one.offset)
+    return offsets
+
+
 def read(records: Iterable[Any], registry: Registry) -> tuple[list[Incoming], list[Rejected]]:
     """Each outbox row's first record in this run, in order, and what has no usable id.
 
-    A restarted relay doubles rows within a run, and ON CONFLICT refuses the same key twice in one statement.
+    A restarted relay doubles rows within a run, and ON CONFLICT refuses the same key twice in one statement.  Records that
+    share an id and nothing else stay, each of them doubtful.
     """
     found: dict[int, Incoming] = {}
+    others: dict[int, list[Incoming]] = {}
     rejected: list[Rejected] = []
     for record in records:
         raw_id, raw_type, root = _headers(record.headers)
@@ -81,7 +97,23 @@ def read(records: Iterable[Any], registry: Registry) -> tuple[list[Incoming], li
             rejected.append(Rejected(record.partition, record.offset, f"header {name!r} is not an outbox id: {shown}"))
         elif record_id not in found:
             found[record_id] = _incoming(record, raw_type, record_id, outbox_id, registry)
+        else:
+            same_id = others.setdefault(record_id, [found[record_id]])
+            another = _incoming(record, raw_type, record_id, outbox_id, registry)
+            if all(_named(another) != _named(one) for one in same_id):
+                same_id.append(another)
+                for one in same_id:
+                    one.doubtful = True
+    more = [one for same_id in others.values() for one in same_id[1:]]
+    if more:
+        in_order = sorted([*found.values(), *more], key=lambda one: (one.partition, one.offset))
+        return in_order, rejected
     return list(found.values()), rejected
+
+
+def _named(one: Incoming) -> tuple[int, str, int | None]:
+    """What tells two records of one id apart."""
+    return one.outbox_id, one.key, one.time
 
 
 def _headers(headers: Sequence[tuple[str, bytes | None]]) -> tuple[bytes | None, bytes | None, bytes | None]:
@@ -97,17 +129,18 @@ def _headers(headers: Sequence[tuple[str, bytes | None]]) -> tuple[bytes | None,
 def _incoming(record: Any, raw_type: bytes | None, record_id: int, outbox_id: int, registry: Registry) -> Incoming:
     biz_type = (raw_type or b"").decode("utf-8", "replace")
     key = ""
+    time = record.timestamp if record.timestamp_type == CREATE_TIME else None
     try:
         key = record.key.decode()
         if "\0" in key:
             raise _BrokenKey
         message = parse(record.value, biz_type, outbox_id, key, record.timestamp, registry)
     except Unreadable as fault:
-        return Incoming(record_id, outbox_id, record.partition, record.offset, key, biz_type, None, fault)
+        return Incoming(record_id, outbox_id, record.partition, record.offset, key, biz_type, None, fault, time=time)
     except (AttributeError, UnicodeDecodeError, _BrokenKey):
         broken = Unreadable("the record's key is not UTF-8 text without NUL", code="key")
-        return Incoming(record_id, outbox_id, record.partition, record.offset, "", biz_type, None, broken)
-    return Incoming(record_id, outbox_id, record.partition, record.offset, key, biz_type, message)
+        return Incoming(record_id, outbox_id, record.partition, record.offset, "", biz_type, None, broken, time=time)
+    return Incoming(record_id, outbox_id, record.partition, record.offset, key, biz_type, message, time=time)
 
 
 class _BrokenKey(ValueError):

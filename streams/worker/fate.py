@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from streams.errors import MessageError, Reject, Retry
 from streams.registry import Agent
+from streams.worker.policy import WrongTimes
 
 # An outage, a failover (25006), a lock that is taken, a forgotten grant, a full disk: never the message's fault.
 OUTAGE_CLASSES = ("08", "25006", "40", "42501", "53", "55", "57P", "58")
@@ -92,7 +93,7 @@ def judge(error: BaseException, connection_lost: bool) -> Verdict:
         return Verdict.COSTLY
     if connection_lost and isinstance(cause, HandlerMisuse):
         return Verdict.COSTLY  # it was taken away for that
-    if connection_lost or isinstance(cause, HandlerBroken) or _is_outage(cause):
+    if connection_lost or isinstance(cause, HandlerBroken | WrongTimes) or _is_outage(cause):
         return Verdict.WAIT
     return Verdict.ISOLATE
 

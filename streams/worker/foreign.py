@@ -45,6 +45,7 @@ class Foreign:
     """One other system; several topics may be its."""
 
     settle: LiteralString | None = "foreign_settle"
+    has_rows = False
 
     def __init__(self, registry: Registry, source: str) -> None:
         self._registry, self.source = registry, source
@@ -92,6 +93,10 @@ class Foreign:
             for one in some
         ]
         return {"messages": orjson.dumps(rows).decode(), "ids": [one.outbox_id for one in some]}
+
+    def claim_each(self, some: Sequence[Incoming], known: bool) -> dict[str, Any]:
+        """The same: no row says which record is its own."""
+        return self.claim(some)
 
     def kept(self, one: Incoming) -> Mapping[str, Any]:
         """What the record says, unless it is stored already."""

@@ -42,6 +42,7 @@ from streams.worker.isolation import Memory
 from streams.worker.lanes import Slots
 from streams.worker.ledger import Run
 from streams.worker.origin import Origin, Outbox
+from streams.worker.policy import WrongTimes
 from streams.worker.records import work_records
 from streams.worker.retry import Head, work_open
 from streams.worker.silence import answering
@@ -295,6 +296,8 @@ class Persister:
             level = logging.WARNING
             if isinstance(error, HandlerBroken):
                 text, level = f"{error}: a bug or a missing column, the run waits until it is mended", logging.ERROR
+            elif isinstance(error, WrongTimes):
+                text, level = f"{error}: the run waits until it is mended", logging.ERROR
             words = server_words(error)
             logger.log(level, text, extra={**about, "tries": tries} | ({"reason": words} if words else {}))
         await self._rest(jittered(min(MOST_WAIT, 0.1 * 2 ** min(tries, 8))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -25,6 +26,84 @@ class Fact(NamedTuple):
     first: bool = False
     code: str | None = None
     since: float = 0.0
+
+
+class Named(NamedTuple):
+    """An outbox row as what tells its record from any other; `created_ms` is None where no record can carry it."""
+
+    key: str
+    created_ms: int | None
+    resend_of: int | None
+    topic: str
+
+
+class WrongTimes(Exception):
+    """Records whose time is not their outbox rows' although all else is: a setting of Kafka, not another life."""
+
+
+NO_ROW = "no outbox row has this id"
+OTHER_KEY = "the outbox row of this id has another key"
+OTHER_TIME = "the outbox row of this id was written at another time"
+OTHER_ROOT = "the outbox row of this id is of another message"
+OTHER_TOPIC = "the outbox row of this id is of another topic"
+
+
+def stranger(record: Named, root: int, row: Named, row_id: int) -> str | None:
+    """Why a record of the message `root` is not this row's; None when it is.
+
+    Ids are drawn again after a restore, so that one alone names no message.
+    """
+    if record.topic != row.topic:
+        return OTHER_TOPIC
+    if record.key != row.key:
+        return OTHER_KEY
+    if root != (row.resend_of or row_id):
+        return OTHER_ROOT
+    # A time that a broker set is nobody's.
+    same = record.created_ms is not None and record.created_ms == row.created_ms
+    return None if same else OTHER_TIME
+
+
+def check_times(off: Sequence[tuple[int | None, int | None]], *, another_life: bool) -> None:
+    """WrongTimes when a setting is wrong, by the times of records that agree with their rows in all else: (record, row).
+
+    Such a setting gives every record a time after its row was written.  So one that is older is of another life, and so are
+    all of them when others of the run are (`another_life`).
+    """
+    if any(time is None for time, _ in off):
+        raise WrongTimes("the broker set the times of records: expected message.timestamp.type=CreateTime of the topic")
+    later = sum((time or 0) > (created_ms or 0) for time, created_ms in off)
+    if later > 1 and not another_life:
+        raise WrongTimes(
+            f"{later} records carry later times than their outbox rows: expected created_at"
+            " (a mirror, or a connector without table.field.event.timestamp)"
+        )
+
+
+class Range(NamedTuple):
+    """Rejected records of one partition that have one reason: `records` of those from `first` to `last`."""
+
+    partition: int
+    first: int
+    last: int
+    records: int
+    reason: str
+
+
+NEAR = 1000  # offsets between two ranges that become one
+
+
+def rejected_range(partition: int, reason: str, offsets: Sequence[int], before: Range | None) -> Range | None:
+    """The range to note for these offsets, in order, given the one that begins last before them; None when it has them all.
+
+    A record that comes twice is counted once.
+    """
+    if before is None or offsets[0] > before.last + NEAR:
+        return Range(partition, offsets[0], offsets[-1], len(offsets), reason)
+    new = [offset for offset in offsets if offset > before.last]
+    if not new:
+        return None
+    return before._replace(last=new[-1], records=before.records + len(new))
 
 
 class Decision(Enum):

@@ -7,7 +7,20 @@ from typing import cast
 
 from streams.worker.decode import UNKNOWN, Incoming, Rejected
 from streams.worker.isolation import Guilty
-from streams.worker.policy import TERMINAL, Decision, Fact, decide, waited
+from streams.worker.policy import (
+    NO_ROW,
+    OTHER_KEY,
+    OTHER_ROOT,
+    OTHER_TIME,
+    TERMINAL,
+    Decision,
+    Fact,
+    Named,
+    check_times,
+    decide,
+    stranger,
+    waited,
+)
 from streams.worker.transaction import Invisible, Transaction
 
 # Runs for which conversations are looked up at once, because some waited a short time ago.
@@ -23,7 +36,7 @@ async def work_records(
     One round trip before the handlers while nothing of the topic is open and every message is new; two while the only others
     are those that have to wait.
     """
-    odd = [one for one in found if one.fault is not None or one.resend]
+    odd = [one for one in found if one.fault is not None or one.resend or one.doubtful]
     plain = _apart(found, odd)
     blocked: set[str] | None = None
     parked: set[int] = set()
@@ -34,10 +47,11 @@ async def work_records(
         claimed, parked = await transaction.claim_and_open(free, behind)
     else:
         claimed = await transaction.lock_and_claim(partitions, plain)
-    turns: Sequence[Incoming] = [one for one in found if one.outbox_id in claimed] if claimed else []
+    turns: Sequence[Incoming] = [one for one in plain if one.outbox_id in claimed] if claimed else []
     if len(turns) + len(parked) < len(found):
-        left = [one for one in found if one.outbox_id not in claimed and one.outbox_id not in parked]
-        turns = await _decide(transaction, found, odd, left, claimed, blocked)
+        done = {id(one) for one in turns} | {id(one) for one in plain if one.outbox_id in parked}
+        left = [one for one in found if id(one) not in done]
+        turns = await _decide(transaction, found, odd, left, turns, blocked)
     await transaction.reject(rejected)
     await transaction.apply(turns)
     if any(one.status in WAITS for one in transaction.outcome.asides):
@@ -49,44 +63,82 @@ async def _decide(
     found: Sequence[Incoming],
     odd: Sequence[Incoming],
     left: Sequence[Incoming],
-    claimed: set[int],
+    claimed: Sequence[Incoming],
     blocked: set[str] | None,
 ) -> list[Incoming]:
     """Everything that is not simply new or waiting; returns what this transaction has claimed, in record order.
 
     `blocked` are the conversations that wait, None while that is not known.
     """
+    left, strangers = await _strangers(transaction, left)
+    odd = [one for one in odd if id(one) not in strangers]
+    taken = {id(one) for one in claimed}
     facts = await _facts(transaction, odd)
     if blocked is None:
         blocked = await transaction.open_keys(left)
         _remember(transaction, bool(blocked))
-        claimed |= await transaction.claim([one for one in _apart(left, odd) if one.key not in blocked])
-        left = [one for one in left if one.outbox_id not in claimed]
+        free = [one for one in _apart(left, odd) if one.key not in blocked]
+        new = await transaction.claim(free)
+        taken |= {id(one) for one in free if one.outbox_id in new}
+        left = [one for one in left if id(one) not in taken]
     facts |= await _facts(transaction, [one for one in left if one.outbox_id not in facts])
-    unknown = [one for one, fact in facts.items() if not fact.known]
-    if resends := list({one.record_id for one in left if one.resend}):
-        # A replay changes the state in the transaction that writes the row to send again: not seen before that row is.
-        unknown += [row[0] for row in await transaction.execute("facts", ids=resends) if not row[1]]
-    await _wait_for_visibility(transaction, unknown)
+    await _wait_for_visibility(transaction, [one for one, fact in facts.items() if not fact.known])
     decided = [
         (one, decide(one.record_id, one.outbox_id, facts[one.outbox_id], blocked=one.key in blocked)) for one in left
     ]
     await transaction.open([one for one, what in decided if what is Decision.PARK])
-    claimed |= await transaction.claim([one for one, what in decided if what is Decision.NEW])
+    claimed_now = await transaction.claim([one for one, what in decided if what is Decision.NEW])
     again = await _again(transaction, [(one, facts[one.outbox_id]) for one, what in decided if what is Decision.AGAIN])
     queued = [one for one, what in decided if what is Decision.QUEUE]
     await transaction.set_aside([(one, Guilty(one.outbox_id, one.key, "parked")) for one in queued])
-    lost = [one for one, what in decided if what is Decision.REJECT]
-    await transaction.reject([Rejected(one.partition, one.offset, "no outbox row has this id") for one in lost])
-    idle = {id(one) for one, what in decided if what not in (Decision.NEW, Decision.AGAIN)}
+    lost = [Rejected(one.partition, one.offset, NO_ROW) for one, what in decided if what is Decision.REJECT]
+    lost += [Rejected(one.partition, one.offset, why) for one, why in strangers.values() if why is not None]
+    await transaction.reject(lost)
+    now = claimed_now | again
+    taken |= {id(one) for one, what in decided if what in (Decision.NEW, Decision.AGAIN) and one.outbox_id in now}
     turns: dict[int, Incoming] = {}
-    taken = claimed | again
     for one in found:
-        if one.outbox_id in taken and id(one) not in idle:
+        if id(one) in taken:
             turns.setdefault(one.outbox_id, one)
     outcome = transaction.outcome
     outcome.skipped += len(found) - len(turns) - len(lost) - len(outcome.asides)
     return list(turns.values())
+
+
+async def _strangers(
+    transaction: Transaction, some: Sequence[Incoming]
+) -> tuple[list[Incoming], dict[int, tuple[Incoming, str | None]]]:
+    """Which of these records are their outbox rows', and of the others why not: None when they are skipped.
+
+    What has no row yet is waited for.
+    """
+    if not transaction.origin.has_rows or not some:
+        return list(some), {}
+    ids = {one.record_id for one in some}
+    found = await transaction.execute("identities", ids=list(ids), first=min(ids), last=max(ids))
+    rows = {row[0]: Named(*row[1:]) for row in found}
+    # A replay changes the state in the transaction that writes the row to send again: not seen before that row is.
+    await _wait_for_visibility(transaction, [one for one in ids if one not in rows])
+    reasons = {id(one): _reason(one, transaction.topic, rows.get(one.record_id)) for one in some}
+    mine = [one for one in some if reasons[id(one)] is None]
+    if len(mine) == len(some):
+        return mine, {}
+    others = [one for one in some if reasons[id(one)] is not None]
+    facts = await transaction.execute("facts", ids=list({one.outbox_id for one in others}))
+    settled = {fact[0] for fact in facts if fact[2] in TERMINAL}
+    off = [
+        (one.time, rows[one.record_id].created_ms)
+        for one in others
+        if reasons[id(one)] == OTHER_TIME and one.outbox_id not in settled
+    ]
+    check_times(off, another_life=any(reasons[id(one)] in (OTHER_KEY, OTHER_ROOT) for one in others))
+    return mine, {id(one): (one, None if one.outbox_id in settled else reasons[id(one)]) for one in others}
+
+
+def _reason(one: Incoming, topic: str, row: Named | None) -> str | None:
+    if row is None:
+        return NO_ROW
+    return stranger(Named(one.key, one.time, None, topic), one.outbox_id, row, one.record_id)
 
 
 def _remember(transaction: Transaction, blocked: bool) -> None:

@@ -20,12 +20,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from streams.codec import Unreadable
 from streams.events import Message
 from streams.registry import Registry
-from streams.worker.decode import Incoming, Rejected
+from streams.worker.decode import Incoming, Rejected, by_reason
 from streams.worker.fate import TransactionEnded, describe, storable
 from streams.worker.handler_call import HandlerCaller
 from streams.worker.handlers import Care, apply
 from streams.worker.isolation import Guilty, Memory
 from streams.worker.origin import Origin, Outbox
+from streams.worker.policy import Range, rejected_range
 from streams.worker.savepoint import Savepoint
 from streams.worker.silence import answering
 from streams.worker.spans import Attempt
@@ -39,6 +40,7 @@ UNREGISTERED_SECONDS = 600.0
 Query = tuple[str, dict[str, Any]]  # a named query and its parameters
 # What pg_stat_activity calls a worker's session while it holds the locks of partitions.
 IN_A_RUN = "outbox-streams worker, in a run"
+BOTH = "another transaction decided one of these messages in this moment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,14 +196,27 @@ class Transaction:
         return {key for (key,) in keys}
 
     async def claim(self, some: Sequence[Incoming]) -> set[int]:
-        """The ids of those of these messages that are new; that their conversations wait for nothing is known."""
-        return (await self.claim_and_open(some, []))[0]
+        """The ids of those of these messages that are new; that their conversations wait for nothing is known.
 
-    async def claim_and_open(self, free: Sequence[Incoming], behind: Sequence[Incoming]) -> tuple[set[int], set[int]]:
-        """Claim messages whose conversations wait for nothing, and `open` others; the ids of those of each that are new."""
+        That the records are their outbox rows' is known too.
+        """
+        if not some:
+            return set()
+        try:
+            return {row[0] for row in await self._claim_each(some, checked=True, known=True)}
+        except psycopg.errors.UniqueViolation as error:
+            raise Invisible(BOTH) from error
+
+    async def claim_and_open(
+        self, free: Sequence[Incoming], behind: Sequence[Incoming], *, known: bool = False
+    ) -> tuple[set[int], set[int]]:
+        """Claim messages whose conversations wait for nothing, and `open` others; the ids of those of each that are new.
+
+        With `known` the records of the others are known to be their outbox rows'.
+        """
         opening = None
         if behind:
-            opening = ("open", {"messages": orjson.dumps([self._opened(one) for one in behind]).decode()})
+            opening = ("open", {"messages": orjson.dumps([self._opened(one, known) for one in behind]).decode()})
         claimed, rows = await self._claimed(free, checked=True, before=opening)
         opened = {row[0] for row in rows}
         self.outcome.asides += [
@@ -217,14 +232,26 @@ class Transaction:
 
     async def open(self, new: Sequence[Incoming]) -> set[int]:
         """Messages without a fate behind an open one, parked, or dead on arrival; the ids of those that had none."""
-        return (await self.claim_and_open([], new))[1]
+        return (await self.claim_and_open([], new, known=True))[1]
 
     async def reject(self, lost: Sequence[Rejected]) -> None:
-        """Note records that cannot be tied to an outbox row."""
-        if lost:
-            rows = [{"partition": one.partition, "offset": one.offset, "reason": one.reason} for one in lost]
-            await self.execute("reject", rejects=orjson.dumps(rows).decode())
-            self.outcome.rejected += lost
+        """Note records that are no outbox row's, as ranges: a topic may be full of them."""
+        if not lost:
+            return
+        offsets = by_reason(lost)
+        given = [
+            {"partition": partition, "reason": reason, "first": some[0]}
+            for (partition, reason), some in offsets.items()
+        ]
+        rows = await self.execute("rejected_before", given=orjson.dumps(given).decode())
+        before = {(row[0], row[4]): Range(*row) for row in rows}
+        ranges = [
+            rejected_range(partition, reason, some, before.get((partition, reason)))
+            for (partition, reason), some in offsets.items()
+        ]
+        new = [one._asdict() for one in ranges if one is not None]
+        await self.execute("reject", rejects=orjson.dumps(new).decode())
+        self.outcome.rejected += lost
 
     async def settle(self) -> None:
         """Before the commit: forget what was kept of messages that are settled now."""
@@ -253,10 +280,14 @@ class Transaction:
             rows = answers[0][1] if before else []
             if some and answers[-2][0] == len(some):
                 return {one.outbox_id for one in some}, rows
-            claimed = (await self._together(*_by_index("claim", parameters)))[1][1] if some else []
+            claimed = await self._claim_each(some, checked=checked, known=False) if some else []
         except psycopg.errors.UniqueViolation as error:
-            raise Invisible("another transaction decided one of these messages in this moment") from error
+            raise Invisible(BOTH) from error
         return {row[0] for row in claimed}, rows
+
+    async def _claim_each(self, some: Sequence[Incoming], *, checked: bool, known: bool) -> list[tuple[Any, ...]]:
+        parameters = {"checked": checked, **self.origin.claim_each(some, known)}
+        return (await self._together(*_by_index("claim", parameters)))[1][1]
 
     async def _together(self, *what: Query) -> list[tuple[int, list[tuple[Any, ...]]]]:
         """How many rows each of several named queries found or wrote, and which it gave back, all in one round trip."""
@@ -272,10 +303,10 @@ class Transaction:
     def _complete(self, parameters: dict[str, Any]) -> dict[str, Any]:
         return {"topic": self.topic, "source": self.origin.source, **parameters}
 
-    def _opened(self, one: Incoming) -> dict[str, Any]:
+    def _opened(self, one: Incoming, known: bool) -> dict[str, Any]:
         """A message that is set aside on arrival, as `open` takes it."""
         row = {"outbox_id": one.outbox_id, "partition": one.partition, "offset": one.offset, "key": one.key}
-        row |= self.origin.kept(one)
+        row |= {"ms": one.time, "known": known, **self.origin.kept(one)}
         if _set_aside_as(one) == "parked":
             return {**row, "status": "parked", "open": True}
         dead = self._unreadable(one)

@@ -235,7 +235,7 @@ async def test_records_that_nobody_enqueued_are_rejected_whatever_they_hold(
 ) -> None:
     values = [json.dumps(payload(0, CANARY, message=text), ensure_ascii=False).encode() for text in EXACT.values()]
     values += [json.dumps(payload(0, CANARY, message="@")).encode().replace(b'"@"', bad.raw) for bad in BAD.values()]
-    with Publisher(world.settings.broker_url, world.topic) as publisher:
+    with Publisher(world.settings.broker_url, world.topic, world.url) as publisher:
         for number, value in enumerate(values):
             publisher.send(10**9 + number, CANARY, value)
             publisher.send(CANARY[:6] + "\0", CANARY.encode() + b"\xff", value)
@@ -260,7 +260,7 @@ async def test_a_broken_record_of_a_message_is_judged_by_its_outbox_row(
         json.dumps(payload(0, key, message=text)),
     )
     value = json.dumps({**payload(0, key), BAD[name].field: "@"}).encode().replace(b'"@"', BAD[name].raw)
-    with Publisher(world.settings.broker_url, world.topic) as publisher:
+    with Publisher(world.settings.broker_url, world.topic, world.url) as publisher:
         publisher.send(outbox_id, key, value)
     await eventually(lambda: fate(world, key), 30, every=0.02)
     assert fate(world, key)[0][0] == "consumed"

@@ -59,7 +59,7 @@ async def test_broken_values_are_judged_by_their_outbox_row(ready: World, eventu
     ids = enqueue(ready.url, ready.topic, [payload(n, "c1") for n in range(6)])
     bad = enqueue(ready.url, ready.topic, [{"conversation_id": "c2", "user_id": "x"}, payload(1, "c2", message=None)])
     [unknown] = enqueue(ready.url, ready.topic, [payload(1, "c3")], biz_type="who_knows")
-    with Publisher(ready.settings.broker_url, ready.topic) as publisher:
+    with Publisher(ready.settings.broker_url, ready.topic, ready.url) as publisher:
         for outbox_id, value in zip(ids, (b"{", b"\xff\xfe", None, b"[1]", b"", b"\x00"), strict=True):
             publisher.send(outbox_id, "c1", value)
         for outbox_id in bad:
@@ -78,7 +78,7 @@ async def test_broken_values_are_judged_by_their_outbox_row(ready: World, eventu
 async def test_what_has_no_outbox_row_is_rejected_and_the_rest_goes_on(ready: World, eventually: Eventually) -> None:
     ids = enqueue(ready.url, ready.topic, [payload(n, "c1") for n in range(3)])
     topics.prepare_topics(ready.settings, [f"{ready.topic}-retry"])
-    with Publisher(ready.settings.broker_url, ready.topic) as publisher:
+    with Publisher(ready.settings.broker_url, ready.topic, ready.url) as publisher:
         for forged in (None, "", "x", "-1", "0", "1.5", "99999999999999999999", "٣", 10**9, 2**63 - 1):
             publisher.send(forged, "c1", b"{}")
         publisher.send(5 * 10**8, "c1", b"not json")
@@ -104,9 +104,11 @@ async def test_header_names_that_are_not_utf8_stop_nobody(ready: World, eventual
     for number in (700, 701, 1499):
         headers[number][:0] = [(Odd("x"), Odd.NAME), (Odd("y"), b"")]
     records = [("c0", orjson.dumps(payload(n, "c0")), headers[n]) for n in range(1500)]
-    await publish_batch(broker, topic, records[:1000])
+    await publish_batch(broker, topic, ready.url, records[:1000])
     publish(broker, topic, ready.url, others[:200])
-    await publish_batch(broker, topic, [*records[1000:], ("\N{GREEK SMALL LETTER MU}", Odd.NAME, headers[1499][:2])])
+    await publish_batch(
+        broker, topic, ready.url, [*records[1000:], ("\N{GREEK SMALL LETTER MU}", Odd.NAME, headers[1499][:2])]
+    )
     worker = ready.worker()
     publish(broker, topic, ready.url, others[200:])
     await eventually(settled(ready, [*ids, *others]), 9)  # not the second net, which waits for ten
@@ -175,7 +177,7 @@ async def test_a_record_that_overtakes_the_visibility_of_its_row_waits_for_it(
             ).fetchone()
             or []
         )
-        with Publisher(ready.settings.broker_url, ready.topic) as publisher:
+        with Publisher(ready.settings.broker_url, ready.topic, ready.url) as publisher:
             publisher.send(early, "c1", orjson.dumps(payload(1, "c1")))
         late = enqueue(ready.url, ready.topic, [payload(2, "c1")])
         publish(ready.settings.broker_url, ready.topic, ready.url, late)

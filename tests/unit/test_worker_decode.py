@@ -23,6 +23,7 @@ class Record:
     offset: int = 0
     partition: int = 0
     timestamp: int = 1_700_000_000_123
+    timestamp_type: int = 0
     extra: dict[str, str] = field(default_factory=dict)
 
 
