@@ -54,7 +54,7 @@ def test_times_after_their_rows_are_a_setting_and_no_other_life() -> None:
     check_times([(1001, 1000)] * 50, another_life=True)
     with pytest.raises(WrongTimes, match=r"2 records carry later times .* table\.field\.event\.timestamp"):
         check_times([(1001, 1000)] * 2, another_life=False)
-    with pytest.raises(WrongTimes, match="expected message.timestamp.type=CreateTime"):
+    with pytest.raises(WrongTimes, match=r"expected message\.timestamp\.type=CreateTime"):
         check_times([(None, 1000)], another_life=True)
 
 
