@@ -208,6 +208,7 @@ relay_position = Table(
     Column("reason", Text),
     Column("rate", Double),
     Column("publication", Text),
+    Column("beat", BigInteger),
     CheckConstraint("wish IN ('cdc', 'poll', 'debezium')", name="relay_position_wish"),
 )
 

@@ -36,6 +36,7 @@ def build() -> faust.App:
     def check() -> None:
         telemetry.setup(settings.telemetry, "worker")
         preflight.check(settings, registry, _pages(app))
+        persister.database.refuse_gone_back(settings)
 
     conf: Any = app.conf  # typed as if a Worker could only be a class
     conf.Worker = partial(

@@ -98,12 +98,14 @@ def check_partitions(settings: Settings, names: Iterable[str]) -> None:
         _check_partitions(settings, name, name, len(found.topics[name].partitions))
 
 
-def prepare_topic(settings: Settings, name: str, *, partitions: int) -> None:
+def prepare_topic(settings: Settings, name: str, *, partitions: int, config: Mapping[str, str] = _NONE) -> None:
     """Create a topic that carries no messages of ours, if it is missing; ServiceUnreachable or UsageError."""
     admin = AdminClient(client(settings))
     if name not in _metadata(settings, admin).topics:
         factor = settings.topic.replication_factor
-        _create(settings, admin, [NewTopic(name, num_partitions=partitions, replication_factor=factor)])
+        _create(
+            settings, admin, [NewTopic(name, num_partitions=partitions, replication_factor=factor, config=dict(config))]
+        )
 
 
 def check_times(settings: Settings, names: Iterable[str]) -> None:

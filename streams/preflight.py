@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 
-from streams import deploy, kafka
+from db import query
+from streams import beat, deploy, kafka
 from streams.errors import UsageError
 from streams.registry import Registry
 from streams.settings import RETRY_SUFFIX, Settings
@@ -31,6 +32,16 @@ def check(settings: Settings, registry: Registry, pages: tuple[str, int] | None 
     kafka.prepare_topics(settings, topics, changelogs)
     # Another system's envelopes are compared with no row.
     kafka.check_times(settings, [topic for topic in registry.consumed if topic not in registry.envelopes])
+    beat.prepare_topic(settings)
+    check_beat(settings)
+
+
+def check_beat(settings: Settings) -> None:
+    """UsageError when the database went back; Kafka's beat is read before the database's."""
+    beats = beat.read(settings)
+    with deploy.connection(settings) as connection:
+        rows = [tuple(row) for row in connection.exec_driver_sql(query("beats"))]
+    beat.refuse_gone_back(beats, rows, settings.relay.name)
 
 
 def _check_port(host: str, port: int) -> None:

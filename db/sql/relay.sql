@@ -22,9 +22,9 @@ SELECT pg_current_wal_insert_lsn()::text;
 -- What this leader knows; floor and position never move back, and never into another database's row.  Whoever reads the log
 -- knows only what was read while the publication was as it is now.
 INSERT INTO relay_position (name, mode, floor, lsn, leader, pid, heartbeat, identity, asked, doing, reason, rate,
-                            publication)
+                            publication, beat)
 VALUES (%(name)s, %(mode)s, %(floor)s, %(lsn)s, %(leader)s, %(pid)s, now(), outbox_identity(), %(asked)s, %(doing)s,
-        %(reason)s, %(rate)s, %(mark)s)
+        %(reason)s, %(rate)s, %(mark)s, CASE WHEN %(beats)s THEN 1 END)
 ON CONFLICT (name) DO UPDATE
 SET mode = excluded.mode,
     floor = greatest(relay_position.floor, excluded.floor),
@@ -37,9 +37,21 @@ SET mode = excluded.mode,
     doing = excluded.doing,
     reason = excluded.reason,
     rate = excluded.rate,
-    publication = coalesce(excluded.publication, relay_position.publication)
+    publication = coalesce(excluded.publication, relay_position.publication),
+    beat = CASE WHEN %(beats)s THEN coalesce(relay_position.beat, 0) + 1 ELSE relay_position.beat END
 WHERE coalesce(relay_position.identity, excluded.identity) = excluded.identity
-  AND (%(mark)s::text IS NULL OR %(mark)s = outbox_publication(%(publication)s));
+  AND (%(mark)s::text IS NULL OR %(mark)s = outbox_publication(%(publication)s))
+RETURNING beat, identity;
+
+-- beats --
+-- How often the leader of each relay has counted here, and which database this is; one row without a name when there is none.
+SELECT p.name, p.beat, d.identity
+FROM (SELECT outbox_identity() AS identity) AS d
+LEFT JOIN relay_position AS p ON true;
+
+-- durable_session --
+-- A beat that Kafka knows must survive a crash, whatever the role's transactions wait for.
+SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
 
 -- relay_saved --
 -- What was saved last of this relay, and the database as it is.

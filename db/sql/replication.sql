@@ -14,8 +14,9 @@ WHERE pubname = %(publication)s;
 -- slot --
 -- The slot as it is: wal_status 'lost' means it can never be read again; `held` bytes of WAL are kept for it.
 SELECT plugin, database = current_database() AS here, active_pid, wal_status, confirmed_flush_lsn::text AS confirmed,
-       pg_wal_lsn_diff(pg_current_wal_insert_lsn(), restart_lsn)::bigint AS held, safe_wal_size
-FROM pg_replication_slots
+       pg_wal_lsn_diff(pg_current_wal_insert_lsn(), restart_lsn)::bigint AS held, safe_wal_size,
+       (to_jsonb(s) ->> 'failover')::boolean AS failover
+FROM pg_replication_slots AS s
 WHERE slot_name = %(slot)s;
 
 -- slot_reader --
@@ -28,6 +29,10 @@ WHERE s.slot_name = %(slot)s;
 -- create_slot --
 -- Two migrations at once: the advisory lock makes the second find it.
 SELECT pg_create_logical_replication_slot(%(slot)s, 'pgoutput');
+
+-- create_failover_slot --
+-- PostgreSQL 17 and newer: standbys may keep it too, and synchronized_standby_slots holds it back for them.
+SELECT pg_create_logical_replication_slot(%(slot)s, 'pgoutput', failover => true);
 
 -- slot_begins --
 -- Before the first message is enqueued a new slot misses none: where it begins, everything is published.

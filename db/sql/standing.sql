@@ -58,6 +58,12 @@ SELECT setval('outbox_id_seq', %(newest)s);
 UPDATE relay_position SET identity = outbox_identity(), floor = %(floor)s, lsn = NULL, publication = NULL
 WHERE name = %(relay)s;
 
+-- relay_raise_beat --
+-- This database counts on from here, past what Kafka knows.
+INSERT INTO relay_position (name, mode, beat)
+VALUES (%(relay)s, 'poll', %(beat)s)
+ON CONFLICT (name) DO UPDATE SET beat = greatest(relay_position.beat, excluded.beat);
+
 -- relay_hold --
 -- For this transaction nobody leads this relay, if nobody does now.
 SELECT pg_try_advisory_xact_lock(hashtextextended('outbox-streams relay ' || %(relay)s, 0));

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from streams import beat
 from streams.cli.choose import say, say_json
 from streams.cli.desk import database
 from streams.standing import Member, SlotHealth, Standing, standing
@@ -24,14 +25,16 @@ def status(as_json: bool) -> None:
     Exit code 1 when nobody leads, nothing is published, or the slot is lost.
     """
     with database() as (settings, connection):
+        gone_back = beat.looked(settings, connection)
         [found] = standing(connection, settings.relay.name)
+    faults = [*([gone_back] if gone_back else []), *found.faults]
     if as_json:
-        say_json({**asdict(found), "faults": found.faults})
+        say_json({**asdict(found), "faults": faults})
     else:
         _show(found)
-        for fault in found.faults:
+        for fault in faults:
             say(f"streams: {printable(fault)}", err=True)
-    sys.exit(1 if found.faults else 0)
+    sys.exit(1 if faults else 0)
 
 
 def _show(found: Standing) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Connection
 
-from streams import deploy
+from streams import beat, deploy
 from streams.cli.choose import say, say_json
 from streams.cli.progress import CAP, messages, relays
 from streams.dev.probe import Health, health
@@ -35,6 +35,7 @@ def status(as_json: bool) -> None:
     note = Workplace(Path.cwd()).note()
     with deploy.connection(settings) as connection:
         deploy.check(connection)
+        gone_back = beat.looked(settings, connection) if settings.broker.url else None
         relays = standing(connection)
         found, healths = _status(settings, connection, note, relays)
         ahead = outlook(connection)
@@ -42,6 +43,8 @@ def status(as_json: bool) -> None:
         say_json(found)
     else:
         _show(found, healths)
+        if gone_back:
+            say(printable(gone_back))
         for fault in (fault for each in relays for fault in each.faults):
             say(printable(fault))
         for line in ahead:

@@ -94,6 +94,16 @@ class Relay:
         except ServiceUnreachable:
             await self._spare()
             raise
+        await self._compare()
+
+    async def _compare(self) -> None:
+        """UsageError when the database went back."""
+        try:
+            async with Leadership(self._settings, self._mode) as session:
+                await session.refuse_gone_back()
+        except psycopg.Error as error:
+            where = redact(self._settings.database_url)
+            raise ServiceUnreachable(f"PostgreSQL at {where} went away: {line(error)}") from None
 
     async def _spare(self) -> None:
         """Without a broker it cannot start, and whoever starts it again and again may be the only one to look at the slot."""

@@ -13,6 +13,7 @@ import psycopg
 from db import connect, query
 from streams.deploy import sequence_fault
 from streams.errors import UsageError
+from streams.relay.gone_back import refuse_gone_back
 from streams.relay.look import Look, look, reader
 from streams.settings import Settings
 
@@ -71,6 +72,10 @@ class Leadership:
                 return await self._look()
         except TimeoutError:
             raise psycopg.OperationalError("the leader's connection does not answer") from None
+
+    async def refuse_gone_back(self) -> None:
+        """UsageError when the database went back, by the beat that Kafka knows; ServiceUnreachable without Kafka."""
+        await refuse_gone_back(self._settings, self._connection)
 
     async def reader(self) -> str | None:
         """One line about who reads the slot; None when nobody does."""

@@ -13,7 +13,8 @@ from streams.relay.lsn import lsn_number
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A replication slot; `held` bytes of WAL are kept for it, `confirmed` is None while it is being made."""
+    """A replication slot; `held` bytes of WAL are kept for it, `confirmed` is None while it is being made,
+    `failover` where PostgreSQL has no such slots."""
 
     plugin: str | None
     here: bool
@@ -21,6 +22,7 @@ class Slot:
     wal_status: str | None
     confirmed: int | None
     held: int
+    failover: bool | None = None
 
     @property
     def ours(self) -> bool:
@@ -86,5 +88,5 @@ async def reader(connection: psycopg.AsyncConnection[Any], relay: str) -> str | 
 
 
 def _slot(row: tuple[Any, ...]) -> Slot:
-    plugin, here, pid, wal_status, confirmed, held, _ = row
-    return Slot(plugin, bool(here), pid, wal_status, lsn_number(confirmed) if confirmed else None, held or 0)
+    plugin, here, pid, wal_status, confirmed, held, _, failover = row
+    return Slot(plugin, bool(here), pid, wal_status, lsn_number(confirmed) if confirmed else None, held or 0, failover)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import Any, LiteralString
 
 import psycopg
+from psycopg import sql
 
 from db import query
+from db.replication import create_slot
 from streams.errors import UsageError
 from streams.relay.look import Look
+
+logger = logging.getLogger("streams.relay")
 
 
 class SlotTaken(Exception):
@@ -25,18 +30,38 @@ async def make(connection: psycopg.AsyncConnection[Any], look: Look) -> None:
     if look.slot is not None:
         await drop(connection, look.relay)
     await _change(
-        connection, "create_slot", look.relay, "make", "SELECT pg_create_logical_replication_slot('{}', 'pgoutput')"
+        connection,
+        create_slot(connection.info.server_version),
+        look.relay,
+        "make",
+        "SELECT pg_create_logical_replication_slot('{}', 'pgoutput')",
     )
+
+
+async def let_fail_over(connection: psycopg.AsyncConnection[Any], look: Look) -> None:
+    """A slot that nobody reads goes along in a failover from now on; `connection` is one for replication."""
+    if look.slot is None or look.slot.failover is not False or look.slot.pid is not None:
+        return
+    alter = sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER true)").format(sql.Identifier(look.relay))
+    try:
+        await connection.execute(alter)
+    except psycopg.Error as error:  # a slot that stays behind is healed, as before PostgreSQL 17
+        extra = {"relay": look.relay, "sqlstate": error.sqlstate, "error": _line(error)}
+        logger.warning("slot cannot fail over", extra=extra)
+    else:
+        logger.info("slot can fail over", extra={"relay": look.relay})
 
 
 async def drop(connection: psycopg.AsyncConnection[Any], name: str) -> None:
     """The slot is gone, and with it what it held back; SlotTaken while it is read, UsageError when it may not be dropped."""
-    await _change(connection, "drop_slot", name, "drop", "SELECT pg_drop_replication_slot('{}')")
+    await _change(connection, query("drop_slot"), name, "drop", "SELECT pg_drop_replication_slot('{}')")
 
 
-async def _change(connection: psycopg.AsyncConnection[Any], statement: str, name: str, verb: str, by_hand: str) -> None:
+async def _change(
+    connection: psycopg.AsyncConnection[Any], statement: LiteralString, name: str, verb: str, by_hand: str
+) -> None:
     try:
-        await connection.execute(query(statement), {"slot": name})
+        await connection.execute(statement, {"slot": name})
     except psycopg.errors.ObjectInUse as error:
         raise SlotTaken(_line(error)) from None
     except psycopg.errors.UndefinedObject:

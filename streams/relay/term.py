@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 import psycopg
 from confluent_kafka import KafkaException
 
-from streams import kafka
+from streams import beat, kafka
 from streams.errors import ServiceUnreachable, StreamsError
 from streams.registry import Registry
 from streams.relay.admission import Admission
 from streams.relay.backoff import delay
-from streams.relay.cdc import CdcSource
+from streams.relay.cdc import CdcSource, replication_connection
 from streams.relay.checks import check_database
 from streams.relay.connector import heartbeats
 from streams.relay.debezium import Keeper, SlotFloor
@@ -27,7 +27,7 @@ from streams.relay.heal import Healing
 from streams.relay.leadership import Leadership
 from streams.relay.poll import PollSource
 from streams.relay.publisher import DeliveryFailed, Publisher
-from streams.relay.slot import SlotTaken
+from streams.relay.slot import SlotTaken, let_fail_over
 from streams.relay.slot_care import TAKEN_SECONDS, SlotCare
 from streams.relay.sweep import Sweep
 from streams.relay.together import Done, together
@@ -118,6 +118,7 @@ class Term:
         await together(self._prepare_topics(way), self._watch.turned(), self._until_stopped())
         if self._stop.is_set():
             return
+        await self._watch.refuse_gone_back()
         turn = await (self._keep(way) if way.mode == "debezium" else self._publish(way))
         if turn is not None:
             raise turn
@@ -126,6 +127,8 @@ class Term:
         """Publish until told to stop, or to turn; raises the first thing that went wrong."""
         # Before reading begins: the server ends a stream of which it hears nothing for some seconds.
         await asyncio.to_thread(check_database, self._settings)
+        if way.mode == "cdc":
+            await self._let_fail_over()
         admission = Admission(self._settings, self._refused)
         await admission.learn(self._registry.topics)
         grave = Grave(self._settings, self._registry)
@@ -143,6 +146,13 @@ class Term:
             turn = await self._until_turned(*work)
             await self._finish(way, source, publisher)
             return turn
+
+    async def _let_fail_over(self) -> None:
+        found = await self._watch.look()
+        if found.slot is not None and found.slot.failover is False:
+            timeout = self._settings.database.connect_timeout
+            async with await replication_connection(self._settings.database_url, timeout) as connection:
+                await let_fail_over(connection, found)
 
     async def _keep(self, way: Way) -> Turn | None:
         """A term beside Debezium, which publishes."""
@@ -240,6 +250,7 @@ class Term:
 def prepare_topics(settings: Settings, registry: Registry, mode: str) -> None:
     """The topics are there and as they must be; ServiceUnreachable or UsageError; blocking."""
     kafka.prepare_topics(settings, registry.topics)
+    beat.prepare_topic(settings)
     if mode == "debezium":
         kafka.prepare_topic(settings, heartbeats(settings), partitions=1)
 

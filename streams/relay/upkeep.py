@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -15,13 +16,19 @@ from typing import Any, Protocol
 import psycopg
 
 from db import connect, partitions, query
+from streams.beat import Beat, BeatWriter
+from streams.errors import ServiceUnreachable
 from streams.relay.backoff import delay
+from streams.relay.gone_back import refuse_gone_back
 from streams.relay.lsn import lsn_number
 from streams.settings import Settings
 
 logger = logging.getLogger("streams.relay")
 
 HEARTBEAT_SECONDS = 2.0
+BEAT_SECONDS = 1.0
+GOODBYE_SECONDS = 1.0
+BEATS_HELD = 10_000
 PARTITIONS_SECONDS = 60.0
 # A burst is not the rate of the coming days: per minute no more is made than this many partitions beyond the newest id.
 PARTITIONS_AHEAD = 10
@@ -91,6 +98,11 @@ class Upkeep:
         self._attempt = 0
         self._ids: tuple[float, int] | None = None
         self.saved: int | None = None
+        self._beats = BeatWriter(settings)
+        self._beat_at = 0.0
+        self._counted: deque[tuple[int, Beat]] = deque()
+        # Only of a connection to a database that was compared with Kafka.
+        self._compared = False
 
     def follow(
         self,
@@ -131,6 +143,7 @@ class Upkeep:
                     session={"lock_timeout": LOCK_TIMEOUT},
                 )
                 async with self._connection:
+                    await self._connection.execute(query("durable_session"))
                     await self._tend(self._connection)
             except psycopg.Error as error:
                 self._attempt += 1
@@ -143,11 +156,16 @@ class Upkeep:
             raise psycopg.OperationalError("upkeep is not connected")
         async with self._busy:
             await self._floor.look(self._connection)
-            self._saved = ()
+            self._saved, self._beat_at = (), 0.0
             await self._save(self._connection)
+            self._write_beat(self._floor.lsn)
+        # Whoever restores an older copy now is told from what was published last.
+        await asyncio.to_thread(self._beats.flush, GOODBYE_SECONDS)
 
     async def _tend(self, connection: psycopg.AsyncConnection[Any]) -> None:
         self._floor.reset()
+        self._compared = False
+        self._counted.clear()
         looked = -PARTITIONS_SECONDS
         while True:
             # One at a time: what is saved must not be part of a transaction that may be rolled back.
@@ -156,20 +174,36 @@ class Upkeep:
                     looked = time.monotonic()
                     await self._make_partitions(connection)
                 await self._floor.look(connection)
+                await self._compare(connection)
                 await self._save(connection)
             # A server that takes connections and no writes is still an outage.
             self._attempt = 0
             await asyncio.sleep(self._settings.relay.floor_interval)
 
+    async def _compare(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Count on only in a database that did not go back, or Kafka would forget what was lost; UsageError when it did."""
+        if self._compared and not self._beats.topic_missing:
+            return
+        # Without Kafka nothing is published, and there is nothing to compare with.
+        with contextlib.suppress(ServiceUnreachable):
+            if self._beats.topic_missing:
+                await asyncio.to_thread(self._beats.make_topic)
+            if not self._compared:
+                await refuse_gone_back(self._settings, connection)
+                self._compared = True
+
     async def _save(self, connection: psycopg.AsyncConnection[Any]) -> None:
         now, doing, floor, lsn = time.monotonic(), self._doing, self._floor.value, self._floor.lsn
+        self._write_beat(lsn)
         delivered, mark = self._delivered(), self._mark
         self._rate.count(now, delivered)
         # An idle relay's position moves with each save: it alone is no reason for the next one.
         known = (doing, floor, delivered)
         if not self.first or (known == self._saved and now - self._saved_at < HEARTBEAT_SECONDS):
             return
+        beats = self._compared and now - self._beat_at >= BEAT_SECONDS
         position = {
+            "beats": beats,
             "name": self._settings.relay.name,
             "mode": doing.mode,
             "floor": floor,
@@ -184,13 +218,30 @@ class Upkeep:
             "publication": self._settings.relay.publication,
         }
         cursor = await connection.execute(query("save_relay_position"), position)
-        if not cursor.rowcount:
+        if not (row := await cursor.fetchone()):
             raise psycopg.OperationalError(
                 "this is not the database, or not the publication, that the position belongs to"
             )
         self._saved, self._saved_at = known, now
+        if beats:
+            self._beat_at = now
+            end = await _value(connection, "insert_lsn")
+            if len(self._counted) < BEATS_HELD:
+                self._counted.append((lsn_number(end), Beat(identity=row[1], count=row[0])))
         if lsn is not None:
             self.saved = lsn_number(lsn)
+
+    def _write_beat(self, lsn: str | None) -> None:
+        """Tell Kafka the newest beat that the log was read past, or is committed where no log is read.
+
+        A log that is held back for a standby (`synchronized_standby_slots`) holds the beat back too: what Kafka knows, that
+        standby has.
+        """
+        newest = None
+        while self._counted and (lsn is None or self._counted[0][0] <= lsn_number(lsn)):
+            newest = self._counted.popleft()[1]
+        if newest is not None:
+            self._beats.write(self._settings.relay.name, newest)
 
     async def _make_partitions(self, connection: psycopg.AsyncConnection[Any]) -> None:
         width = self._settings.outbox.partition_rows

@@ -41,6 +41,7 @@ class Watch:
         self._turn = asyncio.get_running_loop().create_future()
         self._warned = -REPEAT_SECONDS
         self.reader = leadership.reader
+        self.refuse_gone_back = leadership.refuse_gone_back
         self.may_drop = True
 
     async def look(self) -> Look:

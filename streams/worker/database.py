@@ -9,11 +9,14 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, LiteralString
 
 import psycopg
+from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
 from db import query
+from streams.beat import KnownBeats
 from streams.settings import Settings
 from streams.worker.connections import GRACE, driver_of, worker_engine
+from streams.worker.fail import fail_stop
 from streams.worker.silence import answering
 
 REACH = 2.0  # seconds in which a database that is there answers
@@ -57,6 +60,22 @@ class Database:
         with suppress(psycopg.Error, SQLAlchemyError, OSError, TimeoutError):
             async with asyncio.timeout(REACH), self._asking(REACH) as driver:
                 await driver.execute(query(name), parameters)
+
+    def refuse_gone_back(self, settings: Settings) -> None:
+        """From now on the process ends before a new connection is used to a database that went back."""
+        known = KnownBeats(settings)
+
+        async def compare(driver: psycopg.AsyncConnection[Any]) -> None:
+            await asyncio.to_thread(known.from_kafka, patience=REACH)
+            rows = await (await driver.execute(query("beats"))).fetchall()
+            await driver.rollback()
+            if reason := known.gone_back(rows):
+                fail_stop("the database went back and the worker stops", reason=reason)
+
+        def connected(connection: Any, _: Any) -> None:
+            connection.run_async(compare)
+
+        event.listen(self.engine.sync_engine, "connect", connected)
 
     async def close(self) -> None:
         """Close the pool."""

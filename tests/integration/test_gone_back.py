@@ -1,0 +1,129 @@
+"""A database that went back has the identity of the one it was: the beat that Kafka keeps tells them apart."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka.admin import AdminClient
+
+from streams import beat, kafka
+from streams.dev.postgres import PostgresServer
+from streams.dev.process import Process
+from tests.conftest import World
+from tests.fixtures.command import streams
+from tests.fixtures.publish import enqueue, payload
+
+Eventually = Callable[..., Any]
+
+
+@pytest.fixture
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PostgresServer]:
+    """A PostgreSQL server that a test may stop and set back."""
+    async with PostgresServer(tmp_path_factory.mktemp("own")) as found:
+        yield found
+
+
+@pytest.fixture
+async def own(world: World, server: PostgresServer) -> World:
+    """A world with a server of its own."""
+    world.environ["DATABASE_URL"] = server.url
+    world.migrate()
+    return world
+
+
+class Copy:
+    """The data directory as it was at some moment."""
+
+    def __init__(self, server: PostgresServer, directory: Path) -> None:
+        self._server, self._copy = server, directory / "copy"
+        self._data = server.directory / "data"
+
+    async def take(self) -> None:
+        """As a volume snapshot of a stopped server."""
+        await self._server.stop()
+        await asyncio.to_thread(shutil.copytree, self._data, self._copy)
+        await self._server.restart()
+
+    async def restore(self) -> None:
+        """Put it back under whoever is connected."""
+        await self._server.stop()
+        await asyncio.to_thread(shutil.rmtree, self._data)
+        await asyncio.to_thread(shutil.copytree, self._copy, self._data)
+        await self._server.restart()
+
+
+def persisted(world: World, ids: list[int]) -> Callable[[], bool]:
+    """Whether all of these are consumed."""
+    statement = "SELECT count(*) FROM outbox_state WHERE status = 'consumed' AND outbox_id = ANY(%s)"
+    return lambda: world.query(statement, ids) == [(len(ids),)]
+
+
+def said(world: World, process: Process) -> str:
+    """All that this process wrote."""
+    return process.log.read_text()
+
+
+def messages(world: World, key: str) -> list[int]:
+    """Commit ten messages of one conversation."""
+    return enqueue(world.url, world.topic, [payload(n, key) for n in range(10)])
+
+
+async def test_a_database_set_back_is_refused_by_relay_and_worker_until_it_is_adopted(
+    own: World, server: PostgresServer, tmp_path: Path, eventually: Eventually
+) -> None:
+    relay, worker = own.relay(), own.worker()
+    await eventually(persisted(own, messages(own, "before")), 60)
+    copy = Copy(server, tmp_path)
+    await copy.take()
+    await eventually(persisted(own, messages(own, "lost")), 60)
+    [(counted,)] = own.query("SELECT beat FROM relay_position")
+    await eventually(lambda: own.query("SELECT beat > %s FROM relay_position", counted + 1) == [(True,)])
+
+    await copy.restore()
+    await eventually(lambda: relay.returncode is not None and worker.returncode is not None, 60)
+    assert (relay.returncode, worker.returncode) == (2, 70)
+    assert "the database went back" in said(own, relay)
+    assert "the database went back" in said(own, worker)
+    relay, worker = own.relay(), own.worker()
+    await eventually(lambda: relay.returncode is not None and worker.returncode is not None, 60)
+    assert (relay.returncode, worker.returncode) == (2, 2)
+    line = said(own, worker).splitlines()[-1]
+    assert re.search(r"relay \S+ had counted to \d+, here to \d+, .* `streams relay adopt`", line)
+    status = await streams(own, "relay", "status")
+    assert (status.code, "the database went back" in status.error) == (1, True)
+    assert "the database went back" in (await streams(own, "status")).out
+
+    done = await streams(own, "relay", "adopt", "--yes", "--why", "a drill")
+    assert done.code == 0, done.error
+    assert "nothing to adopt" in (await streams(own, "relay", "adopt", "--yes")).out
+    own.relay(), own.worker()
+    await eventually(persisted(own, messages(own, "after")), 60)
+
+
+async def test_a_beat_that_kafka_lost_refuses_nobody_and_is_written_anew(world: World, eventually: Eventually) -> None:
+    world.migrate()
+    relay = world.relay()
+    await eventually(lambda: beat.read(world.settings))
+    admin = AdminClient(kafka.client(world.settings))
+    admin.delete_topics([beat.topic(world.settings)])[beat.topic(world.settings)].result(10)
+    await eventually(lambda: not beat.read(world.settings), every=0.01)
+    await eventually(lambda: beat.read(world.settings), 60)
+    assert relay.running
+
+
+async def test_kafka_never_counts_ahead_of_the_database(world: World, eventually: Eventually) -> None:
+    world.migrate()
+    world.relay()
+    await eventually(lambda: beat.read(world.settings))
+    for _ in range(10):
+        [known] = beat.read(world.settings).values()
+        [(counted, identity)] = world.query("SELECT beat, identity FROM relay_position")
+        assert known.identity == identity
+        assert known.count <= counted
+    await eventually(lambda: world.query("SELECT beat > %s FROM relay_position", counted) == [(True,)])

@@ -1,0 +1,36 @@
+"""What tells a database that went back from one that did not."""
+
+from __future__ import annotations
+
+import pytest
+
+from streams.beat import Beat, gone_back
+
+KAFKA = {"outbox": Beat("1/2/3", 7), "other": Beat("1/2/3", 4)}
+
+
+@pytest.mark.parametrize("rows", [
+    [("outbox", 7, "1/2/3"), ("other", 4, "1/2/3")],
+    [("outbox", 8, "1/2/3"), ("other", 9, "1/2/3")],  # the relay died between commit and Kafka
+    [("outbox", 7, "1/2/3")],  # a relay that an operator removed
+    [("outbox", 1, "9/2/3")],  # another database on this broker, or a dump: its identity says so
+    [(None, None, "9/2/3")],
+])  # fmt: skip
+def test_what_did_not_go_back_goes_on(rows: list[tuple[str | None, int | None, str]]) -> None:
+    assert gone_back(KAFKA, rows, "outbox") is None
+
+
+def test_what_kafka_lost_proves_nothing() -> None:
+    assert gone_back({}, [("outbox", 7, "1/2/3")], "outbox") is None
+
+
+@pytest.mark.parametrize("rows", [
+    [("outbox", 6, "1/2/3"), ("other", 4, "1/2/3")],
+    [("outbox", 7, "1/2/3"), ("other", 3, "1/2/3")],  # of several relays the one that counts
+    [("outbox", None, "1/2/3")],  # set back to a time before the first beat
+    [(None, None, "1/2/3")],
+])  # fmt: skip
+def test_what_counted_less_is_refused(rows: list[tuple[str | None, int | None, str]]) -> None:
+    reason = gone_back(KAFKA, rows, "outbox")
+    assert reason is not None
+    assert "went back" in reason
