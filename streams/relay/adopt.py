@@ -19,7 +19,10 @@ from streams.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What adopting would do: the relay goes on at `floor`, the next id is the one after `newest`, the next beat that after `beat`."""
+    """What adopting would do: the relay goes on at `floor`, and the next id is the one after `newest`.
+
+    `was` tells how it stood; it counts on from `beat`.
+    """
 
     relay: str
     floor: int

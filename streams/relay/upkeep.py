@@ -237,6 +237,8 @@ class Upkeep:
         A log that is held back for a standby (`synchronized_standby_slots`) holds the beat back too: what Kafka knows, that
         standby has.
         """
+        if lsn is None and self._doing.mode != "poll":
+            return  # nothing was read yet
         newest = None
         while self._counted and (lsn is None or self._counted[0][0] <= lsn_number(lsn)):
             newest = self._counted.popleft()[1]
