@@ -195,12 +195,12 @@ def _read(settings: Settings, consumer: Consumer, deadline: float) -> dict[str, 
     consumer.assign([partition])
     while time.monotonic() < deadline:
         for message in consumer.consume(1000, 0.2):
-            error = message.error()
-            if error is None:
+            fault = message.error()
+            if fault is None:
                 _note(beats, message.key(), message.value())
-            elif error.code() == KafkaError._PARTITION_EOF:
+            elif fault.code() == KafkaError._PARTITION_EOF:
                 return beats
-            elif error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+            elif fault.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
                 return {}
     raise ServiceUnreachable(f"Kafka at {settings.broker_url} does not give topic {topic(settings)!r} in time")
 
