@@ -17,6 +17,7 @@ from db.queries import query
 
 PARTITIONED = ("outbox", "outbox_state")
 LOCK = 7_201_002
+AT_ONCE = 20
 _BOUNDS = re.compile(r"FROM \('(\d+)'\) TO \('(\d+)'\)")
 
 
@@ -36,17 +37,46 @@ def ensure_sync(connection: Connection, *, ahead: int, width: int) -> int:
 
 
 async def ensure(connection: psycopg.AsyncConnection[Any], *, ahead: int, width: int) -> int:
-    """Make partitions of `width` ids until the id `ahead` of the newest one has a home; returns how many were made."""
-    async with connection.transaction(), connection.cursor() as cursor:
-        await cursor.execute(query("partition_lock"), {"key": LOCK})
-        await cursor.execute(query("partition_bounds"))
-        bounds = await cursor.fetchall()
-        await cursor.execute(query("last_id"))
-        [(last,)] = await cursor.fetchall()
-        statements = _statements(bounds, last, last + ahead, width)
-        for statement in statements:
-            await cursor.execute(statement)
-    return len(statements) // 2
+    """Make partitions of `width` ids until the id `ahead` of the newest one has a home; returns how many were made.
+
+    A few in one transaction: each takes locks of a table that the whole server shares.
+    """
+    made = 0
+    while True:
+        async with connection.transaction(), connection.cursor() as cursor:
+            await cursor.execute(query("partition_lock"), {"key": LOCK})
+            await cursor.execute(query("partition_bounds"))
+            bounds = await cursor.fetchall()
+            await cursor.execute(query("last_id"))
+            [(last,)] = await cursor.fetchall()
+            end = max(_end(bounds), last)
+            statements = _statements(bounds, last, min(last + ahead, end + AT_ONCE * width), width)
+            for statement in statements:
+                await cursor.execute(statement)
+        if not statements:
+            return made
+        made += len(statements) // 2
+
+
+async def reach(connection: psycopg.AsyncConnection[Any]) -> int:
+    """The first id without a home."""
+    return _end(await (await connection.execute(query("partition_bounds"))).fetchall())
+
+
+def reach_sync(connection: Connection) -> int:
+    """Like `reach`, on a SQLAlchemy connection."""
+    return _end([(row[0], row[1]) for row in connection.exec_driver_sql(query("partition_bounds"))])
+
+
+def _end(bounds: list[tuple[str, str]]) -> int:
+    ends = {
+        parent: max(
+            (int(found[2]) for table, bound in bounds if table == parent and (found := _BOUNDS.search(bound))),
+            default=0,
+        )
+        for parent in PARTITIONED
+    }
+    return min(ends.values())
 
 
 def _statements(bounds: list[tuple[str, str]], last: int, needed: int, width: int) -> list[sql.Composed]:

@@ -94,6 +94,15 @@ JOIN pg_class AS parent ON parent.oid = inhparent
 JOIN pg_class AS child ON child.oid = inhrelid
 WHERE inhparent IN ('outbox'::regclass, 'outbox_state'::regclass);
 
+-- recent_rows --
+-- How many ids were drawn of late, and since how many seconds: at least 300, a burst is no rate.
+SELECT newest.id - older.id,
+       greatest(300, extract(epoch FROM (now() AT TIME ZONE 'UTC') - older.created_at))::double precision
+FROM (SELECT id FROM outbox ORDER BY id DESC LIMIT 1) AS newest
+CROSS JOIN LATERAL (
+    SELECT id, created_at FROM outbox WHERE id >= newest.id - 1000000 ORDER BY id LIMIT 1
+) AS older;
+
 -- last_id --
 -- The newest id that was drawn, committed or not.
 SELECT last_value - (NOT is_called)::int FROM outbox_id_seq;

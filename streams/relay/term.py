@@ -73,9 +73,13 @@ class Term:
         await together(self._upkeep.run(), self._watch.run(), Sweep(self._settings, self._registry).run(), self._ways())
 
     async def spare(self) -> None:
-        """What a leader does for the database's disk when it cannot even begin to publish."""
+        """What a leader does for the database when it cannot even begin to publish: its disk, and room for new rows."""
+        await self._upkeep_once()
         found = await self._watch.look()
         await self._care.spare(found, (await wanted(self._settings, self._asked, found)).aim)
+
+    async def _upkeep_once(self) -> None:
+        await Upkeep(self._settings, self._asked, Doing("waiting", "waiting")).make_room()
 
     async def _ways(self) -> NoReturn:
         attempt = 0

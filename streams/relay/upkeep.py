@@ -30,8 +30,9 @@ BEAT_SECONDS = 1.0
 GOODBYE_SECONDS = 1.0
 BEATS_HELD = 10_000
 PARTITIONS_SECONDS = 60.0
-# A burst is not the rate of the coming days: per minute no more is made than this many partitions beyond the newest id.
-PARTITIONS_AHEAD = 10
+# A burst is not the rate of the coming days: what the next hour needs is made at once, the rest at so many partitions a minute.
+PARTITIONS_A_LOOK = 10
+HOUR = 3600.0
 LOCK_TIMEOUT = "5s"
 RATE_SECONDS = 10.0
 
@@ -150,6 +151,25 @@ class Upkeep:
                 logger.warning("upkeep interrupted", extra={"sqlstate": error.sqlstate, "error": _line(error)})
             await asyncio.sleep(delay(self._attempt, self._settings.relay.backoff_limit))
 
+    async def make_room(self) -> None:
+        """Make partitions once; psycopg.Error when the database does not answer.
+
+        Before anything is known of the rate: for as many rows as came of late in a few minutes, and more.
+        """
+        async with await connect(
+            self._settings.database_url,
+            connect_timeout=self._settings.database.connect_timeout,
+            application_name="outbox-streams relay upkeep",
+            options=f"-c lock_timeout={LOCK_TIMEOUT}",
+        ) as connection:
+            made = await partitions.ensure(
+                connection,
+                ahead=PARTITIONS_A_LOOK * self._settings.outbox.partition_rows,
+                width=self._settings.outbox.partition_rows,
+            )
+        if made:
+            logger.info("partitions made", extra={"count": made})
+
     async def settle(self) -> None:
         """Look and save once more, now; psycopg.Error when that cannot be."""
         if self._connection is None:
@@ -248,7 +268,8 @@ class Upkeep:
     async def _make_partitions(self, connection: psycopg.AsyncConnection[Any]) -> None:
         width = self._settings.outbox.partition_rows
         newest, now = await _value(connection, "last_id"), time.monotonic()
-        ahead = needed_ahead(self._ids, (now, newest), self._settings.outbox.partitions_ahead_days, width)
+        reached = await partitions.reach(connection) - newest
+        ahead = needed_ahead(self._ids, (now, newest), self._settings.outbox.partitions_ahead_days, width, reached)
         self._ids = (now, newest)
         try:
             made = await partitions.ensure(connection, ahead=ahead, width=width)
@@ -280,12 +301,18 @@ class Rate:
         return (rows - before) / (now - since) if now > since else 0.0
 
 
-def needed_ahead(before: tuple[float, int] | None, now: tuple[float, int], days: float, width: int) -> int:
-    """How many ids beyond the newest need a home: `days` at the rate between two looks (seconds, newest id)."""
+def needed_ahead(
+    before: tuple[float, int] | None, now: tuple[float, int], days: float, width: int, reached: int
+) -> int:
+    """How many ids beyond the newest get a home now: `days` at the rate between two looks (seconds, newest id).
+
+    `reached` of them have one: what an hour does not need comes little by little.
+    """
     if before is None or now[0] <= before[0]:
         return width
     rate = (now[1] - before[1]) / (now[0] - before[0])
-    return min(max(width, int(rate * days * 86_400)), PARTITIONS_AHEAD * width)
+    soon, late = int(rate * HOUR), int(rate * days * 86_400)
+    return max(width, soon, min(late, reached + PARTITIONS_A_LOOK * width))
 
 
 async def _value(connection: psycopg.AsyncConnection[Any], name: str) -> Any:

@@ -8,10 +8,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from psycopg import errors
 
 from db import connect, sync_engine
 from db.partitions import ensure, ensure_sync
+from streams.cli import cli
 
 WIDTH = 5_000_000
 ENQUEUE = "SELECT outbox_enqueue('chat_history_persist', 'c', '{}')"
@@ -159,3 +161,20 @@ def test_the_sync_twin_leaves_the_commit_to_its_caller(database: str) -> None:
         connection.commit()
         assert ensure_sync(connection, ahead=WIDTH, width=WIDTH) == 0
     engine.dispose()
+
+
+def test_status_says_how_long_the_partitions_last(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", database)
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO outbox (biz_type, topic, key, payload, created_at)"
+            " SELECT 'x', 'x', 'x', '{}', now() AT TIME ZONE 'UTC' - interval '1 hour' FROM generate_series(1, 3600)"
+        )
+        assert CliRunner().invoke(cli, ["status"]).exit_code == 0
+        connection.execute("SELECT setval('outbox_id_seq', 4999000)")
+        told = CliRunner().invoke(cli, ["status"])
+    assert told.exit_code == 1
+    assert (
+        "the outbox has partitions for 999 more rows, 17 minutes at the present rate, then enqueueing fails"
+        in told.output
+    )

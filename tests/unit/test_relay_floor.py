@@ -47,10 +47,13 @@ def test_positions_are_numbers_inside_and_text_outside() -> None:
 
 
 def test_partitions_reach_as_far_as_the_rate_asks_within_bounds() -> None:
-    assert needed_ahead(None, (0.0, 500), 3.0, 1000) == 1000
-    assert needed_ahead((0.0, 0), (60.0, 60), 1 / 24, 1000) == 3600
-    assert needed_ahead((0.0, 0), (60.0, 0), 3.0, 1000) == 1000
-    assert needed_ahead((0.0, 0), (60.0, 10**6), 3.0, 1000) == 10_000
+    assert needed_ahead(None, (0.0, 500), 3.0, 1000, 0) == 1000
+    assert needed_ahead((0.0, 0), (60.0, 60), 1 / 24, 1000, 0) == 3600
+    assert needed_ahead((0.0, 0), (60.0, 0), 3.0, 1000, 0) == 1000
+    assert needed_ahead((0.0, 0), (60.0, 600), 3.0, 1000, 0) == 36_000
+    # Days ahead, little by little: what a burst would need is not made at once.
+    assert needed_ahead((0.0, 0), (60.0, 600), 3.0, 1000, 100_000) == 110_000
+    assert needed_ahead((0.0, 0), (60.0, 600), 3.0, 1000, 10**7) == 2_592_000
 
 
 def test_waiting_doubles_and_ends_at_the_limit() -> None:
