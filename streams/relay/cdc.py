@@ -114,10 +114,13 @@ class CdcSource:
             raise _refused(result)
 
     def _read(self) -> Rows | None:
-        """What is there now, at most ROWS or SIZE of it."""
+        """What is there now, about ROWS or SIZE of it: up to the end of its transaction, where that is near.
+
+        Whoever stops between the last row of a transaction and its COMMIT sends all of it again.
+        """
         get, feed, decoder = self._pgconn.get_copy_data, self._decoder.feed, self._decoder
         asked = False
-        while decoder.count < ROWS and decoder.size < SIZE:
+        while (decoder.count < ROWS and decoder.size < SIZE) or decoder.ends_soon(2 * ROWS, 2 * SIZE):
             size, data = get(1)
             if size > 0:
                 asked, self._silent = False, 0

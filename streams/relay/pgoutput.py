@@ -53,6 +53,10 @@ class Decoder:
         self._rows, self._position, self.count, self.size = [], None, 0, 0
         return taken
 
+    def ends_soon(self, rows: int, size: int) -> bool:
+        """Whether a transaction is open whose end may come before that much was taken."""
+        return self.in_transaction and self.count < rows and self.size < size
+
     def idle(self, position: int) -> None:
         """The server has nothing to send below `position`: nothing of interest lies before it."""
         if not self.in_transaction:
