@@ -54,11 +54,15 @@ class Session:
         if not self._settings:
             return False
         names, values = zip(*self._settings, strict=True)
+        async with psycopg.AsyncClientCursor(self._driver) as cursor:
+            # First alone: what a handler allowed itself may be too little for the next one.  To its value, not TO DEFAULT: that
+            # is what the session began with, before it was made ours.
+            allowed = dict(self._settings)["statement_timeout"]
+            await cursor.execute(_ALLOW, {"allowed": allowed}, prepare=False)
+            [(before,)] = await cursor.fetchall()
         async with psycopg.AsyncCursor(self._driver) as cursor:
-            # First alone: what a handler allowed itself may be too little for the next one.
-            await cursor.execute("SET LOCAL statement_timeout TO DEFAULT", prepare=False)
             await cursor.execute(_RESTORE, {"names": list(names), "values": list(values)})
-            return any(changed for (changed,) in await cursor.fetchall())
+            return before != allowed or any(changed for (changed,) in await cursor.fetchall())
 
     def reported(self) -> list[bytes | None]:
         """What the server has told of the settings, without asking it."""
@@ -71,6 +75,10 @@ SELECT name, pg_catalog.current_setting(name, true)
 FROM pg_catalog.unnest(%(names)s::pg_catalog.text[]) WITH ORDINALITY AS given (name, position)
 WHERE pg_catalog.current_setting(name, true) IS NOT NULL
 ORDER BY position
+"""
+_ALLOW = """
+SELECT pg_catalog.current_setting('statement_timeout');
+SET LOCAL statement_timeout = %(allowed)s;
 """
 # Only what is different: to set some needs a right, even to the value that they have.  A temporary table of a handler's that
 # is called as one of ours comes last.

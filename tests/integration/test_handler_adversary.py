@@ -407,6 +407,23 @@ def test_what_a_handler_leaves_in_its_session_reaches_neither_our_statements_nor
         assert list(fates.values()) == [["consumed", 0, None]] * 5
 
 
+@pytest.mark.parametrize("care", [Care.NONE, Care.PIECES, Care.ONE_BY_ONE])
+def test_a_connection_is_kept_as_long_as_no_handler_has_changed_its_session(bench: Workbench, care: Care) -> None:
+    """Each run of a time of failures opened a new one, and took the many times as long."""
+    sessions = set()
+
+    async def note_session(messages: Messages, db: AsyncConnection) -> None:
+        sessions.add((await db.execute(text("SELECT pg_backend_pid()"))).scalar_one())
+        await save(messages, db)
+        if "bad" in names(messages):
+            raise ValueError
+
+    bench.handler = note_session
+    for number in range(4):
+        bench.run(asyncio.wait_for(bench.worker.persist(bench.send(f"n{number}", "bad", "n"), care), 15))
+    assert len(sessions) == 1
+
+
 # Errors that are strange.
 
 
