@@ -327,7 +327,7 @@ def test_who_is_told_to_end_hands_no_more_messages_to_handlers(stage: Stage) -> 
 
 def test_who_waits_for_another_owners_lock_is_not_noted_and_lets_others_go_first(stage: Stage) -> None:
     """The turn was kept for the whole of the lock's time limit."""
-    for key in "ac":
+    for key in "ad":
         stage.insert(stage.bench.connection, key, "plain")
     stage.send(stage.committed())
     first, second = stage.next_run(0, 1), stage.next_run(1, 1)

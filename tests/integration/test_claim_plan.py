@@ -20,8 +20,10 @@ GIVEN: dict[str, Any] = {
     "topic": "'t'",
     "source": "'s'",
     "messages": "'[]'",
+    "records": "'[]'",
+    "digest": "'0'",
 }
-TYPES = {"first": "bigint", "last": "bigint", "checked": "boolean", "topic": "text", "source": "text"}
+TYPES = {"first": "bigint", "last": "bigint", "checked": "boolean", "topic": "text", "source": "text", "digest": "text"}
 FILLED = (
     "INSERT INTO outbox (biz_type, topic, key, payload) SELECT 'x', 't', 'a', '{}' FROM generate_series(1, 3);"
     "INSERT INTO outbox_state (outbox_id, status) VALUES (100, 'consumed');"
