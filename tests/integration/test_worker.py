@@ -173,15 +173,14 @@ async def test_a_record_that_overtakes_the_visibility_of_its_row_waits_for_it(
     publish(ready.settings.broker_url, ready.topic, ready.url, first)
     await eventually(settled(ready, first), 60)
     with psycopg.connect(ready.url) as connection:
-        [early] = (
-            connection.execute(
-                "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c1', %s) RETURNING id",
-                (CHAT, ready.topic, orjson.dumps(payload(1, "c1")).decode()),
-            ).fetchone()
-            or []
+        cursor = connection.execute(
+            "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c1', %s)"
+            " RETURNING id, (extract(epoch FROM created_at) * 1000)::bigint",
+            (CHAT, ready.topic, orjson.dumps(payload(1, "c1")).decode()),
         )
-        with Publisher(ready.settings.broker_url, ready.topic, ready.url) as publisher:
-            publisher.send(early, "c1", orjson.dumps(payload(1, "c1")))
+        [(early, created_ms)] = cursor.fetchall()
+        with Publisher(ready.settings.broker_url, ready.topic) as publisher:
+            publisher.send(early, "c1", orjson.dumps(payload(1, "c1")), timestamp=created_ms)
         late = enqueue(ready.url, ready.topic, [payload(2, "c1")])
         publish(ready.settings.broker_url, ready.topic, ready.url, late)
         log = ready.directory / "faust-0.log"
