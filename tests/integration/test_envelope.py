@@ -94,8 +94,9 @@ async def test_bad_envelopes_are_rejected_and_what_cannot_be_read_is_dead(seed: 
     assert reasons[104] == "'conversation_id': expected 1 to 1024 bytes, it is the key"
     assert reasons[200].startswith("unknown biz_type 'who_knows")
     assert all(reasons.values())
-    rejects = [row[0] for row in seed.world.query("SELECT reason FROM outbox_rejects ORDER BY id")]
-    assert len(rejects) == len(bad)
+    ranges = seed.world.query("SELECT reason, count FROM outbox_rejects ORDER BY id")
+    assert sum(count for _, count in ranges) == len(bad)
+    rejects = [reason for reason, _ in ranges]
     assert "the value is null, expected an envelope" in rejects
     assert "the value is no envelope: expected object, got array" in rejects
     assert "the envelope's 'payload' is missing (outbox_id 1)" in rejects
