@@ -19,6 +19,7 @@ from streams.audit.report import Report
 from streams.audit.session import Session
 from streams.audit.tallies import Tallies
 from streams.audit.topics import Partition, Place, Topics, partition_of
+from streams.audit.waiting import Waiting
 from streams.names import Name
 from streams.registry import Registry
 
@@ -33,13 +34,22 @@ class Audit:
     """One audit of one database and its topics."""
 
     def __init__(
-        self, session: Session, topics: Topics, registry: Registry, *, full: bool, grace: float, patience: float
+        self,
+        session: Session,
+        topics: Topics,
+        registry: Registry,
+        *,
+        full: bool,
+        grace: float,
+        patience: float,
+        age: float,
     ) -> None:
         self._session, self._topics, self._full = session, topics, full
         self._grace, self._patience = grace, patience
         self.report = Report(complete=full)
         self._effects = Effects(session, registry, self.report)
         self._registry = registry
+        self._waiting = Waiting(session, topics, registry, self.report, age)
         self.lost: dict[int, tuple[Place, int]] = {}
         self.lost_replays: list[int] = []
 
@@ -50,6 +60,7 @@ class Audit:
         self._first, _, report.floor = self._session.rows("audit_bounds")[0]
         self._positions = self._topics.partitions()
         heads, looked = self._heads(), time.monotonic()
+        self._waiting.look()
         self._wait()
         self._known = [stored(*row) for row in self._session.rows("audited_ranges")]
         self._ids = self._topics.ids()
@@ -70,6 +81,7 @@ class Audit:
         self._locate()
         self._replays()
         self._stuck(heads, looked)
+        self._waiting.judge(self._positions)
         for biz_type, count, since, until in self._session.rows("unknown_biz_types"):
             about = {"biz_type": biz_type, "messages": count, "since": since.isoformat(), "until": until.isoformat()}
             report.add("unknown_biz_type", None, **about)
@@ -193,7 +205,7 @@ class Audit:
             reach = extents(self._session.rows("audit_reach"))
             [(messages, replayed, overtaken)] = self._session.rows("audit_counts")
             unsettled = {row[0] for row in self._session.rows("audit_unsettled")}
-            unclaimed = self._session.rows("audit_unclaimed", limit=100_000)
+            unclaimed = self._session.rows("audit_unclaimed", limit=100_000, age=self._waiting.age)
         if ids is None:
             self.report.messages += messages
             self.report.late += replayed + overtaken
@@ -216,6 +228,9 @@ class Audit:
             add("bad_resend", outbox_id, resend_of=root)
             wrong.add(outbox_id)
         if where["ids"] is None:
+            bounds = {"after": where["after"], "until": where["until"]}
+            for outbox_id, field, size in self._session.rows("audit_keys", **bounds):
+                add("key_mismatch", outbox_id, field=field, key_bytes=size)
             for outbox_id, other in self._session.rows("audit_places"):
                 add("same_place", outbox_id, other=other)
             for outbox_id, other in self._session.rows("audit_moved"):
@@ -225,10 +240,14 @@ class Audit:
     def _judge(self, unclaimed: list[tuple[Any, ...]]) -> int:
         """Which messages without a state are lost; returns how many may still be on their way."""
         waiting = 0
-        for outbox_id, topic, key, resent, created_ms in unclaimed:
+        for outbox_id, topic, key, resent, created_ms, old in unclaimed:
             place = self._place(topic, key)
-            if place is None or not self._positions[place].worked or (resent or 0) > self.report.floor:
+            if (resent or 0) > self.report.floor:
                 waiting += 1
+            elif place is None or not self._positions[place].worked:
+                waiting += 1
+                if old:
+                    self._waiting.unread[outbox_id] = topic, place
             else:
                 self.lost[outbox_id] = place, created_ms
         return waiting

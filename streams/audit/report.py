@@ -34,6 +34,10 @@ KINDS = {
     "stuck": "first of its conversation, overdue, and nobody takes it up",
     "lost_replay": "its replay was published, the workers are past it, and it still waits",
     "unknown_biz_type": "messages wait for a worker that knows their biz_type, and their conversations with them",
+    "unpublished": "committed long ago, and no relay has published it",
+    "unread": "published long ago, and the workers have not come to it",
+    "no_sign_of_life": "work waits, and nobody is there to do it",
+    "key_mismatch": "its key is not what its payload's key field says: it may come out of order",
     "committed_beyond_end": "the committed offset is behind the end of the partition",
 }
 

@@ -11,12 +11,14 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollectio
 from confluent_kafka.admin import AdminClient
 
 from streams import kafka
+from streams.consumers import ConsumerGroup, consumer_group
 from streams.names import outbox_number
 from streams.settings import Settings
 
 Place = tuple[str, int]
 
 LOCATE_SECONDS = 60.0
+FIRST_SECONDS = 3.0
 _MASK = 0xFFFFFFFF
 
 
@@ -80,6 +82,30 @@ class Topics:
                 if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
                     raise kafka.unreachable(self._settings, error) from None
         return found
+
+    def group(self) -> ConsumerGroup:
+        """The workers' group now."""
+        return consumer_group(self._settings, self._names)
+
+    def unread_since(self, places: Iterable[Place], now: Mapping[Place, Partition]) -> dict[Place, float]:
+        """For how many seconds the first record that nobody has read waits in each of these partitions."""
+        starts = {place: max(now[place].committed or 0, now[place].start) for place in places}
+        left = {place for place, start in starts.items() if start < now[place].end}
+        waited: dict[Place, float] = {}
+        try:
+            self._consumer.assign([TopicPartition(*place, starts[place]) for place in sorted(left)])
+            deadline = time.monotonic() + FIRST_SECONDS
+            while left and time.monotonic() < deadline:
+                for message in self._consumer.consume(100, timeout=1.0):
+                    place = str(message.topic()), int(message.partition() or 0)
+                    if place in left:
+                        left.remove(place)
+                        waited[place] = time.time() - message.timestamp()[1] / 1000
+        except KafkaException as error:
+            raise kafka.unreachable(self._settings, error) from None
+        finally:
+            self._consumer.unassign()
+        return waited
 
     def locate(self, wanted: Mapping[Place, Mapping[int, int]], until: Mapping[Place, Partition]) -> dict[int, int]:
         """Offsets of those outbox ids ({place: {id: milliseconds}}) whose records are still on the topic."""

@@ -70,9 +70,11 @@ def wait(condition: Callable[[], Any], seconds: float) -> Any:
 
 
 def status(folder: Path) -> Mapping[str, Any]:
+    """What `streams status` says; it ends with 1 exactly when it names what is missing."""
     answer = streams(folder, "status", "--json")
-    assert answer.returncode == 0, answer.stderr
+    assert answer.returncode in (0, 1), answer.stderr
     found: Mapping[str, Any] = json.loads(answer.stdout)
+    assert answer.returncode == bool(found["faults"])
     return found
 
 
@@ -109,7 +111,8 @@ def test_a_message_of_a_transaction_that_rolled_back_never_appears(up: Path) -> 
 def test_status_has_its_stable_shape(up: Path) -> None:
     # A rebalance moves partitions for a moment: all eight are somewhere in the end.
     found = wait(lambda: _balanced(status(up)), 60)
-    assert set(found) == {"services", "relays", "workers", "messages"}
+    assert set(found) == {"services", "relays", "workers", "messages", "faults"}
+    assert wait(lambda: not status(up)["faults"], 30)
     assert {name: set(service) for name, service in found["services"].items()} == {
         "postgresql": {"pid", "url"},
         "kafka": {"pid", "url"},
@@ -141,6 +144,7 @@ def test_a_killed_worker_comes_back_and_works(up: Path) -> None:
     os.kill(killed, signal.SIGKILL)
     wait(lambda: status(up)["workers"][0]["pid"] not in (None, killed), 30)
     wait(lambda: _balanced(status(up)), 60)
+    wait(lambda: not status(up)["faults"], 60)
 
 
 @pytest.mark.parametrize("relay", ["poll", pytest.param("debezium", marks=pytest.mark.long)])
@@ -156,6 +160,9 @@ def test_every_relay_does_the_same_work(tmp_path: Path, relay: str) -> None:
         wait(lambda: status(tmp_path)["relays"][0]["lag_rows"] == 0, 60)
         [found] = status(tmp_path)["relays"]
         assert (found["mode"], found["leader"]) == (relay, True)
+        # Nobody consumes: that is said, however well the relay does.
+        [fault] = status(tmp_path)["faults"]
+        assert fault.startswith("no worker is in consumer group streams, nobody reads chat-history")
     finally:
         assert streams(tmp_path, "down").returncode == 0
     assert processes(tmp_path) == []

@@ -177,7 +177,7 @@ def test_the_publication_is_older_than_the_slot(empty: str, name: str, at: Calla
         ).fetchall()
         assert shape == [(True, False, False, False, True, False)]
         assert connection.execute("SELECT * FROM pg_publication_tables").fetchall()[0][2] == "outbox"
-        connection.execute("SELECT outbox_enqueue('chat_history_persist', 'c', '{}')")
+        connection.execute("SELECT outbox_enqueue('chat_history_persist', 'c', '{\"conversation_id\": \"c\"}')")
         connection.commit()
         # A slot made before its publication reports it as missing here.
         changes = connection.execute(

@@ -251,17 +251,17 @@ async def test_records_that_nobody_enqueued_are_rejected_whatever_they_hold(
 async def test_a_broken_record_of_a_message_is_judged_by_its_outbox_row(
     world: World, key: str, eventually: Eventually, name: str
 ) -> None:
-    """Sent for a row of another topic, which the relay sends nowhere that this worker reads."""
+    """It comes before the row is committed, and so before the relay's own record of it."""
     text = EXACT["combining"]
-    [(outbox_id,)] = world.query(
-        "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, 'elsewhere', %s, %s::json) RETURNING id",
-        CHAT,
-        key,
-        json.dumps(payload(0, key, message=text)),
-    )
     value = json.dumps({**payload(0, key), BAD[name].field: "@"}).encode().replace(b'"@"', BAD[name].raw)
-    with Publisher(world.settings.broker_url, world.topic, world.url) as publisher:
-        publisher.send(outbox_id, key, value)
+    with psycopg.connect(world.url) as connection:
+        [(outbox_id, created_ms)] = connection.execute(
+            "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, %s, %s::json)"
+            " RETURNING id, (extract(epoch FROM created_at) * 1000)::bigint",
+            [CHAT, world.topic, key, json.dumps(payload(0, key, message=text))],
+        )
+        with Publisher(world.settings.broker_url, world.topic) as publisher:
+            publisher.send(outbox_id, key, value, timestamp=created_ms)
     await eventually(lambda: fate(world, key), 30, every=0.02)
     assert fate(world, key)[0][0] == "consumed"
     assert world.query("SELECT message_content FROM chat_histories WHERE chat_id = %s", key) == [(text,)]

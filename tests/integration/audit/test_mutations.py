@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from tests.conftest import World
+from tests.integration.audit.conftest import SLOW
 from tests.integration.audit.spoil import HIDE, SWAP_APPLIED, Report, chat, lose_a_replay, named
 
 Spoil = Callable[[World], int]
@@ -100,6 +101,45 @@ def reorder_effects(copy: World) -> int:
     return other
 
 
+LONG_AGO = "UPDATE outbox SET created_at = created_at - interval '2 hours' WHERE id = %s"
+SILENT = "UPDATE relay_position SET heartbeat = now() - interval '2 hours'"
+
+
+def unpublished(copy: World) -> int:
+    """The first message above the floor was written two hours ago."""
+    [(one,)] = copy.query("SELECT min(id) FROM outbox WHERE id > (SELECT max(floor) FROM relay_position)")
+    copy.query(LONG_AGO, one)
+    return int(one)
+
+
+def silent(copy: World) -> int:
+    """No relay has led for two hours."""
+    copy.query(SILENT)
+    return 0
+
+
+def unread(copy: World) -> int:
+    """The last message that was published, and that no worker has come to, was written two hours ago."""
+    [(one,)] = copy.query("SELECT max(id) FROM outbox WHERE key = %s", SLOW)
+    copy.query(LONG_AGO, one)
+    return int(one)
+
+
+def other_key(copy: World) -> int:
+    """A row written directly, in another conversation than its payload says, among those that are not published yet."""
+    [(one,)] = copy.query(
+        "INSERT INTO outbox (biz_type, topic, key, payload) SELECT biz_type, topic, 'OTHER', payload FROM outbox"
+        " WHERE id = (SELECT max(id) FROM outbox) RETURNING id"
+    )
+    # Seen by the audit, and persisted like any other.
+    copy.query(
+        "INSERT INTO outbox_state (outbox_id, status, partition, \"offset\", arrived) VALUES (%s, 'dead', 0, -1, 1)",
+        one,
+    )
+    copy.query(HIDE)
+    return int(one)
+
+
 # What is done, the kinds that name it (the first one names the message), and how.
 MUTATIONS: dict[str, tuple[str, Spoil]] = {
     "the effect is deleted": ("no_effect wrong_tally", sql("DELETE FROM chat_histories WHERE outbox_id = %(id)s")),
@@ -169,9 +209,12 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
     "an open one leaves its line": ("forgotten", status("retrying", "topic = NULL, key = NULL")),
     "a retry has no time": ("forgotten", status("retrying", "next_retry_at = NULL")),
     "an open one stands in another line": ("misplaced", status("parked", "key = 'c9'")),
-    "a retry is long overdue": ("stuck", status("retrying", "next_retry_at = now() - interval '3 hours'")),
+    "a retry is long overdue": (
+        "stuck no_sign_of_life",
+        status("retrying", "next_retry_at = now() - interval '3 hours'"),
+    ),
     "the head of a line vanished": (
-        "stuck",
+        "stuck no_sign_of_life",
         both(
             status("parked", "updated_at = now() - interval '3 hours'"),
             status("retrying", "status = 'dead', topic = NULL, key = NULL, next_retry_at = NULL"),
@@ -216,6 +259,11 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
         ),
     ),
     "a replay is lost": ("lost_replay missing", lose_a_replay),
+    "nobody publishes a message": ("unpublished", unpublished),
+    "nobody publishes": ("unpublished no_sign_of_life", both(unpublished, silent)),
+    "nobody publishes, and it is not late yet": ("no_sign_of_life", both(silent)),
+    "nobody reads": ("unread no_sign_of_life", unread),
+    "a key is not what its payload says": ("key_mismatch missing", other_key),
 }
 
 
@@ -227,5 +275,5 @@ def test_every_corruption_is_found_and_named(copy: World, audit: Callable[..., R
     assert set(found["wrong"]) == set(kinds.split())
     first = kinds.split()[0]
     assert found["wrong"][first]["count"] <= 2
-    if first not in ("wrong_tally", "phantom_effect", "bad_resend"):
+    if first not in ("wrong_tally", "phantom_effect", "bad_resend", "no_sign_of_life"):
         assert spoiled in named(found, first)
