@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import itertools
 import json
@@ -260,8 +261,12 @@ async def test_a_broken_record_of_a_message_is_judged_by_its_outbox_row(
             " RETURNING id, (extract(epoch FROM created_at) * 1000)::bigint",
             [CHAT, world.topic, key, json.dumps(payload(0, key, message=text))],
         )
+        committing = asyncio.get_running_loop().run_in_executor(
+            None, connection.execute, "SELECT pg_sleep(0.5); COMMIT"
+        )
         with Publisher(world.settings.broker_url, world.topic) as publisher:
             publisher.send(outbox_id, key, value, timestamp=created_ms)
+        await committing
     await eventually(lambda: fate(world, key), 30, every=0.02)
     assert fate(world, key)[0][0] == "consumed"
     assert world.query("SELECT message_content FROM chat_histories WHERE chat_id = %s", key) == [(text,)]
