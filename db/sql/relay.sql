@@ -130,3 +130,11 @@ FROM unnest(%(lows)s::bigint[], %(highs)s::bigint[]) AS gap (low, high)
 JOIN outbox AS o ON o.id BETWEEN gap.low AND gap.high
 ORDER BY o.id
 LIMIT %(most)s;
+
+-- topic_shape --
+-- How the topic of a registered biz_type has to be made, as far as whoever registered it has said.
+SELECT biz_type, partitions, replication_factor, retention_hours
+FROM outbox_biz_types
+WHERE topic = %(topic)s AND retired_at IS NULL
+ORDER BY partitions NULLS LAST, biz_type
+LIMIT 1;
