@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -129,6 +130,20 @@ def test_settings_tell_where_they_come_from(up: Path) -> None:
     shown = streams(up, "settings").stdout.splitlines()
     assert any(line.startswith("  url: 'postgresql://") and line.endswith("# .dev/services.json") for line in shown)
     assert "  name: outbox" in shown
+
+
+def test_nobody_else_reads_the_folder_or_sees_the_password(up: Path) -> None:
+    root = up / ".dev"
+    password = (root / "postgres" / "password").read_text()
+    assert stat.S_IMODE(root.stat().st_mode) & 0o066 == 0
+    for name in ("services.json", "postgres/password", "postgres/pgpass"):
+        assert stat.S_IMODE((root / name).stat().st_mode) == 0o600
+    said = [streams(up, *command) for command in (("env",), ("settings",), ("status",), ("status", "--json"), ("up",))]
+    shown = "".join(answer.stdout + answer.stderr for answer in said)
+    assert password not in shown
+    assert "postgres:***@" in shown
+    for log in (root / "logs").iterdir():
+        assert password not in log.read_text(errors="replace"), log
 
 
 def test_a_second_up_says_who_runs(up: Path) -> None:

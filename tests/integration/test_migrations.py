@@ -195,7 +195,7 @@ def test_in_poll_mode_there_is_neither_publication_nor_slot(empty: str, name: st
 
 
 async def test_without_logical_decoding_the_slot_is_only_noted(tmp_path: Path, name: str) -> None:
-    async with PostgresServer(tmp_path / "replica", settings={"wal_level": "replica"}) as server:
+    async with PostgresServer(tmp_path / "replica", settings={"wal_level": "replica"}, trusting=True) as server:
         lines = migrate(settings(server.url, name))
     assert lines == [
         f"database at revision {db.migrate.head()}",
