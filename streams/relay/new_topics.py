@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import psycopg
+
 from db import connect, query
 from streams import kafka
 from streams.errors import UsageError
@@ -47,8 +49,14 @@ class NewTopics:
         """
         attempt, said = 0, -SAY_SECONDS
         try:
-            while (shape := await self._registered(topic)) is not None:
-                reason = await self._make(topic, shape)
+            while True:
+                try:
+                    shape = await self._registered(topic)
+                    if shape is None:
+                        return False
+                    reason = await self._make(topic, shape)
+                except UsageError as error:
+                    reason = str(error)
                 if reason is None:
                     return True
                 self._tell(reason)
@@ -56,19 +64,24 @@ class NewTopics:
                     said = time.monotonic()
                     logger.warning(
                         "topic missing, the relay waits",
-                        extra={"topic": topic, "biz_type": shape.biz_type, "reason": reason},
+                        extra={"topic": topic, "reason": reason},
                     )
                 attempt += 1
                 await asyncio.sleep(delay(attempt, self._settings.relay.backoff_limit))
-            return False
         finally:
             if attempt:
                 self._tell(None)
 
     async def _registered(self, topic: str) -> TopicShape | None:
         timeout = self._settings.database.connect_timeout
-        async with await connect(self._settings.database_url, connect_timeout=timeout) as connection:
-            row = await (await connection.execute(query("topic_shape"), {"topic": topic})).fetchone()
+        try:
+            async with await connect(self._settings.database_url, connect_timeout=timeout) as connection:
+                row = await (await connection.execute(query("topic_shape"), {"topic": topic})).fetchone()
+        except psycopg.errors.InsufficientPrivilege:
+            raise UsageError(
+                f"topic {topic} does not exist, and this role may not see who registered it: run GRANT SELECT ON"
+                " outbox_biz_types"
+            ) from None
         return None if row is None else TopicShape(*row)
 
     async def _make(self, topic: str, shape: TopicShape) -> str | None:
@@ -89,5 +102,5 @@ class NewTopics:
         try:
             await asyncio.to_thread(kafka.make_topic, self._settings, topic, **wanted)
         except UsageError as error:
-            return f"{error}: topic of biz_type {shape.biz_type}, make it, or run `streams biz-types retire`"
+            raise UsageError(f"{error}; make it, or run `streams biz-types retire {shape.biz_type}`") from None
         return None

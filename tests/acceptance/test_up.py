@@ -103,7 +103,7 @@ def test_a_message_enqueued_with_plain_psql_is_persisted_within_a_second(up: Pat
 
 
 def test_a_message_of_a_transaction_that_rolled_back_never_appears(up: Path) -> None:
-    psql(up, f"BEGIN; SELECT outbox_enqueue('chat_history_persist', 'gone', '{HELLO}'); ROLLBACK")
+    psql(up, f"BEGIN; SELECT outbox_enqueue('chat_history_persist', 'gone', '{HELLO.replace('c1', 'gone')}'); ROLLBACK")
     psql(up, f"SELECT outbox_enqueue('chat_history_persist', 'after', '{HELLO.replace('c1', 'after')}')")
     assert wait(lambda: psql(up, "SELECT count(*) FROM chat_histories WHERE chat_id = 'after'") == "1", 20)
     assert psql(up, "SELECT count(*) FROM outbox WHERE key = 'gone'") == "0"
@@ -177,7 +177,7 @@ def test_every_relay_does_the_same_work(tmp_path: Path, relay: str) -> None:
         assert (found["mode"], found["leader"]) == (relay, True)
         # Nobody consumes: that is said, however well the relay does.
         [fault] = status(tmp_path)["faults"]
-        assert fault.startswith("no worker is in consumer group streams, nobody reads chat-history")
+        assert fault.startswith("no worker is in consumer group outbox-streams, nobody reads chat-history")
     finally:
         assert streams(tmp_path, "down").returncode == 0
     assert processes(tmp_path) == []
