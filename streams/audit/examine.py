@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from streams.audit.effects import Effects
+from streams.audit.envelopes import Envelopes
 from streams.audit.foreign import Foreign
 from streams.audit.ranges import WIDTH, Range, extents, stored
 from streams.audit.report import Report
@@ -76,6 +77,9 @@ class Audit:
         self._look_again()
         self._look_at_new(advance)
         Foreign(self._session, self._registry, report).look()
+        if self._registry.envelopes:
+            envelopes = Envelopes(self._session, self._topics, self._registry, report, full=self._full)
+            envelopes.look(self._positions, self._ids)
         self._effects.beyond()
         self._ends()
         self._locate()

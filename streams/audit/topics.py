@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +106,28 @@ class Topics:
         finally:
             self._consumer.unassign()
         return waited
+
+    def values(
+        self, bounds: Mapping[Place, tuple[int, int]], seconds: float
+    ) -> Iterator[tuple[Place, int, bytes | None]]:
+        """The records (partition, offset, value) in these bounds, the second one not included, for no longer than that."""
+        left = {place: end for place, (start, end) in bounds.items() if start < end}
+        deadline = time.monotonic() + seconds
+        try:
+            self._consumer.assign([TopicPartition(*place, bounds[place][0]) for place in sorted(left)])
+            while left and time.monotonic() < deadline:
+                for message in self._consumer.consume(1000, timeout=1.0):
+                    place, offset = (str(message.topic()), int(message.partition() or 0)), int(message.offset() or 0)
+                    if offset < bounds[place][1]:
+                        value = message.value()
+                        yield place, offset, value.encode() if isinstance(value, str) else value
+                    if offset + 1 >= left.get(place, 0):
+                        left.pop(place, None)
+                self._drop_finished(left)
+        except KafkaException as error:
+            raise kafka.unreachable(self._settings, error) from None
+        finally:
+            self._consumer.unassign()
 
     def locate(self, wanted: Mapping[Place, Mapping[int, int]], until: Mapping[Place, Partition]) -> dict[int, int]:
         """Offsets of those outbox ids ({place: {id: milliseconds}}) whose records are still on the topic."""

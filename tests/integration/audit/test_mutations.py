@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import psycopg
 import pytest
 
+from streams.audit.topics import Topics
+from streams.registry import Registry, configured
+from streams.settings import Settings
 from tests.conftest import World
 from tests.integration.audit.conftest import SLOW
 from tests.integration.audit.spoil import HIDE, SWAP_APPLIED, Report, chat, lose_a_replay, named
@@ -277,3 +281,79 @@ def test_every_corruption_is_found_and_named(copy: World, audit: Callable[..., R
     assert found["wrong"][first]["count"] <= 2
     if first not in ("wrong_tally", "phantom_effect", "bad_resend", "no_sign_of_life"):
         assert spoiled in named(found, first)
+
+
+def never_sent(copy: World) -> int:
+    """A message below the floor that no relay has sent: it was hidden from the relay, or drawn an id that was passed."""
+    [(one,)] = copy.query(
+        "INSERT INTO outbox (biz_type, topic, key, payload) SELECT biz_type, topic, key, payload FROM outbox"
+        " WHERE id = %s RETURNING id",
+        chat(copy)[0],
+    )
+    copy.query(HIDE)
+    return int(one)
+
+
+def topic_gone(copy: World) -> int:
+    """A message that was published two hours ago, and whose topic is no more."""
+    one = unread(copy)
+    copy.query("UPDATE outbox SET topic = 'audited.gone' WHERE id = %s", one)
+    return one
+
+
+# Silent losses: what is done, the kinds that name it where the agent says how its effect is recognised, and where it does not.
+LOSSES: dict[str, tuple[str, str, Spoil]] = {
+    "a run was acked whose transaction was rolled back": (
+        "skipped wrong_tally",
+        "skipped",
+        both(sql("DELETE FROM outbox_state WHERE outbox_id = %(id)s"), forget_effect),
+    ),
+    "the state was rolled back, and the effect was not": (
+        "unclaimed_effect",
+        "skipped",
+        sql("DELETE FROM outbox_state WHERE outbox_id = %(id)s"),
+    ),
+    "a message was passed by the floor and never sent": ("missing", "missing", both(never_sent)),
+    "a topic is gone": ("unread no_sign_of_life", "unread no_sign_of_life", topic_gone),
+    "nobody reads": ("unread no_sign_of_life", "unread no_sign_of_life", unread),
+    "nobody publishes": ("unpublished no_sign_of_life", "unpublished no_sign_of_life", both(unpublished, silent)),
+    "a key is not what its payload says": ("key_mismatch missing", "key_mismatch missing", other_key),
+    "a replay is lost": ("lost_replay missing", "lost_replay missing", lose_a_replay),
+}
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "undeclared"])
+@pytest.mark.parametrize("kind", list(LOSSES))
+def test_every_silent_loss_is_found_with_and_without_a_declared_effect(
+    copy: World, audit: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, kind: str, declared: bool
+) -> None:
+    with_effect, without, spoil = LOSSES[kind]
+    if not declared:
+        monkeypatch.setattr("streams.cli.audit.configured", undeclared)
+    spoiled = spoil(copy)
+    found = audit("--full")
+    kinds = (with_effect if declared else without).split()
+    assert set(found["wrong"]) - {"missing"} == set(kinds) - {"missing"}
+    assert set(kinds) <= set(found["wrong"])
+    assert spoiled in named(found, kinds[0])
+
+
+def test_records_that_kafka_deleted_before_anybody_read_them_are_missing(
+    copy: World, audit: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log of the slow partition begins where it ends, past the committed offset."""
+    slow = {row[0] for row in copy.query("SELECT id FROM outbox WHERE key = %s", SLOW)}
+    assert audit("--full")["ok"]
+    bounds = Topics._bounds
+    monkeypatch.setattr(Topics, "_bounds", lambda self, place: (bounds(self, place)[1],) * 2)
+    monkeypatch.setattr(Topics, "locate", lambda *_: {})
+    monkeypatch.setattr("streams.cli.audit.configured", undeclared)
+    found = audit("--full")
+    assert set(found["wrong"]) == {"missing"}
+    assert slow <= named(found, "missing")
+
+
+def undeclared(settings: Settings) -> Registry:
+    """The registry, of agents that do not say how their effects are recognised."""
+    found = configured(settings)
+    return replace(found, agents={name: replace(agent, effect=None) for name, agent in found.agents.items()})
