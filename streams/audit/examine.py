@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from streams.audit.effects import Effects
+from streams.audit.effects import UNREADABLE, Effects
 from streams.audit.envelopes import Envelopes
 from streams.audit.foreign import Foreign
 from streams.audit.ranges import WIDTH, Range, extents, stored
@@ -232,14 +232,21 @@ class Audit:
             add("bad_resend", outbox_id, resend_of=root)
             wrong.add(outbox_id)
         if where["ids"] is None:
-            bounds = {"after": where["after"], "until": where["until"]}
-            for outbox_id, field, size in self._session.rows("audit_keys", **bounds):
+            for outbox_id, field, size in self._keys(where):
                 add("key_mismatch", outbox_id, field=field, key_bytes=size)
             for outbox_id, other in self._session.rows("audit_places"):
                 add("same_place", outbox_id, other=other)
             for outbox_id, other in self._session.rows("audit_moved"):
                 add("moved", outbox_id, other=other)
         return wrong
+
+    def _keys(self, where: dict[str, Any]) -> list[tuple[Any, ...]]:
+        bounds = {"after": where["after"], "until": where["until"]}
+        try:
+            with self._session.transaction():
+                return self._session.rows("audit_keys", **bounds)
+        except UNREADABLE:
+            return self._session.rows("audit_keys_with_care", **bounds)
 
     def _judge(self, unclaimed: list[tuple[Any, ...]]) -> int:
         """Which messages without a state are lost; returns how many may still be on their way."""

@@ -2,12 +2,18 @@
 ALTER TABLE outbox_biz_types ADD COLUMN key_field text;
 
 -- Whether a field of the payload says what the key says: text by itself, a number as it is written or as jsonb writes it,
--- arrays and objects by their value.  What cannot be read does not fit, whatever is wrong with it.
+-- arrays and objects by their value.  NULL where the payload cannot be read: that is another fault.
 CREATE FUNCTION outbox_key_fits(payload json, field text, key text) RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    held json := payload -> field;
+    held json;
 BEGIN
+    BEGIN
+        held := payload -> field;
+    EXCEPTION
+        WHEN data_exception OR statement_too_complex THEN
+            RETURN NULL;
+    END;
     IF held IS NULL OR json_typeof(held) = 'null' THEN
         RETURN false;
     END IF;
@@ -68,7 +74,7 @@ BEGIN
             RAISE EXCEPTION '%: payload is nested too deep', biz_type USING ERRCODE = '22023';
     END;
     -- Of keys only how long they are: what a user wrote may be in them.
-    IF target.key_field IS NOT NULL AND NOT outbox_key_fits(payload, target.key_field, key) THEN
+    IF target.key_field IS NOT NULL AND outbox_key_fits(payload, target.key_field, key) IS NOT TRUE THEN
         RAISE EXCEPTION '%: key (% bytes) is not what field % of the payload says (%): expected the same', biz_type,
             octet_length(key), quote_literal(target.key_field),
             CASE json_typeof(payload -> target.key_field)
