@@ -291,3 +291,9 @@ async def test_what_workers_have_passed_without_a_trace_is_found(seed: Seed, run
     assert [one.get("outbox_id") for one in lost] == ["seed:2", "seed:11", None]
     assert {one["topic"] for one in lost} == {seed.topic}
     assert audit() == []  # reported once, and again by a full one
+    seed.send("b", "b0")
+    old = json.loads(run("audit", "--json", "--patience", "0", "--grace", "3600", "--age", "0").output)["wrong"]
+    assert set(old) == {"unread", "no_sign_of_life"}
+    [unread] = old["unread"]["examples"]
+    assert (unread["topic"], unread["end"] - (unread.get("committed") or 0)) == (seed.topic, 1)
+    assert old["no_sign_of_life"]["examples"] == [{"who": "workers", "group": seed.world.settings.worker.group}]
