@@ -27,6 +27,7 @@ class BizType(NamedTuple):
     partitions: int
     replication_factor: int
     retention_hours: int
+    key_field: str
 
 
 def upgrade(connection: Connection, *, partition_rows: int) -> str:
@@ -69,7 +70,7 @@ def sync_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> Iter
     known = {row.biz_type: row for row in connection.exec_driver_sql(query("biz_types"))}
     for wanted in biz_types:
         before = known.get(wanted.biz_type)
-        if before is None or tuple(before[:6]) != tuple(wanted):
+        if before is None or tuple(before[:7]) != tuple(wanted):
             connection.exec_driver_sql(query("register_biz_type"), wanted._asdict())
         if before is not None and (before.topic, before.max_bytes) != (wanted.topic, wanted.max_bytes):
             yield (

@@ -82,6 +82,8 @@ outbox_biz_types = Table(
     Column("replication_factor", Integer),
     Column("retention_hours", Integer),
     Column("retired_at", DateTime(timezone=True)),
+    # The payload's field that is the key; NULL where an older version registered it.
+    Column("key_field", Text),
 )
 
 outbox_state = Table(

@@ -91,7 +91,7 @@ def biz_types(settings: Settings, registry: Registry) -> list[db.migrate.BizType
     for biz_type, agent in sorted(registry.agents.items()):
         name, topic = agent.event.topic, settings.topic_settings(agent.event.topic)
         counts = topic.partitions, topic.replication_factor, topic.retention_hours
-        found.append(db.migrate.BizType(biz_type, name, settings.outbox.max_bytes, *counts))
+        found.append(db.migrate.BizType(biz_type, name, settings.outbox.max_bytes, *counts, agent.event.key))
     return found
 
 

@@ -108,6 +108,15 @@ def prepare_topic(settings: Settings, name: str, *, partitions: int, config: Map
         )
 
 
+def make_topic(
+    settings: Settings, name: str, *, partitions: int, replication_factor: int, retention_hours: int
+) -> None:
+    """Create a topic of messages as whoever registered it has said; ServiceUnreachable or UsageError; blocking."""
+    config = _messages_config(settings) | {"retention.ms": str(retention_hours * 3_600_000)}
+    new = NewTopic(name, num_partitions=partitions, replication_factor=replication_factor, config=config)
+    _create(settings, AdminClient(client(settings)), [new])
+
+
 def check_times(settings: Settings, names: Iterable[str]) -> None:
     """The broker leaves records of these topics their own times; ServiceUnreachable or UsageError."""
     kinds = _configured(settings, AdminClient(client(settings)), sorted(names), "message.timestamp.type")
@@ -172,18 +181,25 @@ def _create(settings: Settings, admin: AdminClient, topics: list[NewTopic]) -> N
 
 def _new_topic(settings: Settings, name: str, like: str, compacted: bool) -> NewTopic:
     wanted = settings.topic_settings(like)
-    config = {
+    config = _messages_config(settings)
+    if compacted:
+        config["cleanup.policy"] = "compact"
+    else:
+        config["retention.ms"] = str(wanted.retention_hours * 3_600_000)
+    return NewTopic(name, num_partitions=wanted.partitions, replication_factor=wanted.replication_factor, config=config)
+
+
+def _messages_config(settings: Settings) -> dict[str, str]:
+    """What every topic of messages has."""
+    return {
         "max.message.bytes": str(max(record_limit(settings), 1_048_588)),
         # A record's time is its outbox row's: it says whose the record is.
         "message.timestamp.type": CREATE_TIME,
         # A clock ahead of the broker's must not poison a batch.
         "message.timestamp.after.max.ms": NEVER,
         "message.timestamp.before.max.ms": NEVER,
-        "cleanup.policy": "compact" if compacted else "delete",
+        "cleanup.policy": "delete",
     }
-    if not compacted:
-        config["retention.ms"] = str(wanted.retention_hours * 3_600_000)
-    return NewTopic(name, num_partitions=wanted.partitions, replication_factor=wanted.replication_factor, config=config)
 
 
 def _wait_for(settings: Settings, admin: AdminClient, names: list[str]) -> ClusterMetadata:

@@ -11,6 +11,7 @@ from db import query
 from db.partitions import reach_sync
 
 LEAST_SECONDS = 3600.0
+PIN_SECONDS = 60.0
 
 
 def outlook(connection: Connection) -> list[str]:
@@ -21,15 +22,31 @@ def outlook(connection: Connection) -> list[str]:
         f" {biz_type!r}: deploy one before {_time(until)}, or run `streams biz-types retire`"
         for biz_type, count, since, until in rows
     ]
+    waiting = [*pins(connection), *unknown]
     left = room(connection)
     if left.seconds is None or left.seconds >= LEAST_SECONDS:
-        return unknown
+        return waiting
     return [
-        *unknown,
+        *waiting,
         (
             f"the outbox has partitions for {left.ids:,} more rows, {left.seconds / 60:.0f} minutes at the present rate,"
             " then enqueueing fails: start a relay, it makes them"
         ),
+    ]
+
+
+def pins(connection: Connection) -> list[str]:
+    """Who holds the floor for longer than a minute, one line each."""
+    rows = connection.exec_driver_sql(query("outbox_pins"), {"seconds": PIN_SECONDS})
+    return [
+        (
+            f"prepared transaction {gid!r}"
+            if gid is not None
+            else f"the transaction of pid {pid} ({', '.join(filter(None, (application, state)))})"
+        )
+        + f" is open since {_time(since)} and holds the relay's floor: what it wrote last cannot be told from what is lost; "
+        + (f"COMMIT PREPARED or ROLLBACK PREPARED {gid!r}" if gid is not None else "end it")
+        for pid, gid, state, application, since in rows
     ]
 
 

@@ -107,6 +107,24 @@ WHERE applied < earlier_applied AND (fresh OR earlier_fresh) AND (NOT lenient OR
 -- Which conversations these messages are of: a line is a hash of it, and two may have one.
 SELECT id, topic, key FROM outbox WHERE id = ANY(%(ids)s::bigint[]);
 
+-- audit_keys --
+-- Rows whose key is not what the payload's key field says.  Equal as text they nearly always are: the function is for the rest.
+SELECT o.id, t.key_field, octet_length(o.key)
+FROM outbox AS o
+JOIN outbox_biz_types AS t ON t.biz_type = o.biz_type AND t.key_field IS NOT NULL
+WHERE o.id > %(after)s AND o.id <= %(until)s
+  AND (o.payload -> t.key_field)::text IS DISTINCT FROM to_json(o.key)::text
+  AND outbox_key_fits(o.payload, t.key_field, o.key) IS FALSE
+ORDER BY o.id;
+
+-- audit_keys_with_care --
+-- Among payloads of which PostgreSQL cannot read every one: by the function alone.
+SELECT o.id, t.key_field, octet_length(o.key)
+FROM outbox AS o
+JOIN outbox_biz_types AS t ON t.biz_type = o.biz_type AND t.key_field IS NOT NULL
+WHERE o.id > %(after)s AND o.id <= %(until)s AND outbox_key_fits(o.payload, t.key_field, o.key) IS FALSE
+ORDER BY o.id;
+
 -- audit_places --
 -- Two messages with one place in the topic.
 SELECT max(id), min(id)
@@ -155,10 +173,12 @@ SELECT id FROM audit_rows WHERE status IS NULL OR status NOT IN ('consumed', 'di
 SELECT id FROM audit_rows ORDER BY id;
 
 -- audit_unclaimed --
--- Messages without a state: where their record has to be, and whether it was sent again.
+-- Messages without a state: where their record has to be, whether it was sent again, and whether that was long ago.
 SELECT a.id, o.topic, o.key, a.resent,
        CASE WHEN o.created_at BETWEEN '1970-01-01' AND '9999-12-31'
-            THEN (extract(epoch FROM o.created_at) * 1000)::bigint ELSE 0 END
+            THEN (extract(epoch FROM o.created_at) * 1000)::bigint ELSE 0 END,
+       coalesce((SELECT r.created_at FROM outbox AS r WHERE r.id = a.resent), o.created_at)
+           < (now() AT TIME ZONE 'UTC') - %(age)s * interval '1 second'
 FROM audit_rows AS a
 JOIN outbox AS o ON o.id = a.id
 WHERE a.status IS NULL
@@ -178,6 +198,35 @@ WHERE head.topic IS NOT NULL AND head.status <> 'dead'
   )
 ORDER BY head.outbox_id
 LIMIT 10000;
+
+-- audit_unpublished --
+-- Rows that were written long ago and are above the floor, and that nobody has persisted all the same: behind a floor that an
+-- open transaction holds, rows are published and consumed.  Of the first 100,000 above it.
+SELECT o.id, o.resend_of, floor(extract(epoch FROM (now() AT TIME ZONE 'UTC') - o.created_at))::bigint AS waited
+FROM (SELECT id, resend_of, created_at FROM outbox WHERE id > %(floor)s ORDER BY id LIMIT 100000) AS o
+WHERE o.created_at < (now() AT TIME ZONE 'UTC') - %(age)s * interval '1 second'
+  AND (%(ids)s::bigint[] IS NULL OR o.id = ANY(%(ids)s::bigint[]))
+  AND NOT EXISTS (
+      SELECT FROM outbox_state AS s
+      WHERE s.outbox_id = coalesce(o.resend_of, o.id)
+        AND (o.resend_of IS NULL OR s.status <> 'replaying' OR s.source_id <> o.id))
+ORDER BY o.id
+LIMIT 10000;
+
+-- audit_stateless --
+-- Those of these messages that have no state yet.
+SELECT given.id
+FROM unnest(%(ids)s::bigint[]) AS given (id)
+WHERE NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = given.id)
+ORDER BY given.id;
+
+-- audit_relays --
+-- For how many seconds every relay is silent, null where none has ever led; and whether one of the newest rows above the floor
+-- waits for one.
+SELECT (SELECT extract(epoch FROM now() - max(heartbeat))::double precision FROM relay_position),
+       EXISTS (
+           SELECT FROM (SELECT id FROM outbox WHERE id > %(floor)s AND resend_of IS NULL ORDER BY id DESC LIMIT 1000) AS o
+           WHERE NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = o.id));
 
 -- audit_replays --
 -- Messages that wait for a record that was published long since.

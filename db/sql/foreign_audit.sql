@@ -55,3 +55,33 @@ WHERE head.open AND head.status <> 'dead'
   )
 ORDER BY head.source, head.outbox_id
 LIMIT 10000;
+
+-- audit_envelopes --
+-- How far the last audit has read each envelope topic.
+SELECT report -> 'envelopes' FROM outbox_audits ORDER BY id DESC LIMIT 1;
+
+-- foreign_first_offset --
+-- The first record of a partition of an envelope topic that workers know: what is before it was taken over from others.
+SELECT min(first)
+FROM (
+    SELECT min("offset") AS first FROM outbox_foreign WHERE topic = %(topic)s AND partition = %(partition)s
+    UNION ALL
+    SELECT min("offset") FROM outbox_rejects WHERE topic = %(topic)s AND partition = %(partition)s
+) AS known;
+
+-- foreign_stateless --
+-- Those of these messages of another system that have no state.
+SELECT given.id
+FROM unnest(%(ids)s::bigint[]) AS given (id)
+WHERE NOT EXISTS (SELECT FROM outbox_foreign AS f WHERE f.source = %(source)s AND f.outbox_id = given.id)
+ORDER BY given.id;
+
+-- audit_unrejected --
+-- Those of these records that no rejection covers.
+SELECT given."offset"
+FROM unnest(%(offsets)s::bigint[]) AS given ("offset")
+WHERE NOT EXISTS (
+    SELECT FROM outbox_rejects AS r
+    WHERE r.topic = %(topic)s AND r.partition = %(partition)s AND r."offset" <= given."offset"
+      AND coalesce(r.last_offset, r."offset") >= given."offset")
+ORDER BY given."offset";

@@ -69,19 +69,15 @@ SET lsn = %(lsn)s, publication = %(mark)s
 WHERE name = %(relay)s;
 
 -- bury_unpublishable --
--- No record can carry this row.  Its message is dead, if it has no fate yet or waits for this row to be published; any other
--- fate stays.  A message that is open holds its conversation on, if its agent wants that.
+-- No record can carry this row.  Its message is dead, if it has no fate yet or waits for this very row to be published; any
+-- other fate stays: what is retrying or parked is worked from its outbox row, a resend only wakes its worker.  A message that
+-- is open holds its conversation on, if its agent wants that.
 INSERT INTO outbox_state AS s (outbox_id, status, attempts, error_code, error)
 VALUES (%(outbox_id)s, 'dead', 0, 'unpublishable', %(reason)s)
 ON CONFLICT (outbox_id) DO UPDATE
 SET status = 'dead', error_code = excluded.error_code, error = excluded.error, next_retry_at = NULL, updated_at = now(),
     topic = CASE WHEN %(hold)s THEN s.topic END, key = CASE WHEN %(hold)s THEN s.key END
-WHERE CASE s.status
-          WHEN 'replaying' THEN s.source_id = %(row_id)s
-          WHEN 'retrying' THEN %(row_id)s <> s.outbox_id
-          WHEN 'parked' THEN %(row_id)s <> s.outbox_id
-          ELSE false
-      END;
+WHERE s.status = 'replaying' AND s.source_id = %(row_id)s;
 
 -- relay_lead --
 -- Take the leadership of this relay name for this session, if nobody has it.
@@ -130,3 +126,11 @@ FROM unnest(%(lows)s::bigint[], %(highs)s::bigint[]) AS gap (low, high)
 JOIN outbox AS o ON o.id BETWEEN gap.low AND gap.high
 ORDER BY o.id
 LIMIT %(most)s;
+
+-- topic_shape --
+-- How the topic of a registered biz_type has to be made, as far as whoever registered it has said.
+SELECT biz_type, partitions, replication_factor, retention_hours
+FROM outbox_biz_types
+WHERE topic = %(topic)s AND retired_at IS NULL
+ORDER BY partitions NULLS LAST, biz_type
+LIMIT 1;

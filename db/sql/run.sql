@@ -65,6 +65,49 @@ SELECT id, key, CASE WHEN isfinite(created_at) THEN (extract(epoch FROM created_
 FROM outbox
 WHERE id BETWEEN %(first)s AND %(last)s AND id = ANY(%(ids)s::bigint[]);
 
+-- row_writers --
+-- For rows that are not there, by the partition each would be in: the newest id that was drawn, who may be committing into that
+-- partition, and whether one of them waits for a standby.  Whoever commits holds the partition's lock until it is visible, and
+-- is active; one that is idle in its transaction has not committed, nor has a prepared one while nobody says COMMIT PREPARED.
+-- Of sessions that this role may not look into nothing is known: all count.
+WITH wanted AS MATERIALIZED (
+    SELECT child.oid AS leaf, bounds[1]::bigint AS first, bounds[2]::bigint AS until
+    FROM pg_inherits
+    JOIN pg_class AS child ON child.oid = inhrelid
+    CROSS JOIN LATERAL regexp_match(pg_get_expr(child.relpartbound, child.oid), $$\('(-?\d+)'\) TO \('(-?\d+)'\)$$) AS bounds
+    WHERE inhparent = 'outbox'::regclass
+      AND EXISTS (
+          SELECT FROM unnest(%(ids)s::bigint[]) AS given (id)
+          WHERE given.id >= bounds[1]::bigint AND given.id < bounds[2]::bigint)
+), sessions AS MATERIALIZED (
+    SELECT pid, state, wait_event, query, query = '<insufficient privilege>' AS hidden
+    FROM pg_stat_activity
+    WHERE backend_type = 'client backend' OR query = '<insufficient privilege>'
+), writers AS (
+    SELECT l.relation, l.virtualtransaction, s.wait_event IS NOT DISTINCT FROM 'SyncRep' AS standby
+    FROM pg_locks AS l
+    LEFT JOIN sessions AS s USING (pid)
+    WHERE l.locktype = 'relation'
+      AND l.mode = 'RowExclusiveLock'
+      AND l.granted
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND l.pid IS DISTINCT FROM pg_backend_pid()
+      AND CASE
+              WHEN l.pid IS NOT NULL THEN coalesce(s.state NOT LIKE 'idle%%', true)
+              ELSE EXISTS (
+                  SELECT FROM sessions AS other
+                  WHERE other.pid <> pg_backend_pid()
+                    AND (other.hidden OR other.state = 'active' AND other.query ~* 'commit\s+prepared'))
+          END
+)
+SELECT w.first, w.until, n.newest,
+       coalesce(array_agg(DISTINCT writers.virtualtransaction) FILTER (WHERE writers.virtualtransaction IS NOT NULL), '{}'),
+       coalesce(bool_or(writers.standby), false)
+FROM (SELECT last_value - (NOT is_called)::int AS newest FROM outbox_id_seq) AS n
+LEFT JOIN wanted AS w ON true
+LEFT JOIN writers ON writers.relation = w.leaf
+GROUP BY w.first, w.until, n.newest;
+
 -- facts --
 -- What is known of messages that were not simply new: whether the root has an outbox row, and its fate so far.
 SELECT given.id, (SELECT true FROM outbox AS o WHERE o.id = given.id) IS NOT NULL, s.status, s.source_id, s.attempts,

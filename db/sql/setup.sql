@@ -1,23 +1,28 @@
 -- register_biz_type --
--- outbox_enqueue() looks topic and limit up here, a relay what the topic has to be like.
-INSERT INTO outbox_biz_types (biz_type, topic, max_bytes, partitions, replication_factor, retention_hours)
-VALUES (%(biz_type)s, %(topic)s, %(max_bytes)s, %(partitions)s, %(replication_factor)s, %(retention_hours)s)
+-- outbox_enqueue() looks topic, limit and key field up here, a relay what the topic has to be like.
+INSERT INTO outbox_biz_types (biz_type, topic, max_bytes, partitions, replication_factor, retention_hours, key_field)
+VALUES (%(biz_type)s, %(topic)s, %(max_bytes)s, %(partitions)s, %(replication_factor)s, %(retention_hours)s, %(key_field)s)
 ON CONFLICT (biz_type) DO UPDATE
 SET topic = excluded.topic, max_bytes = excluded.max_bytes, partitions = excluded.partitions,
-    replication_factor = excluded.replication_factor, retention_hours = excluded.retention_hours;
+    replication_factor = excluded.replication_factor, retention_hours = excluded.retention_hours,
+    key_field = excluded.key_field;
 
 -- add_biz_type --
 -- What a process that starts knows; what somebody registered stays: it may be of a newer version than this one.
-INSERT INTO outbox_biz_types AS t (biz_type, topic, max_bytes, partitions, replication_factor, retention_hours)
-VALUES (%(biz_type)s, %(topic)s, %(max_bytes)s, %(partitions)s, %(replication_factor)s, %(retention_hours)s)
+INSERT INTO outbox_biz_types AS t
+       (biz_type, topic, max_bytes, partitions, replication_factor, retention_hours, key_field)
+VALUES (%(biz_type)s, %(topic)s, %(max_bytes)s, %(partitions)s, %(replication_factor)s, %(retention_hours)s, %(key_field)s)
 ON CONFLICT (biz_type) DO UPDATE
-SET partitions = excluded.partitions, replication_factor = excluded.replication_factor,
-    retention_hours = excluded.retention_hours
-WHERE t.partitions IS NULL AND t.topic = excluded.topic;
+SET partitions = coalesce(t.partitions, excluded.partitions),
+    replication_factor = coalesce(t.replication_factor, excluded.replication_factor),
+    retention_hours = coalesce(t.retention_hours, excluded.retention_hours),
+    key_field = coalesce(t.key_field, excluded.key_field)
+WHERE t.topic = excluded.topic AND (t.partitions IS NULL OR t.key_field IS NULL);
 
 -- biz_types --
 -- What is registered, and how many messages wait for a worker that knows it.
-SELECT t.biz_type, t.topic, t.max_bytes, t.partitions, t.replication_factor, t.retention_hours, t.retired_at,
+SELECT t.biz_type, t.topic, t.max_bytes, t.partitions, t.replication_factor, t.retention_hours, t.key_field,
+       t.retired_at,
        (SELECT count(*)
         FROM outbox_state AS s
         JOIN outbox AS o ON o.id = s.outbox_id

@@ -67,3 +67,21 @@ ON CONFLICT (name) DO UPDATE SET beat = greatest(relay_position.beat, excluded.b
 -- relay_hold --
 -- For this transaction nobody leads this relay, if nobody does now.
 SELECT pg_try_advisory_xact_lock(hashtextextended('outbox-streams relay ' || %(relay)s, 0));
+
+-- outbox_pins --
+-- Transactions that hold the floor, and so the sweep and retention, for longer than so many seconds: a session's, by pid,
+-- or a prepared one, by gid.  Of sessions that this role may not look into nothing is known.
+SELECT DISTINCT l.pid, p.gid, a.state, nullif(a.application_name, ''), coalesce(p.prepared, a.xact_start) AS since
+FROM pg_locks AS l
+LEFT JOIN pg_stat_activity AS a USING (pid)
+LEFT JOIN pg_locks AS own
+    ON l.pid IS NULL AND own.pid IS NULL AND own.locktype = 'transactionid' AND own.virtualtransaction = l.virtualtransaction
+LEFT JOIN pg_prepared_xacts AS p ON p.transaction = own.transactionid
+WHERE l.locktype = 'relation'
+  AND l.mode = 'RowExclusiveLock'
+  AND l.granted
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND (l.relation = 'outbox'::regclass
+       OR l.relation IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'outbox'::regclass))
+  AND coalesce(p.prepared, a.xact_start) < now() - %(seconds)s * interval '1 second'
+ORDER BY since;

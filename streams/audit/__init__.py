@@ -19,6 +19,7 @@ __all__ = ["KINDS", "Report", "audit"]
 
 GRACE = 40.0
 PATIENCE = 5.0
+AGE = 300.0
 
 
 def audit(
@@ -30,16 +31,18 @@ def audit(
     repair_as: str | None = None,
     grace: float = GRACE,
     patience: float = PATIENCE,
+    age: float = AGE,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Audit what is new since the last time, or everything; with `repair_as` (who) what was lost is sent again.
 
-    `grace` is how long, in seconds, a message may be overdue, `patience` how long workers get to catch up. The report is
-    written down in `outbox_audits`. ServiceUnreachable when Kafka does not answer.
+    `grace` is how long, in seconds, a message may be overdue, `patience` how long workers get to catch up, `age` how long a
+    message may wait to be published or read. The report is written down in `outbox_audits`. ServiceUnreachable when Kafka
+    does not answer.
     """
     session = Session(connection)
     with Topics(settings, registry.consumed) as topics:
-        found = Audit(session, topics, registry, full=full, grace=grace, patience=patience)
+        found = Audit(session, topics, registry, full=full, grace=grace, patience=patience, age=age)
         report = found.run(advance)
     if repair_as is not None:
         report.repaired = repair(session, found, repair_as)

@@ -12,13 +12,15 @@ from typing import Any
 
 import orjson
 
-from streams.audit.effects import Effects
+from streams.audit.effects import UNREADABLE, Effects
+from streams.audit.envelopes import Envelopes
 from streams.audit.foreign import Foreign
 from streams.audit.ranges import WIDTH, Range, extents, stored
 from streams.audit.report import Report
 from streams.audit.session import Session
 from streams.audit.tallies import Tallies
 from streams.audit.topics import Partition, Place, Topics, partition_of
+from streams.audit.waiting import Waiting
 from streams.names import Name
 from streams.registry import Registry
 
@@ -33,13 +35,22 @@ class Audit:
     """One audit of one database and its topics."""
 
     def __init__(
-        self, session: Session, topics: Topics, registry: Registry, *, full: bool, grace: float, patience: float
+        self,
+        session: Session,
+        topics: Topics,
+        registry: Registry,
+        *,
+        full: bool,
+        grace: float,
+        patience: float,
+        age: float,
     ) -> None:
         self._session, self._topics, self._full = session, topics, full
         self._grace, self._patience = grace, patience
         self.report = Report(complete=full)
         self._effects = Effects(session, registry, self.report)
         self._registry = registry
+        self._waiting = Waiting(session, topics, registry, self.report, age)
         self.lost: dict[int, tuple[Place, int]] = {}
         self.lost_replays: list[int] = []
 
@@ -50,6 +61,7 @@ class Audit:
         self._first, _, report.floor = self._session.rows("audit_bounds")[0]
         self._positions = self._topics.partitions()
         heads, looked = self._heads(), time.monotonic()
+        self._waiting.look()
         self._wait()
         self._known = [stored(*row) for row in self._session.rows("audited_ranges")]
         self._ids = self._topics.ids()
@@ -65,11 +77,15 @@ class Audit:
         self._look_again()
         self._look_at_new(advance)
         Foreign(self._session, self._registry, report).look()
+        if self._registry.envelopes:
+            envelopes = Envelopes(self._session, self._topics, self._registry, report, full=self._full)
+            envelopes.look(self._positions, self._ids)
         self._effects.beyond()
         self._ends()
         self._locate()
         self._replays()
         self._stuck(heads, looked)
+        self._waiting.judge(self._positions)
         for biz_type, count, since, until in self._session.rows("unknown_biz_types"):
             about = {"biz_type": biz_type, "messages": count, "since": since.isoformat(), "until": until.isoformat()}
             report.add("unknown_biz_type", None, **about)
@@ -193,7 +209,7 @@ class Audit:
             reach = extents(self._session.rows("audit_reach"))
             [(messages, replayed, overtaken)] = self._session.rows("audit_counts")
             unsettled = {row[0] for row in self._session.rows("audit_unsettled")}
-            unclaimed = self._session.rows("audit_unclaimed", limit=100_000)
+            unclaimed = self._session.rows("audit_unclaimed", limit=100_000, age=self._waiting.age)
         if ids is None:
             self.report.messages += messages
             self.report.late += replayed + overtaken
@@ -216,19 +232,33 @@ class Audit:
             add("bad_resend", outbox_id, resend_of=root)
             wrong.add(outbox_id)
         if where["ids"] is None:
+            for outbox_id, field, size in self._keys(where):
+                add("key_mismatch", outbox_id, field=field, key_bytes=size)
             for outbox_id, other in self._session.rows("audit_places"):
                 add("same_place", outbox_id, other=other)
             for outbox_id, other in self._session.rows("audit_moved"):
                 add("moved", outbox_id, other=other)
         return wrong
 
+    def _keys(self, where: dict[str, Any]) -> list[tuple[Any, ...]]:
+        bounds = {"after": where["after"], "until": where["until"]}
+        try:
+            with self._session.transaction():
+                return self._session.rows("audit_keys", **bounds)
+        except UNREADABLE:
+            return self._session.rows("audit_keys_with_care", **bounds)
+
     def _judge(self, unclaimed: list[tuple[Any, ...]]) -> int:
         """Which messages without a state are lost; returns how many may still be on their way."""
         waiting = 0
-        for outbox_id, topic, key, resent, created_ms in unclaimed:
+        for outbox_id, topic, key, resent, created_ms, old in unclaimed:
             place = self._place(topic, key)
-            if place is None or not self._positions[place].worked or (resent or 0) > self.report.floor:
+            if (resent or 0) > self.report.floor:
                 waiting += 1
+            elif place is None or not self._positions[place].worked:
+                waiting += 1
+                if old:
+                    self._waiting.unread[outbox_id] = topic, place
             else:
                 self.lost[outbox_id] = place, created_ms
         return waiting

@@ -12,7 +12,7 @@ EXAMPLES = 20
 # Every kind, and what it means; the JSON names are a public interface.
 KINDS = {
     "missing": "published, the workers are past it, it has no state, and its record is not on the topic",
-    "skipped": "its record is on the topic below the committed offset, and it has no state",
+    "skipped": "its record is on the topic below the committed offset, and it has no state and was not rejected",
     "no_effect": "consumed, but its effect is not there",
     "unclaimed_effect": "its effect is there, but its state does not say consumed",
     "phantom_effect": "an effect of a message that there is not",
@@ -34,13 +34,18 @@ KINDS = {
     "stuck": "first of its conversation, overdue, and nobody takes it up",
     "lost_replay": "its replay was published, the workers are past it, and it still waits",
     "unknown_biz_type": "messages wait for a worker that knows their biz_type, and their conversations with them",
+    "unpublished": "committed long ago, and no relay has published it",
+    "unread": "published long ago, and the workers have not come to it",
+    "no_sign_of_life": "work waits, and nobody is there to do it",
+    "key_mismatch": "its key is not what its payload's key field says: it may come out of order",
     "committed_beyond_end": "the committed offset is behind the end of the partition",
 }
 
 
 @dataclass(slots=True)
 class Report:
-    """The whole answer; `wrong` holds, for each kind, how many and some examples; `foreign` counts other systems' messages."""
+    """The whole answer; `wrong` holds, for each kind, how many and some examples; `foreign` counts other systems' messages,
+    `envelopes` says up to which offset each envelope topic was read."""
 
     complete: bool
     first: int = 0
@@ -53,6 +58,7 @@ class Report:
     seconds: float = 0.0
     lagging: dict[str, list[int]] = field(default_factory=dict)
     foreign: dict[str, int] = field(default_factory=dict)
+    envelopes: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     wrong: dict[str, dict[str, Any]] = field(default_factory=dict)
     _seen: set[tuple[str, Any]] = field(default_factory=set)
@@ -69,6 +75,10 @@ class Report:
             named = {} if outbox_id is None else {"outbox_id": outbox_id}
             found["examples"].append(named | {name: value for name, value in about.items() if value is not None})
 
+    def says(self, kind: str, outbox_id: Name) -> bool:
+        """Whether that was said of this message."""
+        return (kind, outbox_id) in self._seen
+
     @property
     def count(self) -> int:
         """How many things are wrong."""
@@ -84,6 +94,7 @@ class Report:
             "floor": self.floor,
             "messages": self.messages,
             "foreign": self.foreign,
+            "envelopes": self.envelopes,
             "wrong": self.wrong,
             "late": self.late,
             "left": self.left,

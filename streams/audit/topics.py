@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,14 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollectio
 from confluent_kafka.admin import AdminClient
 
 from streams import kafka
+from streams.consumers import ConsumerGroup, consumer_group
 from streams.names import outbox_number
 from streams.settings import Settings
 
 Place = tuple[str, int]
 
 LOCATE_SECONDS = 60.0
+FIRST_SECONDS = 3.0
 _MASK = 0xFFFFFFFF
 
 
@@ -80,6 +82,52 @@ class Topics:
                 if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
                     raise kafka.unreachable(self._settings, error) from None
         return found
+
+    def group(self) -> ConsumerGroup:
+        """The workers' group now."""
+        return consumer_group(self._settings, self._names)
+
+    def unread_since(self, places: Iterable[Place], now: Mapping[Place, Partition]) -> dict[Place, float]:
+        """For how many seconds the first record that nobody has read waits in each of these partitions."""
+        starts = {place: max(now[place].committed or 0, now[place].start) for place in places}
+        left = {place for place, start in starts.items() if start < now[place].end}
+        waited: dict[Place, float] = {}
+        try:
+            self._consumer.assign([TopicPartition(*place, starts[place]) for place in sorted(left)])
+            deadline = time.monotonic() + FIRST_SECONDS
+            while left and time.monotonic() < deadline:
+                for message in self._consumer.consume(100, timeout=1.0):
+                    place = str(message.topic()), int(message.partition() or 0)
+                    if place in left:
+                        left.remove(place)
+                        waited[place] = time.time() - message.timestamp()[1] / 1000
+        except KafkaException as error:
+            raise kafka.unreachable(self._settings, error) from None
+        finally:
+            self._consumer.unassign()
+        return waited
+
+    def values(
+        self, bounds: Mapping[Place, tuple[int, int]], seconds: float
+    ) -> Iterator[tuple[Place, int, bytes | None]]:
+        """The records (partition, offset, value) in these bounds, the second one not included, for no longer than that."""
+        left = {place: end for place, (start, end) in bounds.items() if start < end}
+        deadline = time.monotonic() + seconds
+        try:
+            self._consumer.assign([TopicPartition(*place, bounds[place][0]) for place in sorted(left)])
+            while left and time.monotonic() < deadline:
+                for message in self._consumer.consume(1000, timeout=1.0):
+                    place, offset = (str(message.topic()), int(message.partition() or 0)), int(message.offset() or 0)
+                    if offset < bounds[place][1]:
+                        value = message.value()
+                        yield place, offset, value.encode() if isinstance(value, str) else value
+                    if offset + 1 >= left.get(place, 0):
+                        left.pop(place, None)
+                self._drop_finished(left)
+        except KafkaException as error:
+            raise kafka.unreachable(self._settings, error) from None
+        finally:
+            self._consumer.unassign()
 
     def locate(self, wanted: Mapping[Place, Mapping[int, int]], until: Mapping[Place, Partition]) -> dict[int, int]:
         """Offsets of those outbox ids ({place: {id: milliseconds}}) whose records are still on the topic."""

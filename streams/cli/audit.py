@@ -29,8 +29,15 @@ from streams.terminal import printable
     show_default=True,
     help="Seconds that workers get to catch up.",
 )
+@click.option(
+    "--age",
+    type=click.FloatRange(min=0),
+    default=audit.AGE,
+    show_default=True,
+    help="Seconds that a message may wait to be published or read.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON, in a stable shape.")
-def command(full: bool, repair: bool, grace: float, patience: float, as_json: bool) -> None:
+def command(full: bool, repair: bool, grace: float, patience: float, age: float, as_json: bool) -> None:
     """Prove that nothing was lost, doubled or put in another order, on the live system.
 
     Exit code 0: all is well. 1: something is wrong. 3: PostgreSQL or Kafka cannot be reached.
@@ -45,7 +52,15 @@ def command(full: bool, repair: bool, grace: float, patience: float, as_json: bo
             advance(done / max(1, total))
 
         report = audit.audit(
-            connection, settings, registry, full=full, repair_as=who, grace=grace, patience=patience, advance=progress
+            connection,
+            settings,
+            registry,
+            full=full,
+            repair_as=who,
+            grace=grace,
+            patience=patience,
+            age=age,
+            advance=progress,
         )
     if as_json:
         say_json(report.plain())

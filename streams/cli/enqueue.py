@@ -72,8 +72,17 @@ def parse(raw: bytes, settings: Settings, registry: Registry) -> object:
     except (StreamsError, orjson.JSONEncodeError) as error:
         raise ValueError(str(error)) from None
     if "key" in line and line["key"] != key:
-        raise ValueError(f"key is {line['key']!r:.80}, but the payload's {kind.key!r} is {key!r:.80}")
+        raise ValueError(_other_key(line["key"], kind, key))
     return event
+
+
+def _other_key(given: Any, kind: EventType, key: str) -> str:
+    """Of keys only how long they are: what a user wrote may be in them."""
+    size = f"{len(given.encode(errors='replace'))} bytes" if isinstance(given, str) else type(given).__name__
+    return (
+        f"{kind.biz_type}: key ({size}) is not what field {kind.key!r} of the payload says ({len(key.encode())} bytes):"
+        " expected the same"
+    )
 
 
 def _kind(biz_type: Any, registry: Registry) -> EventType:

@@ -13,6 +13,7 @@ from streams.dev import detached
 from streams.dev.toolbox import toolbox
 from streams.dev.workplace import Workplace
 from streams.errors import ServiceUnreachable
+from streams.settings.secrets import without_password
 
 RELAYS = ("cdc", "poll", "debezium")
 
@@ -51,6 +52,11 @@ def env() -> None:
     note = place.note()
     if note is None:
         raise ServiceUnreachable("nothing runs in this folder: `streams up` starts the services")
-    click.echo(f"export DATABASE_URL={shlex.quote(note.database_url)}")
+    # Without its password, which would stand in the arguments of `psql "$DATABASE_URL"`: libpq reads it from the file.
+    click.echo(
+        f"export DATABASE_URL={shlex.quote(without_password(note.database_url) if note.passfile else note.database_url)}"
+    )
+    if note.passfile:
+        click.echo(f"export PGPASSFILE={shlex.quote(note.passfile)}")
     click.echo(f"export BROKER_URL={shlex.quote(note.broker_url)}")
     click.echo(f'export PATH={shlex.quote(str(toolbox(place.root / "bin")))}:"$PATH"')

@@ -17,7 +17,9 @@ from streams.cli.choose import say, say_json
 from streams.cli.progress import CAP, messages, relays
 from streams.dev.probe import Health, health
 from streams.dev.workplace import Note, Running, Workplace
+from streams.missing import missing
 from streams.outlook import outlook
+from streams.registry import configured
 from streams.settings import Settings, load, redact
 from streams.standing import Standing, standing
 from streams.terminal import printable
@@ -29,28 +31,40 @@ def status(as_json: bool) -> None:
     """Show services, relays, workers and where the messages are.
 
     Exact: retrying, parked and dead. Capped: pending, and published, which is looked for among the newest rows only.
-    Exit code 1 when somebody has to do something soon, 3 when PostgreSQL cannot be reached.
+    Exit code 1 when something is missing or somebody has to do something soon, with one line each; 3 when PostgreSQL
+    cannot be reached.
     """
     settings = load()
+    registry = configured(settings)
     note = Workplace(Path.cwd()).note()
     with deploy.connection(settings) as connection:
         deploy.check(connection)
         gone_back = beat.looked(settings, connection) if settings.broker.url else None
         relays = standing(connection)
-        found, healths = _status(settings, connection, note, relays)
-        ahead = outlook(connection)
+        shape, healths = _status(settings, connection, note, relays)
+        faults = [
+            *([gone_back] if gone_back else []),
+            *missing(settings, registry, connection, relays),
+            *_unready(shape, healths),
+            *outlook(connection),
+        ]
     if as_json:
-        say_json(found)
+        say_json({**shape, "faults": faults})
     else:
-        _show(found, healths)
-        if gone_back:
-            say(printable(gone_back))
-        for fault in (fault for each in relays for fault in each.faults):
-            say(printable(fault))
-        for line in ahead:
+        _show(shape, healths)
+        for line in faults:
             say(printable(line))
-    if ahead:
+    if faults:
         sys.exit(1)
+
+
+def _unready(shape: dict[str, Any], healths: list[Health]) -> list[str]:
+    """Workers of this folder that do not work, one line each."""
+    return [
+        f"worker {worker['web']} is not ready" + ("" if worker["pid"] else ": it does not run, and is started again")
+        for worker, answer in zip(shape["workers"], healths, strict=True)
+        if not answer.ready
+    ]
 
 
 def _status(

@@ -12,6 +12,7 @@ from typing import IO
 
 import psutil
 
+from streams.dev.private import private_folder
 from streams.dev.procfile import program
 from streams.dev.workplace import Workplace
 from streams.errors import UsageError
@@ -23,6 +24,7 @@ def detach(workplace: Workplace, options: Sequence[str], say: Callable[[str], No
     """Run `streams up` with these options as a daemon; 0 once everything is ready, else the daemon's exit status."""
     if workplace.supervisor() is not None:
         raise UsageError(workplace.who())
+    private_folder(workplace.root)
     workplace.logs.mkdir(parents=True, exist_ok=True)
     log = workplace.log("up")
     with log.open("wb") as output:

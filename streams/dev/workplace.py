@@ -12,7 +12,9 @@ from pathlib import Path
 
 import msgspec
 
+from streams.dev.private import private_folder, write_private
 from streams.errors import ServiceUnreachable, StreamsError, UsageError
+from streams.settings.secrets import redact
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -24,7 +26,10 @@ class Running(msgspec.Struct, frozen=True):
 
 
 class Note(msgspec.Struct, frozen=True):
-    """What `.dev/services.json` says; `streams.settings` reads pid, database_url and broker_url."""
+    """What `.dev/services.json` says, for its owner only; `streams.settings` reads pid, database_url and broker_url.
+
+    `database_url` has a password in it, `passfile` is the file that libpq reads it from.
+    """
 
     pid: int
     ready: bool
@@ -33,6 +38,7 @@ class Note(msgspec.Struct, frozen=True):
     postgresql_pid: int | None
     kafka_pid: int | None
     processes: tuple[Running, ...] = ()
+    passfile: str | None = None
 
 
 class Workplace:
@@ -59,6 +65,7 @@ class Workplace:
     def claimed(self) -> Iterator[None]:
         """Only one `streams up` runs in a folder; UsageError says who does."""
         with _readable_errors(self.root):
+            private_folder(self.root)
             self.logs.mkdir(parents=True, exist_ok=True)
             lock = self._lock.open("a+")
         with lock:
@@ -85,7 +92,7 @@ class Workplace:
     def who(self) -> str:
         """One line about the `streams up` that runs here."""
         note = self.note()
-        where = f", postgresql {note.database_url}, kafka {note.broker_url}" if note else ""
+        where = f", postgresql {redact(note.database_url)}, kafka {note.broker_url}" if note else ""
         return f"`streams up` already runs in {self.folder} (pid {self.supervisor()}{where}): `streams down` stops it"
 
     def note(self) -> Note | None:
@@ -97,10 +104,8 @@ class Workplace:
 
     def write(self, note: Note) -> None:
         """Replace the note in one step: readers see the old one or the new one."""
-        draft = self._note.with_suffix(".new")
         with _readable_errors(self.root):
-            draft.write_bytes(msgspec.json.encode(note))
-            draft.replace(self._note)
+            write_private(self._note, msgspec.json.encode(note).decode())
 
 
 def _take(lock: int, patience: float = 0.5) -> bool:

@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterable
 
 from streams import kafka
+from streams.relay.new_topics import NewTopics
 from streams.relay.rows import Row
 from streams.settings import Settings
 
-# A topic that was just created takes a moment until every broker knows it; a missing one is asked for again later.
+# A topic that was just created takes a moment until every broker knows it; a missing one is not waited for again soon.
 PATIENCE_SECONDS = 5.0
 FORGET_SECONDS = 30.0
 
@@ -23,11 +24,12 @@ _FRAME = 256
 class Admission:
     """What is known of the topics; `roomy` maps a topic to the payload size that fits without a closer look."""
 
-    def __init__(self, settings: Settings, refused: dict[int, str]) -> None:
+    def __init__(self, settings: Settings, refused: dict[int, str], new_topics: NewTopics | None = None) -> None:
         self.largest = max(kafka.record_limit(settings), 1_000_000)
         self.smallest = self.largest
         self.roomy: dict[str, int] = {}
         self._settings = settings
+        self._new_topics = new_topics or NewTopics(settings)
         self._refused = refused
         self._limits: dict[str, int] = {}
         self._missing: dict[str, float] = {}
@@ -54,17 +56,20 @@ class Admission:
         if not _NAME.fullmatch(row.topic):
             return f"topic {row.topic[:249]!r} is not a valid name: expected letters, digits, '.', '_' and '-'"
         if row.topic not in self._limits and not await self._exists(row.topic):
-            return f"topic {row.topic!r} does not exist on the broker"
+            return f"topic {row.topic!r} does not exist on the broker, and no biz_type is registered for it"
         size = _FRAME + len(row.key) + len(row.value) + sum(len(value or b"") for _, value in row.headers)
         if size > self._limits[row.topic]:
             return f"the record has {size} bytes, topic {row.topic!r} takes at most {self._limits[row.topic]}"
         return None
 
     async def _exists(self, topic: str) -> bool:
-        if time.monotonic() - self._missing.get(topic, -FORGET_SECONDS) < FORGET_SECONDS:
-            return False
-        await self.learn([topic], patience=PATIENCE_SECONDS)
+        fresh = time.monotonic() - self._missing.get(topic, -FORGET_SECONDS) < FORGET_SECONDS
+        await self.learn([topic])
+        if topic not in self._limits and (await self._new_topics.made(topic) or not fresh):
+            await self.learn([topic], patience=PATIENCE_SECONDS)
         if topic in self._limits:
+            self._missing.pop(topic, None)
             return True
-        self._missing[topic] = time.monotonic()
+        if not fresh:
+            self._missing[topic] = time.monotonic()
         return False

@@ -15,6 +15,10 @@ from streams.settings import Settings
 
 logger = logging.getLogger("streams.relay")
 
+TRIES = 3
+# What passes by itself: connections, conflicts, resources, a server in another state, an operator, the system.
+OUTAGES = ("08", "40", "53", "55", "57", "58")
+
 
 class Grave:
     """Buries rows on a connection of its own, opened when needed: this is rare."""
@@ -24,14 +28,23 @@ class Grave:
         self._holding = {name for name, agent in registry.agents.items() if agent.on_dead == "hold"}
 
     async def bury(self, row: Row, reason: str) -> None:
-        """Mark the row's message dead; returns when that is committed, however long the database is away."""
-        attempt = 0
+        """Mark the row's message dead; returns when that is committed, however long the database is away.
+
+        What the database refuses for another reason than an outage is given up after TRIES: the rows behind it go on.  Its
+        message has neither a record nor a fate then, so that the audit finds it and the sweep sends it again.
+        """
+        attempt = refused = 0
         while True:
             try:
                 written = await self._write(row, reason)
             except psycopg.Error as error:
                 attempt += 1
+                refused += not _is_outage(error)
                 extra = {"outbox_id": row.id, "sqlstate": error.sqlstate, "attempt": attempt}
+                if refused >= TRIES:
+                    said = extra | {"reason": reason}
+                    logger.error("dead message not written down, the sweep sends it again", extra=said)
+                    return
                 logger.warning("dead message not written yet", extra=extra)
                 await asyncio.sleep(delay(attempt, self._settings.relay.backoff_limit))
             else:
@@ -52,3 +65,8 @@ class Grave:
             which = {"outbox_id": row.root_id, "row_id": row.id, "hold": row.biz_type in self._holding}
             found = await connection.execute(query("bury_unpublishable"), which | {"reason": reason[:2000]})
             return found.rowcount == 1
+
+
+def _is_outage(error: psycopg.Error) -> bool:
+    """Whether the database is away, busy or read-only; without an SQLSTATE the connection failed."""
+    return error.sqlstate is None or error.sqlstate == "25006" or error.sqlstate.startswith(OUTAGES)

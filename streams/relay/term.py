@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
 import psycopg
@@ -25,6 +25,7 @@ from streams.relay.debezium import Keeper, SlotFloor
 from streams.relay.grave import Grave
 from streams.relay.heal import Healing
 from streams.relay.leadership import Leadership
+from streams.relay.new_topics import NewTopics
 from streams.relay.poll import PollSource
 from streams.relay.publisher import DeliveryFailed, Publisher
 from streams.relay.slot import SlotTaken, let_fail_over
@@ -133,7 +134,7 @@ class Term:
         await asyncio.to_thread(check_database, self._settings)
         if way.mode == "cdc":
             await self._let_fail_over()
-        admission = Admission(self._settings, self._refused)
+        admission = Admission(self._settings, self._refused, NewTopics(self._settings, self._tell(way)))
         await admission.learn(self._registry.topics)
         grave = Grave(self._settings, self._registry)
         producing = Publisher(self._settings, admission, grave.bury, careful=self._careful)
@@ -150,6 +151,17 @@ class Term:
             turn = await self._until_turned(*work)
             await self._finish(way, source, publisher)
             return turn
+
+    def _tell(self, way: Way) -> Callable[[str | None], None]:
+        """Takes why nothing is published in the middle of it, None when that goes on."""
+
+        def tell(reason: str | None) -> None:
+            if reason is None:
+                self._upkeep.go_on(Doing(way.mode, way.doing, way.reason))
+            else:
+                self._upkeep.wait(reason)
+
+        return tell
 
     async def _let_fail_over(self) -> None:
         found = await self._watch.look()

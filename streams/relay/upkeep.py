@@ -128,6 +128,10 @@ class Upkeep:
         """Why the leader publishes nothing now."""
         self._doing = replace(self._doing, doing="waiting", reason=reason)
 
+    def go_on(self, doing: Doing) -> None:
+        """What the leader does again, after it had to wait."""
+        self._doing = doing
+
     @property
     def waits_for(self) -> str | None:
         """Why the leader publishes nothing now, if it does not."""

@@ -31,6 +31,13 @@ def redact(url: str) -> str:
     return f"{scheme}{separator}{user}{':***' if colon else ''}{at}{place}{'?***' if question else ''}"
 
 
+def without_password(url: str) -> str:
+    """The URL of a database without the password of its login, which libpq reads from a file then."""
+    scheme, separator, rest = url.rpartition("://")
+    login, at, place = rest.rpartition("@")
+    return f"{scheme}{separator}{login.partition(':')[0]}{at}{place}"
+
+
 def visible(name: str, value: Any) -> Any:
     """A value as it may be shown."""
     if not isinstance(value, str) or not value:

@@ -46,7 +46,7 @@ def readable() -> Iterator[None]:
 @contextmanager
 def postgres(directory: Path) -> Iterator[PostgresServer]:
     """A server for as long as the block."""
-    server = PostgresServer(directory)
+    server = PostgresServer(directory, trusting=True)
     asyncio.run(server.start())
     try:
         yield server

@@ -22,7 +22,7 @@ from streams.worker.persister import Persister
 from streams.worker.retry import Head
 from streams.worker.schedule import Schedule, noted
 from streams.worker.tables import AsideTables
-from streams.worker.transaction import Outcome
+from streams.worker.transaction import Aside, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -143,12 +143,16 @@ class Consumer:
 
 
 def _report(topic: str, source: str, outcome: Outcome) -> None:
-    """One line a message that failed or is dead; those parked behind them are counted."""
+    """One line for those of each partition, status and error code, with one of them; those parked behind them are counted."""
+    failed: dict[tuple[int, str, str | None], list[Aside]] = {}
     for aside in outcome.asides:
         if aside.status != "parked":
-            about = {"outbox_id": name_of(source, aside.outbox_id), "status": aside.status, "error_code": aside.code}
-            where = {"topic": topic, "partition": aside.partition}
-            logger.warning("message set aside", extra={**where, **about, "attempts": aside.attempts})
+            failed.setdefault((aside.partition, aside.status, aside.code), []).append(aside)
+    for (partition, status, code), asides in failed.items():
+        first = asides[0]
+        about = {"status": status, "error_code": code, "count": len(asides), "attempts": first.attempts}
+        where = {"topic": topic, "partition": partition, "outbox_id": name_of(source, first.outbox_id)}
+        logger.warning("messages set aside", extra={**where, **about})
     if parked := sum(aside.status == "parked" for aside in outcome.asides):
         logger.info("messages parked behind an open one", extra={"topic": topic, "count": parked})
     for (partition, reason), offsets in by_reason(outcome.rejected).items():

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from streams.errors import MessageError
 from streams.events import Message
 from streams.registry import Agent
+from streams.worker.doubt import Doubt
 from streams.worker.fate import (
     Costly,
     HandlerBroken,
@@ -118,7 +119,7 @@ class Memory:
 
     condemned    messages that cost time or a connection while they were alone, and how
     lost_alone   how many connections each message has lost while it was alone
-    invisible    ids without an outbox row, and who may still be writing it
+    invisible    ids without an outbox row, and who may be committing it
     troubles     what every message of a biz_type may be meeting now, by biz_type and SQLSTATE
     sound        the message of each biz_type that worked last
     failed       when a message of each topic last failed for the first time
@@ -131,7 +132,7 @@ class Memory:
 
     condemned: dict[int, Exception] = field(default_factory=dict)
     lost_alone: Counter[int] = field(default_factory=Counter)
-    invisible: dict[int, frozenset[str]] = field(default_factory=dict)
+    invisible: dict[int, Doubt] = field(default_factory=dict)
     troubles: dict[tuple[str, str], Trouble] = field(default_factory=dict)
     sound: dict[str, Message[Any]] = field(default_factory=dict)
     failed: dict[str, float] = field(default_factory=dict)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import cast
 
 from streams.worker.decode import UNKNOWN, Incoming, Rejected
+from streams.worker.doubt import Doubt, Leaf
 from streams.worker.isolation import Guilty
 from streams.worker.policy import (
     NO_ROW,
@@ -150,18 +151,25 @@ def _remember(transaction: Transaction, blocked: bool) -> None:
 async def _wait_for_visibility(transaction: Transaction, unknown: Sequence[int]) -> None:
     """A commit is in the log, and so with a relay, before other sessions see it: raises Invisible while that may be so.
 
-    Whoever could still write such a row holds a lock until it is visible.  Only what is missing in a snapshot taken
-    after all of them had ended has no row.
+    An id that was never drawn is forged.  Any other may be that of a row in commit: of whoever may be writing it when it is
+    first missed, all have to be seen ended, or idle, which nobody is who has committed.  Only what is missing in a snapshot
+    taken after that has no row.  A commit that waits for a standby is waited for like any outage, everything else
+    VISIBLE_SECONDS: a row that comes to light later has no fate, and is sent again.
     """
     waiting = transaction.memory.invisible
-    undecided = [one for one in unknown if waiting.get(one) != frozenset()]
+    undecided = [one for one in unknown if one not in waiting or not waiting[one].decided]
     if undecided:
-        writers = frozenset(row[0] for row in await transaction.execute("outbox_writers"))
-        for one in undecided:
-            waiting[one] = waiting.get(one, writers) & writers
-        raise Invisible(f"{len(undecided)} outbox rows are not visible, {len(writers)} transactions are open")
+        leaves = [Leaf(*row) for row in await transaction.execute("row_writers", ids=undecided)]
+        drawn = [one for one in undecided if one <= leaves[0].newest]
+        for one in drawn:
+            waiting.setdefault(one, Doubt()).look(next((leaf for leaf in leaves if leaf.holds(one)), None))
+        if drawn:
+            standby = any(waiting[one].standby for one in drawn)
+            why = "a commit waits for a standby" if standby else "transactions may be committing"
+            writers = {writer for one in drawn for writer in waiting[one].writers or ()}
+            raise Invisible(f"{len(drawn)} outbox rows are not visible, {why} ({len(writers)})")
     for one in set(unknown):
-        del waiting[one]
+        waiting.pop(one, None)
 
 
 async def _facts(transaction: Transaction, some: Sequence[Incoming]) -> dict[int, Fact]:

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -70,9 +71,11 @@ def wait(condition: Callable[[], Any], seconds: float) -> Any:
 
 
 def status(folder: Path) -> Mapping[str, Any]:
+    """What `streams status` says; it ends with 1 exactly when it names what is missing."""
     answer = streams(folder, "status", "--json")
-    assert answer.returncode == 0, answer.stderr
+    assert answer.returncode in (0, 1), answer.stderr
     found: Mapping[str, Any] = json.loads(answer.stdout)
+    assert answer.returncode == bool(found["faults"])
     return found
 
 
@@ -100,7 +103,7 @@ def test_a_message_enqueued_with_plain_psql_is_persisted_within_a_second(up: Pat
 
 
 def test_a_message_of_a_transaction_that_rolled_back_never_appears(up: Path) -> None:
-    psql(up, f"BEGIN; SELECT outbox_enqueue('chat_history_persist', 'gone', '{HELLO}'); ROLLBACK")
+    psql(up, f"BEGIN; SELECT outbox_enqueue('chat_history_persist', 'gone', '{HELLO.replace('c1', 'gone')}'); ROLLBACK")
     psql(up, f"SELECT outbox_enqueue('chat_history_persist', 'after', '{HELLO.replace('c1', 'after')}')")
     assert wait(lambda: psql(up, "SELECT count(*) FROM chat_histories WHERE chat_id = 'after'") == "1", 20)
     assert psql(up, "SELECT count(*) FROM outbox WHERE key = 'gone'") == "0"
@@ -109,7 +112,8 @@ def test_a_message_of_a_transaction_that_rolled_back_never_appears(up: Path) -> 
 def test_status_has_its_stable_shape(up: Path) -> None:
     # A rebalance moves partitions for a moment: all eight are somewhere in the end.
     found = wait(lambda: _balanced(status(up)), 60)
-    assert set(found) == {"services", "relays", "workers", "messages"}
+    assert set(found) == {"services", "relays", "workers", "messages", "faults"}
+    assert wait(lambda: not status(up)["faults"], 30)
     assert {name: set(service) for name, service in found["services"].items()} == {
         "postgresql": {"pid", "url"},
         "kafka": {"pid", "url"},
@@ -128,6 +132,20 @@ def test_settings_tell_where_they_come_from(up: Path) -> None:
     assert "  name: outbox" in shown
 
 
+def test_nobody_else_reads_the_folder_or_sees_the_password(up: Path) -> None:
+    root = up / ".dev"
+    password = (root / "postgres" / "password").read_text()
+    assert stat.S_IMODE(root.stat().st_mode) & 0o066 == 0
+    for name in ("services.json", "postgres/password", "postgres/pgpass"):
+        assert stat.S_IMODE((root / name).stat().st_mode) == 0o600
+    said = [streams(up, *command) for command in (("env",), ("settings",), ("status",), ("status", "--json"), ("up",))]
+    shown = "".join(answer.stdout + answer.stderr for answer in said)
+    assert password not in shown
+    assert "postgres:***@" in shown
+    for log in (root / "logs").iterdir():
+        assert password not in log.read_text(errors="replace"), log
+
+
 def test_a_second_up_says_who_runs(up: Path) -> None:
     answer = streams(up, "up")
     assert answer.returncode == 2
@@ -141,6 +159,7 @@ def test_a_killed_worker_comes_back_and_works(up: Path) -> None:
     os.kill(killed, signal.SIGKILL)
     wait(lambda: status(up)["workers"][0]["pid"] not in (None, killed), 30)
     wait(lambda: _balanced(status(up)), 60)
+    wait(lambda: not status(up)["faults"], 60)
 
 
 @pytest.mark.parametrize("relay", ["poll", pytest.param("debezium", marks=pytest.mark.long)])
@@ -156,6 +175,9 @@ def test_every_relay_does_the_same_work(tmp_path: Path, relay: str) -> None:
         wait(lambda: status(tmp_path)["relays"][0]["lag_rows"] == 0, 60)
         [found] = status(tmp_path)["relays"]
         assert (found["mode"], found["leader"]) == (relay, True)
+        # Nobody consumes: that is said, however well the relay does.
+        [fault] = status(tmp_path)["faults"]
+        assert fault.startswith("no worker is in consumer group outbox-streams, nobody reads chat-history")
     finally:
         assert streams(tmp_path, "down").returncode == 0
     assert processes(tmp_path) == []

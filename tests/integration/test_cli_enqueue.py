@@ -54,7 +54,10 @@ BROKEN = [
     (line(1, extra=1), "nothing else"),
     (line(1, biz_type="nope"), "unknown biz_type 'nope': expected one of chat_history_persist"),
     (line(1, biz_type=7), "unknown biz_type 7"),
-    (line(1, key="other"), "key is 'other', but the payload's 'conversation_id' is 'c1'"),
+    (
+        line(1, key="other"),
+        "chat_history_persist: key (5 bytes) is not what field 'conversation_id' of the payload says (2 bytes)",
+    ),
     (line(1, payload=payload(1, "c1", user_id="x")), "user_id"),
     (line(1, payload=payload(1, "c1", message="a\0b")), "NUL"),
     (line(1).replace(b"m 1", b"\\ud800"), "surrogate"),

@@ -14,7 +14,8 @@ from streams.dev.counters import Counters, Counts
 from streams.standing import standing
 
 ENQUEUE = """
-    SELECT outbox_enqueue('chat_history_persist', 'c' || n, '{}') FROM generate_series(1, %s) AS n
+    SELECT outbox_enqueue('chat_history_persist', 'c' || n, json_build_object('conversation_id', 'c' || n))
+    FROM generate_series(1, %s) AS n
 """
 
 

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from streams.dev import pins
+from streams.dev.connect import CONNECT
 from streams.dev.downloads import CACHE, Progress, resolve
+from streams.dev.kafka import KAFKA
 from streams.dev.maven import MIRROR
 from streams.errors import ServiceUnreachable, UsageError
 
@@ -132,3 +135,34 @@ def test_a_missing_wheel_names_the_extra(repository: Repository, monkeypatch: py
     monkeypatch.setattr("streams.dev.wheels.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"pip install 'outbox-streams\[dev\]'"):
         resolve(COORDINATES)
+
+
+def pin(monkeypatch: pytest.MonkeyPatch, **jars: bytes) -> None:
+    """Pin these jars, by the name of their library, and no others."""
+    listed = {
+        f"org/example/{name}/1.0/{name}-1.0.jar": hashlib.sha256(content).hexdigest() for name, content in jars.items()
+    }
+    monkeypatch.setattr(pins, "_pins", lambda: {COORDINATES: listed})
+
+
+def test_a_jar_that_is_not_the_pinned_one_is_refused_and_not_kept(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repository's own checksum agrees with what it serves."""
+    pin(monkeypatch, tree=b"the jar of tree", leaf=b"the jar that was pinned")
+    with pytest.raises(ServiceUnreachable, match=r"leaf-1\.0\.jar has sha256 [0-9a-f]{64}, expected [0-9a-f]{64}"):
+        resolve(COORDINATES)
+    pin(monkeypatch, tree=b"the jar of tree", leaf=b"the jar of leaf")
+    assert [jar.name for jar in resolve(COORDINATES)] == ["tree-1.0.jar", "leaf-1.0.jar"]
+
+
+def test_a_jar_that_nobody_pinned_is_refused(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve(COORDINATES)
+    pin(monkeypatch, tree=b"the jar of tree")
+    with pytest.raises(ServiceUnreachable, match=r"adds org/example/leaf/1\.0/leaf-1\.0\.jar"):
+        resolve(COORDINATES)
+
+
+@pytest.mark.parametrize("coordinates", [KAFKA, CONNECT])
+def test_whatever_the_dev_services_download_is_pinned(coordinates: str) -> None:
+    assert {name.rpartition("/")[2].split("-")[0] for name in pins.pinned(coordinates)} >= {"kafka"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -66,6 +67,34 @@ async def test_it_listens_on_loopback_only_and_is_ready_for_logical_decoding(tmp
         assert value(server, "SHOW fsync") == "on"
         assert value(server, "SELECT current_database()") == "streams"
         assert value(server, "SHOW server_encoding") == "UTF8"
+
+
+async def test_nobody_gets_in_without_the_password_that_only_we_can_read(tmp_path: Path) -> None:
+    async with PostgresServer(tmp_path) as server:
+        for file in (tmp_path / "password", server.passfile):
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert len(server.password) == 64
+        bare = f"postgresql://postgres@{HOST}:{server.port}/streams"
+        for url in (bare, bare.replace("postgres@", "postgres:wrong@"), bare.replace("postgres@", "somebody@")):
+            with pytest.raises(psycopg.OperationalError, match=r"no password supplied|authentication failed"):
+                psycopg.connect(url)
+        assert server.password not in (tmp_path / "postgres.log").read_text()
+        with psycopg.connect(bare, passfile=str(server.passfile)) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+        url = server.url
+    async with PostgresServer(tmp_path) as server:
+        assert server.url == url
+        assert value(server, "SELECT 1") == 1
+
+
+async def test_a_folder_of_an_older_version_that_let_everybody_in_gets_a_password(tmp_path: Path) -> None:
+    async with PostgresServer(tmp_path, trusting=True) as server:
+        value(server, "CREATE TABLE kept (seven) AS VALUES (7)")
+        bare = server.url
+    async with PostgresServer(tmp_path) as server:
+        assert value(server, "SELECT seven FROM kept") == 7
+        with pytest.raises(psycopg.OperationalError, match="no password supplied"):
+            psycopg.connect(bare)
 
 
 async def test_after_kill_9_it_is_back_on_its_port_with_its_data(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from psycopg import errors
 
 GOOD = '{"user_id":1,"conversation_id":"c1","role":"user","message":"hi"}'
 TYPE = "chat_history_persist"
+KEYLESS = "UPDATE outbox_biz_types SET key_field = NULL"
 Enqueue = Callable[..., int]
 
 
@@ -38,7 +39,7 @@ def rows(connection: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
 def test_it_returns_the_outbox_id_and_keeps_the_payload_verbatim(
     enqueue: Enqueue, connection: psycopg.Connection[Any]
 ) -> None:
-    odd = '{"b" : 1,\n "a":1.50, "a": "\\u00fc"}'
+    odd = '{"conversation_id" : "\\u00fc",\n "a":1.50, "a": "\\u00fc"}'
     first, second = enqueue(), enqueue(key="ü", payload=odd)
     assert first < second
     assert rows(connection) == [
@@ -77,6 +78,22 @@ def limited(size: int) -> str:
         ({"payload": '{"a": "\\ude00"}'}, f"{TYPE}: payload holds a lone surrogate, which is no character"),
         ({"payload": '{"a": "\\ud83d\\ud83d"}'}, f"{TYPE}: payload holds a lone surrogate, which is no character"),
         ({"payload": '{"a": 1e999999}'}, f"{TYPE}: payload holds a number out of range"),
+        (
+            {"key": "OTHER"},
+            f"{TYPE}: key (5 bytes) is not what field 'conversation_id' of the payload says (2 bytes): expected the same",
+        ),
+        (
+            {"payload": '{"a": 1}'},
+            f"{TYPE}: key (2 bytes) is not what field 'conversation_id' of the payload says (absent): expected the same",
+        ),
+        (
+            {"payload": '{"conversation_id": null}'},
+            f"{TYPE}: key (2 bytes) is not what field 'conversation_id' of the payload says (null): expected the same",
+        ),
+        (
+            {"payload": '{"conversation_id": 7}'},
+            f"{TYPE}: key (2 bytes) is not what field 'conversation_id' of the payload says (number): expected the same",
+        ),
     ],
 )
 def test_a_refusal_is_22023_and_names_it(
@@ -100,6 +117,7 @@ def test_a_refusal_is_22023_and_names_it(
     ],
 )
 def test_what_only_looks_wrong_is_accepted(payload: str, enqueue: Enqueue, connection: psycopg.Connection[Any]) -> None:
+    connection.execute(KEYLESS)
     enqueue(key="ü" * 512, payload=payload)
     assert rows(connection)[0][4] == payload
 
@@ -118,6 +136,7 @@ def test_payloads_nested_too_deep_are_refused_at_every_depth(
     enqueue: Enqueue, connection: psycopg.Connection[Any]
 ) -> None:
     """The server reads json with a stack of its own: what is deeper than that is 54001 before the function runs."""
+    connection.execute(KEYLESS)
     enqueue(payload=nested(1000))
     with pytest.raises(errors.StatementTooComplex):
         enqueue(payload=nested(100_000))
@@ -134,3 +153,25 @@ def test_payloads_nested_too_deep_are_refused_at_every_depth(
     assert (("22023", f"{TYPE}: payload is nested too deep")) in seen
     assert {sqlstate for sqlstate, _ in seen} <= {"22023", "54001"}
     enqueue()
+
+
+@pytest.mark.parametrize(
+    ("key", "payload"),
+    [
+        ("c1", '{"conversation_id": "other", "conversation_id": "c1"}'),
+        ("a\nb", '{"conversation_id": "a\\u000ab"}'),
+        ("7", '{"conversation_id": 7}'),
+        ("100", '{"conversation_id": 1e2}'),
+        ("true", '{"conversation_id": true}'),
+        ("[1,2]", '{"conversation_id": [1, 2]}'),
+    ],
+)
+def test_a_key_is_what_its_field_says(enqueue: Enqueue, key: str, payload: str) -> None:
+    enqueue(key=key, payload=payload)
+
+
+def test_a_biz_type_that_an_older_version_registered_has_no_key_field(
+    enqueue: Enqueue, connection: psycopg.Connection[Any]
+) -> None:
+    connection.execute(KEYLESS)
+    enqueue(key="OTHER")

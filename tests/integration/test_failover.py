@@ -46,7 +46,7 @@ def ask(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
 async def nodes(world: World, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Nodes]:
     """Both running, and the database migrated."""
     directory = tmp_path_factory.mktemp("nodes")
-    primary = PostgresServer(directory / "one", settings={"synchronized_standby_slots": "two"})
+    primary = PostgresServer(directory / "one", settings={"synchronized_standby_slots": "two"}, trusting=True)
     async with primary:
         ask(primary.url, "SELECT pg_create_physical_replication_slot('two', true)")
         standby = await follow(primary, directory / "two")
@@ -73,7 +73,7 @@ async def follow(primary: PostgresServer, directory: Path) -> PostgresServer:
         "hot_standby_feedback": "on",
         "wal_receiver_status_interval": "1s",
     }
-    return PostgresServer(directory, settings=settings)
+    return PostgresServer(directory, settings=settings, trusting=True)
 
 
 def messages(nodes: Nodes, world: World, key: str) -> list[int]:

@@ -25,7 +25,7 @@ Eventually = Callable[..., Any]
 @pytest.fixture
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PostgresServer]:
     """A PostgreSQL server that a test may stop and set back."""
-    async with PostgresServer(tmp_path_factory.mktemp("own")) as found:
+    async with PostgresServer(tmp_path_factory.mktemp("own"), trusting=True) as found:
         yield found
 
 

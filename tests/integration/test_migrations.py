@@ -177,7 +177,7 @@ def test_the_publication_is_older_than_the_slot(empty: str, name: str, at: Calla
         ).fetchall()
         assert shape == [(True, False, False, False, True, False)]
         assert connection.execute("SELECT * FROM pg_publication_tables").fetchall()[0][2] == "outbox"
-        connection.execute("SELECT outbox_enqueue('chat_history_persist', 'c', '{}')")
+        connection.execute("SELECT outbox_enqueue('chat_history_persist', 'c', '{\"conversation_id\": \"c\"}')")
         connection.commit()
         # A slot made before its publication reports it as missing here.
         changes = connection.execute(
@@ -195,7 +195,7 @@ def test_in_poll_mode_there_is_neither_publication_nor_slot(empty: str, name: st
 
 
 async def test_without_logical_decoding_the_slot_is_only_noted(tmp_path: Path, name: str) -> None:
-    async with PostgresServer(tmp_path / "replica", settings={"wal_level": "replica"}) as server:
+    async with PostgresServer(tmp_path / "replica", settings={"wal_level": "replica"}, trusting=True) as server:
         lines = migrate(settings(server.url, name))
     assert lines == [
         f"database at revision {db.migrate.head()}",

@@ -79,7 +79,7 @@ async def test_a_slot_whose_wal_is_gone_is_made_anew_without_a_gap(
     world: World, kafka: KafkaBroker, tmp_path: Path, eventually: Eventually
 ) -> None:
     settings = {"max_slot_wal_keep_size": "32MB", "max_wal_size": "64MB", "wal_keep_size": "0"}
-    async with PostgresServer(tmp_path / "small", settings=settings) as server:
+    async with PostgresServer(tmp_path / "small", settings=settings, trusting=True) as server:
         world.environ["DATABASE_URL"] = server.url
         world.migrate()
         first = world.relay(STREAMS_RELAY__MODE="cdc")

@@ -117,7 +117,7 @@ async def test_a_dump_restored_on_another_server_is_refused_and_can_be_adopted(
     directory = tmp_path_factory.mktemp("second")
     dump = directory / "dump"
     await run(postgres_bin() / "pg_dump", "--format=custom", f"--file={dump}", relayed.url)
-    async with PostgresServer(directory / "server") as second:
+    async with PostgresServer(directory / "server", trusting=True) as second:
         await run(postgres_bin() / "pg_restore", "--exit-on-error", f"--dbname={second.url}", dump)
         original, relayed.environ["DATABASE_URL"] = relayed.url, second.url
         try:

@@ -67,7 +67,7 @@ async def test_what_is_published_survives_a_crash_of_the_server(
     world: World, tmp_path: Path, eventually: Eventually
 ) -> None:
     """A row is visible before it is durable, for who commits asynchronously: its id would be drawn again for another."""
-    async with PostgresServer(tmp_path / "asynchronous", settings={"wal_writer_delay": "10s"}) as server:
+    async with PostgresServer(tmp_path / "asynchronous", settings={"wal_writer_delay": "10s"}, trusting=True) as server:
         world.environ |= {"DATABASE_URL": server.url, "STREAMS_RELAY__MODE": "poll"}
         world.migrate()
         world.relay()

@@ -142,7 +142,7 @@ async def test_services_that_do_not_answer(world: World) -> None:
 
 
 async def test_a_server_without_logical_decoding(world: World, tmp_path: Path) -> None:
-    async with PostgresServer(tmp_path / "replica", settings={"wal_level": "replica"}) as server:
+    async with PostgresServer(tmp_path / "replica", settings={"wal_level": "replica"}, trusting=True) as server:
         world.environ["DATABASE_URL"] = server.url
         world.migrate()
         error = await refusal(world)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import itertools
 import json
@@ -251,18 +252,21 @@ async def test_records_that_nobody_enqueued_are_rejected_whatever_they_hold(
 async def test_a_broken_record_of_a_message_is_judged_by_its_outbox_row(
     world: World, key: str, eventually: Eventually, name: str
 ) -> None:
-    """It is on the topic before its row is committed, so before the relay's own record."""
+    """It comes before the row is committed, and so before the relay's own record of it."""
     text = EXACT["combining"]
     value = json.dumps({**payload(0, key), BAD[name].field: "@"}).encode().replace(b'"@"', BAD[name].raw)
     with psycopg.connect(world.url) as connection:
-        cursor = connection.execute(
+        [(outbox_id, created_ms)] = connection.execute(
             "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, %s, %s::json)"
             " RETURNING id, (extract(epoch FROM created_at) * 1000)::bigint",
             [CHAT, world.topic, key, json.dumps(payload(0, key, message=text))],
         )
-        [(outbox_id, created_ms)] = cursor.fetchall()
+        committing = asyncio.get_running_loop().run_in_executor(
+            None, connection.execute, "SELECT pg_sleep(0.5); COMMIT"
+        )
         with Publisher(world.settings.broker_url, world.topic) as publisher:
             publisher.send(outbox_id, key, value, timestamp=created_ms)
+        await committing
     await eventually(lambda: fate(world, key), 30, every=0.02)
     assert fate(world, key)[0][0] == "consumed"
     assert world.query("SELECT message_content FROM chat_histories WHERE chat_id = %s", key) == [(text,)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -59,8 +60,9 @@ FATES = [
     ("replaying", 7, 7, False, "dead", False),
     ("replaying", 7, 7, True, "dead", True),
     ("replaying", 6, 7, False, "replaying", True),
-    ("retrying", None, 7, False, "dead", False),
-    ("parked", None, 7, False, "dead", False),
+    # A resend only wakes its worker: what waits is worked from its outbox row, and needs no record.
+    ("retrying", None, 7, False, "retrying", True),
+    ("parked", None, 7, False, "parked", True),
     ("parked", None, 5, False, "parked", True),
     ("retrying", None, 5, False, "retrying", True),
 ]
@@ -83,6 +85,19 @@ async def test_only_who_waits_for_that_row_is_dead(
     )
     [found] = world.query("SELECT status, topic IS NOT NULL, key IS NOT NULL FROM outbox_state WHERE outbox_id = 5")
     assert found == (then, open_then, open_then)
+
+
+async def test_a_dead_message_that_cannot_be_written_down_does_not_hold_the_line(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.migrate()
+    world.query("ALTER TABLE outbox_state ADD CONSTRAINT nobody CHECK (status <> 'dead')")
+    with caplog.at_level("WARNING", logger="streams.relay"):
+        await asyncio.wait_for(Grave(world.settings, configured(world.settings)).bury(row(world, 5), "too large"), 30)
+    assert world.query("SELECT count(*) FROM outbox_state") == [(0,)]
+    [last] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert last.message == "dead message not written down, the sweep sends it again"
+    assert (last.__dict__["outbox_id"], last.__dict__["sqlstate"]) == (5, "23514")
 
 
 @MODES

@@ -140,7 +140,7 @@ def audit(copy: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]
     def invoke(*arguments: str) -> Report:
         for name, value in copy.environ.items():
             monkeypatch.setenv(name, value)
-        arguments = ("audit", "--json", "--grace", GRACE, "--patience", "0", *arguments)
+        arguments = ("audit", "--json", "--grace", GRACE, "--age", GRACE, "--patience", "0", *arguments)
         result = CliRunner().invoke(cli, arguments)
         assert result.exit_code in (0, 1), result.output
         found: Report = json.loads(result.stdout)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import psycopg
 import pytest
 
+from streams.audit.topics import Topics
+from streams.registry import Registry, configured
+from streams.settings import Settings
 from tests.conftest import World
+from tests.integration.audit.conftest import SLOW
 from tests.integration.audit.spoil import HIDE, SWAP_APPLIED, Report, chat, lose_a_replay, named
 
 Spoil = Callable[[World], int]
@@ -100,6 +105,45 @@ def reorder_effects(copy: World) -> int:
     return other
 
 
+LONG_AGO = "UPDATE outbox SET created_at = created_at - interval '2 hours' WHERE id = %s"
+SILENT = "UPDATE relay_position SET heartbeat = now() - interval '2 hours'"
+
+
+def unpublished(copy: World) -> int:
+    """The first message above the floor was written two hours ago."""
+    [(one,)] = copy.query("SELECT min(id) FROM outbox WHERE id > (SELECT max(floor) FROM relay_position)")
+    copy.query(LONG_AGO, one)
+    return int(one)
+
+
+def silent(copy: World) -> int:
+    """No relay has led for two hours."""
+    copy.query(SILENT)
+    return 0
+
+
+def unread(copy: World) -> int:
+    """The last message that was published, and that no worker has come to, was written two hours ago."""
+    [(one,)] = copy.query("SELECT max(id) FROM outbox WHERE key = %s", SLOW)
+    copy.query(LONG_AGO, one)
+    return int(one)
+
+
+def other_key(copy: World) -> int:
+    """A row written directly, in another conversation than its payload says, among those that are not published yet."""
+    [(one,)] = copy.query(
+        "INSERT INTO outbox (biz_type, topic, key, payload) SELECT biz_type, topic, 'OTHER', payload FROM outbox"
+        " WHERE id = (SELECT max(id) FROM outbox) RETURNING id"
+    )
+    # Seen by the audit, and persisted like any other.
+    copy.query(
+        "INSERT INTO outbox_state (outbox_id, status, partition, \"offset\", arrived) VALUES (%s, 'dead', 0, -1, 1)",
+        one,
+    )
+    copy.query(HIDE)
+    return int(one)
+
+
 # What is done, the kinds that name it (the first one names the message), and how.
 MUTATIONS: dict[str, tuple[str, Spoil]] = {
     "the effect is deleted": ("no_effect wrong_tally", sql("DELETE FROM chat_histories WHERE outbox_id = %(id)s")),
@@ -169,9 +213,12 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
     "an open one leaves its line": ("forgotten", status("retrying", "topic = NULL, key = NULL")),
     "a retry has no time": ("forgotten", status("retrying", "next_retry_at = NULL")),
     "an open one stands in another line": ("misplaced", status("parked", "key = 'c9'")),
-    "a retry is long overdue": ("stuck", status("retrying", "next_retry_at = now() - interval '3 hours'")),
+    "a retry is long overdue": (
+        "stuck no_sign_of_life",
+        status("retrying", "next_retry_at = now() - interval '3 hours'"),
+    ),
     "the head of a line vanished": (
-        "stuck",
+        "stuck no_sign_of_life",
         both(
             status("parked", "updated_at = now() - interval '3 hours'"),
             status("retrying", "status = 'dead', topic = NULL, key = NULL, next_retry_at = NULL"),
@@ -216,6 +263,11 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
         ),
     ),
     "a replay is lost": ("lost_replay missing", lose_a_replay),
+    "nobody publishes a message": ("unpublished", unpublished),
+    "nobody publishes": ("unpublished no_sign_of_life", both(unpublished, silent)),
+    "nobody publishes, and it is not late yet": ("no_sign_of_life", both(silent)),
+    "nobody reads": ("unread no_sign_of_life", unread),
+    "a key is not what its payload says": ("key_mismatch missing", other_key),
 }
 
 
@@ -227,5 +279,81 @@ def test_every_corruption_is_found_and_named(copy: World, audit: Callable[..., R
     assert set(found["wrong"]) == set(kinds.split())
     first = kinds.split()[0]
     assert found["wrong"][first]["count"] <= 2
-    if first not in ("wrong_tally", "phantom_effect", "bad_resend"):
+    if first not in ("wrong_tally", "phantom_effect", "bad_resend", "no_sign_of_life"):
         assert spoiled in named(found, first)
+
+
+def never_sent(copy: World) -> int:
+    """A message below the floor that no relay has sent: it was hidden from the relay, or drawn an id that was passed."""
+    [(one,)] = copy.query(
+        "INSERT INTO outbox (biz_type, topic, key, payload) SELECT biz_type, topic, key, payload FROM outbox"
+        " WHERE id = %s RETURNING id",
+        chat(copy)[0],
+    )
+    copy.query(HIDE)
+    return int(one)
+
+
+def topic_gone(copy: World) -> int:
+    """A message that was published two hours ago, and whose topic is no more."""
+    one = unread(copy)
+    copy.query("UPDATE outbox SET topic = 'audited.gone' WHERE id = %s", one)
+    return one
+
+
+# Silent losses: what is done, the kinds that name it where the agent says how its effect is recognised, and where it does not.
+LOSSES: dict[str, tuple[str, str, Spoil]] = {
+    "a run was acked whose transaction was rolled back": (
+        "skipped wrong_tally",
+        "skipped",
+        both(sql("DELETE FROM outbox_state WHERE outbox_id = %(id)s"), forget_effect),
+    ),
+    "the state was rolled back, and the effect was not": (
+        "unclaimed_effect",
+        "skipped",
+        sql("DELETE FROM outbox_state WHERE outbox_id = %(id)s"),
+    ),
+    "a message was passed by the floor and never sent": ("missing", "missing", both(never_sent)),
+    "a topic is gone": ("unread no_sign_of_life", "unread no_sign_of_life", topic_gone),
+    "nobody reads": ("unread no_sign_of_life", "unread no_sign_of_life", unread),
+    "nobody publishes": ("unpublished no_sign_of_life", "unpublished no_sign_of_life", both(unpublished, silent)),
+    "a key is not what its payload says": ("key_mismatch missing", "key_mismatch missing", other_key),
+    "a replay is lost": ("lost_replay missing", "lost_replay missing", lose_a_replay),
+}
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "undeclared"])
+@pytest.mark.parametrize("kind", list(LOSSES))
+def test_every_silent_loss_is_found_with_and_without_a_declared_effect(
+    copy: World, audit: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, kind: str, declared: bool
+) -> None:
+    with_effect, without, spoil = LOSSES[kind]
+    if not declared:
+        monkeypatch.setattr("streams.cli.audit.configured", undeclared)
+    spoiled = spoil(copy)
+    found = audit("--full")
+    kinds = (with_effect if declared else without).split()
+    assert set(found["wrong"]) - {"missing"} == set(kinds) - {"missing"}
+    assert set(kinds) <= set(found["wrong"])
+    assert spoiled in named(found, kinds[0])
+
+
+def test_records_that_kafka_deleted_before_anybody_read_them_are_missing(
+    copy: World, audit: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log of the slow partition begins where it ends, past the committed offset."""
+    slow = {row[0] for row in copy.query("SELECT id FROM outbox WHERE key = %s", SLOW)}
+    assert audit("--full")["ok"]
+    bounds = Topics._bounds
+    monkeypatch.setattr(Topics, "_bounds", lambda self, place: (bounds(self, place)[1],) * 2)
+    monkeypatch.setattr(Topics, "locate", lambda *_: {})
+    monkeypatch.setattr("streams.cli.audit.configured", undeclared)
+    found = audit("--full")
+    assert set(found["wrong"]) == {"missing"}
+    assert slow <= named(found, "missing")
+
+
+def undeclared(settings: Settings) -> Registry:
+    """The registry, of agents that do not say how their effects are recognised."""
+    found = configured(settings)
+    return replace(found, agents={name: replace(agent, effect=None) for name, agent in found.agents.items()})

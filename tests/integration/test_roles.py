@@ -1,0 +1,162 @@
+"""The roles of docs/security.md: each does its job with exactly the documented rights, and nobody else's."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from db import async_engine
+from streams import outbox
+from streams.agents.chat_history import ChatHistoryPersist
+from streams.cli import cli
+from tests.conftest import World
+from tests.fixtures.publish import CHAT, payload
+
+Eventually = Callable[..., Any]
+
+PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+MAKE, GRANT = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
+ROLES = re.findall(r"^CREATE ROLE (\w+)", MAKE, re.MULTILINE)
+OWNER, RELAY, WORKER, BUSINESS, OPERATOR, AUDITOR = ROLES
+
+
+@pytest.fixture
+def granted(world: World) -> Iterator[World]:
+    """A world that was migrated by its owner, with the documented roles."""
+    world.environ["STREAMS_RELAY__MODE"] = "auto"
+    superuser = world.url
+    reset(superuser)
+    with psycopg.connect(superuser, autocommit=True) as connection:
+        connection.execute(MAKE.encode())
+    world.environ["DATABASE_URL"] = as_role(world, OWNER)
+    world.migrate()
+    with psycopg.connect(as_role(world, OWNER), autocommit=True) as connection:
+        connection.execute(GRANT.encode())
+    yield world
+    for process in world.processes:
+        process.kill()
+    with psycopg.connect(superuser, autocommit=True) as connection:
+        for role in reversed(ROLES):
+            connection.execute(f"DROP OWNED BY {role} CASCADE".encode())
+            connection.execute(f"DROP ROLE {role}".encode())
+
+
+def reset(url: str) -> None:
+    """The database as it is before the first migration: the fixture's was migrated by a superuser."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT USAGE ON SCHEMA public TO PUBLIC")
+        connection.execute("DROP PUBLICATION IF EXISTS outbox_pub")
+
+
+def as_role(world: World, role: str) -> str:
+    return re.sub(r"//\w+@", f"//{role}@", world.url)
+
+
+async def test_each_role_does_its_job(granted: World, eventually: Eventually, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = granted
+    for name, value in world.environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(world.directory)
+
+    def run(role: str, *arguments: str) -> Result:
+        monkeypatch.setenv("DATABASE_URL", as_role(world, role))
+        return CliRunner().invoke(cli, arguments, catch_exceptions=False)
+
+    world.relay(DATABASE_URL=as_role(world, RELAY))
+    world.worker(DATABASE_URL=as_role(world, WORKER))
+    good, bad = payload(0, "c1"), payload(1, "c2", user_id="x")
+    with psycopg.connect(as_role(world, BUSINESS)) as business:
+        for key, message in (("c1", good), ("c2", bad)):
+            business.execute("SELECT outbox_enqueue(%s, %s, %s::json)", [CHAT, key, json.dumps(message)])
+    await _enqueue_in_python(world)
+    states = "SELECT status, count(*) FROM outbox_state GROUP BY status ORDER BY status"
+    await eventually(lambda: world.query(states) == [("consumed", 2), ("dead", 1)], 90)
+    await eventually(lambda: world.query("SELECT floor FROM relay_position") == [(3,)])
+
+    assert run(OPERATOR, "status").exit_code == 0
+    for command in (
+        ("dead", "list"),
+        ("dead", "show", "2"),
+        ("trace", "2"),
+        ("relay", "status"),
+        ("biz-types", "list"),
+    ):
+        assert run(OPERATOR, *command).exit_code == 0, command
+    assert run(OPERATOR, "conversations", "list").exit_code == 0
+    assert run(OPERATOR, "relay", "switch", "--to", "cdc").exit_code == 0
+    assert run(OPERATOR, "dead", "replay", "2", "--why", "again").exit_code == 0
+    await eventually(
+        lambda: world.query("SELECT status, replays FROM outbox_state WHERE outbox_id = 2") == [("dead", 1)], 60
+    )
+    assert run(OPERATOR, "dead", "discard", "2", "--yes").exit_code == 0
+    for options in ((), ("--undo",)):
+        assert run(OPERATOR, "biz-types", "retire", CHAT, *options).exit_code == 0
+    audited = run(AUDITOR, "audit", "--full")
+    assert audited.exit_code == 0, audited.output
+    assert run(AUDITOR, "audit").exit_code == 0
+    assert run(OWNER, "migrate").exit_code == 0
+
+
+# A statement, and who may do it beside the owner.
+RIGHTS: list[tuple[str, set[str]]] = [
+    ("SELECT payload FROM outbox", {RELAY, WORKER, OPERATOR, AUDITOR}),
+    ("INSERT INTO outbox (biz_type, topic, key, payload) VALUES ('x', 't', 'c', '{}')", {RELAY, BUSINESS, OPERATOR}),
+    (
+        "INSERT INTO outbox (biz_type, topic, key, payload, resend_of) VALUES ('x', 't', 'c', '{}', 1)",
+        {RELAY, OPERATOR},
+    ),
+    ("UPDATE outbox SET key = 'x'", set()),
+    ("DELETE FROM outbox", set()),
+    ("INSERT INTO outbox_state (outbox_id, status) VALUES (1, 'dead')", {RELAY, WORKER}),
+    ("UPDATE outbox_state SET status = 'dead'", {RELAY, WORKER, OPERATOR}),
+    ("DELETE FROM outbox_state", set()),
+    ("UPDATE outbox_foreign SET status = 'dead'", {WORKER, OPERATOR}),
+    ("UPDATE outbox_biz_types SET topic = 'mine'", set()),
+    ("UPDATE outbox_biz_types SET retired_at = now()", {OPERATOR}),
+    ("UPDATE relay_position SET floor = 9", {RELAY}),
+    ("UPDATE relay_position SET wish = 'poll'", {RELAY, OPERATOR}),
+    ("INSERT INTO outbox_actions (who, act, what) VALUES ('me', 'x', '{}')", {OPERATOR}),
+    ("DELETE FROM outbox_actions", set()),
+    ("DELETE FROM outbox_audit_left", {AUDITOR}),
+    ("INSERT INTO agent_chats VALUES (1, 'c', 1, now())", {WORKER}),
+    ("SELECT message_content FROM chat_histories", {WORKER, AUDITOR}),
+    ("DELETE FROM chat_histories", set()),
+    ("SELECT setval('outbox_id_seq', 1)", set()),
+    ("CREATE TABLE mine ()", set()),
+    ("ALTER TABLE outbox ADD COLUMN mine int", set()),
+]
+
+
+def test_no_role_does_the_job_of_another(granted: World) -> None:
+    wrong = []
+    for role in ROLES:
+        with psycopg.connect(as_role(granted, role)) as connection:
+            for statement, allowed in RIGHTS:
+                may = True
+                try:
+                    with connection.transaction(force_rollback=True):
+                        connection.execute(statement.encode())
+                except psycopg.errors.InsufficientPrivilege:
+                    may = False
+                if may != (role == OWNER or role in allowed):
+                    wrong.append(f"{role} {'may' if may else 'may not'}: {statement}")
+    assert wrong == []
+
+
+async def _enqueue_in_python(world: World) -> None:
+    outbox.start(world.settings)
+    try:
+        engine = async_engine(as_role(world, BUSINESS))
+        async with engine.begin() as connection:
+            event = ChatHistoryPersist(user_id=1, conversation_id="c3", role="user", message="hi")
+            await outbox.enqueue(connection, event, ordered=True)
+        await engine.dispose()
+    finally:
+        outbox.close()

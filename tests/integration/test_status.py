@@ -1,0 +1,61 @@
+"""`streams status` says in one line each what is missing, and ends with 1 then; with 0 when all is well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from streams.cli import cli
+from tests.conftest import World
+
+Eventually = Callable[..., Any]
+Status = Callable[..., Result]
+
+
+@pytest.fixture
+def status(world: World, monkeypatch: pytest.MonkeyPatch) -> Status:
+    """Run `streams status` in this world, whose relay polls."""
+    world.environ["STREAMS_RELAY__MODE"] = "poll"
+    world.migrate()
+    for name, value in world.environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(world.directory)
+    return lambda *arguments: CliRunner().invoke(cli, ["status", *arguments], catch_exceptions=False)
+
+
+async def test_status_says_who_is_missing_until_all_is_well(
+    world: World, status: Status, eventually: Eventually
+) -> None:
+    group = world.settings.worker.group
+    nobody = status()
+    assert nobody.exit_code == 1
+    assert f"nobody leads relay {world.settings.relay.name}: start `streams relay`" in nobody.output
+    assert f"consumed topic {world.topic} does not exist" in nobody.output
+    assert f"no worker is in consumer group {group}, nobody reads {world.topic}: start a worker" in nobody.output
+
+    relay, worker = world.relay(), world.worker()
+    well = await eventually(lambda: result if (result := status()).exit_code == 0 else None, 60)
+    assert "nobody" not in well.output
+    assert "no worker" not in well.output
+
+    worker.kill()
+    await eventually(lambda: f"no worker is in consumer group {group}" in status().output, 30)
+    relay.kill()
+    gone = await eventually(
+        lambda: result if "the last leader is silent" in (result := status("--json")).output else None, 30
+    )
+    assert gone.exit_code == 1
+    world.worker()
+    await eventually(lambda: "no worker" not in status().output, 60)
+
+
+def test_a_broker_that_does_not_answer_is_missing_too(
+    world: World, status: Status, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROKER_URL", "127.0.0.1:1")
+    gone = status()
+    assert gone.exit_code == 1
+    assert "Kafka at 127.0.0.1:1 cannot be reached" in gone.output
