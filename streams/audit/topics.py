@@ -39,7 +39,12 @@ class Topics:
 
     def __init__(self, settings: Settings, names: Iterable[str]) -> None:
         self._settings, self._names = settings, sorted(set(names))
-        options = {"group.id": settings.worker.group, "enable.auto.commit": False}
+        options = {
+            "group.id": settings.worker.group,
+            "enable.auto.commit": False,
+            # What an open or aborted transaction wrote is nothing that a worker reads.
+            "isolation.level": "read_committed",
+        }
         self._consumer = Consumer(kafka.client(settings) | options)
 
     def __enter__(self) -> Topics:

@@ -19,6 +19,16 @@ logger = logging.getLogger(__name__)
 AGAIN = 1.0  # seconds until a partition that could not be read on is tried again
 
 
+class ConsumerThread(driver.AIOKafkaConsumerThread):
+    """Faust's thread with aiokafka's consumer in it, which reads only what was committed."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        # Faust reads what was never committed, unless it writes transactions itself.
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"
+        return consumer
+
+
 class FetchingConsumer(driver.Consumer):
     """Faust's consumer, with what it does not say of its thread."""
 
@@ -26,6 +36,9 @@ class FetchingConsumer(driver.Consumer):
         super().__init__(*args, **kwargs)
         self._fetch: asyncio.Future[Any] | None = None  # under way, or abandoned
         self._changelogs: dict[TP, int] = {}  # up to where each was delivered since Faust positioned it
+
+    def _new_consumer_thread(self) -> ConsumerThread:
+        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     def in_touch(self) -> bool:
         """Whether Kafka has answered this member of the group within its session's timeout: only then can it commit."""
@@ -37,11 +50,24 @@ class FetchingConsumer(driver.Consumer):
         return time.monotonic() - heard < float(self.app.conf.broker_session_timeout)
 
     def end_of(self, tp: TP) -> int:
-        """The end of the partition's log, as the last fetch saw it; 0 while there was none."""
-        try:
-            return self.highwater(tp) or 0
-        except AssertionError:  # taken away in this moment, in the consumer's thread
-            return 0
+        """The end of what may be read of the partition, as the last fetch saw it; 0 while there was none.
+
+        What an open transaction wrote, and everything behind it, is not there yet.
+        """
+        state = self._state(tp)
+        return 0 if state is None else max(state.lso or 0, 0)
+
+    def position_of(self, tp: TP) -> int | None:
+        """Up to where aiokafka has given what the partition holds, transaction markers included; None while unknown."""
+        state = self._state(tp)
+        return None if state is None else state._position
+
+    def _state(self, tp: TP) -> Any:
+        """What aiokafka knows of an assigned partition, in its thread; None when it was taken away in this moment."""
+        consumer = self._thread._consumer
+        subscription = None if consumer is None else consumer._subscription.subscription
+        assignment = None if subscription is None else subscription.assignment
+        return None if assignment is None else assignment.state_value(tp)
 
     def set_broker_wait(self, seconds: float) -> None:
         """How long the broker may keep a request for partitions that have nothing.

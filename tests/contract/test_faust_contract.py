@@ -17,8 +17,10 @@ from typing import Any
 import faust
 import faust.streams
 import pytest
+from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.consumer.subscription_state import TopicPartitionState
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from faust.app.base import App
@@ -62,6 +64,8 @@ RELIED_ON: tuple[Callable[..., Any], ...] = (
     driver.Consumer._to_message,
     driver.ConsumerRebalanceListener.on_partitions_revoked,
     driver.ConsumerRebalanceListener.on_partitions_assigned,
+    driver.Consumer._new_consumer_thread,
+    driver.AIOKafkaConsumerThread._create_worker_consumer,
     driver.AIOKafkaConsumerThread.getmany,
     driver.AIOKafkaConsumerThread._fetch_records,
     driver.AIOKafkaConsumerThread._commit,
@@ -69,6 +73,8 @@ RELIED_ON: tuple[Callable[..., Any], ...] = (
     GroupCoordinator._heartbeat_routine,
     GroupCoordinator.coordinator_dead,
     GroupCoordinator.ensure_coordinator_known,
+    AIOKafkaConsumer.start,
+    TopicPartitionState.__init__,
     Fetcher._get_actions_per_node,
     Fetcher._fetch_requests_routine,
     Fetcher.fetched_records,
@@ -123,6 +129,8 @@ FINGERPRINTS: dict[str, str] = {
     "faust.transport.drivers.aiokafka.Consumer._to_message": "7c24f6511b2fcef7",
     "faust.transport.drivers.aiokafka.ConsumerRebalanceListener.on_partitions_revoked": "348c3aec879faf80",
     "faust.transport.drivers.aiokafka.ConsumerRebalanceListener.on_partitions_assigned": "1c1f8406ad3698a6",
+    "faust.transport.drivers.aiokafka.Consumer._new_consumer_thread": "0870ec53dea75083",
+    "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread._create_worker_consumer": "c2701bfc3e6f6cad",
     "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread.getmany": "26fc5fc9f3b667e1",
     "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread._fetch_records": "39a2c6c79fc1455a",
     "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread._commit": "932852ce7a23f658",
@@ -130,6 +138,8 @@ FINGERPRINTS: dict[str, str] = {
     "aiokafka.consumer.group_coordinator.GroupCoordinator._heartbeat_routine": "61d01028952239d0",
     "aiokafka.consumer.group_coordinator.GroupCoordinator.coordinator_dead": "ba1eda0254af8dfe",
     "aiokafka.consumer.group_coordinator.GroupCoordinator.ensure_coordinator_known": "4dfb9ccd877aba5d",
+    "aiokafka.consumer.consumer.AIOKafkaConsumer.start": "2f1ba70443327538",
+    "aiokafka.consumer.subscription_state.TopicPartitionState.__init__": "f0b391da1b87af04",
     "aiokafka.consumer.fetcher.Fetcher._get_actions_per_node": "1dab2cf937d165d0",
     "aiokafka.consumer.fetcher.Fetcher._fetch_requests_routine": "2a8ec5932644c9b0",
     "aiokafka.consumer.fetcher.Fetcher.fetched_records": "be4348896b9b66af",
