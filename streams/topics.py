@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import orjson
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
@@ -62,30 +64,28 @@ class Survey:
 
     def look(self, names: Iterable[str]) -> Cluster:
         """The cluster and those of these topics that exist, as they are now; ServiceUnreachable."""
+        wanted = sorted(set(names))
         try:
-            # All topics: asking for one by name could create it.
-            listed = self._admin.list_topics(timeout=kafka.TIMEOUT)
-            known = sorted(set(names) & listed.topics.keys())
-            ids = self._ids(known)
+            asked = self._admin.describe_cluster(request_timeout=kafka.TIMEOUT)
+            # This never makes a topic that is asked for.
+            futures = (
+                self._admin.describe_topics(TopicCollection(wanted), request_timeout=kafka.TIMEOUT) if wanted else {}
+            )
+            cluster = asked.result(kafka.TIMEOUT + 5)
+            topics = {name: topic for name in wanted if (topic := _described(futures[name])) is not None}
         except KafkaException as error:
             raise kafka.unreachable(self._settings, error) from None
-        brokers = frozenset(f"{broker.host}:{broker.port}" for broker in listed.brokers.values())
-        topics = {name: Topic(ids[name], len(listed.topics[name].partitions)) for name in known if name in ids}
-        return Cluster(str(listed.cluster_id), brokers, topics)
+        return Cluster(str(cluster.cluster_id), frozenset(f"{node.host}:{node.port}" for node in cluster.nodes), topics)
 
-    def _ids(self, names: list[str]) -> dict[str, str]:
-        if not names:
-            return {}
-        ids = {}
-        futures = self._admin.describe_topics(TopicCollection(names), request_timeout=kafka.TIMEOUT)
-        for name, future in futures.items():
-            try:
-                ids[name] = str(future.result(kafka.TIMEOUT + 5).topic_id)
-            except KafkaException as error:
-                # Deleted in this moment.
-                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    raise
-        return ids
+
+def _described(future: Future[Any]) -> Topic | None:
+    try:
+        found = future.result(kafka.TIMEOUT + 5)
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            return None
+        raise
+    return Topic(str(found.topic_id), len(found.partitions))
 
 
 def prepare(settings: Settings, survey: Survey, names: Iterable[str], changelogs: Mapping[str, str] = _NONE) -> Cluster:

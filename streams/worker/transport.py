@@ -12,7 +12,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 from faust.transport.consumer import ensure_TP
@@ -212,9 +213,13 @@ class RunTransport(driver.Transport):
 
 
 def run_transport(
-    topics: Iterable[str], records: int, size: int, suspects: Suspects | None = None
+    topics: Iterable[str],
+    records: int,
+    size: int,
+    suspects: Suspects | None = None,
+    topic_ids: Mapping[str, str] = MappingProxyType({}),
 ) -> type[RunTransport]:
     """A transport class whose consumer delivers `topics` as runs of at most `records` records and `size` bytes."""
     limits = {"run_topics": frozenset(topics), "run_records": records, "run_bytes": size, "suspects": suspects}
-    consumer = type("Consumer", (RunConsumer,), limits)
+    consumer = type("Consumer", (RunConsumer,), limits | {"topic_ids": topic_ids})
     return type("Transport", (RunTransport,), {"Consumer": consumer})
