@@ -28,7 +28,7 @@ from confluent_kafka.admin import AdminClient
 
 from db import query
 from streams import deploy, kafka
-from streams.errors import UsageError
+from streams.errors import ServiceUnreachable, UsageError
 from streams.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,8 @@ class Survey:
             topics = {name: topic for name in wanted if (topic := _described(futures[name])) is not None}
         except KafkaException as error:
             raise kafka.unreachable(self._settings, error) from None
+        except TimeoutError:
+            raise ServiceUnreachable(f"Kafka at {self._settings.broker_url} does not answer in time") from None
         return Cluster(str(cluster.cluster_id), frozenset(f"{node.host}:{node.port}" for node in cluster.nodes), topics)
 
 

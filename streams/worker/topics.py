@@ -12,9 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from types import MappingProxyType
-from typing import Any
-
-from confluent_kafka import KafkaException
 
 from streams import topics
 from streams.errors import ServiceUnreachable
@@ -48,7 +45,7 @@ class TopicWatch:
         before = self.change
         try:
             now = self._survey.look(self._cluster.topics)
-        except (ServiceUnreachable, KafkaException):
+        except ServiceUnreachable:
             return  # an outage: that is told and waited out elsewhere
         self.change = topics.change(self._cluster, now)
         if self.change is None and self._lost(now.brokers):
@@ -56,7 +53,10 @@ class TopicWatch:
         if self.change and before:
             fail_stop("Kafka is not as it was and the worker stops, to be started again", reason=self.change)
 
-    def _run(self) -> Any:
+    def _run(self) -> None:
         while True:
             time.sleep(LOOK_SECONDS)
-            self.look()
+            try:
+                self.look()
+            except Exception:  # whatever a client comes up with: who watches goes on
+                logger.exception("topics cannot be compared")
