@@ -193,6 +193,16 @@ outbox_rejects = Table(
     UniqueConstraint("topic", "partition", "offset", name="outbox_rejects_record"),
 )
 
+outbox_topics = Table(
+    "outbox_topics",
+    metadata,
+    Column("topic", Text, primary_key=True),
+    Column("topic_id", Text, primary_key=True),
+    Column("cluster_id", Text, nullable=False),
+    Column("partitions", Integer, nullable=False),
+    Column("noted_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
+
 relay_position = Table(
     "relay_position",
     metadata,

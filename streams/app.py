@@ -15,11 +15,13 @@ from streams.errors import StreamsError, UsageError
 from streams.registry import configured
 from streams.settings import LOOPBACK, load
 from streams.terminal import printable
+from streams.topics import Survey
 from streams.web.health import add_health
 from streams.worker.assembly import assemble
 from streams.worker.persister import Persister
 from streams.worker.process import WorkerProcess
 from streams.worker.pulse import Pulse
+from streams.worker.topics import TopicWatch
 
 T = TypeVar("T")
 
@@ -28,14 +30,17 @@ def build() -> faust.App:
     """The app from faust.yml and the environment; a worker checks its services before it starts."""
     settings = load()
     registry = configured(settings)
-    persister = Persister(settings, registry)
-    app = assemble(settings, registry, persister)
-    pulse = Pulse(app, persister.database, registry.consumed, patience=3 * settings.worker.handler_timeout + 10)
+    persister, watch = Persister(settings, registry), TopicWatch()
+    app = assemble(settings, registry, persister, watch.ids)
+    patience = 3 * settings.worker.handler_timeout + 10
+    pulse = Pulse(app, persister.database, registry.consumed, patience, lambda: watch.change)
     add_health(app, pulse)
 
     def check() -> None:
         telemetry.setup(settings.telemetry, "worker")
-        preflight.check(settings, registry, _pages(app))
+        survey = Survey(settings)
+        cluster = preflight.check(settings, registry, _pages(app), survey)
+        watch.begin(survey, cluster, pulse.has_lost)
         persister.database.refuse_gone_back(settings)
 
     conf: Any = app.conf  # typed as if a Worker could only be a class

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -32,6 +32,8 @@ TIMEOUT = 5.0
 _NONE: Mapping[str, str] = MappingProxyType({})
 CREATE_TIME = "CreateTime"
 NEVER = str(2**63 - 1)
+# Others may make a topic faster than we do, and in another way.
+REPLACED_MOST = 3
 # What a record may need beside its payload: a key of 1024 bytes, the headers, the batch around it.
 OVERHEAD = 8192
 
@@ -72,30 +74,38 @@ def record_limit(settings: Settings) -> int:
     return settings.outbox.max_bytes + OVERHEAD
 
 
-def prepare_topics(settings: Settings, names: Iterable[str], changelogs: Mapping[str, str] = _NONE) -> None:
+def prepare_topics(
+    settings: Settings,
+    names: Iterable[str],
+    changelogs: Mapping[str, str] = _NONE,
+    strangers: Collection[str] = (),
+) -> None:
     """Create the topics that are missing; ServiceUnreachable, or UsageError when one has another partition count.
 
-    `changelogs` are compacted topics with as many partitions as the topic each of them names.
+    `changelogs` are compacted topics with as many partitions as the topic each of them names.  Those and the topics of
+    wake-up calls are made from PostgreSQL, so they are replaced when their count is wrong.  So is a topic of our messages in
+    whose place somebody made another one with fewer partitions, as brokers do that make what they are asked for: `strangers`
+    are the topics that are others than those we worked with.
     """
     admin = AdminClient(client(settings))
     wanted = {name: name for name in names} | dict(changelogs)
-    found = _metadata(settings, admin)
-    for name in sorted(wanted.keys() & found.topics.keys()):
-        _check_partitions(settings, name, wanted[name], len(found.topics[name].partitions))
-    missing = sorted(wanted.keys() - found.topics.keys())
-    if missing:
+    for _ in range(REPLACED_MOST):
+        topics = _metadata(settings, admin).topics
+        counts = {name: len(topics[name].partitions) for name in wanted.keys() & topics.keys()}
+        wrong = {name for name, count in counts.items() if count != settings.topic_settings(wanted[name]).partitions}
+        derived = {name for name in wrong if name in changelogs or name.endswith(RETRY_SUFFIX)}
+        usurped = {name for name in wrong - derived if name in strangers and _may_replace(settings, name, counts[name])}
+        for name in sorted(wrong - derived - usurped):
+            _refuse_partitions(settings, name, counts[name])
+        # Only now that the topics they belong to are as they must be.
+        _delete(settings, admin, {name: counts[name] for name in sorted(derived | usurped)})
+        missing = sorted(wrong | (wanted.keys() - counts.keys()))
+        if not missing:
+            return
         _create(settings, admin, [_new_topic(settings, name, wanted[name], name in changelogs) for name in missing])
-        found = _wait_for(settings, admin, missing)
-    for name in missing:
-        # Somebody else may have been faster.
-        _check_partitions(settings, name, wanted[name], len(found.topics[name].partitions))
-
-
-def check_partitions(settings: Settings, names: Iterable[str]) -> None:
-    """Those of these topics that exist have as many partitions as the settings say; ServiceUnreachable or UsageError."""
-    found = _metadata(settings, AdminClient(client(settings)))
-    for name in sorted(set(names) & found.topics.keys()):
-        _check_partitions(settings, name, name, len(found.topics[name].partitions))
+        _wait_for(settings, admin, missing)
+    for name, count in sorted(counts.items()):
+        _check_partitions(settings, name, wanted[name], count)
 
 
 def prepare_topic(settings: Settings, name: str, *, partitions: int, config: Mapping[str, str] = _NONE) -> None:
@@ -202,31 +212,66 @@ def _messages_config(settings: Settings) -> dict[str, str]:
     }
 
 
-def _wait_for(settings: Settings, admin: AdminClient, names: list[str]) -> ClusterMetadata:
-    """The cluster once every broker's metadata may be expected to hold the new topics."""
+def _may_replace(settings: Settings, name: str, partitions: int) -> bool:
+    """Whether PostgreSQL has every message of this topic, which has fewer partitions than it should."""
+    wanted = settings.topic_settings(name)
+    return wanted.format != "envelope" and partitions < wanted.partitions
+
+
+def _delete(settings: Settings, admin: AdminClient, counts: Mapping[str, int]) -> None:
+    """Delete these topics, which have a wrong number of partitions, and wait until they are gone."""
+    if not counts:
+        return
+    for name, future in admin.delete_topics(list(counts), operation_timeout=TIMEOUT).items():
+        try:
+            future.result(TIMEOUT + 5)
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                continue
+            if code in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN):
+                raise unreachable(settings, error) from None
+            raise UsageError(
+                f"topic {name!r} has {counts[name]} partitions and cannot be deleted: {reason(error)}; stop the workers and"
+                " delete it, relay and workers make it anew from PostgreSQL"
+            ) from None
+        logger.warning(
+            "topic deleted, it had a wrong number of partitions", extra={"topic": name, "partitions": counts[name]}
+        )
+    deadline = time.monotonic() + TIMEOUT
+    while counts.keys() & _metadata(settings, admin).topics.keys() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _wait_for(settings: Settings, admin: AdminClient, names: list[str]) -> None:
+    """Until every broker's metadata may be expected to hold the new topics."""
     deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
         found = _metadata(settings, admin)
         if all(name in found.topics for name in names):
-            return found
+            return
         time.sleep(0.1)
     raise ServiceUnreachable(f"Kafka at {settings.broker_url} created topics {', '.join(names)} but does not list them")
 
 
-def _check_partitions(settings: Settings, name: str, like: str, found: int) -> None:
-    wanted = settings.topic_settings(like).partitions
-    if found != wanted:
+def _check_partitions(settings: Settings, name: str, like: str, count: int) -> None:
+    if count != settings.topic_settings(like).partitions:
         if name != like or name.endswith(RETRY_SUFFIX):
             # Following it, the next line would ask for the contrary for the topic itself.
             raise UsageError(
-                f"topic {name!r} has {found} partitions, that of its messages {wanted}: stop the workers and delete it,"
-                " they make it anew from PostgreSQL"
+                f"topic {name!r} has {count} partitions, that of its messages {settings.topic_settings(like).partitions}:"
+                " stop the workers and delete it, they make it anew from PostgreSQL"
             )
-        key = f"topics.{like.removeprefix(settings.broker.topic_prefix)}.partitions"
-        raise UsageError(
-            f"topic {name!r} has {found} partitions, faust.yml says {wanted}: set {key} to {found}"
-            " (another count would let later messages of a conversation overtake earlier ones)"
-        )
+        _refuse_partitions(settings, name, count)
+
+
+def _refuse_partitions(settings: Settings, name: str, count: int) -> NoReturn:
+    key = f"topics.{name.removeprefix(settings.broker.topic_prefix)}.partitions"
+    raise UsageError(
+        f"topic {name!r} has {count} partitions, faust.yml says {settings.topic_settings(name).partitions}: set {key} to"
+        f" {count} (another count would let later messages of a conversation overtake earlier ones), or delete the topic if"
+        " nobody meant it to be so: it is made anew, and what it held of ours is sent again"
+    )
 
 
 def _max_message_bytes(settings: Settings, admin: AdminClient, names: list[str]) -> dict[str, int]:

@@ -6,15 +6,20 @@ import os
 import socket
 
 from db import query
-from streams import beat, deploy, kafka
+from streams import beat, deploy, kafka, topics
 from streams.errors import UsageError
 from streams.registry import Registry
 from streams.settings import RETRY_SUFFIX, Settings
+from streams.topics import Cluster, Survey
 from streams.worker.tables import TABLES
 
 
-def check(settings: Settings, registry: Registry, pages: tuple[str, int] | None = None) -> None:
+def check(
+    settings: Settings, registry: Registry, pages: tuple[str, int] | None = None, survey: Survey | None = None
+) -> Cluster:
     """Database reachable and migrated, biz_types known to it, broker reachable, topics with the right partition count.
+
+    Returns the topics the worker will work with.
 
     `pages` is where the worker will serve its pages: nobody else may listen there.
     """
@@ -24,16 +29,17 @@ def check(settings: Settings, registry: Registry, pages: tuple[str, int] | None 
         deploy.check(connection)
         deploy.check_promises(connection)
         deploy.register(connection, settings, registry)
-    topics = [*registry.consumed, *(topic + RETRY_SUFFIX for topic in registry.consumed)]
+    names = [*registry.consumed, *(topic + RETRY_SUFFIX for topic in registry.consumed)]
     # Faust would make them itself, after it has looked at them: a worker that comes first would find them without partitions.
     changelogs = {
         f"{settings.worker.group}-{topic}-{table}-changelog": topic for topic in registry.consumed for table in TABLES
     }
-    kafka.prepare_topics(settings, topics, changelogs)
+    cluster = topics.prepare(settings, survey or Survey(settings), names, changelogs)
     # Another system's envelopes are compared with no row.
     kafka.check_times(settings, [topic for topic in registry.consumed if topic not in registry.envelopes])
     beat.prepare_topic(settings)
     check_beat(settings)
+    return cluster
 
 
 def check_beat(settings: Settings) -> None:

@@ -65,8 +65,11 @@ class Audit:
         self._wait()
         self._known = [stored(*row) for row in self._session.rows("audited_ranges")]
         self._ids = self._topics.ids()
+        others = {name for name, topic_id, _ in self._session.rows("noted_topics") if self._ids.get(name) != topic_id}
         self._lenient = [
-            name for name, found in self._ids.items() if any(r.ids.get(name, found) != found for r in self._known)
+            name
+            for name, topic_id in self._ids.items()
+            if name in others or any(each.ids.get(name, topic_id) != topic_id for each in self._known)
         ]
         report.notes += [f"topic {name} began anew: order across that is judged by id" for name in self._lenient]
         for name in ("audit_rows", "audit_before"):

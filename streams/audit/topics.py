@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from streams import kafka
+from streams import kafka, topics
 from streams.consumers import ConsumerGroup, consumer_group
 from streams.names import outbox_number
 from streams.settings import Settings
@@ -41,8 +40,15 @@ class Topics:
 
     def __init__(self, settings: Settings, names: Iterable[str]) -> None:
         self._settings, self._names = settings, sorted(set(names))
-        options = {"group.id": settings.worker.group, "enable.auto.commit": False}
+        options = {
+            "group.id": settings.worker.group,
+            "enable.auto.commit": False,
+            # What an open or aborted transaction wrote is nothing that a worker reads.
+            "isolation.level": "read_committed",
+        }
         self._consumer = Consumer(kafka.client(settings) | options)
+        self._survey = topics.Survey(settings)
+        self._ids: dict[str, str] | None = None
 
     def __enter__(self) -> Topics:
         return self
@@ -66,22 +72,14 @@ class Topics:
         found = self._consumer.list_topics(timeout=kafka.TIMEOUT).topics
         places = [(name, number) for name in self._names if name in found for number in found[name].partitions]
         bounds = {place: self._bounds(place) for place in places}
-        committed = self._consumer.committed([TopicPartition(*place) for place in places], timeout=kafka.TIMEOUT)
-        offsets = {(each.topic, each.partition): each.offset if each.offset >= 0 else None for each in committed}
-        return {place: Partition(*bounds[place], offsets[place]) for place in places}
+        committed = topics.committed(self._consumer, places, self.ids(), timeout=kafka.TIMEOUT)
+        return {place: Partition(*bounds[place], committed[place]) for place in places}
 
     def ids(self) -> dict[str, str]:
-        """Each topic's identity: a topic that was deleted and made again has another."""
-        admin = AdminClient(kafka.client(self._settings))
-        found: dict[str, str] = {}
-        futures = admin.describe_topics(TopicCollection(self._names), request_timeout=kafka.TIMEOUT)
-        for name, future in futures.items():
-            try:
-                found[name] = str(future.result(kafka.TIMEOUT + 5).topic_id)
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    raise kafka.unreachable(self._settings, error) from None
-        return found
+        """Each topic's identity when it was first asked for: a topic that was deleted and made again has another."""
+        if self._ids is None:
+            self._ids = {name: topic.id for name, topic in self._survey.look(self._names).topics.items()}
+        return self._ids
 
     def group(self) -> ConsumerGroup:
         """The workers' group now."""

@@ -61,7 +61,8 @@ def describe(message: Message, *, values: bool) -> str:
 
 
 def _records(settings: Settings, name: str, from_beginning: bool) -> Iterator[Message]:
-    consumer = Consumer(kafka.client(settings) | {"group.id": "outbox-streams-tail", "enable.auto.commit": False})
+    group = {"group.id": "outbox-streams-tail", "enable.auto.commit": False, "isolation.level": "read_committed"}
+    consumer = Consumer(kafka.client(settings) | group)
     try:
         try:
             found = consumer.list_topics(timeout=kafka.TIMEOUT).topics.get(name)

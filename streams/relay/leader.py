@@ -23,9 +23,10 @@ from streams.relay.publisher import DeliveryFailed
 from streams.relay.shards import Share
 from streams.relay.shared_term import SharedTerm
 from streams.relay.slot import SlotTaken
-from streams.relay.term import Term, line, prepare_topics, report
+from streams.relay.term import Term, TopicsChanged, line, prepare_topics, report
 from streams.relay.way import wanted
 from streams.settings import Settings, redact
+from streams.topics import Survey
 
 logger = logging.getLogger("streams.relay")
 
@@ -33,7 +34,7 @@ STANDBY_SECONDS = 1.0
 # A term that lasted this long was no failed attempt.
 GOOD_TERM_SECONDS = 5.0
 
-OUTAGES = (psycopg.Error, KafkaException, DeliveryFailed, ServiceUnreachable, OSError)
+OUTAGES = (psycopg.Error, KafkaException, DeliveryFailed, ServiceUnreachable, TopicsChanged, OSError)
 
 
 class Relay:
@@ -90,7 +91,7 @@ class Relay:
         refuse_stranger(found)
         way = await wanted(self._settings, self._mode, found)
         try:
-            await asyncio.to_thread(prepare_topics, self._settings, self._registry, way.mode)
+            await asyncio.to_thread(prepare_topics, self._settings, self._registry, way.mode, Survey(self._settings))
         except ServiceUnreachable:
             await self._spare()
             raise

@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPart
 from confluent_kafka.admin import AdminClient
 
 from db import connect, query
-from streams import kafka
+from streams import kafka, topics
 from streams.audit.topics import partition_of
 from streams.registry import Registry
 from streams.settings import Settings
@@ -145,16 +145,16 @@ class Sweep:
         wanted = waiting | {topic for _, topic, _, _ in overdue}
         if not wanted:
             return 0
-        topics = await asyncio.to_thread(self._look, wanted)
-        for name, topic in topics.items():
+        looked = await asyncio.to_thread(self._look, wanted)
+        for name, topic in looked.items():
             self._progress[name].note(topic, floor)
         self._overdue = {row[0]: self._overdue.get(row[0], floor) for row in overdue}
         lost: list[tuple[int, int]] = []
-        for name in sorted(waiting & topics.keys()):
+        for name in sorted(waiting & looked.keys()):
             lost += await self._send_lost(connection, name, floor, oldest)
         stuck = [
             outbox_id
-            for name in topics
+            for name in looked
             for outbox_id in self._progress[name].lost(
                 # Workers that are away move nothing: they must have gone on since.
                 [
@@ -221,13 +221,15 @@ class Sweep:
         if not wanted:
             return {}
         described = admin.describe_topics(TopicCollection(wanted))
-        topics = {}
+        looked = {}
         for name in wanted:
             asked = [TopicPartition(name, number) for number in sorted(known[name].partitions)]
             try:
                 uuid = str(described[name].result(TIMEOUT).topic_id)
                 # Committed offsets first: they only grow.
-                committed = {tp.partition: tp.offset for tp in consumer.committed(asked, timeout=TIMEOUT)}
+                places = [(name, tp.partition) for tp in asked]
+                offsets = topics.committed(consumer, places, {name: uuid}, timeout=TIMEOUT)
+                committed = {number: -1 if offset is None else offset for (_, number), offset in offsets.items()}
                 bounds = {tp.partition: consumer.get_watermark_offsets(tp, timeout=TIMEOUT) for tp in asked}
             except KafkaException as error:
                 if name not in self._unreadable:
@@ -238,8 +240,8 @@ class Sweep:
             self._unreadable.discard(name)
             starts = {partition: start for partition, (start, _) in bounds.items()}
             ends = {partition: end for partition, (_, end) in bounds.items()}
-            topics[name] = Topic(uuid, starts, ends, committed)
-        return topics
+            looked[name] = Topic(uuid, starts, ends, committed)
+        return looked
 
     def _clients(self) -> tuple[AdminClient, Consumer]:
         """One of each for all rounds.  The consumer never joins its group, it only asks: the admin client's own request

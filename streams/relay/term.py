@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import psycopg
 from confluent_kafka import KafkaException
 
-from streams import beat, kafka
+from streams import beat, kafka, topics
 from streams.errors import ServiceUnreachable, StreamsError
 from streams.registry import Registry
 from streams.relay.admission import Admission
@@ -37,6 +37,7 @@ from streams.relay.wal_floor import WalFloor
 from streams.relay.watch import Turn, Watch
 from streams.relay.way import Way, next_way, wanted
 from streams.settings import Settings
+from streams.topics import Cluster, Survey
 
 logger = logging.getLogger("streams.relay")
 
@@ -45,10 +46,15 @@ SETTLE_SECONDS = 2.0
 # A way that went well for this long was no failed attempt.
 GOOD_SECONDS = 5.0
 # librdkafka asks for a topic's partitions again every five minutes.
-PARTITIONS_SECONDS = 5.0
+TOPICS_SECONDS = 5.0
+
+
+class TopicsChanged(StreamsError):
+    """A topic or the cluster is another one than before: they have to be prepared anew."""
+
 
 # What the leader waits out without giving up its lead.
-BROKER_OUTAGES = (KafkaException, DeliveryFailed, ServiceUnreachable)
+BROKER_OUTAGES = (KafkaException, DeliveryFailed, ServiceUnreachable, TopicsChanged)
 
 
 class Term:
@@ -65,6 +71,7 @@ class Term:
         self._care = SlotCare(settings, self._watch)
         self._careful = False
         self._refused: dict[int, str] = {}
+        self._survey = Survey(settings)
 
     async def run(self) -> None:
         """Until told to stop, with everything in flight confirmed."""
@@ -187,8 +194,9 @@ class Term:
     async def _until_turned(self, *work: Coroutine[Any, Any, Any]) -> Turn | None:
         """All of this at once until told to stop, or to turn in order."""
         try:
-            partitions = watch_partitions(self._settings, self._registry)
-            await together(*work, partitions, self._watch.turned(), self._until_stopped())
+            await together(
+                *work, watch_topics(self._survey, self._cluster), self._watch.turned(), self._until_stopped()
+            )
         except Turn as turn:
             if not turn.orderly:
                 raise
@@ -237,7 +245,7 @@ class Term:
         }
 
     async def _prepare_topics(self, way: Way) -> NoReturn:
-        await asyncio.to_thread(prepare_topics, self._settings, self._registry, way.mode)
+        self._cluster = await asyncio.to_thread(prepare_topics, self._settings, self._registry, way.mode, self._survey)
         raise Done
 
     async def _until_stopped(self) -> NoReturn:
@@ -263,21 +271,24 @@ class Term:
         return self._careful and bool(self._refused)
 
 
-def prepare_topics(settings: Settings, registry: Registry, mode: str) -> None:
+def prepare_topics(settings: Settings, registry: Registry, mode: str, survey: Survey) -> Cluster:
     """The topics are there and as they must be; ServiceUnreachable or UsageError; blocking."""
-    kafka.prepare_topics(settings, registry.topics)
+    cluster = topics.prepare(settings, survey, registry.topics)
     beat.prepare_topic(settings)
     if mode == "debezium":
         kafka.prepare_topic(settings, heartbeats(settings), partitions=1)
+    return cluster
 
 
-async def watch_partitions(settings: Settings, registry: Registry) -> NoReturn:
-    """UsageError when a topic gets another partition count meanwhile: the producer would soon use it."""
+async def watch_topics(survey: Survey, cluster: Cluster) -> NoReturn:
+    """TopicsChanged when a topic is another one than in `cluster`, or has another partition count, or all of Kafka is."""
     while True:
-        await asyncio.sleep(PARTITIONS_SECONDS)
+        await asyncio.sleep(TOPICS_SECONDS)
         # That Kafka is away is noticed by whoever publishes.
         with contextlib.suppress(ServiceUnreachable):
-            await asyncio.to_thread(kafka.check_partitions, settings, registry.topics)
+            now = await asyncio.to_thread(survey.look, cluster.topics)
+            if reason := topics.change(cluster, now):
+                raise TopicsChanged(reason)
 
 
 def line(error: BaseException) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import faust
@@ -35,14 +37,19 @@ class App(faust.App):
         """Our tables live in memory: a folder would be needed for nothing, and cannot be made on a read-only disk."""
 
 
-def assemble(settings: Settings, registry: Registry, persister: Persister) -> faust.App:
-    """A Faust app that persists every consumed topic; nothing is connected before it is started."""
+def assemble(
+    settings: Settings, registry: Registry, persister: Persister, topic_ids: Mapping[str, str] = MappingProxyType({})
+) -> faust.App:
+    """A Faust app that persists every consumed topic; nothing is connected before it is started.
+
+    `topic_ids` will be known then: offsets are committed with them.
+    """
     worker = settings.worker
     app = App(worker.group, **_options(settings))
     urls = [URL(f"kafka://{server}") for server in settings.broker_url.split(",")]
     retries = {topic: topic + RETRY_SUFFIX for topic in registry.consumed}
     topics = [*retries, *retries.values()]
-    transport = run_transport(topics, worker.run_records, worker.run_bytes, persister.suspects)
+    transport = run_transport(topics, worker.run_records, worker.run_bytes, persister.suspects, topic_ids)
     app.transport = transport(urls, app)
     for topic, retry in retries.items():
         partitions = settings.topic_settings(topic).partitions

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
+import aiokafka.client
 from aiokafka.errors import KafkaError
+from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from streams.topics import is_of
 from streams.worker import unreadable
 
 logger = logging.getLogger(__name__)
@@ -19,13 +25,64 @@ logger = logging.getLogger(__name__)
 AGAIN = 1.0  # seconds until a partition that could not be read on is tried again
 
 
+# aiokafka asks for topics by name, and a broker may make what it is asked for, with as many partitions as it likes.
+aiokafka.client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)
+
+
+class ConsumerThread(driver.AIOKafkaConsumerThread):
+    """Faust's thread with aiokafka's consumer in it.
+
+    It reads what was committed only, and commits offsets with the id of the topic they are of: those of another topic, which
+    had the name before, are none.
+    """
+
+    consumer: FetchingConsumer
+
+    async def seek_to_committed(self) -> Mapping[TP, Any]:
+        """Seek partitions to their committed offsets; None for one without."""
+        offsets: Mapping[TP, int | None] = await self.call_thread(self._seek_to_committed)
+        return offsets
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        # Faust reads what was never committed, unless it writes transactions itself.
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"
+        consumer.commit = partial(self._commit_with_ids, consumer.commit)
+        return consumer
+
+    async def _commit_with_ids(self, commit: Any, offsets: Mapping[Any, OffsetAndMetadata]) -> None:
+        ids = self.consumer.topic_ids
+        await commit({tp: OffsetAndMetadata(each.offset, ids.get(tp.topic, "")) for tp, each in offsets.items()})
+
+    async def _seek_to_committed(self) -> dict[TP, int | None]:
+        consumer, ids = self._ensure_consumer(), self.consumer.topic_ids
+        tps = list(consumer._subscription.assigned_partitions())
+        committed = await consumer._coordinator.fetch_committed_offsets(tps)
+        offsets: dict[TP, int | None] = {}
+        for tp in tps:
+            offset, metadata = committed.get(tp, (-1, ""))
+            if offset >= 0 and not is_of(metadata, ids.get(tp.topic)):
+                where = {"topic": tp.topic, "partition": tp.partition, "committed": offset}
+                logger.warning("the topic was made anew: it is read from its beginning", extra=where)
+                offset = -1
+            if offset > 0:
+                consumer.seek(tp, offset)
+            offsets[tp] = offset if offset >= 0 else None
+        return offsets
+
+
 class FetchingConsumer(driver.Consumer):
-    """Faust's consumer, with what it does not say of its thread."""
+    """Faust's consumer, with what it does not say of its thread.  `topic_ids` are Kafka's ids of its topics."""
+
+    topic_ids: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._fetch: asyncio.Future[Any] | None = None  # under way, or abandoned
         self._changelogs: dict[TP, int] = {}  # up to where each was delivered since Faust positioned it
+
+    def _new_consumer_thread(self) -> ConsumerThread:
+        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     def in_touch(self) -> bool:
         """Whether Kafka has answered this member of the group within its session's timeout: only then can it commit."""
@@ -36,12 +93,32 @@ class FetchingConsumer(driver.Consumer):
         heard = max((one._last_action for one in list(consumer._client._conns.values())), default=0.0)
         return time.monotonic() - heard < float(self.app.conf.broker_session_timeout)
 
+    def has_lost(self, brokers: Collection[str]) -> bool:
+        """Whether Kafka does not answer here, and none of these brokers (`host:port`), which are there, is known here."""
+        consumer = self._thread._consumer
+        if consumer is None or self.in_touch():
+            return False
+        return {f"{each.host}:{each.port}" for each in consumer._client.cluster.brokers()}.isdisjoint(brokers)
+
     def end_of(self, tp: TP) -> int:
-        """The end of the partition's log, as the last fetch saw it; 0 while there was none."""
-        try:
-            return self.highwater(tp) or 0
-        except AssertionError:  # taken away in this moment, in the consumer's thread
-            return 0
+        """The end of what may be read of the partition, as the last fetch saw it; 0 while there was none.
+
+        What an open transaction wrote, and everything behind it, is not there yet.
+        """
+        state = self._state(tp)
+        return 0 if state is None else max(state.lso or 0, 0)
+
+    def position_of(self, tp: TP) -> int | None:
+        """Up to where aiokafka has given what the partition holds, transaction markers included; None while unknown."""
+        state = self._state(tp)
+        return None if state is None else state._position
+
+    def _state(self, tp: TP) -> Any:
+        """What aiokafka knows of an assigned partition, in its thread; None when it was taken away in this moment."""
+        consumer = self._thread._consumer
+        subscription = None if consumer is None else consumer._subscription.subscription
+        assignment = None if subscription is None else subscription.assignment
+        return None if assignment is None else assignment.state_value(tp)
 
     def set_broker_wait(self, seconds: float) -> None:
         """How long the broker may keep a request for partitions that have nothing.

@@ -90,6 +90,10 @@ class Ledger:
             self._done = self._in_flight.popleft().end
         return self._done
 
+    def pass_over(self, offset: int) -> None:
+        """Nothing is in flight, and what there is before this offset are no records."""
+        self._done = offset
+
     def reset(self) -> None:
         """The partition is positioned anew: what was in flight will be delivered again, its acks count no more."""
         for run in self._in_flight:

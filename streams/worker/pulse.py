@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,10 +43,17 @@ class Readiness:
 class Pulse:
     """Beats once a second in the worker's own event loop, and only while every agent is running.
 
-    When the loop stands still for `patience` seconds, the process stops.
+    When the loop stands still for `patience` seconds, the process stops.  `change` says what is not as it was in Kafka.
     """
 
-    def __init__(self, app: faust.App, database: Database, topics: Sequence[str], patience: float) -> None:
+    def __init__(
+        self,
+        app: faust.App,
+        database: Database,
+        topics: Sequence[str],
+        patience: float,
+        change: Callable[[], str | None] = lambda: None,
+    ) -> None:
         # Faust's interface types lack what its classes have.
         self._app: Any = app
         self._database, self._topics = database, topics
@@ -55,6 +62,7 @@ class Pulse:
         self._watch = Watch(max(LEAST_PATIENCE, 3 * database.patience))
         self._turns = 0
         self._patience = patience
+        self._change = change
         app.task(self._run)
         app.on_partitions_assigned.connect(self._assigned)
 
@@ -70,11 +78,19 @@ class Pulse:
             reasons.append("a rebalance is under way")
         elif not self._app.consumer.in_touch():
             reasons.append("Kafka does not answer")
+        if change := self._change():
+            reasons.append(change)
         if not self._reachable:
             reasons.append("the database does not answer")
         if self.age > STALE:
             reasons.append(f"no heartbeat for {self.age:.0f} s")
         return Readiness(self._partitions(), reasons, round(self.age, 1), self._positions())
+
+    def has_lost(self, brokers: Collection[str]) -> bool:
+        """Whether Faust's consumer has lost Kafka, and knows none of these brokers (`host:port`), which are there."""
+        with contextlib.suppress(ConsumerNotStarted):
+            return self._app._consumer is not None and bool(self._app.consumer.has_lost(brokers))
+        return False
 
     def _partitions(self) -> dict[str, list[int]]:
         # Asked before it has started, Faust's consumer raises.

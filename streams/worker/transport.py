@@ -12,7 +12,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 from faust.transport.consumer import ensure_TP
@@ -49,6 +50,7 @@ class RunConsumer(PositionedConsumer):
         self._thin = self._busy = False
         self._in_vain = 0  # fetches since the last one that brought anything
         self._unread = Unread()
+        self._reading_again: dict[TP, tuple[int, int]] = {}  # from which offset, and in which epoch
         self._next_look = 0.0
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:  # noqa: ASYNC109 - Faust's own signature
@@ -82,7 +84,7 @@ class RunConsumer(PositionedConsumer):
                 tp = ensure_TP(key)
                 if not await self._wanted(tp, found, active):
                     continue
-                self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
+                self.app.monitor.track_tp_end_offset(tp, self.end_of(tp))
                 for message in self._messages(tp, found):
                     if epoch != self._epoch or not self.flow_active:
                         return
@@ -112,18 +114,30 @@ class RunConsumer(PositionedConsumer):
         return not (self._busy or self._buffered_partitions or any(one.in_flight for one in self.ledgers.values()))
 
     async def _read_unread(self) -> None:
-        """The second net, whoever lost records: a log that goes on behind what was delivered is read again from there."""
+        """The second net, whoever lost records: a log that goes on behind what was delivered is read again from there.
+
+        Where nothing comes of it again, there are only transaction markers and what was aborted.
+        """
         now = time.monotonic()
         if now < self._next_look or not self.flow_active:
             return
         self._next_look = now + 1
         for tp in self._get_active_partitions() & self._expected.keys():
-            delivered = self._expected[tp]
-            end = delivered if self.ledgers[tp].in_flight else self.end_of(tp)
-            if self._unread.overdue(tp, delivered, end, now):
-                where = {"topic": tp.topic, "partition": tp.partition, "offset": delivered, "end": end}
-                logger.warning("nothing came of what a partition holds: it is read again", extra=where)
+            delivered, position = self._expected[tp], self.position_of(tp) or 0
+            if self.ledgers[tp].in_flight:
+                self._reading_again.pop(tp, None)
+            elif self._reading_again.get(tp) == (delivered, self._epoch) and position > delivered:
+                self._pass_over(tp, position)
+            elif self._unread.overdue(tp, delivered, self.end_of(tp), now, read=position > delivered):
+                self._reading_again[tp] = (delivered, self._epoch)
                 await self._seek(tp, delivered)
+
+    def _pass_over(self, tp: TP, position: int) -> None:
+        """Nothing between what was delivered and this position is a record: it is done, and no lag."""
+        del self._reading_again[tp]
+        self._expected[tp] = position
+        self.ledgers[tp].pass_over(position)
+        self._acked[tp]  # lets Faust's commit look at this partition
 
     async def _read_again(self) -> None:
         await super()._read_again()
@@ -151,6 +165,9 @@ class RunConsumer(PositionedConsumer):
         if tp.topic not in self.run_topics:
             return True
         expected, first = self._expected.get(tp), found[0].offset
+        if self._reading_again.pop(tp, None) == (expected, self._epoch) and first == expected:
+            where = {"topic": tp.topic, "partition": tp.partition, "offset": first}
+            logger.warning("nothing came of what a partition holds: it is read again", extra=where)
         hole = (expected or 0, first, self._epoch)
         if expected is not None and first != expected and self._reread.get(tp) != hole:
             # Compaction, retention and transaction markers leave holes that stay; a race with a seek does not.  What was
@@ -196,9 +213,13 @@ class RunTransport(driver.Transport):
 
 
 def run_transport(
-    topics: Iterable[str], records: int, size: int, suspects: Suspects | None = None
+    topics: Iterable[str],
+    records: int,
+    size: int,
+    suspects: Suspects | None = None,
+    topic_ids: Mapping[str, str] = MappingProxyType({}),
 ) -> type[RunTransport]:
     """A transport class whose consumer delivers `topics` as runs of at most `records` records and `size` bytes."""
     limits = {"run_topics": frozenset(topics), "run_records": records, "run_bytes": size, "suspects": suspects}
-    consumer = type("Consumer", (RunConsumer,), limits)
+    consumer = type("Consumer", (RunConsumer,), limits | {"topic_ids": topic_ids})
     return type("Transport", (RunTransport,), {"Consumer": consumer})

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import Any
 
 from aiokafka.consumer.fetcher import FetchResult
@@ -33,23 +35,34 @@ async def read_on(consumer: Any) -> dict[TP, list[Any]]:
         if undecoded is None or undecoded.gi_frame is not None:
             continue
         position = found._assignment.state_value(tp).position
-        read = decoded(await _fetch(consumer, tp, position), TP(tp.topic, tp.partition))
+        fetched, aborted = await _fetch(consumer, tp, position)
+        read = decoded(fetched, TP(tp.topic, tp.partition), aborted)
         records = [found._partition_records._consumer_record(tp, one) for one in read if one.offset >= position]
         if records:
             return {TP(tp.topic, tp.partition): records}
     return {}
 
 
-def decoded(fetched: bytes, tp: TP) -> Iterator[Any]:
-    """The records of these batches of the partition `tp`; the last batch may be cut off."""
+def decoded(fetched: bytes, tp: TP, aborted: Iterable[tuple[int, int]] = ()) -> Iterator[Any]:
+    """The records of these batches of the partition `tp`; the last batch may be cut off.
+
+    `aborted` are (producer, offset of the first record) of transactions that were aborted: none of theirs is a record.
+    """
     start = 0
+    begins = deque(sorted(aborted, key=itemgetter(1)))
+    producers = set[int]()
     while start + BEFORE_BATCH <= len(fetched):
         end = start + BEFORE_BATCH + struct.unpack_from(">i", fetched, start + BEFORE_LENGTH)[0]
         if end > len(fetched):
             return
         batch = _DefaultRecordBatchPy(fetched[start:end])
         start = end
+        while begins and begins[0][1] <= batch.base_offset:
+            producers.add(begins.popleft()[0])
         if batch.is_control_batch:
+            producers.discard(batch.producer_id)  # its transaction ends here, in whatever way
+            continue
+        if batch.is_transactional and batch.producer_id in producers:
             continue
         batch._maybe_uncompress()
         for _ in range(batch._num_records):
@@ -94,7 +107,8 @@ def _readable(name: bytearray) -> bool:
     return True
 
 
-async def _fetch(consumer: Any, tp: Any, offset: int) -> bytes:
+async def _fetch(consumer: Any, tp: Any, offset: int) -> tuple[bytes, list[tuple[int, int]]]:
+    """The batches from this offset on, and which transactions among them were aborted: (producer, first offset)."""
     fetcher, client = consumer._fetcher, consumer._client
     size = fetcher._max_partition_fetch_bytes
     wanted = [(tp.topic, [(tp.partition, offset, size)])]
@@ -103,4 +117,6 @@ async def _fetch(consumer: Any, tp: Any, offset: int) -> bytes:
     [(_, [(_, code, _, *rest)])] = response.topics
     if code:
         raise for_code(code)
-    return rest[-1] or b""
+    # The 11th version names a replica between the aborted transactions and the batches.
+    aborted = rest[2] if response.API_VERSION >= 11 else rest[-2]
+    return rest[-1] or b"", aborted or []

@@ -13,6 +13,7 @@ from typing import Any
 
 LIMIT = 30.0  # seconds a partition may stand still in a way that no outage explains
 UNREAD = 10.0  # seconds after which a log that goes on behind what was delivered is read again from there
+MARKERS = 1.0  # the same where aiokafka was there: transaction markers, most likely
 
 
 class Watch:
@@ -61,13 +62,16 @@ class Unread:
         self._since: dict[Any, tuple[int, float]] = {}
         self._tried: dict[Any, tuple[int, int]] = {}
 
-    def overdue(self, tp: Any, delivered: int, end: int, now: float) -> bool:
-        """Whether to read it again from `delivered` on; once for each end: transaction markers end a log, too."""
+    def overdue(self, tp: Any, delivered: int, end: int, now: float, *, read: bool = False) -> bool:
+        """Whether to read it again from `delivered` on; once for each end: transaction markers end a log, too.
+
+        `read` when it was read on behind what was delivered, and nothing came of it.
+        """
         mark, since = self._since.setdefault(tp, (delivered, now))
         if mark != delivered or end <= delivered:
             self._since[tp] = (delivered, now)
             return False
-        if now - since < UNREAD or self._tried.get(tp) == (delivered, end):
+        if now - since < (min(MARKERS, UNREAD) if read else UNREAD) or self._tried.get(tp) == (delivered, end):
             return False
         self._tried[tp] = (delivered, end)
         return True

@@ -14,12 +14,17 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import aiokafka.client
 import faust
 import faust.streams
 import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.consumer.subscription_state import TopicPartitionState
 from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.metadata import MetadataRequest, MetadataRequest_v5
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from faust.app.base import App
 from faust.tables.base import Collection
@@ -27,6 +32,8 @@ from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer, ThreadDelegateConsumer
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage, Message
+
+import streams.worker.transport  # noqa: F401
 
 VERSIONS = {"faust-streaming": "0.15.3", "mode-streaming": "0.7.1", "aiokafka": "0.14.0"}
 
@@ -62,6 +69,9 @@ RELIED_ON: tuple[Callable[..., Any], ...] = (
     driver.Consumer._to_message,
     driver.ConsumerRebalanceListener.on_partitions_revoked,
     driver.ConsumerRebalanceListener.on_partitions_assigned,
+    driver.Consumer._new_consumer_thread,
+    driver.AIOKafkaConsumerThread._create_worker_consumer,
+    driver.AIOKafkaConsumerThread.seek_to_committed,
     driver.AIOKafkaConsumerThread.getmany,
     driver.AIOKafkaConsumerThread._fetch_records,
     driver.AIOKafkaConsumerThread._commit,
@@ -69,6 +79,13 @@ RELIED_ON: tuple[Callable[..., Any], ...] = (
     GroupCoordinator._heartbeat_routine,
     GroupCoordinator.coordinator_dead,
     GroupCoordinator.ensure_coordinator_known,
+    AIOKafkaConsumer.start,
+    AIOKafkaConsumer.commit,
+    AIOKafkaConsumer.seek_to_committed,
+    AIOKafkaClient._metadata_update,
+    MetadataRequest.build,
+    GroupCoordinator.fetch_committed_offsets,
+    TopicPartitionState.__init__,
     Fetcher._get_actions_per_node,
     Fetcher._fetch_requests_routine,
     Fetcher.fetched_records,
@@ -123,6 +140,9 @@ FINGERPRINTS: dict[str, str] = {
     "faust.transport.drivers.aiokafka.Consumer._to_message": "7c24f6511b2fcef7",
     "faust.transport.drivers.aiokafka.ConsumerRebalanceListener.on_partitions_revoked": "348c3aec879faf80",
     "faust.transport.drivers.aiokafka.ConsumerRebalanceListener.on_partitions_assigned": "1c1f8406ad3698a6",
+    "faust.transport.drivers.aiokafka.Consumer._new_consumer_thread": "0870ec53dea75083",
+    "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread._create_worker_consumer": "c2701bfc3e6f6cad",
+    "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread.seek_to_committed": "775ab0adc4b052ab",
     "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread.getmany": "26fc5fc9f3b667e1",
     "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread._fetch_records": "39a2c6c79fc1455a",
     "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread._commit": "932852ce7a23f658",
@@ -130,6 +150,13 @@ FINGERPRINTS: dict[str, str] = {
     "aiokafka.consumer.group_coordinator.GroupCoordinator._heartbeat_routine": "61d01028952239d0",
     "aiokafka.consumer.group_coordinator.GroupCoordinator.coordinator_dead": "ba1eda0254af8dfe",
     "aiokafka.consumer.group_coordinator.GroupCoordinator.ensure_coordinator_known": "4dfb9ccd877aba5d",
+    "aiokafka.consumer.consumer.AIOKafkaConsumer.start": "2f1ba70443327538",
+    "aiokafka.consumer.consumer.AIOKafkaConsumer.commit": "79b057d88220e5a2",
+    "aiokafka.consumer.consumer.AIOKafkaConsumer.seek_to_committed": "f6cd85c8b70a4ccf",
+    "aiokafka.client.AIOKafkaClient._metadata_update": "06dc51ed3e0d38b8",
+    "aiokafka.protocol.metadata.MetadataRequest.build": "e355bb17a7c0f2a8",
+    "aiokafka.consumer.group_coordinator.GroupCoordinator.fetch_committed_offsets": "6c049c7379165952",
+    "aiokafka.consumer.subscription_state.TopicPartitionState.__init__": "f0b391da1b87af04",
     "aiokafka.consumer.fetcher.Fetcher._get_actions_per_node": "1dab2cf937d165d0",
     "aiokafka.consumer.fetcher.Fetcher._fetch_requests_routine": "2a8ec5932644c9b0",
     "aiokafka.consumer.fetcher.Fetcher.fetched_records": "be4348896b9b66af",
@@ -199,6 +226,12 @@ def test_a_change_is_found_and_named(name: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_table_write_takes_its_partition_from_a_context_variable() -> None:
     assert isinstance(faust.streams._current_event, ContextVar)
+
+
+def test_no_request_of_a_worker_makes_a_topic() -> None:
+    # The driver, imported above, sees to that.
+    request: Any = aiokafka.client.MetadataRequest
+    assert request(["a"]).build(MetadataRequest_v5).get_item("allow_auto_topic_creation") is False
 
 
 def test_the_last_ack_of_a_message_reaches_the_consumer() -> None:

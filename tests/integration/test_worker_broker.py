@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 
+from streams import kafka
 from streams.dev.kafka import KafkaBroker
 from streams.dev.ports import HOST, free_port
 from tests.conftest import World
@@ -163,3 +166,77 @@ async def test_a_log_that_loses_its_end_under_a_running_worker_is_read_again(
     # From then on what is committed is where the log ends.
     await eventually(lambda: offsets(broker.url, group, notes.topic, 1) == ({0: 5}, {0: 5}), 60)
     assert notes.saved("a") == [f"a{n}" for n in range(13)]
+
+
+async def test_what_was_committed_in_a_topic_that_is_gone_passes_over_nothing_in_the_new_one(
+    world: World, tmp_path: Path, eventually: Eventually
+) -> None:
+    """A worker commits once more before it notices; the new topic is longer than that when the next worker comes."""
+    notes = Notes(world, tmp_path, partitions=1)
+    broker, group = world.settings.broker_url, world.settings.worker.group
+    worker = world.worker()
+    ids = notes.send("a", "a0", "a1", "a2")
+    await eventually(lambda: notes.all(ids, "consumed"), 60)
+    await eventually(lambda: offsets(broker, group, notes.topic, 1) == ({0: 3}, {0: 3}), 30)
+    await worker.stop(signal.SIGTERM, grace=8)
+    consumer = Consumer({"bootstrap.servers": broker, "group.id": group})
+    try:
+        [committed] = consumer.committed([TopicPartition(notes.topic, 0)], timeout=10)
+        admin = AdminClient(kafka.client(world.settings))
+        admin.delete_topics([notes.topic])[notes.topic].result(10)
+        await eventually(lambda: notes.topic not in admin.list_topics(timeout=10).topics)
+        kafka.prepare_topics(world.settings, [notes.topic])
+        ids = notes.send("a", "a3", "a4", "a5", "a6", "a7")
+        consumer.commit(offsets=[committed], asynchronous=False)
+    finally:
+        consumer.close()
+    world.worker()
+    await eventually(lambda: notes.all(ids, "consumed"), 60)
+    assert notes.saved("a") == [f"a{n}" for n in range(8)]
+    assert "the topic was made anew: it is read from its beginning" in (world.directory / "faust-1.log").read_text()
+    await eventually(lambda: offsets(broker, group, notes.topic, 1) == ({0: 5}, {0: 5}), 30)
+
+
+async def test_a_log_that_is_trimmed_under_a_worker_is_read_from_where_it_begins(
+    world: World, tmp_path: Path, eventually: Eventually
+) -> None:
+    notes = Notes(world, tmp_path, partitions=1)
+    worker = world.worker()
+    ids = notes.send("a", "a0", "a1")
+    await eventually(lambda: notes.all(ids, "consumed"), 60)
+    os.kill(worker.pid or 0, signal.SIGSTOP)
+    try:
+        notes.send("a", "a2", "a3")
+        admin = AdminClient(kafka.client(world.settings))
+        for future in admin.delete_records([TopicPartition(notes.topic, 0, 4)]).values():
+            future.result(10)
+        ids += notes.send("a", "a4", "a5")
+    finally:
+        os.kill(worker.pid or 0, signal.SIGCONT)
+    await eventually(lambda: notes.all(ids, "consumed"), 60)
+    assert worker.running
+    broker, group = world.settings.broker_url, world.settings.worker.group
+    await eventually(lambda: offsets(broker, group, notes.topic, 1) == ({0: 6}, {0: 6}), 30)
+
+
+async def test_partitions_that_somebody_adds_end_a_worker_and_its_next_start_says_what_to_do(
+    world: World, tmp_path: Path, eventually: Eventually
+) -> None:
+    """Later messages of a conversation would be in another partition, and overtake."""
+    notes = Notes(world, tmp_path, partitions=1)
+    worker = world.worker()
+    ids = notes.send("a", "a0")
+    await eventually(lambda: notes.all(ids, "consumed"), 60)
+    admin = AdminClient(kafka.client(world.settings))
+    [future] = admin.create_partitions([NewPartitions(notes.topic, 2)]).values()
+    future.result(10)
+    await eventually(lambda: worker.returncode is not None, 30)
+    assert worker.returncode == 70
+    assert f"topic '{notes.topic}' has 2 partitions, before 1" in worker.log.read_text()
+    again = world.worker()
+    await eventually(lambda: again.returncode is not None, 30)
+    last = again.log.read_text().splitlines()[-1]
+    assert (again.returncode, "has 2 partitions, faust.yml says 1: set topics.notes.partitions to 2" in last) == (
+        2,
+        True,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +25,7 @@ class Faust:
 
     def __init__(self) -> None:
         self.positions = {SOURCE: COMMITTED, FRESH: 0, CHANGELOG: 0}
+        self.silent: set[TP] = set()  # partitions that give nothing
         self.holes: dict[TP, int] = {}  # where a fetch of a partition begins, whatever its position
         self.meanwhile: Any = None  # called once, while Faust seeks or fetches
         self._fetch_max_wait_ms = 1500
@@ -47,7 +49,7 @@ class Faust:
         found: dict[TP, list[Any]] = {
             tp: [SimpleNamespace(offset=self.holes.get(tp, at), serialized_value_size=1)]
             for tp, at in self.positions.items()
-            if at < ENDS[tp]
+            if at < ENDS[tp] and tp not in self.silent
         }
         self.positions |= {tp: ENDS[tp] for tp in found}
         await self.disturb()
@@ -97,7 +99,9 @@ def consumer(faust: Faust, monkeypatch: pytest.MonkeyPatch) -> RunConsumer:
         "_crashed": asyncio.Event(),
         "_thread": SimpleNamespace(_consumer=SimpleNamespace(_fetcher=faust)),
         "assignment": lambda: {SOURCE, FRESH, CHANGELOG},
-        "highwater": lambda _: 1,
+        "end_of": lambda _: 1,
+        "position_of": faust.positions.get,
+        "_acked": defaultdict(list),
         "earliest_offsets": earliest,
         "_seek": seek,
         "not_waiting_next_records": asyncio.Event(),
@@ -237,11 +241,44 @@ async def test_records_that_were_lost_without_a_trace_are_read_again(
 ) -> None:
     await consumer.perform_seek()
     faust.positions[SOURCE] = ENDS[SOURCE]
-    monkeypatch.setattr(consumer, "highwater", ENDS.__getitem__)
+    monkeypatch.setattr(consumer, "end_of", ENDS.__getitem__)
     assert await delivered(consumer) == {FRESH, CHANGELOG}
     monkeypatch.setattr("streams.worker.watch.UNREAD", 0.0)
     monkeypatch.setattr(consumer, "_next_look", 0.0)
     assert await delivered(consumer) == {SOURCE}
+
+
+async def test_what_is_no_record_is_passed_over_when_it_was_read_twice(
+    consumer: RunConsumer, faust: Faust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transaction markers and what was aborted: aiokafka goes on behind them and gives nothing."""
+    monkeypatch.setattr("streams.worker.watch.UNREAD", 0.0)
+    monkeypatch.setattr(consumer, "end_of", {**ENDS, SOURCE: COMMITTED + 2}.__getitem__)
+    await consumer.perform_seek()
+    ends, faust.silent = COMMITTED + 2, {SOURCE}
+    faust.positions[SOURCE] = ends
+    for expected in (COMMITTED, ends):
+        monkeypatch.setattr(consumer, "_next_look", 0.0)
+        await delivered(consumer)
+        assert consumer._expected[SOURCE] == expected
+        faust.positions[SOURCE] = ends
+    assert consumer.ledgers[SOURCE].committable() == ends
+    assert SOURCE in consumer._acked
+
+
+async def test_what_was_read_in_another_epoch_is_not_passed_over(
+    consumer: RunConsumer, faust: Faust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.worker.watch.UNREAD", 0.0)
+    monkeypatch.setattr(consumer, "end_of", {**ENDS, SOURCE: COMMITTED + 2}.__getitem__)
+    await consumer.perform_seek()
+    faust.silent = {SOURCE}
+    for _ in range(2):
+        faust.positions[SOURCE] = COMMITTED + 2
+        monkeypatch.setattr(consumer, "_next_look", 0.0)
+        await delivered(consumer)
+        await consumer.perform_seek()
+    assert consumer._expected[SOURCE] == COMMITTED
 
 
 async def test_a_broker_waits_long_only_while_nothing_is_under_way(consumer: RunConsumer, faust: Faust) -> None:

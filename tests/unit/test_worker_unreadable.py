@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 from unittest import mock
 
@@ -73,3 +74,31 @@ def test_a_batch_that_was_cut_off_is_left_for_the_next_fetch() -> None:
     for size in (0, 5, len(whole) - 1):
         assert list(decoded(whole[:size], TP("topic", 0))) == []
         assert len(list(decoded(whole + whole[:size], TP("topic", 0)))) == len(RECORDS)
+
+
+def test_records_of_aborted_transactions_are_left_out() -> None:
+    """Those of other producers and later ones of the same producer are not."""
+    batches = [
+        _of(producer=7, at=0), _of(producer=8, at=1), _of(producer=7, at=2), _of(producer=7, at=3, control=True),
+        _of(producer=7, at=4), _of(producer=-1, at=5), _of(producer=8, at=6, control=True), _of(producer=7, at=7),
+    ]  # fmt: skip
+    fetched = b"".join(batches)
+    assert [one.offset for one in decoded(fetched, TP("topic", 0))] == [0, 1, 2, 4, 5, 7]
+    assert [one.offset for one in decoded(fetched, TP("topic", 0), [(7, 0)])] == [1, 4, 5, 7]
+    assert [one.offset for one in decoded(fetched, TP("topic", 0), [(7, 7), (8, 1)])] == [0, 2, 4, 5]
+
+
+def _of(producer: int, at: int, *, control: bool = False) -> bytes:
+    """A batch of one record at this offset; -1 is a producer without transactions."""
+    builder = _DefaultRecordBatchBuilderPy(2, 0, int(producer >= 0), producer, 0, 0, 1 << 16)
+    builder.append(0, 1000, b"k", b"v", [])
+    found = bytearray(builder.build())
+    struct.pack_into(">q", found, 0, at)
+    if control:
+        (attributes,) = struct.unpack_from(">h", found, ATTRIBUTES)
+        struct.pack_into(">h", found, ATTRIBUTES, attributes | _DefaultRecordBatchPy.CONTROL_MASK)
+    return bytes(found)
+
+
+# Behind the base offset, the length, the leader's epoch, the magic byte and the checksum.
+ATTRIBUTES = struct.calcsize(">qiibI")

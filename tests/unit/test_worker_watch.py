@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any, NamedTuple
 
 from streams.worker.ledger import Ledger, Run
-from streams.worker.watch import LIMIT, UNREAD, Unread, Watch
+from streams.worker.watch import LIMIT, MARKERS, UNREAD, Unread, Watch
 
 
 class TP(NamedTuple):
@@ -90,6 +90,13 @@ def test_a_log_that_goes_on_behind_what_was_delivered_is_read_again_once_for_eac
     assert unread.overdue(tp, 5, 7, UNREAD)
     assert not unread.overdue(tp, 5, 7, 9 * UNREAD), "two transaction markers, perhaps"
     assert unread.overdue(tp, 5, 8, 9 * UNREAD + 1)
+
+
+def test_where_nothing_came_of_what_was_read_it_is_read_again_sooner() -> None:
+    unread, tp = Unread(), TP("t", 0)
+    assert not unread.overdue(tp, 5, 7, 0.0, read=True)
+    assert unread.overdue(tp, 5, 7, MARKERS, read=True)
+    assert not unread.overdue(tp, 5, 7, 9 * UNREAD, read=True)
 
 
 def test_what_is_delivered_or_worked_is_not_read_again() -> None:

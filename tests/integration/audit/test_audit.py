@@ -47,6 +47,23 @@ def push(world: World, group: str, change: Callable[[int, int], int]) -> None:
     commit(world.settings.broker_url, group, world.topic, offsets)
 
 
+def test_a_topic_that_somebody_knew_before_this_one_is_told_from_it(copy: World, audit: Audit) -> None:
+    """Relay and workers note which topics they work with: at the first audit offsets of two are not mixed up."""
+    assert copy.query("SELECT count(*) FROM outbox_topics WHERE topic = %s AND partitions = 8", copy.topic) == [(1,)]
+    one, other = chat(copy)[:2]
+    copy.query(
+        'UPDATE outbox_state SET ("partition", "offset") = (SELECT "partition", "offset" FROM outbox_state'
+        " WHERE outbox_id = %s) WHERE outbox_id = %s",
+        one,
+        other,
+    )
+    assert set(audit("--full")["wrong"]) == {"same_place"}
+    copy.query("INSERT INTO outbox_topics VALUES (%s, 'earlier', 'cluster', 8)", copy.topic)
+    found = audit("--full")
+    assert found["wrong"] == {}
+    assert f"topic {copy.topic} began anew: order across that is judged by id" in found["notes"]
+
+
 def test_offsets_committed_past_records_without_state(copy: World, audit: Audit, name: str) -> None:
     """What was only behind is lost for good once somebody pushes the offsets past it."""
     slow = partition_of(SLOW, 8)
