@@ -31,6 +31,8 @@ def ensure_sync(connection: Connection, *, ahead: int, width: int) -> int:
         cursor.execute(query("last_id"))
         [(last,)] = cursor.fetchall()
         statements = _statements(bounds, last, last + ahead, width)
+        if statements:
+            cursor.execute(query("as_owner"))
         for statement in statements:
             cursor.execute(statement)
     return len(statements) // 2
@@ -51,6 +53,8 @@ async def ensure(connection: psycopg.AsyncConnection[Any], *, ahead: int, width:
             [(last,)] = await cursor.fetchall()
             end = max(_end(bounds), last)
             statements = _statements(bounds, last, min(last + ahead, end + AT_ONCE * width), width)
+            if statements:
+                await cursor.execute(query("as_owner"))
             for statement in statements:
                 await cursor.execute(statement)
         if not statements:

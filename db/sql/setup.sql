@@ -91,6 +91,12 @@ WHERE relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'outbox'::re
 -- Two relays, or a relay and a migration, never make the same partition.
 SELECT pg_advisory_xact_lock(%(key)s);
 
+-- as_owner --
+-- Until this transaction ends whoever owns the outbox: a partition that another role makes would be that role's.
+SELECT set_config('role', pg_get_userbyid(relowner), true)
+FROM pg_class
+WHERE oid = 'outbox'::regclass AND pg_get_userbyid(relowner) <> current_user;
+
 -- partition_bounds --
 -- Which ids have a home already.
 SELECT parent.relname, pg_get_expr(child.relpartbound, child.oid)

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
-from db import async_engine
+from db import async_engine, connect, partitions
 from streams import outbox
 from streams.agents.chat_history import ChatHistoryPersist
 from streams.cli import cli
@@ -148,6 +148,18 @@ def test_no_role_does_the_job_of_another(granted: World) -> None:
                 if may != (role == OWNER or role in allowed):
                     wrong.append(f"{role} {'may' if may else 'may not'}: {statement}")
     assert wrong == []
+
+
+async def test_partitions_that_a_relay_makes_are_the_owners(granted: World) -> None:
+    owners = "SELECT DISTINCT tableowner FROM pg_tables WHERE tablename LIKE 'outbox%%' AND schemaname = %s"
+    with psycopg.connect(as_role(granted, "postgres"), autocommit=True) as connection:
+        connection.execute(f"GRANT {OWNER} TO {RELAY}".encode())
+        before = connection.execute("SELECT count(*) FROM pg_inherits").fetchone()
+        async with await connect(as_role(granted, RELAY)) as relay:
+            assert await partitions.ensure(relay, ahead=30_000_000, width=5_000_000) > 0
+            assert (await (await relay.execute("SELECT current_user")).fetchone()) == (RELAY,)
+        assert connection.execute("SELECT count(*) FROM pg_inherits").fetchone() != before
+        assert connection.execute(owners, ["public"]).fetchall() == [(OWNER,)]
 
 
 async def _enqueue_in_python(world: World) -> None:
