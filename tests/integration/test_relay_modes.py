@@ -52,7 +52,8 @@ async def test_records_are_the_same_bytes_in_every_mode(
     first = world.relay(STREAMS_RELAY__MODE="cdc")
     await eventually(published(world, ids))
     await first.stop(grace=8)
-    world.query("DELETE FROM relay_position")
+    # All over again, by a relay whose beat goes on: without it the database would have gone back.
+    world.query("UPDATE relay_position SET floor = 0, lsn = NULL, publication = NULL")
     second = world.relay(STREAMS_RELAY__MODE="poll")
     await eventually(lambda: len(on_topic(world)) == 2 * len(ids))
     await second.stop(grace=8)
