@@ -15,6 +15,7 @@ topic it was read from, so that nobody takes it for one of the topic that came a
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
@@ -95,13 +96,29 @@ def prepare(settings: Settings, survey: Survey, names: Iterable[str], changelogs
 
     ServiceUnreachable, or UsageError when a person has to change something.
     """
+    names = list(names)
     wanted = [*names, *changelogs]
-    known, present = noted(settings), survey.look(wanted).topics
-    strangers = {name for name, topic in present.items() if name in known and topic.id not in known[name]}
+    before = survey.look(wanted)
+    # In another cluster a name proves nothing: its topics may be another deployment's.
+    known = _noted(settings, before.id)
+    strangers = {name for name, topic in before.topics.items() if name in known and topic.id not in known[name]}
     kafka.prepare_topics(settings, names, changelogs, strangers)
-    cluster = survey.look(wanted)
+    cluster = _with_all(settings, survey, wanted)
     _note(settings, cluster)
     return cluster
+
+
+def _with_all(settings: Settings, survey: Survey, names: list[str]) -> Cluster:
+    """The cluster, once the broker that is asked knows all of these topics."""
+    deadline = time.monotonic() + kafka.TIMEOUT
+    while True:
+        cluster = survey.look(names)
+        if missing := sorted(set(names) - cluster.topics.keys()):
+            if time.monotonic() > deadline:
+                raise ServiceUnreachable(f"Kafka at {settings.broker_url} does not know topic {missing[0]!r} yet")
+            time.sleep(0.1)
+        else:
+            return cluster
 
 
 def change(before: Cluster, now: Cluster) -> str | None:
@@ -143,15 +160,13 @@ def is_of(metadata: str | None, topic_id: str | None) -> bool:
     return not metadata or topic_id is None or metadata == topic_id
 
 
-def noted(settings: Settings) -> dict[str, dict[str, int]]:
-    """Every topic that was ever seen under each name, {name: {id: partitions}}; ServiceUnreachable.
-
-    None when this role may not read them.
-    """
-    names: dict[str, dict[str, int]] = {}
+def _noted(settings: Settings, cluster_id: str) -> dict[str, set[str]]:
+    """The ids of every topic of this cluster that was ever seen under each name; none when this role may not read them."""
+    names: dict[str, set[str]] = {}
     with suppress(UsageError), deploy.connection(settings) as connection:
-        for name, topic_id, partitions in connection.exec_driver_sql(query("noted_topics")):
-            names.setdefault(name, {})[topic_id] = partitions
+        for name, topic_id, cluster in connection.exec_driver_sql(query("noted_topics")):
+            if cluster == cluster_id:
+                names.setdefault(name, set()).add(topic_id)
     return names
 
 

@@ -8,4 +8,4 @@ WHERE t.partitions <> excluded.partitions;
 
 -- noted_topics --
 -- Every topic that was ever seen under each name.
-SELECT topic, topic_id, partitions FROM outbox_topics;
+SELECT topic, topic_id, cluster_id FROM outbox_topics;

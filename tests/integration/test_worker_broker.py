@@ -240,3 +240,21 @@ async def test_partitions_that_somebody_adds_end_a_worker_and_its_next_start_say
         2,
         True,
     )
+
+
+async def test_a_group_that_was_deleted_begins_anew_without_a_second_effect(
+    world: World, tmp_path: Path, eventually: Eventually
+) -> None:
+    notes = Notes(world, tmp_path, partitions=1)
+    broker, group = world.settings.broker_url, world.settings.worker.group
+    worker = world.worker()
+    ids = notes.send("a", "a0", "a1")
+    await eventually(lambda: notes.all(ids, "consumed"), 60)
+    await worker.stop(signal.SIGTERM, grace=8)
+    admin = AdminClient(kafka.client(world.settings))
+    admin.delete_consumer_groups([group])[group].result(10)
+    ids += notes.send("a", "a2")
+    world.worker()
+    await eventually(lambda: offsets(broker, group, notes.topic, 1) == ({0: 3}, {0: 3}), 60)
+    assert notes.all(ids, "consumed")
+    assert notes.saved("a") == ["a0", "a1", "a2"]
