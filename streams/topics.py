@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 Place = tuple[str, int]
 
 _NONE: Mapping[str, str] = MappingProxyType({})
+_NAMES = "topic-id="
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +156,21 @@ def committed(
     }
 
 
+def metadata(topic_id: str) -> str:
+    """What is committed with an offset, to say which topic it is of.
+
+    confluent-kafka 2.16 reads metadata up to the first NUL, and beyond its end when there is none.
+    """
+    return f"{_NAMES}{topic_id}\0"
+
+
 def is_of(metadata: str | None, topic_id: str | None) -> bool:
-    """Whether what was committed with this metadata may be an offset of the topic with this id."""
-    return not metadata or topic_id is None or metadata == topic_id
+    """Whether what was committed with this metadata may be an offset of the topic with this id.
+
+    Metadata of another form is another program's, and says nothing.
+    """
+    named = (metadata or "").partition("\0")[0]
+    return topic_id is None or not named.startswith(_NAMES) or named == _NAMES + topic_id
 
 
 def _noted(settings: Settings, cluster_id: str) -> dict[str, set[str]]:

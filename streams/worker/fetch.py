@@ -17,7 +17,7 @@ from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from streams.topics import is_of
+from streams.topics import is_of, metadata
 from streams.worker import unreadable
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
     async def _commit_with_ids(self, commit: Any, offsets: Mapping[Any, OffsetAndMetadata]) -> None:
         ids = self.consumer.topic_ids
-        await commit({tp: OffsetAndMetadata(each.offset, ids.get(tp.topic, "")) for tp, each in offsets.items()})
+        named = {topic: metadata(topic_id) for topic, topic_id in ids.items()}
+        await commit({tp: OffsetAndMetadata(each.offset, named.get(tp.topic, "")) for tp, each in offsets.items()})
 
     async def _seek_to_committed(self) -> dict[TP, int | None]:
         consumer, ids = self._ensure_consumer(), self.consumer.topic_ids
@@ -60,8 +61,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         committed = await consumer._coordinator.fetch_committed_offsets(tps)
         offsets: dict[TP, int | None] = {}
         for tp in tps:
-            offset, metadata = committed.get(tp, (-1, ""))
-            if offset >= 0 and not is_of(metadata, ids.get(tp.topic)):
+            offset, note = committed.get(tp, (-1, ""))
+            if offset >= 0 and not is_of(note, ids.get(tp.topic)):
                 where = {"topic": tp.topic, "partition": tp.partition, "committed": offset}
                 logger.warning("the topic was made anew: it is read from its beginning", extra=where)
                 offset = -1

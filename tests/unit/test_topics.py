@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from streams.errors import ServiceUnreachable
-from streams.topics import Cluster, Topic, change, is_of
+from streams.topics import Cluster, Topic, change, is_of, metadata
 from streams.worker.topics import TopicWatch
 
 BROKERS = frozenset({"kafka:9092"})
@@ -36,11 +36,16 @@ def test_what_is_not_as_it_was_is_named(now: Cluster, reason: str | None) -> Non
 
 
 def test_an_offset_is_believed_unless_it_names_another_topic() -> None:
-    assert is_of("A", "A")
-    assert is_of("", "A")
-    assert is_of(None, "A")
-    assert is_of("A", None)
-    assert not is_of("A", "B")
+    assert is_of(metadata("A"), "A")
+    assert is_of(metadata("A").rstrip("\0"), "A")
+    assert is_of(metadata("A"), None)
+    assert not is_of(metadata("A"), "B")
+    assert not is_of(metadata("A"), "AB")
+
+
+@pytest.mark.parametrize("text", ["", None, "A", "checkpoint 7"])
+def test_metadata_of_other_programs_says_nothing(text: str | None) -> None:
+    assert is_of(text, "B")
 
 
 class Kafka:

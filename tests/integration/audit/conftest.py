@@ -142,6 +142,7 @@ def audit(copy: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]
             monkeypatch.setenv(name, value)
         arguments = ("audit", "--json", "--grace", GRACE, "--age", GRACE, "--patience", "0", *arguments)
         result = CliRunner().invoke(cli, arguments)
+        assert isinstance(result.exception, SystemExit | None), result.exception
         assert result.exit_code in (0, 1), result.output
         found: Report = json.loads(result.stdout)
         assert result.exit_code == (0 if found["ok"] else 1)
