@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import md5
 from itertools import combinations
 from typing import Any
 
@@ -14,6 +15,8 @@ from db import query
 
 ORDER = [3, 1, 5, 2, 4]
 WAYS = ("hashjoin", "mergejoin", "nestloop", "material", "indexscan", "bitmapscan")
+WRITTEN = 1_000_000_000_000  # in milliseconds since 1970
+SINCE_2000 = (WRITTEN - 946_684_800_000) * 1000
 ROWS = [
     {
         "outbox_id": one,
@@ -25,6 +28,9 @@ ROWS = [
         "attempts": 0,
         "created_ms": 0,
         "biz_type": "x",
+        "id": one,
+        "ms": WRITTEN,
+        "known": False,
     }
     for one in ORDER
 ]
@@ -32,6 +38,8 @@ GIVEN: dict[str, Any] = {
     "topic": "t",
     "source": "s",
     "messages": orjson.dumps(ROWS).decode(),
+    "records": orjson.dumps(ROWS).decode(),
+    "digest": md5((b"a" + SINCE_2000.to_bytes(8, "big")) * len(ORDER), usedforsecurity=False).hexdigest(),
     "ids": ORDER,
     "first": min(ORDER),
     "last": max(ORDER),
@@ -42,8 +50,9 @@ GIVEN: dict[str, Any] = {
     "checked": True,
 }
 OURS = (
-    "INSERT INTO outbox (id, biz_type, topic, key, payload) OVERRIDING SYSTEM VALUE"
-    " SELECT one, 'x', 't', 'a', '{}' FROM generate_series(1, 5) AS one; SELECT setval('outbox_id_seq', 100);"
+    "INSERT INTO outbox (id, biz_type, topic, key, payload, created_at) OVERRIDING SYSTEM VALUE"
+    f" SELECT one, 'x', 't', 'a', '{{}}', timestamp '1970-01-01' + {WRITTEN} * interval '1 ms'"
+    " FROM generate_series(1, 5) AS one; SELECT setval('outbox_id_seq', 100);"
 )
 OUR_STATES = (
     f"{OURS} INSERT INTO outbox_state (outbox_id, status) SELECT one, 'consumed' FROM generate_series(1, 5) AS one"
