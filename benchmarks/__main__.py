@@ -17,7 +17,8 @@ from rich.table import Table
 
 from benchmarks.bench import PARTITIONS, Bench, Drain, console, database, drained, drop, fill, publish, settle
 from benchmarks.latency import latency
-from streams import deploy, kafka
+from streams.broker import kafka
+from streams.database import migrate as deploy
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.registry import configured

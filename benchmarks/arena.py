@@ -11,10 +11,11 @@ import psycopg
 from psycopg import sql
 
 from benchmarks.bench import Bench, database
-from streams import deploy, kafka
+from streams.broker import kafka
+from streams.database import migrate as deploy
 from streams.dev.connect import ConnectWorker
 from streams.registry import configured
-from streams.relay.connect import Connect
+from streams.relay.debezium.rest import Connect
 from streams.settings import load
 
 

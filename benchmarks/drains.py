@@ -16,7 +16,7 @@ from benchmarks.arrivals import PATIENCE, Ends
 from benchmarks.bench import CHATS, PARTITIONS, payload
 from benchmarks.cpu import cpu
 from benchmarks.raw import produce
-from streams import kafka
+from streams.broker import kafka
 from streams.settings import load
 
 # By the server itself, from one message of each chat: writing the backlog is not what is measured.

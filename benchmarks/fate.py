@@ -20,7 +20,8 @@ from rich.table import Table
 
 from benchmarks.bench import CHATS, PARTITIONS, Bench, console, database, drop, payload, publish
 from benchmarks.cpu import cpu
-from streams import deploy, kafka
+from streams.broker import kafka
+from streams.database import migrate as deploy
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.registry import configured

@@ -7,9 +7,9 @@ from typing import Any, LiteralString, NamedTuple
 
 import orjson
 
-from db import query
 from streams.agents.chat_history import ChatHistoryPersist, chats_of
 from streams.codec import decode
+from streams.database import query
 from streams.events import Batch, Message
 
 

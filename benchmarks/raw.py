@@ -7,7 +7,7 @@ import time
 from confluent_kafka import Producer
 
 from benchmarks.bench import CHATS, payload
-from streams.relay.rows import Header
+from streams.relay.source.rows import Header
 
 KIND: Header = ("biz_type", b"chat_history_persist")
 SETTINGS = {

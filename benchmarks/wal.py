@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 
-from db import query
+from streams.database import query
 
 BATCH = 500
 # The seed's way in its leanest form: the row itself carries its status, and one index finds what is pending.

@@ -10,18 +10,19 @@ from typing import Any, TypeVar
 import click
 import faust
 
-from streams import preflight, telemetry
+from streams import telemetry
+from streams.broker.topics import Survey
 from streams.errors import StreamsError, UsageError
 from streams.registry import configured
 from streams.settings import LOOPBACK, load
 from streams.terminal import printable
-from streams.topics import Survey
 from streams.web.health import add_health
-from streams.worker.assembly import assemble
-from streams.worker.persister import Persister
+from streams.worker import preflight
+from streams.worker.app import assemble
+from streams.worker.health import Pulse
 from streams.worker.process import WorkerProcess
-from streams.worker.pulse import Pulse
-from streams.worker.topics import TopicWatch
+from streams.worker.run.attempts import Persister
+from streams.worker.topic_watch import TopicWatch
 
 T = TypeVar("T")
 

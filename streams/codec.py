@@ -14,7 +14,7 @@ import orjson
 
 from streams.errors import MessageError, PayloadInvalid
 from streams.events import EventType
-from streams.expectation import explain
+from streams.type_errors import explain
 
 E = TypeVar("E")
 

@@ -10,7 +10,7 @@ import orjson
 from streams import codec
 from streams.codec import Unreadable
 from streams.events import EventType
-from streams.names import outbox_number
+from streams.message_id import outbox_number
 
 
 class NoEnvelope(ValueError):

@@ -22,13 +22,13 @@ from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
-from db import query
 from streams import codec, telemetry
-from streams.bridge import run_sync
+from streams.database import query
 from streams.errors import OutboxDisabled, OutboxNotConfigured, PayloadInvalid, UsageError
 from streams.events import Batch, Message, declared
 from streams.registry import Registry, configured
 from streams.settings import Settings, load
+from streams.sync_handler import run_sync
 
 AsyncDatabase: TypeAlias = AsyncSession | AsyncConnection | async_scoped_session[Any]
 Database: TypeAlias = Session | Connection | scoped_session[Any]

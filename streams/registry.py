@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeVar, get_args
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.effects import Effect as Effect
-from db.effects import Tally as Tally
+from streams.database.effects import Effect as Effect
+from streams.database.effects import Tally as Tally
 from streams.errors import RegistryInvalid, SettingsInvalid
 from streams.events import Batch, EventType, declared, declared_in, is_topic
 from streams.settings import RETRY_SUFFIX, Settings

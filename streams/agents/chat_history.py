@@ -9,8 +9,8 @@ import msgspec
 import orjson
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db import query
 from streams import Batch, Effect, Tally, agent, event
+from streams.database import query
 
 BigInt = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 

@@ -8,10 +8,10 @@ from typing import Any
 import psycopg
 from psycopg import errors
 
-from db import effects
 from streams import codec
 from streams.audit.report import Report
 from streams.audit.session import Session
+from streams.database import effects
 from streams.errors import MessageError
 from streams.registry import Agent, Registry
 

@@ -14,7 +14,7 @@ from streams.audit.report import Report
 from streams.audit.session import Session
 from streams.audit.topics import Partition, Place, Topics
 from streams.envelope import NoEnvelope
-from streams.names import name_of
+from streams.message_id import name_of
 from streams.registry import Registry
 
 BATCH = 10_000

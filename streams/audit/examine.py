@@ -21,7 +21,7 @@ from streams.audit.session import Session
 from streams.audit.tallies import Tallies
 from streams.audit.topics import Partition, Place, Topics, partition_of
 from streams.audit.waiting import Waiting
-from streams.names import Name
+from streams.message_id import Name
 from streams.registry import Registry
 
 # So many messages that nobody has persisted yet, in one range, are a backlog: it is left for the next audit.

@@ -5,12 +5,12 @@ What they sent and nobody persisted cannot be seen from here: their outbox is th
 
 from __future__ import annotations
 
-from db import effects
-from db.effects import Effect
 from streams.audit.ranges import WIDTH
 from streams.audit.report import Report
 from streams.audit.session import Session
-from streams.names import name_of
+from streams.database import effects
+from streams.database.effects import Effect
+from streams.message_id import name_of
 from streams.registry import Registry
 
 FIRST, LAST = -(2**63), 2**63 - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from streams.names import Name
+from streams.message_id import Name
 
 EXAMPLES = 20
 

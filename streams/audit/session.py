@@ -10,7 +10,7 @@ import psycopg
 from psycopg import IsolationLevel, sql
 from sqlalchemy import Connection
 
-from db import query
+from streams.database import query
 
 
 class Session:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from db import effects
-from db.effects import Effect, Tally
 from streams.audit.report import Report
 from streams.audit.session import Session
+from streams.database import effects
+from streams.database.effects import Effect, Tally
 from streams.registry import Registry
 
 LAST = 2**63 - 1

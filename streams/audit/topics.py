@@ -9,9 +9,9 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from streams import kafka, topics
-from streams.consumers import ConsumerGroup, consumer_group
-from streams.names import outbox_number
+from streams.broker import kafka, topics
+from streams.broker.consumers import ConsumerGroup, consumer_group
+from streams.message_id import outbox_number
 from streams.settings import Settings
 
 Place = tuple[str, int]

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from streams import audit, deploy
+from streams import audit
 from streams.cli.bar import bar
 from streams.cli.choose import say, say_json
 from streams.cli.desk import me
+from streams.database import migrate as deploy
 from streams.registry import configured
 from streams.settings import load
 from streams.terminal import printable

@@ -6,9 +6,9 @@ import click
 import orjson
 from sqlalchemy import Connection
 
-from db import query
 from streams.cli.choose import say, say_json
 from streams.cli.desk import database, show, signed
+from streams.database import query
 from streams.errors import UsageError
 
 COLUMNS = ("biz_type", "topic", "partitions", "max_bytes", "waiting", "retired_at")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from streams.names import MAX_ID, Name, read_name
+from streams.message_id import MAX_ID, Name, read_name
 from streams.terminal import document, printable_lines
 
 _AGO = re.compile(r"(\d{1,6})([smhd])")

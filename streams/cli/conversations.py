@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from streams import desk
+from streams import operate as desk
 from streams.cli.choose import say, say_json
 from streams.cli.desk import database, show, signed
 

@@ -10,14 +10,15 @@ from typing import Any, TypeVar
 import click
 from sqlalchemy import Connection
 
-from streams import desk, trace
+from streams import operate as desk
 from streams.cli.bar import bar
 from streams.cli.choose import MESSAGE, SINCE, say, say_json
 from streams.cli.desk import database, signed
 from streams.cli.desk import show as show_table
 from streams.cli.trace import describe
 from streams.errors import UsageError
-from streams.names import Name
+from streams.message_id import Name
+from streams.operate import history as trace
 from streams.registry import configured
 from streams.terminal import printable
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Connection
 
-from streams import deploy
+from streams.database import migrate as deploy
 from streams.settings import Settings, load
 from streams.terminal import printable
 

@@ -16,9 +16,10 @@ import orjson
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from streams import codec, deploy, outbox
+from streams import codec, outbox
 from streams.cli.bar import bar
 from streams.cli.choose import say
+from streams.database import migrate as deploy
 from streams.errors import ServiceUnreachable, StreamsError, UsageError
 from streams.events import EventType
 from streams.registry import Registry, configured

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from streams import deploy
 from streams.cli.choose import say
+from streams.database import migrate as deploy
 from streams.registry import configured
 from streams.settings import load
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from streams.standing import Standing
+from streams.operate.relay_status import Standing
 
 CAP = 10_000
 

@@ -45,7 +45,7 @@ for command in (status, switch, adopt):
 
 
 def _print_connector(settings: Settings) -> None:
-    from streams.relay.connector import connector, public
+    from streams.relay.debezium.config import connector, public
 
     configuration = {"name": settings.relay.name, "config": public(connector(settings))}
     say_json(configuration)

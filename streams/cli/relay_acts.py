@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from streams.cli.choose import say
 from streams.cli.desk import database, signed
 from streams.errors import StreamsError, UsageError
-from streams.standing import Standing, standing
+from streams.operate.relay_status import Standing, standing
 
 DOING = {"cdc": "streaming", "poll": "polling", "debezium": "connector"}
 LOOK_SECONDS = 0.2
@@ -32,7 +32,7 @@ def switch(mode: str, timeout: float, who: str, why: str | None) -> None:
 
     The relays follow that were started with mode auto; they remember it. Exit code 1 when it takes longer.
     """
-    from streams.relay.switch import switch as ask
+    from streams.operate.relay_switch import switch as ask
 
     with database() as (settings, connection):
         ask(connection, settings, mode, who=who, why=why)
@@ -80,8 +80,8 @@ def _say(now: str, said: str) -> str:
 @signed
 def adopt(skip: int, force: bool, yes: bool, who: str, why: str | None) -> None:
     """Publish from this database, though it is not the one that the relay knows: restored, copied, or upgraded."""
-    from streams.relay.adopt import adopt as take
-    from streams.relay.adopt import plan
+    from streams.operate.relay_adopt import adopt as take
+    from streams.operate.relay_adopt import plan
 
     with database() as (settings, connection):
         found = plan(connection, settings, skip=skip, force=force)

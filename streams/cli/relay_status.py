@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streams import beat
+from streams.broker import beat
 from streams.cli.choose import say, say_json
 from streams.cli.desk import database
-from streams.standing import Member, SlotHealth, Standing, standing
+from streams.operate.relay_status import Member, SlotHealth, Standing, standing
 from streams.terminal import printable
 
 

@@ -12,16 +12,17 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Connection
 
-from streams import beat, deploy
+from streams.broker import beat
 from streams.cli.choose import say, say_json
 from streams.cli.progress import CAP, messages, relays
+from streams.database import migrate as deploy
 from streams.dev.probe import Health, health
 from streams.dev.workplace import Note, Running, Workplace
-from streams.missing import missing
-from streams.outlook import outlook
+from streams.operate.missing import missing
+from streams.operate.outlook import outlook
+from streams.operate.relay_status import Standing, standing
 from streams.registry import configured
 from streams.settings import Settings, load, redact
-from streams.standing import Standing, standing
 from streams.terminal import printable
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from streams import kafka
+from streams.broker import kafka
 from streams.cli.choose import say
 from streams.envelope import NoEnvelope, opened
 from streams.errors import UsageError

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from streams import deploy, trace
 from streams.cli.choose import MESSAGE, SINCE, say, say_json
+from streams.database import migrate as deploy
 from streams.errors import StreamsError, UsageError
-from streams.names import Name
+from streams.message_id import Name
+from streams.operate import history as trace
 from streams.settings import load
 from streams.terminal import printable
 

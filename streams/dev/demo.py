@@ -18,9 +18,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from db import async_engine
 from streams import outbox
 from streams.agents.chat_history import ChatHistoryPersist
+from streams.database import async_engine
 from streams.dev.conversations import Turn, chat
 from streams.dev.scoreboard import Played
 from streams.groups import TaskGroup

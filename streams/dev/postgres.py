@@ -20,7 +20,7 @@ import psutil
 import psycopg
 from psycopg import sql
 
-from db import connect_sync
+from streams.database import connect_sync
 from streams.dev.ports import HOST, claim, is_free
 from streams.dev.private import write_private
 from streams.dev.process import Process, failure, until

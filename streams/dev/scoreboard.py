@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import psycopg
 
-from db import connect
+from streams.database import connect
 from streams.dev.counters import Counters
 from streams.dev.screen import Screen
 

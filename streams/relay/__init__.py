@@ -7,6 +7,6 @@ Reading order: `rows` (what moves), `pgoutput` (bytes to rows), `cdc` and `poll`
 `leader` (the loop), `switch` and `adopt` (what operators do).
 """
 
-from streams.relay.leader import Relay
+from streams.relay.relay import Relay
 
 __all__ = ["Relay"]

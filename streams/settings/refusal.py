@@ -7,8 +7,8 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from streams.expectation import explain
 from streams.settings.sections import Settings, Topic
+from streams.type_errors import explain
 
 _WORDS = {
     "object": "a section of keys",

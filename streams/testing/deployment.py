@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from db import connect_sync, query
-from streams import deploy
+from streams.database import connect_sync, query
+from streams.database import migrate as deploy
 from streams.dev.ports import HOST, free_port
 from streams.dev.probe import health
 from streams.dev.process import Process

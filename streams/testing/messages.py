@@ -11,7 +11,7 @@ from streams.codec import decode, encode
 from streams.errors import UsageError
 from streams.events import Batch, Message, declared
 from streams.settings import Outbox
-from streams.worker.decode import milliseconds
+from streams.worker.run.decode import milliseconds
 
 E = TypeVar("E")
 

@@ -15,8 +15,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from db import connect_sync
-from streams import deploy
+from streams.database import connect_sync
+from streams.database import migrate as deploy
 from streams.dev.downloads import Progress
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer

@@ -15,21 +15,28 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from db import query
-from streams import deploy
+from streams.database import migrate as deploy
+from streams.database import query
 from streams.errors import ServiceUnreachable, StreamsError, UsageError
 from streams.outbox import insert_rows, outbox_row
 from streams.registry import configured
 from streams.settings import Settings, load
 from streams.testing.fates import Fates
-from streams.worker.connections import GRACE, Failed, commit, driver_of, is_lost, worker_engine
-from streams.worker.decode import CREATE_TIME, read
-from streams.worker.fate import Costly, HandlerBroken, Verdict, describe, judge
-from streams.worker.handlers import Care
-from streams.worker.isolation import Memory
-from streams.worker.records import work_records
-from streams.worker.retry import work_open
-from streams.worker.transaction import Outcome, Transaction
+from streams.worker.database.connections import (
+    GRACE,
+    Failed,
+    commit,
+    driver_of,
+    is_lost,
+    worker_engine,
+)
+from streams.worker.failure.classify import Costly, HandlerBroken, Verdict, describe, judge
+from streams.worker.failure.handlers import Care
+from streams.worker.failure.isolate import Memory
+from streams.worker.run.conversations import work_open
+from streams.worker.run.decode import CREATE_TIME, read
+from streams.worker.run.pipeline import work_records
+from streams.worker.run.transaction import Outcome, Transaction
 
 Where = str | AsyncConnection | AsyncSession
 Work = Callable[[Transaction], Awaitable[None]]

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
-from streams import audit, deploy, kafka
+from streams import audit
+from streams.broker import kafka
+from streams.database import migrate as deploy
 from streams.dev.kafka import KafkaBroker
 from streams.dev.ports import free_port
 from streams.dev.process import Process

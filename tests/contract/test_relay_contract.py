@@ -25,7 +25,7 @@ from streams.dev.connect import ConnectWorker
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
-from streams.relay.connect import Connect
+from streams.relay.debezium.rest import Connect
 from tests.conftest import World
 from tests.fixtures.publish import CHAT, enqueue, payload
 from tests.fixtures.records import Record, first_seen, records

@@ -12,13 +12,13 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from streams.settings import RETRY_SUFFIX
-from streams.worker.connections import Failed
-from streams.worker.fate import HandlerTimeout
-from streams.worker.isolation import RECENTLY
-from streams.worker.jobs import Persist, Wake, guarded
-from streams.worker.ledger import Run
-from streams.worker.suspicion import ISOLATE
-from streams.worker.transaction import Invisible, Transaction
+from streams.worker.database.connections import Failed
+from streams.worker.driver.runs import Run
+from streams.worker.driver.suspicion import ISOLATE
+from streams.worker.failure.classify import HandlerTimeout
+from streams.worker.failure.isolate import RECENTLY
+from streams.worker.run.crash_guard import Persist, Wake, guarded
+from streams.worker.run.transaction import Invisible, Transaction
 from tests.fixtures.listed import PARTITIONS, TOPIC
 from tests.fixtures.simulation import Bench
 from tests.fixtures.stage import Stage

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from db import query
+from streams.database import query
 
 GIVEN: dict[str, Any] = {
     "ids": "'{1,2}'",

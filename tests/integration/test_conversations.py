@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from streams import desk
+from streams import operate as desk
 from streams.cli import cli
 from tests.conftest import World
 from tests.fixtures.notes import Notes

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from streams import deploy, desk
+from streams import operate as desk
 from streams.cli import cli
+from streams.database import migrate as deploy
 from streams.errors import StreamsError, UsageError
 from tests.conftest import World
 from tests.fixtures.publish import CHAT, enqueue, payload

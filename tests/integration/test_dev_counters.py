@@ -8,10 +8,10 @@ import psycopg
 import pytest
 from sqlalchemy import Connection
 
-from db import connect, sync_engine
 from streams.cli import progress
+from streams.database import connect, sync_engine
 from streams.dev.counters import Counters, Counts
-from streams.standing import standing
+from streams.operate.relay_status import standing
 
 ENQUEUE = """
     SELECT outbox_enqueue('chat_history_persist', 'c' || n, json_build_object('conversation_id', 'c' || n))

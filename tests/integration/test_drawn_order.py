@@ -11,7 +11,7 @@ import orjson
 import psycopg
 import pytest
 
-from db import query
+from streams.database import query
 
 ORDER = [3, 1, 5, 2, 4]
 WAYS = ("hashjoin", "mergejoin", "nestloop", "material", "indexscan", "bitmapscan")

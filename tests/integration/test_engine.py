@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import NullPool, text
 from sqlalchemy.exc import OperationalError
 
-from db import async_engine, connect, sync_engine
-from db.engine import _engine
+from streams.database import async_engine, connect, sync_engine
+from streams.database.engine import _engine
 from streams.dev.ports import HOST
 
 SHOWN = ("search_path", "datestyle")

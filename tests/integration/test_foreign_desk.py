@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from streams import desk
+from streams import operate as desk
 from streams.cli import cli
 from streams.errors import StreamsError, UsageError
 from tests.conftest import World

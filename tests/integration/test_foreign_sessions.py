@@ -10,12 +10,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from streams import preflight
 from streams.errors import StreamsError, UsageError
 from streams.registry import configured
-from streams.relay.checks import check_database
-from streams.relay.leadership import Leadership
-from streams.relay.poll import PollSource
+from streams.relay.leader.lock import Leadership
+from streams.relay.postgres.checks import check_database
+from streams.relay.source.poll import PollSource
+from streams.worker import preflight
 from tests.conftest import World
 
 PAYLOAD = '{"user_id":1,"conversation_id":"c1","role":"user","message":"hi"}'

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from streams import beat, kafka
+from streams.broker import beat, kafka
 from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
 from tests.conftest import World

@@ -16,9 +16,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from streams import Batch, Reject, Retry
-from streams.worker import handler_call
-from streams.worker.connections import driver_of
-from streams.worker.handlers import Care
+from streams.worker.database.connections import driver_of
+from streams.worker.failure import handler_call
+from streams.worker.failure.handlers import Care
 from tests.fixtures.workbench import Workbench, save
 
 Messages = Batch[Any]

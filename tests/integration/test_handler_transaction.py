@@ -16,9 +16,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from streams import Batch, Reject, Retry
-from streams.worker import persister
-from streams.worker.connections import driver_of
-from streams.worker.handlers import Care
+from streams.worker.database.connections import driver_of
+from streams.worker.failure.handlers import Care
+from streams.worker.run import attempts as persister
 from tests.fixtures.workbench import Workbench, save
 
 Messages = Batch[Any]

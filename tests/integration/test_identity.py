@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from streams.worker.policy import OTHER_KEY, OTHER_TIME
+from streams.worker.run.decide import OTHER_KEY, OTHER_TIME
 from tests.fixtures.listed import Row
 from tests.fixtures.simulation import Bench
 from tests.fixtures.stage import Stage

@@ -17,11 +17,10 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
+from streams.database.tables import metadata
 
-import db.migrate
-from db import sync_engine
-from db.tables import metadata
-from streams import deploy
+from streams.database import migrate as deploy
+from streams.database import revisions, sync_engine
 from streams.dev.postgres import PostgresServer
 from streams.errors import NotMigrated, ServiceUnreachable, SettingsInvalid, UsageError
 from streams.registry import configured
@@ -89,7 +88,7 @@ def catalog(url: str) -> dict[str, list[Any]]:
             kind: [
                 row
                 for row in connection.execute(query.encode()).fetchall()
-                if not PARTITION.fullmatch(row[0]) and row[0] != db.migrate.VERSION_TABLE
+                if not PARTITION.fullmatch(row[0]) and row[0] != revisions.VERSION_TABLE
             ]
             for kind, query in queries.items()
         }
@@ -110,7 +109,7 @@ def test_the_migrated_schema_is_what_the_tables_in_code_make(
 @pytest.mark.filterwarnings("ignore:Did not recognize type 'pg_lsn'")
 def test_alembic_sees_no_difference(database: str, at: Callable[[str], Connection]) -> None:
     def ours(_: object, name: str | None, kind: str, *__: object) -> bool:
-        return kind != "table" or not (PARTITION.fullmatch(name or "") or name == db.migrate.VERSION_TABLE)
+        return kind != "table" or not (PARTITION.fullmatch(name or "") or name == revisions.VERSION_TABLE)
 
     # Server defaults are compared above: Alembic asks whether two expressions are equal now, and a clock never is.
     context = MigrationContext.configure(at(database), opts={"include_object": ours, "compare_type": True})
@@ -119,21 +118,21 @@ def test_alembic_sees_no_difference(database: str, at: Callable[[str], Connectio
 
 def test_the_files_are_named_by_their_revisions(database: str, at: Callable[[str], Connection]) -> None:
     config = Config()
-    config.set_main_option("script_location", str(db.migrate.MIGRATIONS))
+    config.set_main_option("script_location", str(revisions.MIGRATIONS))
     scripts = ScriptDirectory.from_config(config)
-    assert db.migrate.revisions() == [script.revision for script in scripts.walk_revisions()][::-1]
-    assert db.migrate.current(at(database)) == db.migrate.head() == scripts.get_current_head()
+    assert revisions.revisions() == [script.revision for script in scripts.walk_revisions()][::-1]
+    assert revisions.current(at(database)) == revisions.head() == scripts.get_current_head()
 
 
 def test_migrating_twice_changes_nothing_the_second_time(empty: str, name: str) -> None:
     found = settings(empty, name)
     assert migrate(found) == [
-        f"database at revision {db.migrate.head()}",
+        f"database at revision {revisions.head()}",
         "publication outbox_pub created",
         f"replication slot {name} created",
     ]
     before = catalog(empty)
-    assert migrate(found) == [f"database at revision {db.migrate.head()}"]
+    assert migrate(found) == [f"database at revision {revisions.head()}"]
     assert catalog(empty) == before
 
 
@@ -148,7 +147,7 @@ def test_four_processes_at_once_migrate_once(empty: str, name: str, tmp_path: Pa
     assert [(error, code) for _, error, code in ended] == [("", 0)] * 4
     lines = [line for output, _, _ in ended for line in output.splitlines()]
     assert sorted(lines) == sorted(
-        [f"database at revision {db.migrate.head()}"] * 4
+        [f"database at revision {revisions.head()}"] * 4
         + ["publication outbox_pub created", f"replication slot {name} created"]
     )
 
@@ -158,7 +157,7 @@ def test_publication_and_slot_are_made_under_the_lock_too(empty: str, name: str)
 
     def free() -> bool:
         with psycopg.connect(empty) as connection:
-            return connection.execute("SELECT pg_try_advisory_lock(%s)", [db.migrate.LOCK]).fetchall() == [(True,)]
+            return connection.execute("SELECT pg_try_advisory_lock(%s)", [revisions.LOCK]).fetchall() == [(True,)]
 
     found = settings(empty, name)
     steps = deploy.migrate(found, configured(found))
@@ -189,7 +188,7 @@ def test_the_publication_is_older_than_the_slot(empty: str, name: str, at: Calla
 
 
 def test_in_poll_mode_there_is_neither_publication_nor_slot(empty: str, name: str) -> None:
-    assert migrate(settings(empty, name, STREAMS_RELAY__MODE="poll")) == [f"database at revision {db.migrate.head()}"]
+    assert migrate(settings(empty, name, STREAMS_RELAY__MODE="poll")) == [f"database at revision {revisions.head()}"]
     with psycopg.connect(empty) as connection:
         assert connection.execute("SELECT FROM pg_publication").fetchall() == []
 
@@ -198,7 +197,7 @@ async def test_without_logical_decoding_the_slot_is_only_noted(tmp_path: Path, n
     async with PostgresServer(tmp_path / "replica", settings={"wal_level": "replica"}, trusting=True) as server:
         lines = migrate(settings(server.url, name))
     assert lines == [
-        f"database at revision {db.migrate.head()}",
+        f"database at revision {revisions.head()}",
         "publication outbox_pub created",
         "no replication slot: wal_level is replica, and relay mode cdc needs logical",
     ]
@@ -207,7 +206,7 @@ async def test_without_logical_decoding_the_slot_is_only_noted(tmp_path: Path, n
 def test_an_unmigrated_database_says_so(empty: str, name: str, at: Callable[[str], Connection]) -> None:
     connection = at(empty)
     with pytest.raises(
-        NotMigrated, match=rf"is at revision \(none\), expected {db.migrate.head()}: run `streams migrate`"
+        NotMigrated, match=rf"is at revision \(none\), expected {revisions.head()}: run `streams migrate`"
     ):
         deploy.check(connection)
     connection.rollback()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from streams import kafka
+from streams.broker import kafka
 from tests.conftest import World
 from tests.contract.test_relay_contract import published
 from tests.fixtures.command import streams

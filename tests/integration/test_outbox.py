@@ -21,10 +21,9 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from db import async_engine, sync_engine
 from streams import outbox
 from streams.agents.chat_history import ChatHistoryPersist
-from streams.bridge import run_sync
+from streams.database import async_engine, sync_engine
 from streams.errors import (
     OutboxDisabled,
     OutboxNotConfigured,
@@ -34,6 +33,7 @@ from streams.errors import (
     UsageError,
 )
 from streams.settings import Outbox, Settings, load
+from streams.sync_handler import run_sync
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from streams import deploy, desk
+from streams import operate as desk
+from streams.database import migrate as deploy
 from tests.conftest import World
 from tests.fixtures.notes import Notes
 from tests.fixtures.publish import publish

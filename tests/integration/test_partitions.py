@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 from psycopg import errors
 
-from db import connect, sync_engine
-from db.partitions import ensure, ensure_sync
 from streams.cli import cli
+from streams.database import connect, sync_engine
+from streams.database.partitions import ensure, ensure_sync
 
 WIDTH = 5_000_000
 ENQUEUE = "SELECT outbox_enqueue('chat_history_persist', 'c', '{\"conversation_id\": \"c\"}')"

@@ -13,12 +13,12 @@ from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
-from db import async_engine, connect, connect_sync, sessions, sync_engine
-from db.sessions import REQUIRED
 from streams import outbox
 from streams.agents.chat_history import ChatHistoryPersist
+from streams.database import async_engine, connect, connect_sync, sessions, sync_engine
+from streams.database.sessions import REQUIRED
 from streams.errors import UsageError
-from streams.relay.checks import check_database
+from streams.relay.postgres.checks import check_database
 from streams.settings import load
 from tests.fixtures import pooler
 

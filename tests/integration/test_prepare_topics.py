@@ -7,7 +7,7 @@ import time
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
-from streams import kafka, topics
+from streams.broker import kafka, topics
 from streams.errors import UsageError
 from tests.conftest import World
 

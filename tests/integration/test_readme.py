@@ -19,9 +19,9 @@ import pytest
 import yaml
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import async_engine
 from streams import outbox
 from streams.cli import COMMANDS, cli
+from streams.database import async_engine
 from streams.dev.toolbox import CLIENTS
 from streams.settings import Settings, load
 from tests.conftest import World

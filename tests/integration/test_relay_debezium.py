@@ -10,8 +10,8 @@ import pytest
 
 from streams.dev.connect import ConnectWorker
 from streams.dev.process import Process
-from streams.relay.connect import Connect
-from streams.relay.connector import connector
+from streams.relay.debezium.config import connector
+from streams.relay.debezium.rest import Connect
 from tests.conftest import World
 from tests.contract.test_relay_contract import check_order, leads, published
 from tests.fixtures.publish import enqueue, payload

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from streams import deploy, kafka
+from streams.broker import kafka
+from streams.database import migrate as deploy
 from streams.dev.connect import ConnectWorker
 from streams.registry import configured
-from streams.relay.connect import Connect
+from streams.relay.debezium.rest import Connect
 from streams.settings import load
 from tests.conftest import World
 from tests.contract.test_relay_contract import check_order, confirmed, leads, on_topic, published

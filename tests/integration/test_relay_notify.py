@@ -10,8 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-import db.notify
-from streams import deploy
+import streams.database.notify
+from streams.database import migrate as deploy
 from streams.errors import UsageError
 from streams.registry import configured
 from tests.conftest import World
@@ -86,7 +86,7 @@ def test_migrate_makes_the_trigger_and_removes_it(woken: World) -> None:
 async def test_migrate_waits_for_writers_without_holding_others_up(
     woken: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db.notify, "ATTEMPTS", 2)
+    monkeypatch.setattr(streams.database.notify, "ATTEMPTS", 2)
     woken.environ["STREAMS_RELAY__NOTIFY"] = "false"
     with psycopg.connect(woken.url) as open_one, psycopg.connect(woken.url, autocommit=True) as other:
         insert = "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c', '{}')"

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from streams import deploy
 from streams.cli.progress import relays
+from streams.database import migrate as deploy
 from streams.dev.process import Process
 from streams.errors import UsageError
+from streams.operate.relay_status import standing
 from streams.registry import configured
 from streams.relay import Relay
-from streams.standing import standing
 from tests.conftest import World
 from tests.contract.test_relay_contract import Writers, check_order, leads, on_topic, published
 from tests.fixtures.publish import CHAT, enqueue, payload

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 
-from streams import kafka
+from streams.broker import kafka
 from streams.dev.ports import HOST
 from streams.dev.postgres import PostgresServer
 from streams.errors import NotMigrated, ServiceUnreachable, StreamsError, UsageError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from streams.dev.connect import ConnectWorker
-from streams.relay.connect import Connect
+from streams.relay.debezium.rest import Connect
 from tests.conftest import World
 from tests.contract.test_relay_contract import Writers, check_order, leads, on_topic, published
 from tests.fixtures.command import streams

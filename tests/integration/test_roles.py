@@ -12,10 +12,10 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
-from db import async_engine, connect, partitions
 from streams import outbox
 from streams.agents.chat_history import ChatHistoryPersist
 from streams.cli import cli
+from streams.database import async_engine, connect, partitions
 from tests.conftest import World
 from tests.fixtures.publish import CHAT, payload
 

@@ -10,9 +10,9 @@ import pytest
 from psycopg import sql
 from sqlalchemy import NullPool, text
 
-from db import async_engine, connect, connect_sync, sync_engine
-from db.sessions import REQUIRED, UNLIMITED
-from streams.relay.cdc import replication_connection
+from streams.database import async_engine, connect, connect_sync, sync_engine
+from streams.database.sessions import REQUIRED, UNLIMITED
+from streams.relay.source.cdc import replication_connection
 
 # Each differs from what we rely on, as PostgreSQL shows it.
 OTHERS = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from streams import kafka
+from streams.broker import kafka
 from tests.conftest import World
 
 RELAY = ("streams", "relay")

@@ -15,13 +15,14 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from streams import desk
-from streams.relay import sweep
-from streams.worker import persister, records
-from streams.worker.isolation import Isolation
-from streams.worker.ledger import Run
-from streams.worker.policy import Decision, Fact, decide
-from streams.worker.transaction import Transaction
+from streams import operate as desk
+from streams.relay.leader import sweep
+from streams.worker.driver.runs import Run
+from streams.worker.failure.isolate import Isolation
+from streams.worker.run import attempts as persister
+from streams.worker.run import pipeline as records
+from streams.worker.run.decide import Decision, Fact, decide
+from streams.worker.run.transaction import Transaction
 from tests.fixtures.listed import PARTITIONS, TOPIC
 from tests.fixtures.model import Told
 from tests.fixtures.simulation import Bench, Fragile

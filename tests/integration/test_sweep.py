@@ -10,8 +10,8 @@ from typing import Any
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from streams import kafka
-from streams.relay.sweep import MOST
+from streams.broker import kafka
+from streams.relay.leader.sweep import MOST
 from tests.conftest import World
 from tests.fixtures.notes import Notes
 

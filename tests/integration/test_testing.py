@@ -15,9 +15,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from db import async_engine
 from streams import Message, PayloadInvalid, outbox, registry
 from streams.agents.chat_history import ChatHistoryPersist
+from streams.database import async_engine
 from streams.dev.postgres import PostgresServer
 from streams.errors import NotMigrated, RegistryInvalid, ServiceUnreachable, UsageError
 from streams.testing import WouldWait, batch, persist, persist_sync, retry, retry_sync

@@ -16,10 +16,10 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy.exc import DBAPIError
 
-from db import async_engine
 from streams import outbox
 from streams.agents.chat_history import ChatHistoryPersist
 from streams.cli import cli
+from streams.database import async_engine
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.errors import StreamsError

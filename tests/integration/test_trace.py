@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from streams import trace
 from streams.cli import cli
 from streams.errors import StreamsError, UsageError
+from streams.operate import history as trace
 from tests.conftest import World
 from tests.fixtures.publish import enqueue, payload
 

@@ -20,9 +20,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from db import async_engine
 from streams import outbox, telemetry
 from streams.agents.chat_history import ChatHistoryPersist
+from streams.database import async_engine
 from streams.settings import load
 from streams.testing import WouldWait, persist, retry
 from tests.conftest import World

@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from streams.settings import load
-from streams.worker.handlers import Care
-from streams.worker.persister import Persister
-from streams.worker.transaction import Transaction
+from streams.worker.failure.handlers import Care
+from streams.worker.run.attempts import Persister
+from streams.worker.run.transaction import Transaction
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.simulation import Bench
 from tests.fixtures.stage import Stage

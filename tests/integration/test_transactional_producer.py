@@ -12,7 +12,8 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
-from streams import audit, deploy
+from streams import audit
+from streams.database import migrate as deploy
 from streams.registry import configured
 from tests.conftest import World
 from tests.fixtures.load import offsets

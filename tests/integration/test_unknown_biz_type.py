@@ -10,12 +10,12 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from streams import deploy
 from streams.audit.session import Session
 from streams.cli import cli
+from streams.database import migrate as deploy
 from streams.registry import Registry
-from streams.worker.ledger import Run
-from streams.worker.persister import Persister
+from streams.worker.driver.runs import Run
+from streams.worker.run.attempts import Persister
 from tests.fixtures.listed import Record
 from tests.fixtures.workbench import SYSTEM, TOPIC, Workbench
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from streams import kafka
+from streams.broker import kafka
 from streams.registry import Registry, configured
-from streams.relay.admission import Admission
-from streams.relay.grave import Grave
-from streams.relay.publisher import Publisher
-from streams.relay.rows import Row, Rows
+from streams.relay.sink.dead_rows import Grave
+from streams.relay.sink.limits import Admission
+from streams.relay.sink.publisher import Publisher
+from streams.relay.source.rows import Row, Rows
 from tests.conftest import World
 from tests.contract.test_relay_contract import alter_topic, check_order, on_topic, published
 from tests.fixtures.command import streams

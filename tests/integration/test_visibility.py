@@ -9,10 +9,10 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from db import sync_engine
-from streams import outlook
 from streams.cli import cli
-from streams.worker import doubt
+from streams.database import sync_engine
+from streams.operate import outlook
+from streams.worker.failure import doubt
 from tests.fixtures.workbench import Workbench
 
 WRITE = "INSERT INTO outbox (biz_type, topic, key, payload) VALUES ('note_added', 'elsewhere', 'x', '{}')"

@@ -11,7 +11,7 @@ import orjson
 import psycopg
 import pytest
 
-from streams import kafka as topics
+from streams.broker import kafka as topics
 from tests.conftest import World
 from tests.fixtures.publish import CHAT, Odd, Publisher, enqueue, payload, publish, publish_batch
 

@@ -15,7 +15,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 
-from streams import kafka
+from streams.broker import kafka
 from streams.dev.kafka import KafkaBroker
 from streams.dev.ports import HOST, free_port
 from tests.conftest import World

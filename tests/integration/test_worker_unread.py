@@ -17,7 +17,7 @@ from pathlib import Path
 import streams.worker.watch
 from faust.agents import current_agent
 
-streams.worker.watch.UNREAD = 1.0
+streams.worker.driver.unread.UNREAD = 1.0
 
 def lose_next_fetch():
     thread = current_agent().app.consumer._thread

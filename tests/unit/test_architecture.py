@@ -50,7 +50,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Every import of a file, inside functions too; `from streams import kafka` counts as streams.kafka."""
+    """Every import of a file, inside functions too; `from streams import kafka` counts as streams.broker.kafka."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, name.name) for name in node.names)

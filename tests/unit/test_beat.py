@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streams.beat import Beat, gone_back
+from streams.broker.beat import Beat, gone_back
 
 KAFKA = {"outbox": Beat("1/2/3", 7), "other": Beat("1/2/3", 4)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streams.consumers import ConsumerGroup
+from streams.broker.consumers import ConsumerGroup
 
 HAS = frozenset(range(4))
 

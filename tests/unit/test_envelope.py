@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from streams.envelope import NoEnvelope, conversation, opened
 from streams.registry import discover
-from streams.worker.decode import Incoming
-from streams.worker.foreign import MOST_MS, Foreign
+from streams.worker.run.decode import Incoming
+from streams.worker.run.foreign import MOST_MS, Foreign
 
 REGISTRY = discover()
 CHAT = REGISTRY.agents["chat_history_persist"].event

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from streams.groups import TaskGroup
-from streams.relay.together import Done, together
+from streams.tasks import Done, together
 
 ROOT = Path(__file__).parents[2]
 

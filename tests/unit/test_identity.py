@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streams.worker.policy import (
+from streams.worker.run.decide import (
     NEAR,
     OTHER_KEY,
     OTHER_ROOT,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy.exc import StatementError
 
-from db import async_engine, sync_engine
+from streams.database import async_engine, sync_engine
 from streams.log import setup
 from streams.settings import Log
 

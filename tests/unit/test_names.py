@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streams.names import Name, foreign, name_of, ours, parts_of, read_name
+from streams.message_id import Name, foreign, name_of, ours, parts_of, read_name
 
 
 @pytest.mark.parametrize(

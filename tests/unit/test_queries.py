@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from db import queries
-from db.queries import query
+from streams.database import queries
+from streams.database.queries import query
 
 ROOT = Path(queries.__file__).parents[1]
 FILES = sorted((ROOT / "db" / "sql").glob("*.sql"))
@@ -50,5 +50,5 @@ def test_a_query_defined_twice_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
     for file in ("a.sql", "b.sql"):
         (tmp_path / "sql" / file).write_text("-- one --\n-- Why.\nSELECT 1;\n", encoding="utf-8")
     monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
-    with pytest.raises(ValueError, match=r"query 'one' is defined twice, again in db/sql/b\.sql"):
+    with pytest.raises(ValueError, match=r"query 'one' is defined twice, again in db/queries/b\.sql"):
         queries._load.__wrapped__()

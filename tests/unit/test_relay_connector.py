@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streams.errors import UsageError
-from streams.relay.connector import STRING, connector, differences, public
+from streams.relay.debezium.config import STRING, connector, differences, public
 from streams.settings import Settings, load
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.relay.flights import Flights
+from streams.relay.sink.in_flight import Flights
 
 
 def test_nothing_is_confirmed_before_all_rows_of_a_read_landed() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from streams.relay.backoff import delay
-from streams.relay.floor import Sample, reached, settle
-from streams.relay.lsn import lsn_number, lsn_text
-from streams.relay.upkeep import needed_ahead
+from streams.backoff import delay
+from streams.relay.leader.maintenance import needed_ahead
+from streams.relay.postgres.floor import Sample, reached, settle
+from streams.relay.postgres.lsn import lsn_number, lsn_text
 
 
 def test_a_sample_without_writers_waits_for_the_end_of_the_wal_only() -> None:

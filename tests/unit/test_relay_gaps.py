@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.relay.gaps import Gaps
+from streams.relay.source.gaps import Gaps
 
 
 def unread(gaps: Gaps) -> set[int]:

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from streams.errors import NotMigrated, UsageError
-from streams.relay.hole import gone, hole, refuse_foreign_slot, refuse_stranger
-from streams.relay.look import Look, Slot
-from streams.relay.way import Way, next_way
+from streams.relay.leader.plan import Way, next_way
+from streams.relay.postgres.continuity import gone, hole, refuse_foreign_slot, refuse_stranger
+from streams.relay.postgres.snapshot import Look, Slot
 from streams.settings import load
 
 SLOT = Slot("pgoutput", True, None, "reserved", 100, 0)

@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
-from streams.relay.pgoutput import COLUMNS, Decoder, UnknownRelation
-from streams.relay.rows import Row, Rows
+from streams.relay.source.pgoutput import COLUMNS, Decoder, UnknownRelation
+from streams.relay.source.rows import Row, Rows
 
 OID = 77
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.relay.rows import Milliseconds
+from streams.relay.source.rows import Milliseconds
 
 EPOCH = datetime(1970, 1, 1)
 

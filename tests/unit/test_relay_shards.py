@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.relay.shards import due
+from streams.relay.leader.shard_lease import due
 
 
 @given(st.integers(1, 64), st.integers(0, 70))

@@ -9,9 +9,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from streams.relay.flights import Flights
-from streams.relay.rows import Row
-from streams.relay.spans import publication
+from streams.relay.sink.in_flight import Flights
+from streams.relay.sink.spans import publication
+from streams.relay.source.rows import Row
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from streams.audit.topics import partition_of
-from streams.relay.sweep import Progress, Topic
+from streams.relay.leader.sweep import Progress, Topic
 
 # Keys of partition 0 and 1 of two.
 ZERO, ONE = (next(key for key in "abcdefgh" if partition_of(key, 2) == number) for number in (0, 1))

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from streams.relay.together import Done, together
+from streams.tasks import Done, together
 
 
 async def fail(error: Exception, *, after: asyncio.Event | None = None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from db.sessions import SessionRefused, refuse_version, split_options
+from streams.database.sessions import SessionRefused, refuse_version, split_options
 
 ROOT = Path(__file__).parents[2]
 OPENING = re.compile(
@@ -18,7 +18,7 @@ OPENING = re.compile(
 def test_one_module_opens_every_connection() -> None:
     files = [*ROOT.glob("streams/**/*.py"), *ROOT.glob("db/**/*.py"), ROOT / "pytest_outbox_streams.py"]
     opening = {str(file.relative_to(ROOT)) for file in files if OPENING.search(file.read_text(encoding="utf-8"))}
-    assert opening == {"db/engine.py"}
+    assert opening == {"streams/database/engine.py"}
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from streams.audit.topics import _root
 from streams.cli import topic
 from streams.cli.trace import describe
 from streams.log import _Json, _Text
+from streams.operate.history import Event, Trace
 from streams.terminal import document, printable, printable_json, printable_lines, time_of
-from streams.trace import Event, Trace
 
 NASTY = "\x1b]0;owned\x07\x1b[2J \x9b31m \u202e txet \u2066 \x7f \r \u2028"
 ROOT = Path(__file__).parents[2]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from streams.broker.topics import Cluster, Topic, change, is_of, metadata
 from streams.errors import ServiceUnreachable
-from streams.topics import Cluster, Topic, change, is_of, metadata
-from streams.worker.topics import TopicWatch
+from streams.worker.topic_watch import TopicWatch
 
 BROKERS = frozenset({"kafka:9092"})
 BEFORE = Cluster("one", BROKERS, {"a": Topic("A", 8), "b": Topic("B", 2)})
@@ -63,7 +63,9 @@ class Kafka:
 
 def watching(monkeypatch: pytest.MonkeyPatch, *looks: Cluster | None, lost: bool = False) -> TopicWatch:
     """A worker's watch without its thread."""
-    monkeypatch.setattr("streams.worker.topics.threading.Thread", lambda **_: type("", (), {"start": lambda _: None})())
+    monkeypatch.setattr(
+        "streams.worker.topic_watch.threading.Thread", lambda **_: type("", (), {"start": lambda _: None})()
+    )
     watch, kafka = TopicWatch(), Kafka(*looks)
     watch.begin(kafka, BEFORE, lambda brokers: lost and brokers == BROKERS)  # type: ignore[arg-type]
     return watch
@@ -73,7 +75,7 @@ def watching(monkeypatch: pytest.MonkeyPatch, *looks: Cluster | None, lost: bool
 def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Why the process would have ended."""
     reasons: list[str] = []
-    monkeypatch.setattr("streams.worker.topics.fail_stop", lambda _, reason: reasons.append(reason))
+    monkeypatch.setattr("streams.worker.topic_watch.fail_stop", lambda _, reason: reasons.append(reason))
     return reasons
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 
-from streams import kafka
+from streams.broker import kafka
 from streams.settings import load
-from streams.worker.assembly import App, credentials
-from streams.worker.schedule import Schedule
+from streams.worker.app import App, credentials
+from streams.worker.retries.schedule import Schedule
 
 SASL = {
     "STREAMS_BROKER__SASL_MECHANISM": "SCRAM-SHA-512",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.registry import discover
-from streams.worker.decode import read
+from streams.worker.run.decode import read
 
 REGISTRY = discover()
 GOOD = orjson.dumps({"user_id": 1, "conversation_id": "c", "role": "user", "message": "hi"})

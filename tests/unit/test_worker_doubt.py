@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from streams.worker import doubt
-from streams.worker.doubt import Doubt, Leaf
+from streams.worker.failure import doubt
+from streams.worker.failure.doubt import Doubt, Leaf
 
 
 def leaf(*writers: str, standby: bool = False) -> Leaf:

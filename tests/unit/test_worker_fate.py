@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from streams.errors import Reject, Retry
 from streams.registry import discover
-from streams.worker.fate import (
+from streams.worker.failure.classify import (
     Costly,
     HandlerMisuse,
     HandlerTimeout,

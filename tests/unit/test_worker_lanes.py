@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 import pytest
 
-from streams.worker.lanes import Lanes, Slots
+from streams.worker.driver.dispatcher import Lanes, Slots
 
 
 def nothing(source: Hashable) -> None:
@@ -85,7 +85,7 @@ async def test_what_comes_at_once_shares_a_transaction_though_nothing_is_under_w
 
 async def test_what_comes_after_a_transaction_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """What arrived while it was under way was to wait this long, and went with its end: that is over then."""
-    monkeypatch.setattr("streams.worker.lanes.GATHER", 1000)
+    monkeypatch.setattr("streams.worker.driver.dispatcher.GATHER", 1000)
     groups = []
     go = asyncio.Event()
 

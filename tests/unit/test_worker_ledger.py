@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.worker.ledger import Ledger, Run, split
+from streams.worker.driver.runs import Ledger, Run, split
 
 
 @dataclass

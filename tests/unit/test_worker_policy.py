@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streams.worker.policy import TERMINAL, Decision, Fact, decide
+from streams.worker.run.decide import TERMINAL, Decision, Fact, decide
 
 
 def test_without_an_outbox_row_a_record_is_rejected() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from streams.worker import consume
-from streams.worker.transaction import Aside, Outcome
+from streams.worker import topic_agent as consume
+from streams.worker.run.transaction import Aside, Outcome
 
 
 def aside(outbox_id: int, status: str, code: str | None, partition: int = 0) -> Aside:

@@ -12,8 +12,8 @@ from aiokafka.errors import NotLeaderForPartitionError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from streams.worker.ledger import Run
-from streams.worker.transport import RunConsumer, run_transport
+from streams.worker.driver.runs import Run
+from streams.worker.driver.transport import RunConsumer, run_transport
 
 SOURCE, FRESH, CHANGELOG = TP("source", 0), TP("source", 1), TP("changelog", 0)
 COMMITTED = 5
@@ -243,7 +243,7 @@ async def test_records_that_were_lost_without_a_trace_are_read_again(
     faust.positions[SOURCE] = ENDS[SOURCE]
     monkeypatch.setattr(consumer, "end_of", ENDS.__getitem__)
     assert await delivered(consumer) == {FRESH, CHANGELOG}
-    monkeypatch.setattr("streams.worker.watch.UNREAD", 0.0)
+    monkeypatch.setattr("streams.worker.driver.unread.UNREAD", 0.0)
     monkeypatch.setattr(consumer, "_next_look", 0.0)
     assert await delivered(consumer) == {SOURCE}
 
@@ -252,7 +252,7 @@ async def test_what_is_no_record_is_passed_over_when_it_was_read_twice(
     consumer: RunConsumer, faust: Faust, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Transaction markers and what was aborted: aiokafka goes on behind them and gives nothing."""
-    monkeypatch.setattr("streams.worker.watch.UNREAD", 0.0)
+    monkeypatch.setattr("streams.worker.driver.unread.UNREAD", 0.0)
     monkeypatch.setattr(consumer, "end_of", {**ENDS, SOURCE: COMMITTED + 2}.__getitem__)
     await consumer.perform_seek()
     ends, faust.silent = COMMITTED + 2, {SOURCE}
@@ -269,7 +269,7 @@ async def test_what_is_no_record_is_passed_over_when_it_was_read_twice(
 async def test_what_was_read_in_another_epoch_is_not_passed_over(
     consumer: RunConsumer, faust: Faust, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streams.worker.watch.UNREAD", 0.0)
+    monkeypatch.setattr("streams.worker.driver.unread.UNREAD", 0.0)
     monkeypatch.setattr(consumer, "end_of", {**ENDS, SOURCE: COMMITTED + 2}.__getitem__)
     await consumer.perform_seek()
     faust.silent = {SOURCE}
@@ -331,7 +331,7 @@ async def test_a_fetch_that_broke_off_is_read_on_and_the_rest_of_it_comes_again(
         answer[SOURCE][0].serialized_value_size = 1
         return answer
 
-    monkeypatch.setattr("streams.worker.fetch.AGAIN", 0.0)
+    monkeypatch.setattr("streams.worker.driver.fetch.AGAIN", 0.0)
     monkeypatch.setattr(consumer._thread, "call_thread", call_thread, raising=False)
     monkeypatch.setattr(consumer, "_read_offset", {}, raising=False)
     faust.meanwhile = break_off

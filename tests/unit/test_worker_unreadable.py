@@ -10,7 +10,7 @@ import pytest
 from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchBuilderPy, _DefaultRecordBatchPy
 from faust.types import TP
 
-from streams.worker.unreadable import decoded
+from streams.worker.driver.undecodable import decoded
 from tests.fixtures.publish import Odd
 
 PLAIN: list[tuple[str, Any]] = [("id", b"1"), ("biz_type", b"x")]

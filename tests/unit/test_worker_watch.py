@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any, NamedTuple
 
-from streams.worker.ledger import Ledger, Run
-from streams.worker.watch import LIMIT, MARKERS, UNREAD, Unread, Watch
+from streams.worker.driver.runs import Ledger, Run
+from streams.worker.driver.unread import LIMIT, MARKERS, UNREAD, Unread, Watch
 
 
 class TP(NamedTuple):

@@ -1,6 +1,6 @@
 """Outbox, state, positions, chat history, `outbox_enqueue()` and the view of derived statuses."""
 
-from importlib import resources
+from pathlib import Path
 
 from alembic import op
 
@@ -12,4 +12,4 @@ def upgrade() -> None:
     # no_parameters: the text reaches the server as it is, percent signs included, several statements at once.
     connection = op.get_bind().execution_options(no_parameters=True)
     for file in ("0001_tables.sql", "0001_enqueue.sql", "0001_messages.sql"):
-        connection.exec_driver_sql(resources.files("db.migrations").joinpath("versions", file).read_text("utf-8"))
+        connection.exec_driver_sql(Path(__file__).with_name(file).read_text("utf-8"))

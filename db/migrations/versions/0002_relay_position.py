@@ -1,6 +1,6 @@
 """Which database a relay published from, what its leader does and why, and what operators want it to do."""
 
-from importlib import resources
+from pathlib import Path
 
 from alembic import op
 
@@ -10,5 +10,5 @@ down_revision = "0001"
 
 def upgrade() -> None:
     connection = op.get_bind().execution_options(no_parameters=True)
-    text = resources.files("db.migrations").joinpath("versions", "0002_relay_position.sql").read_text("utf-8")
+    text = Path(__file__).with_name("0002_relay_position.sql").read_text("utf-8")
     connection.exec_driver_sql(text)

@@ -1,6 +1,6 @@
 """What relays need that share the work of polling, and the function of the trigger that wakes them."""
 
-from importlib import resources
+from pathlib import Path
 
 from alembic import op
 
@@ -10,5 +10,5 @@ down_revision = "0003"
 
 def upgrade() -> None:
     connection = op.get_bind().execution_options(no_parameters=True)
-    file = resources.files("db.migrations").joinpath("versions", "0004_relay_shards.sql")
+    file = Path(__file__).with_name("0004_relay_shards.sql")
     connection.exec_driver_sql(file.read_text("utf-8"))

@@ -1,6 +1,6 @@
 """What a topic has to be like, beside the biz_types on it, and which biz_types are retired."""
 
-from importlib import resources
+from pathlib import Path
 
 from alembic import op
 
@@ -10,5 +10,5 @@ down_revision = "0005"
 
 def upgrade() -> None:
     connection = op.get_bind().execution_options(no_parameters=True)
-    file = resources.files("db.migrations").joinpath("versions", "0006_biz_types.sql")
+    file = Path(__file__).with_name("0006_biz_types.sql")
     connection.exec_driver_sql(file.read_text("utf-8"))

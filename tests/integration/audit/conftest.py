@@ -12,9 +12,10 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from streams import deploy, desk
+from streams import operate as desk
 from streams.audit import examine
 from streams.cli import cli
+from streams.database import migrate as deploy
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.registry import configured

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from streams import deploy, desk
+from streams import operate as desk
+from streams.database import migrate as deploy
 from tests.conftest import World
 
 Report = dict[str, Any]

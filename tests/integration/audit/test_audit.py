@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 from confluent_kafka import Consumer, TopicPartition
 
-from streams import kafka
 from streams.audit import KINDS, examine
 from streams.audit.topics import partition_of
+from streams.broker import kafka
 from streams.cli import cli
 from tests.conftest import World
 from tests.fixtures.publish import Publisher, commit

@@ -1,0 +1,215 @@
+"""The beat: how relay and workers tell a database that went back from the one they know.
+
+A copy of the data directory, a volume snapshot or a standby that lacked the end has the identity of the database it comes
+from.  So a leader counts `relay_position.beat`, about once a second, and when that is committed it writes the count to a
+compacted topic, keyed by the relay's name.  Kafka's count is never ahead of the database's, unless the database went back.
+
+Whoever compares reads Kafka first, the database second: meanwhile the database's count can only grow.  A beat that Kafka
+lost proves nothing, and is written anew.  One of another database (a broker that two deployments share, a dump restored
+elsewhere) is not compared: `outbox_identity()` tells those apart.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from sqlalchemy import Connection
+
+from streams.broker import kafka
+from streams.database import query
+from streams.errors import ServiceUnreachable, UsageError
+from streams.settings import Settings
+
+NAME = "outbox-beat"
+READ_SECONDS = 10.0
+WRITE_MS = 5000
+# Small segments: all but the last one are compacted, and whoever starts reads what is left.
+TOPIC: Mapping[str, str] = {
+    "cleanup.policy": "compact",
+    "segment.bytes": "1048576",
+    "min.cleanable.dirty.ratio": "0.01",
+}
+
+
+# As the query `beats` gives it: a relay's name, its beat, and the identity of the database.
+Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """How often a leader has counted, and in which database."""
+
+    identity: str
+    count: int
+
+
+def topic(settings: Settings) -> str:
+    """The topic that holds the newest beat of each relay."""
+    return settings.broker.topic_prefix + NAME
+
+
+def prepare_topic(settings: Settings) -> None:
+    """The topic is there; ServiceUnreachable or UsageError; blocking."""
+    kafka.prepare_topic(settings, topic(settings), partitions=1, config=TOPIC)
+
+
+def read(settings: Settings, *, patience: float = READ_SECONDS) -> dict[str, Beat]:
+    """Kafka's newest beat of each relay, none when it lost them; ServiceUnreachable; blocking."""
+    options = kafka.client(
+        settings,
+        group_id="outbox-streams-beat",
+        enable_auto_commit=False,
+        enable_partition_eof=True,
+        isolation_level="read_committed",
+    )
+    consumer = Consumer(options)
+    try:
+        return _read(settings, consumer, time.monotonic() + patience)
+    except KafkaException as error:
+        raise kafka.unreachable(settings, error) from None
+    finally:
+        consumer.close()
+
+
+def gone_back(beats: Mapping[str, Beat], rows: Sequence[Row], relay: str) -> str | None:
+    """Why the database is refused, which has counted less than Kafka knows of it; None when it has not.
+
+    A relay that the database does not know was removed by an operator, unless it is our own.
+    """
+    identity = rows[0][2]
+    counts = {name: count or 0 for name, count, _ in rows if name is not None}
+    for name, beat in sorted(beats.items()):
+        if beat.identity != identity or (name not in counts and name != relay):
+            continue
+        if counts.get(name, 0) < beat.count:
+            return (
+                f"the database went back: relay {name} had counted to {beat.count}, here to"
+                f" {counts.get(name, 0)}, so what was committed last is lost (a copy was restored, or a"
+                " failover lost the end); if it is to go on from here, run `streams relay adopt`, see"
+                " docs/failover.md"
+            )
+    return None
+
+
+def refuse_gone_back(beats: Mapping[str, Beat], rows: Sequence[Row], relay: str) -> None:
+    """UsageError when the database has counted less than Kafka knows of it."""
+    if reason := gone_back(beats, rows, relay):
+        raise UsageError(reason)
+
+
+def looked(settings: Settings, connection: Connection) -> str | None:
+    """Why the database is refused, for a person who asks; None also while Kafka does not say; blocking."""
+    try:
+        beats = read(settings, patience=3.0)
+    except ServiceUnreachable:
+        return None
+    rows = [tuple(row) for row in connection.exec_driver_sql(query("beats"))]
+    return gone_back(beats, rows, settings.relay.name)
+
+
+class BeatWriter:
+    """Writes beats to Kafka without waiting for it; what cannot be written now is followed by a newer one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._topic = topic(settings)
+        # One request at a time: a beat that is sent again never comes after a newer one.
+        self._producer = Producer(
+            kafka.client(settings, acks="all", message_timeout_ms=WRITE_MS, max_in_flight_requests_per_connection=1)
+        )
+        self.topic_missing = False
+
+    def write(self, relay: str, beat: Beat) -> None:
+        """Send this beat, which is committed."""
+        value = orjson.dumps({"beat": beat.count, "identity": beat.identity})
+        self._producer.produce(self._topic, key=relay.encode(), value=value, on_delivery=self._delivered)
+        self._producer.poll(0)
+
+    def make_topic(self) -> None:
+        """Make the topic anew that was deleted; blocking, ServiceUnreachable or UsageError."""
+        prepare_topic(self._settings)
+        self.topic_missing = False
+
+    def flush(self, seconds: float) -> None:
+        """Wait for what was written, no longer than this; blocking."""
+        self._producer.flush(seconds)
+
+    def _delivered(self, error: KafkaError | None, message: Any) -> None:
+        # An outage too: making a topic that is there costs nothing.
+        self.topic_missing = error is not None
+
+
+class KnownBeats:
+    """The highest beats that this process has seen, for whoever connects again and again; thread-safe."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._beats: dict[str, Beat] = {}
+        self._read_at = -READ_SECONDS
+        self._lock = threading.Lock()
+
+    def from_kafka(self, *, patience: float, fresh: float = 1.0) -> None:
+        """Read Kafka's, unless that was done within `fresh` seconds; while Kafka is away what is known counts; blocking."""
+        with self._lock:
+            if time.monotonic() - self._read_at < fresh:
+                return
+            try:
+                self._raise(read(self._settings, patience=patience))
+            except ServiceUnreachable:
+                pass
+            finally:
+                self._read_at = time.monotonic()
+
+    def gone_back(self, rows: Sequence[Row]) -> str | None:
+        """Why this database is refused, if it has counted less; else what it has counted is known from now on."""
+        reason = gone_back(self._beats, rows, self._settings.relay.name)
+        if reason is None:
+            self._raise({name: Beat(identity, count) for name, count, identity in rows if name and count})
+        return reason
+
+    def _raise(self, beats: Mapping[str, Beat]) -> None:
+        for name, beat in beats.items():
+            old = self._beats.get(name)
+            if old is None or old.identity != beat.identity or old.count < beat.count:
+                self._beats[name] = beat
+
+
+def _read(settings: Settings, consumer: Consumer, deadline: float) -> dict[str, Beat]:
+    partition = TopicPartition(topic(settings), 0)
+    try:
+        first, end = consumer.get_watermark_offsets(partition, timeout=max(0.1, deadline - time.monotonic()))
+    except KafkaException as error:
+        if error.args[0].code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION):
+            return {}
+        raise
+    beats: dict[str, Beat] = {}
+    if first == end:
+        return beats
+    partition.offset = first
+    consumer.assign([partition])
+    while time.monotonic() < deadline:
+        for message in consumer.consume(1000, 0.2):
+            fault = message.error()
+            if fault is None:
+                _note(beats, message.key(), message.value())
+            elif fault.code() == KafkaError._PARTITION_EOF:
+                return beats
+            elif fault.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+                return {}
+    raise ServiceUnreachable(f"Kafka at {settings.broker_url} does not give topic {topic(settings)!r} in time")
+
+
+def _note(beats: dict[str, Beat], key: bytes | str | None, value: bytes | str | None) -> None:
+    """What is no beat of ours says nothing."""
+    try:
+        content = orjson.loads(value or b"")
+        name = key.decode() if isinstance(key, bytes) else str(key)
+        beats[name] = Beat(str(content["identity"]), int(content["beat"]))
+    except (ValueError, TypeError, KeyError):
+        return

@@ -1,0 +1,94 @@
+"""Who reads the consumed topics: the members of the workers' consumer group, and what nobody reads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import ConsumerGroupState, KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+
+from streams.broker import kafka
+from streams.settings import Settings
+
+_LOADING = (KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR)
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerGroup:
+    """The workers' group as Kafka sees it now.
+
+    `members` is how many processes are in it.  `settled` is false while partitions are dealt out anew.  `partitions` are
+    those that each consumed topic has, none where it does not exist; `assigned` those that a member has.
+    """
+
+    name: str
+    members: int
+    settled: bool
+    partitions: Mapping[str, frozenset[int]]
+    assigned: Mapping[str, frozenset[int]]
+
+    @property
+    def faults(self) -> list[str]:
+        """What is missing, one line each; nothing of a group that is being dealt out anew."""
+        missing = [topic for topic, numbers in self.partitions.items() if not numbers]
+        faults = [
+            f"consumed topic {topic} does not exist: relay and workers make it when they start" for topic in missing
+        ]
+        if not self.members:
+            topics = ", ".join(self.partitions)
+            return [*faults, f"no worker is in consumer group {self.name}, nobody reads {topics}: start a worker"]
+        if not self.settled:
+            return faults
+        for topic, numbers in self.partitions.items():
+            if unread := sorted(numbers - self.assigned.get(topic, frozenset())):
+                some = ", ".join(map(str, unread))
+                faults.append(
+                    f"no worker reads partitions {some} of topic {topic}: {self.members} processes are in consumer group"
+                    f" {self.name}, do all of them run this version?"
+                )
+        return faults
+
+
+def consumer_group(settings: Settings, topics: Iterable[str]) -> ConsumerGroup:
+    """The workers' group, and who of it reads these topics; ServiceUnreachable when Kafka does not answer; blocking."""
+    admin = AdminClient(kafka.client(settings))
+    name = settings.worker.group
+    try:
+        known = admin.list_topics(timeout=kafka.TIMEOUT).topics
+        group = _described(admin, name)
+    except KafkaException as error:
+        raise kafka.unreachable(settings, error) from None
+    assigned: dict[str, set[int]] = {}
+    members = group.members if group else []
+    for member in members:
+        for each in member.assignment.topic_partitions if member.assignment else ():
+            assigned.setdefault(each.topic, set()).add(each.partition)
+    return ConsumerGroup(
+        name=name,
+        members=len(members),
+        settled=group is not None and group.state is ConsumerGroupState.STABLE,
+        partitions={
+            topic: frozenset(known[topic].partitions if topic in known else ()) for topic in sorted(set(topics))
+        },
+        assigned={topic: frozenset(numbers) for topic, numbers in assigned.items()},
+    )
+
+
+def _described(admin: AdminClient, name: str) -> Any:
+    """The ConsumerGroupDescription; None when nobody was ever in it, or everything of it is gone."""
+    deadline = time.monotonic() + kafka.TIMEOUT
+    while True:
+        future = admin.describe_consumer_groups([name], request_timeout=kafka.TIMEOUT)[name]
+        try:
+            return future.result(kafka.TIMEOUT + 5)
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code == KafkaError.GROUP_ID_NOT_FOUND:
+                return None
+            # A broker that has just started loads its groups first.
+            if code not in _LOADING or time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)

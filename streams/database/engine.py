@@ -1,0 +1,148 @@
+"""Engines and connections from one plain `postgresql://` URL, psycopg 3 underneath: nothing else opens one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Mapping
+from typing import Any, cast
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.engine import URL, Dialect, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from streams.database.sessions import Session, Settings, settle, settle_sync, split_options
+
+# A peer that vanished without a goodbye is noticed within about 15 seconds instead of hours.
+KEEPALIVES: dict[str, Any] = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+
+# The same for the server's end, as settings of a session: it frees the locks of a client that vanished.
+SERVER_KEEPALIVES = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "15000",
+}
+
+PRIMARY = "read-write"
+DRIVER = "postgresql+psycopg"
+
+
+def sync_engine(url: str, *, session: Settings | None = None, **options: Any) -> Engine:
+    """A SQLAlchemy engine for `postgresql://...`: `options` for `create_engine`, `session` beside what we rely on."""
+    address, given, ours = _engine(url, options)
+    engine = create_engine(address, **ours)
+    wanted = Session(given, session or {})
+
+    @event.listens_for(engine, "do_connect")
+    def open_session(dialect: Dialect, record: Any, arguments: Any, parameters: Any) -> Any:
+        def again() -> psycopg.Connection[Any]:
+            return psycopg.connect(*arguments, **parameters)
+
+        connection = dialect.connect(*arguments, **parameters)
+        try:
+            settle_sync(cast("psycopg.Connection[Any]", connection), wanted, again)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    return engine
+
+
+def async_engine(url: str, *, session: Settings | None = None, **options: Any) -> AsyncEngine:
+    """An async engine for `postgresql://...`: `options` for `create_async_engine`, `session` beside what we rely on."""
+    address, given, ours = _engine(url, options)
+    engine = create_async_engine(address, **ours)
+    wanted = Session(given, session or {})
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def open_session(dialect: Dialect, record: Any, arguments: Any, parameters: Any) -> Any:
+        def again() -> Awaitable[psycopg.AsyncConnection[Any]]:
+            return psycopg.AsyncConnection.connect(*arguments, **parameters)
+
+        connection: Any = dialect.connect(*arguments, **parameters)
+        try:
+            connection.run_async(lambda driver: settle(driver, wanted, again))
+        except BaseException:  # cancelled too
+            connection.close()
+            raise
+        return connection
+
+    return engine
+
+
+async def connect(url: str, *, session: Settings | None = None, **parameters: Any) -> psycopg.AsyncConnection[Any]:
+    """A psycopg connection in autocommit mode, for sessions that hold locks or stream replication.
+
+    `session` is set beside what we rely on, `parameters` are libpq's.  To a server that takes writes, unless the URL says
+    otherwise: a standby knows no writers, and its locks are its own.
+    """
+    given, both = _parameters(conninfo_to_dict(url), {"target_session_attrs": PRIMARY, **KEEPALIVES, **parameters})
+
+    def again() -> Awaitable[psycopg.AsyncConnection[Any]]:
+        return psycopg.AsyncConnection.connect(url, **both)
+
+    connection = await psycopg.AsyncConnection.connect(url, autocommit=True, **both)
+    try:
+        await settle(connection, Session(given, session or {}), again)
+    except BaseException:  # cancelled too
+        await connection.close()
+        raise
+    return connection
+
+
+def connect_sync(url: str, *, session: Settings | None = None, **parameters: Any) -> psycopg.Connection[Any]:
+    """A psycopg connection in autocommit mode, to any server that the URL names."""
+    given, both = _parameters(conninfo_to_dict(url), {**KEEPALIVES, **parameters})
+    connection = psycopg.connect(url, autocommit=True, **both)
+    try:
+        settle_sync(connection, Session(given, session or {}), lambda: psycopg.connect(url, **both))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _several(url: str) -> dict[str, Any]:
+    """All that a URL with several hosts says; nothing of one with a single host."""
+    try:
+        said = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        return {}  # SQLAlchemy says it again, with its own error
+    return said if "," in str(said.get("host", "")) else {}
+
+
+def _engine(url: str, options: dict[str, Any]) -> tuple[URL, dict[str, str], dict[str, Any]]:
+    """What SQLAlchemy's two functions take, and what the URL says of the session."""
+    ours = options.get("connect_args", KEEPALIVES)
+    if several := _several(url):
+        # libpq alone knows whose port is whose.  Of several servers the one that takes writes is taken; a single one says
+        # itself that it is read only.
+        address = URL.create(DRIVER)
+        given, both = _parameters(several, {"target_session_attrs": PRIMARY, **ours})
+        parameters = several | both
+    else:
+        address = make_url(url).set(drivername=DRIVER)
+        # libpq takes the last of several.
+        said = {name: value if isinstance(value, str) else value[-1] for name, value in address.query.items()}
+        given, parameters = _parameters(said, ours)
+    # SQLAlchemy repeats the parameters of a statement in its errors: those hold message text.
+    return address, given, {"hide_parameters": True, **options, "connect_args": parameters}
+
+
+def _parameters(said: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    """(what a URL says of the session, libpq's parameters beside that URL): a parameter replaces what the URL says.
+
+    Whatever could come from libpq's environment instead is given here.
+    """
+    settings, rest = split_options(str(said.get("options") or os.environ.get("PGOPTIONS", "")))
+    attributes = said.get("target_session_attrs") or ours.get("target_session_attrs") or "any"
+    fixed = {"target_session_attrs": attributes, "client_encoding": "UTF8", "options": rest}
+    return settings, {**ours, **fixed}

@@ -1,0 +1,145 @@
+"""What a deployment needs in the database: `migrate` creates it, `check` says in one line what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+import streams.database.notify
+import streams.database.replication
+from streams.database import query, revisions, sync_engine
+from streams.database.engine import KEEPALIVES
+from streams.database.sessions import SessionRefused
+from streams.errors import NotMigrated, ServiceUnreachable, SettingsInvalid, UsageError
+from streams.registry import Registry
+from streams.settings import Settings, redact
+
+# Every table of ours but the partitions; `db/schema.sql` says what is in them.
+TABLES = (
+    "outbox", "outbox_direct", "outbox_biz_types", "outbox_state", "outbox_foreign", "outbox_run_crashes",
+    "outbox_partition_crashes", "outbox_message_crashes", "outbox_rejects", "outbox_topics", "relay_position",
+    "relay_shards", "outbox_actions", "outbox_audit_ranges", "outbox_audit_left", "outbox_audits",
+    "outbox_stats", "chat_histories", "agent_chats",
+)  # fmt: skip
+
+
+def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
+    """Create or upgrade everything in the database; yields one line a step.
+
+    ServiceUnreachable when the database goes away, UsageError when it refuses: a missing right, no slot left.
+    """
+    try:
+        with _connect(settings) as database, revisions.locked(database):
+            _check_not_newer(database)
+            revision = revisions.upgrade(database, partition_rows=settings.outbox.partition_rows)
+            yield f"database at revision {revision}"
+            yield from revisions.sync_biz_types(database, biz_types(settings, registry))
+            check_promises(database)
+            database.commit()
+            yield from streams.database.notify.prepare(database, wanted=settings.relay.notify)
+            if settings.relay.mode != "poll":
+                yield from streams.database.replication.prepare(
+                    database, settings.relay.publication, settings.relay.name
+                )
+    except DBAPIError as error:
+        where, reason = redact(settings.database_url), _line(error)
+        if error.connection_invalidated:
+            raise ServiceUnreachable(f"PostgreSQL at {where} went away: {reason}") from error
+        if getattr(error.orig, "sqlstate", None) == streams.database.notify.LOCK_NOT_AVAILABLE:
+            reason = "transactions that write to the outbox do not end; run `streams migrate` again when they have"
+        raise UsageError(f"PostgreSQL at {where} refuses to migrate: {reason}") from error
+
+
+def check(connection: Connection) -> None:
+    """NotMigrated unless the database is at the revision of this code, UsageError when that of a newer version."""
+    _check_not_newer(connection)
+    found, needed = revisions.current(connection), revisions.head()
+    if found != needed:
+        raise NotMigrated(f"the database is at revision {found or '(none)'}, expected {needed}: run `streams migrate`")
+
+
+def check_promises(connection: Connection) -> None:
+    """UsageError when ids are drawn in another way than we rely on, or policies hide rows from this role."""
+    sequence = connection.exec_driver_sql(query("id_sequence")).first()
+    if sequence is not None:
+        raise UsageError(sequence_fault(*sequence))
+    hidden = connection.exec_driver_sql(query("hidden_tables"), {"tables": list(TABLES)}).scalar_one()
+    if hidden:
+        raise UsageError(
+            f"row level security hides rows of {hidden} from this role: run ALTER ROLE ... BYPASSRLS,"
+            " or ALTER TABLE ... DISABLE ROW LEVEL SECURITY"
+        )
+
+
+def sequence_fault(cache: int, increment: int, cycle: bool) -> str:
+    """What is wrong with the sequence that ids are drawn from, and what mends it."""
+    return (
+        f"sequence outbox_id_seq has CACHE {cache} INCREMENT {increment}{' CYCLE' if cycle else ''}, so that a later message"
+        " may get a smaller id: run ALTER SEQUENCE outbox_id_seq CACHE 1 INCREMENT 1 NO CYCLE, then end every session that has"
+        " enqueued since, as it may have kept ids"
+    )
+
+
+def register(connection: Connection, settings: Settings, registry: Registry) -> None:
+    """Tell outbox_enqueue() about those biz_types of this deployment that it does not know."""
+    revisions.add_biz_types(connection, biz_types(settings, registry))
+    connection.commit()
+
+
+def biz_types(settings: Settings, registry: Registry) -> list[revisions.BizType]:
+    """The registry as outbox_enqueue() and relays need it."""
+    found = []
+    for biz_type, agent in sorted(registry.agents.items()):
+        name, topic = agent.event.topic, settings.topic_settings(agent.event.topic)
+        counts = topic.partitions, topic.replication_factor, topic.retention_hours
+        found.append(revisions.BizType(biz_type, name, settings.outbox.max_bytes, *counts, agent.event.key))
+    return found
+
+
+@contextmanager
+def connection(settings: Settings) -> Iterator[Connection]:
+    """A connection to the configured database; whatever PostgreSQL refuses inside the block is one line too.
+
+    ServiceUnreachable when there is none or it goes away, UsageError when a right or a table is missing.
+    """
+    try:
+        with _connect(settings) as database:
+            yield database
+    except DBAPIError as error:
+        where, reason = redact(settings.database_url), _line(error)
+        if (getattr(error.orig, "sqlstate", None) or "").startswith("42"):
+            raise UsageError(f"PostgreSQL at {where} refuses: {reason}") from error
+        raise ServiceUnreachable(f"PostgreSQL at {where} went away: {reason}") from error
+
+
+def _connect(settings: Settings) -> Connection:
+    url = settings.database_url
+    options = {**KEEPALIVES, "connect_timeout": settings.database.connect_timeout}
+    try:
+        return sync_engine(url, poolclass=NullPool, connect_args=options).connect()
+    except OperationalError as error:
+        if isinstance(error.orig, SessionRefused):
+            raise UsageError(f"PostgreSQL at {redact(url)}: {_line(error)}") from None
+        raise ServiceUnreachable(f"PostgreSQL at {redact(url)} cannot be reached: {_line(error)}") from None
+    except (ProgrammingError, ArgumentError) as error:
+        # libpq does not know an option of the URL; its message names the option, not its value.
+        raise SettingsInvalid(f"setting 'database.url' is {redact(url)!r}: {_line(error)}") from None
+
+
+def _check_not_newer(connection: Connection) -> None:
+    found = revisions.current(connection)
+    if found is not None and found not in revisions.revisions():
+        raise UsageError(
+            f"the database is at revision {found}, which outbox-streams {version('outbox-streams')} does not know"
+            f" (its newest: {revisions.head()}): install a newer version"
+        )
+
+
+def _line(error: SQLAlchemyError) -> str:
+    reason = str(error.orig) if isinstance(error, DBAPIError) else str(error)
+    return reason.strip().splitlines()[0]

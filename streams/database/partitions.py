@@ -1,0 +1,112 @@
+"""Partitions of outbox and outbox_state, made ahead of need without blocking an open enqueue.
+
+CREATE TABLE ... PARTITION OF takes ACCESS EXCLUSIVE on the parent: it waits for every open enqueue and then blocks all
+new ones.  CREATE plus ATTACH takes SHARE UPDATE EXCLUSIVE, which lets writers through.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import Connection
+
+from streams.database.queries import query
+
+PARTITIONED = ("outbox", "outbox_state")
+LOCK = 7_201_002
+AT_ONCE = 20
+_BOUNDS = re.compile(r"FROM \('(\d+)'\) TO \('(\d+)'\)")
+
+
+def ensure_sync(connection: Connection, *, ahead: int, width: int) -> int:
+    """Like `ensure`, on a SQLAlchemy connection (autobegun; the caller commits)."""
+    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    with driver.cursor() as cursor:
+        cursor.execute(query("partition_lock"), {"key": LOCK})
+        cursor.execute(query("partition_bounds"))
+        bounds = cursor.fetchall()
+        cursor.execute(query("last_id"))
+        [(last,)] = cursor.fetchall()
+        statements = _statements(bounds, last, last + ahead, width)
+        if statements:
+            cursor.execute(query("as_owner"))
+        for statement in statements:
+            cursor.execute(statement)
+    return len(statements) // 2
+
+
+async def ensure(connection: psycopg.AsyncConnection[Any], *, ahead: int, width: int) -> int:
+    """Make partitions of `width` ids until the id `ahead` of the newest one has a home; returns how many were made.
+
+    A few in one transaction: each takes locks of a table that the whole server shares.
+    """
+    made = 0
+    while True:
+        async with connection.transaction(), connection.cursor() as cursor:
+            await cursor.execute(query("partition_lock"), {"key": LOCK})
+            await cursor.execute(query("partition_bounds"))
+            bounds = await cursor.fetchall()
+            await cursor.execute(query("last_id"))
+            [(last,)] = await cursor.fetchall()
+            end = max(_end(bounds), last)
+            statements = _statements(bounds, last, min(last + ahead, end + AT_ONCE * width), width)
+            if statements:
+                await cursor.execute(query("as_owner"))
+            for statement in statements:
+                await cursor.execute(statement)
+        if not statements:
+            return made
+        made += len(statements) // 2
+
+
+async def reach(connection: psycopg.AsyncConnection[Any]) -> int:
+    """The first id without a home."""
+    return _end(await (await connection.execute(query("partition_bounds"))).fetchall())
+
+
+def reach_sync(connection: Connection) -> int:
+    """Like `reach`, on a SQLAlchemy connection."""
+    return _end([(row[0], row[1]) for row in connection.exec_driver_sql(query("partition_bounds"))])
+
+
+def _end(bounds: list[tuple[str, str]]) -> int:
+    ends = {
+        parent: max(
+            (int(found[2]) for table, bound in bounds if table == parent and (found := _BOUNDS.search(bound))),
+            default=0,
+        )
+        for parent in PARTITIONED
+    }
+    return min(ends.values())
+
+
+def _statements(bounds: list[tuple[str, str]], last: int, needed: int, width: int) -> list[sql.Composed]:
+    """CREATE and ATTACH for every missing partition up to the id `needed`.
+
+    A sequence that jumped leaves a gap that no id will fall into: it gets no partitions.
+    """
+    statements: list[sql.Composed] = []
+    for parent in PARTITIONED:
+        ends = [int(found[2]) for table, bound in bounds if table == parent and (found := _BOUNDS.search(bound))]
+        start = max(*ends, last // width * width) if ends else 0
+        while start <= needed:
+            end = (start // width + 1) * width
+            statements += _partition(parent, start, end)
+            start = end
+    return statements
+
+
+def _partition(parent: str, start: int, end: int) -> list[sql.Composed]:
+    names = {"parent": sql.Identifier(parent), "child": sql.Identifier(f"{parent}_{start}")}
+    # Identity stays the parent's alone: attaching a table with an identity of its own is an error.
+    create = sql.SQL(
+        "CREATE TABLE {child} (LIKE {parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES"
+        " INCLUDING STORAGE)"
+    ).format(**names)
+    attach = sql.SQL("ALTER TABLE {parent} ATTACH PARTITION {child} FOR VALUES FROM ({start}) TO ({end})").format(
+        **names, start=sql.Literal(start), end=sql.Literal(end)
+    )
+    return [create, attach]

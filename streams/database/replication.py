@@ -1,0 +1,50 @@
+"""The publication and the slot that logical decoding needs: publication first, then slot.
+
+PostgreSQL 18 skips rows with no more than a server warning when a slot is older than the publication it is read with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import LiteralString
+
+from psycopg import sql
+from sqlalchemy import Connection
+
+from streams.database.queries import query
+
+FAILOVER_SLOTS = 17_00_00  # the first version of PostgreSQL that has them
+
+
+def create_slot(version: int) -> LiteralString:
+    """The statement that makes a slot on a server of this version: one that may fail over, where there is such a thing."""
+    return query("create_failover_slot" if version >= FAILOVER_SLOTS else "create_slot")
+
+
+def prepare(connection: Connection, publication: str, slot: str) -> Iterator[str]:
+    """Create what is missing; yields one line a step.  Without `wal_level=logical` only the publication is made."""
+    if not connection.exec_driver_sql(query("publication"), {"publication": publication}).first():
+        create = sql.SQL(
+            "CREATE PUBLICATION {} FOR TABLE outbox WITH (publish = 'insert', publish_via_partition_root = true)"
+        ).format(sql.Identifier(publication))
+        connection.exec_driver_sql(create.as_string())
+        yield f"publication {publication} created"
+    connection.commit()
+    level = connection.exec_driver_sql("SHOW wal_level").scalar_one()
+    if level != "logical":
+        yield f"no replication slot: wal_level is {level}, and relay mode cdc needs logical"
+        return
+    if connection.exec_driver_sql(query("relay_wish"), {"relay": slot}).scalar() == "poll":
+        yield f"no replication slot: relay {slot} was switched to poll"
+        return
+    slot_row = connection.exec_driver_sql(query("slot"), {"slot": slot}).mappings().first()
+    if slot_row is not None and slot_row["failover"] is False:
+        yield f"replication slot {slot} is no failover slot: a relay in mode cdc makes it one when it begins to stream"
+    if slot_row is None:
+        # Waits for every transaction that is writing now, so it belongs to the deployment and not to the relay's start.
+        version = connection.exec_driver_sql("SHOW server_version_num").scalar_one()
+        connection.exec_driver_sql(create_slot(int(version)), {"slot": slot})
+        if not connection.exec_driver_sql(query("outbox_writers")).first():
+            connection.exec_driver_sql(query("slot_begins"), {"slot": slot, "publication": publication})
+        yield f"replication slot {slot} created"
+    connection.commit()

@@ -1,0 +1,105 @@
+"""Bring a database up to date under an advisory lock: twice, or from two processes at once, is safe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from sqlalchemy import Connection
+
+from streams.database.files import sql_folder
+from streams.database.partitions import ensure_sync
+from streams.database.queries import query
+
+MIGRATIONS = sql_folder() / "migrations"
+# The business database may well have an `alembic_version` of its own.
+VERSION_TABLE = "outbox_streams_version"
+LOCK = 7_201_001
+
+
+class BizType(NamedTuple):
+    """What outbox_enqueue() has to know about a biz_type, and a relay about its topic."""
+
+    biz_type: str
+    topic: str
+    max_bytes: int
+    partitions: int
+    replication_factor: int
+    retention_hours: int
+    key_field: str
+
+
+def upgrade(connection: Connection, *, partition_rows: int) -> str:
+    """Upgrade to the newest revision, with partitions to write to; returns the revision.
+
+    The caller's connection must not be in a transaction; each step commits its own.
+    """
+    # Every command of ours looks at the revision when it starts, and Alembic takes longer to import than that takes.
+    from alembic import command
+    from alembic.config import Config
+
+    with locked(connection):
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        connection.commit()
+        ensure_sync(connection, ahead=1, width=partition_rows)
+        connection.commit()
+    return head()
+
+
+@contextmanager
+def locked(connection: Connection) -> Iterator[None]:
+    """One migration at a time, across processes; may be nested."""
+    connection.exec_driver_sql("SELECT pg_advisory_lock(%(key)s)", {"key": LOCK})
+    connection.commit()
+    try:
+        yield
+    finally:
+        # A connection that broke has lost its locks, and its own error is the one to see.
+        if not connection.invalidated:
+            connection.rollback()
+            connection.exec_driver_sql("SELECT pg_advisory_unlock(%(key)s)", {"key": LOCK})
+            connection.commit()
+
+
+def sync_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> Iterator[str]:
+    """Make what is registered what these say; yields a line for each that was something else.  Others stay."""
+    known = {row.biz_type: row for row in connection.exec_driver_sql(query("biz_types"))}
+    for wanted in biz_types:
+        before = known.get(wanted.biz_type)
+        if before is None or tuple(before[:7]) != tuple(wanted):
+            connection.exec_driver_sql(query("register_biz_type"), wanted._asdict())
+        if before is not None and (before.topic, before.max_bytes) != (wanted.topic, wanted.max_bytes):
+            yield (
+                f"biz_type {wanted.biz_type}: topic {wanted.topic}, at most {wanted.max_bytes} bytes"
+                f" (before: topic {before.topic}, {before.max_bytes} bytes)"
+            )
+        if before is not None and before.retired_at is not None:
+            yield f"biz_type {wanted.biz_type} is retired: `streams biz-types retire --undo {wanted.biz_type}` takes it back"
+
+
+def add_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> None:
+    """Register those of these that nobody has; what is registered stays as it is, it may be of a newer version."""
+    for wanted in biz_types:
+        connection.exec_driver_sql(query("add_biz_type"), wanted._asdict())
+
+
+def head() -> str:
+    """The revision this version of the code needs."""
+    return revisions()[-1]
+
+
+def revisions() -> list[str]:
+    """Those this version of the code has, oldest first, as its files are named; it lacks those of a newer version."""
+    files = (file.name for file in MIGRATIONS.joinpath("versions").iterdir())
+    return sorted(name.partition("_")[0] for name in files if name.endswith(".py"))
+
+
+def current(connection: Connection) -> str | None:
+    """The revision the database is at; None when it was never migrated."""
+    table = connection.exec_driver_sql("SELECT to_regclass(%(name)s)", {"name": VERSION_TABLE}).scalar()
+    found = table and connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar()
+    return str(found) if found else None

@@ -1,0 +1,31 @@
+"""The dead-letter desk: look at dead messages, replay or discard them, every act written down in `outbox_actions`.
+
+Functions take a synchronous connection that is in no transaction; from async code, `await connection.run_sync(...)`.
+"""
+
+from streams.operate.conversations import NotHeld, Waiting, release, waiting
+from streams.operate.dead_letters import Group, Letter, groups, letters, payload
+from streams.operate.replay import MOST_REPLAYS, Circle, Operator, Step, discard, edit, plan, replay
+from streams.operate.selection import Choice, NotDead
+
+__all__ = [
+    "MOST_REPLAYS",
+    "Choice",
+    "Circle",
+    "Group",
+    "Letter",
+    "NotDead",
+    "NotHeld",
+    "Operator",
+    "Step",
+    "Waiting",
+    "discard",
+    "edit",
+    "groups",
+    "letters",
+    "payload",
+    "plan",
+    "release",
+    "replay",
+    "waiting",
+]

@@ -1,0 +1,153 @@
+"""One message's or one conversation's whole story: enqueued, relayed, tried, persisted or dead, sent again, by whom.
+
+Never its text.  The functions take a synchronous connection; from async code, `await connection.run_sync(...)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, cast
+
+from sqlalchemy import Connection
+
+from streams.database import query
+from streams.message_id import Name, foreign, name_of, ours
+
+# Ids looked through at a time for a conversation: some 50 ms.
+WINDOW = 200_000
+
+ENDED = {"consumed": "persisted", "dead": "dead", "discarded": "discarded"}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened; `at` is None when nobody wrote the time down."""
+
+    stage: str
+    at: datetime | None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One message: what it is, where it stands, and what happened to it, in order; `source:id` if it is another system's."""
+
+    outbox_id: Name
+    biz_type: str
+    topic: str
+    key: str
+    status: str
+    events: Sequence[Event]
+
+
+def messages(connection: Connection, ids: Iterable[Name]) -> list[Trace]:
+    """The stories of these messages, each once, in order, ours first; an id that sends another again is that other one."""
+    named = list(ids)
+    roots = [row[0] for row in connection.exec_driver_sql(query("trace_roots"), {"ids": ours(named)})]
+    found = {"ids": roots}
+    rows = [dict(row) for row in connection.exec_driver_sql(query("trace_messages"), found).mappings()]
+    rows += [dict(row) for row in connection.exec_driver_sql(query("trace_foreign"), foreign(named)).mappings()]
+    names = {"names": [str(_name(row)) for row in rows]}
+    resends = _grouped(connection, "trace_resends", "outbox_id", found)
+    actions = _grouped(connection, "trace_actions", "name", names)
+    return [_trace(row, resends.get(_name(row), []), actions.get(str(_name(row)), [])) for row in rows]
+
+
+def conversation(
+    connection: Connection, key: str, *, source: str = "", since: datetime | None = None, limit: int = 100
+) -> list[Trace]:
+    """The newest `limit` messages with this key, oldest first; `since` bounds how far back it looks.
+
+    `source` names another system whose messages are meant.
+    """
+    if source:
+        where = {"source": source, "key": key, "since": since, "limit": limit}
+        rows = connection.exec_driver_sql(query("trace_foreign_key"), where)
+        return messages(connection, [name_of(source, row[0]) for row in rows])
+    first, last = connection.exec_driver_sql(query("trace_ids")).one()
+    found: list[int] = []
+    until = last or 0
+    while len(found) < limit and until >= (first or 1):
+        after = until - WINDOW
+        window = {"after": after, "until": until, "key": key, "limit": limit - len(found)}
+        found += [row[0] for row in connection.exec_driver_sql(query("trace_window"), window)]
+        older = {"after": after, "since": since}
+        if since is not None and connection.exec_driver_sql(query("trace_older"), older).scalar_one():
+            break
+        until = after
+    traces = messages(connection, found)
+    return traces if since is None else [each for each in traces if (at := each.events[0].at) is None or at >= since]
+
+
+def direct(connection: Connection, outbox_id: int) -> bool:
+    """Whether its caller wrote this message itself, while the outbox was disabled."""
+    return bool(connection.exec_driver_sql(query("trace_direct"), {"outbox_id": outbox_id}).scalar_one())
+
+
+def _name(row: Mapping[str, Any]) -> Name:
+    return name_of(row.get("source", ""), row["outbox_id"])
+
+
+def _grouped(
+    connection: Connection, name: str, by: str, parameters: dict[str, Any]
+) -> dict[Name, list[Mapping[str, Any]]]:
+    found: dict[Name, list[Mapping[str, Any]]] = {}
+    # Names of our own queries only; the text is never put together.
+    for row in connection.exec_driver_sql(query(name), parameters).mappings():
+        found.setdefault(row[by], []).append(dict(row))
+    return found
+
+
+def _trace(row: Mapping[str, Any], resends: list[Mapping[str, Any]], actions: list[Mapping[str, Any]]) -> Trace:
+    status = row["status"] or ("published" if row["published"] else "pending")
+    # Of another system's message only the time of its record is known.
+    stage = "produced" if row.get("source") else "enqueued"
+    enqueued = Event(stage, row["created_at"], _some(row, "bytes", "traceparent"))
+    again = [
+        Event("sent again", each["created_at"], {"as": each["resend"], "published": each["published"]})
+        for each in resends
+    ]
+    acts = [
+        Event(each["act"], each["at"], _some(each, "who", "why") | _some(each["what"], "error_code"))
+        for each in actions
+    ]
+    later = sorted(again + acts, key=lambda event: cast("datetime", event.at))
+    return Trace(
+        _name(row),
+        row["biz_type"],
+        row["topic"],
+        row["key"],
+        status,
+        [enqueued, *_relayed(row), *later, *_fate(row)],
+    )
+
+
+def _relayed(row: Mapping[str, Any]) -> list[Event]:
+    """Kafka's timestamp of a record is the time of its enqueueing: when it was relayed is written down nowhere."""
+    if row["offset"] is not None:
+        return [Event("relayed", None, _some(row, "topic", "partition", "offset"))]
+    return [Event("relayed", None, _some(row, "topic"))] if row["published"] else []
+
+
+def _fate(row: Mapping[str, Any]) -> list[Event]:
+    """Where it stands now; errors stay written down until it is persisted, and after."""
+    if row["status"] is None:
+        return []
+    failed = {"attempts": row["attempts"] or None} | {name: row[name] for name in ("error_code", "error")}
+    about = failed | {"replays": row["replays"] or None}
+    if row["status"] == "consumed":
+        about["applied"] = row["applied"]
+    elif row["status"] == "retrying":
+        about["next_retry_at"] = row["next_retry_at"]
+    elif row["status"] == "parked":
+        about["behind"] = row["behind"] and name_of(row.get("source", ""), row["behind"])
+    elif row["status"] == "replaying":
+        about["source"] = row["source_id"]
+    stage = ENDED.get(row["status"], row["status"])
+    return [Event(stage, row["updated_at"], {name: value for name, value in about.items() if value is not None})]
+
+
+def _some(row: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: row[name] for name in names if row.get(name) is not None}

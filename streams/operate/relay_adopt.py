@@ -1,0 +1,74 @@
+"""A database that is not the one a relay published from, taken on: by an operator who knows how it came about.
+
+What Kafka has of the other database's life is not known here.  So ids it may have drawn are not drawn again, and what is
+not known to be published is published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from streams.broker import beat
+from streams.database import partitions, query
+from streams.errors import UsageError
+from streams.operate.relay_switch import note
+from streams.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What adopting would do: the relay goes on at `floor`, and the next id is the one after `newest`.
+
+    `was` tells how it stood; it counts on from `beat`.
+    """
+
+    relay: str
+    floor: int
+    newest: int
+    was: str
+    beat: int
+
+
+def plan(connection: Connection, settings: Settings, *, skip: int, force: bool = False) -> Plan | None:
+    """What there is to adopt; None when this is the database that the relay knows, unless `force`.
+
+    Reads Kafka's beat first; ServiceUnreachable without Kafka.
+    """
+    beats = beat.read(settings)
+    relay = settings.relay.name
+    names = {"relay": relay, "publication": settings.relay.publication}
+    with connection.begin():
+        saved = connection.exec_driver_sql(query("relay_saved"), names).one()
+        floor, known_as, identity = saved[0], saved[6], saved[7]
+        newest = connection.exec_driver_sql(query("newest_id")).scalar_one()
+        drawn = saved[8]
+        rows = [tuple(row) for row in connection.exec_driver_sql(query("beats"))]
+    counted = next((count for name, count, _ in rows if name == relay), None) or 0
+    known = beats.get(relay)
+    went_back = known is not None and known.identity == identity and known.count > counted
+    if known_as in (None, identity) and drawn >= floor and not went_back and not force:
+        return None
+    # Ids below the floor were drawn anew: which of them are published nobody knows.
+    return Plan(
+        relay,
+        floor if drawn >= floor else 0,
+        max(newest, floor) + skip,
+        f"floor {floor}, newest id {drawn}",
+        max(counted, known.count if known else 0) + 1,
+    )
+
+
+def adopt(connection: Connection, settings: Settings, found: Plan, *, who: str, why: str | None) -> None:
+    """Do it, in one transaction, and write it down.  UsageError while a relay of this name leads."""
+    relay = {"relay": found.relay}
+    with connection.begin():
+        if not connection.exec_driver_sql(query("relay_hold"), relay).scalar_one():
+            raise UsageError(f"relay {found.relay} leads at this moment: stop it first")
+        connection.exec_driver_sql(query("skip_ids"), {"newest": found.newest})
+        partitions.ensure_sync(connection, ahead=1, width=settings.outbox.partition_rows)
+        connection.exec_driver_sql(query("relay_adopt"), {**relay, "floor": found.floor})
+        connection.exec_driver_sql(query("relay_raise_beat"), {**relay, "beat": found.beat})
+        what = {**relay, "floor": found.floor, "newest": found.newest, "was": found.was}
+        note(connection, "relay adopt", who, why, what)

@@ -1,0 +1,134 @@
+"""How relays stand: who leads and who stands by, what they do, how far they are, and what their slot holds back."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from streams.database import query
+
+# A leader writes its heartbeat every other second.
+SILENT_SECONDS = 10.0
+
+_MEMBER = re.compile(r"outbox-streams relay (\w+) (\d+)@(.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One relay process: the mode it was started with, and where it runs (host cut at what PostgreSQL keeps of it).
+
+    `shards` are those it leads, where relays share the work.
+    """
+
+    pid: int
+    host: str
+    mode: str | None
+    shards: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far behind: log bytes (None where no log is read), ids drawn since the floor, age of the oldest row above it."""
+
+    bytes: int | None
+    rows: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SlotHealth:
+    """The relay's replication slot; `safe_bytes` more may be written before it is lost (None: no limit)."""
+
+    wal_status: str | None
+    active: bool
+    held_bytes: int
+    safe_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One relay name.  `mode` publishes now, `asked` is what the leader was started with, `wish` what operators asked for
+    later; `doing` is streaming, polling, healing, connector or waiting.  `strange`: this is not the database it knows.
+    `sharing` are relays that lead some shards each; the `leader` is the one with the first."""
+
+    name: str
+    mode: str | None
+    asked: str | None
+    wish: str | None
+    doing: str | None
+    reason: str | None
+    leader: Member | None
+    silent_seconds: float | None
+    sharing: tuple[Member, ...]
+    standbys: tuple[Member, ...]
+    floor: int
+    position: str | None
+    lag: Lag
+    rate: float
+    slot: SlotHealth | None
+    strange: bool
+
+    @property
+    def faults(self) -> list[str]:
+        """What is bad news, one line each."""
+        found = []
+        if self.strange:
+            found.append(f"this is not the database that relay {self.name} published from: see `streams relay adopt`")
+        if self.leader is None:
+            silent = (
+                "" if self.silent_seconds is None else f", the last leader is silent for {self.silent_seconds:.0f} s"
+            )
+            found.append(f"nobody leads relay {self.name}{silent}: start `streams relay`")
+        elif self.doing in ("healing", "waiting"):
+            found.append(f"relay {self.name} is {self.doing}: {self.reason or 'it has just begun'}")
+        if self.slot is not None and self.slot.wal_status == "lost":
+            found.append(f"replication slot {self.name} has lost its WAL: a relay in mode cdc makes it anew")
+        if self.slot is None and self.mode in ("cdc", "debezium"):
+            found.append(f"replication slot {self.name} does not exist: a relay in mode cdc makes it anew")
+        return found
+
+
+def standing(connection: Connection, relay: str | None = None) -> list[Standing]:
+    """How this relay stands, or each that ever had a leader or a slot of its own."""
+    rows = connection.exec_driver_sql(query("relays_standing"), {"relay": relay}).mappings().all()
+    return [
+        _standing(dict(row), _sharing(connection, row["name"]), _attendance(connection, row["name"])) for row in rows
+    ]
+
+
+def _standing(row: dict[str, Any], sharing: list[Member], present: list[Member]) -> Standing:
+    fresh = row["silent"] is not None and row["silent"] < SILENT_SECONDS
+    leader = None
+    if row["pid"] is not None and fresh:
+        leader = Member(row["pid"], (row["leader"] or "").rpartition(":")[0], row["asked"])
+    slot = None
+    if row["wal_status"] is not None or row["held"] is not None:
+        slot = SlotHealth(row["wal_status"], row["slot_active"], row["held"] or 0, row["safe_wal_size"])
+    return Standing(
+        **{key: row[key] for key in ("name", "mode", "asked", "wish", "doing", "reason", "floor", "position", "rate")},
+        leader=leader,
+        silent_seconds=row["silent"],
+        sharing=tuple(sharing),
+        standbys=tuple(each for each in present if not any(_same(each, other) for other in (leader, *sharing))),
+        lag=Lag(row["lag_bytes"], row["lag_rows"], round(row["lag_seconds"], 3)),
+        slot=slot,
+        strange=row["strange"],
+    )
+
+
+def _sharing(connection: Connection, relay: str) -> list[Member]:
+    rows = connection.exec_driver_sql(query("relay_sharing"), {"relay": relay})
+    return [Member(pid, (leader or "").rpartition(":")[0], "poll", tuple(shards)) for pid, leader, shards in rows]
+
+
+def _attendance(connection: Connection, relay: str) -> list[Member]:
+    names = connection.exec_driver_sql(query("relay_attendance"), {"relay": relay}).scalars()
+    found = (_MEMBER.fullmatch(name) for name in names)
+    return [Member(int(each[2]), each[3], each[1]) for each in found if each]
+
+
+def _same(one: Member, other: Member | None) -> bool:
+    return other is not None and one.pid == other.pid and other.host.startswith(one.host)

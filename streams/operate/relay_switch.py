@@ -1,0 +1,42 @@
+"""What operators want a relay to do, written into the database: whoever leads in mode auto follows within a second."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection
+
+from streams.database import query
+from streams.errors import UsageError
+from streams.settings import Settings
+
+
+def switch(connection: Connection, settings: Settings, mode: str, *, who: str, why: str | None) -> None:
+    """Ask for this mode from now on, and write it down.
+
+    UsageError when it cannot be had, or nobody would follow.
+    """
+    relay = settings.relay.name
+    if mode == "debezium" and not (settings.connect.url and settings.connect.register):
+        raise UsageError(
+            "to switch to debezium set connect.url, and connect.register to true, for every relay of this name"
+        )
+    with connection.begin():
+        found = connection.exec_driver_sql(query("relay_switch"), {"relay": relay, "wish": mode}).first()
+        if found is None or found[0] is None:
+            raise UsageError(f"relay {relay} never ran here: start it, `streams relay --mode {mode}`")
+        asked, leads = found
+        if leads and asked != "auto":
+            raise UsageError(
+                f"the leader of relay {relay} was started with mode {asked} and follows nobody:"
+                " start relays with mode auto (relay.mode), then switch"
+            )
+        note(connection, "relay switch", who, why, {"relay": relay, "to": mode})
+
+
+def note(connection: Connection, act: str, who: str, why: str | None, what: Mapping[str, Any]) -> None:
+    """Write an operator's act down, in the transaction that does it."""
+    parameters = {"who": who, "act": act, "outbox_id": None, "what": orjson.dumps(what).decode(), "why": why}
+    connection.exec_driver_sql(query("note_action"), parameters)

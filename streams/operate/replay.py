@@ -1,0 +1,184 @@
+"""Replay and discard: bounded transactions in order, each with its row in `outbox_actions`.
+
+A replay is a new outbox row that names its root, so the relay publishes it like any other; the root's state says
+`replaying` and which row counts, and a worker takes no other.  A message of another system has no outbox row: it is due
+again with the payload that was kept, and workers take it up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection
+
+from streams import codec, envelope
+from streams.database import query
+from streams.errors import StreamsError, UsageError
+from streams.events import EventType
+from streams.message_id import Name, foreign, name_of, ours, parts_of
+from streams.operate.selection import Choice, NotDead, in_order
+from streams.registry import Agent, Registry
+
+# Messages a transaction: it holds their row locks, and a worker may wait for one of them.
+BATCH = 1000
+# What failed again after so many replays needs another cure: `force` overrides.
+MOST_REPLAYS = 3
+
+
+class Circle(StreamsError):
+    """A message was replayed too often already: nothing was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Who acts, and why."""
+
+    who: str
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one committed transaction did: `circling` were replayed too often, `gone` were no longer dead."""
+
+    done: int
+    circling: int = 0
+    gone: int = 0
+
+    @property
+    def worked(self) -> int:
+        """How many messages of the plan this step covers."""
+        return self.done + self.circling + self.gone
+
+
+def replay(
+    connection: Connection,
+    ids: Sequence[Name],
+    operator: Operator,
+    choice: Choice,
+    *,
+    force: bool = False,
+    rate: float | None = None,
+) -> Iterator[Step]:
+    """Send these dead messages again, in this order (`in_order` gives it), at most `rate` a second.
+
+    Each step is committed when it is yielded. Messages replayed MOST_REPLAYS times are left dead unless `force`; one
+    that is circling alone is a Circle.
+    """
+    for batch in _paced(ids, rate):
+        with connection.begin():
+            dead = _lock(connection, batch)
+            chosen = [one for one in batch if one in dead and (force or dead[one] < MOST_REPLAYS)]
+            circling = len(dead) - len(chosen)
+            if circling == len(ids) == 1:
+                raise Circle(
+                    f"message {ids[0]} was replayed {dead[ids[0]]} times already and died again:"
+                    " mend the cause, then --force"
+                )
+            _send_again(connection, chosen)
+            note(connection, operator, "replay", chosen, {"filter": choice.said(), "force": force})
+        yield Step(len(chosen), circling, len(batch) - len(dead))
+
+
+def discard(
+    connection: Connection, ids: Sequence[Name], operator: Operator, choice: Choice, *, rate: float | None = None
+) -> Iterator[Step]:
+    """Give these dead messages up for good; each step is committed when it is yielded."""
+    for batch in _paced(ids, rate):
+        with connection.begin():
+            chosen = list(_lock(connection, batch))
+            connection.exec_driver_sql(query("dead_discard"), {"ids": ours(chosen)})
+            connection.exec_driver_sql(query("foreign_discard"), foreign(chosen))
+            note(connection, operator, "discard", chosen, {"filter": choice.said()})
+        yield Step(len(chosen), gone=len(batch) - len(chosen))
+
+
+def edit(
+    connection: Connection, name: Name, text: bytes, registry: Registry, max_bytes: int, operator: Operator
+) -> None:
+    """Replay one dead message with another payload; the old one stays in its outbox row, or beside the new one.
+
+    UsageError says what is wrong with the payload, or that it belongs to another conversation.
+    """
+    with connection.begin():
+        if not _lock(connection, [name]):
+            raise NotDead(f"message {name} is not dead: nothing was done")
+        source, outbox_id = parts_of(name)
+        about: dict[str, Any] = {"edited": True}
+        parameters = {"source": source, "outbox_id": outbox_id}
+        if source:
+            old, biz_type, _ = connection.exec_driver_sql(query("foreign_payload"), parameters).one()
+            event = _agent(biz_type, registry).event
+            key, payload = _checked(text, event, envelope.conversation(old, event), max_bytes)
+            connection.exec_driver_sql(query("foreign_edit"), parameters | {"payload": payload, "key": key})
+            _send_again(connection, [name])
+        else:
+            about["replaced"], _, biz_type, key = connection.exec_driver_sql(query("dead_payload"), parameters).one()
+            _, payload = _checked(text, _agent(biz_type, registry).event, key, max_bytes)
+            _send_again(connection, [name], payload)
+        note(connection, operator, "replay", [name], about)
+
+
+def plan(connection: Connection, choice: Choice) -> list[Name]:
+    """The messages an act on this choice would work, in its order; leaves the connection in no transaction."""
+    with connection.begin():
+        return in_order(connection, choice)
+
+
+def note(connection: Connection, operator: Operator, act: str, ids: list[Name], about: dict[str, Any]) -> None:
+    """Write an act on these messages down, in the transaction that does it; nothing when there are none."""
+    if not ids:
+        return
+    what = {"count": len(ids), "ids": ids} | {name: value for name, value in about.items() if value}
+    one = ids[0] if len(ids) == 1 and isinstance(ids[0], int) else None
+    note = {"who": operator.who, "act": act, "outbox_id": one, "what": orjson.dumps(what).decode(), "why": operator.why}
+    connection.exec_driver_sql(query("note_action"), note)
+
+
+def _paced(ids: Sequence[Name], rate: float | None) -> Iterator[Sequence[Name]]:
+    """Slices of the plan, each when the rate lets it go."""
+    size = BATCH if rate is None else max(1, min(BATCH, int(rate)))
+    began = time.monotonic()
+    for start in range(0, len(ids), size):
+        if rate is not None:
+            time.sleep(max(0.0, began + start / rate - time.monotonic()))
+        yield ids[start : start + size]
+
+
+def _lock(connection: Connection, ids: Sequence[Name]) -> dict[Name, int]:
+    """Those still dead, with how often each was replayed."""
+    rows = connection.exec_driver_sql(query("dead_lock"), {"ids": ours(ids)})
+    found: dict[Name, int] = {row[0]: row[1] for row in rows}
+    rows = connection.exec_driver_sql(query("foreign_lock"), foreign(ids))
+    return found | {name_of(source, outbox_id): replays for source, outbox_id, replays in rows}
+
+
+def _send_again(connection: Connection, ids: list[Name], payload: str | None = None) -> None:
+    if ids:
+        rows = connection.exec_driver_sql(query("dead_replay"), {"ids": ours(ids), "payload": payload}).all()
+        if len(rows) != len(ours(ids)):
+            lost = min(set(ours(ids)) - {row[0] for row in rows})
+            raise StreamsError(f"message {lost} has lost its outbox row and cannot be replayed: nothing was done")
+        connection.exec_driver_sql(query("foreign_replay"), foreign(ids))
+
+
+def _agent(biz_type: str, registry: Registry) -> Agent:
+    agent = registry.agents.get(biz_type)
+    if agent is None:
+        raise UsageError(f"unknown biz_type {biz_type!r:.80}: expected one of {', '.join(sorted(registry.agents))}")
+    return agent
+
+
+def _checked(text: bytes, event: EventType, key: str | None, max_bytes: int) -> tuple[str, str]:
+    """(key, payload as it will be stored); any key where nobody knows the right one."""
+    try:
+        found, payload = codec.encode(codec.decode(text, event.payload), event, max_bytes)
+    except StreamsError as error:
+        raise UsageError(f"the edited payload cannot be taken: {error}") from None
+    if key is not None and found != key:
+        raise UsageError(f"the edited payload's {event.key!r} is {found!r:.80}, expected {key!r:.80}")
+    return found, payload

@@ -1,0 +1,1 @@
+"""The connector of Debezium that publishes instead of the relay."""

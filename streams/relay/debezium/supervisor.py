@@ -1,0 +1,145 @@
+"""What a leader does while Debezium publishes: its connector is looked after, the floor kept, lost messages sent again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import psycopg
+
+from streams.database import connect, query
+from streams.errors import ServiceUnreachable, UsageError
+from streams.relay.debezium.config import connector, differences
+from streams.relay.debezium.rest import Connect, State
+from streams.relay.postgres.lsn import lsn_number
+from streams.relay.postgres.wal_floor import WalFloor
+from streams.settings import Settings
+
+logger = logging.getLogger("streams.relay")
+
+LOOK_SECONDS = 1.0
+# How long a task may be failed before it is started again; doubled each time, up to the limit.
+RESTART_SECONDS, RESTART_LIMIT = 1.0, 60.0
+STOP_SECONDS = 10.0
+
+
+class SlotFloor(WalFloor):
+    """The floor of a slot that somebody else confirms."""
+
+    def __init__(self, slot: str) -> None:
+        super().__init__(lambda: self._position)
+        self._slot = slot
+        self._position: int | None = None
+
+    async def look(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Ask how far the slot is confirmed, then look at the writers."""
+        row = await (await connection.execute(query("slot"), {"slot": self._slot})).fetchone()
+        self._position = lsn_number(row[4]) if row and row[4] else None
+        await super().look(connection)
+
+
+class Keeper:
+    """Looks after the connector: as the settings say it must be, running, and restarted when its task failed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        url = settings.connect.url
+        self._connect = Connect(url, settings.relay.name) if url else None
+        self._ours = settings.connect.register
+        self._outbox_schema: str | None = None
+
+    async def reach(self) -> None:
+        """ServiceUnreachable when Connect does not answer."""
+        if self._connect is not None:
+            await self._connect.configuration()
+
+    async def begin(self) -> None:
+        """The connector is there and as it must be, or UsageError says what to set; ours is made and started."""
+        if self._connect is None:
+            return
+        wanted = connector(self._settings)
+        if not self._ours:
+            await self._check(self._connect)
+            return
+        found = await self._connect.configuration() or {}
+        if {**wanted, "name": self._settings.relay.name} != found:
+            faults = await self._connect.faults(wanted)
+            if faults:
+                raise UsageError(f"Kafka Connect refuses connector {self._settings.relay.name}: {'; '.join(faults)}")
+            await self._connect.register(wanted)
+        await self._connect.resume()
+
+    async def end(self) -> None:
+        """Ours publishes no longer: its slot is free for whoever comes next."""
+        try:
+            await self.release()
+        except (ServiceUnreachable, UsageError) as error:
+            self._say(State("UNREACHABLE", str(error)))
+
+    async def release(self, *, forget: bool = False) -> None:
+        """The same; ServiceUnreachable when Connect cannot be told, or does not do it.
+
+        `forget` its position too: Debezium refuses a slot that begins after it.
+        """
+        if self._connect is None or not self._ours:
+            return
+        await self._connect.stop()
+        for _ in range(int(STOP_SECONDS / 0.1)):
+            if (await self._connect.state()).name in ("STOPPED", None):
+                break
+            await asyncio.sleep(0.1)
+        else:
+            raise ServiceUnreachable(f"Kafka Connect does not stop connector {self._settings.relay.name}")
+        if forget:
+            await self._connect.forget()
+
+    async def watch(self) -> None:
+        """Until cancelled, or at once when there is no Connect to ask; UsageError when the connector was changed."""
+        if self._connect is None:
+            return
+        pause, said = RESTART_SECONDS, State("RUNNING")
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await self._check(self._connect)
+                state = await self._connect.state()
+                if state != said:
+                    self._say(state)
+                said = state
+                if state.name == "FAILED":
+                    await asyncio.sleep(pause)
+                    pause = min(RESTART_LIMIT, 2 * pause)
+                    await self._connect.restart()
+                elif state.name == "RUNNING":
+                    pause = RESTART_SECONDS
+            except ServiceUnreachable as error:
+                unreachable = State("UNREACHABLE", str(error))
+                if said != unreachable:
+                    self._say(unreachable)
+                said = unreachable
+
+    async def _check(self, connect: Connect) -> None:
+        name = self._settings.relay.name
+        found = await connect.configuration()
+        if found is None:
+            raise UsageError(
+                f"connector {name} does not exist in Kafka Connect: set connect.register to true, or create it with the"
+                " configuration that `streams relay --mode debezium` prints"
+            )
+        wrong = differences(found, self._settings, await self._schema())
+        if wrong:
+            raise UsageError(f"connector {name} would send other records: {'; '.join(wrong)}")
+
+    async def _schema(self) -> str:
+        """Where the outbox is."""
+        if self._outbox_schema is None:
+            timeout = self._settings.database.connect_timeout
+            async with await connect(self._settings.database_url, connect_timeout=timeout) as connection:
+                [self._outbox_schema] = await (await connection.execute(query("outbox_schema"))).fetchone() or [None]
+        return self._outbox_schema or "public"
+
+    def _say(self, state: State) -> None:
+        extra = {"relay": self._settings.relay.name, "state": state.name, "reason": state.reason}
+        level = logging.INFO if state.name == "RUNNING" else logging.WARNING
+        logger.log(level, "connector changed", extra=extra)

@@ -1,0 +1,266 @@
+"""Send again what was published and never got a fate, or should have moved long ago; the leader does it.
+
+A message is lost only when the workers are past everything that its own partition held when it was
+already published, and PostgreSQL still knows no fate of it.  What merely lags is left alone.  An example:
+the floor is 700 while partition 3 ends at offset 90.  Once the workers have committed 90, or Kafka has
+deleted everything before 90, each message of partition 3 with an id up to 700 was read or is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from streams.audit.topics import partition_of
+from streams.broker import kafka, topics
+from streams.database import connect, query
+from streams.registry import Registry
+from streams.settings import Settings
+
+logger = logging.getLogger("streams.relay")
+
+PATIENCE = 120.0  # seconds an open message may be overdue: workers compare their schedule every half minute
+IDS = 500_000  # ids looked at in one step
+MOST = 1000  # messages read, and sent again, in one step
+MOST_SENT = 20_000  # messages of one topic sent again in one round
+MOST_READ = 100_000  # messages of one topic without a fate read in one round
+TIMEOUT = 10.0
+
+Offsets = Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic as it is now.
+
+    uuid: its id, another one for a topic that was deleted and made again.
+    starts, ends: by partition, the first offset that Kafka still has and the one behind the last.
+    committed: by partition, up to where the workers committed; -1 where they never did.
+    """
+
+    uuid: str
+    starts: Offsets
+    ends: Offsets
+    committed: Offsets
+
+    def reached(self, partition: int) -> int:
+        """The offset before which nothing of this partition will be read any more."""
+        committed = self.committed.get(partition, -1)
+        if committed > self.ends[partition]:
+            committed = -1  # of a log that is gone
+        return max(committed, self.starts[partition])
+
+
+@dataclass(slots=True)
+class Progress:
+    """Up to which outbox id each partition of one topic was passed by its workers."""
+
+    uuid: str = ""
+    partitions: int = 0
+    marks: dict[int, tuple[int, int]] = field(default_factory=dict)
+    passed: dict[int, int] = field(default_factory=dict)
+
+    def note(self, topic: Topic, floor: int) -> None:
+        """Take in the topic as it is now; `floor` was read before: all up to it was published then."""
+        if (topic.uuid, len(topic.ends)) != (self.uuid, self.partitions):
+            self.uuid, self.partitions = topic.uuid, len(topic.ends)
+            self.marks, self.passed = {}, {}
+        for partition, end in topic.ends.items():
+            mark = self.marks.get(partition)
+            if mark is not None:
+                marked, marked_end = mark
+                if end >= marked_end:
+                    if topic.reached(partition) < marked_end:
+                        continue
+                    self.passed[partition] = marked
+                # Else the log lost its tail: nobody will reach the end that was marked.
+            self.marks[partition] = (floor, end)
+
+    def lost(self, rows: Iterable[tuple[int, str, int]], passed: Mapping[int, int]) -> list[int]:
+        """Those of (id, key, id it was last sent under) whose record was passed."""
+        return [
+            outbox_id
+            for outbox_id, key, sent_as in rows
+            if sent_as <= passed.get(partition_of(key, self.partitions), 0)
+        ]
+
+
+@dataclass(slots=True)
+class Pass:
+    """One way through a topic's messages without a fate, of one or several rounds.
+
+    What counts as passed stays as it was at the beginning: if it grew on the way, a later message of
+    a conversation could be sent again before an earlier one.
+    """
+
+    uuid: str
+    passed: Mapping[int, int]
+    after: int
+
+
+class Sweep:
+    """Runs until cancelled; an outage of either side costs a round, nothing else."""
+
+    def __init__(self, settings: Settings, registry: Registry) -> None:
+        self._settings = settings
+        self._topics = registry.topics
+        self._progress = {name: Progress() for name in self._topics}
+        self._passes: dict[str, Pass] = {}
+        self._overdue: dict[int, int] = {}  # the floor when each was first seen overdue
+        # By topic: one whose workers lag does not keep another one's lost messages waiting.
+        self._swept = dict.fromkeys(self._topics, 0)
+        self._unreadable: set[str] = set()
+        self._kafka: tuple[AdminClient, Consumer] | None = None
+
+    async def run(self) -> None:
+        """One round after another."""
+        while True:
+            try:
+                connection = await connect(
+                    self._settings.database_url,
+                    connect_timeout=self._settings.database.connect_timeout,
+                    application_name="outbox-streams relay sweep",
+                )
+                async with connection:
+                    while True:
+                        await self.round(connection)
+                        await asyncio.sleep(self._settings.relay.sweep_interval)
+            except (psycopg.Error, KafkaException, OSError) as error:
+                logger.warning("sweep interrupted", extra={"error": type(error).__name__})
+            await asyncio.sleep(self._settings.relay.sweep_interval)
+
+    async def round(self, connection: psycopg.AsyncConnection[Any]) -> int:
+        """Look once; returns how many messages were sent again."""
+        # The floor first: what it covers was published before the ends that are asked for next.
+        [(floor, oldest)] = await _rows(connection, "sweep_reach", relay=self._settings.relay.name)
+        waiting = {name for name in self._topics if await self._any_fateless(connection, name, floor, oldest)}
+        overdue = await _rows(connection, "sweep_overdue", patience=PATIENCE, floor=floor, most=MOST)
+        wanted = waiting | {topic for _, topic, _, _ in overdue}
+        if not wanted:
+            return 0
+        looked = await asyncio.to_thread(self._look, wanted)
+        for name, topic in looked.items():
+            self._progress[name].note(topic, floor)
+        self._overdue = {row[0]: self._overdue.get(row[0], floor) for row in overdue}
+        lost: list[tuple[int, int]] = []
+        for name in sorted(waiting & looked.keys()):
+            lost += await self._send_lost(connection, name, floor, oldest)
+        stuck = [
+            outbox_id
+            for name in looked
+            for outbox_id in self._progress[name].lost(
+                # Workers that are away move nothing: they must have gone on since.
+                [
+                    (each, key, max(sent_as, self._overdue[each]))
+                    for each, topic, key, sent_as in overdue
+                    if topic == name
+                ],
+                self._progress[name].passed,
+            )
+        ]
+        moved = await self._resend(connection, stuck)
+        for outbox_id in stuck:
+            del self._overdue[outbox_id]
+        _report("lost", lost)
+        _report("overdue", moved)
+        return len(lost) + len(moved)
+
+    async def _any_fateless(
+        self, connection: psycopg.AsyncConnection[Any], topic: str, floor: int, oldest: int
+    ) -> bool:
+        """Whether a message of the topic has no fate; remembers from where all before have one."""
+        after = max(self._swept[topic], oldest - 1)
+        upto = min(floor, after + IDS)
+        first = await _rows(connection, "sweep_lost", topic=topic, after=after, upto=upto, floor=floor, most=1)
+        self._swept[topic] = first[0][0] - 1 if first else max(self._swept[topic], upto)
+        return bool(first)
+
+    async def _send_lost(
+        self, connection: psycopg.AsyncConnection[Any], name: str, floor: int, oldest: int
+    ) -> list[tuple[int, int]]:
+        """Send again what the workers passed, in the order of its ids: [(id of the new row, outbox_id)]."""
+        progress = self._progress[name]
+        current = self._passes.pop(name, None)
+        if current is None or current.uuid != progress.uuid:
+            current = Pass(progress.uuid, dict(progress.passed), max(self._swept[name], oldest - 1))
+        last = max(current.passed.values(), default=0)
+        sent: list[tuple[int, int]] = []
+        read = 0
+        while current.after < last:
+            if len(sent) >= MOST_SENT or read >= MOST_READ:
+                self._passes[name] = current
+                break
+            upto = min(last, current.after + IDS)
+            rows = await _rows(
+                connection, "sweep_lost", topic=name, after=current.after, upto=upto, floor=floor, most=MOST
+            )
+            read += len(rows)
+            lost = progress.lost(rows, current.passed)
+            sent += await self._resend(connection, lost)
+            current.after = rows[-1][0] if len(rows) == MOST else upto
+        return sent
+
+    async def _resend(self, connection: psycopg.AsyncConnection[Any], ids: list[int]) -> list[tuple[int, int]]:
+        if not ids:
+            return []
+        async with connection.transaction():
+            return [(row[0], row[1]) for row in await _rows(connection, "sweep_resend", ids=ids)]
+
+    def _look(self, names: Iterable[str]) -> dict[str, Topic]:
+        """Those of these topics that can be read, as they are now; blocking."""
+        admin, consumer = self._clients()
+        known = admin.list_topics(timeout=TIMEOUT).topics
+        wanted = sorted(name for name in names if name in self._topics and name in known)
+        if not wanted:
+            return {}
+        described = admin.describe_topics(TopicCollection(wanted))
+        looked = {}
+        for name in wanted:
+            asked = [TopicPartition(name, number) for number in sorted(known[name].partitions)]
+            try:
+                uuid = str(described[name].result(TIMEOUT).topic_id)
+                # Committed offsets first: they only grow.
+                places = [(name, tp.partition) for tp in asked]
+                offsets = topics.committed(consumer, places, {name: uuid}, timeout=TIMEOUT)
+                committed = {number: -1 if offset is None else offset for (_, number), offset in offsets.items()}
+                bounds = {tp.partition: consumer.get_watermark_offsets(tp, timeout=TIMEOUT) for tp in asked}
+            except KafkaException as error:
+                if name not in self._unreadable:
+                    reason = kafka.reason(error)
+                    logger.warning("topic not swept", extra={"topic": name, "error": reason})
+                self._unreadable.add(name)
+                continue
+            self._unreadable.discard(name)
+            starts = {partition: start for partition, (start, _) in bounds.items()}
+            ends = {partition: end for partition, (_, end) in bounds.items()}
+            looked[name] = Topic(uuid, starts, ends, committed)
+        return looked
+
+    def _clients(self) -> tuple[AdminClient, Consumer]:
+        """One of each for all rounds.  The consumer never joins its group, it only asks: the admin client's own request
+        for a group's offsets takes the process down (confluent-kafka 2.16.1)."""
+        if self._kafka is None:
+            options = kafka.client(self._settings)
+            group = {"group.id": self._settings.worker.group, "enable.auto.commit": False}
+            # What an open or aborted transaction wrote is nothing that a worker reads.
+            group["isolation.level"] = "read_committed"
+            self._kafka = (AdminClient(options), Consumer(options | group))
+        return self._kafka
+
+
+def _report(reason: str, sent: list[tuple[int, int]]) -> None:
+    """One line a round, with an example."""
+    if sent:
+        example = {"outbox_id": sent[0][1], "resent_as": sent[0][0]}
+        logger.warning("messages sent again", extra={"count": len(sent), "reason": reason, **example})
+
+
+async def _rows(connection: psycopg.AsyncConnection[Any], name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+    return await (await connection.execute(query(name), parameters)).fetchall()

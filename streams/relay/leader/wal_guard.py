@@ -1,0 +1,81 @@
+"""What a leader does to its slot beside reading it: drops it when it holds back too much or is not wanted, says who has it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+from streams.database import connect
+from streams.errors import UsageError
+from streams.relay.debezium.supervisor import Keeper
+from streams.relay.leader.monitor import Watch
+from streams.relay.postgres import slot
+from streams.relay.postgres.slot import SlotTaken
+from streams.relay.postgres.snapshot import Look
+from streams.settings import Settings
+
+logger = logging.getLogger("streams.relay")
+
+TAKEN_SECONDS = 1.0
+# A slot that is still taken after this long is not one whose last reader the server has yet to miss.
+TAKEN_LONG_SECONDS = 8.0
+
+
+class SlotCare:
+    """Looks after the slot of one term."""
+
+    def __init__(self, settings: Settings, watch: Watch) -> None:
+        self._settings = settings
+        self._watch = watch
+        self._taken_since: float | None = None
+        self._said = False
+
+    async def spare(self, found: Look, aim: str) -> bool:
+        """Drop the slot if it holds back too much, whatever is lost with it is in the outbox; SlotTaken while it is read."""
+        overdrawn = self._watch.overdrawn(found, aim)
+        if overdrawn:
+            await self._drop(found, aim)
+        return overdrawn
+
+    async def drop_unwanted(self) -> None:
+        """Operators switched to poll, so nobody will read the slot: it goes, now that polling has begun."""
+        while self._watch.may_drop:
+            found = await self._watch.look()
+            if found.slot is None or not found.slot.ours:
+                return
+            with contextlib.suppress(SlotTaken):
+                await self._drop(found, "poll")
+            await asyncio.sleep(TAKEN_SECONDS)
+
+    async def taken(self, error: SlotTaken) -> str:
+        """Why the slot cannot be had; when that has been so for long, by whom it is taken."""
+        now = time.monotonic()
+        self._taken_since = self._taken_since or now
+        if now - self._taken_since < TAKEN_LONG_SECONDS:
+            return str(error)
+        reason = await self._watch.reader() or str(error)
+        if not self._said:
+            logger.warning("slot taken", extra={"relay": self._settings.relay.name, "reason": reason})
+        self._said = True
+        return reason
+
+    def free(self) -> None:
+        """It is not taken any more."""
+        self._taken_since, self._said = None, False
+
+    async def _drop(self, found: Look, aim: str) -> None:
+        """Drop the slot from which a relay reads that means to publish so; when this role may not, say that and leave it."""
+        assert found.slot is not None
+        if aim == "debezium":
+            await Keeper(self._settings).release()
+        timeout = self._settings.database.connect_timeout
+        async with await connect(self._settings.database_url, connect_timeout=timeout) as connection:
+            try:
+                await slot.drop(connection, found.relay)
+            except UsageError as error:
+                self._watch.may_drop = False
+                logger.warning("slot not dropped", extra={"relay": found.relay, "reason": str(error)})
+                return
+        logger.warning("slot dropped", extra={"relay": found.relay, "held_bytes": found.slot.held})

@@ -1,0 +1,85 @@
+"""What has to be true before a relay streams; each finding is one line with the statement or setting that mends it."""
+
+from __future__ import annotations
+
+import psycopg
+from sqlalchemy import Connection
+
+from streams.database import connect, query
+from streams.database import migrate as deploy
+from streams.errors import NotMigrated, ServiceUnreachable, UsageError
+from streams.relay.source.cdc import replication_connection
+from streams.settings import Settings, redact
+
+
+class MayNotReplicate(UsageError):
+    """The role lacks REPLICATION."""
+
+
+def check_database(settings: Settings) -> None:
+    """Reachable and migrated; raises NotMigrated or ServiceUnreachable; blocking."""
+    with deploy.connection(settings) as connection:
+        deploy.check(connection)
+        deploy.check_promises(connection)
+
+
+def check_log(settings: Settings) -> None:
+    """`wal_level` logical, and the publication as `streams migrate` makes it.
+
+    Raises UsageError or NotMigrated, or ServiceUnreachable; blocking.
+    """
+    with deploy.connection(settings) as connection:
+        _check_wal_level(connection)
+        _check_publication(connection, settings.relay.publication)
+
+
+async def check_replication(settings: Settings) -> None:
+    """The role may stream, and the server lets it: the ordinary connection worked before.
+
+    Raises MayNotReplicate or ServiceUnreachable.
+    """
+    url, timeout = settings.database_url, settings.database.connect_timeout
+    try:
+        connection = await replication_connection(url, timeout)
+    except psycopg.OperationalError as error:
+        role = await _role_without_replication(settings)
+        if role is not None:
+            raise MayNotReplicate(f"role {role} may not replicate: run ALTER ROLE {role} REPLICATION") from None
+        reason = (str(error).strip().splitlines() or [""])[-1].strip()
+        raise ServiceUnreachable(f"PostgreSQL at {redact(url)} refuses a replication connection: {reason}") from None
+    await connection.close()
+
+
+def _check_wal_level(connection: Connection) -> None:
+    level = connection.exec_driver_sql("SHOW wal_level").scalar_one()
+    if level != "logical":
+        raise UsageError(
+            f"wal_level is {level}, relay mode cdc needs logical: run ALTER SYSTEM SET wal_level = 'logical',"
+            " restart PostgreSQL, then run `streams migrate`"
+        )
+
+
+def _check_publication(connection: Connection, name: str) -> None:
+    found = connection.exec_driver_sql(query("publication"), {"publication": name}).mappings().first()
+    if found is None:
+        raise NotMigrated(f"publication {name} does not exist: run `streams migrate`")
+    if not found["has_outbox"] or found["other_tables"]:
+        raise UsageError(
+            f"publication {name} holds {'other tables than' if found['has_outbox'] else 'not'} the outbox:"
+            f" run ALTER PUBLICATION {name} SET TABLE outbox"
+        )
+    if found["others"] or not found["inserts"] or not found["via_root"]:
+        raise UsageError(
+            f"publication {name} must publish inserts through the partition root, and nothing else:"
+            f" run ALTER PUBLICATION {name} SET (publish = 'insert', publish_via_partition_root = true)"
+        )
+
+
+async def _role_without_replication(settings: Settings) -> str | None:
+    url, timeout = settings.database_url, settings.database.connect_timeout
+    try:
+        async with await connect(url, connect_timeout=timeout) as connection:
+            row = await (await connection.execute(query("replication_role"))).fetchone()
+    except psycopg.Error:
+        return None
+    return row[0] if row and not row[1] else None

@@ -1,0 +1,19 @@
+"""Whether the database went back, asked of Kafka first and of the database second."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import psycopg
+
+from streams.broker import beat
+from streams.database import query
+from streams.settings import Settings
+
+
+async def refuse_gone_back(settings: Settings, connection: psycopg.AsyncConnection[Any]) -> None:
+    """UsageError when the database behind this connection counted less than Kafka knows; ServiceUnreachable without Kafka."""
+    beats = await asyncio.to_thread(beat.read, settings)
+    rows = await (await connection.execute(query("beats"))).fetchall()
+    beat.refuse_gone_back(beats, rows, settings.relay.name)

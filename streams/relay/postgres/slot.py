@@ -1,0 +1,85 @@
+"""The replication slot made, dropped and spared; what cannot be done is one line with the statement that mends it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import sql
+
+from streams.database import query
+from streams.database.replication import create_slot
+from streams.errors import UsageError
+from streams.relay.postgres.snapshot import Look
+
+logger = logging.getLogger("streams.relay")
+
+
+class SlotTaken(Exception):
+    """The slot is read by somebody, or the server has not noticed yet that it no longer is."""
+
+
+async def make(connection: psycopg.AsyncConnection[Any], look: Look) -> None:
+    """A slot that can be read is there; waits for every transaction that is writing now.
+
+    UsageError when it may not be made, SlotTaken when a lost one is still held.
+    """
+    if look.slot is not None and look.slot.wal_status != "lost":
+        return
+    if look.slot is not None:
+        await drop(connection, look.relay)
+    await _change(
+        connection,
+        create_slot(connection.info.server_version),
+        look.relay,
+        "make",
+        "SELECT pg_create_logical_replication_slot('{}', 'pgoutput')",
+    )
+
+
+async def let_fail_over(connection: psycopg.AsyncConnection[Any], look: Look) -> None:
+    """A slot that nobody reads goes along in a failover from now on; `connection` is one for replication."""
+    if look.slot is None or look.slot.failover is not False or look.slot.pid is not None:
+        return
+    alter = sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER true)").format(sql.Identifier(look.relay))
+    try:
+        await connection.execute(alter)
+    except psycopg.Error as error:  # a slot that stays behind is healed, as before PostgreSQL 17
+        extra = {"relay": look.relay, "sqlstate": error.sqlstate, "error": _line(error)}
+        logger.warning("slot cannot fail over", extra=extra)
+    else:
+        logger.info("slot can fail over", extra={"relay": look.relay})
+
+
+async def drop(connection: psycopg.AsyncConnection[Any], name: str) -> None:
+    """The slot is gone, and with it what it held back; SlotTaken while it is read, UsageError when it may not be dropped."""
+    await _change(connection, query("drop_slot"), name, "drop", "SELECT pg_drop_replication_slot('{}')")
+
+
+async def _change(
+    connection: psycopg.AsyncConnection[Any], statement: LiteralString, name: str, verb: str, by_hand: str
+) -> None:
+    try:
+        await connection.execute(statement, {"slot": name})
+    except psycopg.errors.ObjectInUse as error:
+        raise SlotTaken(_line(error)) from None
+    except psycopg.errors.UndefinedObject:
+        return  # somebody else dropped it
+    except psycopg.errors.DuplicateObject:
+        return  # somebody else made it
+    except psycopg.errors.InsufficientPrivilege:
+        role = connection.info.user
+        raise UsageError(
+            f"role {role} may not {verb} replication slot {name}: run ALTER ROLE {role} REPLICATION, or, as a role that"
+            f" may, {by_hand.format(name)}"
+        ) from None
+    except psycopg.errors.ConfigurationLimitExceeded:
+        raise UsageError(
+            f"replication slot {name} cannot be made, all max_replication_slots are in use: drop one that nobody reads"
+            " (pg_replication_slots), or raise the setting and restart PostgreSQL"
+        ) from None
+
+
+def _line(error: psycopg.Error) -> str:
+    return (str(error).strip().splitlines() or [""])[0]

@@ -1,0 +1,146 @@
+"""A relay: terms as leader of its name, one after another, standing by in between, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import time
+
+import psycopg
+from confluent_kafka import KafkaException
+
+from streams.backoff import delay
+from streams.broker.topics import Survey
+from streams.errors import ServiceUnreachable, UsageError
+from streams.registry import Registry
+from streams.relay.leader.lock import Leadership
+from streams.relay.leader.plan import wanted
+from streams.relay.leader.session import Term, TopicsChanged, line, prepare_topics, report
+from streams.relay.leader.shard_lease import Share
+from streams.relay.leader.shared_session import SharedTerm
+from streams.relay.postgres.checks import check_database
+from streams.relay.postgres.continuity import refuse_stranger
+from streams.relay.postgres.slot import SlotTaken
+from streams.relay.postgres.snapshot import Look
+from streams.relay.sink.publisher import DeliveryFailed
+from streams.settings import Settings, redact
+
+logger = logging.getLogger("streams.relay")
+
+STANDBY_SECONDS = 1.0
+# A term that lasted this long was no failed attempt.
+GOOD_TERM_SECONDS = 5.0
+
+OUTAGES = (psycopg.Error, KafkaException, DeliveryFailed, ServiceUnreachable, TopicsChanged, OSError)
+
+
+class Relay:
+    """Publishes what is committed to the outbox; `stop` ends it with everything in flight confirmed.
+
+    `mode` is cdc, poll, debezium, or auto: what an operator asked for last, else cdc where the server and the role allow it,
+    else poll.
+    """
+
+    def __init__(self, settings: Settings, registry: Registry, mode: str) -> None:
+        self._settings = settings
+        self._mode = mode
+        self._registry = registry
+        self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """Finish what is in flight, then return from `run`."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Until stopped; outages are waited out.
+
+        Raises UsageError or ServiceUnreachable when it cannot start, UsageError also when the deployment changed since.
+        """
+        await self._check()
+        attempt = 0
+        while not self._stop.is_set():
+            began = time.monotonic()
+            try:
+                async with self._leadership() as leadership:
+                    await self._stand_by(leadership)
+                    if not self._stop.is_set():
+                        began = time.monotonic()
+                        await self._term(leadership).run()
+            except OUTAGES as error:
+                attempt = 1 if time.monotonic() - began > GOOD_TERM_SECONDS else attempt + 1
+                report(error, attempt)
+                await self._pause(delay(attempt, self._settings.relay.backoff_limit))
+
+    async def _check(self) -> None:
+        """What can be known before there is work: a person who starts it sees at once what is wrong."""
+        shards = self._settings.relay.shards
+        if shards > 1 and self._mode != "poll":
+            raise UsageError(f"relay.shards is {shards}: expected 1 in mode {self._mode}, only polling can be shared")
+        await asyncio.to_thread(check_database, self._settings)
+        try:
+            async with Leadership(self._settings, self._mode) as session:
+                found = await session.look()
+        except psycopg.Error as error:
+            where = redact(self._settings.database_url)
+            if (error.sqlstate or "").startswith("42"):
+                raise UsageError(f"PostgreSQL at {where} refuses: {line(error)}") from None
+            raise ServiceUnreachable(f"PostgreSQL at {where} went away: {line(error)}") from None
+        refuse_stranger(found)
+        way = await wanted(self._settings, self._mode, found)
+        try:
+            await asyncio.to_thread(prepare_topics, self._settings, self._registry, way.mode, Survey(self._settings))
+        except ServiceUnreachable:
+            await self._spare()
+            raise
+        await self._compare()
+
+    async def _compare(self) -> None:
+        """UsageError when the database went back."""
+        try:
+            async with Leadership(self._settings, self._mode) as session:
+                await session.refuse_gone_back()
+        except psycopg.Error as error:
+            where = redact(self._settings.database_url)
+            raise ServiceUnreachable(f"PostgreSQL at {where} went away: {line(error)}") from None
+
+    async def _spare(self) -> None:
+        """Without a broker it cannot start, and whoever starts it again and again may be the only one to look at the slot."""
+        with contextlib.suppress(*OUTAGES, SlotTaken):
+            async with Leadership(self._settings, self._mode) as leadership:
+                if await leadership.take():
+                    await self._term(leadership).spare()
+
+    def _leadership(self) -> Leadership:
+        kind = Share if self._settings.relay.shards > 1 else Leadership
+        return kind(self._settings, self._mode)
+
+    def _term(self, leadership: Leadership) -> Term:
+        if isinstance(leadership, Share):
+            return SharedTerm(self._settings, self._registry, leadership, self._stop)
+        return Term(self._settings, self._registry, self._mode, leadership, self._stop)
+
+    async def _stand_by(self, leadership: Leadership) -> None:
+        """Until this one leads, or is told to stop."""
+        said = False
+        while not self._stop.is_set() and not await leadership.take():
+            if not said:
+                self._say(await leadership.look(), leadership.why_not)
+            said = True
+            await self._pause(STANDBY_SECONDS * random.uniform(0.7, 1.3))
+
+    def _say(self, found: Look, reason: str) -> None:
+        extra = {"relay": found.relay, "pid": os.getpid()}
+        logger.info("relay stands by", extra=extra | ({"reason": reason} if reason else {}))
+        if self._mode not in ("auto", found.asked, found.mode):
+            differ = {"mode": self._mode, "leader_mode": found.mode, "mend": "start all relays of a name in one mode"}
+            logger.warning("relays of one name differ", extra=extra | differ)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        except TimeoutError:
+            pass

@@ -1,0 +1,1 @@
+"""Where committed rows come from: the log, or the table."""

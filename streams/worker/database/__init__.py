@@ -1,0 +1,1 @@
+"""A worker's connections, with their limits of time."""

@@ -1,0 +1,98 @@
+"""The worker's database beside the transactions of its runs: is it there, what time is it there, small statements."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, LiteralString
+
+import psycopg
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
+
+from streams.broker.beat import KnownBeats
+from streams.database import query
+from streams.settings import Settings
+from streams.worker.database.connections import GRACE, driver_of, worker_engine
+from streams.worker.database.response_deadline import answering
+from streams.worker.fail import fail_stop
+
+REACH = 2.0  # seconds in which a database that is there answers
+
+
+class Database:
+    """A pool of as many connections as there may be transactions, and a little more for what is asked beside them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.engine = worker_engine(settings)
+        self.patience = settings.worker.handler_timeout + GRACE  # seconds that a statement may take
+        self._ahead = 0.0
+        self._may_see_acts = True
+        self.newest_act = 0
+
+    def now(self) -> float:
+        """The database's clock, in epoch seconds, as `reachable` read it last: what is due there is due."""
+        return time.time() + self._ahead
+
+    async def reachable(self) -> bool:
+        """Whether the database answers soon; `newest_act` tells whether operators did something since the last time."""
+        try:
+            async with asyncio.timeout(2 * REACH), self._asking(REACH) as driver:
+                cursor = await driver.execute("SELECT extract(epoch FROM clock_timestamp())::double precision")
+                [(clock,)] = await cursor.fetchall()
+                self._ahead = clock - time.time()
+                if self._may_see_acts:
+                    await self._look_for_acts(driver)
+        except Exception:  # the answer is no, whatever the reason
+            return False
+        return True
+
+    async def read(self, statement: LiteralString, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """Commit one small statement by itself; its rows, if it has any."""
+        async with self._asking(self.patience) as driver, driver.cursor() as cursor:
+            await cursor.execute(statement, parameters)
+            return await cursor.fetchall() if cursor.description else []
+
+    async def forget(self, name: str, **parameters: Any) -> None:
+        """Take a note back, if the database lets us soon: who calls this is about to end."""
+        with suppress(psycopg.Error, SQLAlchemyError, OSError, TimeoutError):
+            async with asyncio.timeout(REACH), self._asking(REACH) as driver:
+                await driver.execute(query(name), parameters)
+
+    def refuse_gone_back(self, settings: Settings) -> None:
+        """From now on the process ends before a new connection is used to a database that went back."""
+        known = KnownBeats(settings)
+
+        async def compare(driver: psycopg.AsyncConnection[Any]) -> None:
+            await asyncio.to_thread(known.from_kafka, patience=REACH)
+            rows = await (await driver.execute(query("beats"))).fetchall()
+            await driver.rollback()
+            if reason := known.gone_back(rows):
+                fail_stop("the database went back and the worker stops", reason=reason)
+
+        def connected(connection: Any, _: Any) -> None:
+            connection.run_async(compare)
+
+        event.listen(self.engine.sync_engine, "connect", connected)
+
+    async def close(self) -> None:
+        """Close the pool."""
+        await self.engine.dispose()
+
+    async def _look_for_acts(self, driver: psycopg.AsyncConnection[Any]) -> None:
+        try:
+            [(self.newest_act,)] = await (await driver.execute(query("newest_act"))).fetchall()
+        except psycopg.errors.InsufficientPrivilege:  # then it takes until the next comparison
+            self._may_see_acts = False
+            await driver.rollback()
+
+    @asynccontextmanager
+    async def _asking(self, seconds: float) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """A connection for something small, committed at the end of the block, which may take so long."""
+        async with self.engine.connect() as connection:
+            driver = await driver_of(connection)
+            with answering(driver, seconds):
+                yield driver
+                await driver.commit()

@@ -1,0 +1,1 @@
+"""The transport driver: all that leans on Faust's insides."""

@@ -1,0 +1,268 @@
+"""What an error means: for the run (wait, or find the guilty message) and for a guilty message (retry, or dead).
+
+Handlers wrap errors: `raise SaveFailed() from error`, an ExceptionGroup of a TaskGroup, an error raised while another one was
+handled.  What is wrapped decides (`decisive`): a missing grant stays nobody's fault, whatever it is called on its way.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from enum import Enum, auto
+from typing import Any
+
+import psycopg
+from sqlalchemy.exc import DBAPIError
+
+from streams.errors import MessageError, Reject, Retry
+from streams.registry import Agent
+from streams.worker.run.decide import WrongTimes
+
+# An outage, a failover (25006), a lock that is taken, a forgotten grant, a full disk: never the message's fault.
+OUTAGE_CLASSES = ("08", "25006", "40", "42501", "53", "55", "57P", "58")
+# Time and memory may be the message's fault after all: tried as they are a few times, then the guilty one is charged.
+COSTLY = ("57014", "25P03", "53200")
+# The statement does not fit the database: a bug, a missing table or column.  One message that fails so proves nothing about it.
+# With what an object has to be before it can be used (55000), and a policy that refuses a row (42501, see _is_outage).
+MISFIT_CLASSES = ("0A", "26", "3D", "3F", "42", "40002", "55000", "55P04")
+# Trouble of the server: when every message meets it, it is an outage, although one message alone may be its cause.
+TROUBLE_CLASSES = ("53200", "XX")
+# What time cannot heal: data out of range or of the wrong form, a column's own constraints, limits of the server.
+PERMANENT_CLASSES = ("22", "23502", "23514", "54")
+# Where the server says, with the SQLSTATE of a missing grant, that a policy of row level security refuses a row.
+POLICY = "ExecWithCheckOptions"
+LONGEST_WAIT = 366 * 86400.0  # seconds: what is due later than this is due never
+
+
+class HandlerTimeout(Exception):
+    """A handler took longer than worker.handler_timeout."""
+
+
+class Costly(Exception):
+    """One message, tried alone, took its time or its connection: if it was no outage, it is condemned."""
+
+    def __init__(self, outbox_id: int, error: Exception) -> None:
+        super().__init__(name_of(error))
+        self.outbox_id, self.error = outbox_id, error
+
+
+class HandlerBroken(Exception):
+    """Every message of a biz_type fails, because of its statement or of the server: not the messages' fault."""
+
+
+class HandlerMisuse(Exception):
+    """A handler did what none may: end the transaction, close its connection, leave a statement running."""
+
+
+class LetOut(Exception):
+    """A handler let something out that is no error, and would end more than its call: a CancelledError, SystemExit."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"the handler let {kind} out")
+        self.kind = kind
+
+
+class SwallowedError(Exception):
+    """A handler went on after an error that had aborted the transaction; the cause is that error, where it is known."""
+
+    def __init__(self, handler: str) -> None:
+        super().__init__(f"{handler} went on after an error that aborted the transaction")
+
+
+class TransactionEnded(Exception):
+    """A handler ended the transaction: what it was to decide together is committed, or undone, in part."""
+
+
+class Verdict(Enum):
+    """What to do with a run whose transaction failed."""
+
+    WAIT = auto()  # an outage: the same run again, nothing counted
+    ISOLATE = auto()  # find the guilty messages
+    COSTLY = auto()  # the same after some tries, one message at a time
+
+
+def judge(error: BaseException, connection_lost: bool) -> Verdict:
+    """The verdict on an error of a run; a lost connection is judged by its state, not by the exception's class.
+
+    Too many bind parameters raise OperationalError as well, and waiting would not help them.
+    """
+    cause = decisive(error)
+    state = sqlstate(cause)
+    if isinstance(cause, HandlerTimeout) or state in COSTLY:
+        return Verdict.COSTLY
+    if connection_lost and isinstance(cause, HandlerMisuse):
+        return Verdict.COSTLY  # it was taken away for that
+    if connection_lost or isinstance(cause, HandlerBroken | WrongTimes) or _is_outage(cause):
+        return Verdict.WAIT
+    return Verdict.ISOLATE
+
+
+def decisive(error: BaseException) -> BaseException:
+    """The one of an error and all that it wraps that says what to do.
+
+    What a handler says itself, a Reject or a Retry that wraps something, counts as it is.  Else an outage comes first, then
+    what takes time or memory, a Reject or Retry, an error of PostgreSQL, one that no value can be bound with, and the first
+    member of a group.
+    """
+    if isinstance(error, MessageError):
+        return error
+    errors = list(_wrapped(error))
+    kinds = (
+        _is_outage,
+        lambda one: isinstance(one, HandlerTimeout | HandlerBroken) or _state(one) in COSTLY,
+        lambda one: isinstance(one, HandlerMisuse),
+        lambda one: isinstance(one, MessageError),
+        lambda one: _state(one) is not None,
+        lambda one: isinstance(one, psycopg.DataError | UnicodeError),
+        lambda one: not isinstance(one, BaseExceptionGroup),
+    )
+    for is_kind in kinds:
+        for one in errors:
+            if is_kind(one):
+                return one
+    return error
+
+
+def meets_everybody(error: BaseException) -> tuple[str, int] | None:
+    """(what it is, how many messages have to meet it) of an error that is nobody's fault when every message meets it."""
+    cause = decisive(error)
+    state = _state(cause)
+    if isinstance(cause, HandlerMisuse):
+        return describe(cause)[0], 1
+    if state is not None and state.startswith(MISFIT_CLASSES):
+        return state, 1
+    return (state, 2) if state is not None and state.startswith(TROUBLE_CLASSES) else None
+
+
+def decide_fate(error: BaseException, attempts: int, agent: Agent) -> tuple[str, float | None]:
+    """(status, seconds until the next attempt) of a message that failed for the *attempts*-th time."""
+    if attempts >= agent.attempts or permanent(error):
+        return "dead", None
+    after = getattr(error, "after", None) if isinstance(error, Retry) else None
+    if isinstance(after, int | float) and not math.isnan(after):
+        return "retrying", min(max(0.0, after), LONGEST_WAIT)
+    return "retrying", jittered(delay(attempts, agent.first_delay, agent.most_delay))
+
+
+def permanent(error: BaseException) -> bool:
+    """Whether trying the same message again cannot help."""
+    cause = decisive(error)
+    if isinstance(cause, psycopg.Error):
+        # Without a SQLSTATE the client itself refused to bind the value.
+        return isinstance(cause, psycopg.DataError) if cause.sqlstate is None else _permanent_state(cause.sqlstate)
+    return isinstance(cause, Reject | UnicodeError)
+
+
+def delay(attempt: int, first: float = 1.0, most: float = 32.0) -> float:
+    """Seconds to wait after attempt number *attempt* failed: first, twice that, ... at most `most`."""
+    return float(min(most, first * 2.0 ** (min(attempt, 32) - 1)))
+
+
+def jittered(seconds: float) -> float:
+    """The same, spread by a quarter either way, so that what failed together does not return together."""
+    return seconds * random.uniform(0.75, 1.25)
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """The five characters PostgreSQL gave, if it was PostgreSQL."""
+    return _state(decisive(error))
+
+
+def describe(error: BaseException) -> tuple[str, str]:
+    """(code, reason) for the state row, without a word of the message: server details can quote the row."""
+    cause = decisive(error)
+    if isinstance(cause, MessageError):
+        return storable(text_of(cause.code))[:100], storable(text_of(cause))[:2000]
+    if isinstance(cause, HandlerTimeout):
+        return "timeout", "the handler took longer than worker.handler_timeout"
+    if isinstance(cause, HandlerMisuse | SwallowedError | TransactionEnded):
+        return "misuse", storable(str(cause))[:2000]
+    if isinstance(cause, LetOut):
+        return cause.kind, str(cause)
+    if isinstance(cause, psycopg.Error) and cause.sqlstate:
+        swallowed = isinstance(error, SwallowedError)
+        return cause.sqlstate, ("the handler went on after " if swallowed else "") + _server_reason(cause)
+    name = name_of(cause)
+    return name, f"the handler raised {name}"
+
+
+def server_words(error: BaseException) -> str:
+    """What the server or the way to it says of an outage, in one line; nothing that could quote a message."""
+    cause = decisive(error)
+    if isinstance(cause, psycopg.OperationalError) and cause.sqlstate is None:
+        return (str(cause).strip().splitlines() or [""])[-1].strip()
+    # What a RAISE says is somebody's own text.
+    if isinstance(cause, psycopg.Error) and _is_outage(cause) and cause.diag.source_function != "exec_stmt_raise":
+        return cause.diag.message_primary or ""
+    return ""
+
+
+def name_of(error: BaseException) -> str:
+    """The name of its class, as it can be stored."""
+    return storable(type(error).__name__)[:100]
+
+
+def text_of(said: object) -> str:
+    """What a handler says, if it says anything: an error's own methods can fail, too."""
+    try:
+        return str(said)
+    except Exception as error:  # whatever it is, it must not hide what failed first
+        return f"a {type(said).__name__} without a text: {type(error).__name__}"
+
+
+def storable(text: str) -> str:
+    """The text without what PostgreSQL refuses: a reason must never fail in its turn."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _permanent_state(state: str) -> bool:
+    return state.startswith(PERMANENT_CLASSES)
+
+
+def _server_reason(error: psycopg.Error) -> str:
+    diag = error.diag
+    named: Sequence[tuple[str, Any]] = (
+        ("table", diag.table_name),
+        ("column", diag.column_name),
+        ("constraint", diag.constraint_name),
+    )
+    where = ", ".join(f"{what} {name}" for what, name in named if name)
+    kind = type(error).__name__
+    return f"{kind} ({error.sqlstate})" + (f": {where}" if where else "")
+
+
+def _state(error: BaseException) -> str | None:
+    return error.sqlstate if isinstance(error, psycopg.Error) else None
+
+
+def _is_outage(error: BaseException) -> bool:
+    state = _state(error)
+    if state is None or state in COSTLY or not state.startswith(OUTAGE_CLASSES):
+        return False
+    if state.startswith(MISFIT_CLASSES) and state != "42501":
+        return False
+    return not (isinstance(error, psycopg.Error) and error.diag.source_function == POLICY)
+
+
+def _wrapped(error: BaseException) -> Iterator[BaseException]:
+    """The error and all that it wraps, the nearest first, each once."""
+    seen: set[int] = set()
+    errors = [error]
+    while errors:
+        current = errors.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, Costly):
+            errors.append(current.error)
+        elif isinstance(current, DBAPIError) and isinstance(current.orig, BaseException):
+            errors.append(current.orig)
+        else:
+            yield current
+        if isinstance(current, BaseExceptionGroup):
+            errors += current.exceptions
+        if current.__cause__ is not None:
+            errors.append(current.__cause__)
+        elif current.__context__ is not None and not current.__suppress_context__:
+            errors.append(current.__context__)

@@ -1,0 +1,62 @@
+"""What has to be true before a worker starts; each check is one clear line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from streams.broker import beat, kafka, topics
+from streams.broker.topics import Cluster, Survey
+from streams.database import migrate as deploy
+from streams.database import query
+from streams.errors import UsageError
+from streams.registry import Registry
+from streams.settings import RETRY_SUFFIX, Settings
+from streams.worker.retries.tables import TABLES
+
+
+def check(
+    settings: Settings, registry: Registry, pages: tuple[str, int] | None = None, survey: Survey | None = None
+) -> Cluster:
+    """Database reachable and migrated, biz_types known to it, broker reachable, topics with the right partition count.
+
+    Returns the topics the worker will work with.
+
+    `pages` is where the worker will serve its pages: nobody else may listen there.
+    """
+    if pages:
+        _check_port(*pages)
+    with deploy.connection(settings) as connection:
+        deploy.check(connection)
+        deploy.check_promises(connection)
+        deploy.register(connection, settings, registry)
+    names = [*registry.consumed, *(topic + RETRY_SUFFIX for topic in registry.consumed)]
+    # Faust would make them itself, after it has looked at them: a worker that comes first would find them without partitions.
+    changelogs = {
+        f"{settings.worker.group}-{topic}-{table}-changelog": topic for topic in registry.consumed for table in TABLES
+    }
+    cluster = topics.prepare(settings, survey or Survey(settings), names, changelogs)
+    # Another system's envelopes are compared with no row.
+    kafka.check_times(settings, [topic for topic in registry.consumed if topic not in registry.envelopes])
+    beat.prepare_topic(settings)
+    check_beat(settings)
+    return cluster
+
+
+def check_beat(settings: Settings) -> None:
+    """UsageError when the database went back; Kafka's beat is read before the database's."""
+    beats = beat.read(settings)
+    with deploy.connection(settings) as connection:
+        rows = [tuple(row) for row in connection.exec_driver_sql(query("beats"))]
+    beat.refuse_gone_back(beats, rows, settings.relay.name)
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        # As the web server itself does it: a port that was in use a moment ago is free.
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise UsageError(
+            f"setting 'web.port' is {port}: expected a port of {host} to listen on ({os.strerror(error.errno or 0)}):"
+            " set STREAMS_WEB__PORT, workers on one machine need different ones"
+        ) from None

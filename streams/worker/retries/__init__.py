@@ -1,0 +1,1 @@
+"""When what was set aside is due again."""

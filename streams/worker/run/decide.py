@@ -1,0 +1,143 @@
+"""What one delivered record means, given what PostgreSQL knows of its message: the rules of the design, without any I/O."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import NamedTuple
+
+from streams.worker.run.decode import UNKNOWN
+
+TERMINAL = ("consumed", "dead", "discarded")
+
+
+class Fact(NamedTuple):
+    """What is known of a message: `known` if its root has an outbox row; `first` in line of its conversation.
+
+    `code` is that of its last error, `since` for how many seconds its state is as it is.
+    """
+
+    known: bool
+    status: str | None = None
+    source_id: int | None = None
+    attempts: int = 0
+    due: bool = False
+    first: bool = False
+    code: str | None = None
+    since: float = 0.0
+
+
+class Named(NamedTuple):
+    """An outbox row as what tells its record from any other; `created_ms` is None where no record can carry it."""
+
+    key: str
+    created_ms: int | None
+    resend_of: int | None
+    topic: str
+
+
+class WrongTimes(Exception):
+    """Records whose time is not their outbox rows' although all else is: a setting of Kafka, not another life."""
+
+
+NO_ROW = "no outbox row has this id"
+OTHER_KEY = "the outbox row of this id has another key"
+OTHER_TIME = "the outbox row of this id was written at another time"
+OTHER_ROOT = "the outbox row of this id is of another message"
+OTHER_TOPIC = "the outbox row of this id is of another topic"
+
+
+def stranger(record: Named, root: int, row: Named, row_id: int) -> str | None:
+    """Why a record of the message `root` is not this row's; None when it is.
+
+    Ids are drawn again after a restore, so that one alone names no message.
+    """
+    if record.topic != row.topic:
+        return OTHER_TOPIC
+    if record.key != row.key:
+        return OTHER_KEY
+    if root != (row.resend_of or row_id):
+        return OTHER_ROOT
+    # A time that a broker set is nobody's.
+    same = record.created_ms is not None and record.created_ms == row.created_ms
+    return None if same else OTHER_TIME
+
+
+def check_times(off: Sequence[tuple[int | None, int | None]], *, another_life: bool) -> None:
+    """WrongTimes when a setting is wrong, by the times of records that agree with their rows in all else: (record, row).
+
+    Such a setting gives every record a time after its row was written.  So one that is older is of another life, and so are
+    all of them when others of the run are (`another_life`).
+    """
+    if any(time is None for time, _ in off):
+        raise WrongTimes("the broker set the times of records: expected message.timestamp.type=CreateTime of the topic")
+    later = sum((time or 0) > (created_ms or 0) for time, created_ms in off)
+    if later > 1 and not another_life:
+        raise WrongTimes(
+            f"{later} records carry later times than their outbox rows: expected created_at"
+            " (a mirror, or a connector without table.field.event.timestamp)"
+        )
+
+
+class Range(NamedTuple):
+    """Rejected records of one partition that have one reason: `records` of those from `first` to `last`."""
+
+    partition: int
+    first: int
+    last: int
+    records: int
+    reason: str
+
+
+NEAR = 1000  # offsets between two ranges that become one
+
+
+def rejected_range(partition: int, reason: str, offsets: Sequence[int], before: Range | None) -> Range | None:
+    """The range to note for these offsets, in order, given the one that begins last before them; None when it has them all.
+
+    A record that comes twice is counted once.
+    """
+    if before is None or offsets[0] > before.last + NEAR:
+        return Range(partition, offsets[0], offsets[-1], len(offsets), reason)
+    new = [offset for offset in offsets if offset > before.last]
+    if not new:
+        return None
+    return before._replace(last=new[-1], records=before.records + len(new))
+
+
+class Decision(Enum):
+    """What to do with a record."""
+
+    REJECT = auto()  # tied to no outbox row
+    SKIP = auto()  # has its fate, or waits for its time
+    NEW = auto()  # claim it
+    PARK = auto()  # new, behind an open message of its conversation
+    AGAIN = auto()  # open, and its turn
+    QUEUE = auto()  # a replay whose turn has not come: it waits parked
+
+
+def waited(status: str | None, due: bool, code: str | None, since: float) -> float:
+    """How much of its patience a message whose biz_type nobody knows has used up: what waited parked has waited too."""
+    if status == "retrying" and code == UNKNOWN:
+        return math.inf if due else 0.0
+    return since if status == "parked" else 0.0
+
+
+def decide(record_id: int, outbox_id: int, fact: Fact, *, blocked: bool) -> Decision:
+    """The decision on a record of the message `outbox_id`; `blocked` while its conversation has an open message.
+
+    A message being replayed moves only by the record of that replay, so that a late original cannot undo an edit.
+    """
+    if not fact.known:
+        return Decision.REJECT
+    match fact.status:
+        case None:
+            return Decision.PARK if blocked else Decision.NEW
+        case "retrying":
+            return Decision.AGAIN if fact.due and fact.first else Decision.SKIP
+        case "parked":
+            return Decision.AGAIN if fact.first else Decision.SKIP
+        case "replaying" if record_id == fact.source_id:
+            return Decision.AGAIN if fact.first else Decision.QUEUE
+    return Decision.SKIP

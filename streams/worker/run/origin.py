@@ -1,0 +1,126 @@
+"""Where a topic's messages come from: how its records are read, and by which statements their fate is written down.
+
+Two origins: our own outbox, whose rows say what a message is, and another system, whose envelopes are all there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import md5
+from operator import attrgetter
+from struct import Struct
+from typing import Any, LiteralString, Protocol
+
+import orjson
+
+from streams.codec import Unreadable
+from streams.database import query
+from streams.registry import Registry
+from streams.worker.run import decode
+from streams.worker.run.decode import Incoming, Rejected, milliseconds
+
+Y2K = 946_684_800_000  # where PostgreSQL's timestamps begin, in milliseconds since 1970
+EARLIEST, LATEST = 0, 253_402_300_799_999  # from 1970 to the end of the year 9999
+_eight_bytes = Struct(">q").pack
+_by_id = attrgetter("outbox_id")
+
+
+class Origin(Protocol):
+    """What a transaction has to know of a topic; `source` is '' for our own outbox.
+
+    `settle` names the statement that forgets what was kept of messages which are settled now, if anything is kept;
+    `has_rows` says whether an outbox row tells which record is its own.
+    """
+
+    source: str
+    settle: LiteralString | None
+    has_rows: bool
+
+    def read(self, records: Iterable[Any]) -> tuple[list[Incoming], list[Rejected]]:
+        """Each message's first record, in order, and what is no message."""
+
+    def fill(self, one: Incoming, row: Sequence[Any], attempts: int) -> None:
+        """Make the message what is stored says, not its record: (id, biz_type, key, payload, created_at)."""
+
+    def statement(self, name: str) -> LiteralString:
+        """The named query that does this here."""
+
+    def claim(self, some: Sequence[Incoming]) -> dict[str, Any]:
+        """The parameters of `claim_all` that say which messages."""
+
+    def claim_each(self, some: Sequence[Incoming], known: bool) -> dict[str, Any]:
+        """The parameters of `claim`; `known` when the records are known to be their outbox rows'."""
+
+    def kept(self, one: Incoming) -> Mapping[str, Any]:
+        """What has to be stored of a message that is set aside, beside its fate."""
+
+
+def digest(some: Iterable[Incoming]) -> str:
+    """The keys and times of records in the order of their ids, as `claim_all` reads them from the outbox rows."""
+    parts: list[bytes] = []
+    for one in sorted(some, key=_by_id):
+        if one.time is None or not EARLIEST <= one.time <= LATEST:
+            return ""  # like no row's
+        parts += (one.key.encode(), _eight_bytes((one.time - Y2K) * 1000))
+    return md5(b"".join(parts), usedforsecurity=False).hexdigest()
+
+
+class Outbox:
+    """Our own outbox: the row that a record names says what the message is."""
+
+    source = ""
+    settle: LiteralString | None = None
+    has_rows = True
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def read(self, records: Iterable[Any]) -> tuple[list[Incoming], list[Rejected]]:
+        """By the headers that the relay writes."""
+        return decode.read(records, self._registry)
+
+    def fill(self, one: Incoming, row: Sequence[Any], attempts: int) -> None:
+        """The message as its outbox rows say: what a broken record means."""
+        outbox_id, biz_type, key, payload, created_at = row
+        one.key, one.biz_type, one.attempts = key, biz_type, attempts
+        try:
+            created_ms = milliseconds(created_at)
+            one.message = decode.parse(payload, biz_type, outbox_id, key, created_ms, self._registry, attempts)
+            one.fault = None
+        except Unreadable as fault:
+            one.message, one.fault = None, fault
+
+    def statement(self, name: str) -> LiteralString:
+        """As it is."""
+        return query(name)
+
+    def claim(self, some: Sequence[Incoming]) -> dict[str, Any]:
+        """An array of numbers as text: a tenth of the price of binding a list."""
+        ids = [one.outbox_id for one in some]
+        return {
+            "ids": "{" + ",".join(map(str, ids)) + "}",
+            "first": min(ids),
+            "last": max(ids),
+            "partitions": "{" + ",".join([str(one.partition) for one in some]) + "}",
+            "offsets": "{" + ",".join([str(one.offset) for one in some]) + "}",
+            "digest": digest(some),
+        }
+
+    def claim_each(self, some: Sequence[Incoming], known: bool) -> dict[str, Any]:
+        """As JSON, with what the row has to agree to."""
+        rows = [
+            {
+                "id": one.outbox_id,
+                "partition": one.partition,
+                "offset": one.offset,
+                "key": one.key,
+                "ms": one.time,
+                "known": known,
+            }
+            for one in some
+        ]
+        return {"records": orjson.dumps(rows).decode()}
+
+    def kept(self, one: Incoming) -> Mapping[str, Any]:
+        """Nothing: the outbox row stays."""
+        return {}

@@ -1,0 +1,275 @@
+"""The partitions of one process that are suspected, and the notes that outlive it.
+
+A note is committed right before a handler is called, on a connection beside the transaction, and taken back as soon as the
+try has ended while the process lives: in the transaction that succeeded, or after the one that failed.  So a note that
+stands was left by a process that died while a handler had the messages, and waiting costs nobody a strike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Protocol
+
+from streams.errors import Reject
+from streams.settings import RETRY_SUFFIX
+from streams.worker.driver.runs import Run
+from streams.worker.driver.suspicion import ISOLATE, STRIKES, Strikes, Suspicion
+from streams.worker.run.decode import Incoming
+from streams.worker.run.exclusion import LEND, Displaced, Exclusion
+
+logger = logging.getLogger(__name__)
+
+Place = tuple[str, int]  # topic and partition
+Execute = Callable[..., Awaitable[Any]]  # a named query in the transaction of a try
+
+
+class Unnoted(Exception):
+    """A note could not be written: without it no handler is called."""
+
+
+class Isolated(Exception):
+    """The run would call a handler, and its messages have to be tried alone; `first` is the offset of the first of them."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__("to be worked one message at a time")
+        self.first = first
+
+
+class Notes(Protocol):
+    """Where notes are kept; each call is committed by itself, and raises what the store raises."""
+
+    async def take(self, owner: str, places: Sequence[Place]) -> dict[Place, Strikes]:
+        """Make these partitions the owner's; what was noted of them before."""
+
+    async def put(self, owner: str, place: Place, strikes: Strikes, offset: int) -> bool:
+        """Note these strikes, and the first offset of the run; False when the partition is not this owner's any more."""
+
+    async def hand_on(self, owned: Sequence[tuple[str, Place]]) -> None:
+        """Given up in order, by an owner who did not suspect them."""
+
+    async def strike(self, topic: str, partition: int, ids: Sequence[int]) -> dict[int, int]:
+        """One strike more for each of these messages, and how many each had before."""
+
+    async def withdraw(self, topic: str, ids: Sequence[int]) -> None:
+        """One strike less."""
+
+
+class Suspects:
+    """Every partition that this process was assigned, and whether it is suspect."""
+
+    def __init__(self, notes: Notes, exclusion: Exclusion, most: int, most_bytes: int) -> None:
+        self.notes, self.exclusion = notes, exclusion
+        self._most, self._most_bytes = most, most_bytes
+        self._current: dict[Place, Suspicion] = {}
+        self._taking = asyncio.Lock()
+        self.trials: set[Trial] = set()
+        self.leaving = False
+
+    def assigned(self, places: Iterable[Place]) -> None:
+        """From now on these are suspect, until more is known."""
+        for topic, partition in places:
+            # Wake-up calls tell nothing of where in the log a message is.
+            most = None if topic.endswith(RETRY_SUFFIX) else self._most
+            self._current[topic, partition] = Suspicion(topic, partition, most, self._most_bytes)
+
+    def of(self, topic: str, partition: int) -> Suspicion | None:
+        """The partition's suspicion since its last assignment."""
+        return self._current.get((topic, partition))
+
+    async def take(self, suspicion: Suspicion) -> None:
+        """Make this one, and all others that are new, ours, and read what earlier owners noted."""
+        async with self._taking:
+            if suspicion.taken:
+                return
+            untaken = {place: one for place, one in self._current.items() if not one.taken}
+            untaken[suspicion.place] = suspicion
+            owner = uuid.uuid4().hex
+            strikes = await self.notes.take(owner, sorted(untaken))
+            for place, each in untaken.items():
+                each.take(owner, strikes.get(place, Strikes()))
+
+    def isolated(self, suspicion: Suspicion) -> bool:
+        """Whether its messages are to be tried one at a time: those of a topic and of its retries die of the same ones."""
+        topic, partition = suspicion.place
+        other = topic.removesuffix(RETRY_SUFFIX) if topic.endswith(RETRY_SUFFIX) else topic + RETRY_SUFFIX
+        beside = self.of(other, partition)
+        return suspicion.strikes.crashes + (beside.strikes.crashes if beside is not None else 0) >= ISOLATE
+
+    @contextmanager
+    def trying(self, run: Run, topic: str, suspicion: Suspicion, *, alone: bool = False) -> Iterator[Trial]:
+        """Within this the run is worked under suspicion; `topic` is that of its messages, `alone` if it holds one of them."""
+        run.trial = trial = Trial(self, suspicion, run, topic, alone=alone)
+        self.trials.add(trial)
+        try:
+            yield trial
+        finally:
+            self.trials.discard(trial)
+            trial.acquit()
+            run.trial = None
+
+    @asynccontextmanager
+    async def busy(self, suspicions: Iterable[Suspicion | None]) -> AsyncIterator[None]:
+        """Within this runs of these partitions are worked; one that was given up meanwhile is handed on afterwards."""
+        worked = {one for one in suspicions if one is not None}
+        for one in worked:
+            one.busy += 1
+        try:
+            yield
+        finally:
+            for one in worked:
+                one.busy -= 1
+        if given_up := [one for one in worked if one.given_up]:
+            await self._hand_on(given_up)
+
+    async def give_up(self, places: Iterable[Place]) -> None:
+        """These are not ours any more, or will not be in a moment: hand on in order what nobody suspects and nobody works."""
+        given_up = [one for place in places if (one := self._current.pop(place, None)) is not None]
+        for one in given_up:
+            one.given_up = True
+        await self._hand_on(given_up)
+
+    async def give_up_all(self, topics: Collection[str]) -> None:
+        """The same for every partition of these topics."""
+        await self.give_up([place for place in self._current if place[0] in topics])
+
+    async def leave(self) -> None:
+        """The process is told to end: what it stops in the middle has killed nobody."""
+        self.leaving = True
+        for trial in list(self.trials):
+            await trial.withdraw()
+
+    async def _hand_on(self, given_up: Sequence[Suspicion]) -> None:
+        owned = [(one.owner, one.place) for one in given_up if one.taken and one.over and not one.busy]
+        try:
+            if owned:
+                await self.notes.hand_on(owned)
+        except Exception as error:  # then its next owner suspects it: no more than a note for each run
+            logger.info("partitions are not handed on in order", extra={"error": type(error).__name__})
+
+
+class Trial:
+    """The tries of one run under suspicion; several in turn, when it waits for something."""
+
+    def __init__(self, suspects: Suspects, suspicion: Suspicion, run: Run, topic: str, *, alone: bool) -> None:
+        self._suspects, self._suspicion, self._run, self._topic = suspects, suspicion, run, topic
+        self._alone = alone
+        self._probing = not alone and suspects.isolated(suspicion)
+        self._permit: Any = None
+        self._displaced = 0
+        self._noted = False
+        self._struck: set[int] = set()
+        self._struck_last: frozenset[int] = frozenset()
+        self._condemned: list[tuple[MutableMapping[int, Exception], int]] = []
+        self.first: int | None = None  # offset of the first record that a handler got in the last try
+
+    @asynccontextmanager
+    async def permitted(self) -> AsyncIterator[None]:
+        """One try.  What is noted in it is taken back when it fails, for then its process lives."""
+        patience = LEND * 2 ** min(self._displaced, 8)
+        async with self._suspects.exclusion.permit(alone=self._alone, patience=patience) as permit:
+            self._permit, self.first = permit, None
+            try:
+                yield
+            except BaseException:
+                await self.withdraw()
+                raise
+        self._noted = False
+        self._struck.clear()
+
+    async def begin(self, messages: Sequence[Incoming], condemned: MutableMapping[int, Exception]) -> None:
+        """Handlers are about to get these: note it.  Those that took their process down too often become `condemned`."""
+        if self._suspects.leaving:
+            raise Unnoted("the process ends")
+        first = min(one.offset for one in messages)
+        if self._probing:
+            raise Isolated(first)
+        try:
+            self._permit.claim()
+        except Displaced:
+            self._displaced += 1
+            raise
+        self.first = first if self.first is None else min(first, self.first)
+        try:
+            if self._alone:
+                await self._strike([one.outbox_id for one in messages], condemned)
+            elif not self._noted:
+                await self._note()
+        except Unnoted:
+            raise
+        except Exception as error:
+            raise Unnoted("the database takes no note") from error
+
+    async def settle(self, execute: Execute) -> None:
+        """Before the commit of a try that went well: it takes its notes with it."""
+        suspicion = self._suspicion
+        if self._struck:
+            await execute("forget_strikes", ids=sorted(self._struck))
+        if self._noted:
+            strikes = suspicion.after(self._run)
+            await execute("put_strikes", **parameters(suspicion.owner, suspicion.place, strikes, self._run.first))
+
+    async def withdraw(self) -> None:
+        """Take back what was noted; what cannot be stays, and the next try of this process does not note it again."""
+        suspicion, notes = self._suspicion, self._suspects.notes
+        try:
+            if self._noted:
+                await asyncio.shield(notes.put(suspicion.owner, suspicion.place, suspicion.strikes, self._run.first))
+                self._noted = False
+            if self._struck:
+                await asyncio.shield(notes.withdraw(self._topic, sorted(self._struck)))
+                self._struck.clear()
+        except Exception as error:
+            logger.info("a note is not taken back", extra={"topic": self._topic, "error": type(error).__name__})
+
+    def acquit(self) -> None:
+        """The run is done, or not ours any more."""
+        for condemned, one in self._condemned:
+            condemned.pop(one, None)
+
+    async def stand(self) -> None:
+        """The process is about to end because of this run, by itself: that is a death like any other."""
+        try:
+            if self._alone:
+                if self._struck_last:
+                    await self._suspects.notes.strike(self._topic, self._run.partition, sorted(self._struck_last))
+            else:
+                await self._note()
+        except Exception as error:
+            logger.warning("a death is not noted", extra={"topic": self._topic, "error": type(error).__name__})
+
+    async def _note(self) -> None:
+        suspicion = self._suspicion
+        strikes = suspicion.strikes.plus(self._run.end)
+        if not await self._suspects.notes.put(suspicion.owner, suspicion.place, strikes, self._run.first):
+            suspicion.taken = False  # somebody else's in the meantime, or the row is gone
+            await self._suspects.take(suspicion)
+            suspicion.over = False
+            raise Unnoted("the partition is another owner's")
+        self._noted = True
+
+    async def _strike(self, ids: Sequence[int], condemned: MutableMapping[int, Exception]) -> None:
+        if new := [one for one in ids if one not in self._struck]:
+            before = await self._suspects.notes.strike(self._topic, self._run.partition, new)
+            self._struck.update(new)
+            self._struck_last = frozenset(self._struck)
+            for one, strikes in before.items():
+                if strikes >= STRIKES:
+                    condemned[one] = Reject(f"the worker died {strikes} times while it handled this", code="crash")
+                    self._condemned.append((condemned, one))
+
+
+def parameters(owner: str, place: Place, strikes: Strikes, offset: int) -> dict[str, Any]:
+    """Of the named query `put_strikes`."""
+    topic, partition = place
+    return {
+        "run_topic": topic,
+        "partition": partition,
+        "owner": owner,
+        "crashes": strikes.crashes,
+        "through": strikes.through,
+        "offset": offset,
+    }
