@@ -19,8 +19,9 @@ from streams.audit.ranges import WIDTH, Range, extents, stored
 from streams.audit.report import Report
 from streams.audit.session import Session
 from streams.audit.tallies import Tallies
-from streams.audit.topics import Partition, Place, Topics, partition_of
+from streams.audit.topics import Partition, Place, Topics
 from streams.audit.waiting import Waiting
+from streams.broker.partitioner import partition_of
 from streams.message_id import Name
 from streams.registry import Registry
 

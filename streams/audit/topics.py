@@ -18,7 +18,6 @@ Place = tuple[str, int]
 
 LOCATE_SECONDS = 60.0
 FIRST_SECONDS = 3.0
-_MASK = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,26 +165,6 @@ class Topics:
         return start, end
 
 
-def partition_of(key: str, partitions: int) -> int:
-    """The partition of a key as every Kafka client that uses murmur2 finds it."""
-    return (_murmur2(key.encode()) & 0x7FFFFFFF) % partitions
-
-
 def _root(headers: Mapping[str, Any]) -> int:
     """The message that a record is about; 0 when nobody can say, whatever the headers hold."""
     return outbox_number(headers.get("resend_of") or headers.get("id")) or 0
-
-
-def _murmur2(data: bytes) -> int:
-    """Kafka's hash of a key, as its Java client has it; kafka.apache.org documents it as the default partitioner."""
-    mix, seed = 0x5BD1E995, 0x9747B28C
-    found = seed ^ len(data)
-    whole = len(data) & ~3
-    for at in range(0, whole, 4):
-        word = int.from_bytes(data[at : at + 4], "little") * mix & _MASK
-        word = (word ^ word >> 24) * mix & _MASK
-        found = (found * mix & _MASK) ^ word
-    if tail := data[whole:]:
-        found = (found ^ int.from_bytes(tail, "little")) * mix & _MASK
-    found = (found ^ found >> 13) * mix & _MASK
-    return found ^ found >> 15

@@ -12,7 +12,7 @@ from sqlalchemy import NullPool, text
 
 from streams.database import async_engine, connect, connect_sync, sync_engine
 from streams.database.sessions import REQUIRED, UNLIMITED
-from streams.relay.source.cdc import replication_connection
+from streams.relay.postgres.connections import replication_connection
 
 # Each differs from what we rely on, as PostgreSQL shows it.
 OTHERS = {

@@ -106,7 +106,7 @@ async def test_a_cancellation_that_comes_with_a_failure_is_seen_afterwards() -> 
 
 
 def test_there_is_no_other_group() -> None:
-    files = [file for folder in ("db", "streams", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
+    files = [file for folder in ("streams", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
     bare = [
         f"{file.relative_to(ROOT)}:{node.lineno}"
         for file in [*files, ROOT / "pytest_outbox_streams.py"]

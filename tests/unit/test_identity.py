@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from streams.worker.failure.classify import WrongTimes
 from streams.worker.run.decide import (
     NEAR,
     OTHER_KEY,
@@ -12,7 +13,6 @@ from streams.worker.run.decide import (
     OTHER_TOPIC,
     Named,
     Range,
-    WrongTimes,
     check_times,
     rejected_range,
     stranger,

@@ -10,8 +10,8 @@ import pytest
 from streams.database import queries
 from streams.database.queries import query
 
-ROOT = Path(queries.__file__).parents[1]
-FILES = sorted((ROOT / "db" / "sql").glob("*.sql"))
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "db" / "queries").glob("*.sql"))
 NAMES = sorted(queries._load())
 
 
@@ -31,9 +31,7 @@ def test_a_query_starts_with_a_line_of_why_and_is_one_statement(name: str) -> No
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_query_is_used(name: str) -> None:
-    sources = (
-        path.read_text(encoding="utf-8") for folder in ("db", "streams") for path in (ROOT / folder).rglob("*.py")
-    )
+    sources = (path.read_text(encoding="utf-8") for folder in ("streams",) for path in (ROOT / folder).rglob("*.py"))
     assert any(f'"{name}"' in source for source in sources)
 
 
@@ -46,9 +44,9 @@ def test_no_statement_is_lost_between_headings() -> None:
 
 
 def test_a_query_defined_twice_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "sql").mkdir()
+    (tmp_path / "queries").mkdir()
     for file in ("a.sql", "b.sql"):
-        (tmp_path / "sql" / file).write_text("-- one --\n-- Why.\nSELECT 1;\n", encoding="utf-8")
-    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
+        (tmp_path / "queries" / file).write_text("-- one --\n-- Why.\nSELECT 1;\n", encoding="utf-8")
+    monkeypatch.setattr(queries, "sql_folder", lambda: tmp_path)
     with pytest.raises(ValueError, match=r"query 'one' is defined twice, again in db/queries/b\.sql"):
         queries._load.__wrapped__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streams.audit.topics import partition_of
+from streams.broker.partitioner import partition_of
 from streams.relay.leader.sweep import Progress, Topic
 
 # Keys of partition 0 and 1 of two.

@@ -28,13 +28,14 @@ from streams.relay.leader.slot_recovery import Healing
 from streams.relay.leader.sweep import Sweep
 from streams.relay.leader.wal_guard import TAKEN_SECONDS, SlotCare
 from streams.relay.postgres.checks import check_database
+from streams.relay.postgres.connections import replication_connection
 from streams.relay.postgres.slot import SlotTaken, let_fail_over
 from streams.relay.postgres.wal_floor import WalFloor
 from streams.relay.sink.dead_rows import Grave
 from streams.relay.sink.limits import Admission
 from streams.relay.sink.new_topics import NewTopics
 from streams.relay.sink.publisher import DeliveryFailed, Publisher
-from streams.relay.source.cdc import CdcSource, replication_connection
+from streams.relay.source.cdc import CdcSource
 from streams.relay.source.poll import PollSource
 from streams.settings import Settings
 from streams.tasks import Done, together

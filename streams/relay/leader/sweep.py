@@ -18,8 +18,8 @@ import psycopg
 from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from streams.audit.topics import partition_of
 from streams.broker import kafka, topics
+from streams.broker.partitioner import partition_of
 from streams.database import connect, query
 from streams.registry import Registry
 from streams.settings import Settings

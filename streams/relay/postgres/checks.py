@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from streams.database import connect, query
 from streams.database import migrate as deploy
 from streams.errors import NotMigrated, ServiceUnreachable, UsageError
-from streams.relay.source.cdc import replication_connection
+from streams.relay.postgres.connections import replication_connection
 from streams.settings import Settings, redact
 
 

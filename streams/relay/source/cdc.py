@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 from psycopg import pq, sql
 
-from streams.database import connect
+from streams.relay.postgres.connections import replication_connection
 from streams.relay.postgres.slot import SlotTaken
 from streams.relay.source.pgoutput import Decoder
 from streams.relay.source.rows import Rows
@@ -28,8 +28,6 @@ FEEDBACK_SECONDS = 1.0
 CONFIRM_SECONDS = 0.1
 SILENCE_SECONDS = 10
 GOODBYE_SECONDS = 2.0
-# A leader that vanished gives its slot back after this long.
-WALSENDER_TIMEOUT = "5s"
 
 _status = Struct("!cQQQqB")
 _keepalive = Struct("!cQqB")
@@ -197,17 +195,6 @@ class CdcSource:
     def _why_ended(self) -> str:
         result = self._pgconn.get_result()
         return result.error_message.decode(errors="replace").strip() if result else "the server ended the stream"
-
-
-async def replication_connection(url: str, connect_timeout: int) -> psycopg.AsyncConnection[Any]:
-    """A connection to a walsender."""
-    return await connect(
-        url,
-        replication="database",
-        application_name="outbox-streams relay",
-        connect_timeout=connect_timeout,
-        session={"wal_sender_timeout": WALSENDER_TIMEOUT},
-    )
 
 
 def _refused(result: Any) -> Exception:

@@ -17,14 +17,14 @@ from mode.utils.futures import notify
 
 from streams.worker.driver.fetch import FetchingConsumer
 from streams.worker.driver.runs import Ledger, Run
-from streams.worker.run.suspects import Suspects
+from streams.worker.driver.suspicion import Owner
 
 
 class PositionedConsumer(FetchingConsumer):
     """Faust's consumer, whose topics in `run_topics` have a ledger for each partition."""
 
     run_topics: frozenset[str] = frozenset()
-    suspects: Suspects | None = None
+    suspects: Owner | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

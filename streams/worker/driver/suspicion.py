@@ -16,12 +16,25 @@ The end of a noted run is kept too: the message is before it, however differentl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 ISOLATE = 2  # noted deaths after which a partition's messages are tried one at a time
 STRIKES = 3  # deaths of a process while it tried the same message alone, after which that message is dead
+
+
+class Owner(Protocol):
+    """Who has to know what becomes of a process's partitions, each a topic and a number."""
+
+    def assigned(self, places: Iterable[tuple[str, int]]) -> None:
+        """These are ours from now on."""
+
+    def of(self, topic: str, partition: int) -> Suspicion | None:
+        """What is suspected of this one's next run."""
+
+    async def give_up(self, places: Iterable[tuple[str, int]]) -> None:
+        """These are ours no more."""
 
 
 class Record(Protocol):

@@ -23,8 +23,8 @@ from faust.types.tuples import Message
 
 from streams.worker.driver.positions import PositionedConsumer
 from streams.worker.driver.runs import split
+from streams.worker.driver.suspicion import Owner
 from streams.worker.driver.unread import Unread
-from streams.worker.run.suspects import Suspects
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ def run_transport(
     topics: Iterable[str],
     records: int,
     size: int,
-    suspects: Suspects | None = None,
+    suspects: Owner | None = None,
     topic_ids: Mapping[str, str] = MappingProxyType({}),
 ) -> type[RunTransport]:
     """A transport class whose consumer delivers `topics` as runs of at most `records` records and `size` bytes."""

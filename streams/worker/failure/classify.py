@@ -17,7 +17,6 @@ from sqlalchemy.exc import DBAPIError
 
 from streams.errors import MessageError, Reject, Retry
 from streams.registry import Agent
-from streams.worker.run.decide import WrongTimes
 
 # An outage, a failover (25006), a lock that is taken, a forgotten grant, a full disk: never the message's fault.
 OUTAGE_CLASSES = ("08", "25006", "40", "42501", "53", "55", "57P", "58")
@@ -33,6 +32,10 @@ PERMANENT_CLASSES = ("22", "23502", "23514", "54")
 # Where the server says, with the SQLSTATE of a missing grant, that a policy of row level security refuses a row.
 POLICY = "ExecWithCheckOptions"
 LONGEST_WAIT = 366 * 86400.0  # seconds: what is due later than this is due never
+
+
+class WrongTimes(Exception):
+    """Records whose time is not their outbox rows' although all else is: a setting of Kafka, not another life."""
 
 
 class HandlerTimeout(Exception):

@@ -32,6 +32,7 @@ from streams.worker.failure.classify import (
     HandlerMisuse,
     HandlerTimeout,
     Verdict,
+    WrongTimes,
     jittered,
     judge,
     server_words,
@@ -41,7 +42,6 @@ from streams.worker.failure.handlers import Care
 from streams.worker.failure.isolate import Memory
 from streams.worker.run.conversations import Head, work_open
 from streams.worker.run.crashes import CrashNotes
-from streams.worker.run.decide import WrongTimes
 from streams.worker.run.exclusion import Displaced, Exclusion
 from streams.worker.run.foreign import Foreign
 from streams.worker.run.origin import Origin, Outbox

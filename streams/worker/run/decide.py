@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
+from streams.worker.failure.classify import WrongTimes
 from streams.worker.run.decode import UNKNOWN
 
 TERMINAL = ("consumed", "dead", "discarded")
@@ -35,10 +36,6 @@ class Named(NamedTuple):
     created_ms: int | None
     resend_of: int | None
     topic: str
-
-
-class WrongTimes(Exception):
-    """Records whose time is not their outbox rows' although all else is: a setting of Kafka, not another life."""
 
 
 NO_ROW = "no outbox row has this id"

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from confluent_kafka import Consumer, TopicPartition
 
 from streams.audit import KINDS, examine
-from streams.audit.topics import partition_of
 from streams.broker import kafka
+from streams.broker.partitioner import partition_of
 from streams.cli import cli
 from tests.conftest import World
 from tests.fixtures.publish import Publisher, commit

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 from confluent_kafka import Producer
 
-from streams.audit.topics import partition_of
 from streams.broker import kafka
+from streams.broker.partitioner import partition_of
 from streams.cli import cli
 from tests.conftest import World
 from tests.fixtures.load import Load, unsettled
