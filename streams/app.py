@@ -19,7 +19,7 @@ from streams.terminal import printable
 from streams.web.health import add_health
 from streams.worker import preflight
 from streams.worker.app import assemble
-from streams.worker.health import Pulse
+from streams.worker.health import WorkerHealth
 from streams.worker.process import WorkerProcess
 from streams.worker.run.attempts import Persister
 from streams.worker.topic_watch import TopicWatch
@@ -34,7 +34,7 @@ def build() -> faust.App:
     persister, watch = Persister(settings, registry), TopicWatch()
     app = assemble(settings, registry, persister, watch.ids)
     patience = 3 * settings.worker.handler_timeout + 10
-    pulse = Pulse(app, persister.database, registry.consumed, patience, lambda: watch.change)
+    pulse = WorkerHealth(app, persister.database, registry.consumed, patience, lambda: watch.change)
     add_health(app, pulse)
 
     def check() -> None:

@@ -6,18 +6,18 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-Name = int | str
+MessageId = int | str
 
 MAX_ID = 2**63 - 1
 _FOREIGN = re.compile(r"([A-Za-z0-9._-]{1,249}):([0-9]{1,19})")
 
 
-def name_of(source: str, outbox_id: int) -> Name:
+def name_of(source: str, outbox_id: int) -> MessageId:
     """The name of a message; `source` is '' for our own outbox."""
     return f"{source}:{outbox_id}" if source else outbox_id
 
 
-def parts_of(name: Name) -> tuple[str, int]:
+def parts_of(name: MessageId) -> tuple[str, int]:
     """(source, outbox id) of a message."""
     if isinstance(name, int):
         return "", name
@@ -25,21 +25,21 @@ def parts_of(name: Name) -> tuple[str, int]:
     return source, int(outbox_id)
 
 
-def ours(names: Iterable[Name]) -> list[int]:
+def ours(names: Iterable[MessageId]) -> list[int]:
     """The outbox ids among them."""
     return [name for name in names if isinstance(name, int)]
 
 
-def foreign(names: Iterable[Name]) -> dict[str, list[Any]]:
+def foreign(names: Iterable[MessageId]) -> dict[str, list[Any]]:
     """Those of other systems, as the parameters `sources` and `ids` of a named query."""
     found = [parts_of(name) for name in names if isinstance(name, str)]
     return {"sources": [source for source, _ in found], "ids": [outbox_id for _, outbox_id in found]}
 
 
-def read_name(text: str) -> Name:
+def read_name(text: str) -> MessageId:
     """The name a person wrote; ValueError when it is none."""
     found = _FOREIGN.fullmatch(text)
-    name: Name = name_of(found[1], int(found[2])) if found else int(text)
+    name: MessageId = name_of(found[1], int(found[2])) if found else int(text)
     if not 1 <= parts_of(name)[1] <= MAX_ID:
         raise ValueError(f"{text!r} is no id")
     return name

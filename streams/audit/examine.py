@@ -22,7 +22,7 @@ from streams.audit.tallies import Tallies
 from streams.audit.topics import Partition, Place, Topics
 from streams.audit.waiting import Waiting
 from streams.broker.partitioner import partition_of
-from streams.message_id import Name
+from streams.message_id import MessageId
 from streams.registry import Registry
 
 # So many messages that nobody has persisted yet, in one range, are a backlog: it is left for the next audit.
@@ -307,11 +307,11 @@ class Audit:
                 self.lost_replays.append(outbox_id)
                 self.report.add("lost_replay", outbox_id, source=source)
 
-    def _heads(self) -> dict[Name, tuple[Any, ...]]:
+    def _heads(self) -> dict[MessageId, tuple[Any, ...]]:
         rows = [row for name in ("audit_heads", "foreign_stuck") for row in self._session.rows(name, grace=self._grace)]
         return {row[0]: row for row in rows}
 
-    def _stuck(self, heads: dict[Name, tuple[Any, ...]], looked: float) -> None:
+    def _stuck(self, heads: dict[MessageId, tuple[Any, ...]], looked: float) -> None:
         """A parked message gets its turn when the one before it is settled, whenever that was: look twice."""
         heads = {one: row for one, row in heads.items() if row[1] != "replaying"}
         if any(row[1] == "parked" for row in heads.values()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from streams.message_id import Name
+from streams.message_id import MessageId
 
 EXAMPLES = 20
 
@@ -63,7 +63,7 @@ class Report:
     wrong: dict[str, dict[str, Any]] = field(default_factory=dict)
     _seen: set[tuple[str, Any]] = field(default_factory=set)
 
-    def add(self, kind: str, outbox_id: Name | None, **about: Any) -> None:
+    def add(self, kind: str, outbox_id: MessageId | None, **about: Any) -> None:
         """One thing that is wrong; the same one twice counts once."""
         known = kind, outbox_id if outbox_id is not None else tuple(about.items())
         if known in self._seen:
@@ -75,7 +75,7 @@ class Report:
             named = {} if outbox_id is None else {"outbox_id": outbox_id}
             found["examples"].append(named | {name: value for name, value in about.items() if value is not None})
 
-    def says(self, kind: str, outbox_id: Name) -> bool:
+    def says(self, kind: str, outbox_id: MessageId) -> bool:
         """Whether that was said of this message."""
         return (kind, outbox_id) in self._seen
 

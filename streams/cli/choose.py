@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from streams.message_id import MAX_ID, Name, read_name
+from streams.message_id import MAX_ID, MessageId, read_name
 from streams.terminal import document, printable_lines
 
 _AGO = re.compile(r"(\d{1,6})([smhd])")
@@ -37,7 +37,7 @@ class Message(click.ParamType):
 
     name = "id"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Name:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> MessageId:
         if isinstance(value, int):
             return value
         try:

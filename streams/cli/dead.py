@@ -17,7 +17,7 @@ from streams.cli.desk import database, signed
 from streams.cli.desk import show as show_table
 from streams.cli.trace import describe
 from streams.errors import UsageError
-from streams.message_id import Name
+from streams.message_id import MessageId
 from streams.operate import history as trace
 from streams.registry import configured
 from streams.terminal import printable
@@ -80,7 +80,7 @@ def list_(group: bool, as_json: bool, **filters: Any) -> None:
 @dead.command()
 @click.argument("outbox_id", type=MESSAGE)
 @click.option("--payload", is_flag=True, help="Show its text too: it may be what your users wrote.")
-def show(outbox_id: Name, payload: bool) -> None:
+def show(outbox_id: MessageId, payload: bool) -> None:
     """Tell a dead message's whole story."""
     with database() as (_, connection):
         found = trace.messages(connection, [outbox_id])
@@ -96,14 +96,14 @@ def show(outbox_id: Name, payload: bool) -> None:
 @_acts
 @click.option("--force", is_flag=True, help=f"Also those that were replayed {desk.MOST_REPLAYS} times already.")
 @click.option("--payload", type=click.File("rb"), help="Replay one message with the JSON of this file (- for stdin).")
-def replay_(outbox_ids: tuple[Name, ...], payload: Any, force: bool, **options: Any) -> None:
+def replay_(outbox_ids: tuple[MessageId, ...], payload: Any, force: bool, **options: Any) -> None:
     """Send dead messages again: those named, or those that fit; each conversation in its original order."""
     if payload is not None:
         _edit(outbox_ids, payload.read(), options)
         return
 
     def work(
-        connection: Connection, ids: list[Name], choice: desk.Choice, operator: desk.Operator
+        connection: Connection, ids: list[MessageId], choice: desk.Choice, operator: desk.Operator
     ) -> Iterator[desk.Step]:
         return desk.replay(connection, ids, operator, choice, force=force, rate=options["rate"])
 
@@ -112,21 +112,21 @@ def replay_(outbox_ids: tuple[Name, ...], payload: Any, force: bool, **options: 
 
 @dead.command("discard")
 @_acts
-def discard_(outbox_ids: tuple[Name, ...], **options: Any) -> None:
+def discard_(outbox_ids: tuple[MessageId, ...], **options: Any) -> None:
     """Give dead messages up for good; their rows stay for the record."""
 
     def work(
-        connection: Connection, ids: list[Name], choice: desk.Choice, operator: desk.Operator
+        connection: Connection, ids: list[MessageId], choice: desk.Choice, operator: desk.Operator
     ) -> Iterator[desk.Step]:
         return desk.discard(connection, ids, operator, choice, rate=options["rate"])
 
     _act("discard", "discarded", outbox_ids, options, work)
 
 
-Work = Callable[[Connection, list[Name], desk.Choice, desk.Operator], Iterator[desk.Step]]
+Work = Callable[[Connection, list[MessageId], desk.Choice, desk.Operator], Iterator[desk.Step]]
 
 
-def _act(verb: str, done: str, outbox_ids: tuple[Name, ...], options: dict[str, Any], work: Work) -> None:
+def _act(verb: str, done: str, outbox_ids: tuple[MessageId, ...], options: dict[str, Any], work: Work) -> None:
     filters = {name: options[name] for name in ("biz_type", "source", "key", "error", "since", "limit")}
     choice = desk.Choice(ids=tuple(dict.fromkeys(outbox_ids)) or None, **filters)
     if replace(choice, limit=None).empty != options["everything"]:
@@ -148,7 +148,7 @@ def _act(verb: str, done: str, outbox_ids: tuple[Name, ...], options: dict[str, 
     say(f"{done} {_messages(total.done)}" + (f"; left alone: {', '.join(notes)}" if notes else ""))
 
 
-def _edit(outbox_ids: tuple[Name, ...], text: bytes, options: dict[str, Any]) -> None:
+def _edit(outbox_ids: tuple[MessageId, ...], text: bytes, options: dict[str, Any]) -> None:
     others = ("biz_type", "source", "key", "error", "since", "limit", "everything", "rate", "dry_run")
     if len(outbox_ids) != 1 or any(options[name] for name in others):
         raise UsageError("--payload replays one message: expected one outbox id, and no filter, rate or dry run")

@@ -36,7 +36,7 @@ class LineInvalid(UsageError):
         super().__init__(f"line {number}: {reason}")
 
 
-class Broken(StreamsError):
+class LinesInvalid(StreamsError):
     """`--check` found lines that cannot be taken: the answer is bad news."""
 
 
@@ -104,7 +104,7 @@ def _check(file: IO[bytes], settings: Settings, registry: Registry, advance: Cal
             bad += 1
         advance(len(raw))
     if bad:
-        raise Broken(f"{bad} of {good + bad} lines cannot be taken")
+        raise LinesInvalid(f"{bad} of {good + bad} lines cannot be taken")
     say(f"{good} lines can be taken")
 
 

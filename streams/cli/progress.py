@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from streams.operate.relay_status import Standing
+from streams.operate.relay_status import RelayStatus
 
 CAP = 10_000
 
@@ -50,7 +50,7 @@ SELECT (SELECT count(*) FROM outbox_state WHERE status = 'dead') +
        (SELECT count(*) FROM outbox_foreign WHERE status = 'dead')"""
 
 
-def relays(found: Sequence[Standing], running: Sequence[int | None]) -> list[dict[str, Any]]:
+def relays(found: Sequence[RelayStatus], running: Sequence[int | None]) -> list[dict[str, Any]]:
     """Each relay, led or not, others that share its work, then those that stand by: known to the database, or running here."""
     shown, mode = [], "auto"
     leaders: set[int | None] = {None}

@@ -11,13 +11,13 @@ from sqlalchemy import Connection
 from streams.cli.choose import say
 from streams.cli.desk import database, signed
 from streams.errors import StreamsError, UsageError
-from streams.operate.relay_status import Standing, standing
+from streams.operate.relay_status import RelayStatus, standing
 
 DOING = {"cdc": "streaming", "poll": "polling", "debezium": "connector"}
 LOOK_SECONDS = 0.2
 
 
-class NotYet(StreamsError):
+class SwitchTimeout(StreamsError):
     """What was asked for has not come about in time."""
 
 
@@ -51,11 +51,11 @@ def _wait(connection: Connection, relay: str, mode: str, timeout: float) -> None
             say(f"relay {relay} publishes in mode {mode}")
             return
         if time.monotonic() > deadline:
-            raise NotYet(f"relay {relay} is not in mode {mode} after {timeout:g} s, and goes on trying; {now}")
+            raise SwitchTimeout(f"relay {relay} is not in mode {mode} after {timeout:g} s, and goes on trying; {now}")
         time.sleep(LOOK_SECONDS)
 
 
-def _now(found: Standing) -> str:
+def _now(found: RelayStatus) -> str:
     if found.leader is None:
         return "nobody leads: start `streams relay`"
     return f"{found.mode}: {found.doing}{f', {found.reason}' if found.reason else ''}"

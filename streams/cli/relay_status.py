@@ -13,7 +13,7 @@ from rich.text import Text
 from streams.broker import beat
 from streams.cli.choose import say, say_json
 from streams.cli.desk import database
-from streams.operate.relay_status import Member, SlotHealth, Standing, standing
+from streams.operate.relay_status import Member, RelayStatus, SlotHealth, standing
 from streams.terminal import printable
 
 
@@ -37,7 +37,7 @@ def status(as_json: bool) -> None:
     sys.exit(1 if faults else 0)
 
 
-def _show(found: Standing) -> None:
+def _show(found: RelayStatus) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(no_wrap=True)
@@ -47,7 +47,7 @@ def _show(found: Standing) -> None:
     Console(highlight=False, width=max(400, Console().width)).print(table)
 
 
-def _lines(found: Standing) -> list[tuple[str, str]]:
+def _lines(found: RelayStatus) -> list[tuple[str, str]]:
     lag, reason = found.lag, f": {found.reason}" if found.reason else ""
     behind = [] if lag.bytes is None else [f"{size(lag.bytes)} of log"]
     return [
@@ -74,7 +74,7 @@ def size(count: int) -> str:
     return f"{value:,.0f} {units[0]}" if units[0] == "bytes" else f"{value:,.1f} {units[0]}"
 
 
-def _mode(found: Standing) -> str:
+def _mode(found: RelayStatus) -> str:
     notes = [f"started with {found.asked}"] if found.asked and found.asked != found.mode else []
     notes += [f"switched to {found.wish}"] if found.wish else []
     return " ".join([found.mode or "none", *([f"({', '.join(notes)})"] if notes else [])])

@@ -20,7 +20,7 @@ from streams.dev.probe import Health, health
 from streams.dev.workplace import Note, Running, Workplace
 from streams.operate.missing import missing
 from streams.operate.outlook import outlook
-from streams.operate.relay_status import Standing, standing
+from streams.operate.relay_status import RelayStatus, standing
 from streams.registry import configured
 from streams.settings import Settings, load, redact
 from streams.terminal import printable
@@ -69,7 +69,7 @@ def _unready(shape: dict[str, Any], healths: list[Health]) -> list[str]:
 
 
 def _status(
-    settings: Settings, connection: Connection, note: Note | None, known: list[Standing]
+    settings: Settings, connection: Connection, note: Note | None, known: list[RelayStatus]
 ) -> tuple[dict[str, Any], list[Health]]:
     """The stable shape, and how each of its workers is."""
     running = _running(note, "worker")

@@ -10,7 +10,7 @@ import click
 from streams.cli.choose import MESSAGE, SINCE, say, say_json
 from streams.database import migrate as deploy
 from streams.errors import StreamsError, UsageError
-from streams.message_id import Name
+from streams.message_id import MessageId
 from streams.operate import history as trace
 from streams.settings import load
 from streams.terminal import printable
@@ -28,7 +28,7 @@ class NoSuchMessage(StreamsError):
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="With --key: the newest.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def command(
-    outbox_id: Name | None, key: str | None, source: str, since: datetime | None, limit: int, as_json: bool
+    outbox_id: MessageId | None, key: str | None, source: str, since: datetime | None, limit: int, as_json: bool
 ) -> None:
     """Tell every stage of one message or conversation, with times; never its text.
 
@@ -55,7 +55,7 @@ def command(
         say("\n\n".join(map(describe, found)))
 
 
-def describe(found: trace.Trace) -> str:
+def describe(found: trace.MessageHistory) -> str:
     """A heading and one line an event."""
     head = f"message {found.outbox_id}  {found.status}  {found.biz_type}  topic {found.topic}  key {found.key}"
     events = [f"  {_time(event.at)}  {event.stage}{_about(event.about)}" for event in found.events]

@@ -5,18 +5,18 @@ Functions take a synchronous connection that is in no transaction; from async co
 
 from streams.operate.conversations import NotHeld, Waiting, release, waiting
 from streams.operate.dead_letters import Group, Letter, groups, letters, payload
-from streams.operate.replay import MOST_REPLAYS, Circle, Operator, Step, discard, edit, plan, replay
+from streams.operate.replay import MOST_REPLAYS, Operator, ReplayLimitReached, Step, discard, edit, plan, replay
 from streams.operate.selection import Choice, NotDead
 
 __all__ = [
     "MOST_REPLAYS",
     "Choice",
-    "Circle",
     "Group",
     "Letter",
     "NotDead",
     "NotHeld",
     "Operator",
+    "ReplayLimitReached",
     "Step",
     "Waiting",
     "discard",

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from streams.database import query
 from streams.errors import StreamsError
-from streams.message_id import Name, foreign, name_of, ours
+from streams.message_id import MessageId, foreign, name_of, ours
 from streams.operate.replay import Operator, note
 
 
@@ -24,7 +24,7 @@ class Waiting:
     topic: str
     key: str
     open: int
-    head: Name
+    head: MessageId
     status: str
     error_code: str | None
     since: datetime
@@ -39,14 +39,14 @@ def waiting(
     return [Waiting(topic, key, n, name_of(whose, head), *rest) for whose, topic, key, n, head, *rest in rows]
 
 
-def release(connection: Connection, key: str, operator: Operator, *, topic: str | None = None) -> list[Name]:
+def release(connection: Connection, key: str, operator: Operator, *, topic: str | None = None) -> list[MessageId]:
     """Let a conversation go on past the dead messages that hold it; their ids. They stay dead, and can be replayed.
 
     NotHeld when there is none. Workers take it up within half a minute.
     """
     with connection.begin():
         where = {"key": key, "topic": topic}
-        ids: list[Name] = [row[0] for row in connection.exec_driver_sql(query("held"), where)]
+        ids: list[MessageId] = [row[0] for row in connection.exec_driver_sql(query("held"), where)]
         ids += [name_of(*row) for row in connection.exec_driver_sql(query("foreign_held"), where)]
         if not ids:
             raise NotHeld(f"no dead message holds a conversation with the key {key!r:.80}")

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from streams.database import query
-from streams.message_id import Name, parts_of, read_name
+from streams.message_id import MessageId, parts_of, read_name
 from streams.operate.selection import Choice, NotDead
 
 
@@ -19,7 +19,7 @@ class Letter:
     `held` says that its conversation waits for an operator, `since` is when it died.
     """
 
-    outbox_id: Name
+    outbox_id: MessageId
     biz_type: str
     topic: str
     key: str
@@ -43,7 +43,7 @@ class Group:
     conversations: int
     first: datetime
     last: datetime
-    example: Name
+    example: MessageId
     error: str | None
 
 
@@ -59,7 +59,7 @@ def groups(connection: Connection, choice: Choice) -> list[Group]:
     return [Group(**dict(row) | {"example": read_name(row["example"])}) for row in rows.mappings()]
 
 
-def payload(connection: Connection, name: Name) -> str:
+def payload(connection: Connection, name: MessageId) -> str:
     """The text that counts for this message: its own, or that of its last replay."""
     source, outbox_id = parts_of(name)
     parameters = {"source": source, "outbox_id": outbox_id}

@@ -13,7 +13,7 @@ from typing import Any, cast
 from sqlalchemy import Connection
 
 from streams.database import query
-from streams.message_id import Name, foreign, name_of, ours
+from streams.message_id import MessageId, foreign, name_of, ours
 
 # Ids looked through at a time for a conversation: some 50 ms.
 WINDOW = 200_000
@@ -22,7 +22,7 @@ ENDED = {"consumed": "persisted", "dead": "dead", "discarded": "discarded"}
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class HistoryStep:
     """One thing that happened; `at` is None when nobody wrote the time down."""
 
     stage: str
@@ -31,18 +31,18 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
+class MessageHistory:
     """One message: what it is, where it stands, and what happened to it, in order; `source:id` if it is another system's."""
 
-    outbox_id: Name
+    outbox_id: MessageId
     biz_type: str
     topic: str
     key: str
     status: str
-    events: Sequence[Event]
+    events: Sequence[HistoryStep]
 
 
-def messages(connection: Connection, ids: Iterable[Name]) -> list[Trace]:
+def messages(connection: Connection, ids: Iterable[MessageId]) -> list[MessageHistory]:
     """The stories of these messages, each once, in order, ours first; an id that sends another again is that other one."""
     named = list(ids)
     roots = [row[0] for row in connection.exec_driver_sql(query("trace_roots"), {"ids": ours(named)})]
@@ -57,7 +57,7 @@ def messages(connection: Connection, ids: Iterable[Name]) -> list[Trace]:
 
 def conversation(
     connection: Connection, key: str, *, source: str = "", since: datetime | None = None, limit: int = 100
-) -> list[Trace]:
+) -> list[MessageHistory]:
     """The newest `limit` messages with this key, oldest first; `since` bounds how far back it looks.
 
     `source` names another system whose messages are meant.
@@ -86,35 +86,37 @@ def direct(connection: Connection, outbox_id: int) -> bool:
     return bool(connection.exec_driver_sql(query("trace_direct"), {"outbox_id": outbox_id}).scalar_one())
 
 
-def _name(row: Mapping[str, Any]) -> Name:
+def _name(row: Mapping[str, Any]) -> MessageId:
     return name_of(row.get("source", ""), row["outbox_id"])
 
 
 def _grouped(
     connection: Connection, name: str, by: str, parameters: dict[str, Any]
-) -> dict[Name, list[Mapping[str, Any]]]:
-    found: dict[Name, list[Mapping[str, Any]]] = {}
+) -> dict[MessageId, list[Mapping[str, Any]]]:
+    found: dict[MessageId, list[Mapping[str, Any]]] = {}
     # Names of our own queries only; the text is never put together.
     for row in connection.exec_driver_sql(query(name), parameters).mappings():
         found.setdefault(row[by], []).append(dict(row))
     return found
 
 
-def _trace(row: Mapping[str, Any], resends: list[Mapping[str, Any]], actions: list[Mapping[str, Any]]) -> Trace:
+def _trace(
+    row: Mapping[str, Any], resends: list[Mapping[str, Any]], actions: list[Mapping[str, Any]]
+) -> MessageHistory:
     status = row["status"] or ("published" if row["published"] else "pending")
     # Of another system's message only the time of its record is known.
     stage = "produced" if row.get("source") else "enqueued"
-    enqueued = Event(stage, row["created_at"], _some(row, "bytes", "traceparent"))
+    enqueued = HistoryStep(stage, row["created_at"], _some(row, "bytes", "traceparent"))
     again = [
-        Event("sent again", each["created_at"], {"as": each["resend"], "published": each["published"]})
+        HistoryStep("sent again", each["created_at"], {"as": each["resend"], "published": each["published"]})
         for each in resends
     ]
     acts = [
-        Event(each["act"], each["at"], _some(each, "who", "why") | _some(each["what"], "error_code"))
+        HistoryStep(each["act"], each["at"], _some(each, "who", "why") | _some(each["what"], "error_code"))
         for each in actions
     ]
     later = sorted(again + acts, key=lambda event: cast("datetime", event.at))
-    return Trace(
+    return MessageHistory(
         _name(row),
         row["biz_type"],
         row["topic"],
@@ -124,14 +126,14 @@ def _trace(row: Mapping[str, Any], resends: list[Mapping[str, Any]], actions: li
     )
 
 
-def _relayed(row: Mapping[str, Any]) -> list[Event]:
+def _relayed(row: Mapping[str, Any]) -> list[HistoryStep]:
     """Kafka's timestamp of a record is the time of its enqueueing: when it was relayed is written down nowhere."""
     if row["offset"] is not None:
-        return [Event("relayed", None, _some(row, "topic", "partition", "offset"))]
-    return [Event("relayed", None, _some(row, "topic"))] if row["published"] else []
+        return [HistoryStep("relayed", None, _some(row, "topic", "partition", "offset"))]
+    return [HistoryStep("relayed", None, _some(row, "topic"))] if row["published"] else []
 
 
-def _fate(row: Mapping[str, Any]) -> list[Event]:
+def _fate(row: Mapping[str, Any]) -> list[HistoryStep]:
     """Where it stands now; errors stay written down until it is persisted, and after."""
     if row["status"] is None:
         return []
@@ -146,7 +148,7 @@ def _fate(row: Mapping[str, Any]) -> list[Event]:
     elif row["status"] == "replaying":
         about["source"] = row["source_id"]
     stage = ENDED.get(row["status"], row["status"])
-    return [Event(stage, row["updated_at"], {name: value for name, value in about.items() if value is not None})]
+    return [HistoryStep(stage, row["updated_at"], {name: value for name, value in about.items() if value is not None})]
 
 
 def _some(row: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from sqlalchemy import Connection
 
 from streams.broker.consumers import consumer_group
 from streams.errors import ServiceUnreachable
-from streams.operate.relay_status import Standing, standing
+from streams.operate.relay_status import RelayStatus, standing
 from streams.registry import Registry
 from streams.settings import Settings
 
 
-def missing(settings: Settings, registry: Registry, connection: Connection, relays: Sequence[Standing]) -> list[str]:
+def missing(settings: Settings, registry: Registry, connection: Connection, relays: Sequence[RelayStatus]) -> list[str]:
     """One line for each thing that is not there; empty when all is.
 
     `relays` are those that the database knows; that of the settings is looked at too.  Blocking.

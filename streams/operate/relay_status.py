@@ -49,7 +49,7 @@ class SlotHealth:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RelayStatus:
     """One relay name.  `mode` publishes now, `asked` is what the leader was started with, `wish` what operators asked for
     later; `doing` is streaming, polling, healing, connector or waiting.  `strange`: this is not the database it knows.
     `sharing` are relays that lead some shards each; the `leader` is the one with the first."""
@@ -91,7 +91,7 @@ class Standing:
         return found
 
 
-def standing(connection: Connection, relay: str | None = None) -> list[Standing]:
+def standing(connection: Connection, relay: str | None = None) -> list[RelayStatus]:
     """How this relay stands, or each that ever had a leader or a slot of its own."""
     rows = connection.exec_driver_sql(query("relays_standing"), {"relay": relay}).mappings().all()
     return [
@@ -99,7 +99,7 @@ def standing(connection: Connection, relay: str | None = None) -> list[Standing]
     ]
 
 
-def _standing(row: dict[str, Any], sharing: list[Member], present: list[Member]) -> Standing:
+def _standing(row: dict[str, Any], sharing: list[Member], present: list[Member]) -> RelayStatus:
     fresh = row["silent"] is not None and row["silent"] < SILENT_SECONDS
     leader = None
     if row["pid"] is not None and fresh:
@@ -107,7 +107,7 @@ def _standing(row: dict[str, Any], sharing: list[Member], present: list[Member])
     slot = None
     if row["wal_status"] is not None or row["held"] is not None:
         slot = SlotHealth(row["wal_status"], row["slot_active"], row["held"] or 0, row["safe_wal_size"])
-    return Standing(
+    return RelayStatus(
         **{key: row[key] for key in ("name", "mode", "asked", "wish", "doing", "reason", "floor", "position", "rate")},
         leader=leader,
         silent_seconds=row["silent"],

@@ -19,7 +19,7 @@ from streams import codec, envelope
 from streams.database import query
 from streams.errors import StreamsError, UsageError
 from streams.events import EventType
-from streams.message_id import Name, foreign, name_of, ours, parts_of
+from streams.message_id import MessageId, foreign, name_of, ours, parts_of
 from streams.operate.selection import Choice, NotDead, in_order
 from streams.registry import Agent, Registry
 
@@ -29,7 +29,7 @@ BATCH = 1000
 MOST_REPLAYS = 3
 
 
-class Circle(StreamsError):
+class ReplayLimitReached(StreamsError):
     """A message was replayed too often already: nothing was done."""
 
 
@@ -57,7 +57,7 @@ class Step:
 
 def replay(
     connection: Connection,
-    ids: Sequence[Name],
+    ids: Sequence[MessageId],
     operator: Operator,
     choice: Choice,
     *,
@@ -67,7 +67,7 @@ def replay(
     """Send these dead messages again, in this order (`in_order` gives it), at most `rate` a second.
 
     Each step is committed when it is yielded. Messages replayed MOST_REPLAYS times are left dead unless `force`; one
-    that is circling alone is a Circle.
+    that is circling alone is a ReplayLimitReached.
     """
     for batch in _paced(ids, rate):
         with connection.begin():
@@ -75,7 +75,7 @@ def replay(
             chosen = [one for one in batch if one in dead and (force or dead[one] < MOST_REPLAYS)]
             circling = len(dead) - len(chosen)
             if circling == len(ids) == 1:
-                raise Circle(
+                raise ReplayLimitReached(
                     f"message {ids[0]} was replayed {dead[ids[0]]} times already and died again:"
                     " mend the cause, then --force"
                 )
@@ -85,7 +85,7 @@ def replay(
 
 
 def discard(
-    connection: Connection, ids: Sequence[Name], operator: Operator, choice: Choice, *, rate: float | None = None
+    connection: Connection, ids: Sequence[MessageId], operator: Operator, choice: Choice, *, rate: float | None = None
 ) -> Iterator[Step]:
     """Give these dead messages up for good; each step is committed when it is yielded."""
     for batch in _paced(ids, rate):
@@ -98,7 +98,7 @@ def discard(
 
 
 def edit(
-    connection: Connection, name: Name, text: bytes, registry: Registry, max_bytes: int, operator: Operator
+    connection: Connection, name: MessageId, text: bytes, registry: Registry, max_bytes: int, operator: Operator
 ) -> None:
     """Replay one dead message with another payload; the old one stays in its outbox row, or beside the new one.
 
@@ -123,13 +123,13 @@ def edit(
         note(connection, operator, "replay", [name], about)
 
 
-def plan(connection: Connection, choice: Choice) -> list[Name]:
+def plan(connection: Connection, choice: Choice) -> list[MessageId]:
     """The messages an act on this choice would work, in its order; leaves the connection in no transaction."""
     with connection.begin():
         return in_order(connection, choice)
 
 
-def note(connection: Connection, operator: Operator, act: str, ids: list[Name], about: dict[str, Any]) -> None:
+def note(connection: Connection, operator: Operator, act: str, ids: list[MessageId], about: dict[str, Any]) -> None:
     """Write an act on these messages down, in the transaction that does it; nothing when there are none."""
     if not ids:
         return
@@ -139,7 +139,7 @@ def note(connection: Connection, operator: Operator, act: str, ids: list[Name], 
     connection.exec_driver_sql(query("note_action"), note)
 
 
-def _paced(ids: Sequence[Name], rate: float | None) -> Iterator[Sequence[Name]]:
+def _paced(ids: Sequence[MessageId], rate: float | None) -> Iterator[Sequence[MessageId]]:
     """Slices of the plan, each when the rate lets it go."""
     size = BATCH if rate is None else max(1, min(BATCH, int(rate)))
     began = time.monotonic()
@@ -149,15 +149,15 @@ def _paced(ids: Sequence[Name], rate: float | None) -> Iterator[Sequence[Name]]:
         yield ids[start : start + size]
 
 
-def _lock(connection: Connection, ids: Sequence[Name]) -> dict[Name, int]:
+def _lock(connection: Connection, ids: Sequence[MessageId]) -> dict[MessageId, int]:
     """Those still dead, with how often each was replayed."""
     rows = connection.exec_driver_sql(query("dead_lock"), {"ids": ours(ids)})
-    found: dict[Name, int] = {row[0]: row[1] for row in rows}
+    found: dict[MessageId, int] = {row[0]: row[1] for row in rows}
     rows = connection.exec_driver_sql(query("foreign_lock"), foreign(ids))
     return found | {name_of(source, outbox_id): replays for source, outbox_id, replays in rows}
 
 
-def _send_again(connection: Connection, ids: list[Name], payload: str | None = None) -> None:
+def _send_again(connection: Connection, ids: list[MessageId], payload: str | None = None) -> None:
     if ids:
         rows = connection.exec_driver_sql(query("dead_replay"), {"ids": ours(ids), "payload": payload}).all()
         if len(rows) != len(ours(ids)):

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from streams.database import query
 from streams.errors import StreamsError
-from streams.message_id import Name, parts_of, read_name
+from streams.message_id import MessageId, parts_of, read_name
 
 
 class NotDead(StreamsError):
@@ -28,7 +28,7 @@ class Choice:
     `source` is the name of another system, '' for our own outbox.
     """
 
-    ids: Sequence[Name] | None = None
+    ids: Sequence[MessageId] | None = None
     source: str | None = None
     biz_type: str | None = None
     key: str | None = None
@@ -51,7 +51,7 @@ class Choice:
         return plain | ({"since": self.since.isoformat()} if self.since else {})
 
 
-def in_order(connection: Connection, choice: Choice) -> list[Name]:
+def in_order(connection: Connection, choice: Choice) -> list[MessageId]:
     """The ids, conversation after conversation, each in its original order; NotDead when one was named that is not."""
     rows = connection.exec_driver_sql(query("dead_in_order"), choice.parameters())
     found = [read_name(row[0]) for row in rows]
@@ -63,7 +63,7 @@ def in_order(connection: Connection, choice: Choice) -> list[Name]:
     return found
 
 
-def _status(connection: Connection, name: Name) -> str | None:
+def _status(connection: Connection, name: MessageId) -> str | None:
     source, outbox_id = parts_of(name)
     if source:
         found = connection.exec_driver_sql(query("foreign_status"), {"source": source, "outbox_id": outbox_id})

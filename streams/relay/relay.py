@@ -17,14 +17,14 @@ from streams.broker.topics import Survey
 from streams.errors import ServiceUnreachable, UsageError
 from streams.registry import Registry
 from streams.relay.leader.lock import Leadership
-from streams.relay.leader.plan import wanted
-from streams.relay.leader.session import Term, TopicsChanged, line, prepare_topics, report
-from streams.relay.leader.shard_lease import Share
-from streams.relay.leader.shared_session import SharedTerm
+from streams.relay.leader.plan import desired_plan
+from streams.relay.leader.session import LeaderSession, TopicsChanged, line, prepare_topics, report
+from streams.relay.leader.shard_lease import ShardLease
+from streams.relay.leader.shared_session import SharedLeaderSession
 from streams.relay.postgres.checks import check_database
 from streams.relay.postgres.continuity import refuse_stranger
-from streams.relay.postgres.slot import SlotTaken
-from streams.relay.postgres.snapshot import Look
+from streams.relay.postgres.slot import SlotBusy
+from streams.relay.postgres.snapshot import RelaySnapshot
 from streams.relay.sink.publisher import DeliveryFailed
 from streams.settings import Settings, redact
 
@@ -89,7 +89,7 @@ class Relay:
                 raise UsageError(f"PostgreSQL at {where} refuses: {line(error)}") from None
             raise ServiceUnreachable(f"PostgreSQL at {where} went away: {line(error)}") from None
         refuse_stranger(found)
-        way = await wanted(self._settings, self._mode, found)
+        way = await desired_plan(self._settings, self._mode, found)
         try:
             await asyncio.to_thread(prepare_topics, self._settings, self._registry, way.mode, Survey(self._settings))
         except ServiceUnreachable:
@@ -108,19 +108,19 @@ class Relay:
 
     async def _spare(self) -> None:
         """Without a broker it cannot start, and whoever starts it again and again may be the only one to look at the slot."""
-        with contextlib.suppress(*OUTAGES, SlotTaken):
+        with contextlib.suppress(*OUTAGES, SlotBusy):
             async with Leadership(self._settings, self._mode) as leadership:
                 if await leadership.take():
-                    await self._term(leadership).spare()
+                    await self._term(leadership).drop_oversized_slot()
 
     def _leadership(self) -> Leadership:
-        kind = Share if self._settings.relay.shards > 1 else Leadership
+        kind = ShardLease if self._settings.relay.shards > 1 else Leadership
         return kind(self._settings, self._mode)
 
-    def _term(self, leadership: Leadership) -> Term:
-        if isinstance(leadership, Share):
-            return SharedTerm(self._settings, self._registry, leadership, self._stop)
-        return Term(self._settings, self._registry, self._mode, leadership, self._stop)
+    def _term(self, leadership: Leadership) -> LeaderSession:
+        if isinstance(leadership, ShardLease):
+            return SharedLeaderSession(self._settings, self._registry, leadership, self._stop)
+        return LeaderSession(self._settings, self._registry, self._mode, leadership, self._stop)
 
     async def _stand_by(self, leadership: Leadership) -> None:
         """Until this one leads, or is told to stop."""
@@ -131,7 +131,7 @@ class Relay:
             said = True
             await self._pause(STANDBY_SECONDS * random.uniform(0.7, 1.3))
 
-    def _say(self, found: Look, reason: str) -> None:
+    def _say(self, found: RelaySnapshot, reason: str) -> None:
         extra = {"relay": found.relay, "pid": os.getpid()}
         logger.info("relay stands by", extra=extra | ({"reason": reason} if reason else {}))
         if self._mode not in ("auto", found.asked, found.mode):

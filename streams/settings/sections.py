@@ -16,7 +16,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 Bytes = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
 Days = Annotated[float, msgspec.Meta(gt=0, le=365)]
-Name = Annotated[
+MessageId = Annotated[
     str, msgspec.Meta(pattern=r"^[a-z0-9_]{1,60}\Z", description="1 to 60 lower case letters, digits and underscores")
 ]
 Prefix = Annotated[
@@ -89,9 +89,9 @@ class Topic(_Section, frozen=True):
 class Relay(_Section, frozen=True):
     """Which relay publishes committed rows; relays of one name share a slot, one leads, the others stand by."""
 
-    name: Name = "outbox"
+    name: MessageId = "outbox"
     mode: Literal["auto", "cdc", "poll", "debezium"] = "auto"
-    publication: Name = "outbox_pub"
+    publication: MessageId = "outbox_pub"
     floor_interval: Seconds = 0.5
     sweep_interval: Seconds = 5.0
     poll_interval: Seconds = 0.05

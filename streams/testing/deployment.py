@@ -35,7 +35,7 @@ EVERY = 0.05
 LINES = 25  # of each process's log, for a test that failed
 
 
-class Unfinished(StreamsError):
+class NotPersisted(StreamsError):
     """What a test waited for did not happen: the message says what happened instead."""
 
 
@@ -126,7 +126,7 @@ class Deployment(AbstractContextManager["Deployment"]):
     async def until_persisted(self, ids: int | Iterable[int], seconds: float = PERSIST_SECONDS) -> Fates:
         """Wait until all these messages are consumed; returns their fates.
 
-        Unfinished, with the state of each, when one is dead, the time is over, or a process has ended.
+        NotPersisted, with the state of each, when one is dead, the time is over, or a process has ended.
         """
         return await asyncio.to_thread(self.until_persisted_sync, ids, seconds)
 
@@ -141,7 +141,7 @@ class Deployment(AbstractContextManager["Deployment"]):
             left = [fate for fate in fates if fate.status != "consumed"]
             state = "; ".join(map(str, left[:10])) or f"only {len(fates)} of {len(wanted)} have an outbox row"
             if any(fate.status in ("dead", "discarded") for fate in left):
-                raise Unfinished(f"not persisted: {state}")
+                raise NotPersisted(f"not persisted: {state}")
             self._still(deadline, f"not persisted within {seconds:g} s: {state}")
 
     def _wait_until_ready(self) -> None:
@@ -156,12 +156,12 @@ class Deployment(AbstractContextManager["Deployment"]):
         )
 
     def _still(self, deadline: float, complaint: str) -> None:
-        """Wait a little; Unfinished when the time is over, or when a process has ended that nobody has stopped."""
+        """Wait a little; NotPersisted when the time is over, or when a process has ended that nobody has stopped."""
         for process in self.processes:
             if process.returncode not in (None, 0, -signal.SIGKILL, -signal.SIGTERM):
-                raise Unfinished(f"a process ended with status {process.returncode}: {process.last_words()}")
+                raise NotPersisted(f"a process ended with status {process.returncode}: {process.last_words()}")
         if time.monotonic() > deadline:
-            raise Unfinished(f"{complaint} (logs in {self.directory})")
+            raise NotPersisted(f"{complaint} (logs in {self.directory})")
         time.sleep(EVERY)
 
 

@@ -24,15 +24,15 @@ from streams.settings import Settings, load
 from streams.testing.fates import Fates
 from streams.worker.database.connections import (
     GRACE,
-    Failed,
+    TransactionFailed,
     commit,
     driver_of,
     is_lost,
     worker_engine,
 )
-from streams.worker.failure.classify import Costly, HandlerBroken, Verdict, describe, judge
-from streams.worker.failure.handlers import Care
-from streams.worker.failure.isolate import Memory
+from streams.worker.failure.classify import HandlerBroken, MessageExhausted, Verdict, describe, verdict_on
+from streams.worker.failure.handlers import Strategy
+from streams.worker.failure.isolate import FailureHistory
 from streams.worker.run.conversations import work_open
 from streams.worker.run.decode import CREATE_TIME, read
 from streams.worker.run.pipeline import work_records
@@ -58,7 +58,7 @@ async def persist(where: Where, events: Sequence[object], *, settings: Settings 
 
     Raises PayloadInvalid where `enqueue` does, WouldWait, UsageError, NotMigrated or ServiceUnreachable.
     """
-    async with _Trial(where, settings) as trial:
+    async with InlineWorker(where, settings) as trial:
         return await trial.persist(events)
 
 
@@ -67,7 +67,7 @@ async def retry(where: Where, *, settings: Settings | None = None) -> Fates:
 
     Its first message goes first, and those parked behind it follow when it is through.  Says what became of all that waited.
     """
-    async with _Trial(where, settings) as trial:
+    async with InlineWorker(where, settings) as trial:
         return await trial.retry()
 
 
@@ -94,7 +94,7 @@ class _Record(NamedTuple):
     timestamp_type: int = CREATE_TIME
 
 
-class _Trial:
+class InlineWorker:
     """One call: its database, its settings, and what it wrote so far."""
 
     def __init__(self, where: Where, settings: Settings | None) -> None:
@@ -107,7 +107,7 @@ class _Trial:
         self._engine: AsyncEngine | None = None
         self._outcome = Outcome()
 
-    async def __aenter__(self) -> _Trial:
+    async def __aenter__(self) -> InlineWorker:
         if isinstance(self._where, str):
             await asyncio.to_thread(_check, self._settings)
             self._engine = worker_engine(self._settings)
@@ -159,29 +159,29 @@ class _Trial:
 
     async def _until_done(self, topic: str, work: Work) -> None:
         """As a worker does it, but for waiting: all at once, then in pieces to find who is guilty."""
-        care, memory = Care.NONE, Memory()
+        care, memory = Strategy.WHOLE, FailureHistory()
         while True:
             try:
                 self._outcome.add(await self._once(topic, work, care, memory))
                 return
-            except Failed as failed:
+            except TransactionFailed as failed:
                 error, lost = failed.error, failed.lost
-            if isinstance(error, Costly):
-                memory.condemned[error.outbox_id] = error.error
+            if isinstance(error, MessageExhausted):
+                memory.known_failures[error.outbox_id] = error.error
                 error = error.error
             if lost and self._engine is None:
                 raise ServiceUnreachable(f"the connection was lost: {_why(error)}") from error
-            verdict = judge(error, lost)
+            verdict = verdict_on(error, lost)
             if verdict is Verdict.WAIT:
                 raise _would_wait(error) from (error.__cause__ or error)
-            if verdict is Verdict.COSTLY:
-                care = Care.ONE_BY_ONE
-            elif care is Care.NONE:
-                care = Care.PIECES
+            if verdict is Verdict.SLOW:
+                care = Strategy.SINGLE
+            elif care is Strategy.WHOLE:
+                care = Strategy.BISECT
             else:
                 raise error
 
-    async def _once(self, topic: str, work: Work, care: Care, memory: Memory) -> Outcome:
+    async def _once(self, topic: str, work: Work, care: Strategy, memory: FailureHistory) -> Outcome:
         lost = self._engine is not None
         try:
             async with self._transaction() as connection:
@@ -205,7 +205,7 @@ class _Trial:
                     lost = is_lost(connection, driver)
                     raise
         except Exception as error:
-            raise Failed(error, lost) from error
+            raise TransactionFailed(error, lost) from error
         return transaction.outcome
 
     async def _fates(self, ids: Sequence[int]) -> Fates:

@@ -16,7 +16,7 @@ class Readiness(Protocol):
     positions: dict[str, Any]
 
 
-class Pulse(Protocol):
+class WorkerHealth(Protocol):
     """What the pages ask the worker."""
 
     @property
@@ -27,7 +27,7 @@ class Pulse(Protocol):
 LIVE = 30.0  # seconds without a heartbeat after which a supervisor should restart the process
 
 
-def add_health(app: faust.App, pulse: Pulse) -> None:
+def add_health(app: faust.App, pulse: WorkerHealth) -> None:
     """Add both pages to the app's web server."""
 
     @app.page("/health/live")

@@ -17,7 +17,7 @@ from streams.worker.driver.transport import run_transport
 from streams.worker.retries.schedule import Schedule, Scheduler
 from streams.worker.retries.tables import AsideTables
 from streams.worker.run.attempts import Persister
-from streams.worker.topic_agent import Consumer
+from streams.worker.topic_agent import TopicAgent
 
 FETCH_BYTES = 384 * 1024
 RAW: dict[str, Any] = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
@@ -55,7 +55,7 @@ def assemble(
         partitions = settings.topic_settings(topic).partitions
         tables, schedule = AsideTables(app, topic, partitions), Schedule()
         both = app.topic(topic, retry, partitions=partitions, **RAW)
-        consume = Consumer(app, topic, tables, persister, schedule, persister.slots, worker.run_records)
+        consume = TopicAgent(app, topic, tables, persister, schedule, persister.slots, worker.run_records)
         app.agent(both, name=f"persist-{topic}")(consume)
         calls = app.topic(retry, partitions=partitions, **RAW)
         app.task(Scheduler(app, topic, calls, tables, persister, schedule).run)

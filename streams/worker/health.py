@@ -15,7 +15,7 @@ import faust
 from faust.exceptions import ConsumerNotStarted
 
 from streams.worker.database.database import Database
-from streams.worker.driver.unread import Watch
+from streams.worker.driver.unread import StallDetector
 from streams.worker.fail import fail_stop
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Readiness:
         return not self.reasons
 
 
-class Pulse:
+class WorkerHealth:
     """Beats once a second in the worker's own event loop, and only while every agent is running.
 
     When the loop stands still for `patience` seconds, the process stops.  `change` says what is not as it was in Kafka.
@@ -59,7 +59,7 @@ class Pulse:
         self._database, self._topics = database, topics
         self._beat = time.monotonic()
         self._reachable = False
-        self._watch = Watch(max(LEAST_PATIENCE, 3 * database.patience))
+        self._watch = StallDetector(max(LEAST_PATIENCE, 3 * database.patience))
         self._turns = 0
         self._patience = patience
         self._change = change

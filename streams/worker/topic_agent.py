@@ -13,21 +13,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from streams.message_id import name_of
 from streams.settings import RETRY_SUFFIX
-from streams.worker.driver.dispatcher import Lanes, Slots
+from streams.worker.driver.dispatcher import Dispatcher, Slots
 from streams.worker.driver.runs import Run
 from streams.worker.fail import fail_stop
 from streams.worker.retries.schedule import Schedule, noted
 from streams.worker.retries.tables import AsideTables
 from streams.worker.run.attempts import Persister
 from streams.worker.run.conversations import Head
-from streams.worker.run.crash_guard import Job, Persist, Wake, guarded
+from streams.worker.run.crash_guard import Job, PersistRun, WakeConversations, count_crashes
 from streams.worker.run.decode import by_reason
 from streams.worker.run.transaction import Aside, Outcome
 
 logger = logging.getLogger(__name__)
 
 
-class Consumer:
+class TopicAgent:
     """The body of a topic's agent, over its source topic and its retry topic."""
 
     def __init__(
@@ -47,7 +47,7 @@ class Consumer:
         """Work what the stream delivers until it ends."""
         # Faust acks in a finally block, even after an exception: acks are off, each run is acked by hand.
         transport: Any = self._app.consumer
-        lanes = Lanes(self._work, self._slots, self._most, transport.on_buffer_full, transport.on_buffer_drop)
+        lanes = Dispatcher(self._work, self._slots, self._most, transport.on_buffer_full, transport.on_buffer_drop)
         try:
             async with lanes:
                 async for event in stream.noack().events():
@@ -76,7 +76,7 @@ class Consumer:
                 keys = set(outcome.woken)
             else:
                 job = self._job(first)
-                outcome = await guarded(self._persister, job)
+                outcome = await count_crashes(self._persister, job)
                 if outcome is None:
                     return True
                 keys = outcome.woken | {(first.partition, key) for key in getattr(job, "keys", ())}
@@ -97,8 +97,8 @@ class Consumer:
 
     def _job(self, run: Run) -> Job:
         if run.topic == self._topic:
-            return Persist(self._persister, run)
-        return Wake(self._persister, self._topic, run)
+            return PersistRun(self._persister, run)
+        return WakeConversations(self._persister, self._topic, run)
 
     async def _note(self, events: Sequence[Any], outcome: Outcome, keys: set[tuple[int, str]]) -> None:
         """Bring schedule and tables up to what was committed; what fails here is made up for by the next comparison."""

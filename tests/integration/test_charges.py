@@ -12,13 +12,13 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from streams.settings import RETRY_SUFFIX
-from streams.worker.database.connections import Failed
+from streams.worker.database.connections import TransactionFailed
 from streams.worker.driver.runs import Run
 from streams.worker.driver.suspicion import ISOLATE
 from streams.worker.failure.classify import HandlerTimeout
 from streams.worker.failure.isolate import RECENTLY
-from streams.worker.run.crash_guard import Persist, Wake, guarded
-from streams.worker.run.transaction import Invisible, Transaction
+from streams.worker.run.crash_guard import PersistRun, WakeConversations, count_crashes
+from streams.worker.run.transaction import NotYetVisible, Transaction
 from tests.fixtures.listed import PARTITIONS, TOPIC
 from tests.fixtures.simulation import Bench
 from tests.fixtures.stage import Stage
@@ -47,20 +47,20 @@ def consumed(stage: Stage, run: Any) -> int:
     return outcome.consumed
 
 
-def wary(stage: Stage) -> None:
+def recently_failing(stage: Stage) -> None:
     """Messages of the topic failed a moment ago."""
     memory = stage.bench.workers[0]._memories[""]
     memory.failed[TOPIC] = time.monotonic()
     memory.first["plain"].add(guilty=10)
-    assert memory.wary(TOPIC)
-    assert not memory.wary("another")
+    assert memory.recently_failing(TOPIC)
+    assert not memory.recently_failing("another")
 
 
 def test_a_timeout_while_the_database_is_away_is_not_charged_to_a_message_that_is_alone(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, run = stage.bench.workers[0], a_run(stage)
-    wary(stage)
+    recently_failing(stage)
 
     async def hang(_: AsyncConnection) -> None:
         raise HandlerTimeout
@@ -76,7 +76,7 @@ def test_a_timeout_while_the_database_is_away_is_not_charged_to_a_message_that_i
 
 def test_a_timeout_that_does_not_come_back_is_not_charged(stage: Stage) -> None:
     run = a_run(stage)
-    wary(stage)
+    recently_failing(stage)
 
     async def hang(_: AsyncConnection) -> None:
         raise HandlerTimeout
@@ -102,7 +102,7 @@ def test_messages_that_hang_cost_one_timeout_each_and_three_for_their_run(
     assert outcome is not None
     assert [(one.status, one.code) for one in outcome.asides] == [("retrying", "timeout")] * 8
     assert stage.bench.handler.hung <= len(keys) + 3
-    assert stage.bench.workers[0]._memories[""].condemned == {}
+    assert stage.bench.workers[0]._memories[""].known_failures == {}
     stage.bench.handler.hung = 0
     stage.all_due()
     stage.wake_up(keys, 1000)
@@ -155,7 +155,7 @@ def test_a_message_that_hangs_and_costs_its_connection_each_time_is_charged(stag
 
 def test_what_no_handler_raised_is_tried_once_more_in_pieces_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     run = a_run(stage)
-    wary(stage)
+    recently_failing(stage)
     settle, errors = Transaction.settle, [ValueError("once")]
 
     async def fail(transaction: Transaction) -> None:
@@ -170,10 +170,10 @@ def test_what_no_handler_raised_is_tried_once_more_in_pieces_too(stage: Stage, m
 def test_a_topic_is_worked_with_care_for_a_minute_after_a_failure(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wary(stage)
+    recently_failing(stage)
     memory, real = stage.bench.workers[0]._memories[""], time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: real() + RECENTLY)
-    assert not memory.wary(TOPIC)
+    assert not memory.recently_failing(TOPIC)
 
 
 def test_a_row_that_does_not_become_visible_is_waited_for_without_end(
@@ -186,7 +186,7 @@ def test_a_row_that_does_not_become_visible_is_waited_for_without_end(
 
     async def unseen(*how: Any) -> Any:
         if len(pauses) < 1100:
-            raise Failed(Invisible("not yet"), False)
+            raise TransactionFailed(NotYetVisible("not yet"), False)
         return await once(*how)
 
     async def shorter(seconds: float) -> None:
@@ -241,7 +241,7 @@ def crashed(stage: Stage, run: Any, crashes: int) -> None:
 async def work(worker: Any, run: Run) -> Any:
     """As a lane does it."""
     async with worker.suspects.busy([run.suspicion]):
-        return await guarded(worker, Persist(worker, run))
+        return await count_crashes(worker, PersistRun(worker, run))
 
 
 @pytest.mark.parametrize("how", ["rebalance", "shutdown"])
@@ -360,7 +360,7 @@ def test_a_run_that_waits_for_a_row_to_become_visible_has_taken_nobody_down(
     worker, run = stage.bench.workers[0], suspect(stage, a_run(stage))
 
     async def unseen(*_: Any) -> Any:
-        raise Failed(Invisible("not yet"), False)
+        raise TransactionFailed(NotYetVisible("not yet"), False)
 
     monkeypatch.setattr(worker, "_once", unseen)
 
@@ -422,7 +422,7 @@ def test_a_message_that_was_tried_alone_three_times_is_dead_without_being_tried(
     again = suspect(stage, call)
 
     async def wake() -> Any:
-        return await guarded(worker, Wake(worker, TOPIC, again))
+        return await count_crashes(worker, WakeConversations(worker, TOPIC, again))
 
     outcome = stage.bench.run(wake())
     assert outcome is not None

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from streams import Batch, Reject, Retry
 from streams.worker.database.connections import driver_of
 from streams.worker.failure import handler_call
-from streams.worker.failure.handlers import Care
+from streams.worker.failure.handlers import Strategy
 from tests.fixtures.workbench import Workbench, save
 
 Messages = Batch[Any]
@@ -377,9 +377,9 @@ def elsewhere(bench: Workbench) -> Iterator[None]:
     bench.query("DROP ROLE nobody_adversary")
 
 
-@pytest.mark.parametrize("care", [Care.NONE, Care.ONE_BY_ONE])
+@pytest.mark.parametrize("care", [Strategy.WHOLE, Strategy.SINGLE])
 def test_what_a_handler_leaves_in_its_session_reaches_neither_our_statements_nor_the_next_transaction(
-    bench: Workbench, elsewhere: None, care: Care
+    bench: Workbench, elsewhere: None, care: Strategy
 ) -> None:
     """SET search_path took our own statements, and those of every later run, to other tables, or to none."""
     leaves = ""
@@ -407,8 +407,8 @@ def test_what_a_handler_leaves_in_its_session_reaches_neither_our_statements_nor
         assert list(fates.values()) == [["consumed", 0, None]] * 5
 
 
-@pytest.mark.parametrize("care", [Care.NONE, Care.PIECES, Care.ONE_BY_ONE])
-def test_a_connection_is_kept_as_long_as_no_handler_has_changed_its_session(bench: Workbench, care: Care) -> None:
+@pytest.mark.parametrize("care", [Strategy.WHOLE, Strategy.BISECT, Strategy.SINGLE])
+def test_a_connection_is_kept_as_long_as_no_handler_has_changed_its_session(bench: Workbench, care: Strategy) -> None:
     """Each run of a time of failures opened a new one, and took the many times as long."""
     sessions = set()
 

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from streams import Batch, Reject, Retry
 from streams.worker.database.connections import driver_of
-from streams.worker.failure.handlers import Care
+from streams.worker.failure.handlers import Strategy
 from streams.worker.run import attempts as persister
 from tests.fixtures.workbench import Workbench, save
 
@@ -94,7 +94,7 @@ def test_an_error_swallowed_in_one_piece_undoes_nothing_of_the_others(bench: Wor
     bench.query("INSERT INTO notes (note) VALUES ('n50'), ('n120'), ('n121')")
     notes = [f"n{number}" for number in range(200)]
     bench.handler = swallow_a_duplicate
-    outcome = bench.run(bench.worker.persist(bench.send(*notes), Care.PIECES))
+    outcome = bench.run(bench.worker.persist(bench.send(*notes), Strategy.BISECT))
     assert outcome is not None
     assert outcome.consumed == 197
     assert {note for note, status, *_ in bench.fates() if status == "retrying"} == {"n50", "n120", "n121"}

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from streams.dev.postgres import PostgresServer
-from streams.testing.deployment import Unfinished
+from streams.testing.deployment import NotPersisted
 from streams.testing.services import copied
 from tests.conftest import World
 from tests.fixtures.publish import enqueue, payload
@@ -56,13 +56,13 @@ async def test_a_deployment_waits_for_its_messages_and_says_why_it_gave_up(world
     good = enqueue(world.url, world.topic, [payload(n, "c1") for n in range(3)])
     assert (await world.until_persisted(good)).statuses == ["consumed"] * 3
     [bad] = enqueue(world.url, world.topic, [{"conversation_id": "c2"}])
-    with pytest.raises(Unfinished, match=rf"not persisted: chat_history_persist {bad} is dead \(payload: 'user_id'"):
+    with pytest.raises(NotPersisted, match=rf"not persisted: chat_history_persist {bad} is dead \(payload: 'user_id'"):
         await world.until_persisted([*good, bad])
-    with pytest.raises(Unfinished, match="not persisted within 0 s: only 3 of 4 have an outbox row"):
+    with pytest.raises(NotPersisted, match="not persisted within 0 s: only 3 of 4 have an outbox row"):
         world.until_persisted_sync([*good, 10**6], seconds=0)
     wrong = world.start("streams", "relay", STREAMS_RELAY__MODE="nonsense")
     await wrong.finish(30)
-    with pytest.raises(Unfinished, match=r"a process ended with status 2: .*'relay\.mode' is 'nonsense'"):
+    with pytest.raises(NotPersisted, match=r"a process ended with status 2: .*'relay\.mode' is 'nonsense'"):
         await world.until_persisted(10**6)
 
 

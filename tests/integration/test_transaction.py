@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from streams.settings import load
-from streams.worker.failure.handlers import Care
+from streams.worker.failure.handlers import Strategy
 from streams.worker.run.attempts import Persister
 from streams.worker.run.transaction import Transaction
 from tests.fixtures.proxy import Proxy
@@ -122,8 +122,8 @@ def test_a_frozen_owner_keeps_its_partition_no_longer_than_the_server_lets_it(
     assert set(states) == {("idle in transaction",)}
 
 
-@pytest.mark.parametrize("care", list(Care))
-def test_what_another_transaction_decides_in_this_moment_is_seen_in_the_next_try(stage: Stage, care: Care) -> None:
+@pytest.mark.parametrize("care", list(Strategy))
+def test_what_another_transaction_decides_in_this_moment_is_seen_in_the_next_try(stage: Stage, care: Strategy) -> None:
     """Its row is not visible when the run asks whether all are new: the claim waits for it, and is refused."""
     for _ in range(3):
         stage.insert(stage.bench.connection, "a", "plain")

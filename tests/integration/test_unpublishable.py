@@ -12,8 +12,8 @@ import pytest
 
 from streams.broker import kafka
 from streams.registry import Registry, configured
-from streams.relay.sink.dead_rows import Grave
-from streams.relay.sink.limits import Admission
+from streams.relay.sink.dead_rows import DeadRows
+from streams.relay.sink.limits import RecordLimits
 from streams.relay.sink.publisher import Publisher
 from streams.relay.source.rows import Row, Rows
 from tests.conftest import World
@@ -80,7 +80,7 @@ async def test_only_who_waits_for_that_row_is_dead(
     )
     agents = configured(world.settings).agents
     agent = replace(agents[CHAT], on_dead="hold" if holds else "continue")
-    await Grave(world.settings, Registry({CHAT: agent})).bury(
+    await DeadRows(world.settings, Registry({CHAT: agent})).mark_dead(
         row(world, buried, None if buried == 5 else 5), "too large"
     )
     [found] = world.query("SELECT status, topic IS NOT NULL, key IS NOT NULL FROM outbox_state WHERE outbox_id = 5")
@@ -93,7 +93,9 @@ async def test_a_dead_message_that_cannot_be_written_down_does_not_hold_the_line
     world.migrate()
     world.query("ALTER TABLE outbox_state ADD CONSTRAINT nobody CHECK (status <> 'dead')")
     with caplog.at_level("WARNING", logger="streams.relay"):
-        await asyncio.wait_for(Grave(world.settings, configured(world.settings)).bury(row(world, 5), "too large"), 30)
+        await asyncio.wait_for(
+            DeadRows(world.settings, configured(world.settings)).mark_dead(row(world, 5), "too large"), 30
+        )
     assert world.query("SELECT count(*) FROM outbox_state") == [(0,)]
     [last] = [record for record in caplog.records if record.levelname == "ERROR"]
     assert last.message == "dead message not written down, the sweep sends it again"
@@ -140,13 +142,13 @@ async def test_a_producer_without_room_is_waited_for(world: World) -> None:
         def _configuration(self) -> dict[str, Any]:
             return super()._configuration() | {"queue.buffering.max.messages": 10}
 
-    async def bury(row: Row, reason: str) -> None:
+    async def mark_dead(row: Row, reason: str) -> None:
         raise AssertionError(reason)
 
     kafka.prepare_topics(world.settings, [world.topic])
-    admission = Admission(world.settings, {})
+    admission = RecordLimits(world.settings, {})
     await admission.learn([world.topic])
-    async with Narrow(world.settings, admission, bury) as publisher:
+    async with Narrow(world.settings, admission, mark_dead) as publisher:
         await publisher.publish(Rows([row(world, n) for n in range(1, 501)], 500, 1000))
         assert await publisher.flush(20)
         assert publisher.confirmed == 500

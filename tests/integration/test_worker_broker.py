@@ -102,10 +102,10 @@ class Guarded(KafkaBroker):
 
 async def test_relay_and_worker_log_in(world: World, tmp_path: Path, eventually: Eventually) -> None:
     world.migrate()
-    guarded = Guarded(tmp_path / "broker")
-    async with guarded:
+    count_crashes = Guarded(tmp_path / "broker")
+    async with count_crashes:
         world.environ |= {
-            "BROKER_URL": guarded.login,
+            "BROKER_URL": count_crashes.login,
             "STREAMS_BROKER__SECURITY_PROTOCOL": "SASL_PLAINTEXT",
             "STREAMS_BROKER__SASL_MECHANISM": "PLAIN",
             "STREAMS_BROKER__SASL_USERNAME": "app",

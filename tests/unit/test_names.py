@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streams.message_id import Name, foreign, name_of, ours, parts_of, read_name
+from streams.message_id import MessageId, foreign, name_of, ours, parts_of, read_name
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from streams.message_id import Name, foreign, name_of, ours, parts_of, read_name
         ("7:7", "7:7", ("7", 7)),
     ],
 )
-def test_a_name_says_whose_message_it_is(text: str, name: Name, parts: tuple[str, int]) -> None:
+def test_a_name_says_whose_message_it_is(text: str, name: MessageId, parts: tuple[str, int]) -> None:
     assert read_name(text) == name
     assert parts_of(name) == parts
     assert name_of(*parts) == name
@@ -32,6 +32,6 @@ def test_what_names_nothing_is_refused(text: str) -> None:
 
 
 def test_ours_and_others_are_told_apart_in_their_order() -> None:
-    names: list[Name] = [3, "b:1", 1, "a:9"]
+    names: list[MessageId] = [3, "b:1", 1, "a:9"]
     assert ours(names) == [3, 1]
     assert foreign(names) == {"sources": ["b", "a"], "ids": [1, 9]}

@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 
 from streams.errors import NotMigrated, UsageError
-from streams.relay.leader.plan import Way, next_way
+from streams.relay.leader.plan import Plan, possible_plan
 from streams.relay.postgres.continuity import gone, hole, refuse_foreign_slot, refuse_stranger
-from streams.relay.postgres.snapshot import Look, Slot
+from streams.relay.postgres.snapshot import RelaySnapshot, Slot
 from streams.settings import load
 
 SLOT = Slot("pgoutput", True, None, "reserved", 100, 0)
-LOOK = Look("r", SLOT, 5, 100, True, "cdc", "cdc", None, "1/2/3", "1/2/3", 9, "7/1", "7/1")
+LOOK = RelaySnapshot("r", SLOT, 5, 100, True, "cdc", "cdc", None, "1/2/3", "1/2/3", 9, "7/1", "7/1")
 
 
-def slot(**changes: object) -> Look:
+def slot(**changes: object) -> RelaySnapshot:
     return replace(LOOK, slot=replace(SLOT, **changes))  # type: ignore[arg-type]
 
 
@@ -45,10 +45,10 @@ def test_without_a_saved_position_no_slot_is_trusted() -> None:
         (slot(confirmed=None), "is being made"),
     ],
 )
-def test_a_slot_that_cannot_be_read_is_gone(found: Look, words: str) -> None:
+def test_a_slot_that_cannot_be_read_is_gone(found: RelaySnapshot, words: str) -> None:
     assert words in (gone(found) or "")
     assert words in (hole(found) or "")
-    assert next_way(load(environ={}), Way("cdc"), found) == Way("poll", "cdc", hole(found))
+    assert possible_plan(load(environ={}), Plan("cdc"), found) == Plan("poll", "cdc", hole(found))
 
 
 @pytest.mark.parametrize("mark", ["7/2", None])
@@ -61,17 +61,17 @@ def test_with_another_publication_rows_may_be_missing(mark: str | None) -> None:
 
 def test_a_connector_of_others_cannot_be_healed_by_us() -> None:
     with pytest.raises(UsageError, match="rows after outbox_id 5 may be missing; stop its connector"):
-        next_way(load(environ={}), Way("debezium"), replace(LOOK, slot=None))
+        possible_plan(load(environ={}), Plan("debezium"), replace(LOOK, slot=None))
     ours = load(environ={"STREAMS_CONNECT__URL": "http://h:1", "STREAMS_CONNECT__REGISTER": "true"})
-    assert next_way(ours, Way("debezium"), replace(LOOK, slot=None)).towards == "debezium"
+    assert possible_plan(ours, Plan("debezium"), replace(LOOK, slot=None)).recovering_to == "debezium"
 
 
 def test_debezium_confirms_by_itself() -> None:
-    assert next_way(load(environ={}), Way("debezium"), slot(confirmed=500)) == Way("debezium")
+    assert possible_plan(load(environ={}), Plan("debezium"), slot(confirmed=500)) == Plan("debezium")
 
 
 def test_polling_needs_no_slot() -> None:
-    assert next_way(load(environ={}), Way("poll"), replace(LOOK, slot=None)) == Way("poll")
+    assert possible_plan(load(environ={}), Plan("poll"), replace(LOOK, slot=None)) == Plan("poll")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from streams.relay.sink.in_flight import Flights
+from streams.relay.sink.in_flight import InFlight
 from streams.relay.sink.spans import publication
 from streams.relay.source.rows import Row
 
@@ -47,24 +47,24 @@ def test_rows_of_one_flight_end_together_when_all_have_landed(exporter: InMemory
         row(4, f"{TRACE}01".encode(), b"1"),
         row(5, b"\xff"),
     ]
-    flight = Flights().start(len(rows), 10, 1)
+    flight = InFlight().start(len(rows), 10, 1)
     flight.trace = publication(rows)
     for _ in rows[1:]:
-        flight.landed(None, None)
+        flight.acknowledged(None, None)
     assert outcomes(exporter) == []
-    flight.landed(None, None)
+    flight.acknowledged(None, None)
     assert outcomes(exporter) == [("1", None), ("1", None)]
 
 
 def test_what_cannot_be_published_and_what_failed_say_so_by_a_code(exporter: InMemorySpanExporter) -> None:
     rows = [row(1, f"{TRACE}01"), row(2, f"{TRACE}01")]
-    flight = Flights().start(2, 10, 1)
+    flight = InFlight().start(2, 10, 1)
     flight.trace = trace = publication(rows)
     assert trace is not None
-    trace.bury(rows[0])
-    flight.landed(None, None)
-    flight.landed(KafkaError(KafkaError._PURGE_QUEUE), None)
-    flight.landed(KafkaError(KafkaError._PURGE_QUEUE), None)
+    trace.mark_dead(rows[0])
+    flight.acknowledged(None, None)
+    flight.acknowledged(KafkaError(KafkaError._PURGE_QUEUE), None)
+    flight.acknowledged(KafkaError(KafkaError._PURGE_QUEUE), None)
     assert outcomes(exporter) == [("1", "unpublishable"), ("2", "_PURGE_QUEUE")]
 
 

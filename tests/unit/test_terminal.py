@@ -16,7 +16,7 @@ from streams.audit.topics import _root
 from streams.cli import topic
 from streams.cli.trace import describe
 from streams.log import _Json, _Text
-from streams.operate.history import Event, Trace
+from streams.operate.history import HistoryStep, MessageHistory
 from streams.terminal import document, printable, printable_json, printable_lines, time_of
 
 NASTY = "\x1b]0;owned\x07\x1b[2J \x9b31m \u202e txet \u2066 \x7f \r \u2028"
@@ -99,8 +99,8 @@ def test_an_id_header_that_is_none_names_no_message(raw: bytes) -> None:
 
 
 def test_a_trace_is_harmless() -> None:
-    event = Event(NASTY, None, {"error": NASTY, "traceparent": NASTY})
-    shown = describe(Trace(f"seed:{1}", NASTY, NASTY, NASTY, NASTY, [event]))
+    event = HistoryStep(NASTY, None, {"error": NASTY, "traceparent": NASTY})
+    shown = describe(MessageHistory(f"seed:{1}", NASTY, NASTY, NASTY, NASTY, [event]))
     assert [line.isprintable() for line in shown.split("\n")] == [True, True]
 
 

@@ -11,31 +11,31 @@ from sqlalchemy.exc import DBAPIError
 from streams.errors import Reject, Retry
 from streams.registry import discover
 from streams.worker.failure.classify import (
-    Costly,
     HandlerMisuse,
     HandlerTimeout,
     LetOut,
+    MessageExhausted,
     SwallowedError,
     Verdict,
-    decide_fate,
     delay,
     describe,
+    fate_of,
     jittered,
-    judge,
     meets_everybody,
     permanent,
+    verdict_on,
 )
 
 AGENT = discover().agents["chat_history_persist"]
 OUTAGES = ["08006", "25006", "40001", "40P01", "42501", "53100", "53300", "55P03", "57P01", "57P03", "58030"]
 GUILTY = ["22P05", "23505", "23514", "42703", "42P01", "54000", "P0001"]
-COSTLY = ["53200", "57014", "25P03"]
+RESOURCE_STATES = ["53200", "57014", "25P03"]
 
 
 @pytest.mark.parametrize("state", OUTAGES)
 def test_an_outage_waits(state: str) -> None:
-    assert judge(errors.lookup(state)("x"), connection_lost=False) is Verdict.WAIT
-    assert judge(DBAPIError("x", {}, errors.lookup(state)("x")), connection_lost=False) is Verdict.WAIT
+    assert verdict_on(errors.lookup(state)("x"), connection_lost=False) is Verdict.WAIT
+    assert verdict_on(DBAPIError("x", {}, errors.lookup(state)("x")), connection_lost=False) is Verdict.WAIT
 
 
 @pytest.mark.parametrize("state", GUILTY)
@@ -44,14 +44,14 @@ def test_a_fault_of_the_message_is_isolated(state: str) -> None:
         error = errors.lookup(state)("x")
     except KeyError:
         pytest.fail(f"psycopg does not know {state}")
-    assert judge(error, connection_lost=False) is Verdict.ISOLATE
+    assert verdict_on(error, connection_lost=False) is Verdict.ISOLATE
 
 
-@pytest.mark.parametrize("state", COSTLY)
+@pytest.mark.parametrize("state", RESOURCE_STATES)
 @pytest.mark.parametrize("lost", [False, True])
 def test_time_and_memory_are_tried_again_before_anyone_is_charged(state: str, lost: bool) -> None:
-    assert judge(errors.lookup(state)("x"), connection_lost=lost) is Verdict.COSTLY
-    assert judge(HandlerTimeout(), connection_lost=lost) is Verdict.COSTLY
+    assert verdict_on(errors.lookup(state)("x"), connection_lost=lost) is Verdict.SLOW
+    assert verdict_on(HandlerTimeout(), connection_lost=lost) is Verdict.SLOW
 
 
 @pytest.mark.parametrize(
@@ -70,24 +70,24 @@ def test_time_and_memory_are_tried_again_before_anyone_is_charged(state: str, lo
     ],
 )
 def test_the_fate_of_a_guilty_message(error: Exception, attempts: int, expected: str) -> None:
-    status, wait = decide_fate(error, attempts, AGENT)
+    status, wait = fate_of(error, attempts, AGENT)
     assert status == expected
     assert (wait is None) == (status == "dead")
 
 
 def test_retry_after_is_taken_as_it_is() -> None:
-    assert decide_fate(Retry(after=7.0), 1, AGENT) == ("retrying", 7.0)
+    assert fate_of(Retry(after=7.0), 1, AGENT) == ("retrying", 7.0)
 
 
 def test_a_lost_connection_is_judged_by_its_state_not_by_the_class() -> None:
-    assert judge(psycopg.OperationalError("the connection is lost"), connection_lost=True) is Verdict.WAIT
+    assert verdict_on(psycopg.OperationalError("the connection is lost"), connection_lost=True) is Verdict.WAIT
     # Too many bind parameters raise OperationalError too, with the connection intact.
-    assert judge(psycopg.OperationalError("number of parameters"), connection_lost=False) is Verdict.ISOLATE
+    assert verdict_on(psycopg.OperationalError("number of parameters"), connection_lost=False) is Verdict.ISOLATE
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), TimeoutError(), Reject("no"), Retry()])
 def test_what_a_handler_raises_is_isolated(error: Exception) -> None:
-    assert judge(error, connection_lost=False) is Verdict.ISOLATE
+    assert verdict_on(error, connection_lost=False) is Verdict.ISOLATE
 
 
 def test_delays_double_up_to_half_a_minute_with_jitter() -> None:
@@ -103,8 +103,8 @@ def test_a_description_holds_no_text_of_the_message() -> None:
 
 
 def test_a_message_that_was_alone_is_described_by_its_error() -> None:
-    assert describe(Costly(1, HandlerTimeout())) == describe(HandlerTimeout())
-    assert describe(Costly(1, QueryCanceled())) == describe(QueryCanceled())
+    assert describe(MessageExhausted(1, HandlerTimeout())) == describe(HandlerTimeout())
+    assert describe(MessageExhausted(1, QueryCanceled())) == describe(QueryCanceled())
 
 
 class SaveFailed(Exception):
@@ -133,9 +133,9 @@ def test_what_is_wrapped_decides(how: str) -> None:
     def of(state: str) -> Exception:
         return wrapped(DBAPIError("x", {}, errors.lookup(state)("x")), how)
 
-    assert judge(of("42501"), connection_lost=False) is Verdict.WAIT
-    assert judge(of("57014"), connection_lost=False) is Verdict.COSTLY
-    assert judge(of("23505"), connection_lost=False) is Verdict.ISOLATE
+    assert verdict_on(of("42501"), connection_lost=False) is Verdict.WAIT
+    assert verdict_on(of("57014"), connection_lost=False) is Verdict.SLOW
+    assert verdict_on(of("23505"), connection_lost=False) is Verdict.ISOLATE
     assert permanent(of("22003"))
     assert not permanent(of("23505"))
     assert describe(of("23505"))[0] == "23505"
@@ -145,21 +145,21 @@ def test_what_is_wrapped_decides(how: str) -> None:
 
 def test_what_is_hidden_does_not_decide() -> None:
     hidden = wrapped(errors.lookup("42501")("x"), "hidden")
-    assert judge(hidden, connection_lost=False) is Verdict.ISOLATE
+    assert verdict_on(hidden, connection_lost=False) is Verdict.ISOLATE
     assert describe(hidden) == ("SaveFailed", "the handler raised SaveFailed")
 
 
 def test_what_a_handler_says_itself_counts_whatever_it_says_it_about() -> None:
     error = Reject("no")
     error.__cause__ = errors.lookup("42501")("x")
-    assert judge(error, connection_lost=False) is Verdict.ISOLATE
+    assert verdict_on(error, connection_lost=False) is Verdict.ISOLATE
     assert permanent(error)
 
 
 def test_errors_that_wrap_each_other_in_a_circle_are_judged() -> None:
     first, second = ValueError("x"), KeyError("y")
     first.__cause__, second.__cause__ = second, first
-    assert judge(first, connection_lost=False) is Verdict.ISOLATE
+    assert verdict_on(first, connection_lost=False) is Verdict.ISOLATE
 
 
 @pytest.mark.parametrize(

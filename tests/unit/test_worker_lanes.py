@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 import pytest
 
-from streams.worker.driver.dispatcher import Lanes, Slots
+from streams.worker.driver.dispatcher import Dispatcher, Slots
 
 
 def nothing(source: Hashable) -> None:
@@ -38,7 +38,7 @@ async def test_items_of_one_lane_are_worked_one_by_one_in_order_while_others_pro
         done.extend(items)
         return True
 
-    async with Lanes(work, Slots(3), 2, nothing, nothing) as lanes:
+    async with Dispatcher(work, Slots(3), 2, nothing, nothing) as lanes:
         for number in range(20):
             for lane in "abcde":
                 lanes.submit(lane, lane, (lane, number), 2)
@@ -56,7 +56,7 @@ async def test_little_work_is_gathered_while_a_transaction_is_under_way() -> Non
         await go.wait()
         return True
 
-    async with Lanes(work, Slots(4), 100, nothing, nothing) as lanes:
+    async with Dispatcher(work, Slots(4), 100, nothing, nothing) as lanes:
         lanes.submit("a", "a", "a1", 1)
         await until(lambda: bool(groups))
         for name in ("a2", "b1", "c1", "b2"):
@@ -74,7 +74,7 @@ async def test_what_comes_at_once_shares_a_transaction_though_nothing_is_under_w
         groups.append(list(items))
         return True
 
-    async with Lanes(work, Slots(4), 100, nothing, nothing) as lanes:
+    async with Dispatcher(work, Slots(4), 100, nothing, nothing) as lanes:
         for name in "abc":
             lanes.submit(name, name, name, 1)
         assert groups == []
@@ -94,7 +94,7 @@ async def test_what_comes_after_a_transaction_does_not_wait_for_it(monkeypatch: 
         await go.wait()
         return True
 
-    async with Lanes(work, Slots(4), 100, nothing, nothing) as lanes:
+    async with Dispatcher(work, Slots(4), 100, nothing, nothing) as lanes:
         lanes.submit("a", "a", "first", 1)
         await until(lambda: bool(groups))
         lanes.submit("b", "b", "during", 1)
@@ -117,7 +117,7 @@ async def test_a_stuck_transaction_does_not_hold_little_work_back() -> None:
             stuck.set()
         return True
 
-    async with asyncio.timeout(5), Lanes(work, Slots(4), 100, nothing, nothing) as lanes:
+    async with asyncio.timeout(5), Dispatcher(work, Slots(4), 100, nothing, nothing) as lanes:
         lanes.submit("a", "a", "stuck", 1)
         await until(lambda: lanes._active == 1)
         lanes.submit("b", "b", "other", 1)
@@ -131,7 +131,7 @@ async def test_a_group_that_fails_is_worked_item_by_item_in_order() -> None:
         groups.append(list(items))
         return len(items) == 1
 
-    async with Lanes(work, Slots(1), 100, nothing, nothing) as lanes:
+    async with Dispatcher(work, Slots(1), 100, nothing, nothing) as lanes:
         lanes.submit("x", "x", "x", 1)
         await until(lambda: bool(groups))
         for name in ("a1", "a2", "b1", "a3"):
@@ -148,7 +148,7 @@ async def test_what_is_alone_shares_no_group() -> None:
         groups.append(list(items))
         return True
 
-    async with Lanes(work, Slots(1), 100, nothing, nothing) as lanes:
+    async with Dispatcher(work, Slots(1), 100, nothing, nothing) as lanes:
         lanes.submit("x", "x", "x", 1)
         await until(lambda: bool(groups))
         for name in ("a1", "a2!", "a3", "b1"):
@@ -164,7 +164,7 @@ async def test_a_full_source_is_held_back_and_let_go_again() -> None:
         await go.wait()
         return True
 
-    lanes = Lanes(work, Slots(1), 3, lambda tp: calls.append(("full", tp)), lambda tp: calls.append(("room", tp)))
+    lanes = Dispatcher(work, Slots(1), 3, lambda tp: calls.append(("full", tp)), lambda tp: calls.append(("room", tp)))
     async with lanes:
         for item in range(5):
             lanes.submit("a", "tp", item, 1)
@@ -181,7 +181,7 @@ async def test_an_error_in_one_lane_ends_them_all() -> None:
         return True
 
     with pytest.raises(ExceptionGroup):
-        async with Lanes(work, Slots(2), 1, nothing, nothing) as lanes:
+        async with Dispatcher(work, Slots(2), 1, nothing, nothing) as lanes:
             lanes.submit("a", "a", 0, 1)
             lanes.submit("b", "b", 1, 1)
 
@@ -200,8 +200,8 @@ async def test_what_waits_for_something_leaves_its_slot_to_others() -> None:
 
     async with (
         asyncio.timeout(5),
-        Lanes(work, slots, 1, nothing, nothing) as one,
-        Lanes(work, slots, 1, nothing, nothing) as other,
+        Dispatcher(work, slots, 1, nothing, nothing) as one,
+        Dispatcher(work, slots, 1, nothing, nothing) as other,
     ):
         for number in range(4):
             one.submit(number, number, f"broken {number}", 1)
@@ -230,7 +230,7 @@ async def test_what_rests_does_not_give_its_slot_away_twice() -> None:
             await slots.rest(0.001)
         return True
 
-    async with asyncio.timeout(5), Lanes(work, slots, 1, nothing, nothing) as lanes:
+    async with asyncio.timeout(5), Dispatcher(work, slots, 1, nothing, nothing) as lanes:
         for number in range(20):
             lanes.submit(number, number, number, 1)
     assert most <= 2

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any, NamedTuple
 
 from streams.worker.driver.runs import Ledger, Run
-from streams.worker.driver.unread import LIMIT, MARKERS, UNREAD, Unread, Watch
+from streams.worker.driver.unread import LIMIT, MARKERS, UNREAD, StallDetector, Unread
 
 
 class TP(NamedTuple):
@@ -47,20 +47,20 @@ def delivered(consumer: Consumer, offset: int, *, taken: bool, acked: bool = Fal
 def test_a_run_that_waits_for_the_database_is_no_stall() -> None:
     consumer = Consumer()
     delivered(consumer, 0, taken=True)
-    assert Watch().stall(consumer, now=10 * LIMIT) is None
+    assert StallDetector().stall(consumer, now=10 * LIMIT) is None
 
 
 def test_a_run_that_never_reached_its_agent_is_one() -> None:
     consumer = Consumer()
     delivered(consumer, 7, taken=False)
-    assert Watch().stall(consumer, now=LIMIT - 1) is None
-    stall = Watch().stall(consumer, now=LIMIT + 1)
+    assert StallDetector().stall(consumer, now=LIMIT - 1) is None
+    stall = StallDetector().stall(consumer, now=LIMIT + 1)
     assert stall is not None
     assert (stall["partition"], stall["offset"]) == (0, 7)
 
 
 def test_commits_that_do_not_follow_are_one_and_commits_that_do_are_not() -> None:
-    consumer, watch = Consumer(), Watch()
+    consumer, watch = Consumer(), StallDetector()
     delivered(consumer, 0, taken=True, acked=True)
     assert watch.stall(consumer, now=100.0) is None
     consumer.committed[TP("t", 0)] = 1
@@ -72,7 +72,7 @@ def test_commits_that_do_not_follow_are_one_and_commits_that_do_are_not() -> Non
 
 
 def test_what_is_persisted_waits_for_a_broker_that_is_away() -> None:
-    consumer, watch = Consumer(), Watch()
+    consumer, watch = Consumer(), StallDetector()
     delivered(consumer, 0, taken=True, acked=True)
     assert watch.stall(consumer, now=0.0) is None
     consumer.touch = False
@@ -110,7 +110,7 @@ def test_what_is_delivered_or_worked_is_not_read_again() -> None:
 def test_a_run_of_which_nothing_ends_is_a_stall_and_one_that_waits_for_its_lane_is_none() -> None:
     consumer = Consumer()
     run = delivered(consumer, 7, taken=True)
-    watch = Watch(patience=60.0)
+    watch = StallDetector(patience=60.0)
     assert watch.stall(consumer, now=10_000) is None
     run.progressed = 100.0
     assert watch.stall(consumer, now=160.0) is None

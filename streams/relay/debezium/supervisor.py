@@ -39,7 +39,7 @@ class SlotFloor(WalFloor):
         await super().look(connection)
 
 
-class Keeper:
+class ConnectorSupervisor:
     """Looks after the connector: as the settings say it must be, running, and restarted when its task failed."""
 
     def __init__(self, settings: Settings) -> None:

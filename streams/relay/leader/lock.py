@@ -14,7 +14,7 @@ from streams.database import connect, query
 from streams.database.migrate import sequence_fault
 from streams.errors import UsageError
 from streams.relay.postgres.gone_back import refuse_gone_back
-from streams.relay.postgres.snapshot import Look, look, reader
+from streams.relay.postgres.snapshot import RelaySnapshot, look, reader
 from streams.settings import Settings
 
 PATIENCE = 5.0
@@ -65,7 +65,7 @@ class Leadership:
         """Whether this one leads from now on; False while another one does."""
         return await self._value("relay_lead", name=self._settings.relay.name) is True
 
-    async def look(self) -> Look:
+    async def look(self) -> RelaySnapshot:
         """The database as it is.  psycopg.Error when the lock's connection is lost: another one may lead now."""
         try:
             async with asyncio.timeout(PATIENCE):
@@ -81,7 +81,7 @@ class Leadership:
         """One line about who reads the slot; None when nobody does."""
         return await reader(self._connection, self._settings.relay.name)
 
-    async def _look(self) -> Look:
+    async def _look(self) -> RelaySnapshot:
         sequence = await (await self._connection.execute(query("id_sequence"))).fetchone()
         if sequence is not None:
             raise UsageError(sequence_fault(*sequence))

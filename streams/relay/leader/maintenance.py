@@ -55,7 +55,7 @@ class Floor(Protocol):
         """Look at the writers once."""
 
 
-class Still:
+class NoFloor:
     """While nothing is published nothing is proved."""
 
     value = 0
@@ -69,7 +69,7 @@ class Still:
 
 
 @dataclass(frozen=True, slots=True)
-class Doing:
+class Activity:
     """What a leader does, in one word, by which mode, and why it is not what was asked for."""
 
     mode: str
@@ -77,18 +77,18 @@ class Doing:
     reason: str | None = None
 
 
-class Upkeep:
+class LeaderMaintenance:
     """Runs until cancelled; a lost connection costs the sample that was being watched, nothing else.
 
     Of several leaders, each of some shards, the `first` saves the relay's position and makes partitions.
     """
 
-    def __init__(self, settings: Settings, asked: str, doing: Doing) -> None:
+    def __init__(self, settings: Settings, asked: str, doing: Activity) -> None:
         self.first = True
         self._settings = settings
         self._asked = asked
         self._doing = doing
-        self._floor: Floor = Still()
+        self._floor: Floor = NoFloor()
         self._delivered: Callable[[], int] = lambda: 0
         self._rate = Rate()
         self._connection: psycopg.AsyncConnection[Any] | None = None
@@ -107,7 +107,7 @@ class Upkeep:
 
     def follow(
         self,
-        doing: Doing,
+        doing: Activity,
         floor: Floor | None = None,
         delivered: Callable[[], int] = lambda: 0,
         mark: str | None = None,
@@ -117,7 +117,7 @@ class Upkeep:
         `mark` is the publication it reads with: what is read with another one proves nothing, and is not saved.
         `saved` is then the confirmed log position as far as it is written down: what may be confirmed to the slot.
         """
-        self._doing, self._floor, self._delivered = doing, floor or Still(), delivered
+        self._doing, self._floor, self._delivered = doing, floor or NoFloor(), delivered
         self._rate, self.saved, self._mark = Rate(), None, mark
 
     def say(self, reason: str) -> None:
@@ -128,7 +128,7 @@ class Upkeep:
         """Why the leader publishes nothing now."""
         self._doing = replace(self._doing, doing="waiting", reason=reason)
 
-    def go_on(self, doing: Doing) -> None:
+    def go_on(self, doing: Activity) -> None:
         """What the leader does again, after it had to wait."""
         self._doing = doing
 

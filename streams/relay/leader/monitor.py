@@ -8,9 +8,9 @@ import time
 from typing import NoReturn
 
 from streams.relay.leader.lock import Leadership
-from streams.relay.leader.plan import Way
+from streams.relay.leader.plan import Plan
 from streams.relay.postgres.continuity import gone, refuse_stranger
-from streams.relay.postgres.snapshot import Look
+from streams.relay.postgres.snapshot import RelaySnapshot
 from streams.settings import Settings
 
 logger = logging.getLogger("streams.relay")
@@ -19,7 +19,7 @@ LOOK_SECONDS = 1.0
 REPEAT_SECONDS = 60.0
 
 
-class Turn(Exception):
+class PlanChanged(Exception):
     """The leader has to go another way; `orderly` when what is in flight can be waited for and confirmed first."""
 
     def __init__(self, reason: str, *, orderly: bool) -> None:
@@ -35,7 +35,7 @@ class Watch:
         self._settings = settings
         self._asked = asked
         self._leadership = leadership
-        self._way = Way("poll")
+        self._way = Plan("poll")
         self.wish: str | None = None
         self.mark: str | None = None
         self._turn = asyncio.get_running_loop().create_future()
@@ -44,13 +44,13 @@ class Watch:
         self.refuse_gone_back = leadership.refuse_gone_back
         self.may_drop = True
 
-    async def look(self) -> Look:
+    async def look(self) -> RelaySnapshot:
         """Look now; refuses a strange database."""
         found = await self._leadership.look()
         refuse_stranger(found)
         return found
 
-    def follow(self, way: Way, found: Look) -> None:
+    def follow(self, way: Plan, found: RelaySnapshot) -> None:
         """From now on this is the way, chosen by this look.  `mark` is the publication with which the log is read, if it is."""
         self._way, self.wish = way, found.wish
         self.mark = found.publication if way.mode != "poll" else None
@@ -70,29 +70,29 @@ class Watch:
         """Until the way has to be left, then Turn."""
         raise await asyncio.shield(self._turn)
 
-    def overdrawn(self, found: Look, aim: str) -> bool:
+    def exceeds_wal_limit(self, found: RelaySnapshot, goal: str) -> bool:
         """Whether the slot holds back more WAL than it may, and a relay that means to publish in this mode can end that."""
         limit = self._settings.relay.wal_limit
         slot = found.slot if self.may_drop else None
         if limit is None or slot is None or not slot.ours or slot.held <= limit:
             return False
-        return aim != "debezium" or self._settings.connect.register
+        return goal != "debezium" or self._settings.connect.register
 
-    def _judge(self, found: Look) -> Turn | None:
+    def _judge(self, found: RelaySnapshot) -> PlanChanged | None:
         if self._leadership.turn is not None:
-            return Turn(self._leadership.turn, orderly=True)
+            return PlanChanged(self._leadership.turn, orderly=True)
         if self._asked == "auto" and found.wish != self.wish:
-            return Turn(f"an operator switched it to {found.wish}", orderly=True)
+            return PlanChanged(f"an operator switched it to {found.wish}", orderly=True)
         reason = gone(found) if self._way.mode != "poll" else None
         if reason is None and self.mark not in (None, found.publication):
             reason = "the publication was changed"
         if reason is not None:
-            return Turn(reason, orderly=False)
-        if self.overdrawn(found, self._way.aim):
-            return Turn("the slot holds back more than relay.wal_limit", orderly=False)
+            return PlanChanged(reason, orderly=False)
+        if self.exceeds_wal_limit(found, self._way.goal):
+            return PlanChanged("the slot holds back more than relay.wal_limit", orderly=False)
         return None
 
-    def _warn(self, found: Look) -> None:
+    def _warn(self, found: RelaySnapshot) -> None:
         slot, now = found.slot, time.monotonic()
         if slot is None or slot.held <= self._settings.relay.wal_warn or now - self._warned < REPEAT_SECONDS:
             return

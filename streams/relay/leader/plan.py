@@ -6,36 +6,36 @@ import asyncio
 from dataclasses import dataclass
 
 from streams.errors import UsageError
-from streams.relay.debezium.supervisor import Keeper
+from streams.relay.debezium.supervisor import ConnectorSupervisor
 from streams.relay.postgres.checks import MayNotReplicate, check_log, check_replication
 from streams.relay.postgres.continuity import changed, gone, hole, refuse_foreign_slot
-from streams.relay.postgres.snapshot import Look
+from streams.relay.postgres.snapshot import RelaySnapshot
 from streams.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Plan:
     """How rows are published now.  `towards` is the mode that goes on as soon as there is a slot it can read without a hole;
     until then polling publishes.  `reason` says why it is not simply what was asked for."""
 
     mode: str
-    towards: str | None = None
+    recovering_to: str | None = None
     reason: str | None = None
 
     @property
-    def aim(self) -> str:
+    def goal(self) -> str:
         """The mode that is meant to publish."""
-        return self.towards or self.mode
+        return self.recovering_to or self.mode
 
     @property
     def doing(self) -> str:
         """In one word."""
-        if self.towards is not None:
+        if self.recovering_to is not None:
             return "healing"
         return {"cdc": "streaming", "poll": "polling", "debezium": "connector"}[self.mode]
 
 
-async def wanted(settings: Settings, asked: str, look: Look) -> Way:
+async def desired_plan(settings: Settings, asked: str, look: RelaySnapshot) -> Plan:
     """What to do if the slot is fine.  Mode auto follows an operator's wish; without one it is cdc where that can be.
 
     UsageError or ServiceUnreachable when another mode cannot be.  One that led before and has lost its right goes on by
@@ -43,12 +43,12 @@ async def wanted(settings: Settings, asked: str, look: Look) -> Way:
     """
     mode, refused = (asked, None) if asked != "auto" else _wish(settings, look)
     if mode == "poll":
-        return Way("poll")
+        return Plan("poll")
     try:
         await asyncio.to_thread(check_log, settings)
         refuse_foreign_slot(look)
         if mode == "debezium":
-            await Keeper(settings).reach()
+            await ConnectorSupervisor(settings).reach()
         else:
             await check_replication(settings)
     except UsageError as error:
@@ -56,11 +56,11 @@ async def wanted(settings: Settings, asked: str, look: Look) -> Way:
             raise
         # A slot that nobody reads holds WAL back: what made it is not given up.
         meant = asked != "auto" or look.wish or look.slot or look.lsn
-        return Way("poll", mode if meant else None, str(error))
-    return Way(mode, reason=refused)
+        return Plan("poll", mode if meant else None, str(error))
+    return Plan(mode, reason=refused)
 
 
-def next_way(settings: Settings, want: Way, look: Look) -> Way:
+def possible_plan(settings: Settings, want: Plan, look: RelaySnapshot) -> Plan:
     """What to do as the slot is; UsageError when it was lost under a connector that this relay cannot stop."""
     # Debezium confirms the slot itself, and tells nobody before.
     fault = hole(look) if want.mode == "cdc" else gone(look) or changed(look)
@@ -71,10 +71,10 @@ def next_way(settings: Settings, want: Way, look: Look) -> Way:
             f"{fault}: rows after outbox_id {look.floor} may be missing; stop its connector and run"
             f" `streams relay --mode cdc`, which sends them and makes the slot anew"
         )
-    return Way("poll", want.mode, fault)
+    return Plan("poll", want.mode, fault)
 
 
-def _wish(settings: Settings, look: Look) -> tuple[str, str | None]:
+def _wish(settings: Settings, look: RelaySnapshot) -> tuple[str, str | None]:
     if look.wish == "debezium" and not (settings.connect.url and settings.connect.register):
         return "cdc", "debezium was asked for, but connect.url and connect.register are not set here"
     return look.wish or "cdc", None

@@ -19,20 +19,20 @@ from streams.broker.topics import Cluster, Survey
 from streams.errors import ServiceUnreachable, StreamsError
 from streams.registry import Registry
 from streams.relay.debezium.config import heartbeats
-from streams.relay.debezium.supervisor import Keeper, SlotFloor
+from streams.relay.debezium.supervisor import ConnectorSupervisor, SlotFloor
 from streams.relay.leader.lock import Leadership
-from streams.relay.leader.maintenance import Doing, Upkeep
-from streams.relay.leader.monitor import Turn, Watch
-from streams.relay.leader.plan import Way, next_way, wanted
-from streams.relay.leader.slot_recovery import Healing
+from streams.relay.leader.maintenance import Activity, LeaderMaintenance
+from streams.relay.leader.monitor import PlanChanged, Watch
+from streams.relay.leader.plan import Plan, desired_plan, possible_plan
+from streams.relay.leader.slot_recovery import SlotRecovery
 from streams.relay.leader.sweep import Sweep
 from streams.relay.leader.wal_guard import TAKEN_SECONDS, SlotCare
 from streams.relay.postgres.checks import check_database
 from streams.relay.postgres.connections import replication_connection
-from streams.relay.postgres.slot import SlotTaken, let_fail_over
+from streams.relay.postgres.slot import SlotBusy, let_fail_over
 from streams.relay.postgres.wal_floor import WalFloor
-from streams.relay.sink.dead_rows import Grave
-from streams.relay.sink.limits import Admission
+from streams.relay.sink.dead_rows import DeadRows
+from streams.relay.sink.limits import RecordLimits
 from streams.relay.sink.new_topics import NewTopics
 from streams.relay.sink.publisher import DeliveryFailed, Publisher
 from streams.relay.source.cdc import CdcSource
@@ -58,7 +58,7 @@ class TopicsChanged(StreamsError):
 BROKER_OUTAGES = (KafkaException, DeliveryFailed, ServiceUnreachable, TopicsChanged)
 
 
-class Term:
+class LeaderSession:
     """Runs while it leads; psycopg.Error when the database is lost, UsageError when a person has to change something."""
 
     def __init__(
@@ -77,18 +77,18 @@ class Term:
     async def run(self) -> None:
         """Until told to stop, with everything in flight confirmed."""
         found = await self._watch.look()
-        want = await wanted(self._settings, self._asked, found)
-        self._upkeep = Upkeep(self._settings, self._asked, Doing(found.mode or want.mode, "waiting"))
+        want = await desired_plan(self._settings, self._asked, found)
+        self._upkeep = LeaderMaintenance(self._settings, self._asked, Activity(found.mode or want.mode, "waiting"))
         await together(self._upkeep.run(), self._watch.run(), Sweep(self._settings, self._registry).run(), self._ways())
 
-    async def spare(self) -> None:
+    async def drop_oversized_slot(self) -> None:
         """What a leader does for the database when it cannot even begin to publish: its disk, and room for new rows."""
         await self._upkeep_once()
         found = await self._watch.look()
-        await self._care.spare(found, (await wanted(self._settings, self._asked, found)).aim)
+        await self._care.drop_oversized_slot(found, (await desired_plan(self._settings, self._asked, found)).goal)
 
     async def _upkeep_once(self) -> None:
-        await Upkeep(self._settings, self._asked, Doing("waiting", "waiting")).make_room()
+        await LeaderMaintenance(self._settings, self._asked, Activity("waiting", "waiting")).make_room()
 
     async def _ways(self) -> NoReturn:
         attempt = 0
@@ -96,10 +96,10 @@ class Term:
             began = time.monotonic()
             try:
                 await self._go(await self._next())
-            except Turn as turn:
+            except PlanChanged as turn:
                 extra = {"relay": self._settings.relay.name, "reason": str(turn)}
                 logger.log(logging.INFO if turn.orderly else logging.WARNING, "relay turns", extra=extra)
-            except SlotTaken as taken:
+            except SlotBusy as taken:
                 await self._wait_for_slot(taken)
             except BROKER_OUTAGES as error:
                 attempt = 1 if time.monotonic() - began > GOOD_SECONDS else attempt + 1
@@ -109,25 +109,25 @@ class Term:
                 await self._pause(delay(attempt, self._settings.relay.backoff_limit))
         raise Done
 
-    async def _next(self) -> Way:
+    async def _next(self) -> Plan:
         """What to do now; a slot that holds back too much is dropped first."""
         found = await self._watch.look()
-        want = await wanted(self._settings, self._asked, found)
-        if await self._care.spare(found, want.aim):
+        want = await desired_plan(self._settings, self._asked, found)
+        if await self._care.drop_oversized_slot(found, want.goal):
             found = await self._watch.look()
-        way = next_way(self._settings, want, found)
+        way = possible_plan(self._settings, want, found)
         if way.mode == "poll" and found.mode == "debezium" and found.slot is not None and found.slot.pid is not None:
-            raise SlotTaken("Debezium still reads the slot")
+            raise SlotBusy("Debezium still reads the slot")
         self._watch.follow(way, found)
         if way.reason:
             message = "relay polls" if way.mode == "poll" else "relay not switched"
             logger.warning(message, extra={"relay": found.relay, "reason": way.reason})
         return way
 
-    async def _go(self, way: Way) -> None:
-        self._upkeep.follow(Doing(way.mode, "waiting", way.reason or self._upkeep.waits_for))
-        if way.towards == "debezium":
-            await Keeper(self._settings).release(forget=True)
+    async def _go(self, way: Plan) -> None:
+        self._upkeep.follow(Activity(way.mode, "waiting", way.reason or self._upkeep.waits_for))
+        if way.recovering_to == "debezium":
+            await ConnectorSupervisor(self._settings).release(forget=True)
         await together(self._prepare_topics(way), self._watch.turned(), self._until_stopped())
         if self._stop.is_set():
             return
@@ -136,36 +136,36 @@ class Term:
         if turn is not None:
             raise turn
 
-    async def _publish(self, way: Way) -> Turn | None:
+    async def _publish(self, way: Plan) -> PlanChanged | None:
         """Publish until told to stop, or to turn; raises the first thing that went wrong."""
         # Before reading begins: the server ends a stream of which it hears nothing for some seconds.
         await asyncio.to_thread(check_database, self._settings)
         if way.mode == "cdc":
             await self._let_fail_over()
-        admission = Admission(self._settings, self._refused, NewTopics(self._settings, self._tell(way)))
+        admission = RecordLimits(self._settings, self._refused, NewTopics(self._settings, self._tell(way)))
         await admission.learn(self._registry.topics)
-        grave = Grave(self._settings, self._registry)
-        producing = Publisher(self._settings, admission, grave.bury, careful=self._careful)
+        grave = DeadRows(self._settings, self._registry)
+        producing = Publisher(self._settings, admission, grave.mark_dead, careful=self._careful)
         async with self._source(way) as source, producing as publisher:
             floor = source if isinstance(source, PollSource) else WalFloor(lambda: publisher.confirmed)
             self._leads(way)
-            doing = Doing(way.mode, way.doing, way.reason)
+            doing = Activity(way.mode, way.doing, way.reason)
             self._upkeep.follow(doing, floor, lambda: publisher.delivered, self._watch.mark)
             work = [_read(source, publisher), self._confirm(source, publisher)]
-            if way.towards is not None:
-                work.append(Healing(self._settings, lambda: floor.value, self._upkeep.say).run())
+            if way.recovering_to is not None:
+                work.append(SlotRecovery(self._settings, lambda: floor.value, self._upkeep.say).run())
             elif self._asked == "auto" and self._watch.wish == "poll":
                 work.append(self._care.drop_unwanted())
             turn = await self._until_turned(*work)
             await self._finish(way, source, publisher)
             return turn
 
-    def _tell(self, way: Way) -> Callable[[str | None], None]:
+    def _tell(self, way: Plan) -> Callable[[str | None], None]:
         """Takes why nothing is published in the middle of it, None when that goes on."""
 
         def tell(reason: str | None) -> None:
             if reason is None:
-                self._upkeep.go_on(Doing(way.mode, way.doing, way.reason))
+                self._upkeep.go_on(Activity(way.mode, way.doing, way.reason))
             else:
                 self._upkeep.wait(reason)
 
@@ -178,13 +178,13 @@ class Term:
             async with await replication_connection(self._settings.database_url, timeout) as connection:
                 await let_fail_over(connection, found)
 
-    async def _keep(self, way: Way) -> Turn | None:
+    async def _keep(self, way: Plan) -> PlanChanged | None:
         """A term beside Debezium, which publishes."""
-        keeper = Keeper(self._settings)
+        keeper = ConnectorSupervisor(self._settings)
         await keeper.begin()
         self._leads(way)
         floor = SlotFloor(self._settings.relay.name)
-        self._upkeep.follow(Doing(way.mode, way.doing, way.reason), floor, mark=self._watch.mark)
+        self._upkeep.follow(Activity(way.mode, way.doing, way.reason), floor, mark=self._watch.mark)
         turn = await self._until_turned(keeper.watch())
         await keeper.end()
         with contextlib.suppress(psycopg.Error):
@@ -192,13 +192,13 @@ class Term:
         self._stopped(way, left=0)
         return turn
 
-    async def _until_turned(self, *work: Coroutine[Any, Any, Any]) -> Turn | None:
+    async def _until_turned(self, *work: Coroutine[Any, Any, Any]) -> PlanChanged | None:
         """All of this at once until told to stop, or to turn in order."""
         try:
             await together(
                 *work, watch_topics(self._survey, self._cluster), self._watch.turned(), self._until_stopped()
             )
-        except Turn as turn:
+        except PlanChanged as turn:
             if not turn.orderly:
                 raise
             return turn
@@ -215,7 +215,7 @@ class Term:
         """What may be confirmed: to a slot only what was saved, so that another slot of its name is told from it."""
         return publisher.confirmed if isinstance(source, PollSource) else self._upkeep.saved
 
-    async def _finish(self, way: Way, source: CdcSource | PollSource, publisher: Publisher) -> None:
+    async def _finish(self, way: Plan, source: CdcSource | PollSource, publisher: Publisher) -> None:
         """What is in flight arrives and is confirmed, within a few seconds."""
         whole = await publisher.flush(FLUSH_SECONDS)
         with contextlib.suppress(psycopg.Error, TimeoutError):
@@ -224,11 +224,11 @@ class Term:
         source.confirm(self._proved(source, publisher))
         self._stopped(way, left=0 if whole else publisher.in_flight)
 
-    async def _wait_for_slot(self, taken: SlotTaken) -> None:
+    async def _wait_for_slot(self, taken: SlotBusy) -> None:
         self._upkeep.wait(await self._care.taken(taken))
         await self._pause(TAKEN_SECONDS)
 
-    def _source(self, way: Way) -> CdcSource | PollSource:
+    def _source(self, way: Plan) -> CdcSource | PollSource:
         relay, url = self._settings.relay, self._settings.database_url
         if way.mode == "poll":
             return PollSource(url, **self._polling())
@@ -245,7 +245,7 @@ class Term:
             "largest": self._settings.outbox.max_bytes,
         }
 
-    async def _prepare_topics(self, way: Way) -> NoReturn:
+    async def _prepare_topics(self, way: Plan) -> NoReturn:
         self._cluster = await asyncio.to_thread(prepare_topics, self._settings, self._registry, way.mode, self._survey)
         raise Done
 
@@ -258,12 +258,12 @@ class Term:
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
 
-    def _leads(self, way: Way) -> None:
+    def _leads(self, way: Plan) -> None:
         self._care.free()
         extra = {"relay": self._settings.relay.name, "mode": way.mode, "pid": os.getpid()}
         logger.info("relay leads", extra=extra)
 
-    def _stopped(self, way: Way, *, left: int) -> None:
+    def _stopped(self, way: Plan, *, left: int) -> None:
         extra = {"relay": self._settings.relay.name, "mode": way.mode, "left": left}
         logger.log(logging.WARNING if left else logging.INFO, "relay stopped", extra=extra)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from streams.database import query
 from streams.relay.leader.lock import Leadership
-from streams.relay.postgres.snapshot import Look
+from streams.relay.postgres.snapshot import RelaySnapshot
 from streams.settings import Settings
 
 
@@ -17,7 +17,7 @@ def due(shards: int, relays: int) -> int:
     return -(-shards // max(1, relays))
 
 
-class Share(Leadership):
+class ShardLease(Leadership):
     """A session that leads some shards, `shards`.  When a look shows that this has to change `turn` says so; `deal` does it.
 
     It leads none while another one leads alone, or relays with another number of shards are running.
@@ -52,7 +52,7 @@ class Share(Leadership):
         self._taken = True
         return True
 
-    async def deal(self) -> None:
+    async def reassign(self) -> None:
         """Give back what is too much, and take what is free and due."""
         most = await self._due()
         for shard in self.shards[most:]:
@@ -61,7 +61,7 @@ class Share(Leadership):
         await self._take_free(most)
         self.turn = None
 
-    async def _look(self) -> Look:
+    async def _look(self) -> RelaySnapshot:
         found = await super()._look()
         if self._taken:
             most = await self._due()

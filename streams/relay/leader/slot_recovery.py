@@ -18,12 +18,12 @@ import psycopg
 from streams.backoff import delay
 from streams.database import connect, query
 from streams.errors import ServiceUnreachable, UsageError
-from streams.relay.leader.monitor import Turn
+from streams.relay.leader.monitor import PlanChanged
 from streams.relay.postgres.checks import check_log, check_replication
 from streams.relay.postgres.continuity import gone, refuse_foreign_slot
 from streams.relay.postgres.lsn import lsn_text
-from streams.relay.postgres.slot import SlotTaken, make
-from streams.relay.postgres.snapshot import Look, look
+from streams.relay.postgres.slot import SlotBusy, make
+from streams.relay.postgres.snapshot import RelaySnapshot, look
 from streams.settings import Settings
 
 logger = logging.getLogger("streams.relay")
@@ -34,7 +34,7 @@ BEHIND_SECONDS = 10.0
 RETRY_LIMIT = 30.0
 
 
-class Healing:
+class SlotRecovery:
     """Runs beside a source that polls; `floor` is that source's.  Ends with a Turn when the slot can go on."""
 
     def __init__(self, settings: Settings, floor: Callable[[], int], say: Callable[[str], None]) -> None:
@@ -55,7 +55,7 @@ class Healing:
                 await self._nearly_done(connection)
                 try:
                     await self._heal(connection)
-                except (UsageError, ServiceUnreachable, SlotTaken, psycopg.Error) as error:
+                except (UsageError, ServiceUnreachable, SlotBusy, psycopg.Error) as error:
                     if connection.closed:
                         raise
                     attempt += 1
@@ -85,12 +85,12 @@ class Healing:
         await self._until(await _newest(connection))
         await self._save(connection, found)
         logger.info("relay healed", extra={"relay": self._name, "floor": self._floor()})
-        raise Turn("the slot goes on", orderly=True)
+        raise PlanChanged("the slot goes on", orderly=True)
 
-    async def _look(self, connection: psycopg.AsyncConnection[Any]) -> Look:
+    async def _look(self, connection: psycopg.AsyncConnection[Any]) -> RelaySnapshot:
         return await look(connection, self._name, self._settings.relay.publication)
 
-    async def _save(self, connection: psycopg.AsyncConnection[Any], found: Look) -> None:
+    async def _save(self, connection: psycopg.AsyncConnection[Any], found: RelaySnapshot) -> None:
         assert found.slot is not None
         assert found.slot.confirmed is not None
         healed = {"relay": self._name, "lsn": lsn_text(found.slot.confirmed), "mark": found.publication}

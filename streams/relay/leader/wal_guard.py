@@ -9,11 +9,11 @@ import time
 
 from streams.database import connect
 from streams.errors import UsageError
-from streams.relay.debezium.supervisor import Keeper
+from streams.relay.debezium.supervisor import ConnectorSupervisor
 from streams.relay.leader.monitor import Watch
 from streams.relay.postgres import slot
-from streams.relay.postgres.slot import SlotTaken
-from streams.relay.postgres.snapshot import Look
+from streams.relay.postgres.slot import SlotBusy
+from streams.relay.postgres.snapshot import RelaySnapshot
 from streams.settings import Settings
 
 logger = logging.getLogger("streams.relay")
@@ -32,12 +32,12 @@ class SlotCare:
         self._taken_since: float | None = None
         self._said = False
 
-    async def spare(self, found: Look, aim: str) -> bool:
-        """Drop the slot if it holds back too much, whatever is lost with it is in the outbox; SlotTaken while it is read."""
-        overdrawn = self._watch.overdrawn(found, aim)
-        if overdrawn:
-            await self._drop(found, aim)
-        return overdrawn
+    async def drop_oversized_slot(self, found: RelaySnapshot, goal: str) -> bool:
+        """Drop the slot if it holds back too much, whatever is lost with it is in the outbox; SlotBusy while it is read."""
+        exceeds_wal_limit = self._watch.exceeds_wal_limit(found, goal)
+        if exceeds_wal_limit:
+            await self._drop(found, goal)
+        return exceeds_wal_limit
 
     async def drop_unwanted(self) -> None:
         """Operators switched to poll, so nobody will read the slot: it goes, now that polling has begun."""
@@ -45,11 +45,11 @@ class SlotCare:
             found = await self._watch.look()
             if found.slot is None or not found.slot.ours:
                 return
-            with contextlib.suppress(SlotTaken):
+            with contextlib.suppress(SlotBusy):
                 await self._drop(found, "poll")
             await asyncio.sleep(TAKEN_SECONDS)
 
-    async def taken(self, error: SlotTaken) -> str:
+    async def taken(self, error: SlotBusy) -> str:
         """Why the slot cannot be had; when that has been so for long, by whom it is taken."""
         now = time.monotonic()
         self._taken_since = self._taken_since or now
@@ -65,11 +65,11 @@ class SlotCare:
         """It is not taken any more."""
         self._taken_since, self._said = None, False
 
-    async def _drop(self, found: Look, aim: str) -> None:
+    async def _drop(self, found: RelaySnapshot, goal: str) -> None:
         """Drop the slot from which a relay reads that means to publish so; when this role may not, say that and leave it."""
         assert found.slot is not None
-        if aim == "debezium":
-            await Keeper(self._settings).release()
+        if goal == "debezium":
+            await ConnectorSupervisor(self._settings).release()
         timeout = self._settings.database.connect_timeout
         async with await connect(self._settings.database_url, connect_timeout=timeout) as connection:
             try:

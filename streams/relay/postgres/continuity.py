@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from streams.errors import NotMigrated, UsageError
 from streams.relay.postgres.lsn import lsn_text
-from streams.relay.postgres.snapshot import Look
+from streams.relay.postgres.snapshot import RelaySnapshot
 
 ADOPT = "if it is to go on from here, run `streams relay adopt`, see docs/relays.md"
 
 
-def gone(look: Look) -> str | None:
+def gone(look: RelaySnapshot) -> str | None:
     """Why there is no slot that could be read; None when there is one."""
     if look.slot is None:
         return f"replication slot {look.relay} does not exist"
@@ -24,14 +24,14 @@ def gone(look: Look) -> str | None:
     return None
 
 
-def changed(look: Look) -> str | None:
+def changed(look: RelaySnapshot) -> str | None:
     """Why the log, read through the publication, may lack rows; None when it does not."""
     if look.read_with is not None and look.publication != look.read_with:
         return "the publication was changed or made anew: rows committed meanwhile may not be in what is read"
     return None
 
 
-def hole(look: Look) -> str | None:
+def hole(look: RelaySnapshot) -> str | None:
     """Why rows would be missed by reading the slot on; None when none would."""
     found = gone(look) or changed(look)
     if found is not None or look.slot is None or look.slot.confirmed is None:
@@ -42,7 +42,7 @@ def hole(look: Look) -> str | None:
     return None
 
 
-def refuse_stranger(look: Look) -> None:
+def refuse_stranger(look: RelaySnapshot) -> None:
     """UsageError when this is not the database that the saved position speaks of."""
     if look.known_as is not None and look.known_as != look.identity:
         raise UsageError(
@@ -56,7 +56,7 @@ def refuse_stranger(look: Look) -> None:
         )
 
 
-def refuse_foreign_slot(look: Look) -> None:
+def refuse_foreign_slot(look: RelaySnapshot) -> None:
     """UsageError when the slot's name is somebody else's; NotMigrated when it was never made."""
     slot = look.slot
     if slot is not None and not slot.ours:
@@ -68,7 +68,7 @@ def refuse_foreign_slot(look: Look) -> None:
         raise NotMigrated(f"replication slot {look.relay} does not exist: run `streams migrate`")
 
 
-def _difference(look: Look) -> str:
+def _difference(look: RelaySnapshot) -> str:
     known, here = (look.known_as or "").split("/"), look.identity.split("/")
     parts = zip(("system identifier", "database", "table outbox"), known, here, strict=True)
     return ", ".join(f"{name} {old} before, {new} now" for name, old, new in parts if old != new)

@@ -11,19 +11,19 @@ from psycopg import sql
 from streams.database import query
 from streams.database.replication import create_slot
 from streams.errors import UsageError
-from streams.relay.postgres.snapshot import Look
+from streams.relay.postgres.snapshot import RelaySnapshot
 
 logger = logging.getLogger("streams.relay")
 
 
-class SlotTaken(Exception):
+class SlotBusy(Exception):
     """The slot is read by somebody, or the server has not noticed yet that it no longer is."""
 
 
-async def make(connection: psycopg.AsyncConnection[Any], look: Look) -> None:
+async def make(connection: psycopg.AsyncConnection[Any], look: RelaySnapshot) -> None:
     """A slot that can be read is there; waits for every transaction that is writing now.
 
-    UsageError when it may not be made, SlotTaken when a lost one is still held.
+    UsageError when it may not be made, SlotBusy when a lost one is still held.
     """
     if look.slot is not None and look.slot.wal_status != "lost":
         return
@@ -38,7 +38,7 @@ async def make(connection: psycopg.AsyncConnection[Any], look: Look) -> None:
     )
 
 
-async def let_fail_over(connection: psycopg.AsyncConnection[Any], look: Look) -> None:
+async def let_fail_over(connection: psycopg.AsyncConnection[Any], look: RelaySnapshot) -> None:
     """A slot that nobody reads goes along in a failover from now on; `connection` is one for replication."""
     if look.slot is None or look.slot.failover is not False or look.slot.pid is not None:
         return
@@ -53,7 +53,7 @@ async def let_fail_over(connection: psycopg.AsyncConnection[Any], look: Look) ->
 
 
 async def drop(connection: psycopg.AsyncConnection[Any], name: str) -> None:
-    """The slot is gone, and with it what it held back; SlotTaken while it is read, UsageError when it may not be dropped."""
+    """The slot is gone, and with it what it held back; SlotBusy while it is read, UsageError when it may not be dropped."""
     await _change(connection, query("drop_slot"), name, "drop", "SELECT pg_drop_replication_slot('{}')")
 
 
@@ -63,7 +63,7 @@ async def _change(
     try:
         await connection.execute(statement, {"slot": name})
     except psycopg.errors.ObjectInUse as error:
-        raise SlotTaken(_line(error)) from None
+        raise SlotBusy(_line(error)) from None
     except psycopg.errors.UndefinedObject:
         return  # somebody else dropped it
     except psycopg.errors.DuplicateObject:

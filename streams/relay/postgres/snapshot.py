@@ -31,7 +31,7 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class RelaySnapshot:
     """The slot of this relay, and its saved position: every row up to `floor`, and every one committed before `lsn`, is
     with the broker; the log was read with the publication as in `read_with`.  `led` when a relay of this name ever led;
     `newest` is the newest id drawn."""
@@ -51,7 +51,7 @@ class Look:
     publication: str | None
 
 
-async def look(connection: psycopg.AsyncConnection[Any], relay: str, publication: str) -> Look:
+async def look(connection: psycopg.AsyncConnection[Any], relay: str, publication: str) -> RelaySnapshot:
     """Look once."""
     # The slot first: what is confirmed to it was saved before, so it never seems to be ahead of that.
     slot = await (await connection.execute(query("slot"), {"slot": relay})).fetchone()
@@ -59,7 +59,7 @@ async def look(connection: psycopg.AsyncConnection[Any], relay: str, publication
     saved = await (await connection.execute(query("relay_saved"), names)).fetchone()
     assert saved is not None
     floor, lsn, led, mode, asked, wish, known_as, identity, newest, read_with, mark = saved
-    return Look(
+    return RelaySnapshot(
         relay=relay,
         slot=_slot(slot) if slot else None,
         floor=floor,

@@ -20,14 +20,14 @@ TRIES = 3
 OUTAGES = ("08", "40", "53", "55", "57", "58")
 
 
-class Grave:
+class DeadRows:
     """Buries rows on a connection of its own, opened when needed: this is rare."""
 
     def __init__(self, settings: Settings, registry: Registry) -> None:
         self._settings = settings
         self._holding = {name for name, agent in registry.agents.items() if agent.on_dead == "hold"}
 
-    async def bury(self, row: Row, reason: str) -> None:
+    async def mark_dead(self, row: Row, reason: str) -> None:
         """Mark the row's message dead; returns when that is committed, however long the database is away.
 
         What the database refuses for another reason than an outage is given up after TRIES: the rows behind it go on.  Its

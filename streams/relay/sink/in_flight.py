@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from streams.relay.sink.spans import Publication
 
 
-class Flights:
+class InFlight:
     """Rows on their way, in commit order."""
 
     def __init__(self) -> None:
         self.position: int | None = None
-        self.landed = 0
+        self.acknowledged = 0
         self.rows = 0
         self.size = 0
         self.failure: Any | None = None
@@ -36,7 +36,7 @@ class Flights:
     def settle(self, flight: Flight) -> None:
         """All records of this flight are acknowledged or dead."""
         self.rows -= flight.rows
-        self.landed += flight.rows
+        self.acknowledged += flight.rows
         self.size -= flight.size
         queue = self._queue
         while queue and not queue[0].left:
@@ -50,14 +50,14 @@ class Flight:
 
     __slots__ = ("_flights", "left", "position", "rows", "size", "trace")
 
-    def __init__(self, flights: Flights, rows: int, size: int, position: int | None) -> None:
+    def __init__(self, flights: InFlight, rows: int, size: int, position: int | None) -> None:
         self._flights = flights
         self.left = self.rows = rows
         self.size = size
         self.position = position
         self.trace: Publication | None = None
 
-    def landed(self, error: Any, message: Any) -> None:
+    def acknowledged(self, error: Any, message: Any) -> None:
         """One record is acknowledged, or refused: then nothing from here on is ever confirmed."""
         if error is not None:
             self._flights.failure = self._flights.failure or error

@@ -21,13 +21,13 @@ _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 _FRAME = 256
 
 
-class Admission:
+class RecordLimits:
     """What is known of the topics; `roomy` maps a topic to the payload size that fits without a closer look."""
 
     def __init__(self, settings: Settings, refused: dict[int, str], new_topics: NewTopics | None = None) -> None:
         self.largest = max(kafka.record_limit(settings), 1_000_000)
         self.smallest = self.largest
-        self.roomy: dict[str, int] = {}
+        self.safe_payload: dict[str, int] = {}
         self._settings = settings
         self._new_topics = new_topics or NewTopics(settings)
         self._refused = refused
@@ -41,7 +41,7 @@ class Admission:
             self._limits[topic] = min(limit, self.largest)
             self.smallest = min(self.smallest, limit)
             if not self._refused:
-                self.roomy[topic] = self._limits[topic] - kafka.OVERHEAD
+                self.safe_payload[topic] = self._limits[topic] - kafka.OVERHEAD
 
     def refuse(self, row: Row, reason: str) -> None:
         """The broker did not take this row, and never will."""

@@ -13,8 +13,8 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from streams.broker import kafka
 from streams.errors import StreamsError
-from streams.relay.sink.in_flight import Flight, Flights
-from streams.relay.sink.limits import Admission
+from streams.relay.sink.in_flight import Flight, InFlight
+from streams.relay.sink.limits import RecordLimits
 from streams.relay.sink.spans import publication
 from streams.relay.source.rows import Row, Rows
 from streams.settings import Settings
@@ -26,7 +26,7 @@ TICK_SECONDS = 0.005
 BATCH_BYTES = 1_000_000
 AWAY_SECONDS = 60.0  # between two lines about a broker that is away
 
-Bury = Callable[[Row, str], Awaitable[None]]
+MarkDead = Callable[[Row, str], Awaitable[None]]
 
 # What the broker refuses because of the record itself; everything else may be healed by time.
 REFUSALS = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD, KafkaError.INVALID_TIMESTAMP)
@@ -48,12 +48,14 @@ class Publisher:
     Raises DeliveryFailed when records were refused or lost: begin again, from the confirmed position, with a new one.
     """
 
-    def __init__(self, settings: Settings, admission: Admission, bury: Bury, *, careful: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, admission: RecordLimits, mark_dead: MarkDead, *, careful: bool = False
+    ) -> None:
         self._settings = settings
         self._admission = admission
-        self._bury = bury
+        self._bury = mark_dead
         self._careful = IN_FLIGHT_ROWS if careful else 0
-        self._flights = Flights()
+        self._flights = InFlight()
         self._away = -AWAY_SECONDS
 
     async def __aenter__(self) -> Publisher:
@@ -75,7 +77,7 @@ class Publisher:
     @property
     def delivered(self) -> int:
         """How many rows have arrived."""
-        return self._flights.landed
+        return self._flights.acknowledged
 
     @property
     def in_flight(self) -> int:
@@ -87,14 +89,14 @@ class Publisher:
         await self._room()
         flight = self._flights.start(len(rows.rows), rows.size, rows.position)
         flight.trace = publication(rows.rows)
-        roomy, produce, landed = self._admission.roomy, self._producer.produce, flight.landed
+        safe_payload, produce, acknowledged = self._admission.safe_payload, self._producer.produce, flight.acknowledged
         for row in rows.rows:
             topic, key, value, timestamp, headers = row
-            if timestamp is None or self._careful or len(value) > roomy.get(topic, -1):
+            if timestamp is None or self._careful or len(value) > safe_payload.get(topic, -1):
                 await self._publish_one(row, flight)
                 continue
             try:
-                produce(topic, value, key, on_delivery=landed, timestamp=timestamp, headers=headers)
+                produce(topic, value, key, on_delivery=acknowledged, timestamp=timestamp, headers=headers)
             except (KafkaException, BufferError):
                 # Not handed over, perhaps for what only librdkafka counts: then this row is looked at.
                 await self._publish_one(row, flight)
@@ -130,8 +132,8 @@ class Publisher:
         if reason is not None:
             await self._bury(row, reason)
             if flight.trace is not None:
-                flight.trace.bury(row)
-            flight.landed(None, None)
+                flight.trace.mark_dead(row)
+            flight.acknowledged(None, None)
 
     async def _produce_one(self, row: Row, flight: Flight) -> str | None:
         try:
@@ -155,7 +157,7 @@ class Publisher:
                     row.topic,
                     row.value,
                     row.key,
-                    on_delivery=flight.landed,
+                    on_delivery=flight.acknowledged,
                     timestamp=row.timestamp or 0,
                     headers=row.headers,
                 )

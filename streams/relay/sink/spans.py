@@ -20,7 +20,7 @@ class Publication:
     def __init__(self, spans: dict[int, Span]) -> None:
         self._spans = spans
 
-    def bury(self, row: Row) -> None:
+    def mark_dead(self, row: Row) -> None:
         """No record can carry this one."""
         if span := self._spans.pop(row.id, None):
             telemetry.fail(span, "unpublishable")

@@ -18,7 +18,7 @@ import psycopg
 from psycopg import pq, sql
 
 from streams.relay.postgres.connections import replication_connection
-from streams.relay.postgres.slot import SlotTaken
+from streams.relay.postgres.slot import SlotBusy
 from streams.relay.source.pgoutput import Decoder
 from streams.relay.source.rows import Rows
 
@@ -38,7 +38,7 @@ _PG_EPOCH = 946_684_800
 class CdcSource:
     """One START_REPLICATION session: iterate for Rows, `confirm` what is with the broker.
 
-    Raises SlotTaken when entered, psycopg.Error when the session cannot begin or ends.
+    Raises SlotBusy when entered, psycopg.Error when the session cannot begin or ends.
     """
 
     def __init__(self, url: str, *, slot: str, publication: str, connect_timeout: int = 10) -> None:
@@ -203,6 +203,6 @@ def _refused(result: Any) -> Exception:
     text = result.error_message.decode(errors="replace").strip()
     state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
     if state == "55006":
-        return SlotTaken(text)
+        return SlotBusy(text)
     error: type[Exception] = psycopg.errors.lookup(state) if state else psycopg.OperationalError
     return error(text)

@@ -15,7 +15,7 @@ from streams.settings import Settings
 GRACE = 5.0  # what the server's own statement timeout gets before ours: it leaves the connection usable
 
 
-class Failed(Exception):
+class TransactionFailed(Exception):
     """One attempt did not commit, or nobody knows; `lost` if it cost the connection, `at_commit` if all else went well."""
 
     def __init__(self, error: Exception, lost: bool, *, at_commit: bool = False) -> None:

@@ -16,7 +16,7 @@ from streams.broker.beat import KnownBeats
 from streams.database import query
 from streams.settings import Settings
 from streams.worker.database.connections import GRACE, driver_of, worker_engine
-from streams.worker.database.response_deadline import answering
+from streams.worker.database.response_deadline import response_deadline
 from streams.worker.fail import fail_stop
 
 REACH = 2.0  # seconds in which a database that is there answers
@@ -93,6 +93,6 @@ class Database:
         """A connection for something small, committed at the end of the block, which may take so long."""
         async with self.engine.connect() as connection:
             driver = await driver_of(connection)
-            with answering(driver, seconds):
+            with response_deadline(driver, seconds):
                 yield driver
                 await driver.commit()

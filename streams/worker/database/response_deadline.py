@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def answering(driver: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[None]:
+def response_deadline(driver: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[None]:
     """Hang up when the block takes longer: what it waits for then fails as on any lost connection."""
     timer = asyncio.get_running_loop().call_later(seconds, _hang_up, driver, seconds)
     try:

@@ -61,7 +61,7 @@ class _Waiting(Generic[T]):
     alone: bool
 
 
-class Lanes(Generic[T]):
+class Dispatcher(Generic[T]):
     """Works groups of items, at most `slots` at once; `most` is the weight of a group, which one item may exceed.
 
     `work(items)` says whether it is done; otherwise its items are worked one by one.  `full(source)` and `room(source)`

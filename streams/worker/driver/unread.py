@@ -16,7 +16,7 @@ UNREAD = 10.0  # seconds after which a log that goes on behind what was delivere
 MARKERS = 1.0  # the same where aiokafka was there: transaction markers, most likely
 
 
-class Watch:
+class StallDetector:
     """Remembers since when each partition's commits are behind.
 
     `patience` is for how many seconds an attempt may be under way while nothing of it ends: no call of a handler, no try.

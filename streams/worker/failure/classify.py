@@ -21,7 +21,7 @@ from streams.registry import Agent
 # An outage, a failover (25006), a lock that is taken, a forgotten grant, a full disk: never the message's fault.
 OUTAGE_CLASSES = ("08", "25006", "40", "42501", "53", "55", "57P", "58")
 # Time and memory may be the message's fault after all: tried as they are a few times, then the guilty one is charged.
-COSTLY = ("57014", "25P03", "53200")
+RESOURCE_STATES = ("57014", "25P03", "53200")
 # The statement does not fit the database: a bug, a missing table or column.  One message that fails so proves nothing about it.
 # With what an object has to be before it can be used (55000), and a policy that refuses a row (42501, see _is_outage).
 MISFIT_CLASSES = ("0A", "26", "3D", "3F", "42", "40002", "55000", "55P04")
@@ -42,7 +42,7 @@ class HandlerTimeout(Exception):
     """A handler took longer than worker.handler_timeout."""
 
 
-class Costly(Exception):
+class MessageExhausted(Exception):
     """One message, tried alone, took its time or its connection: if it was no outage, it is condemned."""
 
     def __init__(self, outbox_id: int, error: Exception) -> None:
@@ -82,20 +82,20 @@ class Verdict(Enum):
 
     WAIT = auto()  # an outage: the same run again, nothing counted
     ISOLATE = auto()  # find the guilty messages
-    COSTLY = auto()  # the same after some tries, one message at a time
+    SLOW = auto()  # the same after some tries, one message at a time
 
 
-def judge(error: BaseException, connection_lost: bool) -> Verdict:
+def verdict_on(error: BaseException, connection_lost: bool) -> Verdict:
     """The verdict on an error of a run; a lost connection is judged by its state, not by the exception's class.
 
     Too many bind parameters raise OperationalError as well, and waiting would not help them.
     """
     cause = decisive(error)
     state = sqlstate(cause)
-    if isinstance(cause, HandlerTimeout) or state in COSTLY:
-        return Verdict.COSTLY
+    if isinstance(cause, HandlerTimeout) or state in RESOURCE_STATES:
+        return Verdict.SLOW
     if connection_lost and isinstance(cause, HandlerMisuse):
-        return Verdict.COSTLY  # it was taken away for that
+        return Verdict.SLOW  # it was taken away for that
     if connection_lost or isinstance(cause, HandlerBroken | WrongTimes) or _is_outage(cause):
         return Verdict.WAIT
     return Verdict.ISOLATE
@@ -113,7 +113,7 @@ def decisive(error: BaseException) -> BaseException:
     errors = list(_wrapped(error))
     kinds = (
         _is_outage,
-        lambda one: isinstance(one, HandlerTimeout | HandlerBroken) or _state(one) in COSTLY,
+        lambda one: isinstance(one, HandlerTimeout | HandlerBroken) or _state(one) in RESOURCE_STATES,
         lambda one: isinstance(one, HandlerMisuse),
         lambda one: isinstance(one, MessageError),
         lambda one: _state(one) is not None,
@@ -138,7 +138,7 @@ def meets_everybody(error: BaseException) -> tuple[str, int] | None:
     return (state, 2) if state is not None and state.startswith(TROUBLE_CLASSES) else None
 
 
-def decide_fate(error: BaseException, attempts: int, agent: Agent) -> tuple[str, float | None]:
+def fate_of(error: BaseException, attempts: int, agent: Agent) -> tuple[str, float | None]:
     """(status, seconds until the next attempt) of a message that failed for the *attempts*-th time."""
     if attempts >= agent.attempts or permanent(error):
         return "dead", None
@@ -241,7 +241,7 @@ def _state(error: BaseException) -> str | None:
 
 def _is_outage(error: BaseException) -> bool:
     state = _state(error)
-    if state is None or state in COSTLY or not state.startswith(OUTAGE_CLASSES):
+    if state is None or state in RESOURCE_STATES or not state.startswith(OUTAGE_CLASSES):
         return False
     if state.startswith(MISFIT_CLASSES) and state != "42501":
         return False
@@ -257,7 +257,7 @@ def _wrapped(error: BaseException) -> Iterator[BaseException]:
         if id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, Costly):
+        if isinstance(current, MessageExhausted):
             errors.append(current.error)
         elif isinstance(current, DBAPIError) and isinstance(current.orig, BaseException):
             errors.append(current.orig)

@@ -42,8 +42,8 @@ from streams.worker.failure.classify import (
     TransactionEnded,
     Verdict,
     decisive,
-    judge,
     name_of,
+    verdict_on,
 )
 from streams.worker.failure.session_settings import Change, Session, change, unquoted
 
@@ -366,7 +366,7 @@ async def _end(task: asyncio.Task[None]) -> bool:
 
 def _is_worse(cause: Exception, raised: Exception) -> bool:
     """Whether what broke the transaction is more than a message's fault, and what was raised does not say so."""
-    return judge(cause, connection_lost=False) is not Verdict.ISOLATE is judge(raised, connection_lost=False)
+    return verdict_on(cause, connection_lost=False) is not Verdict.ISOLATE is verdict_on(raised, connection_lost=False)
 
 
 def _refuse(handler: str, way: str, why: str = "") -> NoReturn:

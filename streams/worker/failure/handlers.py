@@ -9,16 +9,16 @@ from typing import Any
 from streams.events import Message
 from streams.registry import Agent
 from streams.worker.failure.handler_call import HandlerCaller
-from streams.worker.failure.isolate import Guilty, Isolation, Memory
+from streams.worker.failure.isolate import FailureHistory, Guilty, Isolation
 from streams.worker.failure.savepoint import Savepoint
 
 
-class Care(IntEnum):
+class Strategy(IntEnum):
     """How a run is worked, from the fastest way to the most careful one."""
 
-    NONE = auto()  # all at once: an error fails the run
-    PIECES = auto()  # in savepoints, to find who is guilty
-    ONE_BY_ONE = auto()  # the same, each message on its own
+    WHOLE = auto()  # all at once: an error fails the run
+    BISECT = auto()  # in savepoints, to find who is guilty
+    SINGLE = auto()  # the same, each message on its own
 
 
 async def apply(
@@ -27,21 +27,21 @@ async def apply(
     messages: Sequence[Message[Any]],
     biz_types: Sequence[str],
     agents: Mapping[str, Agent],
-    care: Care,
+    care: Strategy,
     seconds: float,
-    memory: Memory,
+    memory: FailureHistory,
 ) -> list[Guilty]:
     """Hand the messages to their handlers, in order per conversation; returns those that failed and those behind them.
 
-    With `Care.NONE` an error is raised as it is.
+    With `Strategy.WHOLE` an error is raised as it is.
     """
-    if care is Care.NONE:
+    if care is Strategy.WHOLE:
         for biz_type, batch in batches(messages, biz_types):
             await caller.call(agents[biz_type], batch)
             memory.worked(biz_type, batch)
         return []
     await caller.remember()
-    isolation = Isolation(caller, savepoint, seconds, memory, one_by_one=care is Care.ONE_BY_ONE)
+    isolation = Isolation(caller, savepoint, seconds, memory, one_by_one=care is Strategy.SINGLE)
     for biz_type, batch in batches(messages, biz_types):
         await isolation.apply(agents[biz_type], batch)
     await caller.restore()

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from streams.database import query
-from streams.worker.database.response_deadline import answering
+from streams.worker.database.response_deadline import response_deadline
 from streams.worker.failure.savepoint import Savepoint
 
 
-class Reached:
+class InsertCounter:
     """Counts the rows that one transaction's calls insert into one table."""
 
     def __init__(self, savepoint: Savepoint, table: str, seconds: float) -> None:
@@ -23,7 +23,7 @@ class Reached:
     async def begin(self) -> None:
         """Before the first call; what earlier transactions inserted may still be in the count."""
         if self._expected is None:
-            with answering(self._savepoint.driver, self._seconds):
+            with response_deadline(self._savepoint.driver, self._seconds):
                 async with self._savepoint.driver.cursor() as cursor:
                     await cursor.execute(query("rows_inserted"), self._table)
                     self._expected = _count(await cursor.fetchall())

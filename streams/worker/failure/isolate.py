@@ -22,22 +22,22 @@ from streams.errors import MessageError
 from streams.events import Message
 from streams.registry import Agent
 from streams.worker.failure.classify import (
-    Costly,
     HandlerBroken,
     HandlerTimeout,
+    MessageExhausted,
     TransactionEnded,
     Verdict,
-    decide_fate,
     decisive,
     delay,
     describe,
+    fate_of,
     jittered,
-    judge,
     meets_everybody,
+    verdict_on,
 )
 from streams.worker.failure.doubt import Doubt
 from streams.worker.failure.handler_call import HandlerCaller
-from streams.worker.failure.insert_counter import Reached
+from streams.worker.failure.insert_counter import InsertCounter
 from streams.worker.failure.savepoint import Savepoint
 
 WORTH = 40  # messages that cost as much as one call of a handler does, however few messages it gets
@@ -64,7 +64,7 @@ class Guilty:
 
 
 @dataclass(slots=True)
-class Density:
+class FailureRate:
     """How often messages of a biz_type fail, of late: it decides how many are tried at once."""
 
     messages: float = 500.0
@@ -88,9 +88,9 @@ class Density:
         self.messages, self.guilty = self.messages * fade + messages, max(LEAST_GUILTY, self.guilty * fade + guilty)
 
 
-def _failed_before() -> Density:
+def _failed_before() -> FailureRate:
     """What failed is likely to fail again, until what was wrong is mended; then a few calls show it."""
-    return Density(messages=2.0, guilty=1.0, half_life=100.0)
+    return FailureRate(messages=2.0, guilty=1.0, half_life=100.0)
 
 
 class Blame(Enum):
@@ -114,7 +114,7 @@ class Trouble:
 
 
 @dataclass(slots=True)
-class Memory:
+class FailureHistory:
     """What outlives one transaction.
 
     condemned    messages that cost time or a connection while they were alone, and how
@@ -130,16 +130,16 @@ class Memory:
     deferred     whether a COMMIT failed although every call had succeeded
     """
 
-    condemned: dict[int, Exception] = field(default_factory=dict)
+    known_failures: dict[int, Exception] = field(default_factory=dict)
     lost_alone: Counter[int] = field(default_factory=Counter)
     invisible: dict[int, Doubt] = field(default_factory=dict)
     troubles: dict[tuple[str, str], Trouble] = field(default_factory=dict)
     sound: dict[str, Message[Any]] = field(default_factory=dict)
     failed: dict[str, float] = field(default_factory=dict)
     waits: Counter[str] = field(default_factory=Counter)
-    first: defaultdict[str, Density] = field(default_factory=lambda: defaultdict(Density))
-    again: defaultdict[str, Density] = field(default_factory=lambda: defaultdict(_failed_before))
-    misled: set[str] = field(default_factory=set)
+    first: defaultdict[str, FailureRate] = field(default_factory=lambda: defaultdict(FailureRate))
+    again: defaultdict[str, FailureRate] = field(default_factory=lambda: defaultdict(_failed_before))
+    row_count_unreliable: set[str] = field(default_factory=set)
     deferred: bool = False
 
     def worked(self, biz_type: str, messages: Sequence[Message[Any]]) -> None:
@@ -149,7 +149,7 @@ class Memory:
             if kind == biz_type:
                 trouble.disproved = True
 
-    def wary(self, topic: str) -> bool:
+    def recently_failing(self, topic: str) -> bool:
         """Whether messages of the topic fail of late, and so often that it is worth trying few at once."""
         if time.monotonic() - self.failed.get(topic, -RECENTLY) >= RECENTLY:
             return False
@@ -164,14 +164,14 @@ class Isolation:
         caller: HandlerCaller,
         savepoint: Savepoint,
         seconds: float,
-        memory: Memory,
+        memory: FailureHistory,
         *,
         one_by_one: bool,
     ) -> None:
         self._caller, self._savepoint, self._seconds, self._memory = caller, savepoint, seconds, memory
         self._one_by_one = one_by_one
         self._trust = True
-        self._reached: Reached | None = None
+        self._reached: InsertCounter | None = None
         self._blocked: set[str] = set()
         self._broken: dict[tuple[str, str], tuple[int, Exception]] = {}
         self._probed: dict[tuple[str, str], bool] = {}
@@ -186,8 +186,8 @@ class Isolation:
         density = (self._memory.again if messages[0].attempts else self._memory.first)[biz_type]
         in_pieces = not self._one_by_one and min(density.piece, len(messages)) > 1
         self._reached = None
-        if agent.effect is not None and in_pieces and biz_type not in self._memory.misled:
-            self._reached = Reached(self._savepoint, agent.effect.table, self._seconds)
+        if agent.effect is not None and in_pieces and biz_type not in self._memory.row_count_unreliable:
+            self._reached = InsertCounter(self._savepoint, agent.effect.table, self._seconds)
         # A handler merges what is of one conversation only within a call.
         left: Sequence[Message[Any]] = sorted(messages, key=attrgetter("key"))
         while left:
@@ -248,7 +248,7 @@ class Isolation:
     def _learn(self, agent: Agent, guess: Guess | None, *, right: bool) -> None:
         """A handler whose rows were no help once is not counted on again."""
         if guess is not None and guess.counted and not right:
-            self._memory.misled.add(agent.event.biz_type)
+            self._memory.row_count_unreliable.add(agent.event.biz_type)
             self._reached = None
 
     def _without_blocked(self, piece: Sequence[Message[Any]]) -> list[Message[Any]]:
@@ -258,7 +258,7 @@ class Isolation:
 
     async def _try(self, agent: Agent, piece: Sequence[Message[Any]]) -> _Failed | None:
         """How it failed, what the handler did being undone; an outage is raised."""
-        if len(piece) == 1 and (known := self._memory.condemned.get(piece[0].outbox_id)) is not None:
+        if len(piece) == 1 and (known := self._memory.known_failures.get(piece[0].outbox_id)) is not None:
             return _Failed(known)
         try:
             await self._savepoint.set()
@@ -271,14 +271,14 @@ class Isolation:
             raise
         except Exception as error:
             lost = self._caller.lost
-            verdict = judge(error, lost)
+            verdict = verdict_on(error, lost)
             certain = len(piece) == 1 and (self._one_by_one or piece[0].attempts > 0)
             if lost and certain and verdict is Verdict.WAIT and self._takes_connections(piece[0].outbox_id):
-                verdict = Verdict.COSTLY
-            if verdict is Verdict.COSTLY and certain and (lost or isinstance(error, HandlerTimeout)):
+                verdict = Verdict.SLOW
+            if verdict is Verdict.SLOW and certain and (lost or isinstance(error, HandlerTimeout)):
                 # The savepoint may be gone with the connection: charged in the next try of the run.
-                raise Costly(piece[0].outbox_id, error) from error
-            if verdict is Verdict.WAIT or (verdict is Verdict.COSTLY and not certain):
+                raise MessageExhausted(piece[0].outbox_id, error) from error
+            if verdict is Verdict.WAIT or (verdict is Verdict.SLOW and not certain):
                 raise
             if self._reached is not None:
                 return _Failed(error, await self._reached.undo())
@@ -304,7 +304,7 @@ class Isolation:
         except TransactionEnded:
             raise
         except Exception as error:
-            if self._caller.lost or judge(error, connection_lost=False) is not Verdict.ISOLATE:
+            if self._caller.lost or verdict_on(error, connection_lost=False) is not Verdict.ISOLATE:
                 raise
             met = meets_everybody(error)
             return met is None or met[0] != code
@@ -325,7 +325,7 @@ class Isolation:
 
     async def _blame(self, agent: Agent, message: Message[Any], error: Exception) -> None:
         attempts = message.attempts + 1
-        status, wait = decide_fate(error, attempts, agent)
+        status, wait = fate_of(error, attempts, agent)
         blame = Blame.CHARGED
         if (trouble := meets_everybody(error)) is not None:
             blame = await self._meets(agent, message, error, *trouble)

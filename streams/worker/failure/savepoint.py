@@ -6,7 +6,7 @@ from typing import Any, LiteralString
 
 import psycopg
 
-from streams.worker.database.response_deadline import answering
+from streams.worker.database.response_deadline import response_deadline
 
 SET: LiteralString = "SAVEPOINT outbox_piece"
 RELEASE: LiteralString = "RELEASE SAVEPOINT outbox_piece"
@@ -42,7 +42,7 @@ class Savepoint:
 
     async def undo_and_ask(self, statement: LiteralString, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         """Undo what was done since `set`, and the rows of this statement, in one round trip."""
-        with answering(self.driver, self._seconds):
+        with response_deadline(self.driver, self._seconds):
             async with self.driver.cursor() as undo, self.driver.cursor() as ask:
                 async with self.driver.pipeline():
                     await undo.execute(UNDO)
@@ -52,6 +52,6 @@ class Savepoint:
         return rows
 
     async def _execute(self, statement: LiteralString) -> None:
-        with answering(self.driver, self._seconds):
+        with response_deadline(self.driver, self._seconds):
             async with self.driver.cursor() as cursor:
                 await cursor.execute(statement, prepare=False)

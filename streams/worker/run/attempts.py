@@ -21,25 +21,25 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from streams.registry import Registry
 from streams.settings import Settings
-from streams.worker.database.connections import Failed, commit, driver_of, is_lost
+from streams.worker.database.connections import TransactionFailed, commit, driver_of, is_lost
 from streams.worker.database.database import REACH, Database
-from streams.worker.database.response_deadline import answering
+from streams.worker.database.response_deadline import response_deadline
 from streams.worker.driver.dispatcher import Slots
 from streams.worker.driver.runs import Run
 from streams.worker.failure.classify import (
-    Costly,
     HandlerBroken,
     HandlerMisuse,
     HandlerTimeout,
+    MessageExhausted,
     Verdict,
     WrongTimes,
     jittered,
-    judge,
     server_words,
     sqlstate,
+    verdict_on,
 )
-from streams.worker.failure.handlers import Care
-from streams.worker.failure.isolate import Memory
+from streams.worker.failure.handlers import Strategy
+from streams.worker.failure.isolate import FailureHistory
 from streams.worker.run.conversations import Head, work_open
 from streams.worker.run.crashes import CrashNotes
 from streams.worker.run.exclusion import Displaced, Exclusion
@@ -47,7 +47,7 @@ from streams.worker.run.foreign import Foreign
 from streams.worker.run.origin import Origin, Outbox
 from streams.worker.run.pipeline import work_records
 from streams.worker.run.suspects import Isolated, Suspects, Trial, Unnoted
-from streams.worker.run.transaction import Aside, Invisible, Outcome, Transaction
+from streams.worker.run.transaction import Aside, NotYetVisible, Outcome, Transaction
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Persister:
         self.suspects = Suspects(CrashNotes(self.database), Exclusion(self.slots), self.most, settings.worker.run_bytes)
         self._ours = Outbox(registry)
         self._foreign = {topic: Foreign(registry, source) for topic, source in registry.envelopes.items()}
-        self._memories: defaultdict[str, Memory] = defaultdict(Memory)
+        self._memories: defaultdict[str, FailureHistory] = defaultdict(FailureHistory)
 
     def origin(self, topic: str) -> Origin:
         """Whose messages a topic carries."""
@@ -84,16 +84,16 @@ class Persister:
             with _progressing(runs) as progressed:
                 async with self.suspects.exclusion.shared():
                     return await self._once(runs[0].topic, self._records(runs), self._care(runs[0].topic), progressed)
-        except Failed as failed:
+        except TransactionFailed as failed:
             logger.debug("runs are worked one by one", extra=_about(runs[0], failed.error))
             return None
 
-    async def persist(self, run: Run, care: Care = Care.NONE) -> Outcome | None:
+    async def persist(self, run: Run, care: Strategy = Strategy.WHOLE) -> Outcome | None:
         """What was decided for each record, after the commit; None when the run stopped being ours before that."""
         return await self._until_done(run, run.topic, self._records([run]), max(care, self._care(run.topic)))
 
     async def retry(
-        self, run: Run, topic: str, keys: Sequence[str], care: Care = Care.NONE, most: int | None = None
+        self, run: Run, topic: str, keys: Sequence[str], care: Strategy = Strategy.WHOLE, most: int | None = None
     ) -> Outcome | None:
         """Work what is due of these conversations of the topic, whose wake-up calls came in the run.
 
@@ -103,7 +103,7 @@ class Persister:
         async def work(transaction: Transaction) -> None:
             await work_open(transaction, topic, run.partition, keys, most or self.most)
 
-        return await self._until_done(run, topic, work, max(care, Care.PIECES))
+        return await self._until_done(run, topic, work, max(care, Strategy.BISECT))
 
     async def heads(self, topic: str, keys: Sequence[str]) -> list[Head]:
         """The open message that each of these conversations waits for; none for one that waits for nothing."""
@@ -140,13 +140,13 @@ class Persister:
     @contextmanager
     def condemning(self, topic: str, messages: Sequence[int], error: Exception) -> Iterator[None]:
         """Within this, these messages of the topic fail with this error, without calling a handler."""
-        condemned = self._memories[self.origin(topic).source].condemned
-        condemned.update(dict.fromkeys(messages, error))
+        known_failures = self._memories[self.origin(topic).source].known_failures
+        known_failures.update(dict.fromkeys(messages, error))
         try:
             yield
         finally:
             for one in messages:
-                condemned.pop(one, None)
+                known_failures.pop(one, None)
 
     def _records(self, runs: Sequence[Run]) -> Work:
         async def work(transaction: Transaction) -> None:
@@ -156,12 +156,18 @@ class Persister:
 
         return work
 
-    async def _until_done(self, run: Run, topic: str, work: Work, care: Care) -> Outcome | None:
-        with ExitStack() as condemned, _progressing([run]) as progressed:
-            return await self._try_until_done(run, topic, work, care, condemned, progressed)
+    async def _until_done(self, run: Run, topic: str, work: Work, care: Strategy) -> Outcome | None:
+        with ExitStack() as known_failures, _progressing([run]) as progressed:
+            return await self._try_until_done(run, topic, work, care, known_failures, progressed)
 
     async def _try_until_done(
-        self, run: Run, topic: str, work: Work, care: Care, condemned: ExitStack, progressed: Callable[[], None]
+        self,
+        run: Run,
+        topic: str,
+        work: Work,
+        care: Strategy,
+        known_failures: ExitStack,
+        progressed: Callable[[], None],
     ) -> Outcome | None:
         tries = costly = unseen = lost_tries = 0
         searched = False
@@ -169,9 +175,9 @@ class Persister:
             progressed()
             try:
                 outcome = await self._attempt(run, topic, work, care, progressed)
-            except Failed as failed:
+            except TransactionFailed as failed:
                 error, lost = failed.error, failed.lost
-                if failed.at_commit and not lost and judge(error, lost) is Verdict.ISOLATE:
+                if failed.at_commit and not lost and verdict_on(error, lost) is Verdict.ISOLATE:
                     # A deferred constraint: from now on each call is asked for what it left to be checked.
                     self._memories[self.origin(topic).source].deferred = True
             else:
@@ -181,16 +187,16 @@ class Persister:
                 raise error
             if isinstance(error, Displaced):
                 continue
-            if isinstance(error, Invisible):
+            if isinstance(error, NotYetVisible):
                 run.waiting = True
                 unseen += 1
                 if unseen == 10:
                     logger.warning("what others committed is not visible yet, the run waits", extra=_about(run, error))
                 await self._rest(0.005 * 2 ** min(unseen, 8))
                 continue
-            alone = error if isinstance(error, Costly) else None
+            alone = error if isinstance(error, MessageExhausted) else None
             error = alone.error if alone is not None else error
-            verdict = judge(error, lost) if alone is None else Verdict.COSTLY
+            verdict = verdict_on(error, lost) if alone is None else Verdict.SLOW
             if isinstance(error, Unnoted):
                 verdict = Verdict.WAIT
             if (alone is not None or isinstance(error, HandlerTimeout)) and not await self.database.reachable():
@@ -202,18 +208,18 @@ class Persister:
                 # A database that answers others loses this one's connection again and again: a message may be behind it.
                 lost_tries = lost_tries + 1 if lost and await self.database.reachable() else 0
                 if lost_tries >= LOST_TRIES:
-                    care = Care.ONE_BY_ONE
-            elif verdict is Verdict.COSTLY:
+                    care = Strategy.SINGLE
+            elif verdict is Verdict.SLOW:
                 costly += 1
                 if alone is not None:
                     # Until the run is done, not for one try: the next one may fail with another message like it.
-                    condemned.enter_context(self.condemning(topic, [alone.outbox_id], error))
+                    known_failures.enter_context(self.condemning(topic, [alone.outbox_id], error))
                 elif costly >= COSTLY_TRIES:
-                    care = Care.ONE_BY_ONE
+                    care = Strategy.SINGLE
                     await self._rest(jittered(0.1 * min(costly, 100)))
                 logger.warning("a run takes too much time or memory", extra={**_about(run, error), "tries": costly})
-            elif care is Care.NONE:
-                care = Care.PIECES
+            elif care is Strategy.WHOLE:
+                care = Strategy.BISECT
                 logger.info("a run failed, looking for the guilty message", extra=_about(run, error))
             elif not searched:
                 searched = True  # once more: what no handler raised may have been a moment's trouble
@@ -222,7 +228,9 @@ class Persister:
                 raise error
         return None
 
-    async def _attempt(self, run: Run, topic: str, work: Work, care: Care, progressed: Callable[[], None]) -> Outcome:
+    async def _attempt(
+        self, run: Run, topic: str, work: Work, care: Strategy, progressed: Callable[[], None]
+    ) -> Outcome:
         """One transaction, beside those of others or not, as far as the run is suspect."""
         trial: Trial | None = run.trial
         run.progressed = None  # who waits to be let in does not stand still
@@ -231,9 +239,9 @@ class Persister:
             return await self._once(topic, work, care, progressed, trial)
 
     async def _once(
-        self, topic: str, work: Work, care: Care, progressed: Callable[[], None], trial: Trial | None = None
+        self, topic: str, work: Work, care: Strategy, progressed: Callable[[], None], trial: Trial | None = None
     ) -> Outcome:
-        """One transaction; Failed when it did not commit, or when nobody knows."""
+        """One transaction; TransactionFailed when it did not commit, or when nobody knows."""
         lost, origin = True, self.origin(topic)
         at_commit = False
         try:
@@ -260,12 +268,16 @@ class Persister:
                             await work(transaction)
                             await transaction.settle()
                             at_commit = True
-                            with answering(driver, self.database.patience):
+                            with response_deadline(driver, self.database.patience):
                                 await commit(driver)
                         except BaseException as error:  # cancelled too: the partition's lock is not kept
                             # What took the connection with it counts, not that it is gone.
-                            ours = (Exception,) if isinstance(error, Costly | HandlerTimeout | HandlerMisuse) else ()
-                            with suppress(*ours), answering(driver, REACH):
+                            ours = (
+                                (Exception,)
+                                if isinstance(error, MessageExhausted | HandlerTimeout | HandlerMisuse)
+                                else ()
+                            )
+                            with suppress(*ours), response_deadline(driver, REACH):
                                 await begun.rollback()
                             raise
                 except Exception:  # raised again: only now is it known whether the connection survived
@@ -277,12 +289,12 @@ class Persister:
                     if transaction.spoiled and not is_lost(connection, driver):
                         await connection.invalidate()
         except Exception as error:
-            raise Failed(error, lost, at_commit=at_commit) from error
+            raise TransactionFailed(error, lost, at_commit=at_commit) from error
         return transaction.outcome
 
-    def _care(self, topic: str) -> Care:
+    def _care(self, topic: str) -> Strategy:
         """Where messages failed others will: savepoints from the start, until they are so rare that whole runs are cheaper."""
-        return Care.PIECES if self._memories[self.origin(topic).source].wary(topic) else Care.NONE
+        return Strategy.BISECT if self._memories[self.origin(topic).source].recently_failing(topic) else Strategy.WHOLE
 
     async def _ask(self, name: str, topic: str, **parameters: Any) -> list[tuple[Any, ...]]:
         origin = self.origin(topic)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from streams.worker.driver.runs import Run
 from streams.worker.driver.suspicion import Suspicion
-from streams.worker.failure.handlers import Care
+from streams.worker.failure.handlers import Strategy
 from streams.worker.run.attempts import Persister
 from streams.worker.run.suspects import Isolated, Suspects
 from streams.worker.run.transaction import Outcome
@@ -28,29 +28,29 @@ class Job(Protocol):
     topic: str
     most: int
 
-    async def work(self, care: Care) -> Outcome | None:
+    async def work(self, care: Strategy) -> Outcome | None:
         """Do it; None when the run stopped being ours."""
 
     def pieces(self, first: int) -> Iterable[Job]:
         """The same, one message at a time from the record with offset `first` on."""
 
 
-class Persist:
+class PersistRun:
     """The records of a source topic."""
 
     def __init__(self, persister: Persister, run: Run) -> None:
         self._persister, self.run, self.topic, self.most = persister, run, run.topic, 1
 
-    async def work(self, care: Care) -> Outcome | None:
+    async def work(self, care: Strategy) -> Outcome | None:
         """One transaction for all of them."""
         return await self._persister.persist(self.run, care)
 
     def pieces(self, first: int) -> Iterable[Job]:
         """One record each, but for those before `first`, which call no handler."""
-        return [Persist(self._persister, one) for one in self.run.pieces(first)]
+        return [PersistRun(self._persister, one) for one in self.run.pieces(first)]
 
 
-class Wake:
+class WakeConversations:
     """Wake-up calls from a retry topic: conversations of its source topic with something due."""
 
     def __init__(self, persister: Persister, topic: str, run: Run, *, alone: bool = False) -> None:
@@ -60,29 +60,29 @@ class Wake:
         named = (record.key.decode("utf-8", "replace") for record in run.records if record.key is not None)
         self.keys = list(dict.fromkeys(key for key in named if "\0" not in key))
 
-    async def work(self, care: Care) -> Outcome | None:
+    async def work(self, care: Strategy) -> Outcome | None:
         """One transaction with what is due of each, or with the next message alone."""
         return await self._persister.retry(self.run, self.topic, self.keys, care, 1 if self._alone else None)
 
     def pieces(self, first: int) -> Iterable[Job]:
         """One conversation each, its due messages one after another."""
-        return [Wake(self._persister, self.topic, one, alone=True) for one in self.run.pieces()]
+        return [WakeConversations(self._persister, self.topic, one, alone=True) for one in self.run.pieces()]
 
 
-async def guarded(persister: Persister, job: Job) -> Outcome | None:
+async def count_crashes(persister: Persister, job: Job) -> Outcome | None:
     """The job's outcome; while its partition is suspect, noted before a handler is called."""
     run, suspicion = job.run, job.run.suspicion
     if suspicion is None or not run.suspect:
-        return await job.work(Care.NONE)
+        return await job.work(Strategy.WHOLE)
     suspects = persister.suspects
     if not await persister.insist(run, partial(suspects.take, suspicion)):
         return None
     if suspicion.over:
-        return await job.work(Care.NONE)
+        return await job.work(Strategy.WHOLE)
     if suspects.isolated(suspicion):
         outcome, first = await _isolated(suspects, job, suspicion)
     else:
-        outcome, first = await _tried(suspects, job, suspicion, Care.NONE)
+        outcome, first = await _tried(suspects, job, suspicion, Strategy.WHOLE)
     if outcome is not None:
         before = suspicion.strikes
         suspicion.done(run, first)
@@ -98,7 +98,7 @@ Tried = tuple[Outcome | None, int | None]  # the outcome, and the offset of the 
 async def _isolated(suspects: Suspects, job: Job, suspicion: Suspicion) -> Tried:
     """As a whole if no handler would be called, otherwise one message at a time."""
     try:
-        return await _tried(suspects, job, suspicion, Care.NONE)
+        return await _tried(suspects, job, suspicion, Strategy.WHOLE)
     except Isolated as isolated:
         first = isolated.first
     about = {"topic": job.run.topic, "partition": job.run.partition, "offset": first}
@@ -118,7 +118,7 @@ async def _piece(suspects: Suspects, piece: Job, suspicion: Suspicion) -> Tried:
         return await _isolated(suspects, piece, suspicion)
     total, called = Outcome(), None
     for _ in range(piece.most):
-        outcome, called_now = await _tried(suspects, piece, suspicion, Care.ONE_BY_ONE)
+        outcome, called_now = await _tried(suspects, piece, suspicion, Strategy.SINGLE)
         if outcome is None:
             return None, None
         total.add(outcome)
@@ -128,8 +128,8 @@ async def _piece(suspects: Suspects, piece: Job, suspicion: Suspicion) -> Tried:
     return total, called
 
 
-async def _tried(suspects: Suspects, job: Job, suspicion: Suspicion, care: Care) -> Tried:
-    with suspects.trying(job.run, job.topic, suspicion, alone=care is Care.ONE_BY_ONE) as trial:
+async def _tried(suspects: Suspects, job: Job, suspicion: Suspicion, care: Strategy) -> Tried:
+    with suspects.trying(job.run, job.topic, suspicion, alone=care is Strategy.SINGLE) as trial:
         try:
             return await job.work(care), trial.first
         except Isolated:

@@ -20,7 +20,7 @@ UNKNOWN = "biz_type"  # the code of what waits for a worker that knows it
 CREATE_TIME = 0  # the timestamp type of a record whose producer set its time; a broker's own is 1
 
 
-class Kept(msgspec.Struct):
+class StoredPayload(msgspec.Struct):
     """What only the record says of a message: nobody else has it until it is stored."""
 
     payload: str
@@ -44,7 +44,7 @@ class Incoming(msgspec.Struct):
     biz_type: str
     message: Message[Any] | None
     fault: Unreadable | None = None
-    kept: Kept | None = None
+    kept: StoredPayload | None = None
     time: int | None = None
     doubtful: bool = False
     attempts: int = 0

@@ -17,7 +17,7 @@ from streams.envelope import NoEnvelope
 from streams.events import Message
 from streams.registry import Registry
 from streams.worker.failure.classify import storable
-from streams.worker.run.decode import Incoming, Kept, Rejected, milliseconds, unknown
+from streams.worker.run.decode import Incoming, Rejected, StoredPayload, milliseconds, unknown
 
 # What differs from our own messages; every other statement is the same.
 STATEMENTS: Mapping[str, LiteralString] = {
@@ -61,7 +61,7 @@ class Foreign:
                 rejected.append(Rejected(record.partition, record.offset, str(reason)))
                 continue
             if outbox_id not in found:
-                kept = Kept(payload, max(0, min(record.timestamp, MOST_MS)))
+                kept = StoredPayload(payload, max(0, min(record.timestamp, MOST_MS)))
                 one = Incoming(outbox_id, outbox_id, record.partition, record.offset, "", biz_type, None, kept=kept)
                 self._parse(one, payload, kept.created_ms)
                 if one.fault is not None:

@@ -22,7 +22,7 @@ from streams.worker.run.decide import (
     waited,
 )
 from streams.worker.run.decode import UNKNOWN, Incoming, Rejected
-from streams.worker.run.transaction import Invisible, Transaction
+from streams.worker.run.transaction import NotYetVisible, Transaction
 
 # Runs for which conversations are looked up at once, because some waited a short time ago.
 KEYED_RUNS = 64
@@ -149,7 +149,7 @@ def _remember(transaction: Transaction, blocked: bool) -> None:
 
 
 async def _wait_for_visibility(transaction: Transaction, unknown: Sequence[int]) -> None:
-    """A commit is in the log, and so with a relay, before other sessions see it: raises Invisible while that may be so.
+    """A commit is in the log, and so with a relay, before other sessions see it: raises NotYetVisible while that may be so.
 
     An id that was never drawn is forged.  Any other may be that of a row in commit: of whoever may be writing it when it is
     first missed, all have to be seen ended, or idle, which nobody is who has committed.  Only what is missing in a snapshot
@@ -167,7 +167,7 @@ async def _wait_for_visibility(transaction: Transaction, unknown: Sequence[int])
             standby = any(waiting[one].standby for one in drawn)
             why = "a commit waits for a standby" if standby else "transactions may be committing"
             writers = {writer for one in drawn for writer in waiting[one].writers or ()}
-            raise Invisible(f"{len(drawn)} outbox rows are not visible, {why} ({len(writers)})")
+            raise NotYetVisible(f"{len(drawn)} outbox rows are not visible, {why} ({len(writers)})")
     for one in set(unknown):
         waiting.pop(one, None)
 

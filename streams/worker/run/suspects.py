@@ -180,7 +180,7 @@ class Trial:
         self._noted = False
         self._struck.clear()
 
-    async def begin(self, messages: Sequence[Incoming], condemned: MutableMapping[int, Exception]) -> None:
+    async def begin(self, messages: Sequence[Incoming], known_failures: MutableMapping[int, Exception]) -> None:
         """Handlers are about to get these: note it.  Those that took their process down too often become `condemned`."""
         if self._suspects.leaving:
             raise Unnoted("the process ends")
@@ -195,7 +195,7 @@ class Trial:
         self.first = first if self.first is None else min(first, self.first)
         try:
             if self._alone:
-                await self._strike([one.outbox_id for one in messages], condemned)
+                await self._strike([one.outbox_id for one in messages], known_failures)
             elif not self._noted:
                 await self._note()
         except Unnoted:
@@ -227,8 +227,8 @@ class Trial:
 
     def acquit(self) -> None:
         """The run is done, or not ours any more."""
-        for condemned, one in self._condemned:
-            condemned.pop(one, None)
+        for known_failures, one in self._condemned:
+            known_failures.pop(one, None)
 
     async def stand(self) -> None:
         """The process is about to end because of this run, by itself: that is a death like any other."""
@@ -251,15 +251,15 @@ class Trial:
             raise Unnoted("the partition is another owner's")
         self._noted = True
 
-    async def _strike(self, ids: Sequence[int], condemned: MutableMapping[int, Exception]) -> None:
+    async def _strike(self, ids: Sequence[int], known_failures: MutableMapping[int, Exception]) -> None:
         if new := [one for one in ids if one not in self._struck]:
             before = await self._suspects.notes.strike(self._topic, self._run.partition, new)
             self._struck.update(new)
             self._struck_last = frozenset(self._struck)
             for one, strikes in before.items():
                 if strikes >= STRIKES:
-                    condemned[one] = Reject(f"the worker died {strikes} times while it handled this", code="crash")
-                    self._condemned.append((condemned, one))
+                    known_failures[one] = Reject(f"the worker died {strikes} times while it handled this", code="crash")
+                    self._condemned.append((known_failures, one))
 
 
 def parameters(owner: str, place: Place, strikes: Strikes, offset: int) -> dict[str, Any]:

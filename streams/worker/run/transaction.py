@@ -20,11 +20,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from streams.codec import Unreadable
 from streams.events import Message
 from streams.registry import Registry
-from streams.worker.database.response_deadline import answering
+from streams.worker.database.response_deadline import response_deadline
 from streams.worker.failure.classify import TransactionEnded, describe, storable
 from streams.worker.failure.handler_call import HandlerCaller
-from streams.worker.failure.handlers import Care, apply
-from streams.worker.failure.isolate import Guilty, Memory
+from streams.worker.failure.handlers import Strategy, apply
+from streams.worker.failure.isolate import FailureHistory, Guilty
 from streams.worker.failure.savepoint import Savepoint
 from streams.worker.run.decide import Range, rejected_range
 from streams.worker.run.decode import Incoming, Rejected, by_reason
@@ -75,7 +75,7 @@ class Outcome:
         self.woken |= other.woken
 
 
-class Invisible(Exception):
+class NotYetVisible(Exception):
     """What others committed, perhaps, is not visible yet: the run has to be tried again soon."""
 
 
@@ -89,9 +89,9 @@ class Transaction:
         registry: Registry,
         topic: str,
         *,
-        care: Care,
+        care: Strategy,
         seconds: float,
-        memory: Memory,
+        memory: FailureHistory,
         origin: Origin | None = None,
         unknown_days: float = 1.0,
         progressed: Callable[[], None] = lambda: None,
@@ -121,7 +121,7 @@ class Transaction:
         """Call the handlers with messages that this transaction has claimed; those that fail or make no sense are set aside."""
         ready, guilty = self._readable(turns, await self._patience(turns))
         if ready and self._trial is not None:
-            await self._trial.begin(ready, self.memory.condemned)
+            await self._trial.begin(ready, self.memory.known_failures)
         messages = [cast("Message[Any]", one.message) for one in ready]
         kinds = [one.biz_type for one in ready]
         try:
@@ -205,7 +205,7 @@ class Transaction:
         try:
             return {row[0] for row in await self._claim_each(some, checked=True, known=True)}
         except psycopg.errors.UniqueViolation as error:
-            raise Invisible(BOTH) from error
+            raise NotYetVisible(BOTH) from error
 
     async def claim_and_open(
         self, free: Sequence[Incoming], behind: Sequence[Incoming], *, known: bool = False
@@ -262,7 +262,7 @@ class Transaction:
 
     async def execute(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """The rows of a named query."""
-        with answering(self._driver, self._seconds):
+        with response_deadline(self._driver, self._seconds):
             async with self._driver.cursor() as cursor:
                 await cursor.execute(self.origin.statement(name), self._complete(parameters))
                 return await cursor.fetchall() if cursor.description else []
@@ -282,7 +282,7 @@ class Transaction:
                 return {one.outbox_id for one in some}, rows
             claimed = await self._claim_each(some, checked=checked, known=False) if some else []
         except psycopg.errors.UniqueViolation as error:
-            raise Invisible(BOTH) from error
+            raise NotYetVisible(BOTH) from error
         return {row[0] for row in claimed}, rows
 
     async def _claim_each(self, some: Sequence[Incoming], *, checked: bool, known: bool) -> list[tuple[Any, ...]]:
@@ -291,7 +291,7 @@ class Transaction:
 
     async def _together(self, *what: Query) -> list[tuple[int, list[tuple[Any, ...]]]]:
         """How many rows each of several named queries found or wrote, and which it gave back, all in one round trip."""
-        with answering(self._driver, self._seconds):
+        with response_deadline(self._driver, self._seconds):
             async with AsyncExitStack() as stack:
                 cursors = [await stack.enter_async_context(self._driver.cursor()) for _ in what]
                 async with self._driver.pipeline():
