@@ -32,7 +32,7 @@ KEYS = st.sampled_from("aaabd")
 SOME = st.lists(st.sampled_from(["plain", "plain", "held", "nobodys"]), min_size=1, max_size=4)
 NATURES = st.sampled_from(["good", "fault", "fault", "unreadable"])
 FAULTS = st.sampled_from(["raise", "later", "reject", "P0001", "23514", "swallow", "cancel", "wrap"])
-WAYS = st.sampled_from(["now"] * 5 + ["kept", "lost", "null", "broken", "no key", "not json"])
+WAYS = st.sampled_from(["now"] * 5 + ["kept", "lost", "null", "broken", "no key", "not json", "another life"])
 ACTS = ["replay", "replay", "replay conversation", "edit", "edit", "discard", "release"]
 
 
