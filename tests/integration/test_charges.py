@@ -244,6 +244,31 @@ async def work(worker: Any, run: Run) -> Any:
         return await count_crashes(worker, PersistRun(worker, run))
 
 
+def test_a_retry_that_comes_by_its_own_record_and_by_one_that_sends_it_again_keeps_its_attempts(stage: Stage) -> None:
+    """Its own record came first, was taken for new, and began to count from one: tried for ever."""
+    stage.insert(stage.bench.connection, "a", "plain")
+    stage.bench.handler.faults[stage.name()] = "raise"
+    [row] = rows = stage.committed()
+    stage.send(rows)
+    run = stage.next_run(0, 10)
+    assert run is not None
+    stage.persist(0, run)
+    stage.all_due()
+    stage.publish(row)
+    stage.bench.query(
+        "INSERT INTO outbox (biz_type, topic, key, payload, resend_of)"
+        " SELECT biz_type, topic, key, payload, id FROM outbox RETURNING id"
+    )
+    again = stage.committed()
+    stage.model.resent(row.id, again[0].id)
+    stage.send(again)
+    run = stage.next_run(0, 10)
+    assert run is not None
+    stage.persist(0, run)
+    stage.compare()
+    assert stage.bench.query("SELECT status, attempts FROM outbox_state") == [("retrying", 2)]
+
+
 @pytest.mark.parametrize("how", ["rebalance", "shutdown"])
 @pytest.mark.parametrize("crashes", [0, ISOLATE])
 def test_a_run_that_waits_when_its_worker_ends_in_good_order_has_taken_nobody_down(
