@@ -82,7 +82,7 @@ async def _decide(
         new = await transaction.claim(free)
         taken |= {id(one) for one in free if one.outbox_id in new}
         left = [one for one in left if id(one) not in taken]
-    # Of a message that comes twice, by its own record and by one that sends it again, each record is filled: either may be first.
+    # A message may come by its own record and by one that sends it again: each is filled, for either may be the first.
     filled = {id(one) for one in odd}
     facts |= await _facts(transaction, [one for one in left if id(one) not in filled])
     await _wait_for_visibility(transaction, [one for one, fact in facts.items() if not fact.known])
