@@ -32,9 +32,11 @@ def refused(world: World, tmp_path: Path) -> Refused:
             [program, *command[1:]], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False, timeout=120
         )
         assert answer.returncode == code, answer.stdout + answer.stderr
-        assert (answer.stdout, answer.stderr.count("\n")) == ("", 1), answer.stdout + answer.stderr
-        assert answer.stderr.startswith("streams: ")
-        return answer.stderr.removeprefix("streams: ").rstrip("\n")
+        # Beside what it did: a relay without a broker makes room for the business all the same.
+        said = [line for line in answer.stderr.splitlines() if " INFO " not in line]
+        assert (answer.stdout, len(said)) == ("", 1), answer.stdout + answer.stderr
+        assert said[0].startswith("streams: ")
+        return said[0].removeprefix("streams: ")
 
     return run
 

@@ -14,7 +14,7 @@ Eventually = Callable[..., Any]
 # The next fetch that finds something is lost, as one was that a rebalance had given up.
 LOSE = """
 from pathlib import Path
-import streams.worker.watch
+import streams.worker.driver.unread
 from faust.agents import current_agent
 
 streams.worker.driver.unread.UNREAD = 1.0

@@ -171,6 +171,23 @@ async def test_what_is_not_handed_over_is_fetched_again(consumer: RunConsumer, f
     assert await delivered(consumer) == {SOURCE, FRESH, CHANGELOG}
 
 
+async def test_a_rebalance_while_a_silent_partition_is_positioned_ends_no_worker(
+    consumer: RunConsumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next partition was looked up among those that had just been taken away."""
+    sought: list[TP] = []
+
+    async def seek(tp: TP, _: int) -> None:
+        sought.append(tp)
+        consumer._forget({SOURCE, FRESH})
+
+    monkeypatch.setattr(consumer, "_seek", seek)
+    monkeypatch.setattr(consumer, "_unread", SimpleNamespace(overdue=lambda *_, **__: True))
+    consumer._expected = {SOURCE: COMMITTED, FRESH: 0}
+    await consumer._read_unread()
+    assert len(sought) == 1
+
+
 async def test_what_is_left_when_somebody_stops_listening_is_fetched_again(consumer: RunConsumer) -> None:
     await consumer.seek_wait({CHANGELOG: 0})
     await consumer.perform_seek()

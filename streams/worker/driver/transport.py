@@ -122,7 +122,10 @@ class RunConsumer(PositionedConsumer):
         if now < self._next_look or not self.flow_active:
             return
         self._next_look = now + 1
+        epoch = self._epoch
         for tp in self._get_active_partitions() & self._expected.keys():
+            if epoch != self._epoch:  # a rebalance while one was positioned: what was delivered is nobody's now
+                return
             delivered, position = self._expected[tp], self.position_of(tp) or 0
             if self.ledgers[tp].in_flight:
                 self._reading_again.pop(tp, None)
