@@ -18,7 +18,7 @@ from rich.table import Table
 from benchmarks.bench import PARTITIONS, Bench, Drain, console, database, drained, drop, fill, publish, settle
 from benchmarks.latency import latency
 from streams.broker import kafka
-from streams.database import migrate as deploy
+from streams.database import migrate
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.registry import configured
@@ -57,7 +57,7 @@ async def pipeline(bench: Bench, rounds: int) -> tuple[list[Drain], tuple[float,
         database(bench, name)
         environ = bench.environ(name, name) | {"STREAMS_BROKER__TOPIC_PREFIX": f"{name}."}
         settings = load(environ=environ)
-        list(deploy.migrate(settings, configured(settings)))
+        list(migrate.migrate(settings, configured(settings)))
         fill(environ["DATABASE_URL"], bench.rows, topic=f"{name}.chat-history")
         settle(bench)
         worker = bench.running(environ, *CONTESTANTS["ours"])
@@ -105,7 +105,7 @@ async def main(rows: int, rounds: int) -> None:
             bench = Bench(postgres, broker, directory, rows)
             database(bench, "filled")
             settings = load(environ=bench.environ("filled", "bench") | {"STREAMS_RELAY__MODE": "poll"})
-            list(deploy.migrate(settings, configured(settings)))
+            list(migrate.migrate(settings, configured(settings)))
             kafka.prepare_topics(settings, ["chat-history"])
             fill(settings.database_url, rows)
             publish(bench, "filled")

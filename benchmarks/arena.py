@@ -12,7 +12,7 @@ from psycopg import sql
 
 from benchmarks.bench import Bench, database
 from streams.broker import kafka
-from streams.database import migrate as deploy
+from streams.database import migrate
 from streams.dev.connect import ConnectWorker
 from streams.registry import configured
 from streams.relay.debezium.rest import Connect
@@ -49,7 +49,7 @@ class Arena(Bench):
             environ |= {"STREAMS_CONNECT__URL": self.connect.url, "STREAMS_CONNECT__REGISTER": "true"}
         settings = load(environ=environ)
         registry = configured(settings)
-        list(deploy.migrate(settings, registry))
+        list(migrate.migrate(settings, registry))
         kafka.prepare_topics(settings, registry.topics)
         try:
             yield environ

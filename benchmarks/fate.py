@@ -21,7 +21,7 @@ from rich.table import Table
 from benchmarks.bench import CHATS, PARTITIONS, Bench, console, database, drop, payload, publish
 from benchmarks.cpu import cpu
 from streams.broker import kafka
-from streams.database import migrate as deploy
+from streams.database import migrate
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.registry import configured
@@ -80,7 +80,7 @@ async def contest(bench: Bench, name: str, refuse: str, bad: Callable[[int, int]
     database(bench, name)
     environ = bench.environ(name, name) | {"STREAMS_RELAY__MODE": "poll", "STREAMS_BROKER__TOPIC_PREFIX": f"{name}."}
     settings = load(environ=environ)
-    list(deploy.migrate(settings, configured(settings)))
+    list(migrate.migrate(settings, configured(settings)))
     kafka.prepare_topics(settings, [f"{name}.chat-history"])
     fill(settings.database_url, bench.rows, bad)
     publish(bench, name, f"{name}.chat-history")

@@ -41,7 +41,7 @@ else:
                     task.uncancel()
                     task.cancel()
                 raise
-            except BaseException:
+            except BaseException:  # cancelled from outside too: our own request is taken back all the same
                 self._take_back(known)
                 raise
 

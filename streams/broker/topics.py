@@ -28,8 +28,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollectio
 from confluent_kafka.admin import AdminClient
 
 from streams.broker import kafka
-from streams.database import migrate as deploy
-from streams.database import query
+from streams.database import migrate, query
 from streams.errors import ServiceUnreachable, UsageError
 from streams.settings import Settings
 
@@ -177,7 +176,7 @@ def is_of(metadata: str | None, topic_id: str | None) -> bool:
 def _noted(settings: Settings, cluster_id: str) -> dict[str, set[str]]:
     """The ids of every topic of this cluster that was ever seen under each name; none when this role may not read them."""
     names: dict[str, set[str]] = {}
-    with suppress(UsageError), deploy.connection(settings) as connection:
+    with suppress(UsageError), migrate.connection(settings) as connection:
         for name, topic_id, cluster in connection.exec_driver_sql(query("noted_topics")):
             if cluster == cluster_id:
                 names.setdefault(name, set()).add(topic_id)
@@ -190,7 +189,7 @@ def _note(settings: Settings, cluster: Cluster) -> None:
         for name, topic in cluster.topics.items()
     ]
     try:
-        with deploy.connection(settings) as connection:
+        with migrate.connection(settings) as connection:
             connection.exec_driver_sql(query("note_topics"), {"topics": orjson.dumps(rows).decode()})
             connection.commit()
     except UsageError as error:

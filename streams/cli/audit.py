@@ -10,8 +10,8 @@ import click
 from streams import audit
 from streams.cli.bar import bar
 from streams.cli.choose import say, say_json
-from streams.cli.desk import me
-from streams.database import migrate as deploy
+from streams.cli.console import me
+from streams.database import migrate
 from streams.registry import configured
 from streams.settings import load
 from streams.terminal import printable
@@ -46,8 +46,8 @@ def command(full: bool, repair: bool, grace: float, patience: float, age: float,
     settings = load()
     registry = configured(settings)
     who = me() if repair else None
-    with deploy.connection(settings) as connection, bar("audit", 1.0) as advance:
-        deploy.check(connection)
+    with migrate.connection(settings) as connection, bar("audit", 1.0) as advance:
+        migrate.check(connection)
 
         def progress(done: int, total: int) -> None:
             advance(done / max(1, total))

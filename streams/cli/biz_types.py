@@ -7,7 +7,7 @@ import orjson
 from sqlalchemy import Connection
 
 from streams.cli.choose import say, say_json
-from streams.cli.desk import database, show, signed
+from streams.cli.console import database, show, signed
 from streams.database import query
 from streams.errors import UsageError
 

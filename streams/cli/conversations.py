@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from streams import operate as desk
+from streams import operate
 from streams.cli.choose import say, say_json
-from streams.cli.desk import database, show, signed
+from streams.cli.console import database, show, signed
 
 COLUMNS = ("key", "topic", "open", "head", "status", "error_code", "since")
 
@@ -25,7 +25,7 @@ def conversations() -> None:
 def list_(held: bool, key: str | None, source: str | None, limit: int, as_json: bool) -> None:
     """List conversations with open messages, the longest waiting first, with the message they wait for."""
     with database() as (_, connection):
-        found = desk.waiting(connection, key=key, held=held, source=source, limit=limit)
+        found = operate.waiting(connection, key=key, held=held, source=source, limit=limit)
     if as_json:
         say_json(found)
     elif found:
@@ -44,5 +44,5 @@ def release(key: str, topic: str | None, who: str, why: str | None) -> None:
     Workers take it up within half a minute.
     """
     with database() as (_, connection):
-        ids = desk.release(connection, key, desk.Operator(who, why), topic=topic)
+        ids = operate.release(connection, key, operate.Operator(who, why), topic=topic)
     say(f"released: held by {', '.join(map(str, ids))}")

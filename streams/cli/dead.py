@@ -10,15 +10,15 @@ from typing import Any, TypeVar
 import click
 from sqlalchemy import Connection
 
-from streams import operate as desk
+from streams import operate
 from streams.cli.bar import bar
 from streams.cli.choose import MESSAGE, SINCE, say, say_json
-from streams.cli.desk import database, signed
-from streams.cli.desk import show as show_table
+from streams.cli.console import database, signed
+from streams.cli.console import show as show_table
 from streams.cli.trace import describe
 from streams.errors import UsageError
 from streams.message_id import MessageId
-from streams.operate import history as trace
+from streams.operate import history
 from streams.registry import configured
 from streams.terminal import printable
 
@@ -66,9 +66,9 @@ def _acts(command: F) -> F:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def list_(group: bool, as_json: bool, **filters: Any) -> None:
     """List dead messages, oldest first, without their text."""
-    choice = desk.Choice(**filters)
+    choice = operate.Choice(**filters)
     with database() as (_, connection):
-        found: Sequence[Any] = desk.groups(connection, choice) if group else desk.letters(connection, choice)
+        found: Sequence[Any] = operate.groups(connection, choice) if group else operate.letters(connection, choice)
     if as_json:
         say_json(found)
     elif not found:
@@ -83,18 +83,18 @@ def list_(group: bool, as_json: bool, **filters: Any) -> None:
 def show(outbox_id: MessageId, payload: bool) -> None:
     """Tell a dead message's whole story."""
     with database() as (_, connection):
-        found = trace.messages(connection, [outbox_id])
+        found = history.messages(connection, [outbox_id])
         if not found or found[0].status != "dead":
             status = found[0].status if found else "not known"
-            raise desk.NotDead(f"message {outbox_id} is {status}, expected dead (`streams trace` tells any message)")
+            raise operate.NotDead(f"message {outbox_id} is {status}, expected dead (`streams trace` tells any message)")
         say(describe(found[0]))
         if payload:
-            say(printable(desk.payload(connection, found[0].outbox_id)))
+            say(printable(operate.payload(connection, found[0].outbox_id)))
 
 
 @dead.command("replay")
 @_acts
-@click.option("--force", is_flag=True, help=f"Also those that were replayed {desk.MOST_REPLAYS} times already.")
+@click.option("--force", is_flag=True, help=f"Also those that were replayed {operate.MOST_REPLAYS} times already.")
 @click.option("--payload", type=click.File("rb"), help="Replay one message with the JSON of this file (- for stdin).")
 def replay_(outbox_ids: tuple[MessageId, ...], payload: Any, force: bool, **options: Any) -> None:
     """Send dead messages again: those named, or those that fit; each conversation in its original order."""
@@ -103,9 +103,9 @@ def replay_(outbox_ids: tuple[MessageId, ...], payload: Any, force: bool, **opti
         return
 
     def work(
-        connection: Connection, ids: list[MessageId], choice: desk.Choice, operator: desk.Operator
-    ) -> Iterator[desk.Step]:
-        return desk.replay(connection, ids, operator, choice, force=force, rate=options["rate"])
+        connection: Connection, ids: list[MessageId], choice: operate.Choice, operator: operate.Operator
+    ) -> Iterator[operate.Step]:
+        return operate.replay(connection, ids, operator, choice, force=force, rate=options["rate"])
 
     _act("replay", "replayed", outbox_ids, options, work)
 
@@ -116,32 +116,32 @@ def discard_(outbox_ids: tuple[MessageId, ...], **options: Any) -> None:
     """Give dead messages up for good; their rows stay for the record."""
 
     def work(
-        connection: Connection, ids: list[MessageId], choice: desk.Choice, operator: desk.Operator
-    ) -> Iterator[desk.Step]:
-        return desk.discard(connection, ids, operator, choice, rate=options["rate"])
+        connection: Connection, ids: list[MessageId], choice: operate.Choice, operator: operate.Operator
+    ) -> Iterator[operate.Step]:
+        return operate.discard(connection, ids, operator, choice, rate=options["rate"])
 
     _act("discard", "discarded", outbox_ids, options, work)
 
 
-Work = Callable[[Connection, list[MessageId], desk.Choice, desk.Operator], Iterator[desk.Step]]
+Work = Callable[[Connection, list[MessageId], operate.Choice, operate.Operator], Iterator[operate.Step]]
 
 
 def _act(verb: str, done: str, outbox_ids: tuple[MessageId, ...], options: dict[str, Any], work: Work) -> None:
     filters = {name: options[name] for name in ("biz_type", "source", "key", "error", "since", "limit")}
-    choice = desk.Choice(ids=tuple(dict.fromkeys(outbox_ids)) or None, **filters)
+    choice = operate.Choice(ids=tuple(dict.fromkeys(outbox_ids)) or None, **filters)
     if replace(choice, limit=None).empty != options["everything"]:
         raise UsageError(f"expected outbox ids, a filter, or --all to {verb} every dead message")
     with database() as (_, connection):
-        ids = desk.plan(connection, choice)
+        ids = operate.plan(connection, choice)
         if options["dry_run"] or not ids:
             shown = ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")
             say(f"would {verb} {_messages(len(ids))}: {shown}" if ids else "no dead message fits")
             return
         _confirm(verb, len(ids), options["yes"])
-        total = desk.Step(0)
+        total = operate.Step(0)
         with bar(verb, len(ids)) as advance:
-            for step in work(connection, ids, choice, desk.Operator(options["who"], options["why"])):
-                total = desk.Step(total.done + step.done, total.circling + step.circling, total.gone + step.gone)
+            for step in work(connection, ids, choice, operate.Operator(options["who"], options["why"])):
+                total = operate.Step(total.done + step.done, total.circling + step.circling, total.gone + step.gone)
                 advance(step.worked)
     notes = [f"{total.circling:,} replayed too often already (--force)"] if total.circling else []
     notes += [f"{total.gone:,} no longer dead"] if total.gone else []
@@ -153,8 +153,8 @@ def _edit(outbox_ids: tuple[MessageId, ...], text: bytes, options: dict[str, Any
     if len(outbox_ids) != 1 or any(options[name] for name in others):
         raise UsageError("--payload replays one message: expected one outbox id, and no filter, rate or dry run")
     with database() as (settings, connection):
-        operator = desk.Operator(options["who"], options["why"])
-        desk.edit(connection, outbox_ids[0], text, configured(settings), settings.outbox.max_bytes, operator)
+        operator = operate.Operator(options["who"], options["why"])
+        operate.edit(connection, outbox_ids[0], text, configured(settings), settings.outbox.max_bytes, operator)
     say(f"replayed message {outbox_ids[0]} with the new payload")
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from streams import codec, outbox
 from streams.cli.bar import bar
 from streams.cli.choose import say
-from streams.database import migrate as deploy
+from streams.database import migrate
 from streams.errors import ServiceUnreachable, StreamsError, UsageError
 from streams.events import EventType
 from streams.registry import Registry, configured
@@ -111,8 +111,8 @@ def _check(file: IO[bytes], settings: Settings, registry: Registry, advance: Cal
 def _enqueue(file: IO[bytes], settings: Settings, registry: Registry, advance: Callable[[int], None]) -> int:
     """How many were committed; the error that ends it early says that too."""
     committed = 0
-    with deploy.connection(settings) as connection:
-        deploy.check(connection)
+    with migrate.connection(settings) as connection:
+        migrate.check(connection)
         connection.rollback()
         for events, size, invalid in _batches(file, settings, registry):
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from streams.cli.choose import say
-from streams.database import migrate as deploy
+from streams.database import migrate as migrations
 from streams.registry import configured
 from streams.settings import load
 
@@ -14,5 +14,5 @@ from streams.settings import load
 def migrate() -> None:
     """Bring the database up to date, and create what the relay needs."""
     settings = load()
-    for line in deploy.migrate(settings, configured(settings)):
+    for line in migrations.migrate(settings, configured(settings)):
         say(line)

@@ -9,7 +9,7 @@ import click
 from sqlalchemy import Connection
 
 from streams.cli.choose import say
-from streams.cli.desk import database, signed
+from streams.cli.console import database, signed
 from streams.errors import StreamsError, UsageError
 from streams.operate.relay_status import RelayStatus, standing
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from streams.broker import beat
 from streams.cli.choose import say, say_json
-from streams.cli.desk import database
+from streams.cli.console import database
 from streams.operate.relay_status import Member, RelayStatus, SlotHealth, standing
 from streams.terminal import printable
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from streams.broker import beat
 from streams.cli.choose import say, say_json
 from streams.cli.progress import CAP, messages, relays
-from streams.database import migrate as deploy
+from streams.database import migrate
 from streams.dev.probe import Health, health
 from streams.dev.workplace import Note, Running, Workplace
 from streams.operate.missing import missing
@@ -38,8 +38,8 @@ def status(as_json: bool) -> None:
     settings = load()
     registry = configured(settings)
     note = Workplace(Path.cwd()).note()
-    with deploy.connection(settings) as connection:
-        deploy.check(connection)
+    with migrate.connection(settings) as connection:
+        migrate.check(connection)
         gone_back = beat.looked(settings, connection) if settings.broker.url else None
         relays = standing(connection)
         shape, healths = _status(settings, connection, note, relays)

@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from streams.cli.choose import MESSAGE, SINCE, say, say_json
-from streams.database import migrate as deploy
+from streams.database import migrate
 from streams.errors import StreamsError, UsageError
 from streams.message_id import MessageId
-from streams.operate import history as trace
+from streams.operate import history
 from streams.settings import load
 from streams.terminal import printable
 
@@ -39,13 +39,13 @@ def command(
         raise UsageError("expected either OUTBOX_ID or --key")
     if source and key is None:
         raise UsageError("--source goes with --key: another system's message is SOURCE:ID")
-    with deploy.connection(load()) as connection:
-        deploy.check(connection)
+    with migrate.connection(load()) as connection:
+        migrate.check(connection)
         if key is not None:
-            found = trace.conversation(connection, key, source=source, since=since, limit=limit)
+            found = history.conversation(connection, key, source=source, since=since, limit=limit)
         else:
-            found = trace.messages(connection, [outbox_id or 0])
-        if not found and isinstance(outbox_id, int) and trace.direct(connection, outbox_id):
+            found = history.messages(connection, [outbox_id or 0])
+        if not found and isinstance(outbox_id, int) and history.direct(connection, outbox_id):
             raise NoSuchMessage(f"message {outbox_id} was written by its caller, while outbox.enabled was false")
     if not found:
         raise NoSuchMessage(f"no message {outbox_id}" if key is None else f"no message has the key {key!r:.80}")
@@ -55,7 +55,7 @@ def command(
         say("\n\n".join(map(describe, found)))
 
 
-def describe(found: trace.MessageHistory) -> str:
+def describe(found: history.MessageHistory) -> str:
     """A heading and one line an event."""
     head = f"message {found.outbox_id}  {found.status}  {found.biz_type}  topic {found.topic}  key {found.key}"
     events = [f"  {_time(event.at)}  {event.stage}{_about(event.about)}" for event in found.events]

@@ -48,7 +48,7 @@ def sync_engine(url: str, *, session: Settings | None = None, **options: Any) ->
         connection = dialect.connect(*arguments, **parameters)
         try:
             settle_sync(cast("psycopg.Connection[Any]", connection), wanted, again)
-        except BaseException:
+        except BaseException:  # interrupted too: nobody else would close it
             connection.close()
             raise
         return connection
@@ -104,7 +104,7 @@ def connect_sync(url: str, *, session: Settings | None = None, **parameters: Any
     connection = psycopg.connect(url, autocommit=True, **both)
     try:
         settle_sync(connection, Session(given, session or {}), lambda: psycopg.connect(url, **both))
-    except BaseException:
+    except BaseException:  # interrupted too: nobody else would close it
         connection.close()
         raise
     return connection

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from streams.database import connect_sync, query
-from streams.database import migrate as deploy
+from streams.database import migrate as migrations
 from streams.dev.ports import HOST, free_port
 from streams.dev.probe import health
 from streams.dev.process import Process
@@ -90,7 +90,7 @@ class Deployment(AbstractContextManager["Deployment"]):
     def migrate(self) -> None:
         """What `streams migrate` does: publication and slot too."""
         settings = self.settings
-        for _ in deploy.migrate(settings, configured(settings)):
+        for _ in migrations.migrate(settings, configured(settings)):
             pass
 
     def relay(self, **environ: str) -> Process:

@@ -15,8 +15,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from streams.database import connect_sync
-from streams.database import migrate as deploy
+from streams.database import connect_sync, migrate
 from streams.dev.downloads import Progress
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
@@ -69,7 +68,7 @@ def migrated(server: PostgresServer) -> str:
     """The URL of a new database with our tables and the biz_types that faust.yml names, without a replication slot."""
     url = _created(server, f"template_{os.getpid()}")
     settings = load(environ={**os.environ, "DATABASE_URL": url, "STREAMS_RELAY__MODE": "poll"})
-    for _ in deploy.migrate(settings, configured(settings)):
+    for _ in migrate.migrate(settings, configured(settings)):
         pass
     return url
 

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from streams.database import migrate as deploy
-from streams.database import query
+from streams.database import migrate, query
 from streams.errors import ServiceUnreachable, StreamsError, UsageError
 from streams.outbox import insert_rows, outbox_row
 from streams.registry import configured
@@ -113,7 +112,7 @@ class InlineWorker:
             self._engine = worker_engine(self._settings)
         else:
             async with self._transaction() as connection:
-                await connection.run_sync(deploy.check)
+                await connection.run_sync(migrate.check)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -235,8 +234,8 @@ def _at(where: Where, settings: Settings) -> Settings:
 
 
 def _check(settings: Settings) -> None:
-    with deploy.connection(settings) as connection:
-        deploy.check(connection)
+    with migrate.connection(settings) as connection:
+        migrate.check(connection)
 
 
 async def _rows(connection: AsyncConnection, name: str, **parameters: Any) -> list[Any]:

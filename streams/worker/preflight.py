@@ -7,8 +7,7 @@ import socket
 
 from streams.broker import beat, kafka, topics
 from streams.broker.topics import Cluster, Survey
-from streams.database import migrate as deploy
-from streams.database import query
+from streams.database import migrate, query
 from streams.errors import UsageError
 from streams.registry import Registry
 from streams.settings import RETRY_SUFFIX, Settings
@@ -26,10 +25,10 @@ def check(
     """
     if pages:
         _check_port(*pages)
-    with deploy.connection(settings) as connection:
-        deploy.check(connection)
-        deploy.check_promises(connection)
-        deploy.register(connection, settings, registry)
+    with migrate.connection(settings) as connection:
+        migrate.check(connection)
+        migrate.check_promises(connection)
+        migrate.register(connection, settings, registry)
     names = [*registry.consumed, *(topic + RETRY_SUFFIX for topic in registry.consumed)]
     # Faust would make them itself, after it has looked at them: a worker that comes first would find them without partitions.
     changelogs = {
@@ -46,7 +45,7 @@ def check(
 def check_beat(settings: Settings) -> None:
     """UsageError when the database went back; Kafka's beat is read before the database's."""
     beats = beat.read(settings)
-    with deploy.connection(settings) as connection:
+    with migrate.connection(settings) as connection:
         rows = [tuple(row) for row in connection.exec_driver_sql(query("beats"))]
     beat.refuse_gone_back(beats, rows, settings.relay.name)
 

@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 
 from streams import audit
 from streams.broker import kafka
-from streams.database import migrate as deploy
+from streams.database import migrate
 from streams.dev.kafka import KafkaBroker
 from streams.dev.ports import free_port
 from streams.dev.process import Process
@@ -82,7 +82,7 @@ def topics(world: World) -> dict[str, int]:
 
 def report(world: World) -> audit.Report:
     settings = world.settings
-    with deploy.connection(settings) as connection:
+    with migrate.connection(settings) as connection:
         return audit.audit(connection, settings, configured(settings), patience=20)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from streams import operate as desk
+from streams import operate
 from streams.cli import cli
 from tests.conftest import World
 from tests.fixtures.notes import Notes
@@ -59,7 +59,7 @@ async def test_a_held_conversation_is_listed_and_released(notes: Notes, run: Run
     assert notes.world.query("SELECT who, act, outbox_id, why FROM outbox_actions") == [
         ("ann", "release", ids[1], "go on")
     ]
-    assert isinstance(run("conversations", "release", "a").exception, desk.NotHeld)
+    assert isinstance(run("conversations", "release", "a").exception, operate.NotHeld)
     assert run("conversations", "list").output == "no conversation waits\n"
 
 
@@ -110,9 +110,9 @@ async def test_while_its_head_is_replaying_a_conversation_is_nobodys_to_touch(
     assert run("dead", "replay", str(ids[1])).exception is None
     for verb in ("replay", "discard"):
         error = run("dead", verb, str(ids[1])).exception
-        assert isinstance(error, desk.NotDead)
+        assert isinstance(error, operate.NotDead)
         assert str(error) == f"message {ids[1]} is replaying, expected dead: nothing was done"
-    assert isinstance(run("conversations", "release", "a").exception, desk.NotHeld)
+    assert isinstance(run("conversations", "release", "a").exception, operate.NotHeld)
     assert notes.states(ids[2:]) == dict.fromkeys(ids[2:], "parked")
     [(again,)] = notes.world.query("SELECT id FROM outbox WHERE resend_of IS NOT NULL")
     notes.publish([again])

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from streams import operate as desk
+from streams import operate
 from streams.cli import cli
-from streams.database import migrate as deploy
+from streams.database import migrate
 from streams.errors import StreamsError, UsageError
 from tests.conftest import World
 from tests.fixtures.publish import CHAT, enqueue, payload
 
 Run = Callable[..., Result]
-ANN = desk.Operator("ann", "a reason")
+ANN = operate.Operator("ann", "a reason")
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_an_edited_payload_is_checked(run: Run, ids: list[int], world: World, te
 
 
 def test_replaying_in_circles_is_refused_without_force(run: Run, ids: list[int], world: World) -> None:
-    for _ in range(desk.MOST_REPLAYS):
+    for _ in range(operate.MOST_REPLAYS):
         assert run("replay", str(ids[0])).exception is None
         world.query("UPDATE outbox_state SET status = 'dead' WHERE outbox_id = %s", ids[0])
     error = run("replay", str(ids[0])).exception
@@ -207,7 +207,7 @@ def test_what_is_not_dead_is_refused_whole(run: Run, ids: list[int], world: Worl
     world.query("UPDATE outbox_state SET status = 'consumed' WHERE outbox_id = %s", ids[1])
     for verb in ("replay", "discard"):
         error = run(verb, *map(str, ids[:3]), "--yes").exception
-        assert isinstance(error, desk.NotDead)
+        assert isinstance(error, operate.NotDead)
         assert str(error) == f"message {ids[1]} is consumed, expected dead: nothing was done"
     assert str(run("replay", "123456789").exception).startswith("message 123456789 is not known")
     assert actions(world) == []
@@ -245,26 +245,26 @@ def test_discarded_is_final_and_frees_its_conversation(run: Run, ids: list[int],
         ("discarded", None, None)
     ]
     assert actions(world) == [("bob", "discard", ids[0], 1, "spam")]
-    assert isinstance(run("replay", str(ids[0])).exception, desk.NotDead)
+    assert isinstance(run("replay", str(ids[0])).exception, operate.NotDead)
 
 
 def test_two_replays_of_one_filter_at_once_replay_once(run: Run, ids: list[int], world: World) -> None:
     """The second waits for the row locks of the first, and then finds nothing dead."""
     settings = world.settings
-    with deploy.connection(settings) as first, deploy.connection(settings) as second:
-        plans = [desk.plan(each, desk.Choice(key="c0")) for each in (first, second)]
+    with migrate.connection(settings) as first, migrate.connection(settings) as second:
+        plans = [operate.plan(each, operate.Choice(key="c0")) for each in (first, second)]
         assert plans[0] == plans[1]
-        done: list[desk.Step] = []
+        done: list[operate.Step] = []
         with first.begin():
             first.exec_driver_sql("SELECT FROM outbox_state WHERE status = 'dead' FOR UPDATE")
             waiting = threading.Thread(
-                target=lambda: done.extend(desk.replay(second, plans[1], ANN, desk.Choice(key="c0")))
+                target=lambda: done.extend(operate.replay(second, plans[1], ANN, operate.Choice(key="c0")))
             )
             waiting.start()
             first.exec_driver_sql("UPDATE outbox_state SET status = 'replaying' WHERE outbox_id = %s", (ids[0],))
         waiting.join(30)
-        assert done == [desk.Step(2, gone=1)]
-        assert list(desk.replay(first, plans[0], ANN, desk.Choice(key="c0"))) == [desk.Step(0, gone=3)]
+        assert done == [operate.Step(2, gone=1)]
+        assert list(operate.replay(first, plans[0], ANN, operate.Choice(key="c0"))) == [operate.Step(0, gone=3)]
     assert sorted(resent(world)) == [ids[3], ids[6]]
     assert [row[:4] for row in actions(world)] == [("ann", "replay", None, 2)]
 

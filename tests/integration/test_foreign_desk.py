@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from streams import operate as desk
+from streams import operate
 from streams.cli import cli
 from streams.errors import StreamsError, UsageError
 from tests.conftest import World
@@ -95,7 +95,7 @@ def test_each_conversation_is_replayed_in_its_order(run: Run, world: World) -> N
 
 
 def test_replaying_in_circles_is_refused_without_force(run: Run, world: World) -> None:
-    world.query("UPDATE outbox_foreign SET replays = %s WHERE source = 'seed' AND outbox_id < 3", desk.MOST_REPLAYS)
+    world.query("UPDATE outbox_foreign SET replays = %s WHERE source = 'seed' AND outbox_id < 3", operate.MOST_REPLAYS)
     assert str(run("dead", "replay", "seed:1").exception).startswith("message seed:1 was replayed 3 times already")
     assert run("dead", "replay", "--source", "seed", "--yes").output == (
         "replayed 4 messages; left alone: 2 replayed too often already (--force)\n"
@@ -109,7 +109,7 @@ def test_discarded_is_final_and_forgets_the_text(run: Run, world: World) -> None
         ("discarded", False, None)
     ]
     error = run("dead", "replay", "seed:1", "seed:2", "--yes").exception
-    assert isinstance(error, desk.NotDead)
+    assert isinstance(error, operate.NotDead)
     assert str(error) == "message seed:2 is discarded, expected dead: nothing was done"
     assert str(run("dead", "replay", "seed:77").exception).startswith("message seed:77 is not known")
     assert world.query("SELECT count(*) FROM outbox_foreign WHERE status = 'dead'") == [(6,)]

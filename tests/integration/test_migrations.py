@@ -16,7 +16,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-from streams.database import migrate as deploy
+from streams.database import migrate as migrations
 from streams.database import revisions, sync_engine
 from streams.database.migrate import TABLES
 from streams.dev.postgres import PostgresServer
@@ -63,7 +63,7 @@ def settings(url: str, name: str, **environ: str) -> Settings:
 
 
 def migrate(found: Settings) -> list[str]:
-    return list(deploy.migrate(found, configured(found)))
+    return list(migrations.migrate(found, configured(found)))
 
 
 def catalog(url: str) -> dict[str, list[Any]]:
@@ -149,7 +149,7 @@ def test_publication_and_slot_are_made_under_the_lock_too(empty: str, name: str)
             return connection.execute("SELECT pg_try_advisory_lock(%s)", [revisions.LOCK]).fetchall() == [(True,)]
 
     found = settings(empty, name)
-    steps = deploy.migrate(found, configured(found))
+    steps = migrations.migrate(found, configured(found))
     assert next(steps).startswith("database at revision")
     assert not free()
     assert len(list(steps)) == 2
@@ -197,10 +197,10 @@ def test_an_unmigrated_database_says_so(empty: str, name: str, at: Callable[[str
     with pytest.raises(
         NotMigrated, match=rf"is at revision \(none\), expected {revisions.head()}: run `streams migrate`"
     ):
-        deploy.check(connection)
+        migrations.check(connection)
     connection.rollback()
     migrate(settings(empty, name, STREAMS_RELAY__MODE="poll"))
-    deploy.check(connection)
+    migrations.check(connection)
 
 
 def test_another_alembic_of_the_business_is_left_alone(empty: str, name: str) -> None:

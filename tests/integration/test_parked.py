@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from streams import operate as desk
-from streams.database import migrate as deploy
+from streams import operate
+from streams.database import migrate
 from tests.conftest import World
 from tests.fixtures.notes import Notes
 from tests.fixtures.publish import publish
@@ -139,11 +139,11 @@ async def test_a_conversation_released_by_two_people_at_once_is_released_once(
     results: list[object] = []
 
     def release(who: str) -> None:
-        with deploy.connection(world.settings) as connection:
+        with migrate.connection(world.settings) as connection:
             together.wait()
             try:
-                results.append(desk.release(connection, "a", desk.Operator(who)))
-            except desk.NotHeld as error:
+                results.append(operate.release(connection, "a", operate.Operator(who)))
+            except operate.NotHeld as error:
                 results.append(error)
 
     together = threading.Barrier(2)
@@ -153,5 +153,5 @@ async def test_a_conversation_released_by_two_people_at_once_is_released_once(
     for each in people:
         await asyncio.to_thread(each.join, 30)
     assert [ids[1]] in results
-    assert [type(one) for one in results if one != [ids[1]]] == [desk.NotHeld]
+    assert [type(one) for one in results if one != [ids[1]]] == [operate.NotHeld]
     assert world.query("SELECT count(*) FROM outbox_actions WHERE act = 'release'") == [(1,)]

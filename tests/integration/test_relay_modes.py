@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from streams.broker import kafka
-from streams.database import migrate as deploy
+from streams.database import migrate
 from streams.dev.connect import ConnectWorker
 from streams.registry import configured
 from streams.relay.debezium.rest import Connect
@@ -47,7 +47,7 @@ async def test_records_are_the_same_bytes_in_every_mode(
     }
     for environ in (world.environ, world.environ | debezium):
         settings = load(environ=environ)
-        list(deploy.migrate(settings, configured(settings)))
+        list(migrate.migrate(settings, configured(settings)))
     ids = [row[0] for row in world.query(ODD, *(CHAT, world.topic) * 4)]
     ids += enqueue(world.url, world.topic, [payload(n, f"c{n % 9}") for n in range(200)])
     first = world.relay(STREAMS_RELAY__MODE="cdc")

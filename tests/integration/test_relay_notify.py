@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 import streams.database.notify
-from streams.database import migrate as deploy
+from streams.database import migrate
 from streams.errors import UsageError
 from streams.registry import configured
 from tests.conftest import World
@@ -104,4 +104,4 @@ async def test_migrate_waits_for_writers_without_holding_others_up(
 def migrated(world: World) -> list[str]:
     """What `streams migrate` says beside the revision."""
     settings = world.settings
-    return list(deploy.migrate(settings, configured(settings)))[1:]
+    return list(migrate.migrate(settings, configured(settings)))[1:]

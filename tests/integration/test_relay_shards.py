@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from streams.cli.progress import relays
-from streams.database import migrate as deploy
+from streams.database import migrate
 from streams.dev.process import Process
 from streams.errors import UsageError
 from streams.operate.relay_status import standing
@@ -97,7 +97,7 @@ async def test_status_tells_who_leads_which_shards(shared: World, eventually: Ev
     await eventually(lambda: "relay stands by" in log(shared, 2))
     # Its heartbeat comes from the leader of the first shard only.
     await eventually(lambda: shared.query("SELECT count(*) FROM relay_position WHERE pid IS NOT NULL") == [(1,)])
-    with deploy.connection(shared.settings) as connection:
+    with migrate.connection(shared.settings) as connection:
         [found] = standing(connection, shared.settings.relay.name)
         shown = relays([found], [])
     assert {each.pid for each in found.sharing} == {first.pid, second.pid}

@@ -15,12 +15,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from streams import operate as desk
+from streams import operate as operations
 from streams.relay.leader import sweep
 from streams.worker.driver.runs import Run
 from streams.worker.failure.isolate import Isolation
-from streams.worker.run import attempts as persister
-from streams.worker.run import pipeline as records
+from streams.worker.run import attempts, pipeline
 from streams.worker.run.decide import Decision, Fact, decide
 from streams.worker.run.transaction import Transaction
 from tests.fixtures.listed import PARTITIONS, TOPIC
@@ -121,8 +120,8 @@ class Fates(RuleBasedStateMachine):
     def freeze(self, number: int, when: str, start: int, sizes: tuple[int, int], act: str) -> None:
         """An owner is frozen, before its transaction or inside it, while the next one works or an operator acts."""
         if when == "before":
-            if records := self.stage.log.partitions[number][: self.stage.reached[number]][start : start + sizes[0]]:
-                self.stage.persist(1, Run(TOPIC, number, records), "not acked")
+            if pipeline := self.stage.log.partitions[number][: self.stage.reached[number]][start : start + sizes[0]]:
+                self.stage.persist(1, Run(TOPIC, number, pipeline), "not acked")
             return
         old, new = (self.stage.next_run(number, size) for size in sizes)
         if old is not None and when == "operator":
@@ -172,10 +171,10 @@ class Fates(RuleBasedStateMachine):
         one = dead[at % len(dead)]
         match act:
             case "replay":
-                self.stage.replay([one.root], desk.Choice(ids=[one.root]), force=True)
+                self.stage.replay([one.root], operations.Choice(ids=[one.root]), force=True)
             case "replay conversation":
                 line = sorted((each for each in dead if each.key == one.key), key=lambda each: each.line or 0)
-                self.stage.replay([each.root for each in line], desk.Choice(key=one.key), force=False)
+                self.stage.replay([each.root for each in line], operations.Choice(key=one.key), force=False)
             case "edit" if one.kind.known:
                 self.stage.edit(one, fault)
             case "discard":
@@ -188,8 +187,8 @@ class Fates(RuleBasedStateMachine):
 @pytest.fixture
 def bench(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     """A database and its workers, whose processes can die and whose waits are short."""
-    monkeypatch.setattr(persister, "Transaction", Fragile)
-    monkeypatch.setattr(persister, "MOST_WAIT", 0.001)
+    monkeypatch.setattr(attempts, "Transaction", Fragile)
+    monkeypatch.setattr(attempts, "MOST_WAIT", 0.001)
     monkeypatch.setattr(sweep, "PATIENCE", -10.0)
     monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # a falsifying example is long enough
     with Bench(database) as found:
@@ -222,7 +221,7 @@ def _decides(status: str | None, wrong: Decision, when: Callable[[int, Fact], bo
         right = decide(record_id, outbox_id, fact, blocked=blocked)
         return wrong if fact.known and fact.status == status and when(record_id, fact) else right
 
-    return records, "decide", decided
+    return pipeline, "decide", decided
 
 
 def _apart(some: Sequence[Any], odd: Sequence[Any]) -> list[Any]:
@@ -239,7 +238,7 @@ async def _silent(transaction: Transaction, turns: Any) -> set[int]:
     return taken
 
 
-_set_aside, _again = Transaction.set_aside, records._again
+_set_aside, _again = Transaction.set_aside, pipeline._again
 LONG = pytest.mark.long
 
 
@@ -251,7 +250,7 @@ LONG = pytest.mark.long
         pytest.param(_decides("consumed", Decision.AGAIN), id="consumed again"),
         pytest.param((Isolation, "_without_blocked", lambda self, piece: list(piece)), id="past one that failed"),
         pytest.param((Transaction, "set_aside", _backwards), id="parked in the wrong order"),
-        pytest.param((records, "_again", _silent), id="nobody is woken"),
+        pytest.param((pipeline, "_again", _silent), id="nobody is woken"),
         pytest.param(_decides("dead", Decision.AGAIN), id="dead and consumed", marks=LONG),
         pytest.param(_decides("discarded", Decision.AGAIN), id="discarded and consumed", marks=LONG),
         pytest.param(
@@ -265,7 +264,7 @@ LONG = pytest.mark.long
             id="a replay overtakes",
             marks=LONG,
         ),
-        pytest.param((records, "_apart", _apart), id="claimed in another order than handled", marks=LONG),
+        pytest.param((pipeline, "_apart", _apart), id="claimed in another order than handled", marks=LONG),
     ],
 )
 @pytest.mark.timeout(600)

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from streams.cli import cli
 from streams.errors import StreamsError, UsageError
-from streams.operate import history as trace
+from streams.operate import history
 from tests.conftest import World
 from tests.fixtures.publish import enqueue, payload
 
@@ -113,7 +113,7 @@ def test_a_conversation_is_found_across_windows_and_since(
 ) -> None:
     world.query("UPDATE outbox SET created_at = created_at - interval '2 hours' WHERE id = %s", story[0])
     enqueue(world.url, world.topic, [payload(n, "other") for n in range(50)])
-    monkeypatch.setattr(trace, "WINDOW", 3)
+    monkeypatch.setattr(history, "WINDOW", 3)
     found = json.loads(run("trace", "--key", "c\x1b1", "--json").output)
     assert [each["outbox_id"] for each in found] == story
     recent = json.loads(run("trace", "--key", "c\x1b1", "--since", "1h", "--json").output)

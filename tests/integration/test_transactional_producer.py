@@ -13,7 +13,7 @@ import pytest
 from confluent_kafka import Producer
 
 from streams import audit
-from streams.database import migrate as deploy
+from streams.database import migrate
 from streams.registry import configured
 from tests.conftest import World
 from tests.fixtures.load import offsets
@@ -102,5 +102,5 @@ async def test_what_was_aborted_is_never_persisted_and_markers_are_no_lag(
 
 def _audit(world: World) -> audit.Report:
     settings = world.settings
-    with deploy.connection(settings) as connection:
+    with migrate.connection(settings) as connection:
         return audit.audit(connection, settings, configured(settings), patience=0)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from streams.audit.session import Session
 from streams.cli import cli
-from streams.database import migrate as deploy
+from streams.database import migrate
 from streams.registry import Registry
 from streams.worker.driver.runs import Run
 from streams.worker.run.attempts import Persister
@@ -192,7 +192,7 @@ def test_status_and_audit_say_so_from_the_first_moment(
     assert told.exit_code == 1
     assert "2 messages wait since 20" in told.output
     assert "for a worker that knows biz_type 'note_added': deploy one before 20" in told.output
-    with deploy.connection(bench.settings) as connection:
+    with migrate.connection(bench.settings) as connection:
         [(biz_type, count, *_)] = Session(connection).rows("unknown_biz_types")
     assert (biz_type, count) == ("note_added", 2)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import struct
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from streams.relay.source.cdc import ROWS, CdcSource
 from streams.relay.source.pgoutput import COLUMNS, Decoder, UnknownRelation
 from streams.relay.source.rows import Row, Rows
 
@@ -146,3 +149,29 @@ def test_an_outbox_without_a_needed_column_is_named() -> None:
 
 def test_other_messages_are_passed_over() -> None:
     assert decoded(b"O" + bytes(20), b"T" + bytes(20), b"Y" + bytes(20), b"M" + bytes(20)) is None
+
+
+def read_once(*messages: bytes) -> Rows | None:
+    """What one reading takes of a stream that has all of these messages."""
+    left = [b"w" + bytes(24) + message for message in messages]
+
+    def get_copy_data(_: int) -> tuple[int, memoryview]:
+        return (len(left[0]), memoryview(left.pop(0))) if left else (0, memoryview(b""))
+
+    source: Any = CdcSource("", slot="s", publication="p")
+    source._pgconn = SimpleNamespace(get_copy_data=get_copy_data, consume_input=lambda: None)
+    rows: Rows | None = source._read()
+    return rows
+
+
+def test_a_reading_goes_on_to_the_end_of_a_transaction_that_is_near() -> None:
+    """Whoever was stopped between its last row and its COMMIT sent all of it again."""
+    rows = read_once(relation(), begin(), *[insert(*PLAIN)] * ROWS, commit(120), begin(), insert(*PLAIN))
+    assert rows is not None
+    assert (len(rows.rows), rows.position) == (ROWS, 120)
+
+
+def test_a_reading_of_a_long_transaction_ends_before_it() -> None:
+    rows = read_once(relation(), begin(), *[insert(*PLAIN)] * (3 * ROWS), commit(120))
+    assert rows is not None
+    assert (len(rows.rows), rows.position) == (2 * ROWS, None)

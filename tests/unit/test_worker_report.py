@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streams.worker import topic_agent as consume
+from streams.worker import topic_agent
 from streams.worker.run.transaction import Aside, Outcome
 
 
@@ -16,7 +16,7 @@ def test_a_thousand_failures_for_one_reason_are_one_line(caplog: pytest.LogCaptu
     asides = [aside(n, "dead", "23514") for n in range(1, 1001)]
     asides += [aside(2001, "retrying", "23503"), aside(2002, "dead", "23514", 1), aside(2003, "parked", None)]
     with caplog.at_level("INFO", logger="streams.worker"):
-        consume._report("t", "", Outcome(asides=asides))
+        topic_agent._report("t", "", Outcome(asides=asides))
     lines = [
         tuple(
             record.__dict__.get(name) for name in ("message", "partition", "outbox_id", "status", "error_code", "count")

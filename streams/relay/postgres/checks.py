@@ -5,8 +5,7 @@ from __future__ import annotations
 import psycopg
 from sqlalchemy import Connection
 
-from streams.database import connect, query
-from streams.database import migrate as deploy
+from streams.database import connect, migrate, query
 from streams.errors import NotMigrated, ServiceUnreachable, UsageError
 from streams.relay.postgres.connections import replication_connection
 from streams.settings import Settings, redact
@@ -18,9 +17,9 @@ class MayNotReplicate(UsageError):
 
 def check_database(settings: Settings) -> None:
     """Reachable and migrated; raises NotMigrated or ServiceUnreachable; blocking."""
-    with deploy.connection(settings) as connection:
-        deploy.check(connection)
-        deploy.check_promises(connection)
+    with migrate.connection(settings) as connection:
+        migrate.check(connection)
+        migrate.check_promises(connection)
 
 
 def check_log(settings: Settings) -> None:
@@ -28,7 +27,7 @@ def check_log(settings: Settings) -> None:
 
     Raises UsageError or NotMigrated, or ServiceUnreachable; blocking.
     """
-    with deploy.connection(settings) as connection:
+    with migrate.connection(settings) as connection:
         _check_wal_level(connection)
         _check_publication(connection, settings.relay.publication)
 

@@ -18,7 +18,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from streams.broker.topics import is_of, metadata
-from streams.worker.driver import undecodable as unreadable
+from streams.worker.driver import undecodable
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class FetchingConsumer(driver.Consumer):
     async def _read_on(self) -> dict[TP, Any] | None:
         """What a fetch would have brought of a partition that aiokafka cannot go on decoding; None when there is none."""
         try:
-            found: dict[TP, Any] = await self._thread.call_thread(unreadable.read_on, self._thread._consumer)
+            found: dict[TP, Any] = await self._thread.call_thread(undecodable.read_on, self._thread._consumer)
         except KafkaError as error:
             # A broker that went away or leads no more: the next fetch breaks off here again, and is read on then.
             logger.warning("a partition cannot be read on now", extra={"error": type(error).__name__})

@@ -12,10 +12,10 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from streams import operate as desk
+from streams import operate
 from streams.audit import examine
 from streams.cli import cli
-from streams.database import migrate as deploy
+from streams.database import migrate
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.registry import configured
@@ -82,11 +82,11 @@ def run(world: World) -> None:
     bombs = enqueue(world.url, world.topic, [payload(0, "b1", message="bomb"), *[payload(n, "b1") for n in range(5)]])
     soon(lambda: states(world, "consumed") == len(ids) and states(world, "dead") == 6 and states(world, "parked") == 5)
     mend = json.dumps(payload(1, "c0", user_id=7, message="mended \u00e9")).encode()
-    with deploy.connection(world.settings) as connection:
-        operator = desk.Operator("ann")
-        desk.edit(connection, broken[0], mend, configured(world.settings), 900_000, operator)
-        list(desk.discard(connection, [broken[1]], operator, desk.Choice()))
-        list(desk.replay(connection, [broken[2]], operator, desk.Choice()))
+    with migrate.connection(world.settings) as connection:
+        operator = operate.Operator("ann")
+        operate.edit(connection, broken[0], mend, configured(world.settings), 900_000, operator)
+        list(operate.discard(connection, [broken[1]], operator, operate.Choice()))
+        list(operate.replay(connection, [broken[2]], operator, operate.Choice()))
     # A message that Kafka lost and that was sent again, as the sweep does it, after the first had arrived after all.
     world.query(
         "INSERT INTO outbox (biz_type, topic, key, payload, resend_of)"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from streams import operate as desk
-from streams.database import migrate as deploy
+from streams import operate
+from streams.database import migrate
 from tests.conftest import World
 
 Report = dict[str, Any]
@@ -41,7 +41,7 @@ def named(found: Report, kind: str) -> set[int]:
 def lose_a_replay(copy: World) -> int:
     """A replay whose record never came, while the workers have passed everything."""
     [(one,)] = copy.query("SELECT outbox_id FROM outbox_state WHERE status = 'dead' ORDER BY 1 LIMIT 1")
-    with deploy.connection(copy.settings) as connection:
-        list(desk.replay(connection, [one], desk.Operator("ann"), desk.Choice()))
+    with migrate.connection(copy.settings) as connection:
+        list(operate.replay(connection, [one], operate.Operator("ann"), operate.Choice()))
     copy.query(HIDE)
     return int(one)

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Connection
 
-from streams.database import migrate as deploy
+from streams.database import migrate
 from streams.settings import Settings, load
 from streams.terminal import printable
 
@@ -37,8 +37,8 @@ def signed(command: F) -> F:
 def database() -> Iterator[tuple[Settings, Connection]]:
     """The configured database, migrated, in no transaction."""
     settings = load()
-    with deploy.connection(settings) as connection:
-        deploy.check(connection)
+    with migrate.connection(settings) as connection:
+        migrate.check(connection)
         connection.rollback()
         yield settings, connection
 
