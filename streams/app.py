@@ -14,9 +14,9 @@ from streams import telemetry
 from streams.broker.topics import Survey
 from streams.errors import StreamsError, UsageError
 from streams.registry import configured
-from streams.settings import LOOPBACK, load
+from streams.settings import Settings, load, refused_bind
 from streams.terminal import printable
-from streams.web.health import add_health
+from streams.web.worker import add_pages
 from streams.worker import preflight
 from streams.worker.app import assemble
 from streams.worker.health import WorkerHealth
@@ -35,12 +35,12 @@ def build() -> faust.App:
     app = assemble(settings, registry, persister, watch.ids)
     patience = 3 * settings.worker.handler_timeout + 10
     pulse = WorkerHealth(app, persister.database, registry.consumed, patience, lambda: watch.change)
-    add_health(app, pulse)
+    add_pages(app, settings, pulse)
 
     def check() -> None:
         telemetry.setup(settings.telemetry, "worker")
         survey = Survey(settings)
-        cluster = preflight.check(settings, registry, _pages(app), survey)
+        cluster = preflight.check(settings, registry, _pages(app, settings), survey)
         watch.begin(survey, cluster, pulse.has_lost)
         persister.database.refuse_gone_back(settings)
 
@@ -51,13 +51,13 @@ def build() -> faust.App:
     return app
 
 
-def _pages(app: faust.App) -> tuple[str, int] | None:
+def _pages(app: faust.App, settings: Settings) -> tuple[str, int] | None:
     """Where the pages will be: Faust's own options may have changed it since; UsageError when others could read them."""
     conf = app.conf
     if not conf.web_enabled:
         return None
-    if conf.web_bind not in LOOPBACK:
-        raise UsageError(f"--web-bind is {conf.web_bind!r}: expected a loopback address ({', '.join(LOOPBACK)})")
+    if refused := refused_bind(settings.web, conf.web_bind):
+        raise UsageError(f"--web-bind is {conf.web_bind!r}: {refused}")
     return conf.web_bind, conf.web_port
 
 

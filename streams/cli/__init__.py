@@ -26,6 +26,7 @@ COMMANDS = {
     "conversations": "streams.cli.conversations:conversations",
     "biz-types": "streams.cli.biz_types:biz_types",
     "audit": "streams.cli.audit:command",
+    "web": "streams.cli.web:web",
 }
 
 

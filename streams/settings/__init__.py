@@ -7,7 +7,7 @@ print.
 
 from __future__ import annotations
 
-from streams.settings.combinations import LOOPBACK
+from streams.settings.combinations import LOOPBACK, refused_bind
 from streams.settings.secrets import public, redact
 from streams.settings.sections import (
     FILE,
@@ -18,6 +18,7 @@ from streams.settings.sections import (
     Settings,
     Telemetry,
     Topic,
+    Web,
 )
 from streams.settings.sources import DEV_SERVICES, load
 
@@ -32,7 +33,9 @@ __all__ = [
     "Settings",
     "Telemetry",
     "Topic",
+    "Web",
     "load",
     "public",
     "redact",
+    "refused_bind",
 ]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import ssl
 from urllib.parse import urlsplit
 
 from streams.errors import SettingsInvalid
 from streams.settings.secrets import redact
-from streams.settings.sections import Broker, Connect, Relay, Settings
+from streams.settings.sections import Broker, Connect, Relay, Settings, Web
 
-# The pages have no credentials: nobody but this machine may ask for them.
+# With `web.access: local` nobody but this machine may ask for the pages.
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -37,11 +38,43 @@ def check(settings: Settings) -> None:
             f"setting 'worker.lock_timeout' is {settings.worker.lock_timeout}: "
             f"expected less than worker.handler_timeout ({settings.worker.handler_timeout})"
         )
-    if settings.web.host not in LOOPBACK:
-        raise SettingsInvalid(
-            f"setting 'web.host' is {settings.web.host!r}: expected a loopback address (127.0.0.1, ::1, localhost), "
-            "because the pages have no credentials yet"
-        )
+    _check_web(settings.web)
+
+
+def refused_bind(web: Web, host: str) -> str | None:
+    """Why nobody but this machine may listen at `host`, in words; None when it may be."""
+    if host in LOOPBACK or web.access != "local":
+        return None
+    return f"expected a loopback address ({', '.join(LOOPBACK)}) unless web.access is users or proxy"
+
+
+def _check_web(web: Web) -> None:
+    if refused := refused_bind(web, web.host):
+        raise SettingsInvalid(f"setting 'web.host' is {web.host!r}: {refused}")
+    needs = {"users": ("users", "secret"), "proxy": ("trusted_proxies", "proxy_secret"), "local": ()}[web.access]
+    for key in needs:
+        if not getattr(web, key):
+            raise SettingsInvalid(f"setting 'web.{key}' is not set: expected one, because web.access is {web.access}")
+    for proxy in web.trusted_proxies:
+        try:
+            ipaddress.ip_network(proxy)
+        except ValueError:
+            raise SettingsInvalid(
+                f"setting 'web.trusted_proxies' names {proxy!r}: expected an address or a network like 10.0.0.0/8"
+            ) from None
+    for host in web.hosts:
+        if not re.fullmatch(r"[A-Za-z0-9.-]+", host):
+            raise SettingsInvalid(f"setting 'web.hosts' names {host!r}: expected host names without scheme and port")
+    for origin in web.origins:
+        if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+", origin):
+            raise SettingsInvalid(f"setting 'web.origins' names {origin!r}: expected scheme://host[:port]")
+    if web.probe is not None and not _bootstrap(web.probe):
+        raise SettingsInvalid(f"setting 'web.probe' is {web.probe!r}: expected host:port")
+    for key in ("database_url", "acts_url"):
+        if (url := getattr(web, key)) is not None and not _database(url):
+            raise SettingsInvalid(
+                f"setting 'web.{key}' is {redact(url)!r}: expected postgresql://user@host:port/database"
+            )
 
 
 def _check_login(broker: Broker) -> None:

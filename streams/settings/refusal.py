@@ -7,8 +7,12 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from streams.settings.sections import Settings, Topic
+from streams.settings.secrets import SECRETS
+from streams.settings.sections import Settings, Token, Topic, User
 from streams.type_errors import explain
+
+# Sections whose keys are names that people give, and what each value is.
+NAMED: dict[str, Any] = {"topics": Topic, "web.users": User, "web.tokens": Token}
 
 _WORDS = {
     "object": "a section of keys",
@@ -30,8 +34,9 @@ def refusal(error: msgspec.ValidationError, raw: dict[str, Any]) -> str:
     key, expected = explain(error, Settings)
     if expected == "expected only declared fields":
         return _unknown(key, raw)
-    if key.startswith("topics[...]"):
-        key = key.replace("[...]", f".{_bad_topic(raw['topics'])}", 1)
+    section = key.partition("[...]")[0]
+    if key.startswith(f"{section}[...]"):
+        key = key.replace("[...]", f".{_bad_name(section, raw)}", 1)
     elif expected.endswith(" for a key"):
         bad = next(name for name in _at(raw, key) if not isinstance(name, str))
         return f"setting {f'{key}.{bad}'.lstrip('.')!r} is a key of type {type(bad).__name__}: expected text"
@@ -42,22 +47,24 @@ def refusal(error: msgspec.ValidationError, raw: dict[str, Any]) -> str:
 def _unknown(key: str, raw: dict[str, Any]) -> str:
     """Its value is not repeated: a misspelt `sasl_password` has one too."""
     kind: Any = Settings
-    if key.startswith("topics"):
-        name = _bad_topic(raw["topics"])
-        key, kind, values = f"topics.{name}", Topic, raw["topics"][name]
-    else:
-        kind, values = (get_type_hints(Settings)[key], raw[key]) if key else (Settings, raw)
+    section, named, _ = key.partition("[...]")
+    if named:
+        key, kind = f"{section}.{_bad_name(section, raw)}", NAMED[section]
+    elif key:
+        kind = get_type_hints(Settings)[key]
+    values = _at(raw, key)
     unknown = next(name for name in values if name not in kind.__struct_fields__)
     full = f"{key}.{unknown}" if key else unknown
     return f"unknown setting {full!r}: expected one of {', '.join(kind.__struct_fields__)}"
 
 
-def _bad_topic(topics: dict[str, Any]) -> str:
-    for name, values in topics.items():
+def _bad_name(section: str, raw: dict[str, Any]) -> str:
+    """Which of the names in a section holds what was refused."""
+    for name, values in _at(raw, section).items():
         try:
-            msgspec.convert(values, Topic)
+            msgspec.convert(values, NAMED[section])
         except msgspec.ValidationError:
-            return name
+            return str(name)
     return "[...]"
 
 
@@ -76,8 +83,11 @@ def _at(raw: Any, key: str) -> Any:
 
 def _shown(key: str, value: Any) -> str:
     """Whoever writes `database: postgresql://user:password@...` does not see it again either."""
-    if key.endswith(("url", "password")) or (
-        key in ("database", "broker", "connect") and isinstance(value, str | list)
+    if (
+        key.endswith("url")
+        or key.rpartition(".")[2] in SECRETS
+        or key.startswith(tuple(f"{section}." for section in NAMED if section != "topics"))
+        or (key in ("database", "broker", "connect", "web") and isinstance(value, str | list))
     ):
         return "***"
     text = repr(value)

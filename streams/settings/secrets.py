@@ -10,13 +10,15 @@ import msgspec
 if TYPE_CHECKING:
     from streams.settings.sections import Settings
 
+SECRETS = ("sasl_password", "secret", "proxy_secret", "password", "sha256")
+"""Keys whose values are never shown."""
+
 
 def public(settings: Settings) -> dict[str, Any]:
     """The settings as plain data with every secret replaced by `***`."""
     plain: dict[str, Any] = msgspec.to_builtins(settings)
-    for section in (plain["database"], plain["broker"], plain["connect"]):
-        section.update({key: visible(key, value) for key, value in section.items()})
-    return plain
+    shown: dict[str, Any] = _shown(plain)
+    return shown
 
 
 def redact(url: str) -> str:
@@ -42,4 +44,10 @@ def visible(name: str, value: Any) -> Any:
     """A value as it may be shown."""
     if not isinstance(value, str) or not value:
         return value
-    return redact(value) if name == "url" else "***" if name == "sasl_password" else value
+    return redact(value) if name.endswith("url") else "***" if name in SECRETS else value
+
+
+def _shown(plain: Any, name: str = "") -> Any:
+    if isinstance(plain, dict):
+        return {key: _shown(value, key) for key, value in plain.items()}
+    return visible(name, plain)

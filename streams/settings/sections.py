@@ -38,6 +38,9 @@ Source = Annotated[
     ),
 ]
 
+Secret = Annotated[str, msgspec.Meta(min_length=32, max_length=1000)]
+Role = Literal["viewer", "support", "operator", "admin"]
+
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __repr__(self) -> str:
@@ -123,11 +126,52 @@ class Worker(_Section, frozen=True):
     unknown_days: Days = 1.0
 
 
+class User(_Section, frozen=True):
+    """Who may log in to the pages: a line of `streams web password`, and what that person may do."""
+
+    password: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=r"^scrypt:[0-9]{1,2}:[0-9]{1,2}:[0-9]{1,2}:[0-9a-f]{32}:[0-9a-f]{64}\Z",
+            description="a line that `streams web password` prints",
+        ),
+    ]
+    role: Role = "viewer"
+
+
+class Token(_Section, frozen=True):
+    """What a program sends as Bearer, by its SHA-256, and what it may do."""
+
+    sha256: Annotated[
+        str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z", description="64 hex digits, the SHA-256 of the token")
+    ]
+    role: Role = "viewer"
+
+
 class Web(_Section, frozen=True):
-    """Where each worker serves its pages."""
+    """Where the operators' pages are served, and who may see what.
+
+    `access` is how whoever asks is known: nobody but this machine, users with passwords, or a proxy that says it.
+    """
 
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 6066
+    access: Literal["local", "users", "proxy"] = "local"
+    local_text: bool = False
+    users: dict[str, User] = {}
+    secret: Secret | None = None
+    tokens: dict[str, Token] = {}
+    trusted_proxies: tuple[str, ...] = ()
+    proxy_secret: Secret | None = None
+    proxy_role: Role = "viewer"
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    probe: str | None = None
+    database_url: str | None = None
+    acts_url: str | None = None
+    environment: Annotated[str, msgspec.Meta(max_length=40)] = ""
+    colour: Literal["grey", "blue", "green", "amber", "red", "violet"] = "grey"
+    faust_tables: bool = False
 
 
 class Log(_Section, frozen=True):

@@ -103,7 +103,7 @@ def _scalar(name: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
-        secret = name.startswith(("STREAMS_DATABASE", "STREAMS_BROKER", "STREAMS_CONNECT"))
+        secret = name.startswith(("STREAMS_DATABASE", "STREAMS_BROKER", "STREAMS_CONNECT", "STREAMS_WEB"))
         raise SettingsInvalid(f"{name} is {'***' if secret else repr(text)}: expected a YAML value") from None
 
 

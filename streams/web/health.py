@@ -1,10 +1,15 @@
-"""`/health/live` and `/health/ready`: 200 or 503, with the reasons as JSON."""
+"""`/health/live` and `/health/ready`: 200 or 503, with the reasons as JSON; and a server for these alone."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
-import faust
+from aiohttp import web
+
+LIVE = 30.0  # seconds without a heartbeat after which a supervisor should restart the process
+
+Health = tuple[int, Mapping[str, Any]]
 
 
 class Readiness(Protocol):
@@ -24,25 +29,34 @@ class WorkerHealth(Protocol):
     def readiness(self) -> Any: ...
 
 
-LIVE = 30.0  # seconds without a heartbeat after which a supervisor should restart the process
+def live(health: WorkerHealth) -> Health:
+    """Whether the process should go on."""
+    alive = health.age < LIVE
+    return 200 if alive else 503, {"live": alive, "heartbeat_age": round(health.age, 1)}
 
 
-def add_health(app: faust.App, pulse: WorkerHealth) -> None:
-    """Add both pages to the app's web server."""
+def ready(health: WorkerHealth) -> Health:
+    """Whether the worker works, or stands by."""
+    readiness = health.readiness()
+    return 503 if readiness.reasons else 200, {
+        "ready": not readiness.reasons,
+        "reasons": readiness.reasons,
+        "partitions": readiness.partitions,
+        "heartbeat_age": readiness.heartbeat_age,
+        "positions": readiness.positions,
+    }
 
-    @app.page("/health/live")
-    async def live(web: Any, request: Any) -> Any:
-        alive = pulse.age < LIVE
-        return web.json({"live": alive, "heartbeat_age": round(pulse.age, 1)}, status=200 if alive else 503)
 
-    @app.page("/health/ready")
-    async def ready(web: Any, request: Any) -> Any:
-        found = pulse.readiness()
-        answer = {
-            "ready": not found.reasons,
-            "reasons": found.reasons,
-            "partitions": found.partitions,
-            "heartbeat_age": found.heartbeat_age,
-            "positions": found.positions,
-        }
-        return web.json(answer, status=503 if found.reasons else 200)
+def add_health(app: web.Application, health: WorkerHealth) -> None:
+    """Add both pages to an application that has not been started."""
+
+    async def answer_live(_: web.Request) -> web.Response:
+        status, told = live(health)
+        return web.json_response(told, status=status)
+
+    async def answer_ready(_: web.Request) -> web.Response:
+        status, told = ready(health)
+        return web.json_response(told, status=status)
+
+    app.router.add_get("/health/live", answer_live)
+    app.router.add_get("/health/ready", answer_ready)

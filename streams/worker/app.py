@@ -89,6 +89,8 @@ def _options(settings: Settings) -> dict[str, Any]:
         "web_host": web.host,
         "web_port": web.port,
         "web_stats_enabled": True,
+        "web_tables_enabled": web.faust_tables,
+        "web_router_enabled": web.faust_tables,
         "debug": False,
     }
 

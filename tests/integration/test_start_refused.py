@@ -58,7 +58,7 @@ def test_without_a_broker(world: World, refused: Refused, command: tuple[str, ..
 def test_pages_for_everybody(world: World, refused: Refused, address: str) -> None:
     world.migrate()
     said = refused((*WORKER, "--web-bind", address), 2)
-    assert said == f"--web-bind is {address!r}: expected a loopback address (127.0.0.1, ::1, localhost)"
+    assert said.startswith(f"--web-bind is {address!r}: expected a loopback address (127.0.0.1, ::1, localhost) unless")
 
 
 WRONG = [

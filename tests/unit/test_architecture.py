@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "agents": set(BELOW),
     "audit": {*BELOW, "broker"},
     "operate": {*BELOW, "broker"},
-    "web": set(BELOW),
+    "web": {*BELOW, "broker", "operate", "audit"},
     "dev": {*BELOW, "agents"},  # the demo is business code, and has chats to tell
     "relay.postgres": {*BELOW, "broker"},
     "relay.source": {*BELOW, "relay.postgres"},

@@ -72,6 +72,29 @@ def test_an_empty_file_and_empty_sections_mean_defaults() -> None:
         ("broker: {topic_prefix: a b}", "setting 'broker.topic_prefix' is 'a b': expected at most 100 letters, digits"),
         ("1: 2", "setting '1' is a key of type int: expected text"),
         ("relay: {1: 2}", "setting 'relay.1' is a key of type int: expected text"),
+        ("web: {access: users}", "setting 'web.users' is not set: expected one, because web.access is users"),
+        (
+            "web: {access: users, users: {a: {password: x}}}",
+            "setting 'web.users.a.password' is ***: expected a line that",
+        ),
+        (
+            "web: {users: {a.b: {passwort: x}}}",
+            "unknown setting 'web.users.a.b.passwort': expected one of password, role",
+        ),
+        ("web: {tokens: {a: hunter2}}", "setting 'web.tokens.a' is ***: expected a section of keys, got text"),
+        ("web: {access: proxy}", "setting 'web.trusted_proxies' is not set: expected one, because web.access is proxy"),
+        (
+            "web: {trusted_proxies: [x]}",
+            "setting 'web.trusted_proxies' names 'x': expected an address or a network like",
+        ),
+        ("web: {secret: short}", "setting 'web.secret' is ***: expected "),
+        ("web: {hosts: ['a:1']}", "setting 'web.hosts' names 'a:1': expected host names without scheme and port"),
+        ("web: {origins: [ops.example]}", "setting 'web.origins' names 'ops.example': expected scheme://host[:port]"),
+        ("web: {probe: '6080'}", "setting 'web.probe' is '6080': expected host:port"),
+        (
+            "web: {acts_url: 'mysql://a:hunter2@h'}",
+            "setting 'web.acts_url' is 'mysql://a:***@h': expected postgresql://",
+        ),
         ("web: {host: 0.0.0.0}", "setting 'web.host' is '0.0.0.0': expected a loopback address"),
         (
             "worker: {lock_timeout: 40}",
@@ -341,3 +364,23 @@ def test_a_topic_has_its_own_settings_under_its_name_without_prefix() -> None:
 )
 def test_a_format_that_cannot_be_is_refused(text: str, message: str) -> None:
     assert refused(text).startswith(message)
+
+
+def test_secrets_of_the_pages_never_print() -> None:
+    line = f"scrypt:15:8:3:{'1' * 32}:{'2' * 64}"
+    text = f"""
+web:
+  access: users
+  secret: {SECRET * 5}
+  proxy_secret: {SECRET * 5}
+  users: {{amy: {{password: "{line}"}}}}
+  tokens: {{grafana: {{sha256: "{"3" * 64}"}}}}
+  database_url: postgresql://u:{SECRET}@h/d
+"""
+    settings = read(text)
+    for shown in (repr(settings), str(public(settings))):
+        for secret in (SECRET, "1" * 32, "2" * 64, "3" * 64):
+            assert secret not in shown
+        assert "postgresql://u:***@h/d" in shown
+    said = refused(text, STREAMS_WEB__USERS="{amy: [" + SECRET)
+    assert SECRET not in said

@@ -1,0 +1,98 @@
+"""What the API takes and gives, as OpenAPI 3.1, made from the same types that it is made with."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+
+from streams.web import messages
+from streams.web.messages import Response
+from streams.web.rights import Right
+from streams.web.routes import Call, Route
+
+DESCRIBED: list[Route] = []
+"""The whole table of routes, which this one is in itself."""
+
+REF = "#/components/schemas/{name}"
+
+
+class Problem(msgspec.Struct):
+    """What is wrong, in one line."""
+
+    error: str
+
+
+async def answer(call: Call) -> Response:
+    """The description."""
+    return messages.json(description())
+
+
+@cache
+def description() -> dict[str, Any]:
+    """The whole API."""
+    calls = [route for route in DESCRIBED if route.path.startswith("/api/") and route.gives is not None]
+    kinds = [route.gives for route in calls] + [route.takes for route in calls if route.takes] + [Problem]
+    schemas, components = msgspec.json.schema_components(kinds, ref_template=REF)
+    by_kind = dict(zip(map(str, kinds), schemas, strict=True))
+    paths: dict[str, Any] = {}
+    for route in calls:
+        taken = components.get(route.takes.__name__, {}) if route.takes else {}
+        paths.setdefault(route.path.removeprefix("/api"), {})[route.method.lower()] = _operation(route, taken, by_kind)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "outbox-streams",
+            "version": version("outbox-streams"),
+            "description": "What the operators' pages show and do. Message text is in no answer of a GET.",
+        },
+        "servers": [{"url": "./"}],
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"token": []}],
+    }
+
+
+def _operation(route: Route, taken: dict[str, Any], by_kind: dict[str, Any]) -> dict[str, Any]:
+    named = {part[1:-1] for part in route.path.split("/") if part.startswith("{")}
+    required = set(taken.get("required", ()))
+    properties = taken.get("properties", {})
+    problem = {"description": "What is wrong.", "content": _json(by_kind[str(Problem)])}
+    operation: dict[str, Any] = {
+        "summary": route.about,
+        "operationId": f"{route.method.lower()}{route.path.removeprefix('/api').replace('/', '_').translate(_PLAIN)}",
+        "description": f"Needs the right `{route.right}`.",
+        "parameters": [
+            {
+                "name": name,
+                "in": "path" if name in named else "query",
+                "required": name in named or (name in required and route.method == "GET"),
+                "schema": schema,
+            }
+            for name, schema in properties.items()
+            if name in named or route.method == "GET"
+        ],
+        "responses": {
+            "200": {"description": "Found.", "content": _json(by_kind[str(route.gives)])},
+            **dict.fromkeys(("400", "401", "403", "404", "409", "421", "503"), problem),
+        },
+    }
+    if route.method == "POST":
+        fields = {name: schema for name, schema in properties.items() if name not in named}
+        form = {"type": "object", "properties": fields, "required": sorted(required - named)}
+        operation["requestBody"] = {"content": {"application/x-www-form-urlencoded": {"schema": form}}}
+    return operation
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
+_PLAIN = str.maketrans("", "", "{}")
+
+ROUTE = Route("GET", "/api/openapi.json", Right.VIEW, answer, "This description.")

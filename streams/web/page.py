@@ -1,0 +1,159 @@
+"""Something to look at, in three shapes that cannot disagree: a page, a call of the API, a command."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from markupsafe import Markup
+from sqlalchemy import Connection
+
+from streams.settings import Settings
+from streams.web import messages, render
+from streams.web.messages import Response
+from streams.web.rights import Right
+from streams.web.routes import PART, Call, Route
+from streams.web.shared import Answer
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+
+
+class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A page that takes no parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a page is read from."""
+
+    connection: Connection
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Q]):
+    """One page; `path` may name a parameter of `query`, and `/api` before it is its call.
+
+    `read` finds what is shown, in a thread, on a read-only connection; `template` shows it, as `seen`.
+    `command` is what shows the same on a terminal.
+    """
+
+    path: str
+    title: str
+    about: str
+    query: type[Q]
+    gives: Any
+    read: Callable[[Source, Q], Any]
+    template: str
+    command: Callable[[Q], tuple[str, ...]]
+    nav: str = ""
+    live: bool = True
+
+    @property
+    def routes(self) -> tuple[Route, Route]:
+        """The page's route, and the API's."""
+        api = f"/api{self.path}".rstrip("/")
+        return (
+            Route("GET", self.path, Right.VIEW, partial(_shown, self), self.about),
+            Route("GET", api, Right.VIEW, partial(_told, self), self.about, self.query, gives=self.gives),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A page's middle, made once for everybody with the same rights."""
+
+    seen: Any
+    html: str
+    etag: str
+    at: datetime
+
+
+async def _shown(page: Page[Any], call: Call) -> Response:
+    query = call.parameters(page.query)
+    answer = await _made(page, call, query)
+    made = answer.value
+    headers = {"ETag": made.etag, "X-Figures-At": made.at.isoformat(timespec="milliseconds")}
+    if answer.why_old:
+        headers["X-Figures-Old"] = answer.why_old.encode("ascii", "backslashreplace").decode()
+    if call.given.get(PART):
+        if call.request.header("if-none-match") == made.etag:
+            return Response(304, b"", headers)
+        return Response(200, made.html.encode(), {"Content-Type": "text/html; charset=utf-8", **headers})
+    text = shell(
+        call,
+        title=page.title,
+        nav=page.nav,
+        middle=made.html,
+        live=page.live,
+        figures_at=made.at,
+        why_old=answer.why_old,
+        command=shlex.join(page.command(query)),
+        api=_api_address(page, call, query),
+    )
+    return Response(200, text.encode(), {"Content-Type": "text/html; charset=utf-8", **headers})
+
+
+async def _told(page: Page[Any], call: Call) -> Response:
+    query = call.parameters(page.query)
+    answer = await _made(page, call, query)
+    headers = {"X-Figures-At": answer.value.at.isoformat(timespec="milliseconds")}
+    if answer.why_old:
+        headers["X-Figures-Old"] = answer.why_old.encode("ascii", "backslashreplace").decode()
+    response = messages.json(answer.value.seen)
+    return Response(200, response.body, {**response.headers, **headers})
+
+
+async def _made(page: Page[Any], call: Call, query: msgspec.Struct) -> Answer[_Made]:
+    site = call.site
+    base = "../" * (page.path.count("/") - 1) or "./"
+
+    def make(connection: Connection) -> _Made:
+        seen = page.read(Source(connection, site.settings), query)
+        html = render.page(page.template, seen=seen, query=query, base=base, rights=call.who.rights)
+        return _Made(seen, html, render.etag(html), datetime.now(UTC))
+
+    key = (page.path, query, call.who.rights)
+    return await site.shared.get(key, lambda: site.pool.run(make))
+
+
+def shell(call: Call, *, title: str, middle: str, nav: str = "", **more: Any) -> str:
+    """The whole of a page around its middle."""
+    web = call.site.settings.web
+    values = {
+        "live": False,
+        "figures_at": None,
+        "why_old": None,
+        "command": None,
+        "api": None,
+        "query_text": "",
+        "badges": {},
+        **more,
+    }
+    return render.page(
+        "shell.html",
+        title=title,
+        nav=nav,
+        middle=Markup(middle),
+        base=call.base,
+        identity=call.identity,
+        has_login=call.site.access.has_login,
+        environment=web.environment,
+        colour=web.colour,
+        **values,
+    )
+
+
+def _api_address(page: Page[Any], call: Call, query: msgspec.Struct) -> str:
+    """The call of the API that gives the same, relative to the first page."""
+    named = [part[1:-1] for part in page.path.split("/") if part.startswith("{")]
+    address = "api" + page.path.rstrip("/")
+    for name in named:
+        address = address.replace(f"{{{name}}}", render.path(str(getattr(query, name))))
+    given = {name: value for name, value in call.given.items() if value and name not in named and name != PART}
+    return render.link(address, given).unescape()

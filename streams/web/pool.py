@@ -1,0 +1,134 @@
+"""The pages' own connections: two, read-only, two seconds a statement; none while nobody looks.
+
+They work in threads of their own, so that neither a slow statement nor the making of a page keeps
+a worker's event loop; and there are two, so that pages can take nothing from a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from streams.database import sync_engine
+from streams.database.engine import KEEPALIVES
+from streams.database.sessions import Settings as Session
+from streams.errors import ServiceUnreachable, UsageError
+
+T = TypeVar("T")
+
+IDLE_SECONDS = 60.0
+READ: Session = {"statement_timeout": "2000", "default_transaction_read_only": "on"}
+ACT: Session = {"statement_timeout": "30000", "lock_timeout": "5000"}
+
+
+class Pool:
+    """Connections to one database for `purpose`, opened at the first use and closed after a minute without one."""
+
+    def __init__(self, url: Callable[[], str], purpose: str, session: Session, size: int) -> None:
+        self._url, self._purpose, self._session, self._size = url, purpose, session, size
+        self._threads: ThreadPoolExecutor | None = None
+        self._engine: Engine | None = None
+        self._lock = threading.Lock()
+        self._idle: asyncio.TimerHandle | None = None
+        self._working = 0
+        self._retired: list[Engine] = []
+
+    def run(self, work: Callable[[Connection], T]) -> asyncio.Future[T]:
+        """Do this with a connection, in no transaction, in a thread.
+
+        The future's error is ServiceUnreachable when there is none, or it goes away or takes too long, and UsageError when
+        the database refuses; else the work's own.
+        """
+        loop = asyncio.get_running_loop()
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._size, thread_name_prefix=f"pages-{self._purpose}")
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = loop.call_later(IDLE_SECONDS, self._rest)
+        return loop.run_in_executor(self._threads, self._work, work)
+
+    def close(self) -> None:
+        """Close all connections; work that is under way ends first, and nobody waits for it."""
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads = None
+        self._rest()
+
+    def _rest(self) -> None:
+        """Close the connections, as soon as nobody works with one."""
+        with self._lock:
+            if self._engine is not None:
+                self._retired.append(self._engine)
+                self._engine = None
+            self._dispose()
+
+    def _dispose(self) -> None:
+        if not self._working:
+            while self._retired:
+                self._retired.pop().dispose()
+
+    def _work(self, work: Callable[[Connection], T]) -> T:
+        with self._lock:
+            self._working += 1
+        try:
+            with self._connected() as connection:
+                return work(connection)
+        finally:
+            with self._lock:
+                self._working -= 1
+                self._dispose()
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        try:
+            with self._opened().connect() as connection:
+                yield connection
+        except PoolTimeout:
+            raise ServiceUnreachable("all connections of the pages are busy") from None
+        except DBAPIError as error:
+            raise _told(error) from error
+        except SQLAlchemyError as error:
+            raise UsageError(f"the pages' database cannot be used: {type(error).__name__}") from error
+
+    def _opened(self) -> Engine:
+        with self._lock:
+            if self._engine is None:
+                self._engine = sync_engine(
+                    self._url(),
+                    session=self._session,
+                    pool_size=self._size,
+                    max_overflow=0,
+                    pool_timeout=2,
+                    pool_pre_ping=False,
+                    connect_args={
+                        **KEEPALIVES,
+                        "connect_timeout": 2,
+                        "application_name": f"outbox-streams {self._purpose}",
+                    },
+                )
+            return self._engine
+
+
+def _told(error: DBAPIError) -> Exception:
+    """One line for a person: what the server says, without parameters or message text."""
+    state = getattr(error.orig, "sqlstate", None) or ""
+    diagnosis = getattr(error.orig, "diag", None)
+    said = getattr(diagnosis, "message_primary", None) or str(error.orig).split("\n")[0]
+    if state == "57014":
+        return ServiceUnreachable("PostgreSQL takes too long to answer the pages")
+    if state.startswith("25006"):
+        return UsageError("the database takes no writes now")
+    if state.startswith("42"):
+        return UsageError(f"PostgreSQL refuses: {said}")
+    return ServiceUnreachable(f"PostgreSQL does not answer: {said}")

@@ -1,0 +1,108 @@
+"""The pages without a server: a request in, a response out, whatever stands before them."""
+
+from __future__ import annotations
+
+import logging
+
+from streams.errors import ServiceUnreachable, StreamsError, UsageError
+from streams.settings import Settings
+from streams.web import guard, messages, render
+from streams.web.access import Access, HostAccess
+from streams.web.messages import Refusal, Request, Response
+from streams.web.pool import ACT, READ, Pool
+from streams.web.rights import Identity
+from streams.web.routes import Call, find
+from streams.web.shared import Shared
+from streams.web.table import ROUTES
+
+logger = logging.getLogger(__name__)
+
+
+class Site:
+    """All pages and the API of one deployment; `host` says who asks, where an application mounts them.
+
+    Nothing is connected before the first request; `close` gives everything back.
+    """
+
+    def __init__(self, settings: Settings, host: HostAccess | None = None) -> None:
+        web = settings.web
+        self.settings = settings
+        self.access = Access(web, host)
+        self.shared = Shared()
+        self.pool = Pool(lambda: web.database_url or settings.database_url, "pages", READ, 2)
+        self.acts = Pool(lambda: web.acts_url or settings.database_url, "acts", ACT, 1)
+
+    async def answer(self, request: Request) -> Response:
+        """The response to a request, never an exception; with the headers that every response has."""
+        try:
+            response = await self._answer(request)
+        except Refusal as refusal:
+            response = self._refused(request, refusal)
+        except Exception as error:
+            # Never the request itself: what somebody typed is in it.
+            logger.exception("a page failed", extra={"error": type(error).__name__})
+            response = self._refused(request, Refusal(500, "the page failed, the log of this process says why"))
+        if request.method == "HEAD":
+            response = Response(response.status, b"", response.headers)
+        return guard.guarded(response)
+
+    def most_bytes(self, request: Request) -> int:
+        """How long the body of this request may be, before anything of it is read."""
+        try:
+            return find(ROUTES, request.method, request.path)[0].most_bytes
+        except Refusal:
+            return 0
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.pool.close()
+        self.acts.close()
+
+    async def _answer(self, request: Request) -> Response:
+        guard.check_host(request, self.settings.web.hosts)
+        try:
+            route, named = find(ROUTES, request.method, request.path)
+        except Refusal:
+            # Which pages there are is nobody's business who may see none.
+            await self._identified(request)
+            raise
+        identity = None if route.right is None else await self._identified(request)
+        if route.method == "POST":
+            bearer = identity is not None and identity.how == "token"
+            guard.check_origin(request, self.settings.web.origins, bearer=bearer)
+        if route.right is not None and identity is not None and route.right not in identity.rights:
+            raise Refusal(403, f"this needs the right {route.right}, which {identity.name!r:.60} does not have")
+        given = {**(request.form if route.method == "POST" else request.parameters), **named}
+        guard.check_parameters(given, long=route.long)
+        return await self._served(Call(self, request, route, identity, given))
+
+    async def _served(self, call: Call) -> Response:
+        try:
+            return await call.route.answer(call)
+        except ServiceUnreachable as error:
+            raise Refusal(503, str(error)) from None
+        except UsageError as error:
+            raise Refusal(503, str(error)) from None
+        except StreamsError as error:
+            raise Refusal(409, str(error)) from None
+
+    async def _identified(self, request: Request) -> Identity:
+        identity = await self.access.identify(request)
+        if identity is None:
+            raise Refusal(401, "nobody is logged in")
+        return identity
+
+    def _refused(self, request: Request, refusal: Refusal) -> Response:
+        """One line, as a page for a person and as JSON for a program; a person who is nobody logs in."""
+        wants_page = request.wants_page and not request.path.startswith(("/api/", "/metrics"))
+        base = "../" * max(0, request.path.count("/") - 1) or "./"
+        if refusal.status == 401 and wants_page and self.access.has_login and request.method in ("GET", "HEAD"):
+            asked = request.path.lstrip("/") + (f"?{request.query}" if request.query else "")
+            return messages.redirect(render.link(f"{base}login", next=asked).unescape())
+        headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else {}
+        if wants_page:
+            text = render.page("refused.html", status=refusal.status, line=refusal.line, base=base)
+            response = messages.html(text, refusal.status)
+        else:
+            response = messages.json({"error": refusal.line}, refusal.status)
+        return Response(response.status, response.body, {**response.headers, **headers})

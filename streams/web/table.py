@@ -1,0 +1,17 @@
+"""Every route that there is: pages with their calls of the API, logins, files, acts."""
+
+from __future__ import annotations
+
+from streams.web import files, login, openapi
+from streams.web.pages import PAGES
+from streams.web.routes import Route
+
+ROUTES: tuple[Route, ...] = (
+    *login.ROUTES,
+    *files.ROUTES,
+    *(route for page in PAGES for route in page.routes),
+    openapi.ROUTE,
+)
+"""Which right each needs: a test walks all of it, with every method and role."""
+
+openapi.DESCRIBED.extend(ROUTES)

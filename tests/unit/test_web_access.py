@@ -1,0 +1,165 @@
+"""Who asks: this machine, a login, a proxy, a token, the host application; and nobody else."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Any
+
+import msgspec
+import pytest
+
+from streams.settings import Web
+from streams.web import passwords
+from streams.web.access import COOKIE, Access
+from streams.web.messages import Refusal, Request
+from streams.web.rights import ROLES, Identity, Right
+
+SECRET = "s" * 32
+PASSWORD = "correct horse battery"
+LINE = passwords.line(PASSWORD)
+HOST = ("host", "127.0.0.1")
+
+
+def access(host: Any = None, **web: Any) -> Access:
+    return Access(msgspec.convert(web, Web), host)
+
+
+def ask(*headers: tuple[str, str], peer: str | None = "127.0.0.1", ours: bool = True) -> Request:
+    return Request("GET", "/", headers=(HOST, *headers), peer=peer, ours=ours)
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"])
+async def test_local_is_this_machine_without_message_text(peer: str) -> None:
+    identity = await access().identify(ask(peer=peer))
+    assert identity is not None
+    assert identity.rights == frozenset(Right) - {Right.TEXT}
+    text = await access(local_text=True).identify(ask(peer=peer))
+    assert text is not None and Right.TEXT in text.rights
+
+
+@pytest.mark.parametrize("peer", ["10.0.0.1", "::ffff:10.0.0.1", "testclient", "", None])
+async def test_local_is_nobody_else(peer: str | None) -> None:
+    with pytest.raises(Refusal, match="only this machine"):
+        await access().identify(ask(peer=peer))
+
+
+async def test_local_behind_a_proxy_would_be_open_to_the_world() -> None:
+    for name in ("x-forwarded-for", "forwarded", "x-forwarded-host"):
+        with pytest.raises(Refusal, match="a proxy passed this on"):
+            await access().identify(ask((name, "10.0.0.1")))
+
+
+async def test_a_login_lasts_until_the_password_line_changes() -> None:
+    users = {"amy": {"password": LINE, "role": "operator"}}
+    ours = access(access="users", users=users, secret=SECRET)
+    cookie = await ours.log_in(ask(), "amy", PASSWORD)
+    identity = await ours.identify(ask(("cookie", f"a=b; {COOKIE}={cookie}")))
+    assert identity == Identity("amy", ROLES["operator"], "user")
+    # Another process with the same secret knows it, whoever asks from wherever.
+    assert await access(access="users", users=users, secret=SECRET).identify(ask(("cookie", f"{COOKIE}={cookie}")))
+    changed = {"amy": {"password": passwords.line(PASSWORD), "role": "operator"}}
+    for other in (
+        access(access="users", users=changed, secret=SECRET),
+        access(access="users", users=users, secret="t" * 32),
+        access(access="users", users={"bob": users["amy"]}, secret=SECRET),
+    ):
+        assert await other.identify(ask(("cookie", f"{COOKIE}={cookie}"))) is None
+    # Two of one name are none: somebody put one beside ours.
+    assert await ours.identify(ask(("cookie", f"{COOKIE}={cookie}; {COOKIE}={cookie}"))) is None
+    assert await ours.identify(ask()) is None
+
+
+def test_a_cookie_ends_and_cannot_be_changed() -> None:
+    now = time.time()
+    cookie = passwords.issue("amy", LINE, SECRET, now)
+    assert passwords.name_in(cookie) == "amy"
+    assert passwords.valid(cookie, "amy", LINE, SECRET, now + passwords.SESSION_SECONDS - 2)
+    assert not passwords.valid(cookie, "amy", LINE, SECRET, now + passwords.SESSION_SECONDS + 1)
+    name, until, mac = cookie.split(".")
+    later = f"{name}.{int(until) + 9999}.{mac}"
+    for forged in (later, f"{name}.{until}.", f"{name}.{until}", "", "..", f"{name}.x.{mac}", f"{name}.{until}.é"):
+        assert not passwords.valid(forged, "amy", LINE, SECRET, now), forged
+
+
+async def test_failed_logins_delay_by_address_and_tell_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def fits(password: str, known: str) -> bool:
+        tried.append(known)
+        return password == PASSWORD
+
+    monkeypatch.setattr(passwords, "fits", fits)
+    ours = access(access="users", users={"amy": {"password": LINE}}, secret=SECRET)
+    for name in ("amy", "nobody", "amy", "nobody"):
+        with pytest.raises(Refusal, match="the name or the password is wrong"):
+            await ours.log_in(ask(), name, "wrong")
+    # Whoever is not known costs as much as whoever is.
+    assert len(tried) == 4
+    with pytest.raises(Refusal, match="too many failed logins from your address") as refused:
+        await ours.log_in(ask(), "amy", PASSWORD)
+    assert refused.value.status == 429
+    assert await ours.log_in(ask(peer="127.0.0.2"), "amy", PASSWORD)
+
+
+@pytest.mark.parametrize("password", [PASSWORD, "", "wrong", "x\0y"])
+def test_a_password_fits_its_own_line(password: str) -> None:
+    assert passwords.fits(password, LINE) == (password == PASSWORD)
+
+
+def test_a_line_cannot_ask_for_all_memory() -> None:
+    assert not passwords.fits("x", f"scrypt:30:8:1:{'0' * 32}:{'0' * 64}")
+
+
+PROXY = {"access": "proxy", "trusted_proxies": ["10.0.0.0/8"], "proxy_secret": SECRET}
+SAID = (("x-outbox-user", "amy"), ("x-outbox-secret", SECRET))
+
+
+async def test_a_proxy_says_who_asks() -> None:
+    ours = access(**PROXY)
+    assert await ours.identify(ask(*SAID, peer="10.1.1.1")) == Identity("amy", ROLES["viewer"], "proxy")
+    admin = await ours.identify(ask(*SAID, ("x-outbox-role", "admin"), peer="10.1.1.1"))
+    assert admin is not None and admin.rights == ROLES["admin"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ask(*SAID, peer="192.168.0.1"),
+        ask(*SAID, peer=None),
+        ask(*SAID, peer="10.1.1.1", ours=False),  # a host application may have replaced the address
+        ask(SAID[0], peer="10.1.1.1"),
+        ask(SAID[1], peer="10.1.1.1"),
+        ask(SAID[0], ("x-outbox-secret", "wrong"), peer="10.1.1.1"),
+        ask(*SAID, SAID[0], peer="10.1.1.1"),
+        ask(*SAID, SAID[1], peer="10.1.1.1"),
+    ],
+)
+async def test_whoever_is_not_the_proxy_says_nothing(request_: Request) -> None:
+    assert await access(**PROXY).identify(request_) is None
+
+
+async def test_an_unknown_role_of_a_proxy_is_no_right() -> None:
+    for roles in ([("x-outbox-role", "root")], [("x-outbox-role", "admin"), ("x-outbox-role", "admin")]):
+        identity = await access(**PROXY).identify(ask(*SAID, *roles, peer="10.1.1.1"))
+        assert identity is not None and identity.rights == frozenset()
+
+
+async def test_a_token_counts_beside_any_access_and_a_wrong_one_counts_for_nothing() -> None:
+    tokens = {"grafana": {"sha256": hashlib.sha256(b"t0ken").hexdigest(), "role": "viewer"}}
+    for ours in (access(tokens=tokens), access(lambda _: None, tokens=tokens), access(**PROXY, tokens=tokens)):
+        known = await ours.identify(ask(("authorization", "Bearer t0ken"), peer="9.9.9.9"))
+        assert known == Identity("token grafana", ROLES["viewer"], "token")
+        for wrong in ("Bearer other", "Bearer", "Basic t0ken", ""):
+            # This machine, with a wrong token, is not let in as this machine.
+            assert await ours.identify(ask(("authorization", wrong))) is None
+
+
+async def test_the_host_application_says_who_asks() -> None:
+    amy = Identity("amy", ROLES["support"], "host")
+
+    async def later(request: Request) -> Identity | None:
+        return amy if request.native == "native" else None
+
+    assert await access(lambda _: amy).identify(ask(peer="9.9.9.9")) == amy
+    assert await access(later).identify(ask()) is None

@@ -1,0 +1,160 @@
+"""Every route with every method and every role: who may do what, Faust's own routes included."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web as aiohttp_web
+
+from streams.dev.ports import free_port
+from streams.settings import Settings, load
+from streams.web.messages import Request
+from streams.web.rights import Right
+from streams.web.site import Site
+from streams.web.table import ROUTES
+from streams.web.worker import add_pages
+from streams.worker.app import App
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+ROLES: dict[str | None, set[str]] = {
+    None: set(),
+    "viewer": {"view"},
+    "support": {"view", "text"},
+    "operator": {"view", "operate"},
+    "admin": {"view", "text", "operate", "discard", "admin"},
+}
+# Written down a second time: a route that is added, or changes its right, has to be changed here too.
+NEEDED: dict[tuple[str, str], str | None] = {
+    ("GET", "/login"): None,
+    ("POST", "/login"): None,
+    ("POST", "/logout"): None,
+    ("GET", "/static/{file}"): None,
+    ("GET", "/"): "view",
+    ("GET", "/dead/"): "view",
+    ("GET", "/api"): "view",
+    ("GET", "/api/dead"): "view",
+    ("GET", "/api/openapi.json"): "view",
+}
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    """Users' access with a token of each role; the database does not answer, which comes after every right."""
+    tokens = {
+        str(role): {"sha256": hashlib.sha256(str(role).encode()).hexdigest(), "role": role} for role in ROLES if role
+    }
+    environ = {
+        "DATABASE_URL": f"postgresql://nobody@127.0.0.1:{free_port()}/none",
+        "STREAMS_WEB__ACCESS": "users",
+        "STREAMS_WEB__SECRET": "s" * 32,
+        "STREAMS_WEB__USERS": f"{{amy: {{password: 'scrypt:15:8:3:{'0' * 32}:{'0' * 64}', role: viewer}}}}",
+        "STREAMS_WEB__TOKENS": str(tokens),
+        "STREAMS_CONFIG": "",
+    }
+    return load(environ=environ)
+
+
+def test_the_table_is_what_is_written_here() -> None:
+    assert {(route.method, route.path): route.right and str(route.right) for route in ROUTES} == NEEDED
+    assert {str(right) for right in Right} == ROLES["admin"]
+
+
+def test_whatever_changes_anything_is_posted() -> None:
+    assert {route.method for route in ROUTES} == {"GET", "POST"}
+    # A role that may only look may change nothing but its own login.
+    assert [route.path for route in ROUTES if route.method == "POST" and route.right in (None, "view")] == [
+        "/login",
+        "/logout",
+    ]
+
+
+@pytest.mark.parametrize("role", ROLES, ids=str)
+async def test_every_route_with_every_method(settings: Settings, role: str | None) -> None:
+    site = Site(settings)
+    headers = [("host", "127.0.0.1"), ("accept", "text/html" if role is None else "*/*")]
+    headers += [("authorization", f"Bearer {role}")] if role else []
+    paths = sorted({path for _, path in NEEDED} | {"/nothing/here"})
+    for path in paths:
+        for method in METHODS:
+            real = path.replace("{file}", "style.css")
+            status = (await site.answer(Request(method, real, headers=headers, peer="9.9.9.9"))).status
+            known = ("GET" if method == "HEAD" else method, path)
+            if known not in NEEDED:
+                expected = {401, 303} if role is None else {404} if path == "/nothing/here" else {405}
+            elif NEEDED[known] is None:
+                # Without Sec-Fetch-Site and Origin even a login is refused.
+                expected = {403} if method == "POST" else {200}
+            elif role is None:
+                expected = {401, 303}
+            elif NEEDED[known] in ROLES[role]:
+                expected = {200, 400, 404, 503}
+            else:
+                expected = {403}
+            assert status in expected, (method, path, role, status)
+    site.close()
+
+
+@pytest.fixture
+async def worker(settings: Settings) -> AsyncIterator[str]:
+    """The web server of a Faust app with our pages, and nothing else of it."""
+    app: Any = App("rights", broker="kafka://127.0.0.1:1", web_stats_enabled=True)
+    readiness = SimpleNamespace(partitions={}, reasons=[], heartbeat_age=0.0, positions={})
+    add_pages(app, settings, SimpleNamespace(age=0.0, readiness=lambda: readiness))
+    app.finalize()
+    # At the start Faust does it twice.
+    app.web.init_server()
+    app.web.init_server()
+    runner = app.web._runner
+    await runner.setup()
+    port = free_port()
+    await aiohttp_web.TCPSite(runner, "127.0.0.1", port).start()
+    yield f"http://127.0.0.1:{port}"
+    await runner.cleanup()
+
+
+FAUST = ("/", "/assignment/", "/table/", "/table/x/", "/table/x/y/", "/router/", "/router/topics", "/router/x/")
+
+
+async def test_fausts_own_routes_follow_the_same_rules(worker: str) -> None:
+    async with aiohttp.ClientSession() as client:
+        for path in (*FAUST, "/nothing"):
+            for method in METHODS:
+                async with client.request(method, worker + path) as answer:
+                    assert answer.status == 401, (method, path)
+                    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+                    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+                token = {"Authorization": "Bearer viewer"}
+                async with client.request(method, worker + path, headers=token) as answer:
+                    allowed = {200, 404, 405, 500, 503} if method in ("GET", "HEAD") else {405}
+                    assert answer.status in allowed, (method, path)
+                    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+            foreign = {"Authorization": "Bearer viewer", "Host": "evil.example"}
+            async with client.get(worker + path, headers=foreign) as answer:
+                assert answer.status == 421
+        for path in ("/health/live", "/health/ready"):
+            # Probes come by whatever name, and know no password.
+            async with client.get(worker + path, headers={"Host": "anything.example"}) as answer:
+                assert answer.status == 200
+
+
+async def test_the_root_leads_a_browser_to_the_pages_and_tells_a_program_fausts_figures(worker: str) -> None:
+    async with aiohttp.ClientSession() as client:
+        html = {"Accept": "text/html,application/xhtml+xml"}
+        async with client.get(f"{worker}/", headers=html, allow_redirects=False) as answer:
+            assert (answer.status, answer.headers["Location"]) == (302, "outbox/")
+        async with client.get(f"{worker}/", headers={"Authorization": "Bearer viewer"}) as answer:
+            # Faust's sensors, of which there are none before it is started.
+            assert await answer.json() == {}
+        async with client.get(f"{worker}/outbox", allow_redirects=False) as answer:
+            assert (answer.status, answer.headers["Location"]) == (308, "outbox/")
+        async with client.get(f"{worker}/outbox/", headers=html, allow_redirects=False) as answer:
+            assert (answer.status, answer.headers["Location"]) == (303, "./login")
+        async with client.get(f"{worker}/outbox/dead/?key=a", headers=html, allow_redirects=False) as answer:
+            assert answer.headers["Location"] == "../login?next=dead%2F%3Fkey%3Da"
+        async with client.get(f"{worker}/outbox/login") as answer:
+            assert answer.status == 200
