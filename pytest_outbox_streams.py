@@ -6,6 +6,7 @@ The plugin is loaded in every run, so nothing is imported and nothing started be
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def streams_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """A real PostgreSQL server of this session: `url`, and `url_of(database)`."""
-    from streams.testing.services import postgres, readable
+    with _extra():
+        from streams.testing.services import postgres, readable
 
     with readable(), postgres(tmp_path_factory.mktemp("streams-postgres")) as server:
         yield server
@@ -28,7 +30,8 @@ def streams_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postg
 @pytest.fixture(scope="session")
 def streams_kafka(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
     """A real Kafka broker of this session: `url` is its `host:port`."""
-    from streams.testing.services import kafka, readable
+    with _extra():
+        from streams.testing.services import kafka, readable
 
     with readable(), kafka(tmp_path_factory.mktemp("streams-kafka"), pytestconfig) as broker:
         yield broker
@@ -41,7 +44,8 @@ def streams_template(streams_postgres: PostgresServer) -> str:
     Override it to add your own tables: a fixture of the same name and scope that takes this one, runs your migrations on
     the URL, closes its connections, and returns the URL.
     """
-    from streams.testing.services import migrated, readable
+    with _extra():
+        from streams.testing.services import migrated, readable
 
     with readable():
         return migrated(streams_postgres)
@@ -50,7 +54,8 @@ def streams_template(streams_postgres: PostgresServer) -> str:
 @pytest.fixture
 def streams_database(streams_postgres: PostgresServer, streams_template: str) -> Iterator[str]:
     """The URL of a fresh migrated database of this test, for `streams.testing.persist` and for your own code."""
-    from streams.testing.services import copied, readable
+    with _extra():
+        from streams.testing.services import copied, readable
 
     with readable(), copied(streams_postgres, streams_template) as url:
         yield url
@@ -61,11 +66,28 @@ def streams_deployment(
     streams_kafka: KafkaBroker, streams_database: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
     """A relay and a worker that run your agents, both ready, on topics of their own and the database of this test."""
-    from streams.testing.deployment import Deployment
-    from streams.testing.services import readable
+    with _extra():
+        from streams.testing.deployment import Deployment
+        from streams.testing.services import readable
 
     with readable():
         deployment = Deployment.on(streams_database, streams_kafka.url, tmp_path_factory.mktemp("streams-deployment"))
         with deployment:
             deployment.up()
             yield deployment
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    """What the extra `dev` brings is missed with one line that says so."""
+    complaint = ""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        from streams.extras import extra_of, lacks
+
+        if extra_of(error) is None:
+            raise
+        complaint = str(lacks("a fixture of outbox-streams", "dev", error))
+    if complaint:
+        pytest.fail(complaint, pytrace=False)

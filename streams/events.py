@@ -14,13 +14,15 @@ from datetime import datetime, timedelta
 from functools import cache, lru_cache
 from itertools import takewhile
 from types import ModuleType
-from typing import Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import msgspec
 import orjson
-from psycopg.types.json import Json
 
 from streams.errors import RegistryInvalid
+
+if TYPE_CHECKING:
+    from psycopg.types.json import Json
 
 E = TypeVar("E")
 
@@ -88,6 +90,9 @@ class Batch(Sequence[Message[E]]):
 
     def parameter(self) -> Json:
         """The same, only to be bound to a statement, of psycopg or SQLAlchemy: it goes out as it is, without becoming text."""
+        # Only here: whoever enqueues with another driver needs no psycopg.
+        from psycopg.types.json import Json
+
         return Json(self._bytes(), dumps=_as_it_is)
 
     def _bytes(self) -> bytearray:

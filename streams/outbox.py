@@ -7,6 +7,7 @@
 
 `enqueue` and `record` take an AsyncSession, async_scoped_session or AsyncConnection, their `_sync` twins a Session,
 scoped_session or Connection; of any of SQLAlchemy's drivers for PostgreSQL, since statements and parameters are SQLAlchemy's.
+SQLAlchemy is loaded when it is used: whoever gives one of its sessions has loaded it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias, overload
-
-from sqlalchemy import Connection, TextClause, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
-from sqlalchemy.orm import Session, scoped_session
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from streams import codec, telemetry
 from streams.database import query
@@ -28,13 +25,14 @@ from streams.errors import OutboxDisabled, OutboxNotConfigured, PayloadInvalid, 
 from streams.events import Batch, Message, declared
 from streams.registry import Registry, configured
 from streams.settings import Settings, load
-from streams.sync_handler import run_sync
 
-AsyncDatabase: TypeAlias = AsyncSession | AsyncConnection | async_scoped_session[Any]
-Database: TypeAlias = Session | Connection | scoped_session[Any]
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, TextClause
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+    from sqlalchemy.orm import Session, scoped_session
 
-_ASYNC = (AsyncSession, AsyncConnection, async_scoped_session)
-_SYNC = (Session, Connection, scoped_session)
+AsyncDatabase: TypeAlias = "AsyncSession | AsyncConnection | async_scoped_session[Any]"
+Database: TypeAlias = "Session | Connection | scoped_session[Any]"
 
 # Transactions share the server's lock table with everybody: by default it has room for some 6,400 locks.
 ORDERED_KEYS = 1000
@@ -77,14 +75,15 @@ async def enqueue(
     `ordered=True` makes concurrent transactions that write one key take turns; without it their order is undefined.
     Raises OutboxNotConfigured, OutboxDisabled, PayloadInvalid, UsageError; nothing was sent then.
     """
-    if not (rows := _rows(events, ordered)):
+    if not (rows := checked_rows(events, ordered)):
         return []
     connection = await _async_connection(db)
     with telemetry.enqueueing({row[1] for row in rows}, traceparent) as parent:
         if ordered:
-            await connection.execute(*_in_order(rows))
-        inserted = await connection.execute(*insert_rows(rows, parent))
-        return _ids(events, [row[0] for row in inserted])
+            await connection.execute(statement("enqueue_in_order"), keys_of(rows))
+        name, parameters = insert_rows(rows, parent)
+        inserted = await connection.execute(statement(name), parameters)
+        return ids_of(events, [row[0] for row in inserted])
 
 
 @overload
@@ -97,14 +96,15 @@ def enqueue_sync(
     db: Database, events: object, *, ordered: bool = False, traceparent: str | None = None
 ) -> int | list[int]:
     """Like `enqueue`, for a Session or Connection."""
-    if not (rows := _rows(events, ordered)):
+    if not (rows := checked_rows(events, ordered)):
         return []
     connection = _connection(db)
     with telemetry.enqueueing({row[1] for row in rows}, traceparent) as parent:
         if ordered:
-            connection.execute(*_in_order(rows))
-        inserted = connection.execute(*insert_rows(rows, parent))
-        return _ids(events, [row[0] for row in inserted])
+            connection.execute(statement("enqueue_in_order"), keys_of(rows))
+        name, parameters = insert_rows(rows, parent)
+        inserted = connection.execute(statement(name), parameters)
+        return ids_of(events, [row[0] for row in inserted])
 
 
 async def record(db: AsyncDatabase, events: object, *, ordered: bool = False, traceparent: str | None = None) -> None:
@@ -125,6 +125,8 @@ def record_sync(db: Database, events: object, *, ordered: bool = False, tracepar
     if _configured().settings.outbox.enabled:
         enqueue_sync(db, events, ordered=ordered, traceparent=traceparent)
         return
+    from streams.sync_handler import run_sync
+
     run_sync(_connection(db), lambda connection: record(connection, events))
 
 
@@ -140,55 +142,8 @@ def outbox_row(event: object, settings: Settings, registry: Registry) -> tuple[s
     return kind.biz_type, agent.event.topic, key, payload
 
 
-def insert_rows(
-    rows: Sequence[tuple[str, str, str, str]], traceparent: str | None = None
-) -> tuple[TextClause, dict[str, Any]]:
-    """The statement that writes these rows, at least one, and returns their ids."""
-    if len(rows) == 1:
-        [(biz_type, topic, key, payload)] = rows
-        row = {"biz_type": biz_type, "topic": topic, "key": key, "payload": payload, "traceparent": traceparent}
-        return statement("enqueue_one"), row
-    columns = zip(("biz_types", "topics", "keys", "payloads"), zip(*rows, strict=True), strict=True)
-    many = {name: list(values) for name, values in columns}
-    return statement("enqueue_many"), {**many, "traceparent": traceparent}
-
-
-@cache
-def statement(name: str) -> TextClause:
-    """The named query for any of SQLAlchemy's drivers: its parameters are `:name`, not psycopg's `%(name)s`."""
-    return text(re.sub(r"%\((\w+)\)s", r":\1", query(name)))
-
-
-async def _async_connection(db: AsyncDatabase) -> AsyncConnection:
-    if isinstance(db, AsyncSession | async_scoped_session):
-        return await db.connection()
-    if not isinstance(db, AsyncConnection):
-        raise _refused(db, "an AsyncSession, async_scoped_session or AsyncConnection", _SYNC, "enqueue_sync")
-    return db
-
-
-def _connection(db: Database) -> Connection:
-    if isinstance(db, Session | scoped_session):
-        return db.connection()
-    if not isinstance(db, Connection):
-        raise _refused(db, "a Session, scoped_session or Connection", _ASYNC, "enqueue")
-    return db
-
-
-def _refused(db: object, expected: str, other: tuple[type, ...], twin: str) -> UsageError:
-    kind = f"{type(db).__module__}.{type(db).__qualname__}"
-    hint = f"; {twin} takes this one" if isinstance(db, other) else ""
-    return UsageError(f"a {kind} was given: expected {expected} of SQLAlchemy{hint}")
-
-
-def _configured() -> _Outbox:
-    if _outbox is None:
-        raise OutboxNotConfigured("the outbox is not configured: call streams.outbox.start() when the process starts")
-    return _outbox
-
-
-def _rows(events: object, ordered: bool) -> list[tuple[str, str, str, str]]:
-    """Check everything before anything is sent."""
+def checked_rows(events: object, ordered: bool) -> list[tuple[str, str, str, str]]:
+    """The rows (biz_type, topic, key, payload) of these events, all of them checked before anything is sent."""
     started = _configured()
     if not started.settings.outbox.enabled:
         raise OutboxDisabled("outbox.enabled is false: use outbox.record, which writes directly then")
@@ -201,16 +156,80 @@ def _rows(events: object, ordered: bool) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def _in_order(rows: Sequence[tuple[str, str, str, str]]) -> tuple[TextClause, dict[str, Any]]:
-    return statement("enqueue_in_order"), {"keys": sorted({key for _, _, key, _ in rows})}
+def keys_of(rows: Sequence[tuple[str, str, str, str]]) -> dict[str, Any]:
+    """The parameters of the query `enqueue_in_order` for these rows."""
+    return {"keys": sorted({key for _, _, key, _ in rows})}
+
+
+def insert_rows(
+    rows: Sequence[tuple[str, str, str, str]], traceparent: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """The named query that writes these rows, at least one, and returns their ids; and its parameters."""
+    if len(rows) == 1:
+        [(biz_type, topic, key, payload)] = rows
+        row = {"biz_type": biz_type, "topic": topic, "key": key, "payload": payload, "traceparent": traceparent}
+        return "enqueue_one", row
+    columns = zip(("biz_types", "topics", "keys", "payloads"), zip(*rows, strict=True), strict=True)
+    many = {name: list(values) for name, values in columns}
+    return "enqueue_many", {**many, "traceparent": traceparent}
+
+
+def ids_of(events: object, ids: list[int]) -> int | list[int]:
+    """What `enqueue` returns: one id for one event, a list for a sequence of them."""
+    return sorted(ids) if isinstance(events, Sequence) else ids[0]
+
+
+@cache
+def statement(name: str) -> TextClause:
+    """The named query for any of SQLAlchemy's drivers: its parameters are `:name`, not psycopg's `%(name)s`."""
+    from sqlalchemy import text
+
+    return text(re.sub(r"%\((\w+)\)s", r":\1", query(name)))
+
+
+async def _async_connection(db: AsyncDatabase) -> AsyncConnection:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+
+    if isinstance(db, AsyncSession | async_scoped_session):
+        return await db.connection()
+    if not isinstance(db, AsyncConnection):
+        raise _refused(db, "an AsyncSession, async_scoped_session or AsyncConnection")
+    return db
+
+
+def _connection(db: Database) -> Connection:
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session, scoped_session
+
+    if isinstance(db, Session | scoped_session):
+        return db.connection()
+    if not isinstance(db, Connection):
+        raise _refused(db, "a Session, scoped_session or Connection")
+    return db
+
+
+def _refused(db: object, expected: str) -> UsageError:
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+    from sqlalchemy.orm import Session, scoped_session
+
+    kind = f"{type(db).__module__}.{type(db).__qualname__}"
+    hint = ""
+    if isinstance(db, Session | Connection | scoped_session):
+        hint = "; enqueue_sync takes this one"
+    elif isinstance(db, AsyncSession | AsyncConnection | async_scoped_session):
+        hint = "; enqueue takes this one"
+    return UsageError(f"a {kind} was given: expected {expected} of SQLAlchemy{hint}")
+
+
+def _configured() -> _Outbox:
+    if _outbox is None:
+        raise OutboxNotConfigured("the outbox is not configured: call streams.outbox.start() when the process starts")
+    return _outbox
 
 
 def _sequence(events: object) -> Sequence[object]:
     return events if isinstance(events, Sequence) else [events]
-
-
-def _ids(events: object, ids: list[int]) -> int | list[int]:
-    return sorted(ids) if isinstance(events, Sequence) else ids[0]
 
 
 async def _drawn(connection: AsyncConnection, events: object) -> list[tuple[str, Batch[Any]]]:

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from streams.errors import SettingsInvalid
@@ -139,4 +138,6 @@ def fail(span: Span, code: str) -> None:
 
 @cache
 def _version() -> str:
+    from importlib.metadata import version
+
     return version(NAME)

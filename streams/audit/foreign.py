@@ -9,7 +9,7 @@ from streams.audit.ranges import WIDTH
 from streams.audit.report import Report
 from streams.audit.session import Session
 from streams.database import effects
-from streams.database.effects import Effect
+from streams.effect import Effect
 from streams.message_id import name_of
 from streams.registry import Registry
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from streams.audit.report import Report
 from streams.audit.session import Session
 from streams.database import effects
-from streams.database.effects import Effect, Tally
+from streams.effect import Effect, Tally
 from streams.registry import Registry
 
 LAST = 2**63 - 1

