@@ -29,6 +29,20 @@ class Fate:
         return f"{self.biz_type} {self.outbox_id} is {self.status}{why}"
 
 
+class Status(str):
+    """The status of a message, equal to its word; where an assertion shows it, it says why."""
+
+    _why: str
+
+    def __new__(cls, fate: Fate) -> Status:
+        status = super().__new__(cls, fate.status)
+        status._why = f" ({fate.error_code}: {fate.error})" if fate.error_code else ""
+        return status
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()}{self._why}"
+
+
 class Fates(Sequence[Fate]):
     """The fates of messages; `written` is how many of them had their effect just now, not earlier and not only set aside."""
 
@@ -56,5 +70,5 @@ class Fates(Sequence[Fate]):
 
     @property
     def statuses(self) -> list[str]:
-        """Their statuses."""
-        return [fate.status for fate in self._fates]
+        """Their statuses; where a comparison of them fails, each that has one shows its error."""
+        return [Status(fate) for fate in self._fates]

@@ -67,7 +67,7 @@ def kafka(directory: Path, config: pytest.Config) -> Iterator[KafkaBroker]:
 def migrated(server: PostgresServer) -> str:
     """The URL of a new database with our tables and the biz_types that faust.yml names, without a replication slot."""
     url = _created(server, f"template_{os.getpid()}")
-    settings = load(environ={**os.environ, "DATABASE_URL": url, "STREAMS_RELAY__MODE": "poll"})
+    settings = load(environ={**os.environ, "STREAMS_DATABASE__URL": url, "STREAMS_RELAY__MODE": "poll"})
     for _ in migrate.migrate(settings, configured(settings)):
         pass
     return url

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from streams.database import migrate, query
 from streams.errors import ServiceUnreachable, StreamsError, UsageError
-from streams.outbox import insert_rows, outbox_row
+from streams.outbox import insert_rows, outbox_row, statement
 from streams.registry import configured
 from streams.settings import Settings, load
 from streams.testing.fates import Fates
@@ -123,7 +123,7 @@ class InlineWorker:
         rows = [outbox_row(each, self._settings, self._registry) for each in events if not isinstance(each, int)]
         async with self._transaction() as connection:
             # Ids ascend in the order given, whatever order the server returns them in.
-            new = iter(sorted(row[0] for row in await connection.execute(*insert_rows(rows))) if rows else [])
+            new = iter(sorted(await _inserted(connection, rows)) if rows else [])
             ids = [each if isinstance(each, int) else next(new) for each in events]
             records = [_record(row) for row in await _rows(connection, "deliverable", ids=ids)]
         if missing := set(ids) - {record.offset for record in records}:
@@ -236,6 +236,11 @@ def _at(where: Where, settings: Settings) -> Settings:
 def _check(settings: Settings) -> None:
     with migrate.connection(settings) as connection:
         migrate.check(connection)
+
+
+async def _inserted(connection: AsyncConnection, rows: Sequence[tuple[str, str, str, str]]) -> list[int]:
+    name, parameters = insert_rows(rows)
+    return [row[0] for row in await connection.execute(statement(name), parameters)]
 
 
 async def _rows(connection: AsyncConnection, name: str, **parameters: Any) -> list[Any]:

@@ -151,6 +151,7 @@ def _report(topic: str, source: str, outcome: Outcome) -> None:
     for (partition, status, code), asides in failed.items():
         first = asides[0]
         about = {"status": status, "error_code": code, "count": len(asides), "attempts": first.attempts}
+        about |= {"reason": first.reason} if first.reason else {}
         where = {"topic": topic, "partition": partition, "outbox_id": name_of(source, first.outbox_id)}
         logger.warning("messages set aside", extra={**where, **about})
     if parked := sum(aside.status == "parked" for aside in outcome.asides):

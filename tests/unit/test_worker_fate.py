@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import psycopg
 import pytest
 from psycopg import errors
@@ -97,7 +99,7 @@ def test_delays_double_up_to_half_a_minute_with_jitter() -> None:
 
 def test_a_description_holds_no_text_of_the_message() -> None:
     code, reason = describe(ValueError("canary"))
-    assert (code, reason) == ("ValueError", "the handler raised ValueError")
+    assert (code, reason) == ("ValueError", "the handler raised ValueError")  # never raised: it comes from nowhere
     assert describe(Reject("a\0b \ud800")) == ("rejected", "a\N{REPLACEMENT CHARACTER}b ?")
     assert describe(Reject("the chat is closed", code="closed")) == ("closed", "the chat is closed")
 
@@ -146,7 +148,9 @@ def test_what_is_wrapped_decides(how: str) -> None:
 def test_what_is_hidden_does_not_decide() -> None:
     hidden = wrapped(errors.lookup("42501")("x"), "hidden")
     assert verdict_on(hidden, connection_lost=False) is Verdict.ISOLATE
-    assert describe(hidden) == ("SaveFailed", "the handler raised SaveFailed")
+    code, reason = describe(hidden)
+    assert code == "SaveFailed"
+    assert re.fullmatch(r"the handler raised SaveFailed, at tests/unit/test_worker_fate.py:\d+ in wrapped", reason)
 
 
 def test_what_a_handler_says_itself_counts_whatever_it_says_it_about() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Iterator, Sequence
 from enum import Enum, auto
 from typing import Any
@@ -17,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from streams.errors import MessageError, Reject, Retry
 from streams.registry import Agent
+from streams.worker.failure.frames import Frame, frames_of, is_written_in, text_of_frames
 
 # An outage, a failover (25006), a lock that is taken, a forgotten grant, a full disk: never the message's fault.
 OUTAGE_CLASSES = ("08", "25006", "40", "42501", "53", "55", "57P", "58")
@@ -29,6 +31,9 @@ MISFIT_CLASSES = ("0A", "26", "3D", "3F", "42", "40002", "55000", "55P04")
 TROUBLE_CLASSES = ("53200", "XX")
 # What time cannot heal: data out of range or of the wrong form, a column's own constraints, limits of the server.
 PERMANENT_CLASSES = ("22", "23502", "23514", "54")
+# What the statement names does not exist, or may not be used; the server says which, in words.
+NAMING_CLASSES = ("3F", "42")
+_MISSING = re.compile(r'\b(column|relation|table|function|schema|type) (?:"([^"]+)"|([\w.]+))')
 # Where the server says, with the SQLSTATE of a missing grant, that a policy of row level security refuses a row.
 POLICY = "ExecWithCheckOptions"
 LONGEST_WAIT = 366 * 86400.0  # seconds: what is due later than this is due never
@@ -39,7 +44,11 @@ class WrongTimes(Exception):
 
 
 class HandlerTimeout(Exception):
-    """A handler took longer than worker.handler_timeout."""
+    """A handler took longer than worker.handler_timeout; `frames` are where it waited then."""
+
+    def __init__(self, frames: Sequence[Frame] = ()) -> None:
+        super().__init__()
+        self.frames = frames
 
 
 class MessageExhausted(Exception):
@@ -173,21 +182,45 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def describe(error: BaseException) -> tuple[str, str]:
-    """(code, reason) for the state row, without a word of the message: server details can quote the row."""
+    """(code, reason) for the state row, without a word of the message: server details can quote the row.
+
+    The reason says where in the user's own code it came up, and which table, column or constraint the server names.
+    """
     cause = decisive(error)
     if isinstance(cause, MessageError):
         return storable(text_of(cause.code))[:100], storable(text_of(cause))[:2000]
+    code, reason = _code_and_reason(error, cause)
+    where = text_of_frames(frames(error))
+    return code, storable(f"{reason}, at {where}" if where else reason)[:2000]
+
+
+def frames(error: BaseException) -> list[Frame]:
+    """The frames of the user's own code that say where it came up, innermost first."""
+    cause = decisive(error)
+    return list(cause.frames) if isinstance(cause, HandlerTimeout) else frames_of(error, cause)
+
+
+def without_text(error: BaseException) -> dict[str, str]:
+    """What a log line says of an error: its class, the SQLSTATE, and where it came up; nothing that a handler says of it."""
+    cause = decisive(error)
+    state, where = _state(cause), text_of_frames(frames(error))
+    names = _names(cause, frames(error)) if isinstance(cause, psycopg.Error) else ""
+    said = {"error": name_of(cause), "sqlstate": state, "names": names, "at": storable(where)}
+    return {name: text for name, text in said.items() if text}
+
+
+def _code_and_reason(error: BaseException, cause: BaseException) -> tuple[str, str]:
     if isinstance(cause, HandlerTimeout):
         return "timeout", "the handler took longer than worker.handler_timeout"
     if isinstance(cause, HandlerMisuse | SwallowedError | TransactionEnded):
-        return "misuse", storable(str(cause))[:2000]
+        return "misuse", str(cause)
     if isinstance(cause, LetOut):
         return cause.kind, str(cause)
     if isinstance(cause, psycopg.Error) and cause.sqlstate:
-        swallowed = isinstance(error, SwallowedError)
-        return cause.sqlstate, ("the handler went on after " if swallowed else "") + _server_reason(cause)
-    name = name_of(cause)
-    return name, f"the handler raised {name}"
+        went_on = "the handler went on after " if isinstance(error, SwallowedError) else ""
+        names = _names(cause, frames_of(error, cause))
+        return cause.sqlstate, f"{went_on}{name_of(cause)} ({cause.sqlstate}){f': {names}' if names else ''}"
+    return name_of(cause), f"the handler raised {name_of(cause)}"
 
 
 def server_words(error: BaseException) -> str:
@@ -223,16 +256,24 @@ def _permanent_state(state: str) -> bool:
     return state.startswith(PERMANENT_CLASSES)
 
 
-def _server_reason(error: psycopg.Error) -> str:
+def _names(error: psycopg.Error, own: Sequence[Frame]) -> str:
+    """The table, column and constraint that the server names; what does not exist only when the code has the name.
+
+    A handler that formats what a message says into its statement would have that quoted as the name of a column.
+    """
     diag = error.diag
     named: Sequence[tuple[str, Any]] = (
         ("table", diag.table_name),
         ("column", diag.column_name),
         ("constraint", diag.constraint_name),
     )
-    where = ", ".join(f"{what} {name}" for what, name in named if name)
-    kind = type(error).__name__
-    return f"{kind} ({error.sqlstate})" + (f": {where}" if where else "")
+    names = [f"{kind} {name}" for kind, name in named if name]
+    if not names and (error.sqlstate or "").startswith(NAMING_CLASSES):
+        for kind, quoted, plain in _MISSING.findall(diag.message_primary or ""):
+            name = quoted or plain.rpartition(".")[2]
+            if is_written_in(name, own):
+                names.append(f"{'table' if kind == 'relation' else kind} {name}")
+    return ", ".join(names)
 
 
 def _state(error: BaseException) -> str | None:

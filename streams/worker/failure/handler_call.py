@@ -45,6 +45,7 @@ from streams.worker.failure.classify import (
     name_of,
     verdict_on,
 )
+from streams.worker.failure.frames import waiting_at
 from streams.worker.failure.session_settings import Change, Session, change, unquoted
 
 GRACE = 5.0  # seconds that a handler gets to end once it was cancelled
@@ -326,11 +327,13 @@ def _lent(connection: AsyncConnection, handler: str) -> Iterator[AsyncConnection
 
 async def _in_time(handler: Callable[[], Any], seconds: float) -> None:
     """Await the handler in a task of its own; HandlerTimeout when it takes longer than these seconds."""
-    task = asyncio.ensure_future(_contained(handler))
+    work = _contained(handler)
+    task = asyncio.ensure_future(work)
     try:
         await asyncio.wait([task], timeout=seconds)
         if not task.done():
-            raise HandlerTimeout if await _end(task) else _GoesOn
+            frames = waiting_at(work)  # before it is told to end
+            raise HandlerTimeout(frames) if await _end(task) else _GoesOn(frames)
     except asyncio.CancelledError:  # this task's own: whatever the handler let out is in its task
         await _end(task)
         raise

@@ -209,8 +209,9 @@ class Isolation:
             mended = self._probed.get((biz_type, code)) is False
             if mended or self._memory.troubles[biz_type, code].is_everybodys(enough):
                 _, reason = describe(error)
-                how = f"with {code}" if code in reason else f"as {reason}"
-                raise HandlerBroken(f"every {biz_type} fails {how}") from error
+                raise HandlerBroken(
+                    f"every {biz_type} fails with {code}: {reason.replace(f' ({code})', '', 1)}"
+                ) from error
         for where in self._met:
             if self._memory.troubles[where].disproved:  # charged: what is met later has to be disproved anew
                 del self._memory.troubles[where]

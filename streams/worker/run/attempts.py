@@ -35,8 +35,8 @@ from streams.worker.failure.classify import (
     WrongTimes,
     jittered,
     server_words,
-    sqlstate,
     verdict_on,
+    without_text,
 )
 from streams.worker.failure.handlers import Strategy
 from streams.worker.failure.isolate import FailureHistory
@@ -302,8 +302,9 @@ class Persister:
 
     async def _wait(self, run: Run, error: BaseException, tries: int) -> None:
         about = _about(run, error.__cause__ or error)
-        if tries in (1, 10) or tries % 60 == 0 or about["sqlstate"] != run.reason:
-            run.reason = about["sqlstate"]
+        state = about.get("sqlstate")
+        if tries in (1, 10) or tries % 60 == 0 or state != run.reason:
+            run.reason = state
             text = "the database cannot do it now, the run waits"
             level = logging.WARNING
             if isinstance(error, HandlerBroken):
@@ -342,6 +343,5 @@ def _about(run: Run, error: BaseException) -> dict[str, Any]:
         "partition": run.partition,
         "offset": run.first,
         "records": len(run),
-        "error": type(error).__name__,
-        "sqlstate": sqlstate(error),
+        **without_text(error),
     }

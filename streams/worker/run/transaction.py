@@ -45,7 +45,10 @@ BOTH = "another transaction decided one of these messages in this moment"
 
 @dataclass(frozen=True, slots=True)
 class Aside:
-    """One message set aside: `status` is retrying, parked or dead; `due` is epoch seconds, None when nobody waits."""
+    """One message set aside: `status` is retrying, parked or dead; `due` is epoch seconds, None when nobody waits.
+
+    `code` and `reason` say why.
+    """
 
     outbox_id: int
     partition: int
@@ -54,6 +57,7 @@ class Aside:
     attempts: int = 0
     code: str | None = None
     due: float | None = None
+    reason: str | None = None
 
 
 @dataclass(slots=True)
@@ -140,7 +144,7 @@ class Transaction:
             # What was claimed is committed, and no delivery will ask for it again; who has an effect nobody can tell.
             logger.critical("a handler ended the transaction of its run, the messages in it are dead", exc_info=error)
             await self.lock({one.partition for one in turns})
-            guilty = [Guilty(one.outbox_id, one.key, "dead", 0, "misuse", str(error), open=False) for one in turns]
+            guilty = [Guilty(one.outbox_id, one.key, "dead", 0, *describe(error), open=False) for one in turns]
         if any(one.attempts == 1 and one.code is not None for one in guilty):
             self.memory.failed[self.topic] = time.monotonic()
         self.outcome.consumed += len(turns) - len(guilty)
@@ -171,7 +175,16 @@ class Transaction:
         ]
         due = dict(await self.execute("set_aside", messages=orjson.dumps(rows).decode()))
         self.outcome.asides += [
-            Aside(one.outbox_id, place.partition, one.key, one.status, one.attempts, one.code, due[one.outbox_id])
+            Aside(
+                one.outbox_id,
+                place.partition,
+                one.key,
+                one.status,
+                one.attempts,
+                one.code,
+                due[one.outbox_id],
+                one.error,
+            )
             for place, one in guilty
         ]
 
