@@ -11,8 +11,7 @@ import yaml
 
 from streams.cli.choose import say, say_json
 from streams.settings import DEV_SERVICES, FILE, load, public
-
-URLS = {"database": "DATABASE_URL", "broker": "BROKER_URL"}
+from streams.settings.addresses import VARIABLES, meant_for_us
 
 
 @click.command()
@@ -42,10 +41,11 @@ def _line(key: str, value: Any, origin: str) -> str:
 def _origin(file: dict[str, Any], section: str, key: str | None, value: Any = None) -> str:
     """The variable or file that a value comes from; nothing for a default."""
     variable = f"STREAMS_{section}__{key}".upper() if key else f"STREAMS_{section}".upper()
-    named = URLS.get(section) if key == "url" else None
-    for name in (named, variable):
-        if name and os.environ.get(name):
-            return name
+    named = VARIABLES.get(section) if key == "url" else None
+    if os.environ.get(variable, "").strip():
+        return variable
+    if named and meant_for_us(section, url := os.environ.get(named, "").strip()) and url:
+        return named
     found = file.get(section)
     if found is not None if key is None else isinstance(found, dict) and found.get(key) is not None:
         return os.environ.get("STREAMS_CONFIG", FILE)

@@ -1,8 +1,8 @@
 """Settings: `faust.yml`, overridden by the environment, falling back to the dev services that `streams up` runs here.
 
-`DATABASE_URL`, `BROKER_URL` and `STREAMS_<SECTION>__<KEY>` (`STREAMS_RELAY__MODE=poll`) win over the file. An unknown
-key, a wrong type or an impossible combination raises SettingsInvalid with key, value and expectation. Secrets never
-print.
+`STREAMS_<SECTION>__<KEY>` (`STREAMS_RELAY__MODE=poll`) wins over `DATABASE_URL` and `BROKER_URL`, and both over the file;
+the addresses are looked at when somebody needs them. An unknown key, a wrong type or an impossible combination raises
+SettingsInvalid with key, value and expectation. Secrets never print.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from streams.settings.combinations import LOOPBACK, refused_bind
 from streams.settings.secrets import public, redact
 from streams.settings.sections import (
+    AGENTS,
     FILE,
     RETRY_SUFFIX,
     Broker,
@@ -23,6 +24,7 @@ from streams.settings.sections import (
 from streams.settings.sources import DEV_SERVICES, load
 
 __all__ = [
+    "AGENTS",
     "DEV_SERVICES",
     "FILE",
     "LOOPBACK",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import ssl
-from urllib.parse import urlsplit
 
 from streams.errors import SettingsInvalid
 from streams.settings.secrets import redact
@@ -17,14 +15,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 def check(settings: Settings) -> None:
     """Raises SettingsInvalid for the first of them."""
-    url, broker = settings.database.url, settings.broker
-    if url is not None and not _database(url):
-        raise SettingsInvalid(
-            f"setting 'database.url' is {redact(url)!r}: expected postgresql://user@host:port/database"
-        )
-    if broker.url is not None and not _bootstrap(broker.url):
-        raise SettingsInvalid(f"setting 'broker.url' is {redact(broker.url)!r}: expected host:port[,host:port]")
-    _check_login(broker)
+    _check_login(settings.broker)
     _check_relay(settings.relay)
     _check_connect(settings.connect)
     _check_formats(settings)
@@ -96,6 +87,8 @@ def _check_login(broker: Broker) -> None:
             f"expected none unless broker.security_protocol ({protocol}) is SSL or SASL_SSL"
         )
     if broker.ssl_cafile:
+        import ssl  # only for those who name a file: it takes its time to load
+
         try:
             ssl.create_default_context(cafile=broker.ssl_cafile)
         except OSError as error:  # ssl.SSLError is one
@@ -133,20 +126,3 @@ def _check_connect(connect: Connect) -> None:
         raise SettingsInvalid(f"setting 'connect.url' is {redact(connect.url)!r}: expected http://host:port")
     if connect.register and connect.url is None:
         raise SettingsInvalid("setting 'connect.register' is True: expected false unless connect.url is set")
-
-
-def _database(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False  # a bracket that does not close
-    hosts = parts.netloc.rpartition("@")[2].split(",")
-    found = [re.fullmatch(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::([0-9]{0,5}))?", host) for host in hosts]
-    ports = [host and (host[1] or "5432") for host in found]
-    return parts.scheme in ("postgresql", "postgres") and all(port and 1 <= int(port) <= 65535 for port in ports)
-
-
-def _bootstrap(url: str) -> bool:
-    servers = url.removeprefix("kafka://").split(",")
-    found = [re.fullmatch(r"(?:[\w.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})", server.strip()) for server in servers]
-    return all(server and 1 <= int(server[1]) <= 65535 for server in found)

@@ -7,9 +7,12 @@ from typing import Annotated, Literal
 import msgspec
 
 from streams.errors import SettingsInvalid
+from streams.settings.addresses import bootstrap_servers, database_address, hint
 from streams.settings.secrets import visible
 
 FILE = "faust.yml"
+# The package with our own agent, chat history.
+AGENTS = "streams.agents"
 RETRY_SUFFIX = "-retry"
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -192,7 +195,7 @@ class Settings(_Section, frozen=True):
 
     database: Database = Database()
     broker: Broker = Broker()
-    agents: tuple[str, ...] = ()
+    agents: tuple[str, ...] = (AGENTS,)
     outbox: Outbox = Outbox()
     topic: Topic = Topic()
     topics: dict[str, Topic] = {}
@@ -205,17 +208,24 @@ class Settings(_Section, frozen=True):
 
     @property
     def database_url(self) -> str:
-        """The PostgreSQL URL; SettingsInvalid says what to set when there is none."""
+        """The PostgreSQL URL, without a driver's name; SettingsInvalid says what to set when there is none, or it is none.
+
+        Nothing looks at it before it is asked for: whoever only enqueues needs none.
+        """
         if not self.database.url:
-            raise SettingsInvalid(f"no database: set DATABASE_URL or database.url in {FILE}, or run `streams up` here")
-        return self.database.url
+            raise SettingsInvalid(
+                f"no database: set DATABASE_URL or database.url in {FILE}, or run `streams up` here{hint('database')}"
+            )
+        return database_address(self.database.url)
 
     @property
     def broker_url(self) -> str:
         """Kafka's bootstrap servers, `host:port[,host:port]`; SettingsInvalid says what to set when there are none."""
         if not self.broker.url:
-            raise SettingsInvalid(f"no broker: set BROKER_URL or broker.url in {FILE}, or run `streams up` here")
-        return self.broker.url.removeprefix("kafka://")
+            raise SettingsInvalid(
+                f"no broker: set BROKER_URL or broker.url in {FILE}, or run `streams up` here{hint('broker')}"
+            )
+        return bootstrap_servers(self.broker.url)
 
     def topic_settings(self, name: str) -> Topic:
         """Settings of one topic: its own entry under `topics` (without prefix), else the defaults under `topic`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -11,14 +12,18 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import orjson
-import yaml
 
 from streams.errors import SettingsInvalid
+from streams.settings.addresses import VARIABLES, meant_for_us
 from streams.settings.combinations import check
 from streams.settings.refusal import refusal
 from streams.settings.sections import FILE, Settings
 
 DEV_SERVICES = Path(".dev") / "services.json"
+# What Kubernetes tells every pod of a service named `streams` or `streams-relay`: it says nothing about us.
+_SERVICE_LINK = re.compile(
+    r"STREAMS(_[A-Z0-9]+)*_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
 
 
 def load(
@@ -28,7 +33,8 @@ def load(
 
     A missing file means defaults, unless it was named. `dev_services` is the note `streams up` leaves beside the file.
     """
-    named = path or (Path(environ["STREAMS_CONFIG"]) if environ.get("STREAMS_CONFIG") else None)
+    config = environ.get("STREAMS_CONFIG", "").strip()
+    named = path or (Path(config) if config else None)
     file = named or Path(FILE)
     if named is not None and not named.is_file():
         raise SettingsInvalid(f"settings file {named} does not exist")
@@ -48,6 +54,8 @@ def load(
 
 
 def _read(file: Path) -> dict[str, Any]:
+    import yaml  # when settings are read: importing `streams.outbox` has no use for it
+
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -63,43 +71,52 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise SettingsInvalid(f"{file} is a {type(raw).__name__}: expected sections (database:, broker:, ...)")
     # A section whose keys are all commented out is null.
-    return {key: value if value is not None else [] if key == "agents" else {} for key, value in raw.items()}
+    return {key: {} if value is None else value for key, value in raw.items() if (key, value) != ("agents", None)}
 
 
 def _override(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for section, name in VARIABLES.items():
+        url = environ.get(name, "").strip()
+        if url and meant_for_us(section, url):
+            _section(raw, section, name)["url"] = url
     for name, text in environ.items():
-        if not name.startswith("STREAMS_") or name == "STREAMS_CONFIG":
+        if not name.startswith("STREAMS_") or name == "STREAMS_CONFIG" or _SERVICE_LINK.fullmatch(name):
+            continue
+        # As compose files and charts pass what nobody has set.
+        if not text.strip():
             continue
         section, _, key = name.removeprefix("STREAMS_").lower().partition("__")
         if key:
-            target = raw.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise SettingsInvalid(f"{name}: {section!r} is a {type(target).__name__}: expected a section of keys")
-            # A password is not YAML: what holds text is taken as it is, and empty means unset.
-            optional = _text_keys().get((section, key))
-            target[key] = _scalar(name, text) if optional is None else None if optional and not text else text
+            # A password is not YAML: what holds text is taken as it is.
+            is_text = (section, key) in _text_keys()
+            _section(raw, section, name)[key] = text if is_text else _scalar(name, text)
         else:
             raw[section] = _scalar(name, text)
-    for name, section in (("DATABASE_URL", "database"), ("BROKER_URL", "broker")):
-        if environ.get(name):
-            target = raw.setdefault(section, {})
-            if isinstance(target, dict):
-                target["url"] = environ[name]
+
+
+def _section(raw: dict[str, Any], section: str, name: str) -> dict[str, Any]:
+    """The section that a variable writes to; SettingsInvalid when the file has something else there."""
+    target = raw.setdefault(section, {})
+    if not isinstance(target, dict):
+        raise SettingsInvalid(f"{name}: {section!r} is a {type(target).__name__}: expected a section of keys")
+    return target
 
 
 @cache
-def _text_keys() -> dict[tuple[str, str], bool]:
-    """The (section, key) of every text or choice, and whether it may be unset."""
-    found = {}
+def _text_keys() -> set[tuple[str, str]]:
+    """The (section, key) of every text or choice."""
+    found = set()
     for section, kind in get_type_hints(Settings).items():
         for key, hint in get_type_hints(kind).items() if isinstance(kind, type) else ():
             kinds = {hint} if get_origin(hint) is Literal else set(get_args(hint) or (hint,))
             if all(each in (str, NoneType) or get_origin(each) is Literal for each in kinds):
-                found[section, key] = NoneType in kinds
+                found.add((section, key))
     return found
 
 
 def _scalar(name: str, text: str) -> Any:
+    import yaml
+
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):

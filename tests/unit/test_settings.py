@@ -30,7 +30,12 @@ def read(text: str = "", **environ: str) -> Settings:
 
 def refused(text: str = "", **environ: str) -> str:
     with pytest.raises(SettingsInvalid) as caught:
-        read(text, **environ)
+        found = read(text, **environ)
+        # The addresses are looked at by whoever needs them.
+        if found.database.url:
+            _ = found.database_url
+        if found.broker.url:
+            _ = found.broker_url
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
     return str(caught.value)
@@ -153,7 +158,7 @@ def test_a_refusal_names_key_value_and_expectation(text: str, message: str) -> N
 )
 def test_addresses_that_libpq_knows_are_taken(url: str, folder: Path) -> None:
     (folder / "faust.yml").write_text(f"database: {{url: '{url}'}}")
-    assert load().database_url == url
+    assert load(environ={}).database_url == url
 
 
 @pytest.mark.parametrize(
@@ -206,17 +211,92 @@ def test_the_environment_wins_over_the_file() -> None:
     assert found.topics["chat-history"].partitions == 3
 
 
-def test_the_two_urls_win_over_everything() -> None:
-    found = read(
-        "database: {url: 'postgresql://file/d'}\nbroker: {url: 'file:1'}",
-        DATABASE_URL="postgresql://url/d",
-        BROKER_URL="kafka://url:1",
-        STREAMS_DATABASE__URL="postgresql://key/d",
-        STREAMS_BROKER__URL="key:1",
+def test_our_own_variables_win_over_the_generic_ones_and_those_over_the_file() -> None:
+    text = "database: {url: 'postgresql://file/d'}\nbroker: {url: 'file:1'}"
+    generic = {"DATABASE_URL": "postgresql://url/d", "BROKER_URL": "kafka://url:1"}
+    found = read(text, **generic)
+    assert (found.database_url, found.broker_url) == ("postgresql://url/d", "url:1")
+    found = read(text, **generic, STREAMS_DATABASE__URL="postgresql://key/d", STREAMS_BROKER__URL="key:1")
+    assert (found.database_url, found.broker_url) == ("postgresql://key/d", "key:1")
+    assert read(text, STREAMS_BROKER__URL="key:1", BROKER_URL="").broker_url == "key:1"
+
+
+@pytest.mark.parametrize(
+    ("url", "plain"),
+    [
+        ("postgresql+psycopg://u:p@h:1/d", "postgresql://u:p@h:1/d"),
+        ("postgresql+psycopg2://u@h/d?sslmode=require", "postgresql://u@h/d?sslmode=require"),
+        (
+            "postgresql+asyncpg://u@h/d?ssl=true&prepared_statement_cache_size=0&connect_timeout=3",
+            "postgresql://u@h/d?sslmode=require&connect_timeout=3",
+        ),
+        ("postgresql+asyncpg://u@h/d?prepared_statement_cache_size=0", "postgresql://u@h/d"),
+        ("postgis://u@h/d", "postgresql://u@h/d"),
+        ("pgsql://h/d", "postgresql://h/d"),
+    ],
+)
+def test_the_url_of_another_tool_for_postgresql_is_understood(url: str, plain: str) -> None:
+    assert read(DATABASE_URL=url).database_url == plain
+    assert read(f"database: {{url: '{url}'}}").database_url == plain
+
+
+@pytest.mark.parametrize(
+    ("broker", "scheme"),
+    [
+        ("redis://:hunter2@cache:6379/0", "redis"),
+        ("amqp://guest:hunter2@rabbit//", "amqp"),
+        ("redis+socket:///run/redis.sock", "redis"),
+        ("sentinel://a:1;sentinel://b:1", "sentinel"),
+    ],
+)
+def test_what_names_another_system_is_no_address_of_ours_and_is_named_where_one_is_missing(
+    broker: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service's Celery has a BROKER_URL too, and its other database a DATABASE_URL."""
+    foreign = {"BROKER_URL": broker, "DATABASE_URL": "mysql://u:hunter2@h/d"}
+    found = read("broker: {url: 'file:1'}", **foreign, STREAMS_DATABASE__URL="postgresql://ours/d")
+    assert (found.broker_url, found.database_url) == ("file:1", "postgresql://ours/d")
+    for name, value in foreign.items():
+        monkeypatch.setenv(name, value)
+    Path("faust.yml").unlink()
+    found = load()
+    with pytest.raises(SettingsInvalid) as caught:
+        _ = found.broker_url
+    assert f"(BROKER_URL is {scheme}://..., which is not Kafka's: STREAMS_BROKER__URL is ours alone)" in str(
+        caught.value
     )
-    assert found.database_url == "postgresql://url/d"
-    assert found.broker_url == "url:1"
-    assert read("broker: {url: 'file:1'}", STREAMS_BROKER__URL="key:1", BROKER_URL="").broker_url == "key:1"
+    assert SECRET not in str(caught.value)
+    with pytest.raises(SettingsInvalid, match=r"\(DATABASE_URL is mysql://\.\.\., which is not PostgreSQL's"):
+        _ = found.database_url
+
+
+def test_what_kubernetes_says_of_services_called_like_us_is_nothing_to_us() -> None:
+    links = {
+        "STREAMS_SERVICE_HOST": "10.0.0.1",
+        "STREAMS_SERVICE_PORT": "80",
+        "STREAMS_SERVICE_PORT_HTTP": "80",
+        "STREAMS_PORT": "tcp://10.0.0.1:80",
+        "STREAMS_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "STREAMS_PORT_80_TCP_PROTO": "tcp",
+        "STREAMS_PORT_80_TCP_PORT": "80",
+        "STREAMS_PORT_80_TCP_ADDR": "10.0.0.1",
+    }
+    for service in ("STREAMS", "STREAMS_RELAY", "STREAMS_WORKER_CHAT", "STREAMS_WEB", "STREAMS_2"):
+        assert read(**{name.replace("STREAMS", service, 1): value for name, value in links.items()}) == Settings()
+    assert refused(STREAMS_PORTS="1").startswith("unknown setting 'ports'")
+    assert read(STREAMS_WEB__PORT="7000").web.port == 7000
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_variable_is_as_if_it_was_not_there(empty: str) -> None:
+    """As compose files and charts pass what nobody has set."""
+    names = (
+        "STREAMS_WORKER__TRANSACTIONS", "STREAMS_AGENTS", "STREAMS_RELAY__MODE", "STREAMS_OUTBOX__ENABLED",
+        "STREAMS_BROKER__SASL_USERNAME", "STREAMS_BROKER__TOPIC_PREFIX", "STREAMS_TOPICS", "STREAMS_RELAY", "STREAMS_CONFIG",
+        "STREAMS_RELAY__WAL_LIMIT", "DATABASE_URL", "BROKER_URL",
+    )  # fmt: skip
+    text = "relay: {mode: poll}\nagents: [mine]\nbroker: {topic_prefix: t., url: 'k:1'}\nworker: {transactions: 2}"
+    assert read(text, **dict.fromkeys(names, empty)) == read(text)
 
 
 @pytest.mark.parametrize("text", ["12345", "{abc", "@abc", "a: b #c", "off", " x "])
@@ -226,10 +306,6 @@ def test_text_from_the_environment_is_taken_as_it_is(text: str) -> None:
         STREAMS_BROKER__SASL_PASSWORD=text,
     )
     assert found.broker.sasl_password == text
-
-
-def test_empty_text_from_the_environment_means_unset() -> None:
-    assert read(STREAMS_BROKER__SASL_USERNAME="", STREAMS_BROKER__TOPIC_PREFIX="").broker.sasl_username is None
 
 
 @pytest.mark.parametrize(
@@ -305,7 +381,7 @@ def test_secrets_are_in_no_text_of_the_settings() -> None:
 @pytest.mark.parametrize(
     "environ",
     [
-        {"DATABASE_URL": f"mysql://me:{SECRET}@db/app"},
+        {"STREAMS_DATABASE__URL": f"mysql://me:{SECRET}@db/app"},
         {"DATABASE_URL": f"postgresql://me:x/{SECRET}@db/app"},
         {"DATABASE_URL": f"postgresql://me:x?{SECRET}#@db:x/app"},
         {"DATABASE_URL": f"host=db password={SECRET}"},
