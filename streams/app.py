@@ -13,7 +13,7 @@ import faust
 from streams import telemetry
 from streams.broker.topics import Survey
 from streams.errors import StreamsError, UsageError
-from streams.registry import configured
+from streams.registry import configured, look_here
 from streams.settings import Settings, load, refused_bind
 from streams.terminal import printable
 from streams.web.worker import add_pages
@@ -30,6 +30,7 @@ T = TypeVar("T")
 def build() -> faust.App:
     """The app from faust.yml and the environment; a worker checks its services before it starts."""
     settings = load()
+    look_here()
     registry = configured(settings)
     persister, watch = Persister(settings, registry), TopicWatch()
     app = assemble(settings, registry, persister, watch.ids)

@@ -5,28 +5,29 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import os
 import pkgutil
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import ModuleType
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import msgspec
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from streams.database.effects import Effect as Effect
-from streams.database.effects import Tally as Tally
+from streams.effect import Effect as Effect
+from streams.effect import Tally as Tally
 from streams.errors import RegistryInvalid, SettingsInvalid
 from streams.events import Batch, EventType, declared, declared_in, is_topic
-from streams.settings import RETRY_SUFFIX, Settings
+from streams.settings import AGENTS, RETRY_SUFFIX, Settings
 
-Handler = Callable[[Batch[Any], AsyncConnection], Awaitable[None]]
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+Handler = Callable[[Batch[Any], "AsyncConnection"], Awaitable[None]]
 OnDead = Literal["continue", "hold"]
 H = TypeVar("H", bound=Callable[..., Awaitable[None]])
-
-OURS = "streams.agents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +100,13 @@ def agent(
     return register
 
 
-def discover(packages: Iterable[str] = (), topic_prefix: str = "") -> Registry:
-    """Import every module of our agents and of `packages`, and return what they registered, topics prefixed.
+def discover(packages: Iterable[str] = (AGENTS,), topic_prefix: str = "") -> Registry:
+    """Import every module of `packages`, and return what they registered, topics prefixed.
 
     RegistryInvalid when a package cannot be imported, a biz_type has two handlers or two events, an event on a consumed
     topic has none, or a payload's types cannot be checked; each names the places.
     """
-    modules = [module for package in (OURS, *packages) for module in _import(package)]
+    modules = [module for package in packages for module in _import(package)]
     agents: dict[str, Agent] = {}
     for module, found in _registered:
         if module not in modules:
@@ -120,7 +121,14 @@ def discover(packages: Iterable[str] = (), topic_prefix: str = "") -> Registry:
 def configured(settings: Settings) -> Registry:
     """The registry these settings ask for, envelope topics included; SettingsInvalid when one of those cannot be."""
     found = discover(settings.agents, settings.broker.topic_prefix)
-    return replace(found, envelopes=_envelopes(settings, found))
+    registry = replace(found, envelopes=_envelopes(settings, found))
+    _check_topics(settings, registry)
+    return registry
+
+
+def packages_of_agents() -> frozenset[str]:
+    """The top-level packages that hold agents of this process, ours not among them."""
+    return frozenset(found.handler.__module__.partition(".")[0] for _, found in _registered) - {"streams"}
 
 
 # With the module as it was when it registered: an import that failed and is tried again registers anew.
@@ -156,6 +164,19 @@ def _envelopes(settings: Settings, ours: Registry) -> dict[str, str]:
     return found
 
 
+def _check_topics(settings: Settings, registry: Registry) -> None:
+    """A topic that nobody has would keep the defaults, and nobody would notice before it has messages."""
+    prefix = settings.broker.topic_prefix
+    known = {topic.removeprefix(prefix) for topic in registry.consumed}
+    for name in settings.topics:
+        if name not in known and name.removesuffix(RETRY_SUFFIX) not in known:
+            expected = ", ".join(sorted(known)) or "(none)"
+            raise SettingsInvalid(
+                f"setting 'topics.{name}' is of a topic that no agent here has: expected one of {expected},"
+                " or `format: envelope`"
+            )
+
+
 def _prefixed(found: Agent, prefix: str) -> Agent:
     topic = prefix + found.event.topic
     if not is_topic(topic + RETRY_SUFFIX):
@@ -163,6 +184,13 @@ def _prefixed(found: Agent, prefix: str) -> Agent:
             f"topic {topic!r} of {found.event.where} is too long with the prefix: expected at most 243"
         )
     return replace(found, event=replace(found.event, topic=topic))
+
+
+def look_here() -> None:
+    """Let packages of agents be found in the working folder too, behind all else: nothing there hides a library."""
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
 
 
 def _import(package: str) -> list[ModuleType]:
@@ -176,6 +204,8 @@ def _import(package: str) -> list[ModuleType]:
         raise
     except Exception as error:  # Whatever a module does when it is imported.
         reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, ModuleNotFoundError) and f"{package}.".startswith(f"{error.name}."):
+            reason += f"; it is neither installed, nor on PYTHONPATH, nor in {os.getcwd()}"
         raise RegistryInvalid(f"agents: {package!r} cannot be imported: {reason}{_line(error)}") from error
 
 

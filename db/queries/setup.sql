@@ -73,6 +73,25 @@ FROM (
 GROUP BY biz_type
 ORDER BY biz_type;
 
+-- unserved_biz_types --
+-- Registered biz_types that this process neither knows nor reads, with their topics; `open` when messages of it wait here.
+SELECT t.biz_type, t.topic,
+       EXISTS (SELECT FROM outbox_state AS s WHERE s.topic = t.topic)
+       OR EXISTS (
+           SELECT
+           FROM (
+               SELECT o.biz_type
+               FROM outbox AS o
+               WHERE o.id > (SELECT coalesce(max(floor), 0) FROM relay_position)
+               ORDER BY o.id
+               LIMIT 10000
+           ) AS newest
+           WHERE newest.biz_type = t.biz_type
+       ) AS open
+FROM outbox_biz_types AS t
+WHERE t.retired_at IS NULL AND t.biz_type <> ALL(%(known)s::text[]) AND t.topic <> ALL(%(consumed)s::text[])
+ORDER BY t.biz_type;
+
 -- id_sequence --
 -- The sequence that ids are drawn from, unless it draws them as we rely on: one by one, upwards, each once.
 SELECT seqcache, seqincrement, seqcycle

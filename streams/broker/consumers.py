@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import ConsumerGroupState, KafkaError, KafkaException
+from confluent_kafka import Consumer, ConsumerGroupState, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streams.broker import kafka
@@ -75,6 +75,29 @@ def consumer_group(settings: Settings, topics: Iterable[str]) -> ConsumerGroup:
         },
         assigned={topic: frozenset(numbers) for topic, numbers in assigned.items()},
     )
+
+
+def unread(settings: Settings, topics: Iterable[str]) -> set[str]:
+    """Those of these topics that hold records which the workers' group has not committed past; blocking.
+
+    ServiceUnreachable when Kafka does not answer.
+    """
+    group = {"group.id": settings.worker.group, "enable.auto.commit": False, "isolation.level": "read_committed"}
+    consumer = Consumer(kafka.client(settings) | group)  # it never joins
+    found = set()
+    try:
+        known = consumer.list_topics(timeout=kafka.TIMEOUT).topics
+        for name in topics:
+            asked = [TopicPartition(name, number) for number in known[name].partitions] if name in known else []
+            for place in consumer.committed(asked, timeout=kafka.TIMEOUT) if asked else ():
+                first, end = consumer.get_watermark_offsets(place, timeout=kafka.TIMEOUT)
+                if max(first, place.offset) < end:
+                    found.add(name)
+    except KafkaException as error:
+        raise kafka.unreachable(settings, error) from None
+    finally:
+        consumer.close()
+    return found
 
 
 def _described(admin: AdminClient, name: str) -> Any:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Any, NoReturn
 
 import click
 
 from streams.cli.choose import say
 from streams.errors import StreamsError
+from streams.extras import extra_of, lacks
+from streams.registry import look_here
 
 # Command -> where it lives.  Loading on use keeps `streams --help` quick and `streams env` free of Kafka and Faust.
 COMMANDS = {
@@ -28,6 +31,8 @@ COMMANDS = {
     "audit": "streams.cli.audit:command",
     "web": "streams.cli.web:web",
 }
+# Commands that start development services need all of them, whichever module is missed first.
+DEV_COMMANDS = ("up", "down", "env")
 
 
 class _Commands(click.Group):
@@ -40,8 +45,29 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, name = COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
+        try:
+            command: click.Command = getattr(importlib.import_module(module), name)
+        except ModuleNotFoundError as error:
+            if (extra := _extra(cmd_name, error)) is None:
+                raise
+            return _Lacking(cmd_name, extra, error)
         return command
+
+
+class _Lacking(click.Command):
+    """Stands for a command whose extra is not installed: help says so, and running it is refused."""
+
+    def __init__(self, name: str, extra: str, error: ModuleNotFoundError) -> None:
+        super().__init__(name, help=f"Needs the extra {extra!r}: pip install 'outbox-streams[{extra}]'.")
+        self._refusal = lacks(f"`{name}`", extra, error)
+
+    def make_context(self, *_: Any, **__: Any) -> NoReturn:
+        raise self._refusal
+
+
+def _extra(command: str | None, error: ModuleNotFoundError) -> str | None:
+    extra = extra_of(error)
+    return "dev" if extra and command in DEV_COMMANDS else extra
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,8 +85,16 @@ def cli(ctx: click.Context, debug: bool) -> None:
 def main(args: list[str] | None = None) -> None:
     """Run the command line; ends the process with design's exit codes."""
     arguments = sys.argv[1:] if args is None else args
+    look_here()
     try:
-        cli.main(args=arguments, prog_name="streams", standalone_mode=True)
+        try:
+            cli.main(args=arguments, prog_name="streams", standalone_mode=True)
+        except ModuleNotFoundError as error:
+            # Some commands load what they need only on the way.
+            command = next((each for each in arguments if each in COMMANDS), None)
+            if (extra := _extra(command, error)) is None:
+                raise
+            raise lacks(f"`{command}`", extra, error) from error
     except StreamsError as error:
         if "--debug" in arguments:
             raise

@@ -17,15 +17,17 @@ from streams.database.engine import KEEPALIVES
 from streams.database.sessions import SessionRefused
 from streams.errors import NotMigrated, ServiceUnreachable, SettingsInvalid, UsageError
 from streams.registry import Registry
-from streams.settings import Settings, redact
+from streams.settings import AGENTS, Settings, redact
 
 # Every table of ours but the partitions; `db/schema.sql` says what is in them.
 TABLES = (
     "outbox", "outbox_direct", "outbox_biz_types", "outbox_state", "outbox_foreign", "outbox_run_crashes",
     "outbox_partition_crashes", "outbox_message_crashes", "outbox_rejects", "outbox_topics", "relay_position",
     "relay_shards", "outbox_actions", "outbox_audit_ranges", "outbox_audit_left", "outbox_audits",
-    "outbox_stats", "chat_histories", "agent_chats",
+    "outbox_stats",
 )  # fmt: skip
+# Those of our own agent, where it is used.
+CHAT_TABLES = ("chat_histories", "agent_chats")
 
 
 def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
@@ -38,8 +40,11 @@ def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
             _check_not_newer(database)
             revision = revisions.upgrade(database, partition_rows=settings.outbox.partition_rows)
             yield f"database at revision {revision}"
+            if uses_chat_history(registry):
+                revisions.upgrade_chat_history(database)
             yield from revisions.sync_biz_types(database, biz_types(settings, registry))
-            check_promises(database)
+            yield from _unknown(database, registry)
+            check_promises(database, registry)
             database.commit()
             yield from streams.database.notify.prepare(database, wanted=settings.relay.notify)
             if settings.relay.mode != "poll":
@@ -55,25 +60,41 @@ def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
         raise UsageError(f"PostgreSQL at {where} refuses to migrate: {reason}") from error
 
 
-def check(connection: Connection) -> None:
-    """NotMigrated unless the database is at the revision of this code, UsageError when that of a newer version."""
+def check(connection: Connection, registry: Registry | None = None) -> None:
+    """NotMigrated unless the database is at the revision of this code, UsageError when that of a newer version.
+
+    With a registry the tables of our own agent have to be there too, if it has it.
+    """
     _check_not_newer(connection)
     found, needed = revisions.current(connection), revisions.head()
     if found != needed:
         raise NotMigrated(f"the database is at revision {found or '(none)'}, expected {needed}: run `streams migrate`")
+    if uses_chat_history(registry) and revisions.lacks_chat_history(connection):
+        raise NotMigrated(f"the tables {' and '.join(CHAT_TABLES)} are not there, or are old: run `streams migrate`")
 
 
-def check_promises(connection: Connection) -> None:
+def check_promises(connection: Connection, registry: Registry | None = None) -> None:
     """UsageError when ids are drawn in another way than we rely on, or policies hide rows from this role."""
     sequence = connection.exec_driver_sql(query("id_sequence")).first()
     if sequence is not None:
         raise UsageError(sequence_fault(*sequence))
-    hidden = connection.exec_driver_sql(query("hidden_tables"), {"tables": list(TABLES)}).scalar_one()
+    tables = [*TABLES, *(CHAT_TABLES if uses_chat_history(registry) else ())]
+    hidden = connection.exec_driver_sql(query("hidden_tables"), {"tables": tables}).scalar_one()
     if hidden:
         raise UsageError(
             f"row level security hides rows of {hidden} from this role: run ALTER ROLE ... BYPASSRLS,"
             " or ALTER TABLE ... DISABLE ROW LEVEL SECURITY"
         )
+
+
+def _unknown(connection: Connection, registry: Registry) -> Iterator[str]:
+    """A line for each biz_type that is registered, and that no agent here knows: what is enqueued of it waits."""
+    for row in connection.exec_driver_sql(query("biz_types")):
+        if row.retired_at is None and row.biz_type not in registry.agents:
+            yield (
+                f"biz_type {row.biz_type} is registered and no agent here knows it: add its package to `agents`,"
+                f" or run `streams biz-types retire {row.biz_type}`"
+            )
 
 
 def sequence_fault(cache: int, increment: int, cycle: bool) -> str:
@@ -83,6 +104,12 @@ def sequence_fault(cache: int, increment: int, cycle: bool) -> str:
         " may get a smaller id: run ALTER SEQUENCE outbox_id_seq CACHE 1 INCREMENT 1 NO CYCLE, then end every session that has"
         " enqueued since, as it may have kept ids"
     )
+
+
+def uses_chat_history(registry: Registry | None) -> bool:
+    """Whether our own agent is among the agents."""
+    agents = registry.agents.values() if registry else ()
+    return any(f"{agent.handler.__module__}.".startswith(f"{AGENTS}.") for agent in agents)
 
 
 def register(connection: Connection, settings: Settings, registry: Registry) -> None:

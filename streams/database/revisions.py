@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from sqlalchemy import Connection
@@ -15,6 +16,9 @@ from streams.database.queries import query
 MIGRATIONS = sql_folder() / "migrations"
 # The business database may well have an `alembic_version` of its own.
 VERSION_TABLE = "outbox_streams_version"
+# Our own agent is a default that can be left out: its tables are a branch of their own, with a revision of their own.
+CHAT_HISTORY = "chat_history"
+CHAT_HISTORY_VERSION_TABLE = "outbox_streams_version_chat_history"
 LOCK = 7_201_001
 
 
@@ -35,19 +39,34 @@ def upgrade(connection: Connection, *, partition_rows: int) -> str:
 
     The caller's connection must not be in a transaction; each step commits its own.
     """
+    with locked(connection):
+        _run(connection, MIGRATIONS / "versions", VERSION_TABLE)
+        ensure_sync(connection, ahead=1, width=partition_rows)
+        connection.commit()
+    return head()
+
+
+def upgrade_chat_history(connection: Connection) -> None:
+    """Create or upgrade the tables of chat history; UsageError when somebody else has tables of those names.
+
+    The caller's connection must not be in a transaction.
+    """
+    with locked(connection):
+        _run(connection, MIGRATIONS / "versions" / CHAT_HISTORY, CHAT_HISTORY_VERSION_TABLE)
+
+
+def _run(connection: Connection, versions: Path, version_table: str) -> None:
     # Every command of ours looks at the revision when it starts, and Alembic takes longer to import than that takes.
     from alembic import command
     from alembic.config import Config
 
-    with locked(connection):
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-        connection.commit()
-        ensure_sync(connection, ahead=1, width=partition_rows)
-        connection.commit()
-    return head()
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("path_separator", "newline")
+    config.set_main_option("version_locations", str(versions))
+    config.attributes |= {"connection": connection, "version_table": version_table}
+    command.upgrade(config, "head")
+    connection.commit()
 
 
 @contextmanager
@@ -98,8 +117,15 @@ def revisions() -> list[str]:
     return sorted(name.partition("_")[0] for name in files if name.endswith(".py"))
 
 
-def current(connection: Connection) -> str | None:
+def current(connection: Connection, table: str = VERSION_TABLE) -> str | None:
     """The revision the database is at; None when it was never migrated."""
-    table = connection.exec_driver_sql("SELECT to_regclass(%(name)s)", {"name": VERSION_TABLE}).scalar()
-    found = table and connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar()
+    there = connection.exec_driver_sql("SELECT to_regclass(%(name)s)", {"name": table}).scalar()
+    found = there and connection.exec_driver_sql(f"SELECT version_num FROM {table}").scalar()
     return str(found) if found else None
+
+
+def lacks_chat_history(connection: Connection) -> bool:
+    """Whether the tables of chat history were never made, or are those of an earlier version."""
+    files = MIGRATIONS.joinpath("versions", CHAT_HISTORY).iterdir()
+    newest = max(file.name.partition("_")[0] for file in files if file.name.endswith(".py"))
+    return current(connection, CHAT_HISTORY_VERSION_TABLE) != newest

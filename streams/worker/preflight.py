@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
-from streams.broker import beat, kafka, topics
+from streams.broker import beat, consumers, kafka, topics
 from streams.broker.topics import Cluster, Survey
 from streams.database import migrate, query
 from streams.errors import UsageError
@@ -26,9 +26,10 @@ def check(
     if pages:
         _check_port(*pages)
     with migrate.connection(settings) as connection:
-        migrate.check(connection)
-        migrate.check_promises(connection)
+        migrate.check(connection, registry)
+        migrate.check_promises(connection, registry)
         migrate.register(connection, settings, registry)
+    refuse_unserved(settings, registry)
     names = [*registry.consumed, *(topic + RETRY_SUFFIX for topic in registry.consumed)]
     # Faust would make them itself, after it has looked at them: a worker that comes first would find them without partitions.
     changelogs = {
@@ -40,6 +41,31 @@ def check(
     beat.prepare_topic(settings)
     check_beat(settings)
     return cluster
+
+
+def refuse_unserved(settings: Settings, registry: Registry) -> None:
+    """UsageError when messages wait of a biz_type that no agent here knows, on a topic that nobody reads any more.
+
+    An agent that was left out would stop silently otherwise.  Where other workers read the topic, they have the agent.
+    """
+    if not registry.consumed:
+        raise UsageError(f"setting 'agents' is {list(settings.agents)}: expected a package with an agent in it")
+    with migrate.connection(settings) as connection:
+        known = {"known": list(registry.agents), "consumed": list(registry.consumed)}
+        rows = connection.exec_driver_sql(query("unserved_biz_types"), known).all()
+    if not rows:
+        return
+    topics = {row.topic for row in rows}
+    group = consumers.consumer_group(settings, topics)
+    # Of a group that is being dealt out anew nobody knows yet who reads what.
+    served = topics if group.members and not group.settled else {topic for topic in topics if group.assigned.get(topic)}
+    unread = consumers.unread(settings, topics - served)
+    for row in rows:
+        if row.topic not in served and (row.open or row.topic in unread):
+            raise UsageError(
+                f"messages of biz_type {row.biz_type} wait on topic {row.topic}, which nobody reads, and no agent here"
+                f" knows it: add its package to `agents`, or run `streams biz-types retire {row.biz_type}`"
+            )
 
 
 def check_beat(settings: Settings) -> None:

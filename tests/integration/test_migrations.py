@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from streams.database import migrate as migrations
 from streams.database import revisions, sync_engine
-from streams.database.migrate import TABLES
+from streams.database.migrate import CHAT_TABLES, TABLES
 from streams.dev.postgres import PostgresServer
 from streams.errors import NotMigrated, ServiceUnreachable, SettingsInvalid, UsageError
 from streams.registry import configured
@@ -87,7 +87,7 @@ def catalog(url: str) -> dict[str, list[Any]]:
             kind: [
                 row
                 for row in connection.execute(query.encode()).fetchall()
-                if not PARTITION.fullmatch(row[0]) and row[0] != revisions.VERSION_TABLE
+                if not PARTITION.fullmatch(row[0]) and not row[0].startswith(revisions.VERSION_TABLE)
             ]
             for kind, query in queries.items()
         }
@@ -102,7 +102,7 @@ def test_the_schema_file_is_what_the_migrations_make(database: str) -> None:
 
 def test_no_table_of_ours_is_forgotten_when_policies_are_looked_for(database: str) -> None:
     tables = {row[0] for row in catalog(database)["columns"]}
-    assert set(TABLES) == tables
+    assert {*TABLES, *CHAT_TABLES} == tables
 
 
 def test_the_files_are_named_by_their_revisions(database: str, at: Callable[[str], Connection]) -> None:
@@ -254,3 +254,44 @@ def test_a_role_that_may_not_is_refused_in_one_line(empty: str, name: str, postg
     finally:
         with psycopg.connect(postgres.url, autocommit=True) as connection:
             connection.execute(f"DROP ROLE {role}")
+
+
+def test_our_own_agent_can_be_left_out_with_its_tables(empty: str, name: str) -> None:
+    """The name chat_histories may be somebody else's."""
+    without = settings(empty, name, STREAMS_RELAY__MODE="poll", STREAMS_AGENTS="[]")
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute("CREATE TABLE chat_histories (id int, text text)")
+        assert migrate(without) == [f"database at revision {revisions.head()}"]
+        there = "SELECT to_regclass('agent_chats') IS NOT NULL, (SELECT count(*) FROM outbox_biz_types)"
+        assert connection.execute(there.encode()).fetchall() == [(False, 0)]
+        with pytest.raises(
+            UsageError,
+            match=r"table chat_histories is there and is not ours: leave streams\.agents out of `agents` in faust\.yml, or",
+        ):
+            migrate(settings(empty, name, STREAMS_RELAY__MODE="poll"))
+        assert [row[1] for row in catalog(empty)["columns"] if row[0] == "chat_histories"] == ["id", "text"]
+        connection.execute("DROP TABLE chat_histories")
+    migrate(settings(empty, name, STREAMS_RELAY__MODE="poll"))
+    [line] = [each for each in migrate(without) if "biz_type" in each]
+    assert line == (
+        "biz_type chat_history_persist is registered and no agent here knows it: add its package to `agents`,"
+        " or run `streams biz-types retire chat_history_persist`"
+    )
+
+
+def test_tables_of_chat_history_that_an_earlier_version_made_are_taken_over(
+    empty: str, name: str, at: Callable[[str], Connection]
+) -> None:
+    """Up to revision 0012 they were part of the schema, whoever used them."""
+    found = settings(empty, name, STREAMS_RELAY__MODE="poll")
+    migrate(found)
+    before = catalog(empty)
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute("INSERT INTO agent_chats VALUES (1, 'c', 1, now())")
+        connection.execute(f"DROP TABLE {revisions.CHAT_HISTORY_VERSION_TABLE}".encode())
+        with pytest.raises(NotMigrated, match="the tables chat_histories and agent_chats are not there, or are old"):
+            migrations.check(at(empty), configured(found))
+        migrate(found)
+        migrations.check(at(empty), configured(found))
+        assert connection.execute("SELECT count(*) FROM agent_chats").fetchall() == [(1,)]
+    assert catalog(empty) == before

@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from itertools import takewhile
@@ -23,6 +24,7 @@ from streams import outbox
 from streams.cli import COMMANDS, cli
 from streams.database import async_engine
 from streams.dev.toolbox import CLIENTS
+from streams.extras import EXTRAS
 from streams.settings import Settings, load
 from tests.conftest import World
 from tests.fixtures.projects import importable
@@ -142,6 +144,25 @@ def test_every_shell_line_names_what_exists(page: Path) -> None:
         check_command(shlex.split(inner[1] if inner else line, comments=True))
 
 
+def test_the_commands_of_the_readme_are_found_by_a_new_shell() -> None:
+    """In the order in which they stand there, by somebody who has done nothing else before."""
+    script = ""
+    for line in "".join(blocks(README, "sh")).splitlines():
+        inner = re.fullmatch(r'eval "\$\((.*)\)"', line)
+        [program, *_] = shlex.split(inner[1] if inner else line)
+        # What `streams env` puts on PATH is PostgreSQL's own clients.
+        script += f"{line}\n" if program == "source" else "" if program in CLIENTS else f"command -v {program}\n"
+    ended = subprocess.run(
+        ["bash", "-e", "-c", script],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, script + ended.stderr
+
+
 @pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
 def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
@@ -169,6 +190,12 @@ def check_command(words: list[str]) -> None:
             command = cli.get_command(click.Context(cli), name)
             assert command is not None
             check_arguments(command, rest)
+        case ["pip", "install", *names]:
+            # What another package is called is for its own index to say.
+            extras = [re.fullmatch(r"outbox-streams(?:\[([\w,]+)\])?", name) for name in names]
+            assert {extra for found in extras if found and found[1] for extra in found[1].split(",")} <= EXTRAS.keys()
+        case ["source", script]:
+            assert script == ".venv/bin/activate"
         case ["faust", *_]:
             assert " ".join(words) in (ROOT / "Procfile").read_text().replace(" -q", "")
         case [".venv/bin/python", "-m", "pytest", file]:

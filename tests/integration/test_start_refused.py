@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 from streams.broker import kafka
+from streams.errors import UsageError
+from streams.registry import configured
+from streams.settings import load
+from streams.worker import preflight
 from tests.conftest import World
+from tests.fixtures.publish import enqueue, payload, publish
 
 RELAY = ("streams", "relay")
 WORKER = ("faust", "-q", "-A", "streams.app", "worker")
@@ -162,3 +167,32 @@ def test_a_role_without_rights(refused: Refused, world: World, name: str) -> Non
     finally:
         world.query(f"DROP ROLE {name}")
     assert "permission denied for table" in said
+
+
+def test_messages_that_nobody_here_would_work(world: World) -> None:
+    """An agent that was left out would stop silently, with what was enqueued for it."""
+    world.environ["STREAMS_RELAY__MODE"] = "poll"
+    world.migrate()
+    kafka.prepare_topics(world.settings, [world.topic])
+    without = load(environ={**world.environ, "STREAMS_AGENTS": "[]", "STREAMS_TOPICS": "{seed: {format: envelope}}"})
+    registry = configured(without)
+    preflight.refuse_unserved(without, registry)
+    [outbox_id] = enqueue(world.url, world.topic, [payload(1, "c1")])
+    expected = (
+        rf"messages of biz_type chat_history_persist wait on topic {world.topic}, which nobody reads, and no agent here"
+        r" knows it: add its package to `agents`, or run `streams biz-types retire chat_history_persist`"
+    )
+    with pytest.raises(UsageError, match=expected):
+        preflight.refuse_unserved(without, registry)
+    preflight.refuse_unserved(world.settings, configured(world.settings))
+    # Once it is published only Kafka knows that nobody has read it.
+    world.query("INSERT INTO relay_position (name, mode, floor) VALUES ('r', 'poll', %s)", outbox_id)
+    preflight.refuse_unserved(without, registry)
+    publish(world.settings.broker_url, world.topic, world.url, [outbox_id])
+    with pytest.raises(UsageError, match=expected):
+        preflight.refuse_unserved(without, registry)
+    world.query("UPDATE outbox_biz_types SET retired_at = now()")
+    preflight.refuse_unserved(without, registry)
+    nothing = load(environ={**world.environ, "STREAMS_AGENTS": "[]"})
+    with pytest.raises(UsageError, match=r"setting 'agents' is \[\]: expected a package with an agent in it"):
+        preflight.refuse_unserved(nothing, configured(nothing))

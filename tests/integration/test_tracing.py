@@ -271,7 +271,7 @@ def test_who_does_not_trace_does_not_load_opentelemetry() -> None:
 def diary(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """The module of a user's agent, in this process and in those of its world."""
     (tmp_path / "diary.py").write_text(NOTES)
-    (tmp_path / "faust.yml").write_text("agents: [diary]\ntelemetry: {enabled: true}\n")
+    (tmp_path / "faust.yml").write_text("agents: [streams.agents, diary]\ntelemetry: {enabled: true}\n")
     world.environ |= {"STREAMS_CONFIG": str(tmp_path / "faust.yml"), "PYTHONPATH": str(tmp_path)}
     importable(tmp_path, monkeypatch)
     outbox.start(world.settings)

@@ -12,6 +12,9 @@ import psycopg
 import pytest
 
 from streams.broker import kafka as topics
+from streams.registry import configured
+from streams.settings import load
+from streams.worker import preflight
 from tests.conftest import World
 from tests.fixtures.publish import CHAT, Odd, Publisher, enqueue, payload, publish, publish_batch
 
@@ -147,7 +150,7 @@ async def test_a_second_biz_type_is_one_file_in_the_users_own_package(
         "    await db.execute(text('INSERT INTO likes SELECT outbox_id, post, by FROM json_to_recordset(:m)'\n"
         "        ' AS m (outbox_id bigint, post text, by bigint)'), {'m': messages.json()})\n"
     )
-    (tmp_path / "faust.yml").write_text("agents: [myapp.agents]\ntopics: {likes: {partitions: 3}}\n")
+    (tmp_path / "faust.yml").write_text("agents: [streams.agents, myapp.agents]\ntopics: {likes: {partitions: 3}}\n")
     ready.query("CREATE TABLE likes (outbox_id bigint PRIMARY KEY, post text, by bigint)")
     ready.environ["STREAMS_CONFIG"] = str(tmp_path / "faust.yml")
     ready.environ["PYTHONPATH"] = str(tmp_path)
@@ -161,6 +164,10 @@ async def test_a_second_biz_type_is_one_file_in_the_users_own_package(
     publish(ready.settings.broker_url, likes, ready.url, ids)
     publish(ready.settings.broker_url, ready.topic, ready.url, chats)
     await eventually(settled(ready, [*ids, *chats]), 60)
+    # A process without that agent may start beside this worker: somebody works what waits.
+    enqueue(ready.url, likes, [{"post": "p2", "conversation_id": "p2"}], "like_added")
+    ours = load(environ={**ready.environ, "STREAMS_CONFIG": "", "STREAMS_RELAY__MODE": "poll"})
+    preflight.refuse_unserved(ours, configured(ours))
     assert ready.query("SELECT * FROM likes ORDER BY 1") == [(one, "p1", 7) for one in ids]
     assert ready.query("SELECT outbox_id FROM chat_histories") == [(chats[0],)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -12,8 +13,8 @@ from msgspec.structs import replace
 
 from streams.agents.chat_history import ChatHistoryPersist, save
 from streams.errors import RegistryInvalid, SettingsInvalid
-from streams.registry import agent, configured, discover
-from streams.settings import Broker, Settings, Topic
+from streams.registry import agent, configured, discover, look_here
+from streams.settings import AGENTS, Broker, Settings, Topic
 
 _numbers = itertools.count(1)
 
@@ -62,7 +63,7 @@ def refusal(*packages: str) -> str:
     return str(caught.value)
 
 
-def test_our_own_agents_are_always_known() -> None:
+def test_our_own_agents_are_known_unless_others_are_named() -> None:
     found = discover()
     assert found.agents["chat_history_persist"].event.payload is ChatHistoryPersist
     assert found.agents["chat_history_persist"].handler is save
@@ -73,7 +74,7 @@ def test_one_file_in_a_users_package_is_enough(write: Write) -> None:
     name = write(orders=HEAD + ORDERS + SAVE)
     found = discover([name])
     assert found.agents[f"{name}_placed"].where.startswith(f"{name}.orders.save (")
-    assert found.topics == tuple(sorted(["chat-history", name]))
+    assert found.topics == (name,)
     assert f"{name}_placed" not in discover().agents, "another deployment's agents are not ours"
 
 
@@ -94,9 +95,19 @@ def test_a_package_named_twice_counts_once(write: Write) -> None:
 
 def test_every_topic_gets_the_prefix(write: Write) -> None:
     name = write(orders=HEAD + ORDERS + SAVE)
-    found = configured(Settings(agents=(name,), broker=Broker(topic_prefix="test.")))
+    found = configured(Settings(agents=(AGENTS, name), broker=Broker(topic_prefix="test.")))
     assert found.topics == ("test.chat-history", f"test.{name}")
-    assert discover([name]).topics == ("chat-history", name), "discovering with a prefix changed what is registered"
+    assert discover([name]).topics == (name,), "discovering with a prefix changed what is registered"
+
+
+@pytest.mark.parametrize("name", ["chat-histroy", "test.chat-history", "chat-history-retry-retry"])
+def test_settings_of_a_topic_that_nobody_has_are_refused(name: str) -> None:
+    topics = {name: Topic(partitions=3), "chat-history-retry": Topic(), "seed": Topic(format="envelope")}
+    with pytest.raises(
+        SettingsInvalid,
+        match=rf"setting 'topics\.{name}' is of a topic that no agent here has: expected one of chat-history, seed, or",
+    ):
+        configured(Settings(topics=topics, broker=Broker(topic_prefix="test.")))
 
 
 def test_envelope_topics_are_consumed_beside_those_of_our_events() -> None:
@@ -155,7 +166,7 @@ def test_a_biz_type_with_two_events_is_refused_with_both_places(write: Write) ->
 
 def test_a_biz_type_of_ours_cannot_be_taken(write: Write) -> None:
     name = write(orders=HEAD + ORDERS.replace("{name}_placed", "chat_history_persist") + SAVE)
-    message = refusal(name)
+    message = refusal(AGENTS, name)
     assert "biz_type 'chat_history_persist' has two agents" in message
     assert "streams.agents.chat_history.save" in message
     assert f"{name}.orders.save" in message
@@ -192,6 +203,23 @@ def test_a_package_that_cannot_be_imported_says_why_and_where(write: Write, sour
 @pytest.mark.parametrize("name", ["nowhere_at_all", "", ".relative", "a..b"])
 def test_a_package_that_does_not_exist_is_named(name: str) -> None:
     assert refusal(name).startswith(f"agents: {name!r} cannot be imported: ")
+
+
+def test_a_package_in_the_working_folder_is_found_by_our_commands_behind_all_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lying_here").mkdir()
+    (tmp_path / "lying_here" / "orders.py").write_text(HEAD + ORDERS.replace("{name}", "lying_here") + SAVE)
+    (tmp_path / "json.py").write_text("raise ImportError(__file__)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    message = refusal("lying_here")
+    assert message.endswith(f"it is neither installed, nor on PYTHONPATH, nor in {tmp_path}")
+    look_here()
+    look_here()
+    assert sys.path[-1] == str(tmp_path) != sys.path[-2]
+    importlib.invalidate_caches()
+    assert "lying_here_placed" in discover(["lying_here"]).agents
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Outbox, state, positions, chat history, `outbox_enqueue()` and the view of derived statuses."""
+"""Outbox, state, positions, `outbox_enqueue()` and the view of derived statuses."""
 
 from pathlib import Path
 
