@@ -40,7 +40,7 @@ def hint(section: str, environ: Mapping[str, str] = os.environ) -> str:
 
 def database_address(url: str) -> str:
     """The plain `postgresql://` URL that libpq takes; SettingsInvalid when it is none."""
-    if not _is_database(url):
+    if not is_database(url):
         raise SettingsInvalid(
             f"setting 'database.url' is {redact(url)!r}: expected postgresql://user@host:port/database"
         )
@@ -52,9 +52,28 @@ def database_address(url: str) -> str:
 
 def bootstrap_servers(url: str) -> str:
     """Kafka's servers, `host:port[,host:port]`; SettingsInvalid when it names none."""
-    if not _is_bootstrap(url):
+    if not is_bootstrap(url):
         raise SettingsInvalid(f"setting 'broker.url' is {redact(url)!r}: expected host:port[,host:port]")
     return url.removeprefix("kafka://")
+
+
+def is_database(url: str) -> bool:
+    """Whether it is a URL of PostgreSQL, with or without a driver's name."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False  # a bracket that does not close
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    found = [re.fullmatch(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::([0-9]{0,5}))?", host) for host in hosts]
+    ports = [host and (host[1] or "5432") for host in found]
+    return _scheme(url) in DATABASES and all(port and 1 <= int(port) <= 65535 for port in ports)
+
+
+def is_bootstrap(url: str) -> bool:
+    """Whether it names servers as host:port[,host:port]."""
+    servers = url.removeprefix("kafka://").split(",")
+    found = [re.fullmatch(r"(?:[\w.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})", server.strip()) for server in servers]
+    return all(server and 1 <= int(server[1]) <= 65535 for server in found)
 
 
 def _scheme(url: str) -> str | None:
@@ -69,20 +88,3 @@ def _for_libpq(rest: str) -> str:
     options = [(name, value) for name, value in parse_qsl(query) if name not in _DIALECTS_OWN]
     named = [("sslmode" if name == "ssl" else name, "require" if value == "true" else value) for name, value in options]
     return f"{place}{question}{urlencode(named)}" if named else place
-
-
-def _is_database(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False  # a bracket that does not close
-    hosts = parts.netloc.rpartition("@")[2].split(",")
-    found = [re.fullmatch(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::([0-9]{0,5}))?", host) for host in hosts]
-    ports = [host and (host[1] or "5432") for host in found]
-    return _scheme(url) in DATABASES and all(port and 1 <= int(port) <= 65535 for port in ports)
-
-
-def _is_bootstrap(url: str) -> bool:
-    servers = url.removeprefix("kafka://").split(",")
-    found = [re.fullmatch(r"(?:[\w.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})", server.strip()) for server in servers]
-    return all(server and 1 <= int(server[1]) <= 65535 for server in found)

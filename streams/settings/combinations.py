@@ -6,6 +6,7 @@ import ipaddress
 import re
 
 from streams.errors import SettingsInvalid
+from streams.settings.addresses import is_bootstrap, is_database
 from streams.settings.secrets import redact
 from streams.settings.sections import Broker, Connect, Relay, Settings, Web
 
@@ -59,10 +60,10 @@ def _check_web(web: Web) -> None:
     for origin in web.origins:
         if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+", origin):
             raise SettingsInvalid(f"setting 'web.origins' names {origin!r}: expected scheme://host[:port]")
-    if web.probe is not None and not _bootstrap(web.probe):
+    if web.probe is not None and not is_bootstrap(web.probe):
         raise SettingsInvalid(f"setting 'web.probe' is {web.probe!r}: expected host:port")
     for key in ("database_url", "acts_url"):
-        if (url := getattr(web, key)) is not None and not _database(url):
+        if (url := getattr(web, key)) is not None and not is_database(url):
             raise SettingsInvalid(
                 f"setting 'web.{key}' is {redact(url)!r}: expected postgresql://user@host:port/database"
             )
