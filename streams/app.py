@@ -21,7 +21,7 @@ from streams.worker import preflight
 from streams.worker.app import assemble
 from streams.worker.health import WorkerHealth
 from streams.worker.process import WorkerProcess
-from streams.worker.run.attempts import Persister
+from streams.worker.run.persister import Persister
 from streams.worker.topic_watch import TopicWatch
 
 T = TypeVar("T")

@@ -1,5 +1,5 @@
-"""Runs of records from Kafka into PostgreSQL: one transaction a run, acked after its commit, in order per partition.
+"""Runs of records from Kafka into PostgreSQL: one transaction a run, acked after its commit.
 
-Reading order: `ledger` (which offset may be committed), `transport` (Faust's driver that delivers runs), `lanes` (one run
-a partition at a time), `decode`, `transaction` (the one transaction), `fate` (what an error means), `assembly` (the app).
+Reading order: `app` (what is assembled), `topic_agent` (a run is delivered, worked, acked), `run.pipeline` (its one
+transaction), `run.attempts` (until it commits), `failure` (whose fault an error is), `driver` (Faust's side of it).
 """

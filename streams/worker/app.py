@@ -16,7 +16,7 @@ from streams.settings import RETRY_SUFFIX, Settings
 from streams.worker.driver.transport import run_transport
 from streams.worker.retries.schedule import Schedule, Scheduler
 from streams.worker.retries.tables import AsideTables
-from streams.worker.run.attempts import Persister
+from streams.worker.run.persister import Persister
 from streams.worker.topic_agent import TopicAgent
 
 FETCH_BYTES = 384 * 1024

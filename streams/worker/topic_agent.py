@@ -13,16 +13,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from streams.message_id import name_of
 from streams.settings import RETRY_SUFFIX
+from streams.worker.delivery import by_reason
 from streams.worker.driver.dispatcher import Dispatcher, Slots
 from streams.worker.driver.runs import Run
 from streams.worker.fail import fail_stop
 from streams.worker.retries.schedule import Schedule, noted
 from streams.worker.retries.tables import AsideTables
-from streams.worker.run.attempts import Persister
-from streams.worker.run.conversations import Head
+from streams.worker.run.attempt import Outcome
 from streams.worker.run.crash_guard import Job, PersistRun, WakeConversations, count_crashes
-from streams.worker.run.decode import by_reason
-from streams.worker.run.transaction import Aside, Outcome
+from streams.worker.run.persister import Persister
+from streams.worker.set_aside import SetAside
 
 logger = logging.getLogger(__name__)
 
@@ -63,36 +63,30 @@ class TopicAgent:
 
     async def _work(self, events: Sequence[Any]) -> bool:
         """One transaction for these runs; False when it failed and each needs one of its own."""
-        async with self._persister.suspects.busy([event.value.suspicion for event in events]):
-            return await self._work_these(events)
-
-    async def _work_these(self, events: Sequence[Any]) -> bool:
-        first: Run = events[0].value
-        try:
-            if len(events) > 1:
-                outcome = await self._persister.together([event.value for event in events])
-                if outcome is None:
-                    return False
-                keys = set(outcome.woken)
-            else:
-                job = self._job(first)
-                outcome = await count_crashes(self._persister, job)
-                if outcome is None:
-                    return True
-                keys = outcome.woken | {(first.partition, key) for key in getattr(job, "keys", ())}
-            await self._note(events, outcome, keys)
-            for event in events:
-                event.ack()
-            _report(self._topic, self._persister.origin(self._topic).source, outcome)
-            self._app.monitor.count("consumed", outcome.consumed)
-        except Exception:  # foreseen is only what the persister waits out
-            # An orderly shutdown would commit offsets and could hang: the run is not acked, it will be delivered again.
-            fail_stop(
-                "a run failed for an unexpected reason, the process stops",
-                topic=first.topic,
-                partition=first.partition,
-                offset=first.first,
-            )
+        runs: list[Run] = [event.value for event in events]
+        first = runs[0]
+        async with self._persister.suspects.busy([run.suspicion for run in runs]):
+            try:
+                if len(runs) > 1:
+                    outcome = await self._persister.together(runs)
+                    if outcome is None:
+                        return False
+                    keys = set(outcome.woken)
+                else:
+                    job = self._job(first)
+                    outcome = await count_crashes(self._persister, job)
+                    if outcome is None:
+                        return True
+                    keys = outcome.woken | {(first.partition, key) for key in getattr(job, "keys", ())}
+                await self._note(events, outcome, keys)
+                for event in events:
+                    event.ack()
+                _report(self._topic, self._persister.origin(self._topic).source, outcome)
+                self._app.monitor.count("consumed", outcome.consumed)
+            except Exception:  # foreseen is only what the persister waits out
+                # An orderly shutdown would commit offsets and could hang: the run is not acked, it will be delivered again.
+                where = {"topic": first.topic, "partition": first.partition, "offset": first.first}
+                fail_stop("a run failed for an unexpected reason, the process stops", **where)
         return True
 
     def _job(self, run: Run) -> Job:
@@ -102,14 +96,8 @@ class TopicAgent:
 
     async def _note(self, events: Sequence[Any], outcome: Outcome, keys: set[tuple[int, str]]) -> None:
         """Bring schedule and tables up to what was committed; what fails here is made up for by the next comparison."""
-        retrying = {
-            (one.partition, one.key): Head(
-                one.key, one.partition, one.outbox_id, one.status, one.attempts, one.code, one.due
-            )
-            for one in outcome.asides
-            if one.status == "retrying"
-        }
-        dead = [one for one in outcome.asides if one.status == "dead"]
+        retrying = {(fate.partition, fate.key): fate for fate in outcome.set_aside if fate.status == "retrying"}
+        dead = [fate for fate in outcome.set_aside if fate.status == "dead"]
         if not (keys or retrying or dead):
             return
         try:
@@ -119,19 +107,19 @@ class TopicAgent:
         except (psycopg.Error, SQLAlchemyError, OSError) as error:
             logger.warning("tables not updated", extra={"topic": self._topic, "error": type(error).__name__})
             return
-        found = {where: head for where, head in retrying.items() if where not in keys}
-        found |= {(head.partition, head.key): head for head in heads}
-        noted(self._schedule, found.values(), keys | retrying.keys())
+        known = {where: head for where, head in retrying.items() if where not in keys}
+        known |= {(head.partition, head.key): head for head in heads}
+        noted(self._schedule, known.values(), keys | retrying.keys())
         for event in events:
             if event.value.current:
-                self._write(event, found, keys | retrying.keys(), dead, keys, still)
+                self._write(event, known, keys | retrying.keys(), dead, keys, still)
 
     def _write(
         self,
         event: Any,
-        heads: dict[tuple[int, str], Head],
+        heads: dict[tuple[int, str], SetAside],
         touched: set[tuple[int, str]],
-        dead: list[Any],
+        dead: list[SetAside],
         woken: set[tuple[int, str]],
         still: set[int],
     ) -> None:
@@ -139,23 +127,23 @@ class TopicAgent:
         mine = {head.key: head for where, head in heads.items() if where[0] == partition}
         self._tables.note_heads(event, [key for where, key in touched if where == partition], mine)
         self._tables.mend_dead(event, [key for where, key in woken if where == partition], still)
-        self._tables.note_dead(event, [one for one in dead if one.partition == partition])
+        self._tables.note_dead(event, [fate for fate in dead if fate.partition == partition])
 
 
 def _report(topic: str, source: str, outcome: Outcome) -> None:
     """One line for those of each partition, status and error code, with one of them; those parked behind them are counted."""
-    failed: dict[tuple[int, str, str | None], list[Aside]] = {}
-    for aside in outcome.asides:
-        if aside.status != "parked":
-            failed.setdefault((aside.partition, aside.status, aside.code), []).append(aside)
-    for (partition, status, code), asides in failed.items():
-        first = asides[0]
-        about = {"status": status, "error_code": code, "count": len(asides), "attempts": first.attempts}
-        about |= {"reason": first.reason} if first.reason else {}
+    failed: dict[tuple[int, str, str | None], list[SetAside]] = {}
+    for fate in outcome.set_aside:
+        if fate.status != "parked":
+            failed.setdefault((fate.partition, fate.status, fate.code), []).append(fate)
+    for (partition, status, code), fates in failed.items():
+        first = fates[0]
+        about = {"status": status, "error_code": code, "count": len(fates), "attempts": first.attempts}
+        about |= {"reason": first.error} if first.error else {}
         where = {"topic": topic, "partition": partition, "outbox_id": name_of(source, first.outbox_id)}
         logger.warning("messages set aside", extra={**where, **about})
-    if parked := sum(aside.status == "parked" for aside in outcome.asides):
-        logger.info("messages parked behind an open one", extra={"topic": topic, "count": parked})
+    if count := sum(fate.status == "parked" for fate in outcome.set_aside):
+        logger.info("messages parked behind an open one", extra={"topic": topic, "count": count})
     for (partition, reason), offsets in by_reason(outcome.rejected).items():
         where = {"topic": topic, "partition": partition, "offset": offsets[0], "last": offsets[-1]}
         logger.warning("records rejected", extra={**where, "count": len(offsets), "reason": reason})

@@ -16,7 +16,7 @@ from streams.worker.database.connections import TransactionFailed
 from streams.worker.driver.runs import Run
 from streams.worker.driver.suspicion import ISOLATE
 from streams.worker.failure.classify import HandlerTimeout
-from streams.worker.failure.isolate import RECENTLY
+from streams.worker.failure.history import RECENTLY
 from streams.worker.run.crash_guard import PersistRun, WakeConversations, count_crashes
 from streams.worker.run.transaction import NotYetVisible, Transaction
 from tests.fixtures.listed import PARTITIONS, TOPIC
@@ -49,7 +49,7 @@ def consumed(stage: Stage, run: Any) -> int:
 
 def recently_failing(stage: Stage) -> None:
     """Messages of the topic failed a moment ago."""
-    memory = stage.bench.workers[0]._memories[""]
+    memory = stage.bench.workers[0].attempts.history(TOPIC)
     memory.failed[TOPIC] = time.monotonic()
     memory.first["plain"].add(guilty=10)
     assert memory.recently_failing(TOPIC)
@@ -100,9 +100,9 @@ def test_messages_that_hang_cost_one_timeout_each_and_three_for_their_run(
     assert run is not None
     outcome = stage.bench.run(stage.bench.workers[0].persist(run))
     assert outcome is not None
-    assert [(one.status, one.code) for one in outcome.asides] == [("retrying", "timeout")] * 8
+    assert [(one.status, one.code) for one in outcome.set_aside] == [("retrying", "timeout")] * 8
     assert stage.bench.handler.hung <= len(keys) + 3
-    assert stage.bench.workers[0]._memories[""].known_failures == {}
+    assert stage.bench.workers[0].attempts.history(TOPIC).known_failures == {}
     stage.bench.handler.hung = 0
     stage.all_due()
     stage.wake_up(keys, 1000)
@@ -145,7 +145,7 @@ def test_a_message_that_hangs_and_costs_its_connection_each_time_is_charged(stag
     stage.bench.handler.hook = partial(hang_and_lose_the_connection, stage)
     outcome = stage.bench.run(asyncio.wait_for(stage.bench.workers[0].persist(run), 60))
     assert outcome is not None
-    assert [(one.status, one.code) for one in outcome.asides] == [("retrying", "timeout")]
+    assert [(one.status, one.code) for one in outcome.set_aside] == [("retrying", "timeout")]
     assert stage.bench.handler.hung == 4
     stage.all_due()
     stage.wake_up(["a"], 1000)
@@ -171,7 +171,7 @@ def test_a_topic_is_worked_with_care_for_a_minute_after_a_failure(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recently_failing(stage)
-    memory, real = stage.bench.workers[0]._memories[""], time.monotonic
+    memory, real = stage.bench.workers[0].attempts.history(TOPIC), time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: real() + RECENTLY)
     assert not memory.recently_failing(TOPIC)
 

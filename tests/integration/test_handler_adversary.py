@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from streams import Batch, Reject, Retry
 from streams.worker.database.connections import driver_of
 from streams.worker.failure import handler_call
-from streams.worker.failure.handlers import Strategy
+from streams.worker.failure.strategy import Strategy
 from tests.fixtures.workbench import Workbench, save
 
 Messages = Batch[Any]

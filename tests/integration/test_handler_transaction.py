@@ -17,8 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from streams import Batch, Reject, Retry
 from streams.worker.database.connections import driver_of
-from streams.worker.failure.handlers import Strategy
-from streams.worker.run import attempts
+from streams.worker.failure.strategy import Strategy
+from streams.worker.run import persister
 from tests.fixtures.workbench import Workbench, save
 
 Messages = Batch[Any]
@@ -606,7 +606,7 @@ def test_a_message_that_takes_its_connection_along_each_time_is_charged(
     ours: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A statement that crashes its server process is an outage each time, without end, as long as nobody counts."""
-    monkeypatch.setattr(attempts, "MOST_WAIT", 0.05)
+    monkeypatch.setattr(persister, "MOST_WAIT", 0.05)
 
     async def kills(messages: Messages, db: AsyncConnection) -> None:
         await save(messages, db)

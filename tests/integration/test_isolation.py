@@ -110,5 +110,5 @@ def test_a_handler_whose_rows_say_nothing_costs_a_few_calls_once(
     ]
     assert stage.bench.query("SELECT count(*) FROM notes WHERE book = 'a'") == [(COUNT - 1,)]
     assert len(calls) <= 16
-    row_count_unreliable = worker._memories[worker.origin(TOPIC).source].row_count_unreliable
+    row_count_unreliable = worker.attempts.history(TOPIC).row_count_unreliable
     assert row_count_unreliable == (set() if save == "SELECT 1" else {"plain"})

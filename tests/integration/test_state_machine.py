@@ -19,8 +19,9 @@ from streams import operate as operations
 from streams.relay.leader import sweep
 from streams.worker.driver.runs import Run
 from streams.worker.failure.isolate import Isolation
-from streams.worker.run import attempts, pipeline
-from streams.worker.run.decide import Decision, Fact, decide
+from streams.worker.run import attempt, decide, persister, pipeline
+from streams.worker.run.attempt import Attempt
+from streams.worker.run.decide import Decision, Fact, decision_on
 from streams.worker.run.transaction import Transaction
 from tests.fixtures.listed import PARTITIONS, TOPIC
 from tests.fixtures.model import Told
@@ -187,8 +188,8 @@ class Fates(RuleBasedStateMachine):
 @pytest.fixture
 def bench(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     """A database and its workers, whose processes can die and whose waits are short."""
-    monkeypatch.setattr(attempts, "Transaction", Fragile)
-    monkeypatch.setattr(attempts, "MOST_WAIT", 0.001)
+    monkeypatch.setattr(attempt, "Transaction", Fragile)
+    monkeypatch.setattr(persister, "MOST_WAIT", 0.001)
     monkeypatch.setattr(sweep, "PATIENCE", -10.0)
     monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # a falsifying example is long enough
     with Bench(database) as found:
@@ -218,27 +219,27 @@ def _decides(status: str | None, wrong: Decision, when: Callable[[int, Fact], bo
     """A policy that decides this for messages of that status."""
 
     def decided(record_id: int, outbox_id: int, fact: Fact, *, blocked: bool) -> Decision:
-        right = decide(record_id, outbox_id, fact, blocked=blocked)
+        right = decision_on(record_id, outbox_id, fact, blocked=blocked)
         return wrong if fact.known and fact.status == status and when(record_id, fact) else right
 
-    return pipeline, "decide", decided
+    return decide, "decision_on", decided
 
 
-def _apart(some: Sequence[Any], odd: Sequence[Any]) -> list[Any]:
-    return [one for one in some if one.fault is None and not one.resend]
+def _independent(unclear: Sequence[Any], deliveries: Sequence[Any]) -> list[Any]:
+    return [delivery for delivery in deliveries if delivery.fault is None and not delivery.resend]
 
 
-async def _backwards(self: Transaction, guilty: Sequence[Any]) -> None:
-    await _set_aside(self, list(reversed(guilty)))
+async def _backwards(self: Transaction, fates: Sequence[Any]) -> list[Any]:
+    return await _set_aside(self, list(reversed(fates)))
 
 
-async def _silent(transaction: Transaction, turns: Any) -> set[int]:
-    taken = await _again(transaction, turns)
-    transaction.outcome.woken.clear()
-    return taken
+async def _silent(attempt: Attempt, turns: Any) -> set[int]:
+    reclaimed = await _reclaim(attempt, turns)
+    attempt.outcome.woken.clear()
+    return reclaimed
 
 
-_set_aside, _again = Transaction.set_aside, pipeline._again
+_set_aside, _reclaim = Transaction.set_aside, pipeline.reclaim
 LONG = pytest.mark.long
 
 
@@ -250,7 +251,7 @@ LONG = pytest.mark.long
         pytest.param(_decides("consumed", Decision.AGAIN), id="consumed again"),
         pytest.param((Isolation, "_without_blocked", lambda self, piece: list(piece)), id="past one that failed"),
         pytest.param((Transaction, "set_aside", _backwards), id="parked in the wrong order"),
-        pytest.param((pipeline, "_again", _silent), id="nobody is woken"),
+        pytest.param((pipeline, "reclaim", _silent), id="nobody is woken"),
         pytest.param(_decides("dead", Decision.AGAIN), id="dead and consumed", marks=LONG),
         pytest.param(_decides("discarded", Decision.AGAIN), id="discarded and consumed", marks=LONG),
         pytest.param(
@@ -264,7 +265,9 @@ LONG = pytest.mark.long
             id="a replay overtakes",
             marks=LONG,
         ),
-        pytest.param((pipeline, "_apart", _apart), id="claimed in another order than handled", marks=LONG),
+        pytest.param(
+            (pipeline, "independent_of", _independent), id="claimed in another order than handled", marks=LONG
+        ),
     ],
 )
 @pytest.mark.timeout(600)

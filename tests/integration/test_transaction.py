@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from streams.settings import load
-from streams.worker.failure.handlers import Strategy
-from streams.worker.run.attempts import Persister
+from streams.worker.failure.strategy import Strategy
+from streams.worker.run.persister import Persister
 from streams.worker.run.transaction import Transaction
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.simulation import Bench

@@ -15,7 +15,7 @@ from streams.cli import cli
 from streams.database import migrate
 from streams.registry import Registry
 from streams.worker.driver.runs import Run
-from streams.worker.run.attempts import Persister
+from streams.worker.run.persister import Persister
 from tests.fixtures.listed import Record
 from tests.fixtures.workbench import SYSTEM, TOPIC, Workbench
 

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 
 # Who may import whom, besides itself: rooms of `streams/`, the larger ones divided.  What is not named is the core.
 RELAY = ("relay.postgres", "relay.source", "relay.sink", "relay.debezium", "relay.leader", "relay")
-WORKER = ("worker.database", "worker.driver", "worker.failure", "worker.run", "worker.retries", "worker")
+VALUES = ("worker.delivery", "worker.set_aside")  # below every room that decides
+WORKER = (*VALUES, "worker.database", "worker.driver", "worker.failure", "worker.run", "worker.retries", "worker")
 BELOW = {"core", "streams"}
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
@@ -36,11 +37,13 @@ ALLOWED: dict[str, set[str]] = {
     "relay.debezium": {*BELOW, "broker", "relay.postgres"},
     "relay.leader": {*BELOW, "broker", *RELAY[:4]},
     "relay": {*BELOW, "broker", *RELAY},
+    "worker.delivery": set(BELOW),
+    "worker.set_aside": {*BELOW, "worker.delivery"},
     "worker.database": {*BELOW, "broker"},
     "worker.driver": {*BELOW, "broker"},
-    "worker.failure": {*BELOW, "worker.database", "worker.driver"},
-    "worker.run": {*BELOW, *WORKER[:3]},
-    "worker.retries": {*BELOW, *WORKER[:4]},
+    "worker.failure": {*BELOW, *VALUES, "worker.database", "worker.driver"},
+    "worker.run": {*BELOW, *WORKER[:5]},
+    "worker.retries": {*BELOW, *WORKER[:6]},
     "worker": {*BELOW, "broker", *WORKER},
     "testing": {*BELOW, "dev", *WORKER},  # a worker's decisions without Kafka, and the dev services
 }

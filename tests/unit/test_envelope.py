@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from streams.envelope import NoEnvelope, conversation, opened
 from streams.registry import discover
-from streams.worker.run.decode import Incoming
+from streams.worker.delivery import Delivery
 from streams.worker.run.foreign import MOST_MS, Foreign
 
 REGISTRY = discover()
@@ -33,7 +33,7 @@ def envelope(outbox_id: object = 7, payload: object = PAYLOAD, biz_type: str = "
     return orjson.dumps({"outbox_id": outbox_id, "biz_type": biz_type, "payload": payload})
 
 
-def read(*records: Record) -> list[Incoming]:
+def read(*records: Record) -> list[Delivery]:
     found, rejected = Foreign(REGISTRY, "seed").read(records)
     assert rejected == []
     return found
@@ -55,8 +55,8 @@ def test_the_payload_is_kept_as_its_producer_wrote_it() -> None:
     value = f'{{"outbox_id": 7, "biz_type": "chat_history_persist", "payload": {text}}}'.encode()
     assert opened(value) == (7, "chat_history_persist", text)
     [one] = read(Record(value))
-    assert one.kept is not None
-    assert one.kept.payload == text
+    assert one.to_store is not None
+    assert one.to_store.payload == text
 
 
 def test_the_first_record_of_an_id_counts_and_order_stays() -> None:

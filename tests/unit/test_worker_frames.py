@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from streams.worker.failure.classify import HandlerTimeout, SwallowedError, describe, without_text
 from streams.worker.failure.frames import waiting_at
-from streams.worker.failure.handler_call import _in_time
+from streams.worker.failure.handler_call import _ending
 
 HERE = "tests/unit/test_worker_frames.py"
 
@@ -155,8 +155,10 @@ async def test_a_handler_that_takes_too_long_is_told_where_it_waits() -> None:
     async def save() -> None:
         await wait()
 
+    task = asyncio.ensure_future(save())
     with pytest.raises(HandlerTimeout) as caught:
-        await _in_time(save, 0.05)
+        async with _ending(task):
+            await asyncio.wait([task], timeout=0.05)
     code, reason = describe(caught.value)
     assert code == "timeout"
     assert ", at " + HERE in reason

@@ -91,7 +91,11 @@ class Verdict(Enum):
 
     WAIT = auto()  # an outage: the same run again, nothing counted
     ISOLATE = auto()  # find the guilty messages
-    SLOW = auto()  # the same after some tries, one message at a time
+    SLOW = auto()  # find them after some more tries, one message at a time
+    CHARGE = auto()  # one message is found: it fails without a call from now on
+    UNSEEN = auto()  # what others committed is not visible yet: the same run again, soon
+    DISPLACED = auto()  # another suspect calls handlers: the same run again, when it may
+    STOP = auto()  # whoever works the run has to know
 
 
 def verdict_on(error: BaseException, connection_lost: bool) -> Verdict:

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache, lru_cache, partial
 from typing import Any, NoReturn, cast
 
@@ -94,7 +94,9 @@ class HandlerCaller:
         raised: Exception | None = None
         try:
             with guard.over(driver), _lent(self._connection, agent.where) as connection:
-                await _in_time(lambda: agent.handler(Batch(messages), connection), self._seconds)
+                task = asyncio.ensure_future(_contained(agent, messages, connection))
+                async with _ending(task):
+                    await asyncio.wait([task], timeout=self._seconds)
         except Exception as error:
             raised = error
         finally:
@@ -325,14 +327,13 @@ def _lent(connection: AsyncConnection, handler: str) -> Iterator[AsyncConnection
         lent.sync_connection = None
 
 
-async def _in_time(handler: Callable[[], Any], seconds: float) -> None:
-    """Await the handler in a task of its own; HandlerTimeout when it takes longer than these seconds."""
-    work = _contained(handler)
-    task = asyncio.ensure_future(work)
+@asynccontextmanager
+async def _ending(task: asyncio.Task[None]) -> AsyncIterator[None]:
+    """Within this the handler's task is waited for; raises what it raised, HandlerTimeout when it has not ended."""
     try:
-        await asyncio.wait([task], timeout=seconds)
+        yield
         if not task.done():
-            frames = waiting_at(work)  # before it is told to end
+            frames = waiting_at(cast("Coroutine[Any, Any, None]", task.get_coro()))  # before it is told to end
             raise HandlerTimeout(frames) if await _end(task) else _GoesOn(frames)
     except asyncio.CancelledError:  # this task's own: whatever the handler let out is in its task
         await _end(task)
@@ -347,9 +348,9 @@ class _GoesOn(HandlerTimeout):
     """It does not end when it is told to."""
 
 
-async def _contained(handler: Callable[[], Any]) -> None:
+async def _contained(agent: Agent, messages: Sequence[Message[Any]], connection: AsyncConnection) -> None:
     try:
-        await handler()
+        await agent.handler(Batch(messages), connection)
     except Exception:
         raise
     except (SystemExit, GeneratorExit, BaseExceptionGroup) as error:  # one ends the event loop, another one the lane

@@ -15,15 +15,14 @@ from streams.worker.failure.savepoint import Savepoint
 class InsertCounter:
     """Counts the rows that one transaction's calls insert into one table."""
 
-    def __init__(self, savepoint: Savepoint, table: str, seconds: float) -> None:
-        self._savepoint, self._seconds = savepoint, seconds
-        self._table = {"table": table}
+    def __init__(self, savepoint: Savepoint, table: str) -> None:
+        self._savepoint, self._table = savepoint, {"table": table}
         self._expected: int | None = None  # what the server has counted, if each message was one row so far
 
     async def begin(self) -> None:
         """Before the first call; what earlier transactions inserted may still be in the count."""
         if self._expected is None:
-            with response_deadline(self._savepoint.driver, self._seconds):
+            with response_deadline(self._savepoint.driver, self._savepoint.seconds):
                 async with self._savepoint.driver.cursor() as cursor:
                     await cursor.execute(query("rows_inserted"), self._table)
                     self._expected = _count(await cursor.fetchall())

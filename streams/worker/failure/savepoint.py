@@ -22,7 +22,7 @@ class Savepoint:
     """Straight to the driver: what a handler does through SQLAlchemy runs behind it, and does not know it."""
 
     def __init__(self, driver: psycopg.AsyncConnection[Any], seconds: float) -> None:
-        self.driver, self._seconds = driver, seconds
+        self.driver, self.seconds = driver, seconds
         self._is_set = self._is_clean = False
 
     async def set(self) -> None:
@@ -42,7 +42,7 @@ class Savepoint:
 
     async def undo_and_ask(self, statement: LiteralString, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         """Undo what was done since `set`, and the rows of this statement, in one round trip."""
-        with response_deadline(self.driver, self._seconds):
+        with response_deadline(self.driver, self.seconds):
             async with self.driver.cursor() as undo, self.driver.cursor() as ask:
                 async with self.driver.pipeline():
                     await undo.execute(UNDO)
@@ -52,6 +52,6 @@ class Savepoint:
         return rows
 
     async def _execute(self, statement: LiteralString) -> None:
-        with response_deadline(self.driver, self._seconds):
+        with response_deadline(self.driver, self.seconds):
             async with self.driver.cursor() as cursor:
                 await cursor.execute(statement, prepare=False)

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from streams.worker.retries.tables import AsideTables
-from streams.worker.run.attempts import Persister
-from streams.worker.run.conversations import Head
+from streams.worker.run.persister import Persister
+from streams.worker.set_aside import SetAside
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class Scheduler:
         await asyncio.wait_for(self._retry_topic.send(key=key.encode(), value=b"", partition=partition), 5.0)
 
 
-def noted(schedule: Schedule, heads: Iterable[Head], keys: Iterable[tuple[int, str]]) -> None:
+def noted(schedule: Schedule, heads: Iterable[SetAside], keys: Iterable[tuple[int, str]]) -> None:
     """Put what these conversations wait for; one without a head waits for nothing.
 
     A head may be in another partition, where another system's producer spreads a conversation: its owner is woken.

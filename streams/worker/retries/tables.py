@@ -15,8 +15,7 @@ import faust
 import orjson
 from faust.streams import _current_event
 
-from streams.worker.run.conversations import Head
-from streams.worker.run.transaction import Aside
+from streams.worker.set_aside import SetAside
 
 TABLES = ("retries", "dead")
 DEAD_KEPT = 100  # dead letters of one conversation that the table shows
@@ -31,7 +30,7 @@ class AsideTables:
         self.dead = app.Table(f"{topic}-{TABLES[1]}", help="dead letters", **options)
         self._missing: defaultdict[str, dict[str, Any]] = defaultdict(dict)
 
-    def note_heads(self, event: Any, keys: Iterable[str], heads: Mapping[str, Head]) -> None:
+    def note_heads(self, event: Any, keys: Iterable[str], heads: Mapping[str, SetAside]) -> None:
         """What these conversations of the event's partition wait for now, if for anything."""
         with _as_current(event):
             for key in keys:
@@ -41,13 +40,13 @@ class AsideTables:
                 elif raw in self.retries:
                     self.retries.pop(raw)
 
-    def note_dead(self, event: Any, dead: Iterable[Aside]) -> None:
+    def note_dead(self, event: Any, dead: Iterable[SetAside]) -> None:
         """New dead letters of the event's partition."""
         with _as_current(event):
-            for aside in dead:
-                raw = aside.key.encode()
+            for fate in dead:
+                raw = fate.key.encode()
                 entry = orjson.loads(self.dead.get(raw) or b"{}")
-                entry[str(aside.outbox_id)] = _dead_entry(aside)
+                entry[str(fate.outbox_id)] = _dead_entry(fate)
                 self._write_dead(raw, entry)
 
     def mend_dead(self, event: Any, keys: Iterable[str], still: Collection[int]) -> None:
@@ -56,7 +55,8 @@ class AsideTables:
             for key in keys:
                 raw = key.encode()
                 before = orjson.loads(self.dead.get(raw) or b"{}")
-                entry = {one: what for one, what in before.items() if int(one) in still} | self._missing.pop(key, {})
+                shown = {outbox_id: letter for outbox_id, letter in before.items() if int(outbox_id) in still}
+                entry = shown | self._missing.pop(key, {})
                 if entry != before:
                     self._write_dead(raw, entry)
 
@@ -70,55 +70,56 @@ class AsideTables:
     def dead_ids(self, partitions: Collection[int]) -> set[int]:
         """The dead letters shown of these partitions."""
         return {
-            int(one)
+            int(outbox_id)
             for value in self.dead.values()
-            for one, entry in orjson.loads(value).items()
+            for outbox_id, entry in orjson.loads(value).items()
             if entry["partition"] in partitions
         }
 
     def dead_of(self, keys: Iterable[str]) -> list[int]:
         """The dead letters shown, or about to be, of these conversations."""
-        found = [int(one) for key in keys for one in orjson.loads(self.dead.get(key.encode()) or b"{}")]
-        return found + [int(one) for key in keys for one in self._missing.get(key, ())]
+        ids = [outbox_id for key in keys for outbox_id in orjson.loads(self.dead.get(key.encode()) or b"{}")]
+        ids += [outbox_id for key in keys for outbox_id in self._missing.get(key, ())]
+        return [int(outbox_id) for outbox_id in ids]
 
     def differing(
         self,
         partitions: Collection[int],
-        heads: Mapping[tuple[int, str], Head],
-        dead: Iterable[Aside],
+        heads: Mapping[tuple[int, str], SetAside],
+        dead: Iterable[SetAside],
         gone: Collection[int],
     ) -> set[tuple[int, str]]:
         """(partition, conversation) whose entries are not what PostgreSQL says: a wake-up call mends them."""
-        found: set[tuple[int, str]] = set()
+        differing: set[tuple[int, str]] = set()
         shown: dict[tuple[int, str], Any] = {}
         for raw, value in list(self.retries.items()):
             entry = orjson.loads(value)
             if entry["partition"] in partitions:
                 shown[entry["partition"], raw.decode()] = entry
-        found |= {where for where in shown if where not in heads}
-        found |= {where for where, head in heads.items() if shown.get(where) != _entry(head)}
+        differing |= {where for where in shown if where not in heads}
+        differing |= {where for where, head in heads.items() if shown.get(where) != _entry(head)}
         listed: set[int] = set()
         for raw, value in list(self.dead.items()):
-            for one, entry in orjson.loads(value).items():
-                listed.add(int(one))
-                if int(one) in gone:
-                    found.add((entry["partition"], raw.decode()))
+            for outbox_id, entry in orjson.loads(value).items():
+                listed.add(int(outbox_id))
+                if int(outbox_id) in gone:
+                    differing.add((entry["partition"], raw.decode()))
         self._missing.clear()
-        for aside in dead:
-            if aside.outbox_id not in listed and len(self._missing[aside.key]) < DEAD_KEPT:
-                self._missing[aside.key][str(aside.outbox_id)] = _dead_entry(aside)
-                found.add((aside.partition, aside.key))
-        return found
+        for fate in dead:
+            if fate.outbox_id not in listed and len(self._missing[fate.key]) < DEAD_KEPT:
+                self._missing[fate.key][str(fate.outbox_id)] = _dead_entry(fate)
+                differing.add((fate.partition, fate.key))
+        return differing
 
     def _write_dead(self, raw: bytes, entry: dict[str, Any]) -> None:
         if entry:
             kept = sorted(entry, key=int)[-DEAD_KEPT:]
-            self.dead[raw] = orjson.dumps({one: entry[one] for one in kept})
+            self.dead[raw] = orjson.dumps({outbox_id: entry[outbox_id] for outbox_id in kept})
         elif raw in self.dead:
             self.dead.pop(raw)
 
 
-def _entry(head: Head) -> dict[str, Any]:
+def _entry(head: SetAside) -> dict[str, Any]:
     return {
         "outbox_id": head.outbox_id,
         "status": head.status,
@@ -129,8 +130,8 @@ def _entry(head: Head) -> dict[str, Any]:
     }
 
 
-def _dead_entry(aside: Aside) -> dict[str, Any]:
-    return {"attempts": aside.attempts, "code": aside.code, "partition": aside.partition}
+def _dead_entry(fate: SetAside) -> dict[str, Any]:
+    return {"attempts": fate.attempts, "code": fate.code, "partition": fate.partition}
 
 
 @contextmanager

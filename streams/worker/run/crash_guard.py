@@ -7,18 +7,21 @@ get them, and after two noted deaths its messages are tried one at a time (suspi
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from streams.worker.driver.runs import Run
 from streams.worker.driver.suspicion import Suspicion
-from streams.worker.failure.handlers import Strategy
-from streams.worker.run.attempts import Persister
+from streams.worker.failure.strategy import Strategy
+from streams.worker.run.attempt import Outcome
+from streams.worker.run.persister import Persister
 from streams.worker.run.suspects import Isolated, Suspects
-from streams.worker.run.transaction import Outcome
 
 logger = logging.getLogger(__name__)
+
+
+Working = Coroutine[Any, Any, Outcome | None]  # None when the run stopped being ours
 
 
 class Job(Protocol):
@@ -28,11 +31,11 @@ class Job(Protocol):
     topic: str
     most: int
 
-    async def work(self, care: Strategy) -> Outcome | None:
-        """Do it; None when the run stopped being ours."""
+    def work(self, strategy: Strategy) -> Working:
+        """Work it until it is done."""
 
     def pieces(self, first: int) -> Iterable[Job]:
-        """The same, one message at a time from the record with offset `first` on."""
+        """The job, one message at a time from the record with offset `first` on."""
 
 
 class PersistRun:
@@ -41,13 +44,13 @@ class PersistRun:
     def __init__(self, persister: Persister, run: Run) -> None:
         self._persister, self.run, self.topic, self.most = persister, run, run.topic, 1
 
-    async def work(self, care: Strategy) -> Outcome | None:
+    def work(self, strategy: Strategy) -> Working:
         """One transaction for all of them."""
-        return await self._persister.persist(self.run, care)
+        return self._persister.persist(self.run, strategy)
 
     def pieces(self, first: int) -> Iterable[Job]:
         """One record each, but for those before `first`, which call no handler."""
-        return [PersistRun(self._persister, one) for one in self.run.pieces(first)]
+        return [PersistRun(self._persister, piece) for piece in self.run.pieces(first)]
 
 
 class WakeConversations:
@@ -60,29 +63,30 @@ class WakeConversations:
         named = (record.key.decode("utf-8", "replace") for record in run.records if record.key is not None)
         self.keys = list(dict.fromkeys(key for key in named if "\0" not in key))
 
-    async def work(self, care: Strategy) -> Outcome | None:
+    def work(self, strategy: Strategy) -> Working:
         """One transaction with what is due of each, or with the next message alone."""
-        return await self._persister.retry(self.run, self.topic, self.keys, care, 1 if self._alone else None)
+        return self._persister.retry(self.run, self.topic, self.keys, strategy, 1 if self._alone else None)
 
     def pieces(self, first: int) -> Iterable[Job]:
         """One conversation each, its due messages one after another."""
-        return [WakeConversations(self._persister, self.topic, one, alone=True) for one in self.run.pieces()]
+        return [WakeConversations(self._persister, self.topic, piece, alone=True) for piece in self.run.pieces()]
 
 
 async def count_crashes(persister: Persister, job: Job) -> Outcome | None:
     """The job's outcome; while its partition is suspect, noted before a handler is called."""
-    run, suspicion = job.run, job.run.suspicion
+    run, suspicion, suspects = job.run, job.run.suspicion, persister.suspects
     if suspicion is None or not run.suspect:
         return await job.work(Strategy.WHOLE)
-    suspects = persister.suspects
     if not await persister.insist(run, partial(suspects.take, suspicion)):
         return None
     if suspicion.over:
         return await job.work(Strategy.WHOLE)
-    if suspects.isolated(suspicion):
-        outcome, first = await _isolated(suspects, job, suspicion)
-    else:
-        outcome, first = await _tried(suspects, job, suspicion, Strategy.WHOLE)
+    try:
+        async with suspects.trying(run, job.topic, suspicion) as trial:
+            outcome = await job.work(Strategy.WHOLE)
+        first = trial.first
+    except Isolated as isolated:
+        outcome, first = await _one_by_one(suspects, job, suspicion, isolated.first)
     if outcome is not None:
         before = suspicion.strikes
         suspicion.done(run, first)
@@ -95,12 +99,8 @@ async def count_crashes(persister: Persister, job: Job) -> Outcome | None:
 Tried = tuple[Outcome | None, int | None]  # the outcome, and the offset of the first record that a handler got
 
 
-async def _isolated(suspects: Suspects, job: Job, suspicion: Suspicion) -> Tried:
-    """As a whole if no handler would be called, otherwise one message at a time."""
-    try:
-        return await _tried(suspects, job, suspicion, Strategy.WHOLE)
-    except Isolated as isolated:
-        first = isolated.first
+async def _one_by_one(suspects: Suspects, job: Job, suspicion: Suspicion, first: int) -> Tried:
+    """Work the records from offset `first` on one at a time: a handler would get them."""
     about = {"topic": job.run.topic, "partition": job.run.partition, "offset": first}
     logger.error("messages of a run took their process down, they are tried one by one", extra=about)
     total, called = Outcome(), None
@@ -114,8 +114,12 @@ async def _isolated(suspects: Suspects, job: Job, suspicion: Suspicion) -> Tried
 
 
 async def _piece(suspects: Suspects, piece: Job, suspicion: Suspicion) -> Tried:
+    """Work a piece: several records as a whole if no handler would be called, one of them alone, again and again."""
     if len(piece.run) > 1:
-        return await _isolated(suspects, piece, suspicion)
+        try:
+            return await _tried(suspects, piece, suspicion, Strategy.WHOLE)
+        except Isolated as isolated:
+            return await _one_by_one(suspects, piece, suspicion, isolated.first)
     total, called = Outcome(), None
     for _ in range(piece.most):
         outcome, called_now = await _tried(suspects, piece, suspicion, Strategy.SINGLE)
@@ -123,17 +127,13 @@ async def _piece(suspects: Suspects, piece: Job, suspicion: Suspicion) -> Tried:
             return None, None
         total.add(outcome)
         called = called_now if called is None else called
-        if not (outcome.consumed or outcome.asides):
+        if not (outcome.consumed or outcome.set_aside):
             break
     return total, called
 
 
-async def _tried(suspects: Suspects, job: Job, suspicion: Suspicion, care: Strategy) -> Tried:
-    with suspects.trying(job.run, job.topic, suspicion, alone=care is Strategy.SINGLE) as trial:
-        try:
-            return await job.work(care), trial.first
-        except Isolated:
-            raise
-        except Exception:  # raised again: the process is going to end, by this run
-            await trial.stand()
-            raise
+async def _tried(suspects: Suspects, job: Job, suspicion: Suspicion, strategy: Strategy) -> Tried:
+    alone = strategy is Strategy.SINGLE
+    async with suspects.trying(job.run, job.topic, suspicion, alone=alone) as trial:
+        outcome = await job.work(strategy)
+    return outcome, trial.first

@@ -1,14 +1,24 @@
-"""What one delivered record means, given what PostgreSQL knows of its message: the rules of the design, without any I/O."""
+"""What delivered records mean, given what PostgreSQL knows of their messages; nothing here asks it.
+
+no outbox row, or another message's      rejected; skipped where the message has its fate
+no fate, its conversation waits          parked behind it
+no fate                                  new: claimed
+retrying, due and first in line          again
+parked and first in line                 again
+replaying, by the replay's own record    again when first in line, else queued
+anything else                            skipped: it has its fate, or waits for its time
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+from streams.worker.delivery import UNKNOWN, Delivery, Rejected
 from streams.worker.failure.classify import WrongTimes
-from streams.worker.run.decode import UNKNOWN
 
 TERMINAL = ("consumed", "dead", "discarded")
 
@@ -121,8 +131,8 @@ def waited(status: str | None, due: bool, code: str | None, since: float) -> flo
     return since if status == "parked" else 0.0
 
 
-def decide(record_id: int, outbox_id: int, fact: Fact, *, blocked: bool) -> Decision:
-    """The decision on a record of the message `outbox_id`; `blocked` while its conversation has an open message.
+def decision_on(record_id: int, outbox_id: int, fact: Fact, *, blocked: bool) -> Decision:
+    """The decision on one record of the message `outbox_id`; `blocked` while its conversation has an open message.
 
     A message being replayed moves only by the record of that replay, so that a late original cannot undo an edit.
     """
@@ -138,3 +148,56 @@ def decide(record_id: int, outbox_id: int, fact: Fact, *, blocked: bool) -> Deci
         case "replaying" if record_id == fact.source_id:
             return Decision.AGAIN if fact.first else Decision.QUEUE
     return Decision.SKIP
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do with deliveries that are not simply new; what is in none of the lists is skipped.
+
+    new         without a fate: to be claimed
+    parked      without a fate, behind an open message of their conversation
+    again       open, and their turn, each with the status that it has
+    queued      replays whose turn has not come
+    rejected    records of no message
+    """
+
+    new: list[Delivery] = field(default_factory=list)
+    parked: list[Delivery] = field(default_factory=list)
+    again: list[tuple[Delivery, str]] = field(default_factory=list)
+    queued: list[Delivery] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+
+
+def decide(deliveries: Iterable[Delivery], facts: Mapping[int, Fact], blocked: Collection[str]) -> Plan:
+    """The decision on each of these deliveries, by the facts of its message and the conversations that wait."""
+    plan = Plan()
+    for delivery in deliveries:
+        fact = facts[delivery.outbox_id]
+        match decision_on(delivery.record_id, delivery.outbox_id, fact, blocked=delivery.key in blocked):
+            case Decision.NEW:
+                plan.new.append(delivery)
+            case Decision.PARK:
+                plan.parked.append(delivery)
+            case Decision.AGAIN:
+                plan.again.append((delivery, cast("str", fact.status)))
+            case Decision.QUEUE:
+                plan.queued.append(delivery)
+            case Decision.REJECT:
+                plan.rejected.append(Rejected(delivery.partition, delivery.offset, NO_ROW))
+    return plan
+
+
+def independent_of(unclear: Sequence[Delivery], deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+    """Those of conversations without an unclear delivery: they are claimed in any order to the unclear ones."""
+    if not unclear:
+        return deliveries
+    keys = {delivery.key for delivery in unclear}
+    # A record without a key may be of any conversation.
+    return [] if "" in keys else [delivery for delivery in deliveries if delivery.key not in keys]
+
+
+def may_move(delivery: Delivery, fact: Fact) -> bool:
+    """Whether the outbox rows count, not the record: it is broken or sent again, or its message is open."""
+    if not fact.known or fact.status in TERMINAL:
+        return False
+    return delivery.fault is not None or delivery.resend or fact.status is not None

@@ -2,90 +2,29 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any
-
-import msgspec
 
 from streams.codec import Unreadable, decode
 from streams.events import Message
 from streams.message_id import outbox_number
 from streams.registry import Registry
+from streams.worker.delivery import UNKNOWN, Delivery, Rejected
 
 EPOCH = datetime(1970, 1, 1)
-UNKNOWN = "biz_type"  # the code of what waits for a worker that knows it
 CREATE_TIME = 0  # the timestamp type of a record whose producer set its time; a broker's own is 1
 
 
-class StoredPayload(msgspec.Struct):
-    """What only the record says of a message: nobody else has it until it is stored."""
-
-    payload: str
-    created_ms: int
-
-
-class Incoming(msgspec.Struct):
-    """One record with a usable id: `outbox_id` is the root's, `record_id` its own; `fault` says why there is no message.
-
-    `kept` is what to store when a message that has no outbox row is set aside.  Of an open message, `attempts` says how
-    often it failed, and `waited` for how many seconds it has waited behind others or for its biz_type to be known.
-    `time` is the record's own, in milliseconds, None when a broker set it.  It is `doubtful` when another record of the run
-    has the same id but another key, time or root: one of them at most is the outbox row's.
-    """
-
-    record_id: int
-    outbox_id: int
-    partition: int
-    offset: int
-    key: str
-    biz_type: str
-    message: Message[Any] | None
-    fault: Unreadable | None = None
-    kept: StoredPayload | None = None
-    time: int | None = None
-    doubtful: bool = False
-    attempts: int = 0
-    waited: float = 0.0
-
-    @property
-    def unknown(self) -> bool:
-        """Whether nobody here knows its biz_type: another worker may."""
-        return self.fault is not None and self.fault.code == UNKNOWN
-
-    @property
-    def resend(self) -> bool:
-        """Whether this record is a second sending of an earlier outbox row."""
-        return self.record_id != self.outbox_id
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """One record that cannot be tied to an outbox row."""
-
-    partition: int
-    offset: int
-    reason: str
-
-
-def by_reason(rejected: Iterable[Rejected]) -> dict[tuple[int, str], list[int]]:
-    """The offsets, ascending, of each partition and reason."""
-    offsets: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
-    for one in sorted(rejected, key=lambda one: one.offset):
-        offsets[one.partition, one.reason].append(one.offset)
-    return offsets
-
-
-def read(records: Iterable[Any], registry: Registry) -> tuple[list[Incoming], list[Rejected]]:
+def read(records: Iterable[Any], registry: Registry) -> tuple[list[Delivery], list[Rejected]]:
     """Each outbox row's first record in this run, in order, and what has no usable id.
 
     A restarted relay doubles rows within a run, and ON CONFLICT refuses the same key twice in one statement.  Records that
     share an id and nothing else stay, each of them doubtful.
     """
-    found: dict[int, Incoming] = {}
-    others: dict[int, list[Incoming]] = {}
+    deliveries: dict[int, Delivery] = {}
+    others: dict[int, list[Delivery]] = {}
     rejected: list[Rejected] = []
     for record in records:
         raw_id, raw_type, root = _headers(record.headers)
@@ -94,26 +33,27 @@ def read(records: Iterable[Any], registry: Registry) -> tuple[list[Incoming], li
         if record_id is None or outbox_id is None:
             name, raw = ("id", raw_id) if record_id is None else ("resend_of", root)
             shown = "missing" if raw is None else repr(raw[:40])
-            rejected.append(Rejected(record.partition, record.offset, f"header {name!r} is not an outbox id: {shown}"))
-        elif record_id not in found:
-            found[record_id] = _incoming(record, raw_type, record_id, outbox_id, registry)
+            reason = f"header {name!r} is not an outbox id: {shown}"
+            rejected.append(Rejected(record.partition, record.offset, reason))
+        elif record_id not in deliveries:
+            deliveries[record_id] = _delivery(record, raw_type, record_id, outbox_id, registry)
         else:
-            same_id = others.setdefault(record_id, [found[record_id]])
-            another = _incoming(record, raw_type, record_id, outbox_id, registry)
-            if all(_named(another) != _named(one) for one in same_id):
+            same_id = others.setdefault(record_id, [deliveries[record_id]])
+            another = _delivery(record, raw_type, record_id, outbox_id, registry)
+            if all(_identity(another) != _identity(delivery) for delivery in same_id):
                 same_id.append(another)
-                for one in same_id:
-                    one.doubtful = True
-    more = [one for same_id in others.values() for one in same_id[1:]]
+                for delivery in same_id:
+                    delivery.doubtful = True
+    more = [delivery for same_id in others.values() for delivery in same_id[1:]]
     if more:
-        in_order = sorted([*found.values(), *more], key=lambda one: (one.partition, one.offset))
+        in_order = sorted([*deliveries.values(), *more], key=attrgetter("partition", "offset"))
         return in_order, rejected
-    return list(found.values()), rejected
+    return list(deliveries.values()), rejected
 
 
-def _named(one: Incoming) -> tuple[int, str, int | None]:
+def _identity(delivery: Delivery) -> tuple[int, str, int | None]:
     """What tells two records of one id apart."""
-    return one.outbox_id, one.key, one.time
+    return delivery.outbox_id, delivery.key, delivery.time
 
 
 def _headers(headers: Sequence[tuple[str, bytes | None]]) -> tuple[bytes | None, bytes | None, bytes | None]:
@@ -122,13 +62,13 @@ def _headers(headers: Sequence[tuple[str, bytes | None]]) -> tuple[bytes | None,
         (first, raw_id), (second, raw_type), _, (fourth, root) = headers
         if first == "id" and second == "biz_type" and fourth == "resend_of":
             return raw_id, raw_type, root
-    found = dict(headers)
-    return found.get("id"), found.get("biz_type"), found.get("resend_of")
+    values = dict(headers)
+    return values.get("id"), values.get("biz_type"), values.get("resend_of")
 
 
-def _incoming(record: Any, raw_type: bytes | None, record_id: int, outbox_id: int, registry: Registry) -> Incoming:
+def _delivery(record: Any, raw_type: bytes | None, record_id: int, outbox_id: int, registry: Registry) -> Delivery:
     biz_type = (raw_type or b"").decode("utf-8", "replace")
-    key = ""
+    partition, offset, key = record.partition, record.offset, ""
     time = record.timestamp if record.timestamp_type == CREATE_TIME else None
     try:
         key = record.key.decode()
@@ -136,11 +76,11 @@ def _incoming(record: Any, raw_type: bytes | None, record_id: int, outbox_id: in
             raise _BrokenKey
         message = parse(record.value, biz_type, outbox_id, key, record.timestamp, registry)
     except Unreadable as fault:
-        return Incoming(record_id, outbox_id, record.partition, record.offset, key, biz_type, None, fault, time=time)
+        return Delivery(record_id, outbox_id, partition, offset, key, biz_type, None, fault, time=time)
     except (AttributeError, UnicodeDecodeError, _BrokenKey):
         broken = Unreadable("the record's key is not UTF-8 text without NUL", code="key")
-        return Incoming(record_id, outbox_id, record.partition, record.offset, "", biz_type, None, broken, time=time)
-    return Incoming(record_id, outbox_id, record.partition, record.offset, key, biz_type, message, time=time)
+        return Delivery(record_id, outbox_id, partition, offset, "", biz_type, None, broken, time=time)
+    return Delivery(record_id, outbox_id, partition, offset, key, biz_type, message, time=time)
 
 
 class _BrokenKey(ValueError):

@@ -16,8 +16,9 @@ from streams.database import query
 from streams.envelope import NoEnvelope
 from streams.events import Message
 from streams.registry import Registry
+from streams.worker.delivery import Delivery, Rejected, StoredPayload
 from streams.worker.failure.classify import storable
-from streams.worker.run.decode import Incoming, Rejected, StoredPayload, milliseconds, unknown
+from streams.worker.run.decode import milliseconds, unknown
 
 # What differs from our own messages; every other statement is the same.
 STATEMENTS: Mapping[str, LiteralString] = {
@@ -38,7 +39,7 @@ STATEMENTS: Mapping[str, LiteralString] = {
 
 # The end of the year 9999: Kafka takes any number for a time, a database does not.
 MOST_MS = 253_402_214_400_000
-BIZ_TYPE_KEPT = 100
+BIZ_TYPE_STORED = 100
 
 
 class Foreign:
@@ -50,9 +51,9 @@ class Foreign:
     def __init__(self, registry: Registry, source: str) -> None:
         self._registry, self.source = registry, source
 
-    def read(self, records: Iterable[Any]) -> tuple[list[Incoming], list[Rejected]]:
+    def read(self, records: Iterable[Any]) -> tuple[list[Delivery], list[Rejected]]:
         """What is no envelope is rejected: nobody could say which message it was."""
-        found: dict[int, Incoming] = {}
+        deliveries: dict[int, Delivery] = {}
         rejected: list[Rejected] = []
         for record in records:
             try:
@@ -60,69 +61,72 @@ class Foreign:
             except NoEnvelope as reason:
                 rejected.append(Rejected(record.partition, record.offset, str(reason)))
                 continue
-            if outbox_id not in found:
-                kept = StoredPayload(payload, max(0, min(record.timestamp, MOST_MS)))
-                one = Incoming(outbox_id, outbox_id, record.partition, record.offset, "", biz_type, None, kept=kept)
-                self._parse(one, payload, kept.created_ms)
-                if one.fault is not None:
-                    one.key = self._key(one, payload, record.key)
-                found[outbox_id] = one
-        return list(found.values()), rejected
+            if outbox_id not in deliveries:
+                where = record.partition, record.offset
+                delivery = Delivery(outbox_id, outbox_id, *where, "", biz_type, None)
+                created_ms = max(0, min(record.timestamp, MOST_MS))
+                delivery.to_store = StoredPayload(payload, created_ms)
+                self._parse(delivery, payload, created_ms)
+                if delivery.fault is not None:
+                    delivery.key = self._key(delivery, payload, record.key)
+                deliveries[outbox_id] = delivery
+        return list(deliveries.values()), rejected
 
-    def fill(self, one: Incoming, row: Sequence[Any], attempts: int) -> None:
-        """The message as it was stored, an operator's edit included."""
-        _, one.biz_type, one.key, payload, created_at = row
-        one.kept, one.attempts = None, attempts
-        self._parse(one, payload, milliseconds(created_at), attempts)
+    def load_stored(self, delivery: Delivery, row: Sequence[Any], attempts: int) -> None:
+        """Make the message what was stored of it, an operator's edit included."""
+        _, delivery.biz_type, delivery.key, payload, created_at = row
+        delivery.to_store, delivery.attempts = None, attempts
+        self._parse(delivery, payload, milliseconds(created_at), attempts)
 
     def statement(self, name: str) -> LiteralString:
-        """Those that write to `outbox_foreign`."""
+        """The named query, or its twin that writes to `outbox_foreign`."""
         return query(STATEMENTS.get(name, name))
 
-    def claim(self, some: Sequence[Incoming]) -> dict[str, Any]:
-        """One JSON array, as the row has to say what the message is, and the ids again for what asks by index."""
+    def claim(self, deliveries: Sequence[Delivery]) -> dict[str, Any]:
+        """One JSON array, as the row has to say what the message is, and the ids for what asks by index."""
         rows = [
             {
-                "outbox_id": one.outbox_id,
-                "partition": one.partition,
-                "offset": one.offset,
-                "key": one.key,
-                "biz_type": _kept_type(one),
-                "created_ms": one.kept.created_ms if one.kept else 0,
+                "outbox_id": delivery.outbox_id,
+                "partition": delivery.partition,
+                "offset": delivery.offset,
+                "key": delivery.key,
+                "biz_type": _stored_type(delivery),
+                "created_ms": delivery.to_store.created_ms if delivery.to_store else 0,
             }
-            for one in some
+            for delivery in deliveries
         ]
-        return {"messages": orjson.dumps(rows).decode(), "ids": [one.outbox_id for one in some]}
+        ids = [delivery.outbox_id for delivery in deliveries]
+        return {"messages": orjson.dumps(rows).decode(), "ids": ids}
 
-    def claim_each(self, some: Sequence[Incoming], known: bool) -> dict[str, Any]:
-        """The same: no row says which record is its own."""
-        return self.claim(some)
+    def claim_each(self, deliveries: Sequence[Delivery], known: bool) -> dict[str, Any]:
+        """The parameters of `claim`, whatever is known: no row says which record is its own."""
+        return self.claim(deliveries)
 
-    def kept(self, one: Incoming) -> Mapping[str, Any]:
+    def to_store(self, delivery: Delivery) -> Mapping[str, Any]:
         """What the record says, unless it is stored already."""
-        if one.kept is None:
+        stored = delivery.to_store
+        if stored is None:
             return {}
-        return {"biz_type": _kept_type(one), "payload": one.kept.payload, "created_ms": one.kept.created_ms}
+        return {"biz_type": _stored_type(delivery), "payload": stored.payload, "created_ms": stored.created_ms}
 
-    def _parse(self, one: Incoming, payload: str | None, created_ms: int, attempts: int = 0) -> None:
-        agent = self._registry.agents.get(one.biz_type)
+    def _parse(self, delivery: Delivery, payload: str | None, created_ms: int, attempts: int = 0) -> None:
+        agent = self._registry.agents.get(delivery.biz_type)
         try:
             if agent is None:
-                raise unknown(one.biz_type, self._registry)
-            key, found = envelope.decoded(payload, agent.event)
+                raise unknown(delivery.biz_type, self._registry)
+            key, event = envelope.decoded(payload, agent.event)
         except Unreadable as fault:
-            one.message, one.fault = None, fault
+            delivery.message, delivery.fault = None, fault
         else:
-            one.key = key
-            one.message = Message(one.outbox_id, key, found, created_ms, attempts, self.source)
-            one.fault = None
+            delivery.key, delivery.fault = key, None
+            delivery.message = Message(delivery.outbox_id, key, event, created_ms, attempts, self.source)
 
-    def _key(self, one: Incoming, payload: str, key: bytes | None) -> str:
-        """The conversation of a message that cannot be read: what its payload says, else its record; '' when neither does."""
-        agent = self._registry.agents.get(one.biz_type)
+    def _key(self, delivery: Delivery, payload: str, key: bytes | None) -> str:
+        """The conversation of a message that cannot be read: of its payload, else of its record, else ''."""
+        agent = self._registry.agents.get(delivery.biz_type)
         named = envelope.conversation(payload, agent.event) if agent else None
         return named or codec.key_text((key or b"").decode("utf-8", "replace")) or ""
 
 
-def _kept_type(one: Incoming) -> str:
-    return storable(one.biz_type)[:BIZ_TYPE_KEPT]
+def _stored_type(delivery: Delivery) -> str:
+    return storable(delivery.biz_type)[:BIZ_TYPE_STORED]

@@ -16,8 +16,9 @@ import orjson
 from streams.codec import Unreadable
 from streams.database import query
 from streams.registry import Registry
+from streams.worker.delivery import Delivery, Rejected
 from streams.worker.run import decode
-from streams.worker.run.decode import Incoming, Rejected, milliseconds
+from streams.worker.run.decode import milliseconds
 
 Y2K = 946_684_800_000  # where PostgreSQL's timestamps begin, in milliseconds since 1970
 EARLIEST, LATEST = 0, 253_402_300_799_999  # from 1970 to the end of the year 9999
@@ -36,32 +37,33 @@ class Origin(Protocol):
     settle: LiteralString | None
     has_rows: bool
 
-    def read(self, records: Iterable[Any]) -> tuple[list[Incoming], list[Rejected]]:
+    def read(self, records: Iterable[Any]) -> tuple[list[Delivery], list[Rejected]]:
         """Each message's first record, in order, and what is no message."""
 
-    def fill(self, one: Incoming, row: Sequence[Any], attempts: int) -> None:
+    def load_stored(self, delivery: Delivery, row: Sequence[Any], attempts: int) -> None:
         """Make the message what is stored says, not its record: (id, biz_type, key, payload, created_at)."""
 
     def statement(self, name: str) -> LiteralString:
         """The named query that does this here."""
 
-    def claim(self, some: Sequence[Incoming]) -> dict[str, Any]:
+    def claim(self, deliveries: Sequence[Delivery]) -> dict[str, Any]:
         """The parameters of `claim_all` that say which messages."""
 
-    def claim_each(self, some: Sequence[Incoming], known: bool) -> dict[str, Any]:
+    def claim_each(self, deliveries: Sequence[Delivery], known: bool) -> dict[str, Any]:
         """The parameters of `claim`; `known` when the records are known to be their outbox rows'."""
 
-    def kept(self, one: Incoming) -> Mapping[str, Any]:
+    def to_store(self, delivery: Delivery) -> Mapping[str, Any]:
         """What has to be stored of a message that is set aside, beside its fate."""
 
 
-def digest(some: Iterable[Incoming]) -> str:
+def digest(deliveries: Iterable[Delivery]) -> str:
     """The keys and times of records in the order of their ids, as `claim_all` reads them from the outbox rows."""
     parts: list[bytes] = []
-    for one in sorted(some, key=_by_id):
-        if one.time is None or not EARLIEST <= one.time <= LATEST:
+    for delivery in sorted(deliveries, key=_by_id):
+        time = delivery.time
+        if time is None or not EARLIEST <= time <= LATEST:
             return ""  # like no row's
-        parts += (one.key.encode(), _eight_bytes((one.time - Y2K) * 1000))
+        parts += (delivery.key.encode(), _eight_bytes((time - Y2K) * 1000))
     return md5(b"".join(parts), usedforsecurity=False).hexdigest()
 
 
@@ -75,52 +77,52 @@ class Outbox:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    def read(self, records: Iterable[Any]) -> tuple[list[Incoming], list[Rejected]]:
-        """By the headers that the relay writes."""
+    def read(self, records: Iterable[Any]) -> tuple[list[Delivery], list[Rejected]]:
+        """Each message's first record, by the headers that the relay writes, and what is no message."""
         return decode.read(records, self._registry)
 
-    def fill(self, one: Incoming, row: Sequence[Any], attempts: int) -> None:
-        """The message as its outbox rows say: what a broken record means."""
+    def load_stored(self, delivery: Delivery, row: Sequence[Any], attempts: int) -> None:
+        """Make the message what its outbox rows say: what a broken record means."""
         outbox_id, biz_type, key, payload, created_at = row
-        one.key, one.biz_type, one.attempts = key, biz_type, attempts
+        delivery.key, delivery.biz_type, delivery.attempts = key, biz_type, attempts
         try:
             created_ms = milliseconds(created_at)
-            one.message = decode.parse(payload, biz_type, outbox_id, key, created_ms, self._registry, attempts)
-            one.fault = None
+            delivery.message = decode.parse(payload, biz_type, outbox_id, key, created_ms, self._registry, attempts)
+            delivery.fault = None
         except Unreadable as fault:
-            one.message, one.fault = None, fault
+            delivery.message, delivery.fault = None, fault
 
     def statement(self, name: str) -> LiteralString:
-        """As it is."""
+        """The named query, as it is."""
         return query(name)
 
-    def claim(self, some: Sequence[Incoming]) -> dict[str, Any]:
-        """An array of numbers as text: a tenth of the price of binding a list."""
-        ids = [one.outbox_id for one in some]
+    def claim(self, deliveries: Sequence[Delivery]) -> dict[str, Any]:
+        """Arrays of numbers as text: a tenth of the price of binding a list."""
+        ids = [delivery.outbox_id for delivery in deliveries]
         return {
             "ids": "{" + ",".join(map(str, ids)) + "}",
             "first": min(ids),
             "last": max(ids),
-            "partitions": "{" + ",".join([str(one.partition) for one in some]) + "}",
-            "offsets": "{" + ",".join([str(one.offset) for one in some]) + "}",
-            "digest": digest(some),
+            "partitions": "{" + ",".join([str(delivery.partition) for delivery in deliveries]) + "}",
+            "offsets": "{" + ",".join([str(delivery.offset) for delivery in deliveries]) + "}",
+            "digest": digest(deliveries),
         }
 
-    def claim_each(self, some: Sequence[Incoming], known: bool) -> dict[str, Any]:
-        """As JSON, with what the row has to agree to."""
+    def claim_each(self, deliveries: Sequence[Delivery], known: bool) -> dict[str, Any]:
+        """One JSON array, with what the row has to agree to."""
         rows = [
             {
-                "id": one.outbox_id,
-                "partition": one.partition,
-                "offset": one.offset,
-                "key": one.key,
-                "ms": one.time,
+                "id": delivery.outbox_id,
+                "partition": delivery.partition,
+                "offset": delivery.offset,
+                "key": delivery.key,
+                "ms": delivery.time,
                 "known": known,
             }
-            for one in some
+            for delivery in deliveries
         ]
         return {"records": orjson.dumps(rows).decode()}
 
-    def kept(self, one: Incoming) -> Mapping[str, Any]:
+    def to_store(self, delivery: Delivery) -> Mapping[str, Any]:
         """Nothing: the outbox row stays."""
         return {}

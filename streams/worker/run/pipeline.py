@@ -1,156 +1,196 @@
-"""Decide the records of runs: what is new is claimed, what waits is parked, what was seen before keeps its fate."""
+"""One run in one transaction: lock, claim, judge, decide, handle, set aside; the caller commits.
+
+    lock_and_claim      the partitions are ours, and what is new is claimed, in one round trip
+    judge, look_up      only what was not simply new: whose is the record, what is known of its message?
+    decide              pure: parked, new after all, open and its turn, queued, rejected, or skipped
+    open, claim, ...    as decided
+    handle              each biz_type's handler gets its batch; what fails is set aside
+
+A run of 500 new messages takes the first line and the last one.  When one of them was delivered before, nothing is claimed at
+once, then 499 one by one; the last one is judged, its fact says `consumed`, and it is skipped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import cast
+import logging
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
-from streams.worker.failure.doubt import Doubt, Leaf
-from streams.worker.failure.isolate import Guilty
+from streams.worker.delivery import UNKNOWN, Delivery, Rejected, messages_of
+from streams.worker.failure.classify import TransactionEnded, describe, storable
+from streams.worker.failure.doubt import Doubt
+from streams.worker.failure.isolate import Isolation
+from streams.worker.failure.strategy import Strategy, batches
+from streams.worker.run.attempt import Attempt, Outcome
 from streams.worker.run.decide import (
     NO_ROW,
     OTHER_KEY,
     OTHER_ROOT,
     OTHER_TIME,
     TERMINAL,
-    Decision,
     Fact,
     Named,
     check_times,
     decide,
+    independent_of,
+    may_move,
     stranger,
     waited,
 )
-from streams.worker.run.decode import UNKNOWN, Incoming, Rejected
-from streams.worker.run.transaction import NotYetVisible, Transaction
+from streams.worker.run.transaction import Fates, NotYetVisible
+from streams.worker.run.unreadable import fate_on_arrival, in_line, patience_with, readable
+from streams.worker.set_aside import SetAside, parked
+
+logger = logging.getLogger(__name__)
 
 # Runs for which conversations are looked up at once, because some waited a short time ago.
 KEYED_RUNS = 64
 WAITS = ("retrying", "parked")
 
 
-async def work_records(
-    transaction: Transaction, found: Sequence[Incoming], rejected: Sequence[Rejected], partitions: Iterable[int]
-) -> None:
-    """Work every record of these partitions of the transaction's topic.
+async def work_run(attempt: Attempt, *, partitions: Collection[int], records: Sequence[Any]) -> Outcome:
+    """Give each of these records of the topic its fate.
 
     One round trip before the handlers while nothing of the topic is open and every message is new; two while the only others
     are those that have to wait.
     """
-    odd = [one for one in found if one.fault is not None or one.resend or one.doubtful]
-    plain = _apart(found, odd)
-    blocked: set[str] | None = None
-    parked: set[int] = set()
-    if transaction.memory.waits[transaction.topic] > 0 and not odd:
-        blocked = await transaction.lock_and_look(partitions, plain)
-        _remember(transaction, bool(blocked))
-        free, behind = [one for one in plain if one.key not in blocked], [one for one in plain if one.key in blocked]
-        claimed, parked = await transaction.claim_and_open(free, behind)
+    transaction, outcome = attempt.transaction, attempt.outcome
+    # Read in each attempt: deciding loads messages from outbox rows.
+    deliveries, rejected = transaction.origin.read(records)
+    unclear = [delivery for delivery in deliveries if delivery.needs_decision]
+    fresh = independent_of(unclear, deliveries)
+
+    turns: Sequence[Delivery]
+    opened: Fates = []
+    waiting: set[str] | None = None
+    if unclear or not attempt.history.waits[transaction.topic]:
+        turns = await transaction.lock_and_claim(partitions, fresh)
     else:
-        claimed = await transaction.lock_and_claim(partitions, plain)
-    turns: Sequence[Incoming] = [one for one in plain if one.outbox_id in claimed] if claimed else []
-    if len(turns) + len(parked) < len(found):
-        done = {id(one) for one in turns} | {id(one) for one in plain if one.outbox_id in parked}
-        left = [one for one in found if id(one) not in done]
-        turns = await _decide(transaction, found, odd, left, turns, blocked)
+        waiting = await transaction.lock_and_ask(partitions, fresh)
+        _note_waiting(attempt, bool(waiting))
+        free = [delivery for delivery in fresh if delivery.key not in waiting]
+        behind = [delivery for delivery in fresh if delivery.key in waiting]
+        turns, opened = await transaction.claim_and_open(free, _on_arrival(attempt, behind))
+        outcome.set_aside += [fate for _, fate in opened]
+
+    if len(turns) + len(opened) < len(deliveries):
+        settled = {*turns, *(delivery for delivery, _ in opened)}
+        left = [delivery for delivery in deliveries if delivery not in settled]
+        turns, lost = await work_left(attempt, deliveries, turns, left, unclear, waiting)
+        rejected += lost
+
     await transaction.reject(rejected)
-    await transaction.apply(turns)
-    if any(one.status in WAITS for one in transaction.outcome.asides):
-        _remember(transaction, True)
+    outcome.rejected += rejected
+    await handle(attempt, turns)
+    if any(fate.status in WAITS for fate in outcome.set_aside):
+        _note_waiting(attempt, True)
+    return outcome
 
 
-async def _decide(
-    transaction: Transaction,
-    found: Sequence[Incoming],
-    odd: Sequence[Incoming],
-    left: Sequence[Incoming],
-    claimed: Sequence[Incoming],
-    blocked: set[str] | None,
-) -> list[Incoming]:
-    """Everything that is not simply new or waiting; returns what this transaction has claimed, in record order.
+async def work_left(
+    attempt: Attempt,
+    deliveries: Sequence[Delivery],
+    claimed: Iterable[Delivery],
+    left: Sequence[Delivery],
+    unclear: Sequence[Delivery],
+    waiting: set[str] | None,
+) -> tuple[list[Delivery], list[Rejected]]:
+    """Work what is left of the deliveries, as it is not simply new; returns what is claimed in all, and what is rejected.
 
-    `blocked` are the conversations that wait, None while that is not known.
+    `waiting` are the conversations that wait, None while that is not known.
     """
-    left, strangers = await _strangers(transaction, left)
-    odd = [one for one in odd if id(one) not in strangers]
-    taken = {id(one) for one in claimed}
-    facts = await _facts(transaction, odd)
-    if blocked is None:
-        blocked = await transaction.open_keys(left)
-        _remember(transaction, bool(blocked))
-        free = [one for one in _apart(left, odd) if one.key not in blocked]
-        new = await transaction.claim(free)
-        taken |= {id(one) for one in free if one.outbox_id in new}
-        left = [one for one in left if id(one) not in taken]
-    # A message may come by its own record and by one that sends it again: each is filled, for either may be the first.
-    filled = {id(one) for one in odd}
-    facts |= await _facts(transaction, [one for one in left if id(one) not in filled])
-    await _wait_for_visibility(transaction, [one for one, fact in facts.items() if not fact.known])
-    decided = [
-        (one, decide(one.record_id, one.outbox_id, facts[one.outbox_id], blocked=one.key in blocked)) for one in left
+    transaction, outcome = attempt.transaction, attempt.outcome
+    taken = set(claimed)
+    left, strangers = await judge(attempt, left)
+    unclear = [delivery for delivery in unclear if delivery not in strangers]
+    facts = await look_up(attempt, unclear)
+    if waiting is None:
+        waiting = await transaction.waiting_conversations(left)
+        _note_waiting(attempt, bool(waiting))
+        fresh = independent_of(unclear, left)
+        taken.update(await transaction.claim([delivery for delivery in fresh if delivery.key not in waiting]))
+        left = [delivery for delivery in left if delivery not in taken]
+    # A message may come by its own record and by one that sends it again: each is loaded, for either may be the first.
+    loaded = set(unclear)
+    facts |= await look_up(attempt, [delivery for delivery in left if delivery not in loaded])
+    await wait_for_visibility(attempt, [outbox_id for outbox_id, fact in facts.items() if not fact.known])
+
+    plan = decide(left, facts, waiting)
+
+    opened = await transaction.open(_on_arrival(attempt, plan.parked))
+    outcome.set_aside += [fate for _, fate in opened]
+    taken.update(await transaction.claim(plan.new))
+    again = await reclaim(attempt, plan.again)
+    taken.update(delivery for delivery, _ in plan.again if delivery.outbox_id in again)
+    outcome.set_aside += await transaction.set_aside([(delivery, parked(delivery)) for delivery in plan.queued])
+    rejected = plan.rejected + [
+        Rejected(delivery.partition, delivery.offset, reason) for delivery, reason in strangers.items() if reason
     ]
-    await transaction.open([one for one, what in decided if what is Decision.PARK])
-    claimed_now = await transaction.claim([one for one, what in decided if what is Decision.NEW])
-    again = await _again(transaction, [(one, facts[one.outbox_id]) for one, what in decided if what is Decision.AGAIN])
-    queued = [one for one, what in decided if what is Decision.QUEUE]
-    await transaction.set_aside([(one, Guilty(one.outbox_id, one.key, "parked")) for one in queued])
-    lost = [Rejected(one.partition, one.offset, NO_ROW) for one, what in decided if what is Decision.REJECT]
-    lost += [Rejected(one.partition, one.offset, why) for one, why in strangers.values() if why is not None]
-    await transaction.reject(lost)
-    now = claimed_now | again
-    taken |= {id(one) for one, what in decided if what in (Decision.NEW, Decision.AGAIN) and one.outbox_id in now}
-    turns: dict[int, Incoming] = {}
-    for one in found:
-        if id(one) in taken:
-            turns.setdefault(one.outbox_id, one)
-    outcome = transaction.outcome
-    outcome.skipped += len(found) - len(turns) - len(lost) - len(outcome.asides)
-    return list(turns.values())
+
+    turns: dict[int, Delivery] = {}
+    for delivery in deliveries:
+        if delivery in taken:
+            turns.setdefault(delivery.outbox_id, delivery)
+    outcome.skipped += len(deliveries) - len(turns) - len(rejected) - len(outcome.set_aside)
+    return list(turns.values()), rejected
 
 
-async def _strangers(
-    transaction: Transaction, some: Sequence[Incoming]
-) -> tuple[list[Incoming], dict[int, tuple[Incoming, str | None]]]:
-    """Which of these records are their outbox rows', and of the others why not: None when they are skipped.
+async def judge(
+    attempt: Attempt, deliveries: Sequence[Delivery]
+) -> tuple[Sequence[Delivery], dict[Delivery, str | None]]:
+    """Those of these records that are their outbox rows'; and why each other one is not, None where it is skipped.
 
     What has no row yet is waited for.
     """
-    if not transaction.origin.has_rows or not some:
-        return list(some), {}
-    ids = {one.record_id for one in some}
-    found = await transaction.execute("identities", ids=list(ids), first=min(ids), last=max(ids))
-    rows = {row[0]: Named(*row[1:]) for row in found}
+    transaction = attempt.transaction
+    if not transaction.origin.has_rows or not deliveries:
+        return deliveries, {}
+    ids = {delivery.record_id for delivery in deliveries}
+    rows = await transaction.identities(ids)
     # A replay changes the state in the transaction that writes the row to send again: not seen before that row is.
-    await _wait_for_visibility(transaction, [one for one in ids if one not in rows])
-    reasons = {id(one): _reason(one, transaction.topic, rows.get(one.record_id)) for one in some}
-    mine = [one for one in some if reasons[id(one)] is None]
-    if len(mine) == len(some):
-        return mine, {}
-    others = [one for one in some if reasons[id(one)] is not None]
-    facts = await transaction.execute("facts", ids=list({one.outbox_id for one in others}))
-    settled = {fact[0] for fact in facts if fact[2] in TERMINAL}
-    off = [
-        (one.time, rows[one.record_id].created_ms)
-        for one in others
-        if reasons[id(one)] == OTHER_TIME and one.outbox_id not in settled
+    await wait_for_visibility(attempt, [row_id for row_id in ids if row_id not in rows])
+    reasons = {
+        delivery: why_strange(delivery, transaction.topic, rows.get(delivery.record_id)) for delivery in deliveries
+    }
+    strangers = {delivery: reason for delivery, reason in reasons.items() if reason is not None}
+    if not strangers:
+        return deliveries, {}
+    facts = await transaction.facts({delivery.outbox_id for delivery in strangers})
+    unsettled = {
+        delivery: reason for delivery, reason in strangers.items() if facts[delivery.outbox_id].status not in TERMINAL
+    }
+    times = [
+        (delivery.time, rows[delivery.record_id].created_ms)
+        for delivery, reason in unsettled.items()
+        if reason == OTHER_TIME
     ]
-    check_times(off, another_life=any(reasons[id(one)] in (OTHER_KEY, OTHER_ROOT) for one in others))
-    return mine, {id(one): (one, None if one.outbox_id in settled else reasons[id(one)]) for one in others}
+    check_times(times, another_life=any(reason in (OTHER_KEY, OTHER_ROOT) for reason in strangers.values()))
+    own = [delivery for delivery in deliveries if delivery not in strangers]
+    return own, {delivery: unsettled.get(delivery) for delivery in strangers}
 
 
-def _reason(one: Incoming, topic: str, row: Named | None) -> str | None:
-    if row is None:
-        return NO_ROW
-    return stranger(Named(one.key, one.time, None, topic), one.outbox_id, row, one.record_id)
+async def look_up(attempt: Attempt, deliveries: Sequence[Delivery]) -> dict[int, Fact]:
+    """What is known of these messages; those that may move are read again, from their outbox rows."""
+    if not deliveries:
+        return {}
+    transaction = attempt.transaction
+    facts = await transaction.facts({delivery.outbox_id for delivery in deliveries})
+    movable = [delivery for delivery in deliveries if may_move(delivery, facts[delivery.outbox_id])]
+    rows = await transaction.payloads({delivery.outbox_id for delivery in movable}) if movable else {}
+    for delivery in movable:
+        # Of a message without an outbox row nothing is stored before it is set aside: the record is all there is.
+        if row := rows.get(delivery.outbox_id):
+            fact = facts[delivery.outbox_id]
+            transaction.origin.load_stored(delivery, row, fact.attempts or 0)
+            delivery.waited = waited(fact.status, fact.due, fact.code, fact.since)
+            if fact.code == UNKNOWN and not delivery.unknown:
+                # It waited for somebody who knows its biz_type.
+                facts[delivery.outbox_id] = fact._replace(due=True)
+    return facts
 
 
-def _remember(transaction: Transaction, blocked: bool) -> None:
-    """Whether the next runs had better look for conversations that wait."""
-    waits = transaction.memory.waits
-    waits[transaction.topic] = KEYED_RUNS if blocked else max(0, waits[transaction.topic] - 1)
-
-
-async def _wait_for_visibility(transaction: Transaction, unknown: Sequence[int]) -> None:
+async def wait_for_visibility(attempt: Attempt, ids: Collection[int]) -> None:
     """A commit is in the log, and so with a relay, before other sessions see it: raises NotYetVisible while that may be so.
 
     An id that was never drawn is forged.  Any other may be that of a row in commit: of whoever may be writing it when it is
@@ -158,64 +198,93 @@ async def _wait_for_visibility(transaction: Transaction, unknown: Sequence[int])
     taken after that has no row.  A commit that waits for a standby is waited for like any outage, everything else
     VISIBLE_SECONDS: a row that comes to light later has no fate, and is sent again.
     """
-    waiting = transaction.memory.invisible
-    undecided = [one for one in unknown if one not in waiting or not waiting[one].decided]
+    doubts = attempt.history.invisible
+    undecided = [row_id for row_id in ids if row_id not in doubts or not doubts[row_id].decided]
     if undecided:
-        leaves = [Leaf(*row) for row in await transaction.execute("row_writers", ids=undecided)]
-        drawn = [one for one in undecided if one <= leaves[0].newest]
-        for one in drawn:
-            waiting.setdefault(one, Doubt()).look(next((leaf for leaf in leaves if leaf.holds(one)), None))
+        leaves = await attempt.transaction.row_writers(undecided)
+        drawn = [row_id for row_id in undecided if row_id <= leaves[0].newest]
+        for row_id in drawn:
+            doubt = doubts.setdefault(row_id, Doubt())
+            doubt.look(next((leaf for leaf in leaves if leaf.holds(row_id)), None))
         if drawn:
-            standby = any(waiting[one].standby for one in drawn)
+            standby = any(doubts[row_id].standby for row_id in drawn)
             why = "a commit waits for a standby" if standby else "transactions may be committing"
-            writers = {writer for one in drawn for writer in waiting[one].writers or ()}
+            writers = {writer for row_id in drawn for writer in doubts[row_id].writers or ()}
             raise NotYetVisible(f"{len(drawn)} outbox rows are not visible, {why} ({len(writers)})")
-    for one in set(unknown):
-        waiting.pop(one, None)
+    for row_id in set(ids):
+        doubts.pop(row_id, None)
 
 
-async def _facts(transaction: Transaction, some: Sequence[Incoming]) -> dict[int, Fact]:
-    """What is known of these messages; those that may move are read anew from their outbox rows."""
-    if not some:
+async def reclaim(attempt: Attempt, turns: Sequence[tuple[Delivery, str]]) -> set[int]:
+    """Take open messages whose turn it is, each given with its status; the ids of those that still had it."""
+    reclaimed = await attempt.transaction.reclaim(turns)
+    attempt.outcome.woken |= {
+        (delivery.partition, delivery.key) for delivery, _ in turns if delivery.outbox_id in reclaimed
+    }
+    return reclaimed
+
+
+async def handle(attempt: Attempt, turns: Sequence[Delivery]) -> list[SetAside]:
+    """Call the handlers with what this transaction has claimed; what fails or cannot be read is set aside."""
+    transaction, history, outcome = attempt.transaction, attempt.history, attempt.outcome
+    ready, fates = readable(turns, attempt.agents, await _patience(attempt, turns))
+    if ready and attempt.trial is not None:
+        await attempt.trial.begin(ready, history.known_failures)
+    try:
+        async with attempt.spans.handling(turns, transaction.execute):
+            if attempt.strategy is Strategy.WHOLE:
+                for biz_type, batch in batches(ready):
+                    messages = messages_of(batch)
+                    await attempt.caller.call(attempt.agents[biz_type], messages)
+                    history.worked(biz_type, messages)
+            elif ready:
+                one_by_one = attempt.strategy is Strategy.SINGLE
+                isolation = Isolation(attempt.caller, attempt.savepoint, history, one_by_one=one_by_one)
+                fates += await isolation.work(batches(ready), attempt.agents)
+    except TransactionEnded as error:
+        # What was claimed is committed, and no delivery will ask for it again; who has an effect nobody can tell.
+        logger.critical("a handler ended the transaction of its run, the messages in it are dead", exc_info=error)
+        await transaction.lock({delivery.partition for delivery in turns})
+        fates = [_misused(delivery, error) for delivery in turns]
+    if any(fate.attempts == 1 and fate.code is not None for fate in fates):
+        history.failed[transaction.topic] = time.monotonic()
+    outcome.consumed += len(turns) - len(fates)
+    # `arrived` is drawn in this order: it has to be the order of the records.
+    line = in_line(turns, {fate.outbox_id: fate for fate in fates}) if fates else []
+    stored = await transaction.set_aside(line)
+    outcome.set_aside += stored
+    return stored
+
+
+async def _patience(attempt: Attempt, turns: Sequence[Delivery]) -> Mapping[str, float]:
+    """For how many seconds messages of each unknown biz_type wait for somebody who knows it."""
+    unknown = {delivery.biz_type for delivery in turns if delivery.unknown}
+    if not unknown:
         return {}
-    ids = list({one.outbox_id for one in some})
-    facts = {row[0]: Fact(*row[1:]) for row in await transaction.execute("facts", ids=ids)}
-    movable = [one for one in some if _may_move(one, facts[one.outbox_id])]
-    if movable:
-        ids = list({one.outbox_id for one in movable})
-        rows = {row[0]: row for row in await transaction.execute("payloads", ids=ids)}
-        for one in movable:
-            # Of a message without an outbox row nothing is stored before it is set aside: the record is all there is.
-            if row := rows.get(one.outbox_id):
-                fact = facts[one.outbox_id]
-                transaction.origin.fill(one, row, fact.attempts or 0)
-                one.waited = waited(fact.status, fact.due, fact.code, fact.since)
-                if fact.code == UNKNOWN and not one.unknown:
-                    # It waited for somebody who knows its biz_type.
-                    facts[one.outbox_id] = fact._replace(due=True)
-    return facts
+    transaction = attempt.transaction
+    names = {storable(biz_type): biz_type for biz_type in unknown}
+    retired = {names[name]: retired for name, retired in (await transaction.registered(names)).items()}
+    return patience_with(unknown, retired, attempt.unknown_seconds, foreign=bool(transaction.origin.source))
 
 
-async def _again(transaction: Transaction, turns: Sequence[tuple[Incoming, Fact]]) -> set[int]:
-    """Open messages whose turn it is."""
-    if not turns:
-        return set()
-    taken = await transaction.reclaim([(one, cast("str", fact.status)) for one, fact in turns])
-    transaction.outcome.woken |= {(one.partition, one.key) for one, _ in turns if one.outbox_id in taken}
-    return taken
+def why_strange(delivery: Delivery, topic: str, row: Named | None) -> str | None:
+    """Why the record is not that of the outbox row which it names; None when it is."""
+    if row is None:
+        return NO_ROW
+    record = Named(delivery.key, delivery.time, None, topic)
+    return stranger(record, delivery.outbox_id, row, delivery.record_id)
 
 
-def _apart(some: Sequence[Incoming], odd: Sequence[Incoming]) -> list[Incoming]:
-    """Those whose conversations have no odd record: they can be claimed by themselves, in any order to the odd ones."""
-    if not odd:
-        return list(some)
-    keys = {one.key for one in odd}
-    # A record without a key may be of any conversation.
-    return [] if "" in keys else [one for one in some if one.key not in keys]
+def _on_arrival(attempt: Attempt, deliveries: Iterable[Delivery]) -> Fates:
+    return [(delivery, fate_on_arrival(delivery, attempt.agents)) for delivery in deliveries]
 
 
-def _may_move(one: Incoming, fact: Fact) -> bool:
-    """Whether the outbox rows count, not the record: it is broken or resent, or its message is open."""
-    return (
-        fact.known and fact.status not in TERMINAL and (one.fault is not None or one.resend or fact.status is not None)
-    )
+def _misused(delivery: Delivery, error: TransactionEnded) -> SetAside:
+    where = delivery.outbox_id, delivery.key, delivery.partition
+    return SetAside(*where, "dead", 0, *describe(error), open=False)
+
+
+def _note_waiting(attempt: Attempt, waiting: bool) -> None:
+    """Whether the next runs had better look for conversations that wait."""
+    waits, topic = attempt.history.waits, attempt.transaction.topic
+    waits[topic] = KEYED_RUNS if waiting else max(0, waits[topic] - 1)

@@ -6,11 +6,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from streams import telemetry
+from streams.worker.delivery import Delivery
 from streams.worker.failure.classify import describe
-from streams.worker.run.decode import Incoming
+from streams.worker.set_aside import SetAside
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -19,34 +20,21 @@ if TYPE_CHECKING:
 MOST_LINKS = 128  # what OpenTelemetry keeps of them
 
 
-class Aside(Protocol):
-    """What a transaction says of a message that it has set aside."""
-
-    @property
-    def outbox_id(self) -> int: ...
-    @property
-    def partition(self) -> int: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def code(self) -> str | None: ...
-
-
-class Attempt:
+class RunSpans:
     """Around one transaction: what its spans say was committed, or its one span says why it was not.
 
     Nothing happens where nobody traces, and no message has a caller who does.
     """
 
-    def __init__(self, topic: str, asides: Sequence[Aside]) -> None:
-        self._topic, self._asides = topic, asides
+    def __init__(self, topic: str, set_aside: Sequence[SetAside]) -> None:
+        self._topic, self._set_aside = topic, set_aside
         self._tracer = telemetry.tracer()
         self._start = time.time_ns() if self._tracer else 0
         self._callers: dict[int, Context] = {}
-        self._turns: dict[int, Incoming] = {}
+        self._turns: dict[int, Delivery] = {}
         self._span: Span | None = None
 
-    async def __aenter__(self) -> Attempt:
+    async def __aenter__(self) -> RunSpans:
         return self
 
     async def __aexit__(
@@ -62,7 +50,7 @@ class Attempt:
 
     @asynccontextmanager
     async def handling(
-        self, turns: Sequence[Incoming], execute: Callable[..., Awaitable[list[tuple[Any, ...]]]]
+        self, turns: Sequence[Delivery], execute: Callable[..., Awaitable[list[tuple[Any, ...]]]]
     ) -> AsyncIterator[None]:
         """Around the handlers, whose own spans become children of the transaction's; `execute` asks for the callers."""
         if self._tracer is None:
@@ -70,13 +58,13 @@ class Attempt:
             return
         from opentelemetry.trace import get_current_span, use_span
 
-        fresh = {one.outbox_id: one for one in turns}
-        self._turns |= fresh
-        ids = [*fresh, *(one.outbox_id for one in self._asides)]
+        called = {delivery.outbox_id: delivery for delivery in turns}
+        self._turns |= called
+        ids = [*called, *(fate.outbox_id for fate in self._set_aside)]
         # Asked of the outbox: a retry has no record to read it from, and decoding stays as it is for those who do not trace.
         rows = await execute("traceparents", topic=self._topic, ids=ids)
-        callers = {one: found for one, text in rows if (found := telemetry.caller(text))}
-        sampled = {one: found for one, found in callers.items() if telemetry.sampled(found)}
+        callers = {outbox_id: caller for outbox_id, text in rows if (caller := telemetry.caller(text))}
+        sampled = {outbox_id: caller for outbox_id, caller in callers.items() if telemetry.sampled(caller)}
         self._callers |= sampled
         if sampled:
             current = self._span = self._span or self._begin()
@@ -98,11 +86,12 @@ class Attempt:
         links = {link.context.span_id: link for link in map(_link, self._callers.values())}
         parent = next(iter(self._callers.values())) if len(links) == 1 else Context()
         attributes = self._attributes(
-            "persist", **{"messaging.batch.message_count": sum(one.message is not None for one in self._turns.values())}
+            "persist",
+            **{"messaging.batch.message_count": sum(turn.message is not None for turn in self._turns.values())},
         )
-        some = list(links.values())[:MOST_LINKS]
+        kept = list(links.values())[:MOST_LINKS]
         return self._tracer.start_span(
-            f"persist {self._topic}", parent, SpanKind.CONSUMER, attributes, some, self._start
+            f"persist {self._topic}", parent, SpanKind.CONSUMER, attributes, kept, self._start
         )
 
     def _tell(self) -> None:
@@ -111,23 +100,23 @@ class Attempt:
 
         assert self._tracer is not None
         assert self._span is not None
-        asides = {one.outbox_id: one for one in self._asides}
+        set_aside = {fate.outbox_id: fate for fate in self._set_aside}
         links = [Link(self._span.get_span_context())]
         for outbox_id, parent in self._callers.items():
-            aside, turn = asides.get(outbox_id), self._turns.get(outbox_id)
-            found: dict[str, Any] = {
+            fate, turn = set_aside.get(outbox_id), self._turns.get(outbox_id)
+            about: dict[str, Any] = {
                 "messaging.message.id": str(outbox_id),
-                "messaging.destination.partition.id": str((turn or aside).partition),  # type: ignore[union-attr]
-                "outbox.status": aside.status if aside else "consumed",
+                "messaging.destination.partition.id": str((turn or fate).partition),  # type: ignore[union-attr]
+                "outbox.status": fate.status if fate else "consumed",
             }
             if turn and turn.message:
-                found |= {"outbox.biz_type": turn.biz_type, "outbox.attempt": turn.message.attempts + 1}
-            attributes = self._attributes("process", **found)
+                about |= {"outbox.biz_type": turn.biz_type, "outbox.attempt": turn.message.attempts + 1}
+            attributes = self._attributes("process", **about)
             span = self._tracer.start_span(
                 f"process {self._topic}", parent, SpanKind.CONSUMER, attributes, links, self._start
             )
-            if aside and aside.status in ("retrying", "dead"):
-                telemetry.fail(span, aside.code or aside.status)
+            if fate and fate.status in ("retrying", "dead"):
+                telemetry.fail(span, fate.code or fate.status)
             span.end()
 
     def _attributes(self, name: str, **others: Any) -> Any:

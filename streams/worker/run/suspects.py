@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, MutableMapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableMapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from streams.errors import Reject
 from streams.settings import RETRY_SUFFIX
+from streams.worker.delivery import Delivery
 from streams.worker.driver.runs import Run
 from streams.worker.driver.suspicion import ISOLATE, STRIKES, Strikes, Suspicion
-from streams.worker.run.decode import Incoming
 from streams.worker.run.exclusion import LEND, Displaced, Exclusion
 
 logger = logging.getLogger(__name__)
@@ -99,13 +99,18 @@ class Suspects:
         beside = self.of(other, partition)
         return suspicion.strikes.crashes + (beside.strikes.crashes if beside is not None else 0) >= ISOLATE
 
-    @contextmanager
-    def trying(self, run: Run, topic: str, suspicion: Suspicion, *, alone: bool = False) -> Iterator[Trial]:
+    @asynccontextmanager
+    async def trying(self, run: Run, topic: str, suspicion: Suspicion, *, alone: bool = False) -> AsyncIterator[Trial]:
         """Within this the run is worked under suspicion; `topic` is that of its messages, `alone` if it holds one of them."""
         run.trial = trial = Trial(self, suspicion, run, topic, alone=alone)
         self.trials.add(trial)
         try:
             yield trial
+        except Isolated:
+            raise
+        except Exception:  # raised again: the process is going to end, by this run
+            await trial.stand()
+            raise
         finally:
             self.trials.discard(trial)
             trial.acquit()
@@ -180,11 +185,11 @@ class Trial:
         self._noted = False
         self._struck.clear()
 
-    async def begin(self, messages: Sequence[Incoming], known_failures: MutableMapping[int, Exception]) -> None:
-        """Handlers are about to get these: note it.  Those that took their process down too often become `condemned`."""
+    async def begin(self, deliveries: Sequence[Delivery], known_failures: MutableMapping[int, Exception]) -> None:
+        """Handlers are about to get these: note it.  Those that took their process down too often fail without a call."""
         if self._suspects.leaving:
             raise Unnoted("the process ends")
-        first = min(one.offset for one in messages)
+        first = min(delivery.offset for delivery in deliveries)
         if self._probing:
             raise Isolated(first)
         try:
@@ -195,7 +200,7 @@ class Trial:
         self.first = first if self.first is None else min(first, self.first)
         try:
             if self._alone:
-                await self._strike([one.outbox_id for one in messages], known_failures)
+                await self._strike([delivery.outbox_id for delivery in deliveries], known_failures)
             elif not self._noted:
                 await self._note()
         except Unnoted:

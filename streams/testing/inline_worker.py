@@ -1,15 +1,18 @@
 """Events through your agents without Kafka: what a worker decides and writes, on a real PostgreSQL.
 
 The rows are real outbox rows, and what they carry is encoded, decoded, claimed, handed to the handlers and set aside by the
-code that a worker runs.  Only Kafka is missing, and waiting: where a worker would wait, WouldWait says for what.
+code that a worker runs, its pipeline and its attempts.  Only Kafka is missing, and waiting: where a worker would wait,
+WouldWait says for what.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -29,19 +32,20 @@ from streams.worker.database.connections import (
     is_lost,
     worker_engine,
 )
-from streams.worker.failure.classify import HandlerBroken, MessageExhausted, Verdict, describe, verdict_on
-from streams.worker.failure.handlers import Strategy
-from streams.worker.failure.isolate import FailureHistory
-from streams.worker.run.conversations import work_open
-from streams.worker.run.decode import CREATE_TIME, read
-from streams.worker.run.pipeline import work_records
-from streams.worker.run.transaction import Outcome, Transaction
+from streams.worker.driver.runs import Run
+from streams.worker.failure.classify import HandlerBroken, describe
+from streams.worker.failure.strategy import Strategy
+from streams.worker.run.attempt import Attempts, Outcome
+from streams.worker.run.attempts import Work, until_done
+from streams.worker.run.conversations import work_conversations
+from streams.worker.run.decode import CREATE_TIME
+from streams.worker.run.pipeline import work_run
 
 Where = str | AsyncConnection | AsyncSession
-Work = Callable[[Transaction], Awaitable[None]]
 
 PARTITION = 0
 MANY = 10_000  # open messages of one conversation
+MOST_REST = 30.0  # seconds that one call may rest for what others commit
 
 
 class WouldWait(StreamsError):
@@ -57,8 +61,8 @@ async def persist(where: Where, events: Sequence[object], *, settings: Settings 
 
     Raises PayloadInvalid where `enqueue` does, WouldWait, UsageError, NotMigrated or ServiceUnreachable.
     """
-    async with InlineWorker(where, settings) as trial:
-        return await trial.persist(events)
+    async with InlineWorker(where, settings) as worker:
+        return await worker.persist(events)
 
 
 async def retry(where: Where, *, settings: Settings | None = None) -> Fates:
@@ -66,8 +70,8 @@ async def retry(where: Where, *, settings: Settings | None = None) -> Fates:
 
     Its first message goes first, and those parked behind it follow when it is through.  Says what became of all that waited.
     """
-    async with InlineWorker(where, settings) as trial:
-        return await trial.retry()
+    async with InlineWorker(where, settings) as worker:
+        return await worker.retry()
 
 
 def persist_sync(url: str, events: Sequence[object], *, settings: Settings | None = None) -> Fates:
@@ -96,6 +100,8 @@ class _Record(NamedTuple):
 class InlineWorker:
     """One call: its database, its settings, and what it wrote so far."""
 
+    slow_tries = 1  # nobody else is there who could have been the cause
+
     def __init__(self, where: Where, settings: Settings | None) -> None:
         if not isinstance(where, Where):
             kind = type(where).__name__
@@ -103,8 +109,10 @@ class InlineWorker:
         self._where = where
         self._settings = _at(where, settings or load())
         self._registry = configured(self._settings)
+        self._attempts = Attempts(self._settings, self._registry)
         self._engine: AsyncEngine | None = None
         self._outcome = Outcome()
+        self._rested = 0.0
 
     async def __aenter__(self) -> InlineWorker:
         if isinstance(self._where, str):
@@ -131,81 +139,70 @@ class InlineWorker:
                 f"no outbox row has the id {min(missing)}: expected an event, or the id of an enqueued one"
             )
         # One topic at a time, each in a transaction of its own: a worker has an agent for each.
-        for topic, some in groupby(sorted(records, key=lambda one: one.topic), key=lambda one: one.topic):
-            await self._deliver(topic, list(some))
+        for topic, of_topic in groupby(sorted(records, key=attrgetter("topic")), key=attrgetter("topic")):
+            run = Run(topic, PARTITION, list(of_topic))
+            await self._work(run, partial(work_run, partitions={PARTITION}, records=run.records))
         return await self._fates(ids)
 
     async def retry(self) -> Fates:
         async with self._transaction() as connection:
             await connection.exec_driver_sql(query("make_due"))
             waiting = await _rows(connection, "all_open")
-        for (topic, partition), some in groupby(sorted(waiting, key=lambda row: row[1:3]), key=lambda row: row[1:3]):
-            await self._wake(topic, partition, list(dict.fromkeys(row[3] for row in some)))
+        waiting.sort(key=lambda row: row[1:3])
+        for (topic, partition), rows in groupby(waiting, key=lambda row: row[1:3]):
+            keys = list(dict.fromkeys(row[3] for row in rows))
+            calls = [_Record(topic, number, key.encode(), b"", [], 0) for number, key in enumerate(keys)]
+            most = MANY * len(keys)
+            work = partial(work_conversations, partition=partition, keys=keys, most=most)
+            await self._work(Run(topic, partition, calls), work)
         return await self._fates([row[0] for row in waiting])
 
-    async def _deliver(self, topic: str, records: Sequence[_Record]) -> None:
-        async def work(transaction: Transaction) -> None:
-            found, rejected = read(records, self._registry)
-            await work_records(transaction, found, rejected, {PARTITION})
+    async def wait(self, run: Run, error: Exception, tries: int) -> None:
+        """Say for what a worker would wait."""
+        if isinstance(error, HandlerBroken):
+            raise WouldWait(
+                f"{error}, a bug or something that is missing: a worker would wait until it is mended"
+            ) from (error.__cause__ or error)
+        raise WouldWait(f"a worker would wait and try again: {_why(error)}") from (error.__cause__ or error)
 
-        await self._until_done(topic, work)
+    async def rest(self, seconds: float) -> None:
+        """Pause, for a while in all."""
+        self._rested += seconds
+        if self._rested > MOST_REST:
+            raise WouldWait("a worker would wait until what others commit is visible")
+        await asyncio.sleep(seconds)
 
-    async def _wake(self, topic: str, partition: int, keys: Sequence[str]) -> None:
-        async def work(transaction: Transaction) -> None:
-            await work_open(transaction, topic, partition, keys, MANY * len(keys))
+    async def reachable(self) -> bool:
+        """Whether the database answers others: of nobody else is anything known."""
+        return True
 
-        await self._until_done(topic, work)
-
-    async def _until_done(self, topic: str, work: Work) -> None:
+    async def _work(self, run: Run, work: Work) -> None:
         """As a worker does it, but for waiting: all at once, then in pieces to find who is guilty."""
-        care, memory = Strategy.WHOLE, FailureHistory()
-        while True:
-            try:
-                self._outcome.add(await self._once(topic, work, care, memory))
-                return
-            except TransactionFailed as failed:
-                error, lost = failed.error, failed.lost
-            if isinstance(error, MessageExhausted):
-                memory.known_failures[error.outbox_id] = error.error
-                error = error.error
-            if lost and self._engine is None:
-                raise ServiceUnreachable(f"the connection was lost: {_why(error)}") from error
-            verdict = verdict_on(error, lost)
-            if verdict is Verdict.WAIT:
-                raise _would_wait(error) from (error.__cause__ or error)
-            if verdict is Verdict.SLOW:
-                care = Strategy.SINGLE
-            elif care is Strategy.WHOLE:
-                care = Strategy.BISECT
-            else:
-                raise error
+        attempt = partial(self._attempt, run.topic, work)
+        outcome = await until_done(run, attempt, Strategy.WHOLE, self._attempts.history(run.topic), self)
+        if outcome is not None:
+            self._outcome.add(outcome)
 
-    async def _once(self, topic: str, work: Work, care: Strategy, memory: FailureHistory) -> Outcome:
+    async def _attempt(self, topic: str, work: Work, strategy: Strategy) -> Outcome:
         lost = self._engine is not None
+        seconds = self._settings.worker.handler_timeout + GRACE
         try:
             async with self._transaction() as connection:
                 lost = False
                 driver = await driver_of(connection)
-                seconds = self._settings.worker.handler_timeout + GRACE
-                transaction = Transaction(
-                    connection,
-                    driver,
-                    self._registry,
-                    topic,
-                    care=care,
-                    seconds=seconds,
-                    memory=memory,
-                    unknown_days=self._settings.worker.unknown_days,
-                )
+                attempt = self._attempts.begin(connection, driver, topic, strategy, seconds=seconds)
                 try:
-                    async with transaction.spans:
-                        await work(transaction)
+                    async with attempt.spans:
+                        outcome = await work(attempt)
+                        await attempt.settle()
                 except Exception:  # raised again: only now is it known whether the connection survived
                     lost = is_lost(connection, driver)
                     raise
         except Exception as error:
+            if lost and self._engine is None:
+                raise ServiceUnreachable(f"the connection was lost: {_why(error)}") from error
             raise TransactionFailed(error, lost) from error
-        return transaction.outcome
+        return outcome
 
     async def _fates(self, ids: Sequence[int]) -> Fates:
         async with self._transaction() as connection:
@@ -252,12 +249,6 @@ def _record(row: Sequence[Any]) -> _Record:
     headers = {"id": outbox_id, "biz_type": biz_type, "traceparent": traceparent, "resend_of": resend_of}
     encoded = [(name, None if value is None else str(value).encode()) for name, value in headers.items()]
     return _Record(topic, outbox_id, key.encode(), payload.encode(), encoded, created_ms)
-
-
-def _would_wait(error: Exception) -> WouldWait:
-    if isinstance(error, HandlerBroken):
-        return WouldWait(f"{error}, a bug or something that is missing: a worker would wait until it is mended")
-    return WouldWait(f"a worker would wait and try again: {_why(error)}")
 
 
 def _why(error: BaseException) -> str:
