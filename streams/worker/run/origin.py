@@ -56,7 +56,23 @@ class Origin(Protocol):
         """What has to be stored of a message that is set aside, beside its fate."""
 
 
-def digest(deliveries: Iterable[Delivery]) -> str:
+class Dated(Protocol):
+    """A record as far as it has to agree with its outbox row."""
+
+    @property
+    def outbox_id(self) -> int:
+        """The row."""
+
+    @property
+    def key(self) -> str:
+        """The conversation."""
+
+    @property
+    def time(self) -> int | None:
+        """Milliseconds since 1970; None when the record has no time of its own."""
+
+
+def digest(deliveries: Iterable[Dated]) -> str:
     """The keys and times of records in the order of their ids, as `claim_all` reads them from the outbox rows."""
     parts: list[bytes] = []
     for delivery in sorted(deliveries, key=_by_id):
