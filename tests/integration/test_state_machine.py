@@ -84,6 +84,13 @@ class Fates(RuleBasedStateMachine):
         for row in rows:
             self.stage.publish(row)
 
+    @rule(again=st.booleans())
+    def recreate_topic(self, again: bool) -> None:
+        """Somebody deletes the topic and makes it again; the relay may begin from its confirmed position."""
+        self.stage.recreate_topic()
+        if again:
+            self.relay("again", 6, "a")
+
     @rule()
     def sweep(self) -> None:
         """Nobody has to wait two minutes here."""
@@ -251,7 +258,7 @@ LONG = pytest.mark.long
         pytest.param(_decides("consumed", Decision.AGAIN), id="consumed again"),
         pytest.param((Isolation, "_without_blocked", lambda self, piece: list(piece)), id="past one that failed"),
         pytest.param((Transaction, "set_aside", _backwards), id="parked in the wrong order"),
-        pytest.param((pipeline, "reclaim", _silent), id="nobody is woken"),
+        pytest.param((pipeline, "reclaim", _silent), id="nobody is woken", marks=LONG),
         pytest.param(_decides("dead", Decision.AGAIN), id="dead and consumed", marks=LONG),
         pytest.param(_decides("discarded", Decision.AGAIN), id="discarded and consumed", marks=LONG),
         pytest.param(
