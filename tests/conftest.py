@@ -19,7 +19,9 @@ import pytest
 from streams.dev.connect import ConnectWorker
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
-from streams.testing.deployment import Deployment
+from streams.dev.process import Process
+from streams.testing.deployment import Deployment, inherited
+from tests.fixtures.forks import ForkedProcess, Forks
 
 # A broker of a test lives for seconds: what the second compiler would gain never pays for its work.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
@@ -70,10 +72,22 @@ def database(streams_database: str) -> str:
 class World(Deployment):
     """One test's deployment, nothing of it started yet: its settings are its environment alone, whatever faust.yml says."""
 
+    forks: Forks | None = None
+
     @property
     def url(self) -> str:
         """The database."""
         return self.environ["DATABASE_URL"]
+
+    def start(self, *command: str, **environ: str) -> Process:
+        """Run a command of ours, forked from a process that has imported it."""
+        if self.forks is None:
+            return super().start(*command, **environ)
+        log = self.directory / f"{command[0]}-{len(self.processes)}.log"
+        process = ForkedProcess(self.forks, command, log, {**inherited(), **self.environ, **environ})
+        process.launch()
+        self.processes.append(process)
+        return process
 
     @property
     def topic(self) -> str:
@@ -85,8 +99,16 @@ class World(Deployment):
         return [answer for port in self.ports if (answer := _get(f"http://127.0.0.1:{port}/health/ready"))]
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """A process that has imported everything, and forks relays, workers and commands."""
+    server = Forks()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def world(kafka: KafkaBroker, database: str, name: str, tmp_path: Path) -> Iterator[World]:
+def world(kafka: KafkaBroker, database: str, name: str, tmp_path: Path, forks: Forks) -> Iterator[World]:
     """A deployment with names of its own on the shared servers."""
     group = name.replace("_", "-")
     found = World(
@@ -99,6 +121,7 @@ def world(kafka: KafkaBroker, database: str, name: str, tmp_path: Path) -> Itera
             "STREAMS_BROKER__TOPIC_PREFIX": f"{group}.",
         },
         tmp_path,
+        forks=forks,
     )
     with found:
         yield found

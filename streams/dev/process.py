@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -22,6 +23,21 @@ from streams.errors import ServiceUnreachable
 
 # As the C library says it, and as PostgreSQL does after a write that was cut short.
 DISK_FULL = ("No space left on device", "Check free disk space")
+
+
+class Child(Protocol):
+    """What a `Process` asks of the process that it stands for."""
+
+    @property
+    def pid(self) -> int:
+        """Its id, which is its group's too."""
+
+    def poll(self) -> int | None:
+        """How it ended (negative: by which signal); None while it runs."""
+
+    def wait(self) -> int:
+        """How it ended, once it has."""
+
 
 _GUARD = Path(__file__).with_name("guard.py")
 
@@ -49,7 +65,7 @@ class Process:
         self.log = log
         self._environ = environ
         self._cwd = cwd
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._said_before = 0
 
     @property
@@ -71,7 +87,7 @@ class Process:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._said_before = log.tell()
-            self._child = subprocess.Popen(
+            child = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL if self._said is None else subprocess.PIPE,
                 stdout=log,
@@ -80,9 +96,10 @@ class Process:
                 cwd=self._cwd,
                 start_new_session=True,
             )
-        if self._said is not None and self._child.stdin is not None:
+        self._child = child
+        if self._said is not None and child.stdin is not None:
             # Little enough for the pipe; one that has ended by now says why itself.
-            with contextlib.suppress(BrokenPipeError), self._child.stdin as stdin:
+            with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
                 stdin.write(self._said.encode())
 
     async def finish(self, seconds: float) -> int:

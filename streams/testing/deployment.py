@@ -106,7 +106,7 @@ class Deployment(AbstractContextManager["Deployment"]):
     def start(self, *command: str, **environ: str) -> Process:
         """Run a command of this environment as a subprocess, its output in `directory`."""
         log = self.directory / f"{command[0]}-{len(self.processes)}.log"
-        process = Process([program(command[0]), *command[1:]], log, environ={**_inherited(), **self.environ, **environ})
+        process = Process([program(command[0]), *command[1:]], log, environ={**inherited(), **self.environ, **environ})
         process.launch()
         self.processes.append(process)
         return process
@@ -165,6 +165,15 @@ class Deployment(AbstractContextManager["Deployment"]):
         time.sleep(EVERY)
 
 
+def inherited() -> dict[str, str]:
+    """Our environment without the settings in it, and with what is importable here."""
+    ours = ("STREAMS_", "DATABASE_URL", "BROKER_URL")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    standard = sysconfig.get_path("stdlib")
+    paths = [path or os.getcwd() for path in sys.path if not path.startswith(standard)]
+    return {**environ, "PYTHONPATH": os.pathsep.join(path for path in paths if os.path.isdir(path))}
+
+
 def _alone(settings: Settings, database: str, broker: str, name: str) -> dict[str, Any]:
     """The settings as plain data, for one broker without a login, with names that nobody else has, and without traces."""
     found: dict[str, Any] = msgspec.to_builtins(settings)
@@ -178,12 +187,3 @@ def _alone(settings: Settings, database: str, broker: str, name: str) -> dict[st
     if found["relay"]["mode"] == "debezium":
         found["relay"]["mode"] = "auto"
     return found
-
-
-def _inherited() -> dict[str, str]:
-    """Our environment without the settings in it, and with what is importable here."""
-    ours = ("STREAMS_", "DATABASE_URL", "BROKER_URL")
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    standard = sysconfig.get_path("stdlib")
-    paths = [path or os.getcwd() for path in sys.path if not path.startswith(standard)]
-    return {**environ, "PYTHONPATH": os.pathsep.join(path for path in paths if os.path.isdir(path))}
