@@ -68,6 +68,20 @@ CREATE FUNCTION public.outbox_fingerprint(biz_type text, error_code text, error 
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN "left"(md5(concat_ws(''::text, biz_type, error_code, regexp_replace(COALESCE(error, ''::text), '[0-9]+'::text, '#'::text, 'g'::text))), 8);
 
+CREATE FUNCTION public.outbox_forget_dead() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF TG_TABLE_NAME = 'outbox_foreign' THEN
+        DELETE FROM outbox_dead_letters WHERE source = OLD.source AND outbox_id = OLD.outbox_id;
+    ELSE
+        DELETE FROM outbox_dead_letters WHERE source = '' AND outbox_id = OLD.outbox_id;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
 CREATE TABLE public.outbox (
     id bigint NOT NULL,
     biz_type text NOT NULL,
@@ -110,6 +124,34 @@ BEGIN
 EXCEPTION
     WHEN data_exception OR statement_too_complex THEN
         RETURN false;
+END
+$$;
+
+CREATE FUNCTION public.outbox_note_dead() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+DECLARE
+    root record;
+BEGIN
+    IF TG_TABLE_NAME = 'outbox_foreign' THEN
+        INSERT INTO outbox_dead_letters (source, outbox_id, topic, key, biz_type, error_code, fingerprint, died_at, held)
+        VALUES (NEW.source, NEW.outbox_id, NEW.topic, NEW.key, NEW.biz_type, NEW.error_code,
+                outbox_fingerprint(NEW.biz_type, NEW.error_code, NEW.error), NEW.updated_at, NEW.open)
+        ON CONFLICT (source, outbox_id) DO UPDATE
+        SET topic = excluded.topic, key = excluded.key, biz_type = excluded.biz_type, error_code = excluded.error_code,
+            fingerprint = excluded.fingerprint, held = excluded.held;
+    ELSE
+        SELECT o.biz_type, o.topic, o.key INTO root FROM outbox AS o WHERE o.id = NEW.outbox_id;
+        INSERT INTO outbox_dead_letters (source, outbox_id, topic, key, biz_type, error_code, fingerprint, died_at, held)
+        VALUES ('', NEW.outbox_id, root.topic, root.key, root.biz_type, NEW.error_code,
+                outbox_fingerprint(root.biz_type, NEW.error_code, NEW.error), NEW.updated_at, NEW.topic IS NOT NULL)
+        ON CONFLICT (source, outbox_id) DO UPDATE
+        SET topic = excluded.topic, key = excluded.key, biz_type = excluded.biz_type, error_code = excluded.error_code,
+            fingerprint = excluded.fingerprint, held = excluded.held;
+    END IF;
+    RETURN NULL;
 END
 $$;
 
@@ -327,8 +369,39 @@ UNION ALL
    FROM public.outbox_foreign f
   WHERE (f.status = 'dead'::text);
 
+CREATE TABLE public.outbox_dead_letters (
+    source text NOT NULL,
+    outbox_id bigint NOT NULL,
+    topic text,
+    key text,
+    biz_type text,
+    error_code text,
+    fingerprint text NOT NULL,
+    died bigint NOT NULL,
+    died_at timestamp with time zone DEFAULT now() NOT NULL,
+    held boolean DEFAULT false NOT NULL
+);
+
+CREATE SEQUENCE public.outbox_died
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+ALTER SEQUENCE public.outbox_died OWNED BY public.outbox_dead_letters.died;
+
 CREATE TABLE public.outbox_direct (
     outbox_id bigint NOT NULL
+);
+
+CREATE TABLE public.outbox_gauges (
+    width integer NOT NULL,
+    bucket timestamp with time zone NOT NULL,
+    name text NOT NULL,
+    label text DEFAULT ''::text NOT NULL,
+    value double precision NOT NULL,
+    highest double precision NOT NULL
 );
 
 ALTER TABLE public.outbox ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
@@ -338,6 +411,19 @@ ALTER TABLE public.outbox ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     NO MINVALUE
     NO MAXVALUE
     CACHE 1
+);
+
+CREATE TABLE public.outbox_lag (
+    "group" text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    topic_id text,
+    committed bigint,
+    end_offset bigint,
+    log_start bigint,
+    worked timestamp with time zone,
+    moved timestamp with time zone DEFAULT now() NOT NULL,
+    at timestamp with time zone NOT NULL
 );
 
 CREATE TABLE public.outbox_message_crashes (
@@ -394,6 +480,55 @@ CREATE VIEW public.outbox_messages AS
            FROM public.relay_position) r)
   WHERE (o.resend_of IS NULL);
 
+CREATE TABLE public.outbox_operation_items (
+    operation bigint NOT NULL,
+    "position" bigint NOT NULL,
+    source text DEFAULT ''::text NOT NULL,
+    outbox_id bigint NOT NULL,
+    outcome text DEFAULT 'waiting'::text NOT NULL,
+    resend bigint,
+    at timestamp with time zone
+);
+
+CREATE TABLE public.outbox_operations (
+    id bigint NOT NULL,
+    act text NOT NULL,
+    who text NOT NULL,
+    why text,
+    filter jsonb DEFAULT '{}'::jsonb NOT NULL,
+    force boolean DEFAULT false NOT NULL,
+    rate double precision,
+    through bigint NOT NULL,
+    hash text NOT NULL,
+    planned bigint NOT NULL,
+    late bigint DEFAULT 0 NOT NULL,
+    done bigint DEFAULT 0 NOT NULL,
+    failed bigint DEFAULT 0 NOT NULL,
+    circling bigint DEFAULT 0 NOT NULL,
+    gone bigint DEFAULT 0 NOT NULL,
+    state text DEFAULT 'preview'::text NOT NULL,
+    reason text,
+    at_once boolean DEFAULT false NOT NULL,
+    step integer DEFAULT 0 NOT NULL,
+    step_begin bigint DEFAULT 0 NOT NULL,
+    step_end bigint DEFAULT 0 NOT NULL,
+    stepped_at timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    submitted_at timestamp with time zone,
+    ended_at timestamp with time zone,
+    CONSTRAINT outbox_operations_act CHECK ((act = ANY (ARRAY['replay'::text, 'discard'::text]))),
+    CONSTRAINT outbox_operations_state CHECK ((state = ANY (ARRAY['preview'::text, 'running'::text, 'stopped'::text, 'done'::text])))
+);
+
+ALTER TABLE public.outbox_operations ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.outbox_operations_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE public.outbox_partition_crashes (
     topic text NOT NULL,
     partition integer NOT NULL,
@@ -403,6 +538,35 @@ CREATE TABLE public.outbox_partition_crashes (
     first_offset bigint,
     through bigint,
     updated_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE public.outbox_primary (
+    relay text NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL,
+    seen jsonb DEFAULT '{}'::jsonb NOT NULL,
+    counted bigint DEFAULT 0 NOT NULL
+);
+
+CREATE TABLE public.outbox_processes (
+    id uuid NOT NULL,
+    kind text NOT NULL,
+    name text NOT NULL,
+    host text NOT NULL,
+    pid integer NOT NULL,
+    version text NOT NULL,
+    address text,
+    partitions jsonb DEFAULT '{}'::jsonb NOT NULL,
+    memory bigint,
+    runs integer DEFAULT 0 NOT NULL,
+    pool_used integer,
+    pool_size integer,
+    waits_for text,
+    waits_code text,
+    waits_since timestamp with time zone,
+    figures jsonb DEFAULT '{}'::jsonb NOT NULL,
+    started timestamp with time zone DEFAULT now() NOT NULL,
+    heartbeat timestamp with time zone DEFAULT now() NOT NULL,
+    ended timestamp with time zone
 );
 
 CREATE TABLE public.outbox_rejects (
@@ -435,14 +599,20 @@ CREATE TABLE public.outbox_run_crashes (
 );
 
 CREATE TABLE public.outbox_stats (
+    width integer NOT NULL,
     bucket timestamp with time zone NOT NULL,
-    process text NOT NULL,
+    process text DEFAULT ''::text NOT NULL,
+    projection text DEFAULT 'main'::text NOT NULL,
     biz_type text NOT NULL,
+    enqueued bigint DEFAULT 0 NOT NULL,
     relayed bigint DEFAULT 0 NOT NULL,
     consumed bigint DEFAULT 0 NOT NULL,
     retried bigint DEFAULT 0 NOT NULL,
+    parked bigint DEFAULT 0 NOT NULL,
     dead bigint DEFAULT 0 NOT NULL,
-    latency bigint[] DEFAULT '{}'::bigint[] NOT NULL
+    skipped bigint DEFAULT 0 NOT NULL,
+    latency bigint[] DEFAULT '{}'::bigint[] NOT NULL,
+    bounds smallint DEFAULT 1 NOT NULL
 );
 
 CREATE TABLE public.outbox_topics (
@@ -462,6 +632,8 @@ CREATE TABLE public.relay_shards (
     pid integer,
     heartbeat timestamp with time zone
 );
+
+ALTER TABLE ONLY public.outbox_dead_letters ALTER COLUMN died SET DEFAULT nextval('public.outbox_died'::regclass);
 
 ALTER TABLE ONLY public.agent_chats
     ADD CONSTRAINT agent_chats_pkey PRIMARY KEY (user_id, chat_id);
@@ -487,20 +659,41 @@ ALTER TABLE ONLY public.outbox_audits
 ALTER TABLE ONLY public.outbox_biz_types
     ADD CONSTRAINT outbox_biz_types_pkey PRIMARY KEY (biz_type);
 
+ALTER TABLE ONLY public.outbox_dead_letters
+    ADD CONSTRAINT outbox_dead_letters_pkey PRIMARY KEY (source, outbox_id);
+
 ALTER TABLE ONLY public.outbox_direct
     ADD CONSTRAINT outbox_direct_pkey PRIMARY KEY (outbox_id);
 
 ALTER TABLE ONLY public.outbox_foreign
     ADD CONSTRAINT outbox_foreign_pkey PRIMARY KEY (source, outbox_id);
 
+ALTER TABLE ONLY public.outbox_gauges
+    ADD CONSTRAINT outbox_gauges_pkey PRIMARY KEY (width, bucket, name, label);
+
+ALTER TABLE ONLY public.outbox_lag
+    ADD CONSTRAINT outbox_lag_pkey PRIMARY KEY ("group", topic, partition);
+
 ALTER TABLE ONLY public.outbox_message_crashes
     ADD CONSTRAINT outbox_message_crashes_pkey PRIMARY KEY (topic, outbox_id);
+
+ALTER TABLE ONLY public.outbox_operation_items
+    ADD CONSTRAINT outbox_operation_items_pkey PRIMARY KEY (operation, "position");
+
+ALTER TABLE ONLY public.outbox_operations
+    ADD CONSTRAINT outbox_operations_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY public.outbox_partition_crashes
     ADD CONSTRAINT outbox_partition_crashes_pkey PRIMARY KEY (topic, partition);
 
 ALTER TABLE ONLY public.outbox
     ADD CONSTRAINT outbox_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.outbox_primary
+    ADD CONSTRAINT outbox_primary_pkey PRIMARY KEY (relay);
+
+ALTER TABLE ONLY public.outbox_processes
+    ADD CONSTRAINT outbox_processes_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY public.outbox_rejects
     ADD CONSTRAINT outbox_rejects_pkey PRIMARY KEY (id);
@@ -515,7 +708,7 @@ ALTER TABLE ONLY public.outbox_state
     ADD CONSTRAINT outbox_state_pkey PRIMARY KEY (outbox_id);
 
 ALTER TABLE ONLY public.outbox_stats
-    ADD CONSTRAINT outbox_stats_pkey PRIMARY KEY (bucket, process, biz_type);
+    ADD CONSTRAINT outbox_stats_pkey PRIMARY KEY (width, bucket, process, projection, biz_type);
 
 ALTER TABLE ONLY public.outbox_topics
     ADD CONSTRAINT outbox_topics_pkey PRIMARY KEY (topic, topic_id);
@@ -526,12 +719,45 @@ ALTER TABLE ONLY public.relay_position
 ALTER TABLE ONLY public.relay_shards
     ADD CONSTRAINT relay_shards_pkey PRIMARY KEY (name, shard);
 
+CREATE INDEX outbox_dead_letters_causes ON public.outbox_dead_letters USING btree (fingerprint, topic, key) INCLUDE (died, died_at, held);
+
+CREATE INDEX outbox_dead_letters_conversations ON public.outbox_dead_letters USING btree (topic, key) INCLUDE (held);
+
+CREATE UNIQUE INDEX outbox_dead_letters_died ON public.outbox_dead_letters USING btree (died);
+
+CREATE INDEX outbox_dead_letters_held ON public.outbox_dead_letters USING btree (died_at) WHERE held;
+
+CREATE INDEX outbox_dead_letters_rows ON public.outbox_dead_letters USING btree (fingerprint, died);
+
 CREATE INDEX outbox_foreign_dead ON public.outbox_foreign USING btree (source, outbox_id) WHERE (status = 'dead'::text);
 
 CREATE INDEX outbox_foreign_open ON public.outbox_foreign USING btree (source, topic, key, arrived) WHERE open;
+
+CREATE INDEX outbox_operations_running ON public.outbox_operations USING btree (id) WHERE (state = 'running'::text);
+
+CREATE INDEX outbox_processes_heartbeat ON public.outbox_processes USING btree (heartbeat);
 
 CREATE INDEX outbox_resends ON ONLY public.outbox USING btree (resend_of) WHERE (resend_of IS NOT NULL);
 
 CREATE INDEX outbox_state_dead ON ONLY public.outbox_state USING btree (outbox_id) WHERE (status = 'dead'::text);
 
 CREATE INDEX outbox_state_open ON ONLY public.outbox_state USING btree (topic, key, arrived) WHERE (topic IS NOT NULL);
+
+CREATE TRIGGER outbox_dead_deleted AFTER DELETE ON public.outbox_foreign FOR EACH ROW WHEN ((old.status = 'dead'::text)) EXECUTE FUNCTION public.outbox_forget_dead();
+
+CREATE TRIGGER outbox_dead_deleted AFTER DELETE ON public.outbox_state FOR EACH ROW WHEN ((old.status = 'dead'::text)) EXECUTE FUNCTION public.outbox_forget_dead();
+
+CREATE TRIGGER outbox_dead_inserted AFTER INSERT ON public.outbox_foreign FOR EACH ROW WHEN ((new.status = 'dead'::text)) EXECUTE FUNCTION public.outbox_note_dead();
+
+CREATE TRIGGER outbox_dead_inserted AFTER INSERT ON public.outbox_state FOR EACH ROW WHEN ((new.status = 'dead'::text)) EXECUTE FUNCTION public.outbox_note_dead();
+
+CREATE TRIGGER outbox_dead_left AFTER UPDATE ON public.outbox_foreign FOR EACH ROW WHEN (((old.status = 'dead'::text) AND (new.status <> 'dead'::text))) EXECUTE FUNCTION public.outbox_forget_dead();
+
+CREATE TRIGGER outbox_dead_left AFTER UPDATE ON public.outbox_state FOR EACH ROW WHEN (((old.status = 'dead'::text) AND (new.status <> 'dead'::text))) EXECUTE FUNCTION public.outbox_forget_dead();
+
+CREATE TRIGGER outbox_dead_updated AFTER UPDATE ON public.outbox_foreign FOR EACH ROW WHEN ((new.status = 'dead'::text)) EXECUTE FUNCTION public.outbox_note_dead();
+
+CREATE TRIGGER outbox_dead_updated AFTER UPDATE ON public.outbox_state FOR EACH ROW WHEN ((new.status = 'dead'::text)) EXECUTE FUNCTION public.outbox_note_dead();
+
+ALTER TABLE ONLY public.outbox_operation_items
+    ADD CONSTRAINT outbox_operation_items_operation_fkey FOREIGN KEY (operation) REFERENCES public.outbox_operations(id) ON DELETE CASCADE;

@@ -13,16 +13,19 @@ import faust
 from streams import telemetry
 from streams.broker.topics import Survey
 from streams.errors import StreamsError, UsageError
+from streams.figures.metrics import process_metrics
 from streams.registry import configured, look_here
 from streams.settings import Settings, load, refused_bind
 from streams.terminal import printable
 from streams.web.worker import add_pages
 from streams.worker import preflight
 from streams.worker.app import assemble
+from streams.worker.figures import WorkerFigures
 from streams.worker.health import WorkerHealth
 from streams.worker.process import WorkerProcess
 from streams.worker.run.persister import Persister
 from streams.worker.topic_watch import TopicWatch
+from streams.worker.vitals import WorkerVitals
 
 T = TypeVar("T")
 
@@ -33,10 +36,13 @@ def build() -> faust.App:
     look_here()
     registry = configured(settings)
     persister, watch = Persister(settings, registry), TopicWatch()
-    app = assemble(settings, registry, persister, watch.ids)
+    figures = WorkerFigures(persister.database, settings.worker.group)
+    app = assemble(settings, registry, persister, figures, watch.ids)
     patience = 3 * settings.worker.handler_timeout + 10
     pulse = WorkerHealth(app, persister.database, registry.consumed, patience, lambda: watch.change)
-    add_pages(app, settings, pulse)
+    site = add_pages(app, settings, pulse)
+    vitals = WorkerVitals(app, settings, persister, pulse, watch.ids)
+    site.process = lambda: process_metrics(figures.counters, vitals.now())
 
     def check() -> None:
         telemetry.setup(settings.telemetry, "worker")
@@ -47,7 +53,12 @@ def build() -> faust.App:
 
     conf: Any = app.conf  # typed as if a Worker could only be a class
     conf.Worker = partial(
-        WorkerProcess, reports=settings.log, check=partial(_checked, check), leave=persister.suspects.leave
+        WorkerProcess,
+        reports=settings.log,
+        check=partial(_checked, check),
+        leave=persister.suspects.leave,
+        beside=lambda: figures.run(vitals.now, lambda: vitals.lags(figures)),
+        goodbye=figures.end,
     )
     return app
 

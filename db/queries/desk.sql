@@ -12,19 +12,30 @@ ORDER BY source, outbox_id
 LIMIT %(limit)s;
 
 -- dead_groups --
--- The same, as one line for each kind of error, the most frequent first.
-SELECT fingerprint, biz_type, error_code, count(*) AS messages, count(DISTINCT (topic, key)) AS conversations,
-       min(since) AS first, max(since) AS last, (array_agg(name ORDER BY source, outbox_id))[1] AS example, min(error) AS error
-FROM outbox_dead
-WHERE (%(names)s::text[] IS NULL OR name = ANY(%(names)s::text[]))
-  AND (%(source)s::text IS NULL OR source = %(source)s)
-  AND (%(biz_type)s::text IS NULL OR biz_type = %(biz_type)s)
-  AND (%(key)s::text IS NULL OR key = %(key)s)
-  AND (%(error)s::text IS NULL OR %(error)s IN (error_code, fingerprint))
-  AND (%(since)s::timestamptz IS NULL OR since >= %(since)s)
-GROUP BY fingerprint, biz_type, error_code
-ORDER BY messages DESC, fingerprint
-LIMIT %(limit)s;
+-- The same, as one line for each kind of error, the most frequent first; the example is the oldest of them.
+SELECT g.fingerprint, g.biz_type, g.error_code, g.messages, g.conversations, g.first, g.last, CASE g.example_source WHEN '' THEN g.example_id::text ELSE g.example_source || ':' || g.example_id END AS example,
+       coalesce(s.error, f.error) AS error
+FROM (
+    SELECT fingerprint, biz_type, error_code, count(*) AS messages, count(DISTINCT (topic, key)) AS conversations,
+           min(died_at) AS first, max(died_at) AS last, (array_agg(source ORDER BY source, outbox_id))[1] AS example_source,
+           (array_agg(outbox_id ORDER BY source, outbox_id))[1] AS example_id
+    FROM outbox_dead_letters
+    WHERE (%(names)s::text[] IS NULL
+           OR CASE source WHEN '' THEN outbox_id::text ELSE source || ':' || outbox_id END = ANY(%(names)s::text[]))
+      AND (%(source)s::text IS NULL OR source = %(source)s)
+      AND (%(biz_type)s::text IS NULL OR biz_type = %(biz_type)s)
+      AND (%(key)s::text IS NULL OR key = %(key)s)
+      AND (%(error)s::text IS NULL OR %(error)s IN (error_code, fingerprint))
+      AND (%(since)s::timestamptz IS NULL OR died_at >= %(since)s)
+    GROUP BY fingerprint, biz_type, error_code
+    ORDER BY messages DESC, fingerprint
+    LIMIT %(limit)s
+) AS g
+LEFT JOIN LATERAL (
+    SELECT error FROM outbox_state AS x WHERE g.example_source = '' AND x.outbox_id = g.example_id LIMIT 1
+) AS s ON true
+LEFT JOIN outbox_foreign AS f ON f.source = g.example_source AND f.outbox_id = g.example_id
+ORDER BY g.messages DESC, g.fingerprint;
 
 -- dead_in_order --
 -- The same, conversation after conversation, each in its original order, so that a limit never leaves out an earlier

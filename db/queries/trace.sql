@@ -62,3 +62,12 @@ LIMIT %(limit)s;
 -- trace_older --
 -- Whether the first row above this id was enqueued before that time.
 SELECT created_at AT TIME ZONE 'UTC' < %(since)s FROM outbox WHERE id > %(after)s ORDER BY id LIMIT 1;
+
+-- trace_waits --
+-- What runs wait for, of processes with a sign of life; and how many partitions each topic has, as it was noted last.
+SELECT p.waits_for, p.waits_code, p.waits_since, p.host || ':' || p.pid AS place,
+       (SELECT jsonb_object_agg(t.topic, t.partitions)
+        FROM (SELECT DISTINCT ON (topic) topic, partitions FROM outbox_topics ORDER BY topic, noted_at DESC) AS t) AS partitions
+FROM outbox_processes AS p
+WHERE p.waits_for IS NOT NULL AND p.ended IS NULL AND p.heartbeat > now() - interval '1 minute'
+ORDER BY p.waits_since;

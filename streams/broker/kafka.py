@@ -127,6 +127,12 @@ def make_topic(
     _create(settings, AdminClient(client(settings)), [new])
 
 
+def retention(settings: Settings, admin: AdminClient, names: Iterable[str]) -> dict[str, float | None]:
+    """For how many seconds these topics keep a record, None for ever; ServiceUnreachable; blocking."""
+    limits = _configured(settings, admin, sorted(names), "retention.ms")
+    return {name: None if int(limit) < 0 else int(limit) / 1000 for name, limit in limits.items()}
+
+
 def check_times(settings: Settings, names: Iterable[str]) -> None:
     """The broker leaves records of these topics their own times; ServiceUnreachable or UsageError."""
     kinds = _configured(settings, AdminClient(client(settings)), sorted(names), "message.timestamp.type")

@@ -19,6 +19,7 @@ COMMANDS = {
     "down": "streams.cli.services:down",
     "env": "streams.cli.services:env",
     "status": "streams.cli.status:status",
+    "doctor": "streams.cli.doctor:doctor",
     "settings": "streams.cli.settings:settings",
     "migrate": "streams.cli.migrate:migrate",
     "relay": "streams.cli.relay:relay",

@@ -6,6 +6,7 @@ import getpass
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from rich.text import Text
 from sqlalchemy import Connection
 
 from streams.database import migrate
+from streams.operate.faults import Fault
 from streams.settings import Settings, load
 from streams.terminal import printable
 
@@ -41,6 +43,11 @@ def database() -> Iterator[tuple[Settings, Connection]]:
         migrate.check(connection)
         connection.rollback()
         yield settings, connection
+
+
+def plain_fault(fault: Fault) -> dict[str, Any]:
+    """A fault as JSON has it, in a stable shape."""
+    return {**asdict(fault), "anchor": fault.anchor}
 
 
 def show(found: Sequence[Any], columns: Sequence[str]) -> None:

@@ -1,53 +1,14 @@
-"""Where the messages are and how far behind the relays are, from queries whose cost does not grow with the tables."""
+"""Where the messages are and how far behind the relays are, in the shape that `streams status --json` prints."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection
-
 from streams.operate.relay_status import RelayStatus
+from streams.operate.snapshot import MOST, Totals
 
-CAP = 10_000
-
-# -- pending --
-# Committed rows above the floor whose fate has not begun, at most one more than the cap.
-PENDING = f"""
-SELECT count(*)
-FROM (
-    SELECT FROM outbox AS o
-    WHERE id > (SELECT coalesce(max(floor), 0) FROM relay_position) AND resend_of IS NULL
-      AND NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = o.id)
-    LIMIT {CAP} + 1
-) AS waiting"""
-
-# -- published --
-# Of the newest rows at or below the floor those whose fate has not begun: what the workers have before them.
-PUBLISHED = f"""
-SELECT count(*)
-FROM (
-    SELECT id FROM outbox
-    WHERE id <= (SELECT coalesce(max(floor), 0) FROM relay_position) AND resend_of IS NULL
-    ORDER BY id DESC
-    LIMIT {CAP} + 1
-) AS newest
-WHERE NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = newest.id)"""
-
-# -- open --
-# What waits for another try, ours and other systems' messages, by the partial indexes on open rows.
-OPEN = """
-SELECT count(*) FILTER (WHERE status = 'retrying'), count(*) FILTER (WHERE status = 'parked')
-FROM (
-    SELECT status FROM outbox_state WHERE topic IS NOT NULL
-    UNION ALL
-    SELECT status FROM outbox_foreign WHERE open
-) AS open_messages"""
-
-# -- dead --
-DEAD = """
-SELECT (SELECT count(*) FROM outbox_state WHERE status = 'dead') +
-       (SELECT count(*) FROM outbox_foreign WHERE status = 'dead')"""
+CAP = MOST
 
 
 def relays(found: Sequence[RelayStatus], running: Sequence[int | None]) -> list[dict[str, Any]]:
@@ -68,13 +29,14 @@ def relays(found: Sequence[RelayStatus], running: Sequence[int | None]) -> list[
     return shown + [{"pid": pid, **standby} for pid in waiting if pid not in leaders]
 
 
-def messages(connection: Connection) -> dict[str, int]:
+def messages(totals: Totals) -> dict[str, int]:
     """How many messages are where; pending and published say CAP + 1 when there are more."""
-    retrying, parked = connection.exec_driver_sql(OPEN).one()
     return {
-        "pending": connection.exec_driver_sql(PENDING).scalar_one(),
-        "published": connection.exec_driver_sql(PUBLISHED).scalar_one(),
-        "retrying": retrying,
-        "parked": parked,
-        "dead": connection.exec_driver_sql(DEAD).scalar_one(),
+        "pending": totals.pending.number + totals.pending.more,
+        "published": totals.published.number + totals.published.more,
+        "retrying": totals.retrying,
+        "parked": totals.parked,
+        "replaying": totals.replaying,
+        "held": totals.held,
+        "dead": totals.dead,
     }

@@ -12,8 +12,10 @@ from rich.text import Text
 
 from streams.broker import beat
 from streams.cli.choose import say, say_json
-from streams.cli.console import database
+from streams.cli.console import database, plain_fault
+from streams.operate.faults import relay_faults, went_back
 from streams.operate.relay_status import Member, RelayStatus, SlotHealth, standing
+from streams.operate.snapshot import Limits
 from streams.terminal import printable
 
 
@@ -27,14 +29,16 @@ def status(as_json: bool) -> None:
     with database() as (settings, connection):
         gone_back = beat.looked(settings, connection)
         [found] = standing(connection, settings.relay.name)
-    faults = [*([gone_back] if gone_back else []), *found.faults]
+    faults = relay_faults(found, Limits(wal_warn=settings.relay.wal_warn, wal_limit=settings.relay.wal_limit))
+    if gone_back:
+        faults.insert(0, went_back(gone_back))
     if as_json:
-        say_json({**asdict(found), "faults": faults})
+        say_json({**asdict(found), "faults": [plain_fault(fault) for fault in faults]})
     else:
         _show(found)
         for fault in faults:
-            say(f"streams: {printable(fault)}", err=True)
-    sys.exit(1 if faults else 0)
+            say(f"streams: {printable(fault.line)}", err=True)
+    sys.exit(int(any(fault.severity == "bad" for fault in faults)))
 
 
 def _show(found: RelayStatus) -> None:

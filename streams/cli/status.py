@@ -10,17 +10,16 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import Connection
 
-from streams.broker import beat
 from streams.cli.choose import say, say_json
+from streams.cli.console import plain_fault
 from streams.cli.progress import CAP, messages, relays
 from streams.database import migrate
 from streams.dev.probe import Health, health
 from streams.dev.workplace import Note, Running, Workplace
-from streams.operate.missing import missing
-from streams.operate.outlook import outlook
-from streams.operate.relay_status import RelayStatus, standing
+from streams.operate.deployment import deployment
+from streams.operate.faults import Fault, faults_of, worker_unready
+from streams.operate.snapshot import Snapshot
 from streams.registry import configured
 from streams.settings import Settings, load, redact
 from streams.terminal import printable
@@ -32,57 +31,56 @@ def status(as_json: bool) -> None:
     """Show services, relays, workers and where the messages are.
 
     Exact: retrying, parked and dead. Capped: pending, and published, which is looked for among the newest rows only.
-    Exit code 1 when something is missing or somebody has to do something soon, with one line each; 3 when PostgreSQL
-    cannot be reached.
+    What is wrong has one line each (`streams doctor` says more).  Exit code 1 when that needs somebody now, 3 when
+    PostgreSQL cannot be reached.
     """
     settings = load()
     registry = configured(settings)
-    note = Workplace(Path.cwd()).note()
+    note = _note(settings)
     with migrate.connection(settings) as connection:
         migrate.check(connection)
-        gone_back = beat.looked(settings, connection) if settings.broker.url else None
-        relays = standing(connection)
-        shape, healths = _status(settings, connection, note, relays)
-        faults = [
-            *([gone_back] if gone_back else []),
-            *missing(settings, registry, connection, relays),
-            *_unready(shape, healths),
-            *outlook(connection),
-        ]
+        connection.rollback()
+        snapshot = deployment(connection, settings, registry)
+    shape, healths = _status(settings, note, snapshot)
+    faults = [*faults_of(snapshot), *_unready(shape, healths)]
     if as_json:
-        say_json({**shape, "faults": faults})
+        say_json({**shape, "faults": [plain_fault(fault) for fault in faults]})
     else:
         _show(shape, healths)
-        for line in faults:
-            say(printable(line))
-    if faults:
+        for fault in faults:
+            say(printable(fault.line))
+    if any(fault.severity == "bad" for fault in faults):
         sys.exit(1)
 
 
-def _unready(shape: dict[str, Any], healths: list[Health]) -> list[str]:
-    """Workers of this folder that do not work, one line each."""
+def _note(settings: Settings) -> Note | None:
+    """What runs in this folder, if it works on the database that was asked for."""
+    note = Workplace(Path.cwd()).note()
+    return note if note is not None and note.database_url == settings.database_url else None
+
+
+def _unready(shape: dict[str, Any], healths: list[Health]) -> list[Fault]:
+    """Workers of this folder that do not work."""
     return [
-        f"worker {worker['web']} is not ready" + ("" if worker["pid"] else ": it does not run, and is started again")
+        worker_unready(worker["web"], running=bool(worker["pid"]))
         for worker, answer in zip(shape["workers"], healths, strict=True)
         if not answer.ready
     ]
 
 
-def _status(
-    settings: Settings, connection: Connection, note: Note | None, known: list[RelayStatus]
-) -> tuple[dict[str, Any], list[Health]]:
+def _status(settings: Settings, note: Note | None, snapshot: Snapshot) -> tuple[dict[str, Any], list[Health]]:
     """The stable shape, and how each of its workers is."""
     running = _running(note, "worker")
     with ThreadPoolExecutor(max_workers=max(1, len(running))) as pool:
         healths = list(pool.map(lambda worker: health(worker.web or ""), running))
     found = {
         "services": _services(settings, note),
-        "relays": relays(known, [each.pid for each in _running(note, "relay")]),
+        "relays": relays(snapshot.relays, [each.pid for each in _running(note, "relay")]),
         "workers": [
             {"pid": each.pid, "web": each.web, "partitions": answer.partitions}
             for each, answer in zip(running, healths, strict=True)
         ],
-        "messages": messages(connection),
+        "messages": messages(snapshot.totals),
     }
     return found, healths
 

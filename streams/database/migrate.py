@@ -24,7 +24,8 @@ TABLES = (
     "outbox", "outbox_direct", "outbox_biz_types", "outbox_state", "outbox_foreign", "outbox_run_crashes",
     "outbox_partition_crashes", "outbox_message_crashes", "outbox_rejects", "outbox_topics", "relay_position",
     "relay_shards", "outbox_actions", "outbox_audit_ranges", "outbox_audit_left", "outbox_audits",
-    "outbox_stats",
+    "outbox_stats", "outbox_processes", "outbox_lag", "outbox_gauges", "outbox_primary", "outbox_dead_letters",
+    "outbox_operations", "outbox_operation_items",
 )  # fmt: skip
 # Those of our own agent, where it is used.
 CHAT_TABLES = ("chat_histories", "agent_chats")

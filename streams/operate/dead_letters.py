@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection
 
 from streams.database import query
-from streams.message_id import MessageId, parts_of, read_name
+from streams.message_id import MessageId, name_of, parts_of, read_name
 from streams.operate.selection import Choice, NotDead
 
 
@@ -47,6 +48,54 @@ class Group:
     error: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadFilter:
+    """Which dead messages a page shows: None lets everything through; `since` is when they died."""
+
+    source: str | None = None
+    biz_type: str | None = None
+    topic: str | None = None
+    key: str | None = None
+    error_code: str | None = None
+    fingerprint: str | None = None
+    since: datetime | None = None
+    held: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadRow:
+    """One dead message on a page; `died` is its place in the order of dying."""
+
+    outbox_id: MessageId
+    biz_type: str | None
+    topic: str | None
+    key: str | None
+    error_code: str | None
+    fingerprint: str
+    held: bool
+    died: int
+    died_at: datetime
+    attempts: int
+    replays: int
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadPage:
+    """Some dead messages, those that died last first; `before` is where the next page begins, None on the last."""
+
+    rows: tuple[DeadRow, ...]
+    before: int | None
+
+
+def page(connection: Connection, which: DeadFilter, *, before: int | None = None, limit: int = 50) -> DeadPage:
+    """The dead messages that fit, from before one on."""
+    parameters = asdict(which) | {"before": before, "limit": limit + 1}
+    rows = connection.exec_driver_sql(query("dead_page"), parameters).all()
+    shown = tuple(_row(*row) for row in rows[:limit])
+    return DeadPage(shown, shown[-1].died if len(rows) > limit else None)
+
+
 def letters(connection: Connection, choice: Choice) -> list[Letter]:
     """The dead messages that fit, oldest first."""
     rows = connection.exec_driver_sql(query("dead_letters"), choice.parameters())
@@ -68,3 +117,21 @@ def payload(connection: Connection, name: MessageId) -> str:
     if row is None or row["payload"] is None:
         raise NotDead(f"message {name} is not known, or its fate has not begun")
     return str(row["payload"])
+
+
+def _row(source: str, outbox_id: int, *rest: Any) -> DeadRow:
+    biz_type, topic, key, code, fingerprint, held, died, died_at, attempts, replays, error = rest
+    return DeadRow(
+        outbox_id=name_of(source, outbox_id),
+        biz_type=biz_type,
+        topic=topic,
+        key=key,
+        error_code=code,
+        fingerprint=fingerprint,
+        held=held,
+        died=died,
+        died_at=died_at,
+        attempts=attempts,
+        replays=replays,
+        error=error,
+    )

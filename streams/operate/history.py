@@ -5,6 +5,7 @@ Never its text.  The functions take a synchronous connection; from async code, `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,11 +13,15 @@ from typing import Any, cast
 
 from sqlalchemy import Connection
 
+from streams.broker.partitioner import partition_of
 from streams.database import query
 from streams.message_id import MessageId, foreign, name_of, ours
 
 # Ids looked through at a time for a conversation: some 50 ms.
 WINDOW = 200_000
+
+# As a worker tells what a run of it waits for.
+_PLACE = re.compile(r"\(topic (.+), partition (\d+)\)$")
 
 ENDED = {"consumed": "persisted", "dead": "dead", "discarded": "discarded"}
 
@@ -52,7 +57,8 @@ def messages(connection: Connection, ids: Iterable[MessageId]) -> list[MessageHi
     names = {"names": [str(_name(row)) for row in rows]}
     resends = _grouped(connection, "trace_resends", "outbox_id", found)
     actions = _grouped(connection, "trace_actions", "name", names)
-    return [_trace(row, resends.get(_name(row), []), actions.get(str(_name(row)), [])) for row in rows]
+    waits = connection.exec_driver_sql(query("trace_waits")).all() if any(map(_waits, rows)) else []
+    return [_trace(row, resends.get(_name(row), []), actions.get(str(_name(row)), []), waits) for row in rows]
 
 
 def conversation(
@@ -100,8 +106,31 @@ def _grouped(
     return found
 
 
+def _waits(row: Mapping[str, Any]) -> bool:
+    """Whether it is published, and nobody has given it a fate."""
+    return row["status"] is None and bool(row["published"])
+
+
+def _waiting(row: Mapping[str, Any], waits: Sequence[Any]) -> list[HistoryStep]:
+    """What the run waits for that the message is in or behind: an outage, a missing column."""
+    if not _waits(row):
+        return []
+    for words, code, since, place, counts in waits:
+        of = _PLACE.search(words)
+        partitions = (counts or {}).get(row["topic"])
+        if of is None or of[1] != row["topic"]:
+            continue
+        if partitions is None or partition_of(row["key"], partitions) == int(of[2]):
+            about = {"reason": words, "sqlstate": code, "worker": place}
+            return [HistoryStep("waits", since, _some(about, "reason", "sqlstate", "worker"))]
+    return []
+
+
 def _trace(
-    row: Mapping[str, Any], resends: list[Mapping[str, Any]], actions: list[Mapping[str, Any]]
+    row: Mapping[str, Any],
+    resends: list[Mapping[str, Any]],
+    actions: list[Mapping[str, Any]],
+    waits: Sequence[Any] = (),
 ) -> MessageHistory:
     status = row["status"] or ("published" if row["published"] else "pending")
     # Of another system's message only the time of its record is known.
@@ -122,7 +151,7 @@ def _trace(
         row["topic"],
         row["key"],
         status,
-        [enqueued, *_relayed(row), *later, *_fate(row)],
+        [enqueued, *_relayed(row), *later, *_fate(row), *_waiting(row, waits)],
     )
 
 

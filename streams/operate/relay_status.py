@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,31 +72,24 @@ class RelayStatus:
     slot: SlotHealth | None
     strange: bool
 
-    @property
-    def faults(self) -> list[str]:
-        """What is bad news, one line each."""
-        found = []
-        if self.strange:
-            found.append(f"this is not the database that relay {self.name} published from: see `streams relay adopt`")
-        if self.leader is None:
-            silent = (
-                "" if self.silent_seconds is None else f", the last leader is silent for {self.silent_seconds:.0f} s"
-            )
-            found.append(f"nobody leads relay {self.name}{silent}: start `streams relay`")
-        elif self.doing in ("healing", "waiting"):
-            found.append(f"relay {self.name} is {self.doing}: {self.reason or 'it has just begun'}")
-        if self.slot is not None and self.slot.wal_status == "lost":
-            found.append(f"replication slot {self.name} has lost its WAL: a relay in mode cdc makes it anew")
-        if self.slot is None and self.mode in ("cdc", "debezium"):
-            found.append(f"replication slot {self.name} does not exist: a relay in mode cdc makes it anew")
-        return found
-
 
 def standing(connection: Connection, relay: str | None = None) -> list[RelayStatus]:
     """How this relay stands, or each that ever had a leader or a slot of its own."""
     rows = connection.exec_driver_sql(query("relays_standing"), {"relay": relay}).mappings().all()
     return [
         _standing(dict(row), _sharing(connection, row["name"]), _attendance(connection, row["name"])) for row in rows
+    ]
+
+
+def from_rows(
+    rows: Iterable[Mapping[str, Any]],
+    sharing: Mapping[str, Iterable[Sequence[Any]]],
+    attendance: Mapping[str, Iterable[str]],
+) -> list[RelayStatus]:
+    """How relays stood when a leader wrote the same rows down: read where the primary cannot be asked."""
+    return [
+        _standing(dict(row), _sharers(sharing.get(row["name"], ())), _present(attendance.get(row["name"], ())))
+        for row in rows
     ]
 
 
@@ -120,14 +114,20 @@ def _standing(row: dict[str, Any], sharing: list[Member], present: list[Member])
 
 
 def _sharing(connection: Connection, relay: str) -> list[Member]:
-    rows = connection.exec_driver_sql(query("relay_sharing"), {"relay": relay})
+    return _sharers(connection.exec_driver_sql(query("relay_sharing"), {"relay": relay}))
+
+
+def _sharers(rows: Iterable[Sequence[Any]]) -> list[Member]:
     return [Member(pid, (leader or "").rpartition(":")[0], "poll", tuple(shards)) for pid, leader, shards in rows]
 
 
 def _attendance(connection: Connection, relay: str) -> list[Member]:
-    names = connection.exec_driver_sql(query("relay_attendance"), {"relay": relay}).scalars()
-    found = (_MEMBER.fullmatch(name) for name in names)
-    return [Member(int(each[2]), each[3], each[1]) for each in found if each]
+    return _present(connection.exec_driver_sql(query("relay_attendance"), {"relay": relay}).scalars())
+
+
+def _present(names: Iterable[str]) -> list[Member]:
+    matches = (_MEMBER.fullmatch(name) for name in names)
+    return [Member(int(match[2]), match[3], match[1]) for match in matches if match]
 
 
 def _same(one: Member, other: Member | None) -> bool:

@@ -14,6 +14,7 @@ from yarl import URL
 from streams.registry import Registry
 from streams.settings import RETRY_SUFFIX, Settings
 from streams.worker.driver.transport import run_transport
+from streams.worker.figures import WorkerFigures
 from streams.worker.retries.schedule import Schedule, Scheduler
 from streams.worker.retries.tables import AsideTables
 from streams.worker.run.persister import Persister
@@ -38,7 +39,11 @@ class App(faust.App):
 
 
 def assemble(
-    settings: Settings, registry: Registry, persister: Persister, topic_ids: Mapping[str, str] = MappingProxyType({})
+    settings: Settings,
+    registry: Registry,
+    persister: Persister,
+    figures: WorkerFigures,
+    topic_ids: Mapping[str, str] = MappingProxyType({}),
 ) -> faust.App:
     """A Faust app that persists every consumed topic; nothing is connected before it is started.
 
@@ -55,7 +60,7 @@ def assemble(
         partitions = settings.topic_settings(topic).partitions
         tables, schedule = AsideTables(app, topic, partitions), Schedule()
         both = app.topic(topic, retry, partitions=partitions, **RAW)
-        consume = TopicAgent(app, topic, tables, persister, schedule, persister.slots, worker.run_records)
+        consume = TopicAgent(app, topic, tables, persister, schedule, persister.slots, worker.run_records, figures)
         app.agent(both, name=f"persist-{topic}")(consume)
         calls = app.topic(retry, partitions=partitions, **RAW)
         app.task(Scheduler(app, topic, calls, tables, persister, schedule).run)

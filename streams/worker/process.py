@@ -31,10 +31,12 @@ class WorkerProcess(faust.Worker):
         reports: Log,
         check: Callable[[], None],
         leave: Callable[[], Awaitable[None]] | None = None,
+        beside: Callable[[], Awaitable[None]] | None = None,
+        goodbye: Callable[[], Awaitable[None]] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        self._leave = leave
+        self._leave, self._beside, self._goodbye = leave, beside, goodbye
         self._leaving: asyncio.Future[None] | None = None
         self._reports = reports
         self.spinner = None
@@ -57,6 +59,12 @@ class WorkerProcess(faust.Worker):
                 self._leaving = asyncio.ensure_future(self._leave(), loop=self.loop)
         super()._schedule_shutdown(told)
 
+    async def on_start(self) -> None:
+        """Begin what goes on beside the app, before it recovers its tables: that may take minutes."""
+        await super().on_start()
+        if self._beside is not None:
+            self.add_future(self._beside())
+
     async def on_startup_finished(self) -> None:
         """Say once that it works, and where its pages are."""
         await super().on_startup_finished()
@@ -67,6 +75,8 @@ class WorkerProcess(faust.Worker):
     async def on_shutdown(self) -> None:
         """Say that it ends as told."""
         await super().on_shutdown()
+        if self._goodbye is not None:
+            await self._goodbye()
         await asyncio.to_thread(telemetry.close)
         if self.crash_reason is None:
             logger.info("worker stopped", extra={"group": self.app.conf.id, "pid": os.getpid()})

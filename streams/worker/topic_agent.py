@@ -17,6 +17,7 @@ from streams.worker.delivery import by_reason
 from streams.worker.driver.dispatcher import Dispatcher, Slots
 from streams.worker.driver.runs import Run
 from streams.worker.fail import fail_stop
+from streams.worker.figures import WorkerFigures
 from streams.worker.retries.schedule import Schedule, noted
 from streams.worker.retries.tables import AsideTables
 from streams.worker.run.attempt import Outcome
@@ -39,9 +40,11 @@ class TopicAgent:
         schedule: Schedule,
         slots: Slots,
         most: int,
+        figures: WorkerFigures,
     ) -> None:
         self._app, self._topic, self._tables, self._persister = app, topic, tables, persister
         self._schedule, self._slots, self._most = schedule, slots, most
+        self._figures = figures
 
     async def __call__(self, stream: Any) -> None:
         """Work what the stream delivers until it ends."""
@@ -83,11 +86,18 @@ class TopicAgent:
                     event.ack()
                 _report(self._topic, self._persister.origin(self._topic).source, outcome)
                 self._app.monitor.count("consumed", outcome.consumed)
+                self._count(runs, outcome)
             except Exception:  # foreseen is only what the persister waits out
                 # An orderly shutdown would commit offsets and could hang: the run is not acked, it will be delivered again.
                 where = {"topic": first.topic, "partition": first.partition, "offset": first.first}
                 fail_stop("a run failed for an unexpected reason, the process stops", **where)
         return True
+
+    def _count(self, runs: Sequence[Run], outcome: Outcome) -> None:
+        self._figures.committed(outcome)
+        for run in runs:
+            if run.topic == self._topic:
+                self._figures.worked(run.topic, run.partition, run.records[-1].timestamp)
 
     def _job(self, run: Run) -> Job:
         if run.topic == self._topic:

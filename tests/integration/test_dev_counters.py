@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from streams.cli import progress
 from streams.database import connect, sync_engine
 from streams.dev.counters import Counters, Counts
+from streams.operate.look import look
 from streams.operate.relay_status import standing
 
 ENQUEUE = """
@@ -31,8 +32,8 @@ def business(database: str) -> Iterator[psycopg.Connection]:
 
 @pytest.fixture
 def asking(database: str) -> Iterator[Connection]:
-    """The connection of `streams status`, which sees what is committed at each statement."""
-    engine = sync_engine(database, isolation_level="AUTOCOMMIT")
+    """The connection of `streams status`."""
+    engine = sync_engine(database)
     with engine.connect() as connection:
         yield connection
     engine.dispose()
@@ -104,12 +105,20 @@ def test_status_says_where_the_messages_are(asking: Connection, business: psycop
     settle(business, ids[3:5], "parked", "t")
     settle(business, [ids[5]], "dead")
     settle(business, [ids[8]])
-    assert progress.messages(asking) == {"pending": 1, "published": 2, "retrying": 1, "parked": 2, "dead": 1}
+    assert progress.messages(look(asking).totals) == {
+        "pending": 1,
+        "published": 2,
+        "retrying": 1,
+        "parked": 2,
+        "replaying": 0,
+        "held": 0,
+        "dead": 1,
+    }
 
 
 def test_status_counts_a_backlog_no_further_than_its_cap(asking: Connection, business: psycopg.Connection) -> None:
     enqueue(business, progress.CAP + 500)
-    assert progress.messages(asking)["pending"] == progress.CAP + 1
+    assert progress.messages(look(asking).totals)["pending"] == progress.CAP + 1
 
 
 def test_status_knows_leader_standby_and_a_relay_without_leader(
@@ -122,5 +131,6 @@ def test_status_knows_leader_standby_and_a_relay_without_leader(
     assert leader["lag_seconds"] > 0
     assert standby == {"pid": 4712, "mode": "cdc", "leader": False, "lag_rows": None, "lag_seconds": None}
     business.execute("UPDATE relay_position SET heartbeat = now() - interval '1 minute'")
+    asking.rollback()
     [nobody] = progress.relays(standing(asking), [])
     assert (nobody["pid"], nobody["leader"], nobody["lag_rows"]) == (None, False, 6)

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from streams import Batch
 from streams.worker.driver.dispatcher import Dispatcher
 from streams.worker.driver.suspicion import Suspicion
+from streams.worker.figures import WorkerFigures
 from streams.worker.topic_agent import TopicAgent
 from tests.fixtures.workbench import TOPIC, Note, Workbench
 
@@ -65,7 +66,8 @@ def test_a_delivered_run_reaches_its_handler_through_few_functions(bench: Workbe
         app: Any = SimpleNamespace(monitor=SimpleNamespace(count=lambda *_: None))
         worker, nothing = bench.worker, SimpleNamespace()
         unused: Any = nothing
-        agent = TopicAgent(app, TOPIC, unused, worker, unused, worker.slots, worker.most)
+        figures = WorkerFigures(worker.database, "group")
+        agent = TopicAgent(app, TOPIC, unused, worker, unused, worker.slots, worker.most, figures)
         async with Dispatcher(agent._work, worker.slots, worker.most, lambda _: None, lambda _: None) as lanes:
             lanes.submit(0, TOPIC, SimpleNamespace(value=run, ack=acked.set), len(run))
             await asyncio.wait_for(acked.wait(), 20)

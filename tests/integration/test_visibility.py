@@ -11,7 +11,8 @@ from click.testing import CliRunner
 
 from streams.cli import cli
 from streams.database import sync_engine
-from streams.operate import outlook
+from streams.operate import look
+from streams.operate.faults import faults_of
 from streams.worker.failure import doubt
 from tests.fixtures.workbench import Workbench
 
@@ -92,11 +93,10 @@ def test_status_names_who_holds_the_floor_and_since_when(
     bench: Workbench, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", bench.url)
-    monkeypatch.setattr(outlook, "PIN_SECONDS", 0.0)
+    monkeypatch.setattr(look, "PIN_SECONDS", 0.0)
     engine = sync_engine(bench.url)
     with engine.connect() as connection:
-        assert outlook.pins(connection) == []
-        connection.rollback()
+        assert look.look(connection).pins == ()
         with psycopg.connect(bench.url, application_name="shop") as idle, psycopg.connect(bench.url) as prepared:
             prepared.tpc_begin(prepared.xid(1, name, ""))
             prepared.execute(WRITE)
@@ -104,11 +104,12 @@ def test_status_names_who_holds_the_floor_and_since_when(
             idle.execute(WRITE)
             pid = idle.info.backend_pid
             try:
-                first, second = outlook.pins(connection)
+                faults = faults_of(look.look(connection))
                 told = CliRunner().invoke(cli, ["status"])
             finally:
                 prepared.tpc_rollback()
     engine.dispose()
+    first, second = [fault.line for fault in faults if fault.code == "floor.pinned"]
     assert first.startswith("prepared transaction '1_")
     assert "ROLLBACK PREPARED '1_" in first
     assert second.startswith(f"the transaction of pid {pid} (shop, idle in transaction) is open since 20")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from types import TracebackType
@@ -13,6 +14,7 @@ import psycopg
 from streams.database import connect, query
 from streams.database.migrate import sequence_fault
 from streams.errors import UsageError
+from streams.figures.life import ProcessLife
 from streams.relay.postgres.gone_back import refuse_gone_back
 from streams.relay.postgres.snapshot import RelaySnapshot, look, reader
 from streams.settings import Settings
@@ -49,6 +51,7 @@ class Leadership:
             application_name=self._who,
             session=KEEPALIVES,
         )
+        self._life = ProcessLife("relay", self._settings.relay.name)
         try:
             await self._connection.execute(query("relay_attend"), {"name": self._settings.relay.name})
         except BaseException:  # cancelled too: a connection that nobody closes would keep what it locked
@@ -59,10 +62,14 @@ class Leadership:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None:
+            with contextlib.suppress(psycopg.Error):
+                await self._life.end(self._connection)
         await self._connection.close()
 
     async def take(self) -> bool:
         """Whether this one leads from now on; False while another one does."""
+        await self._life.beat(self._connection)
         return await self._value("relay_lead", name=self._settings.relay.name) is True
 
     async def look(self) -> RelaySnapshot:
@@ -85,6 +92,7 @@ class Leadership:
         sequence = await (await self._connection.execute(query("id_sequence"))).fetchone()
         if sequence is not None:
             raise UsageError(sequence_fault(*sequence))
+        await self._life.beat(self._connection)
         return await look(self._connection, self._settings.relay.name, self._settings.relay.publication)
 
     async def _value(self, name: str, /, **parameters: Any) -> Any:

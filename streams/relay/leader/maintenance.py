@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from streams.backoff import delay
 from streams.broker.beat import Beat, BeatWriter
 from streams.database import connect, partitions, query
 from streams.errors import ServiceUnreachable
+from streams.relay.leader.figures import LeaderFigures
 from streams.relay.postgres.gone_back import refuse_gone_back
 from streams.relay.postgres.lsn import lsn_number
 from streams.settings import Settings
@@ -83,8 +84,9 @@ class LeaderMaintenance:
     Of several leaders, each of some shards, the `first` saves the relay's position and makes partitions.
     """
 
-    def __init__(self, settings: Settings, asked: str, doing: Activity) -> None:
+    def __init__(self, settings: Settings, asked: str, doing: Activity, topics: Iterable[str] = ()) -> None:
         self.first = True
+        self._figures = LeaderFigures(settings, topics)
         self._settings = settings
         self._asked = asked
         self._doing = doing
@@ -200,6 +202,8 @@ class LeaderMaintenance:
                 await self._floor.look(connection)
                 await self._compare(connection)
                 await self._save(connection)
+                if self.first:
+                    await self._figures.write(connection)
             # A server that takes connections and no writes is still an outage.
             self._attempt = 0
             await asyncio.sleep(self._settings.relay.floor_interval)

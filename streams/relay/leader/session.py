@@ -78,7 +78,8 @@ class LeaderSession:
         """Until told to stop, with everything in flight confirmed."""
         found = await self._watch.look()
         want = await desired_plan(self._settings, self._asked, found)
-        self._upkeep = LeaderMaintenance(self._settings, self._asked, Activity(found.mode or want.mode, "waiting"))
+        doing = Activity(found.mode or want.mode, "waiting")
+        self._upkeep = LeaderMaintenance(self._settings, self._asked, doing, self._registry.consumed)
         await together(self._upkeep.run(), self._watch.run(), Sweep(self._settings, self._registry).run(), self._ways())
 
     async def drop_oversized_slot(self) -> None:

@@ -33,7 +33,9 @@ class SharedLeaderSession(LeaderSession):
     async def run(self) -> None:
         """Until told to stop, with everything in flight confirmed."""
         await self._watch.look()
-        self._upkeep = LeaderMaintenance(self._settings, self._asked, Activity("poll", "waiting"))
+        self._upkeep = LeaderMaintenance(
+            self._settings, self._asked, Activity("poll", "waiting"), self._registry.consumed
+        )
         await together(self._upkeep.run(), self._watch.run(), self._ways())
 
     async def _next(self) -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, LiteralString
 
@@ -18,6 +18,8 @@ from streams.settings import Settings
 from streams.worker.database.connections import GRACE, driver_of, worker_engine
 from streams.worker.database.response_deadline import response_deadline
 from streams.worker.fail import fail_stop
+
+Asked = tuple[LiteralString, Mapping[str, Any]]  # a statement and its parameters
 
 REACH = 2.0  # seconds in which a database that is there answers
 
@@ -54,6 +56,15 @@ class Database:
         async with self._asking(self.patience) as driver, driver.cursor() as cursor:
             await cursor.execute(statement, parameters)
             return await cursor.fetchall() if cursor.description else []
+
+    async def tell(self, asked: Sequence[Asked]) -> list[list[tuple[Any, ...]]]:
+        """Commit some small statements together, soon or not at all; the rows of each, if it has any."""
+        answers: list[list[tuple[Any, ...]]] = []
+        async with asyncio.timeout(2 * REACH), self._asking(REACH) as driver, driver.cursor() as cursor:
+            for statement, parameters in asked:
+                await cursor.execute(statement, parameters)
+                answers.append(await cursor.fetchall() if cursor.description else [])
+        return answers
 
     async def forget(self, name: str, **parameters: Any) -> None:
         """Take a note back, if the database lets us soon: who calls this is about to end."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from streams.figures.counters import RunTally
 from streams.registry import Agent, Registry
 from streams.settings import Settings
-from streams.worker.delivery import Rejected
+from streams.worker.delivery import Delivery, Rejected, messages_of
 from streams.worker.failure.handler_call import HandlerCaller
 from streams.worker.failure.history import FailureHistory
 from streams.worker.failure.savepoint import Savepoint
@@ -36,6 +37,7 @@ class Outcome:
     set_aside    messages that failed, cannot be read or wait behind another one
     rejected     records that are no message's
     woken        (partition, conversation) that may have a next message to work
+    tally        the same by biz_type, for figures
     """
 
     consumed: int = 0
@@ -43,6 +45,7 @@ class Outcome:
     set_aside: list[SetAside] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     woken: set[tuple[int, str]] = field(default_factory=set)
+    tally: RunTally = field(default_factory=RunTally)
 
     def add(self, other: Outcome) -> None:
         """Count another one in."""
@@ -51,6 +54,22 @@ class Outcome:
         self.set_aside += other.set_aside
         self.rejected += other.rejected
         self.woken |= other.woken
+        self.tally.add(other.tally)
+
+    def count_aside(self, line: Iterable[tuple[Delivery, SetAside]]) -> None:
+        """Count what was set aside."""
+        for delivery, fate in line:
+            self.tally.aside(delivery.biz_type, fate.status)
+
+    def count_persisted(self, deliveries: Sequence[Delivery], but: Collection[int]) -> None:
+        """Count those that were persisted: all but these messages, each with when it was enqueued."""
+        if not but and len({delivery.biz_type for delivery in deliveries}) == 1:
+            times = [message.created_ms for message in messages_of(deliveries)]
+            self.tally.consumed(deliveries[0].biz_type, times)
+            return
+        for delivery in deliveries:
+            if delivery.message is not None and delivery.outbox_id not in but:
+                self.tally.consumed(delivery.biz_type, [delivery.message.created_ms])
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from streams.worker.run.exclusion import Exclusion
 from streams.worker.run.origin import Origin
 from streams.worker.run.pipeline import work_run
 from streams.worker.run.suspects import Suspects, Trial
+from streams.worker.run.waits import Waits
 from streams.worker.set_aside import SetAside
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Persister:
         self.database = Database(settings)
         self.suspects = Suspects(CrashNotes(self.database), Exclusion(self.slots), self.most, settings.worker.run_bytes)
         self.attempts = Attempts(settings, registry)
+        self.waits = Waits()
 
     def origin(self, topic: str) -> Origin:
         """Whose messages a topic carries."""
@@ -136,6 +138,8 @@ class Persister:
         """Wait out an outage that was met so many `tries`, and say so now and then."""
         about = about_run(run, error.__cause__ or error)
         state = about.get("sqlstate")
+        in_words = f"{error}" if isinstance(error, HandlerBroken | WrongTimes) else about["error"]
+        self.waits.note(run, in_words, state)
         if tries in (1, 10) or tries % 60 == 0 or state != run.reason:
             run.reason = state
             text = "the database cannot do it now, the run waits"

@@ -73,6 +73,7 @@ async def work_run(attempt: Attempt, *, partitions: Collection[int], records: Se
         behind = [delivery for delivery in fresh if delivery.key in waiting]
         turns, opened = await transaction.claim_and_open(free, _on_arrival(attempt, behind))
         outcome.set_aside += [fate for _, fate in opened]
+        outcome.count_aside(opened)
 
     if len(turns) + len(opened) < len(deliveries):
         settled = {*turns, *(delivery for delivery, _ in opened)}
@@ -120,10 +121,13 @@ async def work_left(
 
     opened = await transaction.open(_on_arrival(attempt, plan.parked))
     outcome.set_aside += [fate for _, fate in opened]
+    outcome.count_aside(opened)
     taken.update(await transaction.claim(plan.new))
     again = await reclaim(attempt, plan.again)
     taken.update(delivery for delivery, _ in plan.again if delivery.outbox_id in again)
-    outcome.set_aside += await transaction.set_aside([(delivery, parked(delivery)) for delivery in plan.queued])
+    queued = [(delivery, parked(delivery)) for delivery in plan.queued]
+    outcome.set_aside += await transaction.set_aside(queued)
+    outcome.count_aside(queued)
     rejected = plan.rejected + [
         Rejected(delivery.partition, delivery.offset, reason) for delivery, reason in strangers.items() if reason
     ]
@@ -249,10 +253,12 @@ async def handle(attempt: Attempt, turns: Sequence[Delivery]) -> list[SetAside]:
     if any(fate.attempts == 1 and fate.code is not None for fate in fates):
         history.failed[transaction.topic] = time.monotonic()
     outcome.consumed += len(turns) - len(fates)
+    outcome.count_persisted(ready, {fate.outbox_id for fate in fates})
     # `arrived` is drawn in this order: it has to be the order of the records.
     line = in_line(turns, {fate.outbox_id: fate for fate in fates}) if fates else []
     stored = await transaction.set_aside(line)
     outcome.set_aside += stored
+    outcome.count_aside(line)
     return stored
 
 

@@ -1,0 +1,182 @@
+-- look_moment --
+-- Which moment this is, of which database: a replica's is that of its last replay.  What a session begins with says whether
+-- the server takes writes, whatever this one was set to since.
+SELECT CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_xact_replay_timestamp(), now()) ELSE now() END,
+       current_database(), pg_is_in_recovery(),
+       (SELECT reset_val = 'on' FROM pg_settings WHERE name = 'default_transaction_read_only');
+
+-- look_pending --
+-- Committed rows above the floor whose fate has not begun, at most one more than asked for, and when the first was enqueued.
+SELECT count(*), min(created_at) AT TIME ZONE 'UTC'
+FROM (
+    SELECT o.created_at
+    FROM outbox AS o
+    WHERE o.id > (SELECT coalesce(max(floor), 0) FROM relay_position) AND o.resend_of IS NULL
+      AND NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = o.id)
+    LIMIT %(most)s + 1
+) AS waiting;
+
+-- look_published --
+-- Rows at or below the floor, and above an id up to which every message has its fate, whose fate has not begun: at most one
+-- more than asked for, when the first was enqueued, and whether all rows down to that id were looked at.
+SELECT count(*) FILTER (WHERE fateless), min(created_at) FILTER (WHERE fateless) AT TIME ZONE 'UTC', count(*) <= %(rows)s
+FROM (
+    SELECT o.created_at, NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = o.id) AS fateless
+    FROM outbox AS o
+    WHERE o.id > %(settled)s AND o.id <= (SELECT coalesce(max(floor), 0) FROM relay_position) AND o.resend_of IS NULL
+    ORDER BY o.id DESC
+    LIMIT %(rows)s + 1
+) AS newest;
+
+-- look_open --
+-- What waits for another try, by the partial indexes on open rows; and how many have few attempts left.
+SELECT count(*) FILTER (WHERE status = 'retrying'), count(*) FILTER (WHERE status = 'parked'),
+       count(*) FILTER (WHERE status = 'replaying'),
+       count(*) FILTER (WHERE status = 'retrying' AND attempts >= %(attempts)s)
+FROM (
+    SELECT status, attempts FROM outbox_state WHERE topic IS NOT NULL AND status <> 'dead'
+    UNION ALL
+    SELECT status, attempts FROM outbox_foreign WHERE open AND status <> 'dead'
+) AS open_messages;
+
+-- look_dead --
+-- How many are dead, how many of them hold their conversation and since when, how many died in the last five minutes, and
+-- how many do in five minutes of the day before.
+SELECT (SELECT count(*) FROM outbox_dead_letters),
+       (SELECT count(*) FROM outbox_dead_letters WHERE held),
+       (SELECT min(died_at) FROM outbox_dead_letters WHERE held),
+       (SELECT coalesce(sum(dead), 0)::bigint FROM outbox_stats
+        WHERE width = 10 AND bucket > now() - interval '5 minutes' AND projection = %(projection)s),
+       (SELECT coalesce(sum(dead), 0)::double precision / 287 FROM outbox_stats
+        WHERE width = 60 AND process = '' AND bucket > now() - interval '1 day'
+          AND bucket <= now() - interval '5 minutes' AND projection = %(projection)s);
+
+-- look_causes --
+-- Dead messages by cause, the one whose newest died last first: an index holds all of it but what the newest one says.
+SELECT c.fingerprint, d.biz_type, d.error_code, c.messages, c.conversations, c.held, c.first, c.last, d.source, d.outbox_id,
+       coalesce((SELECT error FROM outbox_state AS s WHERE d.source = '' AND s.outbox_id = d.outbox_id),
+                (SELECT error FROM outbox_foreign AS f WHERE f.source = d.source AND f.outbox_id = d.outbox_id))
+FROM (
+    SELECT fingerprint, count(*) AS messages, count(DISTINCT (topic, key)) AS conversations,
+           count(*) FILTER (WHERE held) AS held, min(died_at) AS first, max(died_at) AS last, max(died) AS newest
+    FROM outbox_dead_letters
+    WHERE (%(fingerprint)s::text IS NULL OR fingerprint = %(fingerprint)s)
+    GROUP BY fingerprint
+    ORDER BY max(died) DESC
+    LIMIT %(limit)s
+) AS c
+JOIN outbox_dead_letters AS d ON d.died = c.newest
+ORDER BY c.newest DESC;
+
+-- look_sparklines --
+-- How many of these causes died in each of the last 24 hours, 0 being this one.
+SELECT fingerprint, floor(extract(epoch FROM %(now)s::timestamptz - died_at) / 3600)::int AS ago, count(*)
+FROM outbox_dead_letters
+WHERE fingerprint = ANY(%(fingerprints)s::text[]) AND died_at > %(now)s::timestamptz - interval '24 hours'
+GROUP BY fingerprint, ago;
+
+-- look_heads --
+-- Conversations with open messages, the longest waiting first: what each waits for, until when, and how many behind it.
+SELECT source, topic, key, (array_agg(outbox_id ORDER BY arrived))[1], (array_agg(status ORDER BY arrived))[1],
+       (array_agg(error_code ORDER BY arrived))[1], min(updated_at) AS since,
+       (array_agg(next_retry_at ORDER BY arrived))[1], count(*) - 1, (array_agg(attempts ORDER BY arrived))[1],
+       (array_agg(partition ORDER BY arrived))[1]
+FROM (
+    SELECT '' AS source, topic, key, outbox_id, status, error_code, arrived, updated_at, next_retry_at, attempts, partition
+    FROM outbox_state
+    WHERE topic IS NOT NULL
+    UNION ALL
+    SELECT source, topic, key, outbox_id, status, error_code, arrived, updated_at, next_retry_at, attempts, partition
+    FROM outbox_foreign
+    WHERE open
+) AS open_messages
+WHERE (%(topic)s::text IS NULL OR topic = %(topic)s) AND (%(key)s::text IS NULL OR key = %(key)s)
+GROUP BY source, topic, key
+HAVING NOT %(held)s OR (array_agg(status ORDER BY arrived))[1] = 'dead'
+ORDER BY since, topic, key
+LIMIT %(limit)s;
+
+-- look_processes --
+-- Lives of processes with a sign of life within so many seconds, the newest first.
+SELECT id::text, kind, name, host, pid, version, address, partitions, memory, runs, pool_used, pool_size, waits_for,
+       waits_code, waits_since, figures, started, heartbeat, ended,
+       extract(epoch FROM now() - heartbeat)::double precision AS silent
+FROM outbox_processes
+WHERE heartbeat > now() - %(seconds)s * interval '1 second'
+ORDER BY started DESC, id
+LIMIT %(limit)s;
+
+-- look_crashed --
+-- Processes that were started three times and more in ten minutes without having ended in order: where, and how often.
+SELECT kind || ' on ' || host, count(*)
+FROM outbox_processes
+WHERE heartbeat BETWEEN now() - interval '10 minutes' AND now() - interval '10 seconds' AND ended IS NULL
+GROUP BY kind, host
+HAVING count(*) >= 3
+ORDER BY 1;
+
+-- look_lag --
+-- How far the consumer group is in each partition.
+SELECT "group", topic, partition, committed, end_offset, log_start, moved, at, worked
+FROM outbox_lag
+WHERE at > now() - interval '1 day'
+ORDER BY "group", topic, partition;
+
+-- look_rates --
+-- Counts of each biz_type over a span of so many seconds that ended a short time ago: processes send theirs every few seconds.
+SELECT biz_type, sum(enqueued)::bigint, sum(relayed)::bigint, sum(consumed)::bigint, sum(retried)::bigint, sum(parked)::bigint,
+       sum(dead)::bigint, sum(skipped)::bigint
+FROM outbox_stats
+WHERE width = 10 AND projection = %(projection)s
+  AND bucket >= date_bin('10 s', now(), 'epoch') - %(seconds)s * interval '1 second'
+  AND bucket < date_bin('10 s', now(), 'epoch')
+GROUP BY biz_type
+ORDER BY biz_type;
+
+-- look_latency --
+-- Histograms of the same span, of one version of the bounds.
+SELECT latency
+FROM outbox_stats
+WHERE width = 10 AND projection = %(projection)s AND bounds = %(bounds)s AND latency <> '{}'
+  AND bucket >= date_bin('10 s', now(), 'epoch') - %(seconds)s * interval '1 second'
+  AND (%(biz_type)s::text IS NULL OR biz_type = %(biz_type)s);
+
+-- look_proof --
+-- The newest audit, what it counted of the kinds that the badge names, and when the newest message it saw was enqueued.
+SELECT a.id, a.at, a.complete, a.messages, a.wrong, coalesce((a.report #>> '{wrong,missing,count}')::bigint, 0),
+       coalesce((a.report #>> '{wrong,doubled_effect,count}')::bigint, 0), coalesce((a.report ->> 'until')::bigint, 0),
+       coalesce((a.report ->> 'left')::bigint, 0)
+FROM outbox_audits AS a
+ORDER BY a.id DESC
+LIMIT 1;
+
+-- look_enqueued_at --
+-- When the newest message at or below an id was enqueued.
+SELECT created_at AT TIME ZONE 'UTC' FROM outbox WHERE id <= %(id)s AND resend_of IS NULL ORDER BY id DESC LIMIT 1;
+
+-- look_newer --
+-- How many messages came after an id, at most one more than asked for.
+SELECT count(*)
+FROM (SELECT FROM outbox WHERE id > %(id)s AND resend_of IS NULL LIMIT %(most)s + 1) AS newer;
+
+-- look_first_message --
+-- When the oldest message that is still here was enqueued.
+SELECT created_at AT TIME ZONE 'UTC' FROM outbox ORDER BY id LIMIT 1;
+
+-- look_rejects --
+-- Records of the last ten minutes that belong to no message, as ranges count them.
+SELECT coalesce(sum(count), 0)::bigint FROM outbox_rejects WHERE at > now() - interval '10 minutes';
+
+-- look_trends --
+-- Each gauge now and about ten minutes ago, of those that were written of late.
+SELECT name || CASE WHEN label = '' THEN '' ELSE ':' || label END,
+       (array_agg(value ORDER BY bucket))[1], (array_agg(value ORDER BY bucket DESC))[1],
+       extract(epoch FROM max(bucket) - min(bucket))::double precision
+FROM outbox_gauges
+WHERE width = 10 AND bucket > now() - interval '10 minutes'
+GROUP BY name, label
+HAVING max(bucket) > now() - interval '1 minute';
+
+-- look_primary --
+-- What leaders wrote last of what only the primary or Kafka can tell.
+SELECT relay, at, seen FROM outbox_primary WHERE relay <> '' ORDER BY relay;

@@ -1,0 +1,393 @@
+"""Read one snapshot of a deployment: every number in one transaction, so that they fit each other.
+
+Tables only; what the primary or Kafka alone can tell is asked where this is the primary, and otherwise read as the leader
+wrote it down.  Takes a synchronous connection that is in no transaction; from async code, `await connection.run_sync(...)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from streams.database import query
+from streams.database.partitions import reach_sync
+from streams.figures import histogram
+from streams.message_id import name_of
+from streams.operate.relay_status import RelayStatus, from_rows, standing
+from streams.operate.snapshot import (
+    MOST,
+    Broker,
+    Cause,
+    Count,
+    Gap,
+    Head,
+    Latency,
+    Limits,
+    Partition,
+    Pin,
+    Process,
+    Proof,
+    Rate,
+    Room,
+    Snapshot,
+    TopicLimit,
+    Totals,
+    Trend,
+    UnknownBizType,
+)
+
+ALIVE_SECONDS = 10.0
+GONE_SECONDS = 60.0
+RATE_SECONDS = 60
+FAILING_SECONDS = 600
+PIN_SECONDS = 60.0
+ROWS = 100_000
+"""Rows looked at for published messages, at most."""
+FEW_ATTEMPTS = 3
+SHOWN = 10
+CAUSES = 200
+
+
+def look(
+    connection: Connection,
+    limits: Limits | None = None,
+    *,
+    projection: str = "main",
+    broker: Broker | None = None,
+    gone_back: str | None = None,
+) -> Snapshot:
+    """Everything at one moment; `broker` and `gone_back` are what the caller asked Kafka, if it did."""
+    limits = limits or Limits()
+    with connection.begin():
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        moment = connection.exec_driver_sql(query("look_moment")).one()
+        at, database, replica, read_only = moment
+        primary = primary_of(connection)
+        relays, relays_at = _relays(connection, replica, primary, at)
+        processes = processes_of(connection, GONE_SECONDS)
+        partitions = partitions_of(connection, processes, at)
+        totals, ending, held_since, recent_dead, usual_dead = _totals(connection, limits, projection, _settled(primary))
+        return Snapshot(
+            at=at,
+            database=database,
+            replica=replica,
+            read_only=bool(read_only),
+            projection=projection,
+            limits=limits,
+            totals=totals,
+            gaps=_gaps(totals, relays, partitions, at),
+            rates=rates(connection, projection=projection),
+            failing=rates(connection, projection=projection, seconds=FAILING_SECONDS),
+            latency=latency(connection, projection=projection),
+            relays=relays,
+            relays_at=relays_at,
+            processes=processes,
+            partitions=partitions,
+            waiting=heads(connection, limit=SHOWN),
+            causes=causes(connection, limit=CAUSES),
+            proof=proof(connection),
+            first_message_at=connection.exec_driver_sql(query("look_first_message")).scalar(),
+            pins=_pins(connection, replica, primary),
+            unknown=tuple(UnknownBizType(*row) for row in connection.exec_driver_sql(query("unknown_biz_types"))),
+            room=_room(connection),
+            retention=_retention(primary),
+            trends={name: Trend(*rest) for name, *rest in connection.exec_driver_sql(query("look_trends"))},
+            rejects=connection.exec_driver_sql(query("look_rejects")).scalar_one(),
+            recent_dead=recent_dead,
+            usual_dead=usual_dead,
+            ending=ending,
+            held_since=held_since,
+            broker=broker,
+            gone_back=gone_back,
+            crashed=tuple((where, count) for where, count in connection.exec_driver_sql(query("look_crashed"))),
+        )
+
+
+def causes(
+    connection: Connection,
+    *,
+    fingerprint: str | None = None,
+    limit: int = 50,
+    sparklines: bool = False,
+) -> tuple[Cause, ...]:
+    """Dead messages by cause, the one that somebody died of last first; with `sparklines`, when in the last day."""
+    parameters = {"fingerprint": fingerprint, "limit": limit}
+    rows = connection.exec_driver_sql(query("look_causes"), parameters).all()
+    lines = _sparklines(connection, [row[0] for row in rows]) if sparklines and rows else {}
+    return tuple(_cause(*row, lines.get(row[0], ())) for row in rows)
+
+
+def heads(
+    connection: Connection,
+    *,
+    topic: str | None = None,
+    key: str | None = None,
+    held: bool = False,
+    limit: int = 50,
+) -> tuple[Head, ...]:
+    """Conversations that wait, the longest first; `held`: only those that a dead message holds."""
+    parameters = {"topic": topic, "key": key, "held": held, "limit": limit}
+    return tuple(_head(*row) for row in connection.exec_driver_sql(query("look_heads"), parameters))
+
+
+def processes_of(connection: Connection, seconds: float, limit: int = 1000) -> tuple[Process, ...]:
+    """Lives of processes with a sign of life within so many seconds, the newest first."""
+    parameters = {"seconds": seconds, "limit": limit}
+    rows = connection.exec_driver_sql(query("look_processes"), parameters).mappings()
+    return tuple(_process(dict(row)) for row in rows)
+
+
+def partitions_of(connection: Connection, processes: Sequence[Process], at: datetime) -> tuple[Partition, ...]:
+    """How far the group is in each partition, and which living worker has it."""
+    owners = {
+        (topic, number): process.id
+        for process in reversed(processes)
+        if process.kind == "worker" and process.state in ("alive", "silent")
+        for topic, numbers in process.partitions.items()
+        for number in numbers
+    }
+    rows = connection.exec_driver_sql(query("look_lag"))
+    return tuple(_partition(owners, *row) for row in rows)
+
+
+def rates(connection: Connection, *, projection: str = "main", seconds: int = RATE_SECONDS) -> tuple[Rate, ...]:
+    """What happened a second to messages of each biz_type, over so many seconds."""
+    parameters = {"projection": projection, "seconds": seconds}
+    return tuple(
+        Rate(biz_type, *(count / seconds for count in counts))
+        for biz_type, *counts in connection.exec_driver_sql(query("look_rates"), parameters)
+    )
+
+
+def latency(
+    connection: Connection,
+    *,
+    projection: str = "main",
+    biz_type: str | None = None,
+    seconds: int = RATE_SECONDS,
+) -> Latency:
+    """From enqueueing to persisting, over the last so many seconds."""
+    parameters = {
+        "projection": projection,
+        "biz_type": biz_type,
+        "seconds": seconds,
+        "bounds": histogram.VERSION,
+    }
+    rows = connection.exec_driver_sql(query("look_latency"), parameters).scalars()
+    return latency_of(histogram.total(rows))
+
+
+def latency_of(counts: Sequence[int]) -> Latency:
+    """What a histogram says."""
+    return Latency(
+        sum(counts),
+        histogram.quantile(counts, 0.5),
+        histogram.quantile(counts, 0.95),
+        histogram.quantile(counts, 0.99),
+    )
+
+
+def proof(connection: Connection) -> Proof | None:
+    """What the newest audit found; None before the first."""
+    row = connection.exec_driver_sql(query("look_proof")).first()
+    if row is None:
+        return None
+    number, at, complete, messages, wrong, missing, doubled, until, left = row
+    newer = connection.exec_driver_sql(query("look_newer"), {"id": until, "most": MOST}).scalar_one()
+    under_way = newer + left
+    return Proof(
+        id=number,
+        at=at,
+        complete=complete,
+        messages=messages,
+        wrong=wrong,
+        missing=missing,
+        doubled=doubled,
+        until_id=until,
+        until=connection.exec_driver_sql(query("look_enqueued_at"), {"id": until}).scalar(),
+        under_way=_count(under_way),
+    )
+
+
+def primary_of(connection: Connection) -> Mapping[str, tuple[datetime, Mapping[str, Any]]]:
+    """What each relay's leader wrote down last: when, and what it saw."""
+    rows = connection.exec_driver_sql(query("look_primary"))
+    return {relay: (at, seen) for relay, at, seen in rows}
+
+
+def _relays(
+    connection: Connection,
+    replica: bool,
+    primary: Mapping[str, tuple[datetime, Mapping[str, Any]]],
+    at: datetime,
+) -> tuple[tuple[RelayStatus, ...], datetime]:
+    if not replica:
+        return tuple(standing(connection)), at
+    relays = [
+        status
+        for _, seen in primary.values()
+        for status in from_rows(seen.get("relays", ()), seen.get("sharing", {}), seen.get("attendance", {}))
+    ]
+    return tuple(relays), min((moment for moment, _ in primary.values()), default=at)
+
+
+def _totals(
+    connection: Connection, limits: Limits, projection: str, settled: int
+) -> tuple[Totals, int, datetime | None, int, float]:
+    pending, first_pending = connection.exec_driver_sql(query("look_pending"), {"most": MOST}).one()
+    published, first_published, whole = connection.exec_driver_sql(
+        query("look_published"), {"settled": settled, "rows": ROWS}
+    ).one()
+    retrying, parked, replaying, ending = connection.exec_driver_sql(
+        query("look_open"), {"attempts": limits.max_attempts - FEW_ATTEMPTS}
+    ).one()
+    dead, held, held_since, recent, usual = connection.exec_driver_sql(
+        query("look_dead"), {"projection": projection}
+    ).one()
+    oldest = min(filter(None, (first_pending, first_published)), default=None)
+    totals = Totals(
+        pending=_count(pending),
+        published=Count(min(published, MOST), more=published > MOST or not whole),
+        retrying=retrying,
+        parked=parked,
+        replaying=replaying,
+        held=held,
+        dead=dead,
+        oldest=oldest,
+    )
+    return totals, ending, held_since, recent, usual
+
+
+def _gaps(
+    totals: Totals, relays: Sequence[RelayStatus], partitions: Sequence[Partition], at: datetime
+) -> tuple[Gap, ...]:
+    """What waits before each step; the relay's rows are ids drawn, of messages that rolled back too."""
+    behind = max((relay.lag.seconds for relay in relays), default=None)
+    lag = sum(partition.lag or 0 for partition in partitions)
+    waited = (at - totals.oldest).total_seconds() if totals.oldest is not None else 0.0
+    return (
+        Gap("relay", totals.pending, behind),
+        Gap("workers", Count(lag), _topic_seconds(partitions, at) if lag else 0.0),
+        Gap("rows", totals.published, max(0.0, waited)),
+    )
+
+
+def _topic_seconds(partitions: Sequence[Partition], at: datetime) -> float | None:
+    """An upper bound: the time of the last record worked, of the partitions with lag."""
+    worked = [partition.worked for partition in partitions if partition.lag]
+    if not worked or None in worked:
+        return None
+    return max(0.0, max((at - moment).total_seconds() for moment in worked if moment is not None))
+
+
+def _cause(*row: Any) -> Cause:
+    name, biz_type, code, messages, conversations, held, first, last, *example, line = row
+    source, outbox_id, error = example
+    return Cause(
+        fingerprint=name,
+        biz_type=biz_type,
+        error_code=code,
+        messages=messages,
+        conversations=conversations,
+        held=held,
+        first=first,
+        last=last,
+        example=name_of(source, outbox_id),
+        error=error,
+        sparkline=line,
+    )
+
+
+def _head(*row: Any) -> Head:
+    source, topic, key, outbox_id, status, code, since, due, behind, attempts, partition = row
+    return Head(
+        source=source,
+        topic=topic,
+        key=key,
+        head=name_of(source, outbox_id),
+        status=status,
+        error_code=code,
+        since=since,
+        due=due,
+        behind=behind,
+        attempts=attempts,
+        partition=partition,
+    )
+
+
+def _partition(owners: Mapping[tuple[str, int], str], *row: Any) -> Partition:
+    group, topic, number, committed, end, log_start, moved, at, worked = row
+    return Partition(
+        group=group,
+        topic=topic,
+        partition=number,
+        committed=committed,
+        end=end,
+        log_start=log_start,
+        moved=moved,
+        at=at,
+        worked=worked,
+        owner=owners.get((topic, number)),
+    )
+
+
+def _process(row: dict[str, Any]) -> Process:
+    silent = row["silent"]
+    if row["ended"] is not None:
+        state = "ended"
+    elif silent < ALIVE_SECONDS:
+        state = "alive"
+    else:
+        state = "silent" if silent < GONE_SECONDS else "gone"
+    partitions = {topic: tuple(numbers) for topic, numbers in row["partitions"].items()}
+    return Process(**row | {"state": state, "partitions": partitions})
+
+
+def _sparklines(connection: Connection, fingerprints: list[str]) -> dict[str, tuple[int, ...]]:
+    now = connection.exec_driver_sql("SELECT now()").scalar_one()
+    parameters = {"fingerprints": fingerprints, "now": now}
+    lines = {fingerprint: [0] * 24 for fingerprint in fingerprints}
+    for fingerprint, ago, count in connection.exec_driver_sql(query("look_sparklines"), parameters):
+        lines[fingerprint][23 - min(23, max(0, ago))] += count
+    return {fingerprint: tuple(line) for fingerprint, line in lines.items()}
+
+
+def _pins(
+    connection: Connection,
+    replica: bool,
+    primary: Mapping[str, tuple[datetime, Mapping[str, Any]]],
+) -> tuple[Pin, ...]:
+    if not replica:
+        rows = connection.exec_driver_sql(query("outbox_pins"), {"seconds": PIN_SECONDS})
+        return tuple(Pin(pid, gid, application, state, since) for pid, gid, state, application, since in rows)
+    return tuple(
+        Pin(pid, gid, application, state, datetime.fromisoformat(since))
+        for _, seen in primary.values()
+        for pid, gid, state, application, since in seen.get("pins", ())
+    )
+
+
+def _room(connection: Connection) -> Room:
+    last = connection.exec_driver_sql(query("last_id")).scalar_one()
+    left = max(0, reach_sync(connection) - 1 - last)
+    row = connection.exec_driver_sql(query("recent_rows")).first()
+    return Room(left, left * row[1] / row[0] if row and row[0] else None)
+
+
+def _retention(
+    primary: Mapping[str, tuple[datetime, Mapping[str, Any]]],
+) -> tuple[TopicLimit, ...]:
+    limits = {topic: seconds for _, seen in primary.values() for topic, seconds in seen.get("retention", {}).items()}
+    return tuple(TopicLimit(topic, seconds) for topic, seconds in sorted(limits.items()))
+
+
+def _settled(primary: Mapping[str, tuple[datetime, Mapping[str, Any]]]) -> int:
+    """The id up to which some leader has seen a fate of every message."""
+    return max((seen.get("settled", 0) for _, seen in primary.values()), default=0)
+
+
+def _count(number: int) -> Count:
+    return Count(min(number, MOST), more=number > MOST)

@@ -1,0 +1,135 @@
+"""Figures over time for charts: ten minutes, an hour, a day, a week."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+from sqlalchemy import Connection
+
+from streams.database import query
+from streams.figures import histogram
+from streams.operate.look import latency_of
+from streams.operate.snapshot import Latency
+
+Span = Literal["10m", "1h", "24h", "7d"]
+
+# Of each span: the width of its buckets in seconds, and how many there are.
+SPANS: Mapping[str, tuple[int, int]] = {
+    "10m": (10, 60),
+    "1h": (10, 360),
+    "24h": (60, 1440),
+    "7d": (3600, 168),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One biz_type's counts, a number for each bucket."""
+
+    biz_type: str
+    enqueued: tuple[int, ...]
+    relayed: tuple[int, ...]
+    consumed: tuple[int, ...]
+    retried: tuple[int, ...]
+    parked: tuple[int, ...]
+    dead: tuple[int, ...]
+    skipped: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GaugeLine:
+    """One gauge's values, None in buckets that nobody wrote."""
+
+    name: str
+    label: str
+    values: tuple[float | None, ...]
+    highest: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """Buckets of `width` seconds, the first beginning at `start`; the last is not over yet.
+
+    Counts are about: a process that was killed took its last six seconds along.
+    """
+
+    span: str
+    width: int
+    start: datetime
+    buckets: int
+    lines: tuple[Line, ...] = ()
+    latency: tuple[Latency, ...] = ()
+    gauges: tuple[GaugeLine, ...] = field(default_factory=tuple)
+
+
+def series(
+    connection: Connection,
+    span: Span = "10m",
+    *,
+    projection: str = "main",
+    biz_type: str | None = None,
+) -> Series:
+    """Counts of each biz_type, latencies (of one biz_type if named), and gauges, over a span that ends now."""
+    width, buckets = SPANS[span]
+    now: datetime = connection.exec_driver_sql("SELECT now()").scalar_one()
+    last = math.floor(now.timestamp() / width) * width
+    start = datetime.fromtimestamp(last, UTC) - timedelta(seconds=width * (buckets - 1))
+    parameters = {"width": width, "since": start, "projection": projection}
+
+    def place(at: datetime) -> int:
+        return round((at - start).total_seconds() / width)
+
+    counts: dict[str, list[list[int]]] = defaultdict(lambda: [[0] * buckets for _ in range(7)])
+    for at, name, *numbers in connection.exec_driver_sql(query("stats_series"), parameters):
+        if 0 <= place(at) < buckets:
+            for column, number in zip(counts[name], numbers, strict=True):
+                column[place(at)] += number
+    times = [[0] * histogram.SIZE for _ in range(buckets)]
+    asked = parameters | {"bounds": histogram.VERSION, "biz_type": biz_type}
+    for at, latency in connection.exec_driver_sql(query("latency_series"), asked):
+        if 0 <= place(at) < buckets:
+            times[place(at)] = histogram.total((times[place(at)], latency))
+    gauges: dict[tuple[str, str], list[tuple[float | None, float | None]]] = defaultdict(
+        lambda: [(None, None)] * buckets
+    )
+    for at, name, label, value, highest in connection.exec_driver_sql(
+        query("gauge_series"), {"width": width, "since": start}
+    ):
+        if 0 <= place(at) < buckets:
+            gauges[name, label][place(at)] = (value, highest)
+    return Series(
+        span=span,
+        width=width,
+        start=start,
+        buckets=buckets,
+        lines=tuple(_line(name, columns) for name, columns in sorted(counts.items())),
+        latency=tuple(map(latency_of, times)),
+        gauges=tuple(
+            GaugeLine(
+                name=name,
+                label=label,
+                values=tuple(value for value, _ in values),
+                highest=tuple(highest for _, highest in values),
+            )
+            for (name, label), values in sorted(gauges.items())
+        ),
+    )
+
+
+def _line(biz_type: str, columns: list[list[int]]) -> Line:
+    enqueued, relayed, consumed, retried, parked, dead, skipped = map(tuple, columns)
+    return Line(
+        biz_type=biz_type,
+        enqueued=enqueued,
+        relayed=relayed,
+        consumed=consumed,
+        retried=retried,
+        parked=parked,
+        dead=dead,
+        skipped=skipped,
+    )

@@ -1,0 +1,246 @@
+"""What only a leader can tell of a deployment, written down every other second for pages, metrics and faults.
+
+Rows that came and rows that were relayed, counted from ids between the old and the new floor: producers are other programs
+that roll back, and a relay that starts anew reads rows twice.  What the primary alone knows (slot, log, who holds the
+floor), what Kafka alone knows (ends, what is deleted, how far the workers are), gauges over time; and processes' counts,
+made one row for all.  Everything on the connection that the leader's upkeep has anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import orjson
+import psycopg
+from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+
+from streams.broker import kafka, topics
+from streams.database import query
+from streams.errors import ServiceUnreachable
+from streams.figures import rollup
+from streams.settings import Settings
+
+logger = logging.getLogger("streams.relay")
+
+LOOK_SECONDS = 2.0
+GAUGE_SECONDS = 10.0
+MERGE_SECONDS = 10.0
+FORGET_SECONDS = 60.0
+TOPICS_SECONDS = 60.0
+REFUSED_SECONDS = 60.0
+KAFKA_SECONDS = 5.0
+PIN_SECONDS = 60.0
+IDS = 200_000
+"""Rows counted in one transaction; what is more waits for the next."""
+
+
+class LeaderFigures:
+    """Written by one leader; each step commits by itself, and what fails is tried again with the next look."""
+
+    def __init__(self, settings: Settings, names: Iterable[str] = ()) -> None:
+        self._settings, self._topics = settings, tuple(names)
+        self._due: dict[str, float] = {}
+        self._refused = False
+        self._settled = 0
+        self._oldest: datetime | None = None
+        self._retention: dict[str, float | None] = {}
+        self._offsets: asyncio.Future[list[dict[str, Any]]] | None = None
+        self._kafka: GroupOffsets | None = None
+        self._relays: list[dict[str, Any]] = []
+        self._pins: list[tuple[Any, ...]] = []
+        self._standbys = 0
+
+    async def write(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Whatever is due; psycopg.Error when the connection is lost."""
+        if not self._is_due("look", LOOK_SECONDS):
+            return
+        try:
+            await self._count(connection)
+            await self._see(connection)
+            await self._note_lag(connection)
+            if self._is_due("gauges", GAUGE_SECONDS):
+                await self._gauge(connection)
+            if self._is_due("merge", MERGE_SECONDS):
+                await self._merge(connection)
+            if self._is_due("forget", FORGET_SECONDS):
+                await connection.execute(query("figures_forget"))
+            self._refused = False
+        except psycopg.Error as error:
+            if connection.broken or connection.closed:
+                raise
+            self._due["look"] = time.monotonic() + REFUSED_SECONDS
+            if not self._refused:
+                logger.warning("figures not written", extra={"sqlstate": error.sqlstate})
+            self._refused = True
+
+    def _is_due(self, name: str, seconds: float) -> bool:
+        now = time.monotonic()
+        if now < self._due.get(name, 0.0):
+            return False
+        self._due[name] = now + seconds
+        return True
+
+    async def _count(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Count rows up to the floor, with the mark up to which they are counted, in one transaction."""
+        async with connection.transaction():
+            [(counted,)] = await _rows(connection, "counted_rows")
+            [(floor,)] = await _rows(connection, "relay_floor", relay=self._settings.relay.name)
+            until = min(floor, counted + IDS)
+            if until <= counted:
+                return
+            counts = await _rows(connection, "count_rows", after=counted, until=until)
+            await _rows(connection, "rows_counted", until=until)
+            if counts:
+                await _rows(connection, "figures_add", rows=_json(rollup.now_rows(counts)))
+        if until < floor:
+            self._due["look"] = 0.0
+
+    async def _merge(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        async with connection.transaction():
+            taken = await _rows(connection, "figures_take")
+            if taken:
+                await _rows(connection, "figures_add", rows=_json(rollup.merged(taken)))
+
+    async def _see(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Write down what the primary says of relays, slots and whoever holds the floor."""
+        relay = self._settings.relay.name
+        async with connection.cursor() as cursor:
+            await cursor.execute(query("relays_standing"), {"relay": relay})
+            names = [column.name for column in cursor.description or ()]
+            relays = [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
+        sharing = await _rows(connection, "relay_sharing", relay=relay)
+        attendance = await _rows(connection, "relay_attendance", relay=relay)
+        pins = await _rows(connection, "outbox_pins", seconds=PIN_SECONDS)
+        floor = next((row["floor"] for row in relays if row["name"] == relay), 0)
+        await self._settle(connection, floor)
+        seen = {
+            "relays": relays,
+            "sharing": {relay: sharing},
+            "attendance": {relay: [name for (name,) in attendance]},
+            "pins": pins,
+            "retention": self._retention,
+            "settled": self._settled,
+        }
+        await connection.execute(query("primary_note"), {"relay": relay, "seen": _json(seen)})
+        self._relays, self._pins, self._standbys = relays, pins, len(attendance) - 1
+
+    async def _settle(self, connection: psycopg.AsyncConnection[Any], floor: int) -> None:
+        """Go on to the first message without a fate, a bounded way at a time."""
+        until = min(floor, self._settled + IDS)
+        first = await _rows(connection, "first_fateless", after=self._settled, until=until)
+        self._oldest = first[0][1] if first else None
+        self._settled = first[0][0] - 1 if first else max(self._settled, until)
+
+    async def _gauge(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        group = self._settings.worker.group
+        values: list[tuple[str, str, float]] = [
+            ("lag", topic, lag) for topic, lag in await _rows(connection, "lag_topics", group=group) if lag is not None
+        ]
+        [(waiting,)] = await _rows(connection, "oldest_open")
+        values.append(("oldest_waiting", "", waiting or 0.0))
+        [(now,)] = await _rows(connection, "moment")
+        age = (now - self._oldest).total_seconds() if self._oldest is not None else 0.0
+        values.append(("oldest_message", "", max(0.0, age)))
+        for row in self._relays:
+            values.append(("relay_lag", row["name"], float(row["lag_rows"] or 0)))
+            if row["held"] is not None:
+                values.append(("wal_held", row["name"], float(row["held"])))
+        values.append(("standbys", self._settings.relay.name, float(max(0, self._standbys))))
+        pinned = max(((now - pin[4]).total_seconds() for pin in self._pins), default=0.0)
+        values.append(("pinned", "", pinned))
+        rows = [{"name": name, "label": label, "value": value} for name, label, value in values]
+        await connection.execute(query("gauges_note"), {"rows": _json(rows)})
+
+    async def _note_lag(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Write down what Kafka said since the last look, and ask it again, in a thread: it may not answer."""
+        if not self._topics or not self._settings.broker.url:
+            return
+        if self._offsets is not None and self._offsets.done():
+            finished, self._offsets = self._offsets, None
+            if (rows := finished.result()) and self._kafka is not None:
+                self._retention = self._kafka.retention
+                parameters = {
+                    "group": self._settings.worker.group,
+                    "rows": _json(rows),
+                    "age": time.monotonic() - self._kafka.looked_at,
+                }
+                await connection.execute(query("lag_note"), parameters)
+        if self._offsets is None:
+            self._offsets = asyncio.get_running_loop().run_in_executor(None, self._ask)
+
+    def _ask(self) -> list[dict[str, Any]]:
+        try:
+            if self._kafka is None:
+                self._kafka = GroupOffsets(self._settings, self._topics)
+            return self._kafka.look()
+        except (KafkaException, ServiceUnreachable, OSError, TimeoutError):
+            return []  # whoever publishes says that Kafka is away
+
+
+class GroupOffsets:
+    """How far the workers' group is in each partition of the consumed topics, asked of Kafka; blocking.
+
+    The consumer never joins the group, it only asks: the admin client's own request for a group's offsets takes the
+    process down (confluent-kafka 2.16.1).
+    """
+
+    def __init__(self, settings: Settings, names: Iterable[str]) -> None:
+        self._settings, self._names = settings, tuple(names)
+        options = kafka.client(settings)
+        self._admin = AdminClient(options)
+        self._consumer = Consumer(options | {"group.id": settings.worker.group, "enable.auto.commit": False})
+        self._survey = topics.Survey(settings)
+        self._known: Mapping[str, topics.Topic] = {}
+        self._known_until = 0.0
+        self.retention: dict[str, float | None] = {}
+        self.looked_at = 0.0
+
+    def look(self) -> list[dict[str, Any]]:
+        """One row a partition, as `lag_note` takes them; KafkaException when Kafka does not answer."""
+        if time.monotonic() >= self._known_until:
+            self._known = self._survey.look(self._names).topics
+            self.retention = kafka.retention(self._settings, self._admin, self._known) if self._known else {}
+            self._known_until = time.monotonic() + TOPICS_SECONDS
+        places = [(name, number) for name, topic in self._known.items() for number in range(topic.partitions)]
+        if not places:
+            return []
+        self.looked_at = time.monotonic()
+        ids = {name: topic.id for name, topic in self._known.items()}
+        committed = topics.committed(self._consumer, places, ids, timeout=KAFKA_SECONDS)
+        spec: Any = OffsetSpec  # untyped
+        asked = {place: TopicPartition(*place) for place in places}
+        ends, starts = (
+            self._admin.list_offsets(
+                dict.fromkeys(asked.values(), bound),
+                isolation_level=IsolationLevel.READ_COMMITTED,
+                request_timeout=KAFKA_SECONDS,
+            )
+            for bound in (spec.latest(), spec.earliest())
+        )
+        return [
+            {
+                "topic": place[0],
+                "partition": place[1],
+                "topic_id": ids[place[0]],
+                "committed": committed[place],
+                "end_offset": ends[partition].result(KAFKA_SECONDS + 1).offset,
+                "log_start": starts[partition].result(KAFKA_SECONDS + 1).offset,
+                "worked": None,
+            }
+            for place, partition in asked.items()
+        ]
+
+
+async def _rows(connection: psycopg.AsyncConnection[Any], name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+    cursor = await connection.execute(query(name), parameters)
+    return await cursor.fetchall() if cursor.description else []
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value, default=str).decode()

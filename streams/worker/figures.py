@@ -1,0 +1,128 @@
+"""What a worker tells of itself every few seconds: its counts, a sign of life, how far it is in its partitions.
+
+On a connection of the worker's pool, beside the transactions of runs and never inside one.  Nobody waits for it: when the
+database is away, or this role may not write these tables, messages are worked all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import psycopg
+from sqlalchemy.exc import SQLAlchemyError
+
+from streams.database import query
+from streams.figures import histogram
+from streams.figures.counters import Counters
+from streams.figures.process import BEAT_SECONDS, INCARNATION, Vitals, beat_seconds
+from streams.worker.database.database import Asked, Database
+from streams.worker.run.attempt import Outcome
+
+logger = logging.getLogger(__name__)
+
+JITTER = 0.8
+REFUSED_SECONDS = 60.0
+GOODBYE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionLag:
+    """How far a worker is in one partition; `worked` is the time of the last record it persisted, in epoch seconds."""
+
+    topic: str
+    partition: int
+    topic_id: str | None
+    committed: int | None
+    end: int | None
+    worked: float | None
+
+    def row(self) -> dict[str, Any]:
+        """As `lag_note` takes it."""
+        worked = None if self.worked is None else datetime.fromtimestamp(self.worked, UTC)
+        return {
+            "topic": self.topic,
+            "partition": self.partition,
+            "topic_id": self.topic_id,
+            "committed": self.committed,
+            "end_offset": self.end,
+            "log_start": None,
+            "worked": worked,
+        }
+
+
+class WorkerFigures:
+    """Counts what transactions decided, and tells about it until it is stopped."""
+
+    def __init__(self, database: Database, group: str) -> None:
+        self.counters = Counters()
+        self._database, self._group = database, group
+        self._worked: dict[tuple[str, int], float] = {}
+        self._refused = False
+
+    def committed(self, outcome: Outcome) -> None:
+        """A transaction has committed."""
+        self.counters.count(outcome.tally, self._database.now(), outcome.skipped)
+
+    def worked(self, topic: str, partition: int, time_ms: int | None) -> None:
+        """Records of this partition were worked; the last one has this time."""
+        if time_ms is not None and time_ms >= 0:
+            self._worked[topic, partition] = time_ms / 1000
+
+    def worked_at(self, topic: str, partition: int) -> float | None:
+        """The time of the last record worked here, in epoch seconds."""
+        return self._worked.get((topic, partition))
+
+    async def run(self, vitals: Callable[[], Vitals], lags: Callable[[], list[PartitionLag]]) -> None:
+        """Tell, again and again, until cancelled."""
+        while True:
+            pause = BEAT_SECONDS
+            try:
+                pause = await self._tell(vitals(), lags())
+                self._refused = False
+            except Exception as error:  # whatever it is: nobody's message waits because of it
+                pause = self._report(error)
+            await asyncio.sleep(pause * random.uniform(JITTER, 1.0))
+
+    async def end(self) -> None:
+        """What was counted last, and that this process ends in order; as far as there is time."""
+        try:
+            async with asyncio.timeout(GOODBYE_SECONDS):
+                await self._database.tell([self._flush(), (query("process_end"), {"id": INCARNATION})])
+        except (psycopg.Error, SQLAlchemyError, OSError, TimeoutError):
+            logger.debug("figures not flushed")
+
+    async def _tell(self, vitals: Vitals, lags: list[PartitionLag]) -> float:
+        what = [self._flush(), (query("process_beat"), vitals.parameters())]
+        if lags:
+            rows = orjson.dumps([lag.row() for lag in lags]).decode()
+            what.append((query("lag_note"), {"group": self._group, "rows": rows, "age": 0.0}))
+        [(current, _, _)], [(processes,)], *_ = await self._database.tell(what)
+        self.counters.answered(current)
+        return beat_seconds(processes)
+
+    def _flush(self) -> Asked:
+        bucket, rows = self.counters.open()
+        parameters = {
+            "bucket": bucket,
+            "process": INCARNATION,
+            "projection": "main",
+            "rows": orjson.dumps(rows).decode(),
+            "bounds": histogram.VERSION,
+        }
+        return query("figures_flush"), parameters
+
+    def _report(self, error: Exception) -> float:
+        """Say it once, unless the database is away: whoever waits for it says that; seconds to wait."""
+        outage = isinstance(error, psycopg.OperationalError | SQLAlchemyError | OSError | TimeoutError)
+        if not outage and not self._refused:
+            about = {"error": type(error).__name__, "sqlstate": getattr(error, "sqlstate", None)}
+            logger.warning("figures not written, messages are worked all the same", extra=about)
+        self._refused = not outage
+        return BEAT_SECONDS if outage else REFUSED_SECONDS

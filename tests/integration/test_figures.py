@@ -1,0 +1,80 @@
+"""What relay and workers write down of themselves, on real services: counts, lag, signs of life, and their ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import NullPool
+
+from streams.database import sync_engine
+from streams.operate.look import look
+from streams.operate.snapshot import Limits, Snapshot
+from tests.conftest import World
+from tests.fixtures.publish import enqueue, payload
+
+Eventually = Callable[..., Any]
+
+
+def snapshot(world: World) -> Snapshot:
+    limits = Limits(relay=world.settings.relay.name, topics=(world.topic,))
+    with sync_engine(world.url, poolclass=NullPool).connect() as connection:
+        return look(connection, limits)
+
+
+def counted(world: World) -> dict[str, int]:
+    [row] = world.query(
+        "SELECT coalesce(sum(enqueued), 0), coalesce(sum(relayed), 0), coalesce(sum(consumed), 0), coalesce(sum(dead), 0),"
+        " coalesce(sum((SELECT sum(n) FROM unnest(latency) AS n)), 0)"
+        " FROM outbox_stats WHERE width = 10"
+    )
+    return dict(zip(("enqueued", "relayed", "consumed", "dead", "latencies"), map(int, row), strict=True))
+
+
+async def test_processes_tell_what_they_did_and_how_they_ended(world: World, eventually: Eventually) -> None:
+    world.environ["STREAMS_RELAY__MODE"] = "poll"
+    world.up(workers=2)
+    good, bad = 300, 7
+    enqueue(world.url, world.topic, [payload(n, f"c{n % 20}") for n in range(good)])
+    broken = [payload(n, f"b{n}") | {"user_id": "x"} for n in range(bad)]
+    enqueue(world.url, world.topic, broken)
+    expected = {
+        "enqueued": good + bad,
+        "relayed": good + bad,
+        "consumed": good,
+        "dead": bad,
+        "latencies": good,
+    }
+    await eventually(lambda: counted(world) == expected, 60)
+
+    def settled() -> Snapshot | None:
+        seen = snapshot(world)
+        return seen if seen.partitions and all(part.lag == 0 for part in seen.partitions) else None
+
+    found = await eventually(settled, 30)
+    assert found.totals.at_rest
+    assert found.totals.dead == bad
+    kinds = sorted(process.kind for process in found.processes)
+    assert kinds == ["relay", "worker", "worker"]
+    partitions = [number for worker in found.workers for number in worker.partitions[world.topic]]
+    assert sorted(partitions) == list(range(world.settings.topic.partitions))
+    assert {part.owner for part in found.partitions} == {worker.id for worker in found.workers}
+    assert len(found.partitions) == world.settings.topic.partitions
+    assert {limit.topic for limit in found.retention} == {world.topic}
+    assert found.latency.samples == good
+    assert {"wal_held", "lag", "standbys"} & {name.partition(":")[0] for name in found.trends}
+
+    relay, *_ = [process for process in world.processes if "streams" in process.log.name]
+    first, second = [process for process in world.processes if "faust" in process.log.name]
+    second.kill()
+    await first.stop()
+    await relay.stop()
+    await eventually(
+        lambda: (
+            world.query("SELECT kind, count(*) FROM outbox_processes WHERE ended IS NOT NULL GROUP BY kind ORDER BY 1")
+            == [("relay", 1), ("worker", 1)]
+        ),
+        30,
+    )
+    # What was counted last is there, though nobody was told to wait for it.
+    assert counted(world) == expected

@@ -1,0 +1,220 @@
+"""What pages and commands show of a deployment, against plain SQL on the same tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, NullPool
+
+from streams.broker.partitioner import partition_of
+from streams.database import sync_engine
+from streams.operate import acts, axis, dead_letters, faults, history, look, readings, series
+from streams.operate.snapshot import Count, Limits, Snapshot
+
+FILL = """
+INSERT INTO outbox (biz_type, topic, key, payload, created_at)
+SELECT 'chat', 't', 'k' || n % 10, '{}', (now() AT TIME ZONE 'UTC') - interval '1 hour' + n * interval '1 second'
+FROM generate_series(1, 100) AS n;
+INSERT INTO relay_position (name, mode, floor, leader, pid, heartbeat, doing, identity, asked)
+VALUES ('outbox', 'poll', 90, 'host:1', 1, now(), 'polling', outbox_identity(), 'poll');
+-- 60 consumed, 12 dead of three causes (two of them hold), 3 retrying, 4 parked, 1 replaying: 10 published, 10 pending.
+INSERT INTO outbox_state (outbox_id, status, partition, "offset", applied)
+SELECT n, 'consumed', n % 2, n, CASE n WHEN 11 THEN 1000 ELSE n END FROM generate_series(1, 60) AS n;
+INSERT INTO outbox_state (outbox_id, status, attempts, error_code, error, topic, key)
+SELECT n, 'dead', 3, CASE WHEN n <= 70 THEN '23505' ELSE 'payload' END,
+       CASE WHEN n = 72 THEN 'another' ELSE 'row ' || n || ' is wrong' END,
+       CASE WHEN n <= 62 THEN 't' END, CASE WHEN n <= 62 THEN 'k' || n % 10 END
+FROM generate_series(61, 72) AS n;
+INSERT INTO outbox_state (outbox_id, status, attempts, error_code, topic, key, arrived, next_retry_at)
+SELECT n, CASE WHEN n <= 75 THEN 'retrying' WHEN n <= 79 THEN 'parked' ELSE 'replaying' END,
+       CASE WHEN n = 73 THEN 18 ELSE 1 END, '23503', 't', 'k' || n % 10, nextval('outbox_arrived'), now() + interval '1 hour'
+FROM generate_series(73, 80) AS n;
+INSERT INTO outbox_foreign (source, outbox_id, biz_type, topic, key, status, error_code, error, open, payload)
+VALUES ('seed', 1, 'chat', 'e', 'x', 'dead', '23505', 'row 9 is wrong', false, '{}'),
+       ('seed', 2, 'chat', 'e', 'y', 'retrying', '23505', 'row 9 is wrong', true, '{}');
+INSERT INTO outbox_audits (at, seconds, complete, messages, wrong, report)
+VALUES (now() - interval '2 days', 1, true, 50, 1, '{"until": 50, "left": 2, "wrong": {"missing": {"count": 1}}}');
+INSERT INTO outbox_actions (who, act, what, why) VALUES ('ann', 'replay', '{"count": 2, "ids": [1, 2]}', 'mended');
+INSERT INTO outbox_processes (id, kind, name, host, pid, version, partitions, waits_for, waits_code, waits_since)
+VALUES (gen_random_uuid(), 'worker', 'g', 'h', 7, '1', '{"t": [0]}',
+        'UndefinedColumn (topic t, partition 0)', '42703', now() - interval '1 minute');
+INSERT INTO outbox_lag ("group", topic, partition, committed, end_offset, log_start, moved, at)
+VALUES ('g', 't', 0, 10, 25, 0, now() - interval '5 minutes', now()), ('g', 't', 1, 30, 25, 0, now(), now());
+INSERT INTO outbox_stats (width, bucket, process, biz_type, consumed, dead, latency)
+SELECT 10, date_bin('10 s', now(), 'epoch') - interval '20 seconds', process, 'chat', 60, 3, array_fill(10, ARRAY[32])
+FROM (VALUES (''), ('p')) AS processes (process);
+INSERT INTO outbox_gauges (width, bucket, name, label, value, highest)
+SELECT 10, date_bin('10 s', now(), 'epoch') - n * interval '10 seconds', 'lag', 't', 5000 - 80 * n, 5000
+FROM generate_series(0, 50) AS n;
+"""
+
+
+@pytest.fixture
+def filled(database: str) -> Iterator[Connection]:
+    """A deployment in which something of everything is wrong."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        for statement in FILL.split(";\n"):
+            if statement.strip():
+                connection.execute(statement.encode())
+    engine = sync_engine(database, poolclass=NullPool)
+    with engine.connect() as connection:
+        yield connection
+
+
+def statuses(connection: Connection) -> dict[str, int]:
+    rows = connection.exec_driver_sql(
+        "SELECT status, count(*) FROM outbox_messages GROUP BY status"
+        " UNION ALL SELECT status, count(*) FROM outbox_foreign GROUP BY status"
+    ).all()
+    connection.rollback()
+    counts: dict[str, int] = {}
+    for status, count in rows:
+        counts[status] = counts.get(status, 0) + count
+    return counts
+
+
+def test_a_snapshot_says_what_the_tables_say(filled: Connection) -> None:
+    found = look.look(filled, Limits(relay="outbox", topics=("t",)))
+    totals, counts = found.totals, statuses(filled)
+    assert totals.pending == Count(counts["pending"]) == Count(10)
+    assert totals.published == Count(counts["published"]) == Count(10)
+    assert (totals.retrying, totals.parked, totals.replaying) == (4, 4, 1)
+    assert (totals.dead, totals.held) == (counts["dead"], 2) == (13, 2)
+    assert not totals.at_rest
+    assert sum(cause.messages for cause in found.causes) == totals.dead
+    assert max(cause.messages for cause in found.causes) == 11
+    assert found.proof is not None
+    assert (found.proof.missing, found.proof.until_id, found.proof.under_way) == (1, 50, Count(52))
+    [worker] = found.workers
+    assert (worker.pid, worker.state, worker.partitions) == (7, "alive", {"t": (0,)})
+    assert [(part.partition, part.lag, part.owner) for part in found.partitions] == [
+        (0, 15, worker.id),
+        (1, 0, None),
+    ]
+    assert found.rates[0].consumed == pytest.approx(2.0)
+    assert found.latency.samples == 640
+    assert {head.key for head in found.waiting} >= {"k3", "k4", "k5"}
+    codes = {fault.code for fault in faults.faults_of(found)}
+    assert codes >= {
+        "run.waits", "partition.stuck", "partition.unowned", "audit.red", "audit.overdue", "attempts.ending",
+        "dead.new_cause", "lag.grows",
+    }  # fmt: skip
+
+
+def test_a_message_that_a_run_waits_with_says_what_it_waits_for(filled: Connection) -> None:
+    persisted, waiting, pending = history.messages(filled, [85, 1, 95])
+    [step] = [step for step in waiting.events if step.stage == "waits"]
+    assert step.about["sqlstate"] == "42703"
+    assert step.about["reason"] == "UndefinedColumn (topic t, partition 0)"
+    assert all(step.stage != "waits" for step in (*persisted.events, *pending.events))
+    # Once the topic's partitions are known, those of other partitions wait for nothing.
+    filled.exec_driver_sql(
+        "INSERT INTO outbox_topics (topic, topic_id, cluster_id, partitions) VALUES ('t', 'i', 'c', 8)"
+    )
+    told = {
+        message.key: any(step.stage == "waits" for step in message.events)
+        for message in history.messages(filled, range(81, 91))
+    }
+    assert told == {f"k{n}": partition_of(f"k{n}", 8) == 0 for n in range(10)}
+
+
+def test_a_dead_message_is_noted_once_whoever_changes_its_state(filled: Connection) -> None:
+    def noted() -> list[tuple[Any, ...]]:
+        rows = filled.exec_driver_sql(
+            "SELECT source, outbox_id, topic, key, biz_type, error_code, fingerprint, held"
+            " FROM outbox_dead_letters ORDER BY 1, 2"
+        ).all()
+        same = filled.exec_driver_sql(
+            "SELECT source, outbox_id, topic, key, biz_type, error_code, fingerprint, held FROM outbox_dead ORDER BY 1, 2"
+        ).all()
+        filled.commit()
+        assert rows == same
+        return [tuple(row) for row in rows]
+
+    before = noted()
+    assert len(before) == 13
+    for statement, expected in (
+        ("UPDATE outbox_state SET topic = NULL, key = NULL WHERE outbox_id = 61", 13),
+        ("UPDATE outbox_state SET status = 'replaying' WHERE outbox_id = 62", 12),
+        ("UPDATE outbox_state SET status = 'dead', error_code = 'payload' WHERE outbox_id = 62", 13),
+        ("UPDATE outbox_state SET status = 'discarded' WHERE outbox_id = 63", 12),
+        ("DELETE FROM outbox_state WHERE outbox_id = 64", 11),
+        ("UPDATE outbox_foreign SET status = 'discarded', payload = NULL WHERE outbox_id = 1", 10),
+        ("UPDATE outbox_foreign SET status = 'dead', open = true WHERE outbox_id = 2", 11),
+    ):
+        filled.exec_driver_sql(statement)
+        assert len(noted()) == expected, statement
+    # When a message died is not changed by what is done to it while it is dead.
+    died = "SELECT died_at, died FROM outbox_dead_letters WHERE outbox_id = 65"
+    at = filled.exec_driver_sql(died).one()
+    filled.exec_driver_sql("UPDATE outbox_state SET updated_at = now() + interval '1 h' WHERE outbox_id = 65")
+    assert filled.exec_driver_sql(died).one() == at
+
+
+def test_pages_are_read_a_piece_at_a_time(filled: Connection) -> None:
+    everything = dead_letters.DeadFilter()
+    first = dead_letters.page(filled, everything, limit=8)
+    rest = dead_letters.page(filled, everything, before=first.before, limit=8)
+    assert rest.before is None
+    shown = [row.outbox_id for row in (*first.rows, *rest.rows)]
+    assert shown == ["seed:1", *range(72, 60, -1)]
+    assert first.rows[1].error == "another"
+    held = dead_letters.page(filled, dead_letters.DeadFilter(held=True))
+    assert [row.outbox_id for row in held.rows] == [62, 61]
+    one = dead_letters.page(filled, dead_letters.DeadFilter(fingerprint=first.rows[1].fingerprint))
+    assert [row.outbox_id for row in one.rows] == [72]
+
+    [cause] = look.causes(filled, fingerprint=first.rows[1].fingerprint, sparklines=True)
+    assert (cause.messages, cause.example, cause.error) == (1, 72, "another")
+    assert sum(cause.sparkline) == cause.sparkline[-1] == 1
+
+    found = axis.axis(filled, "t", "k1")
+    assert [item.outbox_id for item in found.items] == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91]
+    assert found.before is None
+    assert [item.outbox_id for item in found.items if item.late] == [11]
+    assert [item.outbox_id for item in found.items if item.gap] == []
+    assert found.head is not None
+    assert (found.head.head, found.head.status) == (61, "dead")
+
+    assert [act.who for act in acts.acts(filled)] == ["ann"]
+    assert acts.acts(filled, who="bob") == []
+    assert [audit.messages for audit in acts.audits(filled)] == [50]
+
+    kinds = {text: {each.kind for each in readings.readings(filled, text)} for text in ("61", "k1", "23505", "", "\0")}
+    assert kinds == {
+        "61": {"message", "conversation"},
+        "k1": {"conversation"},
+        "23505": {"message", "code", "conversation"},
+        "": set(),
+        "\0": set(),
+    }
+    assert readings.readings(filled, "61")[0] == readings.Reading("message", 61, True)
+
+
+@pytest.mark.parametrize("span", series.SPANS)
+def test_a_chart_counts_what_is_not_merged_yet(filled: Connection, span: series.Span) -> None:
+    found = series.series(filled, span)
+    [line] = found.lines if found.width == 10 else [*found.lines, None][:1]
+    assert line is not None
+    assert sum(line.consumed) == (120 if found.width == 10 else 60)
+    assert len(line.consumed) == len(found.latency) == found.buckets
+    assert sum(latency.samples for latency in found.latency) == (640 if found.width == 10 else 320)
+
+
+def test_a_replica_shows_relays_as_a_leader_saw_them(filled: Connection) -> None:
+    found: Snapshot = look.look(filled)
+    row = {
+        "name": "outbox", "mode": "cdc", "asked": "cdc", "wish": None, "doing": "streaming", "reason": None, "rate": 1.0,
+        "position": "0/1", "floor": 90, "leader": "host:1", "pid": 1, "silent": 1.0, "lag_bytes": 5, "lag_rows": 10,
+        "lag_seconds": 0.5, "strange": False, "wal_status": "reserved", "slot_active": True, "safe_wal_size": None,
+        "held": 77,
+    }  # fmt: skip
+    seen = json.dumps({"relays": [row], "settled": 60})
+    filled.exec_driver_sql("INSERT INTO outbox_primary (relay, seen) VALUES ('outbox', %s)", (seen,))
+    filled.commit()
+    relays, _ = look._relays(filled, True, look.primary_of(filled), found.at)
+    assert [(relay.name, relay.slot.held_bytes) for relay in relays if relay.slot] == [("outbox", 77)]
