@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from streams.cli.console import show as show_table
 from streams.cli.trace import describe
 from streams.errors import UsageError
 from streams.message_id import MessageId
-from streams.operate import history
+from streams.operate import history, operations
 from streams.registry import configured
 from streams.terminal import printable
 
@@ -26,6 +27,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 SHOWN = 50
 LETTER = ("outbox_id", "biz_type", "key", "attempts", "replays", "held", "since", "error_code", "error")
+OPERATION = ("id", "act", "state", "planned", "done", "failed", "left_alone", "who", "why", "created_at", "reason")
 GROUP = ("fingerprint", "messages", "conversations", "biz_type", "error_code", "first", "last", "example", "error")
 
 
@@ -96,18 +98,18 @@ def show(outbox_id: MessageId, payload: bool) -> None:
 @_acts
 @click.option("--force", is_flag=True, help=f"Also those that were replayed {operate.MOST_REPLAYS} times already.")
 @click.option("--payload", type=click.File("rb"), help="Replay one message with the JSON of this file (- for stdin).")
-def replay_(outbox_ids: tuple[MessageId, ...], payload: Any, force: bool, **options: Any) -> None:
+@click.option(
+    "--careful",
+    is_flag=True,
+    help="First 1 message, then 10, then 89, each when the ones before have their fates; stops when they fail again.",
+)
+def replay_(outbox_ids: tuple[MessageId, ...], payload: Any, force: bool, careful: bool, **options: Any) -> None:
     """Send dead messages again: those named, or those that fit; each conversation in its original order."""
     if payload is not None:
         _edit(outbox_ids, payload.read(), options)
         return
 
-    def work(
-        connection: Connection, ids: list[MessageId], choice: operate.Choice, operator: operate.Operator
-    ) -> Iterator[operate.Step]:
-        return operate.replay(connection, ids, operator, choice, force=force, rate=options["rate"])
-
-    _act("replay", "replayed", outbox_ids, options, work)
+    _act("replay", "replayed", outbox_ids, options | {"force": force, "careful": careful})
 
 
 @dead.command("discard")
@@ -115,37 +117,115 @@ def replay_(outbox_ids: tuple[MessageId, ...], payload: Any, force: bool, **opti
 def discard_(outbox_ids: tuple[MessageId, ...], **options: Any) -> None:
     """Give dead messages up for good; their rows stay for the record."""
 
-    def work(
-        connection: Connection, ids: list[MessageId], choice: operate.Choice, operator: operate.Operator
-    ) -> Iterator[operate.Step]:
-        return operate.discard(connection, ids, operator, choice, rate=options["rate"])
-
-    _act("discard", "discarded", outbox_ids, options, work)
+    _act("discard", "discarded", outbox_ids, options | {"force": False, "careful": False})
 
 
-Work = Callable[[Connection, list[MessageId], operate.Choice, operate.Operator], Iterator[operate.Step]]
-
-
-def _act(verb: str, done: str, outbox_ids: tuple[MessageId, ...], options: dict[str, Any], work: Work) -> None:
+def _act(verb: str, done: str, outbox_ids: tuple[MessageId, ...], options: dict[str, Any]) -> None:
     filters = {name: options[name] for name in ("biz_type", "source", "key", "error", "since", "limit")}
     choice = operate.Choice(ids=tuple(dict.fromkeys(outbox_ids)) or None, **filters)
     if replace(choice, limit=None).empty != options["everything"]:
         raise UsageError(f"expected outbox ids, a filter, or --all to {verb} every dead message")
+    operator = operate.Operator(options["who"], options["why"])
     with database() as (_, connection):
         ids = operate.plan(connection, choice)
         if options["dry_run"] or not ids:
             shown = ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")
             say(f"would {verb} {_messages(len(ids))}: {shown}" if ids else "no dead message fits")
             return
-        _confirm(verb, len(ids), options["yes"])
-        total = operate.Step(0)
-        with bar(verb, len(ids)) as advance:
-            for step in work(connection, ids, choice, operate.Operator(options["who"], options["why"])):
-                total = operate.Step(total.done + step.done, total.circling + step.circling, total.gone + step.gone)
-                advance(step.worked)
-    notes = [f"{total.circling:,} replayed too often already (--force)"] if total.circling else []
-    notes += [f"{total.gone:,} no longer dead"] if total.gone else []
-    say(f"{done} {_messages(total.done)}" + (f"; left alone: {', '.join(notes)}" if notes else ""))
+        if len(ids) == 1 and not options["careful"]:
+            _one(connection, verb, ids, choice, operator, force=options["force"])
+            say(f"{done} 1 message")
+            return
+        previewed = operations.preview(
+            connection,
+            verb,
+            choice,
+            operator,
+            force=options["force"],
+            rate=options["rate"],
+            at_once=not options["careful"],
+        )
+        _confirm(verb, previewed.planned, options["yes"])
+        ended = _worked(connection, operations.submit(connection, previewed.id, operator))
+    _tell(done, ended)
+
+
+def _one(
+    connection: Connection,
+    verb: str,
+    ids: list[MessageId],
+    choice: operate.Choice,
+    operator: operate.Operator,
+    *,
+    force: bool,
+) -> None:
+    if verb == "replay":
+        steps = operate.replay(connection, ids, operator, choice, force=force)
+    else:
+        steps = operate.discard(connection, ids, operator, choice)
+    for _ in steps:
+        pass
+
+
+def _worked(connection: Connection, operation: operations.Operation) -> operations.Operation:
+    """The operation when it has ended, worked here unless somebody else already does."""
+    with bar(operation.act, operation.planned) as advance:
+        worked = 0
+        while operation.state == "running":
+            with operations.held(connection, operation.id) as taken:
+                pause = operations.work(connection, operation.id) if taken else operations.POLL_SECONDS
+            operation = operations.operation(connection, operation.id)
+            advance(operation.done + operation.left_alone - worked)
+            worked = operation.done + operation.left_alone
+            time.sleep(pause or 0.0)
+    return operation
+
+
+def _tell(done: str, ended: operations.Operation) -> None:
+    notes = []
+    if ended.circling:
+        notes.append(f"{ended.circling:,} replayed too often already (--force)")
+    if ended.gone:
+        notes.append(f"{ended.gone:,} no longer dead")
+    say(f"{done} {_messages(ended.done)}" + (f"; left alone: {', '.join(notes)}" if notes else ""))
+    if ended.state == "stopped":
+        say(f"operation {ended.id} stopped: {ended.reason}; `streams dead resume {ended.id}` goes on")
+        sys.exit(1)
+
+
+@dead.command()
+@click.argument("number", type=click.IntRange(min=1))
+@signed
+def resume(number: int, who: str, why: str | None) -> None:
+    """Let a stopped operation go on, one message first."""
+    with database() as (_, connection):
+        ended = _worked(connection, operations.resume(connection, number, operate.Operator(who, why)))
+    _tell("replayed" if ended.act == "replay" else "discarded", ended)
+
+
+@dead.command()
+@click.argument("number", type=click.IntRange(min=1))
+@signed
+def stop(number: int, who: str, why: str | None) -> None:
+    """Stop an operation; what was sent takes its way."""
+    with database() as (_, connection):
+        stopped = operations.stop(connection, number, operate.Operator(who, why))
+    say(f"operation {number} is {stopped.state}: {stopped.done:,} of {_messages(stopped.planned)} were worked")
+
+
+@dead.command("operations")
+@click.option("--limit", type=click.IntRange(min=1), default=SHOWN, show_default=True, help="At most so many.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def operations_(limit: int, as_json: bool) -> None:
+    """List bulk acts, the newest first."""
+    with database() as (_, connection):
+        known = operations.operations(connection, limit=limit)
+    if as_json:
+        say_json(known)
+    elif not known:
+        say("there was no operation")
+    else:
+        show_table(known, OPERATION)
 
 
 def _edit(outbox_ids: tuple[MessageId, ...], text: bytes, options: dict[str, Any]) -> None:

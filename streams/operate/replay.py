@@ -8,9 +8,9 @@ again with the payload that was kept, and workers take it up.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from sqlalchemy import Connection
@@ -55,6 +55,18 @@ class Step:
         return self.done + self.circling + self.gone
 
 
+class Ledger(Protocol):
+    """Whoever keeps account of an act, inside each of its transactions; `operation` is what the act is part of."""
+
+    operation: int
+
+    def still(self, ids: Sequence[MessageId]) -> list[MessageId]:
+        """Those of these messages that the act is about: one that died again since is another death."""
+
+    def note(self, outcomes: Mapping[MessageId, str]) -> None:
+        """What became of each: sent, done, circling or gone."""
+
+
 def replay(
     connection: Connection,
     ids: Sequence[MessageId],
@@ -63,6 +75,7 @@ def replay(
     *,
     force: bool = False,
     rate: float | None = None,
+    ledger: Ledger | None = None,
 ) -> Iterator[Step]:
     """Send these dead messages again, in this order (`in_order` gives it), at most `rate` a second.
 
@@ -71,29 +84,41 @@ def replay(
     """
     for batch in _paced(ids, rate):
         with connection.begin():
-            dead = _lock(connection, batch)
+            dead = _lock(connection, batch, ledger)
             chosen = [one for one in batch if one in dead and (force or dead[one] < MOST_REPLAYS)]
             circling = len(dead) - len(chosen)
-            if circling == len(ids) == 1:
+            if circling == len(ids) == 1 and ledger is None:
                 raise ReplayLimitReached(
                     f"message {ids[0]} was replayed {dead[ids[0]]} times already and died again:"
                     " mend the cause, then --force"
                 )
             _send_again(connection, chosen)
-            note(connection, operator, "replay", chosen, {"filter": choice.said(), "force": force})
+            _account(connection, operator, "replay", chosen, {"filter": choice.said(), "force": force}, ledger)
+            if ledger is not None:
+                sent = dict.fromkeys(chosen, "sent")
+                ledger.note({one: sent.get(one, "circling" if one in dead else "gone") for one in batch})
         yield Step(len(chosen), circling, len(batch) - len(dead))
 
 
 def discard(
-    connection: Connection, ids: Sequence[MessageId], operator: Operator, choice: Choice, *, rate: float | None = None
+    connection: Connection,
+    ids: Sequence[MessageId],
+    operator: Operator,
+    choice: Choice,
+    *,
+    rate: float | None = None,
+    ledger: Ledger | None = None,
 ) -> Iterator[Step]:
     """Give these dead messages up for good; each step is committed when it is yielded."""
     for batch in _paced(ids, rate):
         with connection.begin():
-            chosen = list(_lock(connection, batch))
+            chosen = list(_lock(connection, batch, ledger))
             connection.exec_driver_sql(query("dead_discard"), {"ids": ours(chosen)})
             connection.exec_driver_sql(query("foreign_discard"), foreign(chosen))
-            note(connection, operator, "discard", chosen, {"filter": choice.said()})
+            _account(connection, operator, "discard", chosen, {"filter": choice.said()}, ledger)
+            if ledger is not None:
+                done = dict.fromkeys(chosen, "done")
+                ledger.note({one: done.get(one, "gone") for one in batch})
         yield Step(len(chosen), gone=len(batch) - len(chosen))
 
 
@@ -105,7 +130,7 @@ def edit(
     UsageError says what is wrong with the payload, or that it belongs to another conversation.
     """
     with connection.begin():
-        if not _lock(connection, [name]):
+        if not _lock(connection, [name], None):
             raise NotDead(f"message {name} is not dead: nothing was done")
         source, outbox_id = parts_of(name)
         about: dict[str, Any] = {"edited": True}
@@ -149,8 +174,27 @@ def _paced(ids: Sequence[MessageId], rate: float | None) -> Iterator[Sequence[Me
         yield ids[start : start + size]
 
 
-def _lock(connection: Connection, ids: Sequence[MessageId]) -> dict[MessageId, int]:
+def _account(
+    connection: Connection,
+    operator: Operator,
+    act: str,
+    ids: list[MessageId],
+    about: dict[str, Any],
+    ledger: Ledger | None,
+) -> None:
+    operation = {"operation": ledger.operation} if ledger is not None else {}
+    note(connection, operator, act, ids, about | operation)
+
+
+def _lock(connection: Connection, ids: Sequence[MessageId], ledger: Ledger | None) -> dict[MessageId, int]:
     """Those still dead, with how often each was replayed."""
+    dead = _locked(connection, ids)
+    if ledger is None:
+        return dead
+    return {one: dead[one] for one in ledger.still(list(dead))}
+
+
+def _locked(connection: Connection, ids: Sequence[MessageId]) -> dict[MessageId, int]:
     rows = connection.exec_driver_sql(query("dead_lock"), {"ids": ours(ids)})
     found: dict[MessageId, int] = {row[0]: row[1] for row in rows}
     rows = connection.exec_driver_sql(query("foreign_lock"), foreign(ids))

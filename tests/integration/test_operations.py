@@ -1,0 +1,185 @@
+"""Bulk acts: a preview binds, few are tried first, it stops by itself, and nothing is sent twice, whoever dies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, NullPool
+
+from streams.database import sync_engine
+from streams.errors import UsageError
+from streams.operate import operations
+from streams.operate.operations import NoSuchOperation, Operation, PreviewChanged
+from streams.operate.replay import Operator
+from streams.operate.selection import Choice, NotDead
+
+ANN = Operator("ann", "mended")
+CODE = Choice(error="23503")
+
+
+@pytest.fixture
+def business(database: str) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(database, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def desk(database: str) -> Iterator[Connection]:
+    with sync_engine(database, poolclass=NullPool).connect() as connection:
+        yield connection
+
+
+def die(business: psycopg.Connection[Any], count: int, code: str = "23503") -> list[int]:
+    """So many messages that are dead, of ten conversations."""
+    rows = business.execute(
+        "WITH new AS (INSERT INTO outbox (biz_type, topic, key, payload)"
+        " SELECT 'chat', 't', 'k' || n %% 10, '{}' FROM generate_series(1, %s) AS n RETURNING id),"
+        " fates AS (INSERT INTO outbox_state (outbox_id, status, attempts, error_code, error, applied)"
+        " SELECT id, 'dead', 3, %s, 'no such row', NULL FROM new)"
+        " SELECT id FROM new ORDER BY id",
+        (count, code),
+    )
+    return [row[0] for row in rows]
+
+
+def fate(business: psycopg.Connection[Any], status: str, attempts: int = 0) -> int:
+    """Let workers decide whatever is being replayed."""
+    cursor = business.execute(
+        "UPDATE outbox_state SET status = %s, attempts = %s, topic = CASE WHEN %s = 'retrying' THEN 't' END,"
+        " updated_at = now() WHERE status = 'replaying'",
+        (status, attempts, status),
+    )
+    return cursor.rowcount
+
+
+def sent(business: psycopg.Connection[Any]) -> list[int]:
+    return [row[0] for row in business.execute("SELECT resend_of FROM outbox WHERE resend_of IS NOT NULL ORDER BY id")]
+
+
+def begun(desk: Connection, choice: Choice = CODE, act: str = "replay", **options: Any) -> Operation:
+    previewed = operations.preview(desk, act, choice, ANN, **options)
+    return operations.submit(desk, previewed.id, ANN)
+
+
+def test_a_preview_binds(business: psycopg.Connection[Any], desk: Connection) -> None:
+    ids = die(business, 12)
+    waiting = die(business, 1, "later")
+    die(business, 1, "P0001")
+    previewed = operations.preview(desk, "replay", CODE, ANN)
+    assert (previewed.state, previewed.planned, previewed.late) == ("preview", 12, 12)
+    # What dies meanwhile is not touched: a new message, and an older one that dies of the same cause only now.
+    die(business, 5)
+    business.execute("UPDATE outbox_state SET status = 'consumed' WHERE outbox_id = %s", waiting)
+    business.execute("UPDATE outbox_state SET status = 'dead', error_code = '23503' WHERE outbox_id = %s", waiting)
+    running = operations.submit(desk, previewed.id, ANN)
+    assert running.state == "running"
+    again = operations.submit(desk, previewed.id, Operator("bob"))
+    assert (again.who, again.submitted_at) == ("ann", running.submitted_at)
+    while operations.work(desk, running.id) is not None:
+        fate(business, "consumed")
+    ended = operations.operation(desk, running.id)
+    assert (ended.state, ended.done, ended.failed, ended.left_alone) == ("done", 12, 0, 0)
+    assert sorted(sent(business)) == ids
+    acts = business.execute("SELECT who, what->>'operation', (what->>'count')::int FROM outbox_actions ORDER BY id")
+    assert acts.fetchall() == [("ann", str(ended.id), 1), ("ann", str(ended.id), 10), ("ann", str(ended.id), 1)]
+
+
+def test_a_preview_that_fits_no_more_is_refused_and_an_old_one_is_gone(
+    business: psycopg.Connection[Any], desk: Connection
+) -> None:
+    ids = die(business, 3)
+    previewed = operations.preview(desk, "discard", CODE, ANN)
+    business.execute("UPDATE outbox_state SET status = 'discarded' WHERE outbox_id = %s", [ids[1]])
+    with pytest.raises(PreviewChanged, match=r"preview \d+ is of 3 messages, and 2 of them are dead as they were"):
+        operations.submit(desk, previewed.id, ANN)
+    # One that is dead again is another death.
+    previewed = operations.preview(desk, "replay", CODE, ANN)
+    business.execute("UPDATE outbox_state SET status = 'replaying' WHERE outbox_id = %s", [ids[0]])
+    fate(business, "dead")
+    with pytest.raises(PreviewChanged):
+        operations.submit(desk, previewed.id, ANN)
+    business.execute("UPDATE outbox_operations SET created_at = now() - interval '61 minutes'")
+    with pytest.raises(NoSuchOperation):
+        operations.submit(desk, previewed.id, ANN)
+    assert sent(business) == []
+    with pytest.raises(UsageError, match="no dead message fits"):
+        operations.preview(desk, "replay", Choice(error="never"), ANN)
+    with pytest.raises(NotDead):
+        operations.preview(desk, "replay", Choice(ids=(ids[1],)), ANN)
+
+
+@pytest.mark.parametrize(("status", "attempts"), [("dead", 0), ("retrying", 1)])
+def test_what_fails_again_stops_it(
+    business: psycopg.Connection[Any], desk: Connection, status: str, attempts: int
+) -> None:
+    die(business, 5000)
+    operation = begun(desk)
+    pause: float | None = 0.0
+    for step in range(1, 6):
+        pause = operations.work(desk, operation.id)
+        if pause is None:
+            break
+        fate(business, "consumed" if step < 3 else status, attempts)
+    stopped = operations.operation(desk, operation.id)
+    assert len(sent(business)) == 100
+    assert (stopped.state, stopped.reason, stopped.failed) == (
+        "stopped",
+        "89 of 89 messages of this step failed again",
+        89,
+    )
+    # Mended: it goes on carefully, and what failed again is not its business any more.
+    operations.resume(desk, operation.id, ANN)
+    assert operations.work(desk, operation.id) is not None
+    assert len(sent(business)) == 101
+    assert operations.stop(desk, operation.id, Operator("bob")).reason == "stopped by bob"
+    assert operations.work(desk, operation.id) is None
+
+
+def test_whoever_takes_it_up_goes_on_and_nothing_is_sent_twice(
+    business: psycopg.Connection[Any], desk: Connection, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = die(business, 15)
+    operation = begun(desk)
+
+    class Killed(Exception):
+        pass
+
+    send: Callable[..., None] = operations._send
+
+    def killed_before(*_: Any) -> None:
+        raise Killed
+
+    def killed_after(*arguments: Any) -> None:
+        send(*arguments)
+        raise Killed
+
+    with sync_engine(database, poolclass=NullPool).connect() as other, operations.held(desk, operation.id) as mine:
+        assert mine
+        with operations.held(other, operation.id) as theirs:
+            assert not theirs
+        for dies in (killed_before, killed_after):
+            monkeypatch.setattr(operations, "_send", dies)
+            with pytest.raises(Killed):
+                operations.work(desk, operation.id)
+    monkeypatch.setattr(operations, "_send", send)
+    with sync_engine(database, poolclass=NullPool).connect() as other:
+        assert len(sent(business)) == 1
+        while operations.operation(other, operation.id).state == "running":
+            operations.work_all(other)
+            fate(business, "consumed")
+    assert sorted(sent(business)) == ids
+    assert [item.outcome for item in operations.items(desk, operation.id)] == ["done"] * 15
+
+
+def test_a_discard_is_done_at_once_and_says_what_was_gone(business: psycopg.Connection[Any], desk: Connection) -> None:
+    ids = die(business, 4)
+    operation = begun(desk, act="discard")
+    business.execute("UPDATE outbox_state SET status = 'replaying' WHERE outbox_id = %s", [ids[0]])
+    while operations.work(desk, operation.id) is not None:
+        pass
+    ended = operations.operation(desk, operation.id)
+    assert (ended.state, ended.done, ended.gone) == ("done", 3, 1)
+    assert [each.id for each in operations.operations(desk)] == [operation.id]
