@@ -16,7 +16,7 @@ WORKERS ?= 2
 # In the order of their folders: the slowest files come first, and the quick ones fill the gaps at the end.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv up down test test-long lint types bench bench-relays schema lock clean
+.PHONY: help venv up down test test-long promtool lint types bench bench-relays schema lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,11 +37,16 @@ up: venv ## Start PostgreSQL, Kafka, relay, two workers and the demo; Ctrl-C sto
 down: venv ## Stop what `make up` or `streams up --detach` started here
 	@$(BIN)/streams down
 
-test: lint types ## Lint, types and tests
+test: lint types promtool ## Lint, types and tests
 	$(PYTEST) -m 'not long'
 
-test-long: lint types ## The same with the long tests
+test-long: lint types promtool ## The same with the long tests
 	$(PYTEST)
+
+promtool: ## Install Debian's prometheus, whose promtool checks the alert rules, where it is missing
+	@command -v promtool > /dev/null || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus; } || \
+		echo "promtool is missing, the tests of the alert rules will fail: install Debian's prometheus" >&2
 
 lint: venv ## Style and the errors that a linter sees
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from streams.errors import ServiceUnreachable, StreamsError, UsageError
 from streams.settings import Settings
@@ -21,12 +22,15 @@ logger = logging.getLogger(__name__)
 class Site:
     """All pages and the API of one deployment; `host` says who asks, where an application mounts them.
 
+    `process` tells the metrics of the process around it, where that is a worker.
+
     Nothing is connected before the first request; `close` gives everything back.
     """
 
     def __init__(self, settings: Settings, host: HostAccess | None = None) -> None:
         web = settings.web
         self.settings = settings
+        self.process: Callable[[], bytes] | None = None
         self.access = Access(web, host)
         self.shared = Shared()
         self.pool = Pool(lambda: web.database_url or settings.database_url, "pages", READ, 2)

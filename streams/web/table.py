@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from streams.web import files, login, openapi
+from streams.web import files, login, metrics, openapi
 from streams.web.pages import PAGES
 from streams.web.routes import Route
 
 ROUTES: tuple[Route, ...] = (
     *login.ROUTES,
     *files.ROUTES,
+    *metrics.ROUTES,
     *(route for page in PAGES for route in page.routes),
     openapi.ROUTE,
 )

@@ -38,6 +38,8 @@ NEEDED: dict[tuple[str, str], str | None] = {
     ("GET", "/dead/"): "view",
     ("GET", "/api"): "view",
     ("GET", "/api/dead"): "view",
+    ("GET", "/metrics"): "view",
+    ("GET", "/metrics/cluster"): "view",
     ("GET", "/api/openapi.json"): "view",
 }
 
