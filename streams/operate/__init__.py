@@ -5,7 +5,17 @@ Functions take a synchronous connection that is in no transaction; from async co
 
 from streams.operate.conversations import NotHeld, Waiting, release, waiting
 from streams.operate.dead_letters import Group, Letter, groups, letters, payload
-from streams.operate.replay import MOST_REPLAYS, Operator, ReplayLimitReached, Step, discard, edit, plan, replay
+from streams.operate.replay import (
+    MOST_REPLAYS,
+    Operator,
+    ReplayLimitReached,
+    Step,
+    compare,
+    discard,
+    edit,
+    plan,
+    replay,
+)
 from streams.operate.selection import Choice, NotDead
 
 __all__ = [
@@ -19,6 +29,7 @@ __all__ = [
     "ReplayLimitReached",
     "Step",
     "Waiting",
+    "compare",
     "discard",
     "edit",
     "groups",

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from sqlalchemy import Connection
 
 from streams.broker import beat
 from streams.broker.consumers import consumer_group
 from streams.errors import ServiceUnreachable
+from streams.operate.limits import limits_of
 from streams.operate.look import look
-from streams.operate.snapshot import Broker, Limits, Snapshot
+from streams.operate.snapshot import Broker, Snapshot
 from streams.registry import Registry
 from streams.settings import Settings
-
-
-def limits_of(settings: Settings, topics: Iterable[str] = ()) -> Limits:
-    """What faults are measured by here; without `topics` those that the group is known to read."""
-    return Limits(
-        relay=settings.relay.name,
-        wal_warn=settings.relay.wal_warn,
-        wal_limit=settings.relay.wal_limit,
-        topics=tuple(topics),
-    )
 
 
 def deployment(connection: Connection, settings: Settings, registry: Registry) -> Snapshot:

@@ -148,6 +148,22 @@ def edit(
         note(connection, operator, "replay", [name], about)
 
 
+def compare(
+    connection: Connection, name: MessageId, text: bytes, registry: Registry, max_bytes: int
+) -> tuple[str, str]:
+    """The payload that counts now, and this one as `edit` would store it; UsageError as there, and nothing is done."""
+    source, outbox_id = parts_of(name)
+    parameters = {"source": source, "outbox_id": outbox_id}
+    with connection.begin():
+        row = connection.exec_driver_sql(query("foreign_payload" if source else "dead_payload"), parameters)
+        found = row.mappings().one_or_none()
+    if found is None or found["payload"] is None:
+        raise NotDead(f"message {name} is not dead: nothing was done")
+    event = _agent(found["biz_type"], registry).event
+    key = envelope.conversation(found["payload"], event) if source else found["key"]
+    return found["payload"], _checked(text, event, key, max_bytes)[1]
+
+
 def plan(connection: Connection, choice: Choice) -> list[MessageId]:
     """The messages an act on this choice would work, in its order; leaves the connection in no transaction."""
     with connection.begin():

@@ -7,40 +7,68 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from streams.operate.series import Series
+
 WIDTH, HEIGHT = 600, 120
+SPANS_SAID = {"10m": "ten minutes", "1h": "an hour", "24h": "a day", "7d": "a week"}
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
-    """One line of a chart: what it is called, which of the six colours, and its values, oldest first (None: no figure)."""
+class Layer:
+    """One colour of a chart: what it is called, which of the six colours, and its values, oldest first (None: no figure)."""
 
     name: str
     colour: int
     values: Sequence[float | None]
 
 
-def stacked(series: Sequence[Series], title: str, unit: str, span: str) -> Markup:
-    """Bars of several series on top of each other; `span` says in words which time they cover."""
-    count = max((len(each.values) for each in series), default=0)
-    totals = [sum(each.values[at] or 0.0 for each in series if at < len(each.values)) for at in range(count)]
+def rates(figures: Series, what: str) -> Markup:
+    """Counts a second of each biz_type over a span: the six first have a colour, the others share one."""
+    shown = figures.lines[:6]
+    layers = [
+        Layer(line.biz_type, number, _thinned([count / figures.width for count in getattr(line, what)]))
+        for number, line in enumerate(shown, 1)
+    ]
+    return stacked(layers, f"{what} a second", "/s", SPANS_SAID[figures.span])
+
+
+def latency(figures: Series) -> Markup:
+    """p50 and p99 over a span, as lines with gaps where there are too few samples."""
+    lines = {
+        1: [each.p50 for each in figures.latency],
+        2: [each.p99 for each in figures.latency],
+    }
+    top = nice(max((value for values in lines.values() for value in values if value is not None), default=0))
+    count = max(1, figures.buckets)
+    drawn = Markup("").join(
+        Markup('<polyline class="l{}" points="{}"/>').format(colour, points)
+        for colour, values in lines.items()
+        for points in _stretches(values, top, count)
+    )
+    title = f"Seconds from enqueued to persisted, {SPANS_SAID[figures.span]}: the axis ends at {top:g} s"
+    return _svg("chart", title, _grid(top, "s") + drawn)
+
+
+def stacked(layers: Sequence[Layer], title: str, unit: str, span: str) -> Markup:
+    """Bars of several layers on top of each other; `span` says in words which time they cover."""
+    count = max((len(each.values) for each in layers), default=0)
+    totals = [sum(each.values[at] or 0.0 for each in layers if at < len(each.values)) for at in range(count)]
     top = nice(max(totals, default=0.0))
     step = WIDTH / max(1, count)
-    bars = []
-    for at in range(count):
-        foot = 0.0
-        for each in series:
-            value = (each.values[at] if at < len(each.values) else None) or 0.0
-            if value <= 0:
-                continue
-            tall = value / top * HEIGHT
-            foot += tall
-            bars.append(
-                Markup('<rect class="c{}" x="{}" y="{}" width="{}" height="{}"/>').format(
-                    each.colour, _n(at * step), _n(HEIGHT - foot), _n(max(1.0, step - 1)), _n(tall)
+    feet = [0.0] * count
+    drawn = Markup("")
+    for layer in layers:
+        path = []
+        for at, value in enumerate(layer.values):
+            if value:
+                tall = value / top * HEIGHT
+                feet[at] += tall
+                path.append(
+                    f"M{_n(at * step)} {_n(HEIGHT - feet[at])}h{_n(max(0.8, step - 1))}v{_n(tall)}h-{_n(max(0.8, step - 1))}"
                 )
-            )
+        drawn += Markup('<path class="c{}" d="{}"/>').format(layer.colour, "".join(path))
     said = f"{title}, {span}: at most {top_of(totals)} {unit}" if count else f"{title}, {span}: no figures"
-    return _svg("chart", said, _grid(top, unit) + Markup("").join(bars))
+    return _svg("chart", said, _grid(top, unit) + drawn)
 
 
 def sparkline(values: Sequence[float], title: str) -> Markup:
@@ -100,3 +128,21 @@ def _svg(kind: str, title: str, inner: Markup) -> Markup:
 
 def _n(value: float) -> str:
     return f"{value:.1f}".rstrip("0").rstrip(".")
+
+
+def _stretches(values: Sequence[float | None], top: float, count: int) -> list[str]:
+    """The points of each unbroken stretch; a single one is a short line."""
+    stretches: list[list[str]] = [[]]
+    for at, value in enumerate(values):
+        if value is None:
+            stretches.append([])
+            continue
+        height = _n(HEIGHT - min(1.0, value / top) * HEIGHT)
+        stretches[-1] += [f"{_n(at * WIDTH / count)},{height}", f"{_n((at + 1) * WIDTH / count)},{height}"]
+    return [" ".join(points) for points in stretches if points]
+
+
+def _thinned(values: Sequence[float], most: int = 180) -> list[float]:
+    """Neighbours put together to their mean, until no more than so many are left: a page stays small."""
+    size = -(-len(values) // most)
+    return [sum(part) / len(part) for start in range(0, len(values), size) if (part := values[start : start + size])]

@@ -40,9 +40,14 @@ def set_up(app: web.Application, site: Site) -> None:
             return await handler(request)
         return await _other(site, request, handler)
 
+    async def begin(_: web.Application) -> None:
+        # What was submitted while nobody could work it, or was left by a process that died.
+        site.operations.take_up()
+
     async def close(_: web.Application) -> None:
         site.close()
 
+    app.on_startup.append(begin)
     app.middlewares.append(front)
     app.on_response_prepare.append(_with_headers)
     app.on_cleanup.append(close)

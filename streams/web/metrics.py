@@ -7,8 +7,8 @@ from sqlalchemy import Connection
 from streams.figures.counters import Counters
 from streams.figures.metrics import CONTENT_TYPE, process_metrics
 from streams.figures.process import Vitals
-from streams.operate.deployment import limits_of
 from streams.operate.faults import faults_of
+from streams.operate.limits import limits_of
 from streams.operate.look import look
 from streams.operate.metrics import cluster_metrics
 from streams.web.messages import Response

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import msgspec
 from markupsafe import Markup
 from sqlalchemy import Connection
 
+from streams.database import query as named
+from streams.errors import StreamsError
 from streams.settings import Settings
 from streams.web import messages, render
 from streams.web.messages import Response
@@ -21,6 +24,8 @@ from streams.web.routes import PART, Call, Route
 from streams.web.shared import Answer
 
 Q = TypeVar("Q", bound=msgspec.Struct)
+
+MOST = 1000  # as the query counts
 
 
 class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,12 +81,14 @@ class _Made:
 
 async def _shown(page: Page[Any], call: Call) -> Response:
     query = call.parameters(page.query)
-    answer = await _made(page, call, query)
+    whole = not call.given.get(PART)
+    # At once: a page that has to wait waits for both.
+    answer, badges = await asyncio.gather(_made(page, call, query), _badges(call) if whole else _nothing())
     made = answer.value
     headers = {"ETag": made.etag, "X-Figures-At": made.at.isoformat(timespec="milliseconds")}
     if answer.why_old:
         headers["X-Figures-Old"] = answer.why_old.encode("ascii", "backslashreplace").decode()
-    if call.given.get(PART):
+    if not whole:
         if call.request.header("if-none-match") == made.etag:
             return Response(304, b"", headers)
         return Response(200, made.html.encode(), {"Content-Type": "text/html; charset=utf-8", **headers})
@@ -93,6 +100,7 @@ async def _shown(page: Page[Any], call: Call) -> Response:
         live=page.live,
         figures_at=made.at,
         why_old=answer.why_old,
+        badges=badges,
         command=shlex.join(page.command(query)),
         api=_api_address(page, call, query),
     )
@@ -113,13 +121,36 @@ async def _made(page: Page[Any], call: Call, query: msgspec.Struct) -> Answer[_M
     site = call.site
     base = "../" * (page.path.count("/") - 1) or "./"
 
+    given = {name: value for name, value in msgspec.structs.asdict(query).items() if value is not None}
+
     def make(connection: Connection) -> _Made:
         seen = page.read(Source(connection, site.settings), query)
-        html = render.page(page.template, seen=seen, query=query, base=base, rights=call.who.rights)
+        html = render.page(page.template, seen=seen, query=query, base=base, rights=call.who.rights, given=given)
         return _Made(seen, html, render.etag(html), datetime.now(UTC))
 
     key = (page.path, query, call.who.rights)
+    if page.nav == "operations":
+        site.operations.take_up()
     return await site.shared.get(key, lambda: site.pool.run(make))
+
+
+async def _badges(call: Call) -> dict[str, str]:
+    """What stands beside the names of pages; nothing where it cannot be had."""
+    try:
+        answer = await call.site.shared.get("badges", lambda: call.site.pool.run(_count))
+    except StreamsError:
+        return {}
+    shown = {"dead": answer.value[0], "conversations": answer.value[1]}
+    return {name: f"{count:,}" if count < MOST else f"{MOST - 1}+" for name, count in shown.items() if count}
+
+
+async def _nothing() -> dict[str, str]:
+    return {}
+
+
+def _count(connection: Connection) -> tuple[int, int]:
+    dead, holding = connection.exec_driver_sql(named("badges")).one()
+    return dead, holding
 
 
 def shell(call: Call, *, title: str, middle: str, nav: str = "", **more: Any) -> str:

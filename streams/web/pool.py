@@ -7,11 +7,13 @@ a worker's event loop; and there are two, so that pages can take nothing from a 
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -20,13 +22,18 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from streams.database import sync_engine
 from streams.database.engine import KEEPALIVES
 from streams.database.sessions import Settings as Session
-from streams.errors import ServiceUnreachable, UsageError
+from streams.errors import ServiceUnreachable
 
 T = TypeVar("T")
 
 IDLE_SECONDS = 60.0
+GRACE = 1.5  # seconds beyond a statement's own limit after which a server that says nothing is a lost one
 READ: Session = {"statement_timeout": "2000", "default_transaction_read_only": "on"}
 ACT: Session = {"statement_timeout": "30000", "lock_timeout": "5000"}
+
+
+class DatabaseRefuses(ServiceUnreachable):
+    """The database answers, and says no: a right or a table is missing, or it takes no writes."""
 
 
 class Pool:
@@ -34,6 +41,7 @@ class Pool:
 
     def __init__(self, url: Callable[[], str], purpose: str, session: Session, size: int) -> None:
         self._url, self._purpose, self._session, self._size = url, purpose, session, size
+        self._patience = int(session["statement_timeout"]) / 1000 + GRACE
         self._threads: ThreadPoolExecutor | None = None
         self._engine: Engine | None = None
         self._lock = threading.Lock()
@@ -44,8 +52,8 @@ class Pool:
     def run(self, work: Callable[[Connection], T]) -> asyncio.Future[T]:
         """Do this with a connection, in no transaction, in a thread.
 
-        The future's error is ServiceUnreachable when there is none, or it goes away or takes too long, and UsageError when
-        the database refuses; else the work's own.
+        The future's error is ServiceUnreachable when there is none, or it goes away or takes too long, DatabaseRefuses when
+        it says no; else the work's own.
         """
         loop = asyncio.get_running_loop()
         if self._threads is None:
@@ -53,7 +61,11 @@ class Pool:
         if self._idle is not None:
             self._idle.cancel()
         self._idle = loop.call_later(IDLE_SECONDS, self._rest)
-        return loop.run_in_executor(self._threads, self._work, work)
+        deadline = _Deadline()
+        future = loop.run_in_executor(self._threads, self._work, work, deadline)
+        timer = loop.call_later(self._patience, deadline.pass_)
+        future.add_done_callback(lambda _: timer.cancel())
+        return future
 
     def close(self) -> None:
         """Close all connections; work that is under way ends first, and nobody waits for it."""
@@ -78,11 +90,11 @@ class Pool:
             while self._retired:
                 self._retired.pop().dispose()
 
-    def _work(self, work: Callable[[Connection], T]) -> T:
+    def _work(self, work: Callable[[Connection], T], deadline: _Deadline) -> T:
         with self._lock:
             self._working += 1
         try:
-            with self._connected() as connection:
+            with self._connected() as connection, deadline.of(connection):
                 return work(connection)
         finally:
             with self._lock:
@@ -99,7 +111,7 @@ class Pool:
         except DBAPIError as error:
             raise _told(error) from error
         except SQLAlchemyError as error:
-            raise UsageError(f"the pages' database cannot be used: {type(error).__name__}") from error
+            raise DatabaseRefuses(f"the pages' database cannot be used: {type(error).__name__}") from error
 
     def _opened(self) -> Engine:
         with self._lock:
@@ -120,6 +132,38 @@ class Pool:
             return self._engine
 
 
+class _Deadline:
+    """Ends a connection that has been silent for too long, as after a firewall has forgotten it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._passed = False
+
+    @contextmanager
+    def of(self, connection: Connection) -> Iterator[None]:
+        """The connection that the deadline is for, within the block."""
+        driver: Any = connection.connection.driver_connection
+        with socket.socket(fileno=os.dup(driver.fileno())) as ours:
+            with self._lock:
+                if self._passed:
+                    raise ServiceUnreachable("all connections of the pages are busy")
+                self._socket = ours
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._socket = None
+
+    def pass_(self) -> None:
+        """From now on whoever waits for the server is told that it is lost."""
+        with self._lock:
+            self._passed = True
+            if self._socket is not None:
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+
+
 def _told(error: DBAPIError) -> Exception:
     """One line for a person: what the server says, without parameters or message text."""
     state = getattr(error.orig, "sqlstate", None) or ""
@@ -128,7 +172,7 @@ def _told(error: DBAPIError) -> Exception:
     if state == "57014":
         return ServiceUnreachable("PostgreSQL takes too long to answer the pages")
     if state.startswith("25006"):
-        return UsageError("the database takes no writes now")
+        return DatabaseRefuses("the database takes no writes now")
     if state.startswith("42"):
-        return UsageError(f"PostgreSQL refuses: {said}")
+        return DatabaseRefuses(f"PostgreSQL refuses: {said}")
     return ServiceUnreachable(f"PostgreSQL does not answer: {said}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -14,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from streams.message_id import MessageId, parts_of
+from streams.operate.meaning import meaning
 from streams.terminal import printable, printable_lines
 from streams.web import charts
 
@@ -49,9 +51,19 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     environment.globals.update(
-        when=when, as_of=as_of, link=link, message_link=message_link, version_of=version_of, charts=charts
+        when=when,
+        as_of=as_of,
+        link=link,
+        raw=raw,
+        shell=shlex.quote,
+        meaning=meaning,
+        message_link=message_link,
+        version_of=version_of,
+        charts=charts,
     )
-    environment.filters.update(number=number, seconds=seconds, bytes=bytes_, short=short, prose=prose, path=path)
+    environment.filters.update(
+        number=number, seconds=seconds, bytes=bytes_, short=short, prose=prose, ticked=ticked, path=path
+    )
     return environment
 
 
@@ -131,6 +143,19 @@ def short(text: str | None, most: int = MANY) -> Markup:
 def prose(text: str) -> Markup:
     """Text with its lines kept, all else made visible."""
     return escape(printable_lines(text))
+
+
+def raw(text: str) -> Markup:
+    """A value of a form, which comes back as it is: escaped, and nothing else of it shown another way."""
+    return escape(text)
+
+
+def ticked(text: str) -> Markup:
+    """Words with `commands` in them."""
+    parts = printable(text).split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
+    )
 
 
 def path(part: str) -> str:

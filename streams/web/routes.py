@@ -45,6 +45,8 @@ class Call:
                 unknown = next(name for name in values if name not in kind.__struct_fields__)
                 known = ", ".join(kind.__struct_fields__) or "none"
                 raise Refusal(400, f"unknown parameter {unknown!r:.40}: expected one of {known}") from None
+            if "RFC3339" in expected:
+                expected = "expected a time like 2026-01-31T12:00:00Z"
             raise Refusal(400, f"{name!r} is {values.get(name, '')!r:.80}: {expected}") from None
 
     @property
@@ -107,6 +109,8 @@ def find(routes: Sequence[Route], method: str, path: str) -> tuple[Route, Mappin
     """The route of a request; Refusal 404 or 405 when there is none. HEAD is a GET."""
     method = "GET" if method == "HEAD" else method
     at_path = [(route, named) for route in routes if (named := route.fits(path)) is not None]
+    # A word that is a route of its own is nobody's name.
+    at_path = [(route, named) for route, named in at_path if not named] or at_path
     for route, named in at_path:
         if route.method == method:
             check_parameters(named)

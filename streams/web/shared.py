@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 FRESH_SECONDS = 1.0
 WAIT_SECONDS = 0.8
+FIRST_SECONDS = 3.0  # there is no last one yet: templates are read, a connection is opened
 KEPT = 200  # answers, each at most some 60 kB
 KEPT_SECONDS = 600.0  # an older one tells nobody anything
 
@@ -57,7 +58,7 @@ class Shared:
             entry.work = start()
             entry.work.add_done_callback(lambda done: _settle(entry, done))
         if entry.work is not None:
-            await asyncio.wait({entry.work}, timeout=WAIT_SECONDS)
+            await asyncio.wait({entry.work}, timeout=WAIT_SECONDS if now - entry.at < KEPT_SECONDS else FIRST_SECONDS)
             # The work's own callback comes after ours: whoever waited has it settled here.
             if entry.work is not None and entry.work.done():
                 _settle(entry, entry.work)
@@ -65,7 +66,7 @@ class Shared:
         age = now - entry.at
         if age < FRESH_SECONDS:
             return Answer(entry.value, age)
-        slow = ServiceUnreachable(f"PostgreSQL has not answered within {WAIT_SECONDS:g} s")
+        slow = ServiceUnreachable("PostgreSQL takes longer to answer than a page waits")
         error = entry.error if entry.work is None and entry.error is not None else slow
         if age < KEPT_SECONDS and isinstance(error, ServiceUnreachable):
             return Answer(entry.value, age, str(error))

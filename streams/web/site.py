@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 
-from streams.errors import ServiceUnreachable, StreamsError, UsageError
+from streams.errors import NotMigrated, ServiceUnreachable, SettingsInvalid, StreamsError, UsageError
+from streams.registry import Registry, configured
 from streams.settings import Settings
 from streams.web import guard, messages, render
 from streams.web.access import Access, HostAccess
 from streams.web.messages import Refusal, Request, Response
+from streams.web.operating import Operations
 from streams.web.pool import ACT, READ, Pool
 from streams.web.rights import Identity
 from streams.web.routes import Call, find
@@ -34,7 +37,9 @@ class Site:
         self.access = Access(web, host)
         self.shared = Shared()
         self.pool = Pool(lambda: web.database_url or settings.database_url, "pages", READ, 2)
-        self.acts = Pool(lambda: web.acts_url or settings.database_url, "acts", ACT, 1)
+        self.acts = Pool(lambda: web.acts_url or settings.database_url, "acts", ACT, 2)
+        self.operations = Operations(self.acts)
+        self._registry: Registry | None = None
 
     async def answer(self, request: Request) -> Response:
         """The response to a request, never an exception; with the headers that every response has."""
@@ -57,8 +62,15 @@ class Site:
         except Refusal:
             return 0
 
+    async def registry(self) -> Registry:
+        """The biz_types of this deployment, for whoever checks a payload."""
+        if self._registry is None:
+            self._registry = await asyncio.to_thread(configured, self.settings)
+        return self._registry
+
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; operations go on elsewhere, or later."""
+        self.operations.close()
         self.pool.close()
         self.acts.close()
 
@@ -83,10 +95,10 @@ class Site:
     async def _served(self, call: Call) -> Response:
         try:
             return await call.route.answer(call)
-        except ServiceUnreachable as error:
+        except (ServiceUnreachable, NotMigrated, SettingsInvalid) as error:
             raise Refusal(503, str(error)) from None
         except UsageError as error:
-            raise Refusal(503, str(error)) from None
+            raise Refusal(400, str(error)) from None
         except StreamsError as error:
             raise Refusal(409, str(error)) from None
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from streams.web import files, login, metrics, openapi
+from streams.web import acts, files, login, metrics, openapi, operating, search
 from streams.web.pages import PAGES
+from streams.web.pages.acts import EXPORT
 from streams.web.routes import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -11,6 +12,10 @@ ROUTES: tuple[Route, ...] = (
     *files.ROUTES,
     *metrics.ROUTES,
     *(route for page in PAGES for route in page.routes),
+    EXPORT,
+    *acts.ROUTES,
+    *operating.ROUTES,
+    *search.ROUTES,
     openapi.ROUTE,
 )
 """Which right each needs: a test walks all of it, with every method and role."""

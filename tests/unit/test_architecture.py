@@ -129,7 +129,10 @@ def test_every_module_starts_with_a_sentence() -> None:
             assert docstring.splitlines()[0][-1] in ".:;,`)" or "\n" in docstring, module
 
 
-@pytest.mark.parametrize("statement", ["import streams", "from streams import outbox; outbox.start()"])
+@pytest.mark.parametrize(
+    "statement",
+    ["import streams", "from streams import outbox; outbox.start()", "import streams.web.asgi, streams.web.aiohttp"],
+)
 def test_business_code_loads_neither_faust_nor_kafka(statement: str, tmp_path: Path) -> None:
     code = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
     ended = subprocess.run(

@@ -36,10 +36,54 @@ NEEDED: dict[tuple[str, str], str | None] = {
     ("GET", "/static/{file}"): None,
     ("GET", "/"): "view",
     ("GET", "/dead/"): "view",
+    ("GET", "/dead/{fingerprint}"): "view",
+    ("GET", "/conversations/"): "view",
+    ("GET", "/conversation"): "view",
+    ("GET", "/messages/"): "view",
+    ("GET", "/messages/{message}"): "view",
+    ("GET", "/workers/"): "view",
+    ("GET", "/proof/"): "view",
+    ("GET", "/acts/"): "view",
+    ("GET", "/acts/export"): "view",
+    ("GET", "/search"): "view",
     ("GET", "/api"): "view",
     ("GET", "/api/dead"): "view",
     ("GET", "/metrics"): "view",
     ("GET", "/metrics/cluster"): "view",
+    ("GET", "/api/dead/{fingerprint}"): "view",
+    ("GET", "/api/conversations"): "view",
+    ("GET", "/api/conversation"): "view",
+    ("GET", "/api/messages"): "view",
+    ("GET", "/api/messages/{message}"): "view",
+    ("GET", "/api/workers"): "view",
+    ("GET", "/api/proof"): "view",
+    ("GET", "/api/acts"): "view",
+    ("POST", "/operations/replay"): "operate",
+    ("POST", "/api/operations/replay"): "operate",
+    ("POST", "/operations/try"): "operate",
+    ("POST", "/api/operations/try"): "operate",
+    ("POST", "/operations/discard"): "discard",
+    ("POST", "/api/operations/discard"): "discard",
+    ("POST", "/operations/{operation}/submit"): "operate",
+    ("POST", "/api/operations/{operation}/submit"): "operate",
+    ("POST", "/operations/{operation}/stop"): "operate",
+    ("POST", "/api/operations/{operation}/stop"): "operate",
+    ("POST", "/operations/{operation}/resume"): "operate",
+    ("POST", "/api/operations/{operation}/resume"): "operate",
+    ("GET", "/operations/"): "view",
+    ("GET", "/operations/{operation}"): "view",
+    ("GET", "/api/operations"): "view",
+    ("GET", "/api/operations/{operation}"): "view",
+    ("POST", "/conversation/release"): "operate",
+    ("POST", "/api/conversation/release"): "operate",
+    ("POST", "/messages/{message}/replay"): "operate",
+    ("POST", "/api/messages/{message}/replay"): "operate",
+    ("POST", "/messages/{message}/discard"): "discard",
+    ("POST", "/api/messages/{message}/discard"): "discard",
+    ("POST", "/messages/{message}/edit"): "text",
+    ("POST", "/api/messages/{message}/edit"): "text",
+    ("POST", "/messages/{message}/text"): "text",
+    ("POST", "/api/messages/{message}/text"): "text",
     ("GET", "/api/openapi.json"): "view",
 }
 
@@ -83,7 +127,12 @@ async def test_every_route_with_every_method(settings: Settings, role: str | Non
     paths = sorted({path for _, path in NEEDED} | {"/nothing/here"})
     for path in paths:
         for method in METHODS:
-            real = path.replace("{file}", "style.css")
+            real = (
+                path.replace("{file}", "style.css")
+                .replace("{message}", "7")
+                .replace("{operation}", "7")
+                .replace("{fingerprint}", "0" * 8)
+            )
             status = (await site.answer(Request(method, real, headers=headers, peer="9.9.9.9"))).status
             known = ("GET" if method == "HEAD" else method, path)
             if known not in NEEDED:

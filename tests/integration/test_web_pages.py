@@ -1,0 +1,349 @@
+"""Every page of a busy deployment: what it shows, what it never shows, and what its acts do."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+
+from streams.database import connect_sync
+from streams.settings import load
+from streams.web.messages import FORM, Request, Response
+from streams.web.page import Page
+from streams.web.pages import PAGES
+from streams.web.pool import DatabaseRefuses
+from streams.web.site import Site
+from tests.fixtures.proxy import Proxy
+from tests.fixtures.scene import BIDI, CANARY, HELD, RETRIED, TEXT, fill
+
+MOST_BYTES = 60_000
+ADDRESSES = {
+    "/dead/{fingerprint}": "/dead/CAUSE",
+    "/conversation": f"/conversation?topic=chat-history&key={HELD}",
+    "/messages/{message}": "/messages/2012",
+    "/operations/{operation}": "/operations/1",
+}
+
+
+@pytest.fixture
+async def site(database: str) -> AsyncIterator[Site]:
+    """The pages of the scene, for a viewer, an operator and an admin by token."""
+    fill(database)
+    tokens = {role: {"sha256": hashlib.sha256(role.encode()).hexdigest(), "role": role} for role in ROLES}
+    site = Site(load(environ={"DATABASE_URL": database, "STREAMS_WEB__TOKENS": json.dumps(tokens)}))
+    yield site
+    site.close()
+
+
+ROLES = ("viewer", "operator", "admin")
+
+
+async def get(site: Site, address: str, *, accept: str = "text/html", role: str = "viewer") -> Response:
+    path, _, query = address.partition("?")
+    headers = [("host", "127.0.0.1"), ("accept", accept), ("authorization", f"Bearer {role}")]
+    return await site.answer(Request("GET", path, query, headers=headers, peer="127.0.0.1"))
+
+
+async def post(site: Site, path: str, *, role: str = "admin", **form: str) -> Response:
+    headers = [("host", "127.0.0.1"), ("authorization", f"Bearer {role}"), ("content-type", FORM)]
+    body = urlencode(form).encode()
+    return await site.answer(Request("POST", path, headers=headers, body=body, peer="127.0.0.1"))
+
+
+def address_of(page: Page[Any], cause: str) -> str:
+    return ADDRESSES.get(page.path, page.path).replace("CAUSE", cause)
+
+
+async def test_every_page_shows_what_its_call_tells_and_no_text(site: Site) -> None:
+    causes = json.loads((await get(site, "/api/dead", accept="*/*")).body)["causes"]
+    cause = next(each["fingerprint"] for each in causes if each["error_code"] == "23503")
+    await post(site, "/api/operations/replay", error=cause, why=CANARY)
+    for page in PAGES:
+        address = address_of(page, cause)
+        answer = await get(site, address)
+        text = answer.body.decode()
+        assert answer.status == 200, (address, text[-500:])
+        assert len(answer.body) < MOST_BYTES, address
+        # Nothing runs, nothing turns letters around, nothing a user wrote, no word of a template that is not filled.
+        assert CANARY not in text and BIDI not in text and TEXT not in text, address
+        assert "None" not in re.sub(r"<[^>]*>", " ", text), address
+        assert text.count("<h1") == 1, address
+        told = await get(site, "/api" + address.rstrip("/") if address != "/" else "/api", accept="*/*")
+        assert told.status == 200 and json.loads(told.body), address
+        assert TEXT not in told.body.decode(), address
+        live = await get(site, address + ("&" if "?" in address else "?") + "part=live")
+        assert live.body.decode().strip() in text, address
+        # The page names that call and a command.
+        assert f"GET api{address.rstrip('/')}".split("?")[0] in text.replace("&amp;", "&"), address
+        assert "The same on a terminal" in text, address
+
+
+async def test_pages_and_sql_agree(site: Site, database: str) -> None:
+    overview = json.loads((await get(site, "/api", accept="*/*")).body)
+    dead = json.loads((await get(site, "/api/dead", accept="*/*")).body)
+    with connect_sync(database) as connection:
+        counts = dict(connection.execute("SELECT status, count(*) FROM outbox_state GROUP BY 1").fetchall())
+    totals = overview["snapshot"]["totals"]
+    assert {name: totals[name] for name in ("dead", "retrying", "parked")} == {
+        name: counts[name] for name in ("dead", "retrying", "parked")
+    }
+    assert sum(cause["messages"] for cause in dead["causes"]) == counts["dead"]
+    page = (await get(site, "/")).body.decode()
+    assert re.search(rf"<span>dead</span><b>{counts['dead']}</b>", page)
+
+
+async def test_a_conversation_says_what_it_waits_for(site: Site) -> None:
+    held = (await get(site, f"/conversation?topic=chat-history&key={HELD}")).body.decode()
+    assert re.search(r"Held by dead message .*2012.*waits for you to replay, discard or release it", held)
+    assert "24 messages wait behind it" in re.sub(r"\s+", " ", held)
+    retried = (await get(site, f"/conversation?topic=chat-history&key={RETRIED}")).body.decode()
+    assert re.search(r"failed 4 times with <code>OSError</code>; next try <time", retried)
+    nothing = await get(site, "/conversation?topic=likes&key=nobody")
+    assert (nothing.status, b"Nothing of this conversation waits" in nothing.body) == (200, True)
+    for key in (CANARY, BIDI, "a/b", "ключ", "x" * 1024):
+        answer = await get(site, f"/conversation?topic=chat-history&key={quote(key)}")
+        assert answer.status == 200, key
+        assert CANARY not in answer.body.decode() and BIDI not in answer.body.decode()
+
+
+@pytest.mark.parametrize(
+    ("address", "status", "line"),
+    [
+        ("/messages/999999", 404, "there is no message 999999"),
+        ("/messages/abc", 400, "'message' is 'abc': expected an outbox id"),
+        ("/messages/0", 400, "'message' is '0': expected an id"),
+        ("/messages/9999999999999999999", 400, "expected an id of at most 2^63 - 1"),
+        ("/messages/seed:7", 404, "there is no message seed:7"),
+        ("/dead/00000000", 404, "no message is dead of cause 00000000 now"),
+        ("/dead/xyz", 400, "'fingerprint' is 'xyz': expected 8 hex digits"),
+        ("/dead/?limit=1000", 400, "'limit' is '1000': expected"),
+        ("/dead/?since=yesterday", 400, "'since' is 'yesterday': expected"),
+        ("/conversation?key=a", 400, "'topic' is '': expected a value, got none"),
+        ("/?span=2h", 400, "'span' is '2h': expected one of 10m, 1h, 24h, 7d"),
+        ("/acts/?before=-1", 400, "'before' is '-1': expected"),
+    ],
+)
+async def test_what_is_wrong_is_said_in_one_line(site: Site, address: str, status: int, line: str) -> None:
+    told = await get(site, "/api" + address.replace("/?", "?"), accept="*/*")
+    shown = await get(site, address)
+    assert (told.status, shown.status) == (status, status)
+    assert line in json.loads(told.body)["error"]
+
+
+async def test_search_jumps_only_to_what_exists_alone(site: Site) -> None:
+    async def to(text: str) -> str | None:
+        return (await get(site, f"/search?q={quote(text)}")).headers.get("Location")
+
+    assert await to("2012") == "./messages/2012"
+    assert await to(HELD) == f"./conversation?topic=chat-history&key={HELD}"
+    assert await to("23503") == "./dead/?error_code=23503"
+    assert await to("nothing-of-ours") is None
+    assert await to("") is None
+    text = (await get(site, f"/search?q={quote(CANARY)}")).body.decode()
+    assert CANARY not in text
+
+
+async def test_lists_go_on_where_they_ended(site: Site) -> None:
+    for path, key, name in (("/api/dead", "page", "outbox_id"), ("/api/messages", "messages", "outbox_id")):
+        seen: list[int] = []
+        before = ""
+        while True:
+            answer = json.loads((await get(site, f"{path}?limit=60{before}", accept="*/*")).body)
+            part = answer["page"] if key == "page" else answer
+            rows = part["rows"] if key == "page" else part["messages"]
+            seen += [row[name] for row in rows]
+            if part["before"] is None or len(seen) > 400:
+                break
+            before = f"&before={part['before']}"
+        assert len(seen) == len(set(seen)) and len(seen) > 100, path
+
+
+async def test_acts_are_done_once_and_written_down(site: Site, database: str) -> None:
+    def query(statement: str) -> list[tuple[Any, ...]]:
+        with connect_sync(database) as connection:
+            return connection.execute(statement.encode()).fetchall()
+
+    # Without a reason, or the right, nothing is done.
+    assert (await post(site, "/api/messages/2012/replay")).status == 400
+    assert (await post(site, "/api/messages/2012/replay", role="viewer", why="x")).status == 403
+    assert (await post(site, "/api/messages/2012/discard", role="operator", why="x")).status == 403
+    assert (await post(site, "/api/messages/2012/text", role="operator")).status == 403
+    acts = query("SELECT count(*) FROM outbox_actions")
+
+    # A message's text, on demand: who looked is written down before it is shown.
+    told = json.loads((await post(site, "/api/messages/2012/text")).body)
+    assert told == {"message": 2012, "text": '{"text" : "canary-text 2012"}'}
+    page = (await post(site, "/messages/2012/text")).body.decode()
+    assert "canary-text 2012" in page
+    assert query("SELECT who, act, outbox_id FROM outbox_actions ORDER BY id DESC LIMIT 1") == [
+        ("token admin", "read text", 2012)
+    ]
+
+    # A held conversation goes on; a second time there is nothing to let go.
+    form = {"topic": "chat-history", "key": HELD, "why": "was cancelled"}
+    answer = await post(site, "/conversation/release", role="operator", **form)
+    assert (answer.status, answer.headers["Location"]) == (303, f"../conversation?topic=chat-history&key={HELD}")
+    again = await post(site, "/api/conversation/release", role="operator", **form)
+    assert (again.status, "no dead message holds" in json.loads(again.body)["error"]) == (409, True)
+
+    # A dead message is replayed once, another one given up.
+    assert (await post(site, "/messages/2012/replay", role="operator", why="mended")).headers[
+        "Location"
+    ] == "../../messages/2012"
+    assert (await post(site, "/api/messages/2012/replay", role="operator", why="mended")).status == 409
+    assert json.loads((await post(site, "/api/messages/43/discard", why="spam")).body) == {
+        "act": "discard",
+        "messages": [43],
+    }
+    assert query("SELECT status FROM outbox_state WHERE outbox_id IN (2012, 43) ORDER BY outbox_id") == [
+        ("discarded",),
+        ("replaying",),
+    ]
+    assert query("SELECT count(*) FROM outbox_actions")[0][0] == acts[0][0] + 5
+
+    # With another payload: the difference first, checked like any enqueue.
+    chat = {"user_id": 7, "conversation_id": "conversation-3", "role": "user", "message": "fixed"}
+    form = {"payload": json.dumps(chat), "why": "fixed by hand"}
+    page = (await post(site, "/messages/83/edit", **form)).body.decode()
+    assert '<span class="old">-   &#34;text&#34;: &#34;canary-text 83&#34;</span>' in page
+    assert '<span class="new">+   &#34;user_id&#34;: 7,</span>' in page
+    assert query("SELECT status FROM outbox_state WHERE outbox_id = 83") == [("dead",)]
+    wrong = await post(site, "/api/messages/83/edit", payload=json.dumps(chat | {"conversation_id": "x"}), why="y")
+    assert (wrong.status, b"expected 'conversation-3'" in wrong.body) == (400, True)
+    assert (await post(site, "/api/messages/83/edit", payload="{", why="y")).status == 400
+    assert (await post(site, "/messages/83/edit", **form, confirmed="1")).headers["Location"] == "../../messages/83"
+    assert query("SELECT payload::text FROM outbox WHERE resend_of = 83") == [
+        (json.dumps(chat, separators=(",", ":")),)
+    ]
+
+    # The trail as CSV: nothing in it is a formula.
+    lines = (await get(site, "/acts/export")).body.decode().splitlines()
+    assert lines[0].startswith("id,at,who,act")
+    assert any("'=amy" in line for line in lines)
+
+
+async def test_an_operation_does_what_its_preview_said_and_stops_by_itself(
+    site: Site, database: str, eventually: Any
+) -> None:
+    def query(statement: str) -> list[tuple[Any, ...]]:
+        with connect_sync(database) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    async def told(path: str, **form: str) -> Any:
+        answer = await post(site, f"/api/operations/{path}", role="operator", **form)
+        return json.loads(answer.body) | {"status": answer.status}
+
+    [(cause, count)] = query(
+        "SELECT fingerprint, count(*) FROM outbox_dead_letters WHERE error_code = 'payload' GROUP BY 1 ORDER BY 2 DESC LIMIT 1"
+    )
+    assert (await told("replay", why="x"))["error"].startswith("expected a filter")
+    assert (await told("try", why="x", error=cause))["error"] == "'limit' is None: expected 1, try one"
+    assert (await told("discard", why="x", error=cause))["status"] == 403
+    assert (await told("99/submit"))["error"].startswith("there is no operation 99")
+
+    # A person is led to the preview, which says what will happen; nothing is done.
+    answer = await post(site, "/operations/replay", role="operator", error=cause, why="mended")
+    assert (answer.status, answer.headers["Location"]) == (303, "../operations/1")
+    text = (await get(site, "/operations/1", role="operator")).body.decode()
+    assert f"exactly these <b>{count} messages</b> will be sent again" in text
+    assert query("SELECT count(*) FROM outbox_state WHERE status = 'replaying'") == [(0,)]
+
+    # What is no longer dead as it was is noticed; another preview is of what there is.
+    query(
+        "UPDATE outbox_state SET status = 'discarded' WHERE outbox_id ="
+        f" (SELECT min(outbox_id) FROM outbox_dead_letters WHERE fingerprint = '{cause}')"
+    )
+    assert "preview it again" in (await told("1/submit"))["error"]
+    assert (await told("replay", error=cause, why="mended"))["planned"] == count - 1
+    assert (await told("2/submit"))["state"] == "running"
+    # Twice does nothing more.
+    assert (await told("2/submit"))["state"] == "running"
+
+    # One goes first; it dies again, and the operation stops by itself and says why.
+    sent = "SELECT outbox_id FROM outbox_state WHERE status = 'replaying'"
+    [(first,)] = await eventually(lambda: query(sent), 10)
+    query(f"UPDATE outbox_state SET status = 'dead', topic = NULL, key = NULL WHERE outbox_id = {first}")
+    stopped = "SELECT state, failed, reason FROM outbox_operations WHERE id = 2 AND state <> 'running'"
+    assert await eventually(lambda: query(stopped), 10) == [("stopped", 1, "1 of 1 messages of this step failed again")]
+    text = (await get(site, "/operations/2")).body.decode()
+    assert "1 of 1 messages of this step failed again" in text
+    assert query(sent) == []
+    listed = (await get(site, "/operations/")).body.decode()
+    assert "operations/2" in listed and "operations/1" not in listed
+
+
+async def test_without_a_database_the_last_figures_stay_with_their_age(site: Site, database: str) -> None:
+    first = await get(site, "/dead/")
+    assert (first.status, "X-Figures-Old" in first.headers) == (200, False)
+    site.pool.close()
+    site.pool._url = lambda: "postgresql://nobody@127.0.0.1:1/none"
+    shared = site.shared._entries
+    for entry in shared.values():
+        entry.at -= 30
+    old = await get(site, "/dead/")
+    assert old.status == 200
+    assert "PostgreSQL does not answer" in old.headers["X-Figures-Old"]
+    assert b'class="grey stale"' in old.body and b"What you see is old" in old.body
+    assert old.headers["X-Figures-At"] == first.headers["X-Figures-At"]
+    never = await get(site, "/workers/")
+    assert (never.status, b"PostgreSQL does not answer" in never.body) == (503, True)
+
+
+async def test_a_database_that_falls_silent_costs_a_second_and_is_back_when_it_is_back(
+    database: str, eventually: Any
+) -> None:
+    fill(database)
+    with Proxy(database) as network:
+        site = Site(load(environ={"DATABASE_URL": network.url("postgres")}))
+
+        async def ask(address: str) -> tuple[Response, float]:
+            began = time.monotonic()
+            path, _, query = address.partition("?")
+            headers = [("host", "127.0.0.1"), ("accept", "text/html")]
+            response = await site.answer(Request("GET", path, query, headers=headers, peer="127.0.0.1"))
+            return response, time.monotonic() - began
+
+        assert (await ask("/dead/"))[0].status == 200
+        network.blackhole()
+        # Several pages at once, so that every connection hangs.
+        await asyncio.gather(ask("/workers/"), ask("/acts/"), ask("/proof/"))
+        for entry in site.shared._entries.values():
+            entry.at -= 2  # older than a page may be without being asked for again
+        old, seconds = await ask("/dead/")
+        assert (old.status, "X-Figures-Old" in old.headers) == (200, True)
+        assert seconds < 1.5
+        network.heal()
+        healed = time.monotonic()
+
+        async def fresh() -> bool:
+            return "X-Figures-Old" not in (await ask("/dead/"))[0].headers
+
+        while not await fresh():
+            assert time.monotonic() - healed < 10
+            await asyncio.sleep(0.2)
+        site.close()
+
+
+async def test_pages_have_two_connections_and_give_them_back(site: Site, database: str) -> None:
+    def connections() -> int:
+        with connect_sync(database) as connection:
+            [(count,)] = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE application_name = 'outbox-streams pages' AND datname = current_database()"
+            ).fetchall()
+        return int(count)
+
+    await asyncio.gather(*(get(site, page.path) for page in PAGES if "{" not in page.path))
+    assert 1 <= connections() <= 2
+    with pytest.raises(DatabaseRefuses, match="takes no writes"):
+        await site.pool.run(lambda connection: connection.exec_driver_sql("DELETE FROM outbox_actions"))
+    site.pool._rest()
+    assert connections() == 0
