@@ -31,7 +31,7 @@ $(VENV)/ready: pyproject.toml $(LOCK)
 	$(PIP) $(if $(LOCK),--no-deps) --editable '.[test]'
 	@touch $@
 
-up: venv ## Start PostgreSQL, Kafka, relay, two workers and the demo; Ctrl-C stops everything
+up: venv ## Start PostgreSQL, Kafka, relay, two workers and the demo, and say where the pages are; Ctrl-C stops everything
 	@exec $(BIN)/streams up --demo --workers $(WORKERS)
 
 down: venv ## Stop what `make up` or `streams up --detach` started here

@@ -12,7 +12,7 @@ from streams.cli.choose import say
 from streams.dev import detached
 from streams.dev.toolbox import toolbox
 from streams.dev.workplace import Workplace
-from streams.errors import ServiceUnreachable
+from streams.errors import ServiceUnreachable, UsageError
 from streams.settings.secrets import without_password
 
 RELAYS = ("cdc", "poll", "debezium")
@@ -21,21 +21,25 @@ RELAYS = ("cdc", "poll", "debezium")
 @click.command()
 @click.option("--detach", is_flag=True, help="Return when everything is ready, and leave it running.")
 @click.option("--demo", is_flag=True, help="Play real conversations through the outbox.")
+@click.option("--trouble", is_flag=True, help="With --demo: a slow biz_type, poison, and a worker killed now and then.")
 @click.option("--workers", type=click.IntRange(0, 64), default=1, show_default=True, help="How many workers.")
 @click.option("--relay", type=click.Choice(RELAYS), default="cdc", show_default=True, help="Which relay publishes.")
 @click.option("--daemon", is_flag=True, hidden=True, help="What --detach leaves running.")
-def up(detach: bool, demo: bool, workers: int, relay: str, daemon: bool) -> None:
+def up(detach: bool, demo: bool, trouble: bool, workers: int, relay: str, daemon: bool) -> None:
     """Start PostgreSQL, Kafka, relay and workers in this folder, and keep them running."""
     place = Workplace(Path.cwd())
+    if trouble and not demo:
+        raise UsageError("--trouble is trouble for the demo: expected --demo too")
     if detach:
-        options = ["--daemon", "--workers", str(workers), "--relay", relay, *(["--demo"] if demo else [])]
+        options = ["--daemon", "--workers", str(workers), "--relay", relay]
+        options += [name for name, wanted in (("--demo", demo), ("--trouble", trouble)) if wanted]
         sys.exit(detached.detach(place, options, say))
     # Imported only here: `env` and `down` need no Kafka client.
     from streams.dev.screen import Screen
     from streams.dev.supervisor import Plan
     from streams.dev.supervisor import up as supervise
 
-    supervise(place, Plan(workers=workers, demo=demo, show_demo=not daemon, relay=relay), Screen())
+    supervise(place, Plan(workers=workers, demo=demo, show_demo=not daemon, relay=relay, trouble=trouble), Screen())
 
 
 @click.command()

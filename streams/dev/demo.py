@@ -85,11 +85,11 @@ class Service:
                 raise Refused
 
 
-async def play(rate: float, chats: int, counts: Path | None) -> None:
-    """Chat until cancelled, and leave the counts in a file twice a second."""
+async def play(rate: float, chats: int, counts: Path | None, trouble: bool = False) -> None:
+    """Chat until cancelled, and leave the counts in a file twice a second; with `trouble`, make some too."""
     settings = load()
     outbox.start(settings)
-    engine = async_engine(settings.database_url, pool_size=chats, max_overflow=0)
+    engine = async_engine(settings.database_url, pool_size=chats + trouble, max_overflow=0)
     try:
         async with engine.begin() as connection:
             await connection.execute(text(TABLE))
@@ -97,6 +97,11 @@ async def play(rate: float, chats: int, counts: Path | None) -> None:
         async with TaskGroup() as group:
             for _ in range(chats):
                 group.create_task(service.chat_for_ever())
+            if trouble:
+                # Its agent is registered where it is imported: in no process without trouble.
+                from streams.dev.trouble import make_trouble
+
+                group.create_task(make_trouble(engine))
             while True:
                 await asyncio.sleep(0.5)
                 if counts is not None:
@@ -110,17 +115,18 @@ async def play(rate: float, chats: int, counts: Path | None) -> None:
 @click.option("--rate", type=click.FloatRange(min=0.1), default=50.0, show_default=True, help="Messages a second.")
 @click.option("--chats", type=click.IntRange(1, 100), default=20, show_default=True, help="Chats at once.")
 @click.option("--counts", type=click.Path(path_type=Path), help="A file for the counts.")
-def main(rate: float, chats: int, counts: Path | None) -> None:
+@click.option("--trouble", is_flag=True, help="Enqueue what is slow and what no worker can keep, too.")
+def main(rate: float, chats: int, counts: Path | None, trouble: bool) -> None:
     """Play real conversations through the outbox until SIGTERM."""
     with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
-        asyncio.run(_until_told(rate, chats, counts))
+        asyncio.run(_until_told(rate, chats, counts, trouble))
 
 
-async def _until_told(rate: float, chats: int, counts: Path | None) -> None:
+async def _until_told(rate: float, chats: int, counts: Path | None, trouble: bool) -> None:
     task = asyncio.current_task()
     if task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await play(rate, chats, counts)
+    await play(rate, chats, counts, trouble)
 
 
 def _write(file: Path, played: Played) -> None:

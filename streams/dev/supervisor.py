@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -21,11 +22,14 @@ from streams.dev.services import Services, services, serving
 from streams.dev.supervised import Supervised, kept_running
 from streams.dev.workplace import Note, Workplace, disk_error
 from streams.errors import ServiceUnreachable, StreamsError
-from streams.settings import redact
+from streams.groups import TaskGroup
+from streams.settings import load, redact
 
+TROUBLE = "streams.dev.trouble"
 READY_SECONDS = 120.0
 MIGRATE_SECONDS = 120.0
 STEADY_SECONDS = 2.0
+KILL_SECONDS = 45.0  # between two kills of a worker, with `trouble`
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class Plan:
     demo: bool = False
     show_demo: bool = True
     relay: str = "cdc"
+    trouble: bool = False
 
 
 def up(workplace: Workplace, plan: Plan, screen: Screen) -> None:
@@ -56,6 +61,8 @@ class Supervisor:
     async def run(self) -> None:
         """Start everything, wait for the end, stop in the order workers, relay, kafka, postgresql."""
         programs = list(self._programs())
+        for pages in [each.web for each in programs if each.web is not None][:1]:
+            self._screen.line(f"pages       http://127.0.0.1:{pages}/outbox/ (in a few seconds)")
         with self._stopped_by_signals():
             try:
                 self._screen.busy("starting PostgreSQL and Kafka")
@@ -82,9 +89,19 @@ class Supervisor:
         counters = await begun(url)
         async with kept_running(others), kept_running(workers):
             await self._announce()
-            if self._plan.demo and self._plan.show_demo:
-                await keep_score(url, counters, self._workplace.demo, self._screen)
-            await asyncio.Event().wait()
+            async with TaskGroup() as group:
+                if self._plan.trouble:
+                    group.create_task(self._kill_workers(workers))
+                if self._plan.demo and self._plan.show_demo:
+                    await keep_score(url, counters, self._workplace.demo, self._screen)
+                await asyncio.Event().wait()
+
+    async def _kill_workers(self, workers: list[Supervised]) -> None:
+        """One after the other, for ever; each is started again."""
+        while workers:
+            for each in workers:
+                await asyncio.sleep(KILL_SECONDS)
+                await asyncio.to_thread(each.kill)
 
     def _programs(self) -> Iterator[Program]:
         ports: set[int] = set()
@@ -99,11 +116,18 @@ class Supervisor:
                 yield Program(each, words, port)
         if self._plan.demo:
             self._workplace.demo.unlink(missing_ok=True)
-            yield Program("demo", (sys.executable, "-m", "streams.dev.demo", "--counts", str(self._workplace.demo)))
+            trouble = ("--trouble",) if self._plan.trouble else ()
+            counts = ("--counts", str(self._workplace.demo))
+            yield Program("demo", (sys.executable, "-m", "streams.dev.demo", *counts, *trouble))
 
     def _environ(self) -> dict[str, str]:
+        if self._plan.trouble:
+            self._workplace.trouble.touch()
+        troubled = self._workplace.trouble.exists()
+        agents = {"STREAMS_AGENTS": json.dumps([*load().agents, TROUBLE])} if troubled else {}
         return {
             **os.environ,
+            **agents,
             **self._services.environ,
             "PATH": search_path(),
             "PYTHONUNBUFFERED": "1",

@@ -52,6 +52,7 @@ class Workplace:
         self.connect = self.root / "connect"
         self.logs = self.root / "logs"
         self.demo = self.root / "demo.json"
+        self.trouble = self.root / "trouble"  # there once `--trouble` was asked for: its messages need their agent
         self._note = self.root / "services.json"
         self._lock = self.root / "lock"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import stat
 import subprocess
@@ -85,7 +86,9 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("up")
     answer = streams(folder, "up", "--detach", "--workers", "2")
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert answer.stdout.count("http://127.0.0.1:") == 2
+    # The pages' address comes first, then where everything is.
+    assert answer.stdout.count("http://127.0.0.1:") == 3
+    assert re.match(r"pages +http://127\.0\.0\.1:\d+/outbox/ ", answer.stdout)
     yield folder
     assert streams(folder, "down").returncode == 0
     assert processes(folder) == []
@@ -200,12 +203,15 @@ def test_status_without_postgresql_ends_with_3(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_stops_everything_and_the_next_up_finds_the_data(tmp_path: Path) -> None:
-    first = _on_a_terminal(tmp_path, "up", "--demo", "--workers", "1", until="persisted 1")
+    first = _on_a_terminal(tmp_path, "up", "--demo", "--trouble", "--workers", "1", until="persisted 1")
     assert "rolled back" in first
     assert processes(tmp_path) == []
     (tmp_path / "Procfile").write_text(SHOP)
     assert streams(tmp_path, "up", "--detach").returncode == 0
     assert int(psql(tmp_path, "SELECT count(*) FROM chat_histories")) > 0
+    # What was enqueued in trouble is worked without more of it.
+    assert wait(lambda: int(psql(tmp_path, "SELECT count(*) FROM outbox_state WHERE status = 'consumed'")) > 0, 20)
+    assert psql(tmp_path, "SELECT topic FROM outbox_biz_types WHERE biz_type = 'demo_summaries'") == "demo-summaries"
     assert streams(tmp_path, "down").stdout == "stopped\n"
     assert processes(tmp_path) == []
 
