@@ -1,0 +1,125 @@
+"""One real deployment and one real browser for all tests in this folder."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from streams.database import connect_sync
+from streams.dev.kafka import KafkaBroker
+from streams.dev.ports import free_port
+from streams.dev.postgres import PostgresServer
+from streams.testing.deployment import Deployment
+from streams.testing.services import copied
+from streams.web import passwords
+from tests.fixtures.scene import BIDI, CANARY
+
+PASSWORD = "correct horse battery staple"
+BIZ_TYPE = "<img src=x onerror=document.title='canary'>"
+
+# Chats that are persisted, one whose message cannot be read, and a biz_type that nobody knows, in conversations of odd names.
+FILL = """
+INSERT INTO outbox_biz_types (biz_type, topic, max_bytes) VALUES (%(biz_type)s, %(topic)s, 900000);
+SELECT outbox_enqueue('chat_history_persist', key, json_build_object(
+    'user_id', 7, 'conversation_id', key, 'role', 'user', 'message', 'canary-text ' || n))
+FROM generate_series(1, 400) AS n, LATERAL (SELECT 'chat-' || n % 20 AS key) AS k;
+INSERT INTO outbox (biz_type, topic, key, payload)
+SELECT 'chat_history_persist', %(topic)s, key,
+       '{"user_id": "canary-text", "conversation_id": "c", "role": "user", "message": "m"}'
+FROM unnest(ARRAY[%(canary)s, %(bidi)s, 'chat-3']) AS key, generate_series(1, 4);
+INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%(biz_type)s, %(topic)s, %(canary)s, '{}');
+INSERT INTO outbox_actions (who, act, what, why) VALUES (%(canary)s, 'replay', '{"count": 1}', %(canary)s);
+"""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A deployment at work: `pages` are a worker's, `login` those of `streams web` with users."""
+
+    deployment: Deployment
+    pages: str
+    login: str
+
+    def query(self, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        """Run one statement."""
+        with connect_sync(self.deployment.url) as connection:
+            cursor = connection.execute(statement.encode(), parameters or None)
+            return cursor.fetchall() if cursor.description else []
+
+
+@pytest.fixture(scope="session")
+def stack(
+    postgres: PostgresServer, kafka: KafkaBroker, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """A relay, a worker and `streams web`, with some messages dead and one conversation waiting."""
+    with ExitStack() as opened:
+        url = opened.enter_context(copied(postgres, postgres.url_of(template)))
+        deployment = opened.enter_context(Deployment.on(url, kafka.url, tmp_path_factory.mktemp("stack")))
+        deployment.up()
+        stack = Stack(deployment, f"http://127.0.0.1:{deployment.ports[0]}/outbox/", _login(deployment))
+        [(topic,)] = stack.query("SELECT topic FROM outbox_biz_types WHERE biz_type = 'chat_history_persist'")
+        values = {"biz_type": BIZ_TYPE, "topic": topic, "canary": CANARY, "bidi": BIDI}
+        for statement in FILL.split(";\n"):
+            if statement.strip():
+                stack.query(statement.replace("n % 20", "n %% 20"), **values)
+        until(lambda: stack.query("SELECT count(*) FROM outbox_state WHERE status = 'dead'")[0][0] >= 9)
+        until(lambda: stack.query("SELECT count(*) FROM outbox_state WHERE status = 'consumed'")[0][0] >= 380)
+        yield stack
+
+
+def _login(deployment: Deployment) -> str:
+    port = free_port()
+    users = f'{{amy: {{password: "{passwords.line(PASSWORD)}", role: operator}}}}'
+    deployment.start(
+        "streams",
+        "web",
+        "--port",
+        str(port),
+        STREAMS_WEB__ACCESS="users",
+        STREAMS_WEB__USERS=users,
+        STREAMS_WEB__SECRET="s" * 40,
+        STREAMS_WEB__ENVIRONMENT="staging",
+        STREAMS_WEB__COLOUR="violet",
+    )
+    return f"http://127.0.0.1:{port}/outbox/"
+
+
+@pytest.fixture(scope="module")
+def browser(stack: Stack) -> Iterator[Browser]:
+    """Debian's Chromium, after the servers: Playwright keeps an event loop in this thread until it is closed."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.fail("no Chromium: `apt-get install chromium` (.ci/run does it)", pytrace=False)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page whose errors fail the test that uses it."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    yield page
+    context.close()
+    assert wrong == []
+
+
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """The condition's first true value."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {value!r}"
+        time.sleep(0.1)
+    return value
