@@ -173,6 +173,10 @@ def _told(error: DBAPIError) -> Exception:
         return ServiceUnreachable("PostgreSQL takes too long to answer the pages")
     if state.startswith("25006"):
         return DatabaseRefuses("the database takes no writes now")
+    if state == "42501":
+        return DatabaseRefuses(
+            f"PostgreSQL refuses: {said}; web.database_url and web.acts_url may name a role that may"
+        )
     if state.startswith("42"):
         return DatabaseRefuses(f"PostgreSQL refuses: {said}")
     return ServiceUnreachable(f"PostgreSQL does not answer: {said}")

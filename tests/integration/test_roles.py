@@ -16,6 +16,10 @@ from streams import outbox
 from streams.agents.chat_history import ChatHistoryPersist
 from streams.cli import cli
 from streams.database import async_engine, connect, partitions
+from streams.settings import load
+from streams.web.messages import Request
+from streams.web.pages import PAGES
+from streams.web.site import Site
 from tests.conftest import World
 from tests.fixtures.publish import CHAT, payload
 
@@ -89,6 +93,7 @@ async def test_each_role_does_its_job(granted: World, eventually: Eventually, mo
         ("biz-types", "list"),
     ):
         assert run(OPERATOR, *command).exit_code == 0, command
+    await _look_at_every_page(world)
     assert run(OPERATOR, "conversations", "list").exit_code == 0
     assert run(OPERATOR, "relay", "switch", "--to", "cdc").exit_code == 0
     assert run(OPERATOR, "dead", "replay", "2", "--why", "again").exit_code == 0
@@ -102,6 +107,20 @@ async def test_each_role_does_its_job(granted: World, eventually: Eventually, mo
     assert audited.exit_code == 0, audited.output
     assert run(AUDITOR, "audit").exit_code == 0
     assert run(OWNER, "migrate").exit_code == 0
+
+
+async def _look_at_every_page(world: World) -> None:
+    """As an operator; with a worker's own rights pages say what they lack."""
+    for role in (OPERATOR, WORKER):
+        site = Site(load(environ=world.environ | {"DATABASE_URL": as_role(world, role)}))
+        refused = 0
+        for page in (page for page in PAGES if "{" not in page.path and page.path != "/conversation"):
+            answer = await site.answer(Request("GET", page.path, headers=[("host", "localhost")], peer="127.0.0.1"))
+            if role == OPERATOR:
+                assert answer.status == 200, (page.path, answer.body)
+            refused += b"web.database_url and web.acts_url may name a role that may" in answer.body
+        assert (refused > 0) == (role == WORKER)
+        site.close()
 
 
 # A statement, and who may do it beside the owner.
