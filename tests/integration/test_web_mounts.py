@@ -52,8 +52,8 @@ async def _worker(settings: Settings, world: Deployment) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def _alone(settings: Settings, world: Deployment) -> AsyncIterator[str]:
-    port = free_port()
-    process = world.start("streams", "web", "--port", str(port))
+    port, probe = free_port(), f"127.0.0.1:{free_port()}"
+    process = world.start("streams", "web", "--port", str(port), STREAMS_WEB__PROBE=probe)
     address = f"http://127.0.0.1:{port}/outbox"
     async with asyncio.timeout(30), aiohttp.ClientSession() as client:
         while True:
@@ -63,6 +63,11 @@ async def _alone(settings: Settings, world: Deployment) -> AsyncIterator[str]:
             except aiohttp.ClientConnectionError:
                 assert process.running, process.last_words(5)
                 await asyncio.sleep(0.05)
+    async with aiohttp.ClientSession() as client:
+        # Probes come from elsewhere, by whatever name, and find nothing but health.
+        for path, status in (("/health/live", 200), ("/health/ready", 200), ("/", 404), ("/outbox/", 404)):
+            async with client.get(f"http://{probe}{path}", headers={"Host": "pod.example"}) as answer:
+                assert answer.status == status, path
     yield address
     # Ten open pages keep nobody from ending.
     pages = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]

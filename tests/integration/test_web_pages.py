@@ -11,7 +11,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import hypothesis
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import strategies as st
 
 from streams.database import connect_sync
 from streams.settings import load
@@ -19,7 +22,9 @@ from streams.web.messages import FORM, Request, Response
 from streams.web.page import Page
 from streams.web.pages import PAGES
 from streams.web.pool import DatabaseRefuses
+from streams.web.routes import Route
 from streams.web.site import Site
+from streams.web.table import ROUTES
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.scene import BIDI, CANARY, HELD, RETRIED, TEXT, fill
 
@@ -38,6 +43,16 @@ async def site(database: str) -> AsyncIterator[Site]:
     fill(database)
     tokens = {role: {"sha256": hashlib.sha256(role.encode()).hexdigest(), "role": role} for role in ROLES}
     site = Site(load(environ={"DATABASE_URL": database, "STREAMS_WEB__TOKENS": json.dumps(tokens)}))
+    yield site
+    site.close()
+
+
+@pytest.fixture
+async def quiet(streams_template: str) -> AsyncIterator[Site]:
+    """The pages of a database in which there is nothing, shared by all: what is sent finds nothing to act on."""
+    tokens = {"admin": {"sha256": hashlib.sha256(b"admin").hexdigest(), "role": "admin"}}
+    environ = {"DATABASE_URL": streams_template, "STREAMS_WEB__TOKENS": json.dumps(tokens)}
+    site = Site(load(environ=environ))
     yield site
     site.close()
 
@@ -135,6 +150,36 @@ async def test_what_is_wrong_is_said_in_one_line(site: Site, address: str, statu
     shown = await get(site, address)
     assert (told.status, shown.status) == (status, status)
     assert line in json.loads(told.body)["error"]
+
+
+ODD = st.one_of(
+    st.sampled_from(
+        ["", "0", "-1", "1", "true", "10m", "9" * 30, "1e9", "../..", "2026-01-01T00:00:00Z", CANARY, BIDI]
+    ),
+    st.text(max_size=40),
+)
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+async def test_nothing_that_is_sent_makes_a_page_fail(quiet: Site, route: Route) -> None:
+    names = [*(route.takes.__struct_fields__ if route.takes else ()), "part", "q", "nobody_knows"]
+    given = st.dictionaries(st.sampled_from(names), ODD, max_size=4)
+    seen: list[tuple[dict[str, str], str]] = []
+
+    @hypothesis.settings(max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @hypothesis.given(given, ODD)
+    def choose(form: dict[str, str], part: str) -> None:
+        seen.append((form, part))
+
+    choose()
+    for form, part in seen:
+        path = "/".join(part.replace("/", "") if "{" in word else word for word in route.path.split("/"))
+        query = urlencode({name: value.encode(errors="replace") for name, value in form.items()})
+        body = query.encode() if route.method == "POST" else b""
+        headers = [("host", "127.0.0.1"), ("authorization", "Bearer admin"), ("content-type", FORM), ("accept", "*/*")]
+        asked = Request(route.method, path, "" if body else query, headers=headers, body=body, peer="127.0.0.1")
+        answer = await quiet.answer(asked)
+        assert answer.status < 500, (path, form, answer.body)
 
 
 async def test_search_jumps_only_to_what_exists_alone(site: Site) -> None:

@@ -8,7 +8,10 @@ from typing import Any
 
 import msgspec
 import pytest
+import yaml
+from click.testing import CliRunner
 
+from streams.cli import cli
 from streams.settings import Web
 from streams.web import passwords
 from streams.web.access import COOKIE, Access
@@ -163,3 +166,22 @@ async def test_the_host_application_says_who_asks() -> None:
 
     assert await access(lambda _: amy).identify(ask(peer="9.9.9.9")) == amy
     assert await access(later).identify(ask()) is None
+
+
+async def test_the_commands_print_lines_that_let_somebody_in() -> None:
+    run = CliRunner().invoke
+    printed = run(cli, ["web", "password", "amy", "--role", "support"], input=f"{PASSWORD}\n").output
+    user = yaml.safe_load(printed)
+    ours = access(access="users", users=user, secret=SECRET)
+    cookie = await ours.log_in(ask(), "amy", PASSWORD)
+    assert await ours.identify(ask(("cookie", f"{COOKIE}={cookie}"))) == Identity("amy", ROLES["support"], "user")
+    drawn = run(cli, ["web", "token", "grafana"])
+    token = drawn.stderr.rpartition(" ")[2].strip()
+    known = await access(tokens=yaml.safe_load(drawn.stdout)).identify(ask(("authorization", f"Bearer {token}")))
+    assert known == Identity("token grafana", ROLES["viewer"], "token")
+    for arguments, text, line in (
+        (["password", "amy"], "short\n", "the password has 5 characters: expected at least 12"),
+        (["password", "a: b"], f"{PASSWORD}\n", "the name is 'a: b': expected a plain word"),
+    ):
+        refused = run(cli, ["web", *arguments], input=text)
+        assert line in str(refused.exception)
