@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from streams.operate.relay_status import RelayStatus
-from streams.operate.snapshot import Count, Limits, Process, Rate, Snapshot, Totals
+from streams.operate.snapshot import Count, Limits, Partition, Process, Rate, Snapshot, Totals
 
 Severity = Literal["bad", "watch"]
 
 STUCK_SECONDS = 60.0
+UNOWNED_SECONDS = 30.0
 WAIT_SECONDS = 15.0
 NEW_CAUSE_SECONDS = 900.0
 HELD_SECONDS = 3600.0
@@ -340,7 +341,8 @@ def _cure(process: Process) -> str:
 
 
 def _partitions(snapshot: Snapshot) -> Iterator[Fault]:
-    unowned = [part for part in snapshot.partitions if part.owner is None]
+    # A worker tells of its partitions every few seconds: a rebalance is no fault yet.
+    unowned = [part for part in snapshot.partitions if part.owner is None and _still(part) > UNOWNED_SECONDS]
     for topic in sorted({part.topic for part in unowned}):
         # While nobody works at all, one line says it.
         if not snapshot.workers or topic not in _consumed(snapshot):
@@ -353,18 +355,23 @@ def _partitions(snapshot: Snapshot) -> Iterator[Fault]:
             subject=topic,
         )
     for part in snapshot.partitions:
-        still = (part.at - part.moved).total_seconds()
-        if part.owner is not None and part.lag and still > STUCK_SECONDS:
+        still = _still(part)
+        if part.owner is not None and still > STUCK_SECONDS:
             yield _fault(
                 "partition.stuck",
                 f"partition {part.partition} of topic {part.topic} does not move for"
-                f" {_span(still)}, {part.lag:,} records wait",
+                f" {_span(still)}, {part.lag or 0:,} records wait",
                 "see what its worker waits for; ending that worker hands the partition on",
                 subject=f"{part.topic}/{part.partition}",
                 since=part.moved,
             )
     yield from _lag(snapshot)
     yield from _kept(snapshot)
+
+
+def _still(part: Partition) -> float:
+    """For how many seconds records wait and none was committed."""
+    return (part.at - part.moved).total_seconds() if part.lag else 0.0
 
 
 def _consumed(snapshot: Snapshot) -> frozenset[str]:

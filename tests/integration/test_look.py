@@ -43,7 +43,7 @@ INSERT INTO outbox_processes (id, kind, name, host, pid, version, partitions, wa
 VALUES (gen_random_uuid(), 'worker', 'g', 'h', 7, '1', '{"t": [0]}',
         'UndefinedColumn (topic t, partition 0)', '42703', now() - interval '1 minute');
 INSERT INTO outbox_lag ("group", topic, partition, committed, end_offset, log_start, moved, at)
-VALUES ('g', 't', 0, 10, 25, 0, now() - interval '5 minutes', now()), ('g', 't', 1, 30, 25, 0, now(), now());
+VALUES ('g', 't', 0, 10, 25, 0, now() - interval '5 minutes', now()), ('g', 't', 1, 20, 25, 0, now() - interval '5 minutes', now());
 INSERT INTO outbox_stats (width, bucket, process, biz_type, consumed, dead, latency)
 SELECT 10, date_bin('10 s', now(), 'epoch') - interval '20 seconds', process, 'chat', 60, 3, array_fill(10, ARRAY[32])
 FROM (VALUES (''), ('p')) AS processes (process);
@@ -93,7 +93,7 @@ def test_a_snapshot_says_what_the_tables_say(filled: Connection) -> None:
     assert (worker.pid, worker.state, worker.partitions) == (7, "alive", {"t": (0,)})
     assert [(part.partition, part.lag, part.owner) for part in found.partitions] == [
         (0, 15, worker.id),
-        (1, 0, None),
+        (1, 5, None),
     ]
     assert found.rates[0].consumed == pytest.approx(2.0)
     assert found.latency.samples == 640

@@ -165,7 +165,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         worker(waits_for="UndefinedColumn", waits_code="42703", waits_since=ago(16)),
         worker(waits_for="UndefinedColumn", waits_code="42703", waits_since=ago(14)),
     ),
-    "partition.unowned": (part(owner=None), {"partitions": (replace(PART, topic="other", owner=None),)}),
+    "partition.unowned": (part(owner=None, moved=ago(31)), part(owner=None, moved=ago(30))),
     "partition.stuck": (part(moved=ago(61)), part(moved=ago(61), committed=9)),
     "lag.grows": ({"trends": {"lag:t": Trend(400, 1000, 600)}}, {"trends": {"lag:t": Trend(400, 999, 600)}}),
     "retention.passed": (part(log_start=6), part(log_start=5)),
