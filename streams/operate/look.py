@@ -44,7 +44,7 @@ GONE_SECONDS = 60.0
 RATE_SECONDS = 60
 FAILING_SECONDS = 600
 PIN_SECONDS = 60.0
-ROWS = 100_000
+ROWS = 20_000
 """Rows looked at for published messages, at most."""
 FEW_ATTEMPTS = 3
 SHOWN = 10

@@ -75,6 +75,8 @@ class Isolation:
 
         HandlerBroken when it is no message's fault.
         """
+        # The fates of an earlier batch of this transaction were written behind its last savepoint.
+        self._savepoint.left()
         await self._caller.remember()
         for biz_type, batch in batches:
             await self.apply(agents[biz_type], batch)

@@ -31,6 +31,10 @@ class Savepoint:
             await self._execute(f"{RELEASE}; {SET}" if self._is_set else SET)
         self._is_set, self._is_clean = True, False
 
+    def left(self) -> None:
+        """Others have written since, or may have: what they did is not undone with what comes."""
+        self._is_clean = False
+
     async def undo(self) -> None:
         """Undo what was done since `set`."""
         await self._execute(UNDO)
