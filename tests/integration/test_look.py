@@ -43,7 +43,8 @@ INSERT INTO outbox_processes (id, kind, name, host, pid, version, partitions, wa
 VALUES (gen_random_uuid(), 'worker', 'g', 'h', 7, '1', '{"t": [0]}',
         'UndefinedColumn (topic t, partition 0)', '42703', now() - interval '1 minute');
 INSERT INTO outbox_lag ("group", topic, partition, committed, end_offset, log_start, moved, at)
-VALUES ('g', 't', 0, 10, 25, 0, now() - interval '5 minutes', now()), ('g', 't', 1, 20, 25, 0, now() - interval '5 minutes', now());
+VALUES ('g', 't', 0, 10, 25, 0, now() - interval '5 minutes', now()),
+       ('g', 't', 1, 20, 25, 0, now() - interval '5 minutes', now());
 INSERT INTO outbox_stats (width, bucket, process, biz_type, consumed, dead, latency)
 SELECT 10, date_bin('10 s', now(), 'epoch') - interval '20 seconds', process, 'chat', 60, 3, array_fill(10, ARRAY[32])
 FROM (VALUES (''), ('p')) AS processes (process);
