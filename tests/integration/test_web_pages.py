@@ -15,8 +15,10 @@ import hypothesis
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
+from psycopg import sql
+from sqlalchemy import Engine, event
 
-from streams.database import connect_sync
+from streams.database import connect_sync, partitions, sync_engine
 from streams.settings import load
 from streams.web.messages import FORM, Request, Response
 from streams.web.page import Page
@@ -392,3 +394,77 @@ async def test_pages_have_two_connections_and_give_them_back(site: Site, databas
         await site.pool.run(lambda connection: connection.exec_driver_sql("DELETE FROM outbox_actions"))
     site.pool._rest()
     assert connections() == 0
+
+
+MANY = """
+INSERT INTO outbox (biz_type, topic, key, payload)
+SELECT 'chat_history_persist', 'chat-history', 'many-' || n % 500, '{}' FROM generate_series(1, 100000) AS n;
+INSERT INTO outbox_state (outbox_id, status, "offset", partition, applied, attempts)
+SELECT id, 'consumed', id, id % 8, nextval('outbox_applied'), 0 FROM outbox WHERE key LIKE 'many-%';
+UPDATE relay_position SET floor = (SELECT max(id) FROM outbox)
+"""
+READ_WHOLE = """
+SELECT coalesce(sum(seq_scan), 0)::bigint FROM pg_stat_user_tables
+WHERE relname ~ '^outbox(_state)?_[0-9]+$'
+"""
+
+
+async def test_no_page_reads_a_large_table_whole_or_asks_much(database: str) -> None:
+    with connect_sync(database) as connection:
+        for (name,) in connection.execute("SELECT inhrelid::regclass::text FROM pg_inherits").fetchall():
+            if name.rpartition("_")[0] in ("outbox", "outbox_state"):
+                connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(name)))
+    engine = sync_engine(database)
+    with engine.begin() as narrow:
+        partitions.ensure_sync(narrow, ahead=104_000, width=2_600)
+    engine.dispose()
+    fill(database)
+    with connect_sync(database) as connection:
+        for statement in MANY.split(";\n"):
+            connection.execute(statement.encode())
+        connection.execute("ANALYZE")
+        [(leaves,)] = connection.execute(
+            "SELECT count(*) FROM pg_inherits WHERE inhparent = 'outbox'::regclass"
+        ).fetchall()
+        assert leaves >= 40
+
+    def whole() -> int:
+        """How often a partition was read whole so far."""
+        with connect_sync(database) as connection:
+            return int(connection.execute(READ_WHOLE.encode()).fetchall()[0][0])
+
+    before = whole()
+    site = Site(load(environ={"DATABASE_URL": database}))
+    asked = 0
+
+    async def look(address: str) -> Response:
+        path, _, query = address.partition("?")
+        return await site.answer(Request("GET", path, query, headers=[("host", "localhost")], peer="127.0.0.1"))
+
+    def count(*_: Any) -> None:
+        nonlocal asked
+        asked += 1
+
+    event.listen(Engine, "before_cursor_execute", count)
+    [cause] = [
+        each["fingerprint"]
+        for each in json.loads((await look("/api/dead")).body)["causes"]
+        if each["error_code"] == "23503"
+    ]
+    seen: dict[str, tuple[int, int]] = {}
+    for page in PAGES:
+        if page.path.startswith("/operations/{"):
+            continue
+        asked = 0
+        answer = await look(address_of(page, cause))
+        assert answer.status == 200, (page.path, answer.body)
+        # Statistics are written down when a session ends.
+        site.pool._rest()
+        before, scans = whole(), before
+        seen[page.path] = (asked, before - scans)
+    assert max(statements for statements, _ in seen.values()) <= 45, seen
+    # A partition of the scene's own rows is small enough to be read as it is; all of them are not.
+    looked_back = ("/", "/conversation", "/proof/")
+    assert max(scans for path, (_, scans) in seen.items() if path not in looked_back) < 10, seen
+    event.remove(Engine, "before_cursor_execute", count)
+    site.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
@@ -45,9 +47,20 @@ class Messages:
 def read(source: Source, query: MessagesQuery) -> Messages:
     """The newest messages from there on."""
     parameters = {"before": query.before, "limit": query.limit + 1}
-    rows = source.connection.exec_driver_sql(named("newest_messages"), parameters).all()
-    lines = tuple(Line(*row) for row in rows[: query.limit])
-    return Messages(lines, lines[-1].outbox_id if len(rows) > query.limit else None)
+    with source.connection.begin():
+        rows = source.connection.exec_driver_sql(named("newest_messages"), parameters).all()
+        shown = rows[: query.limit]
+        ids = [row[0] for row in shown]
+        bounds = {"ids": ids, "first": min(ids, default=0), "last": max(ids, default=0)}
+        states = {row[0]: row[1:] for row in source.connection.exec_driver_sql(named("states_of"), bounds)}
+    lines = tuple(_line(row, states.get(row[0])) for row in shown)
+    return Messages(lines, ids[-1] if len(rows) > query.limit else None)
+
+
+def _line(row: Sequence[Any], state: Sequence[Any] | None) -> Line:
+    outbox_id, biz_type, topic, key, enqueued, published = row
+    begun = ("published" if published else "pending", 0, None, None)
+    return Line(outbox_id, biz_type, topic, key, enqueued, *(state or begun))
 
 
 PAGE = Page(
