@@ -91,3 +91,28 @@ async def test_a_relay_that_cannot_start_without_the_broker_drops_it_too(
     frugal.relay()
     await eventually(published(frugal, ids), 60)
     check_order(frugal, ids)
+
+
+async def test_partitions_are_made_by_a_relay_that_is_started_again_while_the_broker_is_away(
+    frugal: World, broker: KafkaBroker, eventually: Eventually
+) -> None:
+    """A pod that moves during an outage of Kafka: business transactions go on."""
+    room = (
+        "SELECT max(substring(pg_get_expr(c.relpartbound, c.oid) FROM 'TO \\(''(\\d+)')::bigint) - s.last_value"
+        " FROM pg_inherits JOIN pg_class AS c ON c.oid = inhrelid, outbox_id_seq AS s"
+        " WHERE inhparent = 'outbox'::regclass GROUP BY s.last_value"
+    )
+    frugal.environ["STREAMS_OUTBOX__PARTITION_ROWS"] = "1000"
+    broker.kill()
+    [(left,)] = frugal.query(room)
+    frugal.query("SELECT setval('outbox_id_seq', last_value + %s) FROM outbox_id_seq", left - 500)
+    ids: list[int] = []
+    for _ in range(4):
+        relay = frugal.relay()
+        await eventually(lambda: frugal.query(room) > [(1200,)])
+        relay.kill()
+        ids += enqueue(frugal.url, frugal.topic, [payload(n, f"c{n % 9}") for n in range(1200)])
+    await broker.restart()
+    frugal.relay()
+    await eventually(published(frugal, ids), 60)
+    check_order(frugal, ids)
