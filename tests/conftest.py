@@ -42,6 +42,23 @@ def kafka(streams_kafka: KafkaBroker) -> KafkaBroker:
 
 
 @pytest.fixture(scope="session")
+def spare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    """A second real broker, which nobody shares."""
+    broker = KafkaBroker(tmp_path_factory.mktemp("spare", numbered=False))
+    asyncio.run(broker.start())
+    yield broker
+    asyncio.run(broker.stop())
+
+
+@pytest.fixture
+def broker(spare: KafkaBroker) -> Iterator[KafkaBroker]:
+    """A broker that a test may stop, kill or silence; the next one finds it running."""
+    yield spare
+    if spare.pid is None:
+        asyncio.run(spare.start())
+
+
+@pytest.fixture(scope="session")
 def connect(kafka: KafkaBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConnectWorker]:
     """One real Kafka Connect worker with the real Debezium connector; tests that stop it start it again."""
     worker = ConnectWorker(tmp_path_factory.mktemp("connect", numbered=False), kafka)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,15 +14,6 @@ from tests.fixtures.publish import enqueue, payload
 
 Eventually = Callable[..., Any]
 SLOTS = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s"
-
-
-@pytest.fixture
-async def broker(tmp_path: Path) -> AsyncIterator[KafkaBroker]:
-    """A broker of our own to take away."""
-    found = KafkaBroker(tmp_path / "kafka")
-    await found.start()
-    yield found
-    await found.stop()
 
 
 @pytest.fixture

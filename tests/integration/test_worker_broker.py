@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,10 @@ Eventually = Callable[..., Any]
 
 
 @pytest.fixture
-async def broker(world: World, tmp_path: Path) -> AsyncIterator[KafkaBroker]:
-    """A broker of this world alone."""
-    async with KafkaBroker(tmp_path / "broker") as found:
-        world.environ["BROKER_URL"] = found.url
-        yield found
+def apart(world: World, broker: KafkaBroker) -> KafkaBroker:
+    """A broker that this world has for itself."""
+    world.environ["BROKER_URL"] = broker.url
+    return broker
 
 
 @contextmanager
@@ -46,7 +45,7 @@ def silent(broker: KafkaBroker) -> Iterator[None]:
 
 
 async def test_sigterm_while_the_broker_says_nothing_ends_it_soon(
-    world: World, broker: KafkaBroker, tmp_path: Path, eventually: Eventually
+    world: World, apart: KafkaBroker, tmp_path: Path, eventually: Eventually
 ) -> None:
     """There is something to commit, and nobody to take it."""
     world.environ["STREAMS_WORKER__COMMIT_INTERVAL"] = "60"
@@ -54,7 +53,7 @@ async def test_sigterm_while_the_broker_says_nothing_ends_it_soon(
     worker = world.worker()
     ids = notes.send("a", *[f"a{n}" for n in range(50)])
     await eventually(lambda: notes.all(ids, "consumed"), 60)
-    with silent(broker):
+    with silent(apart):
         await worker.stop(signal.SIGTERM, grace=8)
         assert worker.returncode == 0
     world.worker()
@@ -65,13 +64,13 @@ async def test_sigterm_while_the_broker_says_nothing_ends_it_soon(
 
 @pytest.mark.long
 async def test_a_broker_that_says_nothing_for_long_ends_nothing(
-    world: World, broker: KafkaBroker, tmp_path: Path, eventually: Eventually
+    world: World, apart: KafkaBroker, tmp_path: Path, eventually: Eventually
 ) -> None:
     notes = Notes(world, tmp_path)
     worker = world.worker()
     ids = notes.send("a", *[f"a{n}" for n in range(50)])
     await eventually(lambda: notes.all(ids, "consumed"), 60)
-    with silent(broker):
+    with silent(apart):
         await eventually(lambda: world.health()[0]["reasons"] == ["Kafka does not answer"], 30)
         await asyncio.sleep(35)
         assert worker.running
@@ -102,10 +101,10 @@ class Guarded(KafkaBroker):
 
 async def test_relay_and_worker_log_in(world: World, tmp_path: Path, eventually: Eventually) -> None:
     world.migrate()
-    count_crashes = Guarded(tmp_path / "broker")
-    async with count_crashes:
+    guarded = Guarded(tmp_path / "broker")
+    async with guarded:
         world.environ |= {
-            "BROKER_URL": count_crashes.login,
+            "BROKER_URL": guarded.login,
             "STREAMS_BROKER__SECURITY_PROTOCOL": "SASL_PLAINTEXT",
             "STREAMS_BROKER__SASL_MECHANISM": "PLAIN",
             "STREAMS_BROKER__SASL_USERNAME": "app",
@@ -121,12 +120,12 @@ async def test_relay_and_worker_log_in(world: World, tmp_path: Path, eventually:
 
 
 async def test_a_log_that_lost_its_end_is_read_again(
-    world: World, broker: KafkaBroker, tmp_path: Path, eventually: Eventually
+    world: World, apart: KafkaBroker, tmp_path: Path, eventually: Eventually
 ) -> None:
     """What was committed is beyond the end, as after an unclean election: records behind the end would never be read."""
     notes = Notes(world, tmp_path)
     ids = notes.send("a", "a0") + notes.send("b", "b0")
-    commit(broker.url, world.settings.worker.group, notes.topic, {0: 1000, 1: 1000})
+    commit(apart.url, world.settings.worker.group, notes.topic, {0: 1000, 1: 1000})
     worker = world.worker()
     await eventually(lambda: notes.all(ids, "consumed"), 60)
     ids += notes.send("a", "a1") + notes.send("b", "b1")
@@ -142,29 +141,29 @@ async def test_a_log_that_lost_its_end_is_read_again(
 
 
 async def test_a_log_that_loses_its_end_under_a_running_worker_is_read_again(
-    world: World, broker: KafkaBroker, tmp_path: Path, eventually: Eventually
+    world: World, apart: KafkaBroker, tmp_path: Path, eventually: Eventually
 ) -> None:
     """A broker comes back with less than it had: what was committed, and where the worker reads, is beyond its end."""
     notes = Notes(world, tmp_path, partitions=1)
     world.worker()
     ids = notes.send("a", "a0", "a1")
     await eventually(lambda: notes.all(ids, "consumed"), 60)
-    await broker.stop()
-    log = next((tmp_path / "broker" / "data").glob(f"{notes.topic}-0"))
+    await apart.stop()
+    log = next((apart.directory / "data").glob(f"{notes.topic}-0"))
     shutil.copytree(log, tmp_path / "earlier")
-    await broker.start()
+    await apart.start()
     ids += notes.send("a", *[f"a{n}" for n in range(2, 10)])
     group = world.settings.worker.group
-    await eventually(lambda: offsets(broker.url, group, notes.topic, 1) == ({0: 10}, {0: 10}), 60)
-    await broker.stop()
+    await eventually(lambda: offsets(apart.url, group, notes.topic, 1) == ({0: 10}, {0: 10}), 60)
+    await apart.stop()
     shutil.rmtree(log)
     shutil.move(tmp_path / "earlier", log)
-    await broker.start()
+    await apart.start()
     ids += notes.send("a", "a10", "a11", "a12")
     await eventually(lambda: notes.all(ids, "consumed"), 60)
     assert "Kafka lost the end of a partition" in (world.directory / "faust-0.log").read_text()
     # From then on what is committed is where the log ends.
-    await eventually(lambda: offsets(broker.url, group, notes.topic, 1) == ({0: 5}, {0: 5}), 60)
+    await eventually(lambda: offsets(apart.url, group, notes.topic, 1) == ({0: 5}, {0: 5}), 60)
     assert notes.saved("a") == [f"a{n}" for n in range(13)]
 
 
