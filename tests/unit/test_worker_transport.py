@@ -8,7 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import NotLeaderForPartitionError
+from aiokafka.protocol.offset import OffsetResetStrategy
+from aiokafka.structs import TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
@@ -373,3 +376,41 @@ async def test_what_is_broken_in_another_way_is_nobodys_to_mend(
     faust.meanwhile = break_off
     with pytest.raises(UnicodeDecodeError):
         await delivered(consumer)
+
+
+class Thread:
+    """Faust's thread as far as it watches partitions that stand still: it asks aiokafka for their positions."""
+
+    def __init__(self, tp: TopicPartition) -> None:
+        self.state = SubscriptionState()
+        self.state.subscribe({tp.topic})
+        self.state.assign_from_subscribed([tp])
+        self._consumer = SimpleNamespace(_subscription=self.state)
+        self.verified: list[int] = []
+        self.meanwhile: Any = lambda: None
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        self.meanwhile()
+        assert self.state.subscription is not None
+        assert self.state.subscription.assignment is not None
+        self.verified.append(self.state.subscription.assignment.state_value(tp).position)
+
+
+async def test_a_partition_that_is_positioned_anew_while_faust_looks_whether_it_moves_ends_no_worker() -> None:
+    tp = TopicPartition("source", 0)
+    consumer, thread = object.__new__(RunConsumer), Thread(tp)
+    consumer._thread = thread  # type: ignore[assignment]
+    state = thread.state.subscription.assignment.state_value(tp)
+    state.seek(7)
+    consumer.verify_event_path(0.0, TP("source", 0))
+    assert thread.verified == [7]
+    # As after a log that lost its end.
+    state.await_reset(OffsetResetStrategy.EARLIEST)
+    consumer.verify_event_path(0.0, TP("source", 0))
+    state.seek(8)
+    thread.meanwhile = lambda: state.await_reset(OffsetResetStrategy.EARLIEST)
+    consumer.verify_event_path(0.0, TP("source", 0))
+    thread.meanwhile = lambda: thread.state.assign_from_subscribed([])
+    state.seek(9)
+    consumer.verify_event_path(0.0, TP("source", 0))
+    assert thread.verified == [7]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -120,6 +121,17 @@ class FetchingConsumer(driver.Consumer):
         subscription = None if consumer is None else consumer._subscription.subscription
         assignment = None if subscription is None else subscription.assignment
         return None if assignment is None else assignment.state_value(tp)
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Let Faust say that a partition stands still, unless that is being positioned anew.
+
+        Faust asks for a position that is not there then, in a task whose errors end the worker.
+        """
+        if self.position_of(tp) is None:
+            return
+        # Or from now on, in the consumer's thread.
+        with suppress(AssertionError, AttributeError):
+            super().verify_event_path(now, tp)
 
     def set_broker_wait(self, seconds: float) -> None:
         """How long the broker may keep a request for partitions that have nothing.
