@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from streams.database import query as named
 from streams.errors import StreamsError
 from streams.settings import Settings
+from streams.terminal import printable
 from streams.web import messages, render
 from streams.web.messages import Response
 from streams.web.rights import Right
@@ -87,7 +88,7 @@ async def _shown(page: Page[Any], call: Call) -> Response:
     made = answer.value
     headers = {"ETag": made.etag, "X-Figures-At": made.at.isoformat(timespec="milliseconds")}
     if answer.why_old:
-        headers["X-Figures-Old"] = answer.why_old.encode("ascii", "backslashreplace").decode()
+        headers["X-Figures-Old"] = _plain(answer.why_old)
     if not whole:
         if call.request.header("if-none-match") == made.etag:
             return Response(304, b"", headers)
@@ -112,7 +113,7 @@ async def _told(page: Page[Any], call: Call) -> Response:
     answer = await _made(page, call, query)
     headers = {"X-Figures-At": answer.value.at.isoformat(timespec="milliseconds")}
     if answer.why_old:
-        headers["X-Figures-Old"] = answer.why_old.encode("ascii", "backslashreplace").decode()
+        headers["X-Figures-Old"] = _plain(answer.why_old)
     response = messages.json(answer.value.seen)
     return Response(200, response.body, {**response.headers, **headers})
 
@@ -132,6 +133,11 @@ async def _made(page: Page[Any], call: Call, query: msgspec.Struct) -> Answer[_M
     if page.nav == "operations":
         site.operations.take_up()
     return await site.shared.get(key, lambda: site.pool.run(make))
+
+
+def _plain(text: str) -> str:
+    """What a header can carry: one line of ASCII."""
+    return printable(text).encode("ascii", "backslashreplace").decode()
 
 
 async def _badges(call: Call) -> dict[str, str]:
