@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -61,9 +62,18 @@ def _environment() -> Environment:
         version_of=version_of,
         charts=charts,
     )
-    environment.filters.update(
-        number=number, seconds=seconds, bytes=bytes_, short=short, prose=prose, ticked=ticked, path=path
-    )
+    for name, filter_ in (
+        ("number", number),
+        ("seconds", seconds),
+        ("bytes", bytes_),
+        ("short", short),
+        ("prose", prose),
+        ("ticked", ticked),
+        ("sentence", sentence),
+        ("plain", plain),
+        ("path", path),
+    ):
+        environment.filters[name] = filter_
     return environment
 
 
@@ -148,6 +158,16 @@ def prose(text: str) -> Markup:
 def raw(text: str) -> Markup:
     """A value of a form, which comes back as it is: escaped, and nothing else of it shown another way."""
     return escape(text)
+
+
+def sentence(text: str) -> str:
+    """With a capital letter in front."""
+    return text[:1].upper() + text[1:]
+
+
+def plain(value: Any) -> str:
+    """A value of JSON as it is written there, a text as it is."""
+    return value if isinstance(value, str) else msgspec.json.encode(value, enc_hook=str).decode()
 
 
 def ticked(text: str) -> Markup:
