@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from streams.operate.series import Series
+from streams.operate.series import Line, Series
 
 WIDTH, HEIGHT = 600, 120
 SPANS_SAID = {"10m": "ten minutes", "1h": "an hour", "24h": "a day", "7d": "a week"}
@@ -22,9 +22,15 @@ class Layer:
     values: Sequence[float | None]
 
 
+def lines(figures: Series, what: str) -> list[Line]:
+    """The biz_types to which it happened at all, the busiest first."""
+    busy = [line for line in figures.lines if sum(getattr(line, what))]
+    return sorted(busy, key=lambda line: -sum(getattr(line, what)))
+
+
 def rates(figures: Series, what: str) -> Markup:
-    """Counts a second of each biz_type over a span: the six first have a colour, the others share one."""
-    shown = figures.lines[:6]
+    """Counts a second of the six busiest biz_types over a span."""
+    shown = lines(figures, what)[:6]
     layers = [
         Layer(line.biz_type, number, _thinned([count / figures.width for count in getattr(line, what)]))
         for number, line in enumerate(shown, 1)
@@ -34,15 +40,15 @@ def rates(figures: Series, what: str) -> Markup:
 
 def latency(figures: Series) -> Markup:
     """p50 and p99 over a span, as lines with gaps where there are too few samples."""
-    lines = {
+    percentiles = {
         1: [each.p50 for each in figures.latency],
         2: [each.p99 for each in figures.latency],
     }
-    top = nice(max((value for values in lines.values() for value in values if value is not None), default=0))
+    top = nice(max((value for values in percentiles.values() for value in values if value is not None), default=0))
     count = max(1, figures.buckets)
     drawn = Markup("").join(
         Markup('<polyline class="l{}" points="{}"/>').format(colour, points)
-        for colour, values in lines.items()
+        for colour, values in percentiles.items()
         for points in _stretches(values, top, count)
     )
     title = f"Seconds from enqueued to persisted, {SPANS_SAID[figures.span]}: the axis ends at {top:g} s"

@@ -108,7 +108,7 @@ def number(value: float | None) -> str:
     """A count with thousands separated, or one digit of a small rate."""
     if value is None:
         return "unknown"
-    if isinstance(value, int) or value >= 100 or value == int(value):
+    if isinstance(value, int) or value >= 10 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:,.1f}" if value >= 1 else f"{value:.2f}"
 
@@ -172,7 +172,7 @@ def plain(value: Any) -> str:
 
 def ticked(text: str) -> Markup:
     """Words with `commands` in them."""
-    parts = printable(text).split("`")
+    parts = printable(text.rstrip(".")).split("`")
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
     )
