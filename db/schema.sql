@@ -10,7 +10,7 @@ DECLARE
 BEGIN
     SELECT * INTO target FROM outbox_biz_types AS t WHERE t.biz_type = outbox_enqueue.biz_type;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'unknown biz_type %: expected one of %', quote_nullable(biz_type),
+        RAISE EXCEPTION 'unknown biz_type %: expected one of %; `streams migrate` registers new ones', quote_nullable(biz_type),
             coalesce((SELECT string_agg(t.biz_type, ', ' ORDER BY t.biz_type) FROM outbox_biz_types AS t), '(none)')
             USING ERRCODE = '22023';
     END IF;
@@ -63,6 +63,14 @@ BEGIN
     RETURN id;
 END
 $$;
+
+CREATE FUNCTION public.outbox_enqueue(biz_type text, key text, payload jsonb) RETURNS bigint
+    LANGUAGE sql
+    RETURN public.outbox_enqueue(biz_type, key, ((payload)::text)::json);
+
+CREATE FUNCTION public.outbox_enqueue(biz_type text, key text, payload text) RETURNS bigint
+    LANGUAGE sql
+    RETURN public.outbox_enqueue(biz_type, key, (payload)::json);
 
 CREATE FUNCTION public.outbox_fingerprint(biz_type text, error_code text, error text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import orjson
 import psycopg
 import pytest
 from psycopg import errors
+from psycopg.types.json import Json, Jsonb
+from sqlalchemy import cast, func, select
+from sqlalchemy.dialects.postgresql import JSONB
+
+from streams.database import sync_engine
 
 GOOD = '{"user_id":1,"conversation_id":"c1","role":"user","message":"hi"}'
 TYPE = "chat_history_persist"
+REGISTERS = "; `streams migrate` registers new ones"
 KEYLESS = "UPDATE outbox_biz_types SET key_field = NULL"
 Enqueue = Callable[..., int]
 
@@ -62,8 +69,14 @@ def limited(size: int) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"biz_type": "nope"}, "unknown biz_type 'nope': expected one of chat_history_persist"),
-        ({"biz_type": None}, "unknown biz_type NULL: expected one of chat_history_persist"),
+        (
+            {"biz_type": "nope"},
+            f"unknown biz_type 'nope': expected one of {TYPE}{REGISTERS}",
+        ),
+        (
+            {"biz_type": None},
+            f"unknown biz_type NULL: expected one of {TYPE}{REGISTERS}",
+        ),
         ({"key": None}, f"{TYPE}: key has 0 bytes, expected 1 to 1024"),
         ({"key": ""}, f"{TYPE}: key has 0 bytes, expected 1 to 1024"),
         ({"key": "ü" * 513}, f"{TYPE}: key has 1026 bytes, expected 1 to 1024"),
@@ -175,3 +188,33 @@ def test_a_biz_type_that_an_older_version_registered_has_no_key_field(
 ) -> None:
     connection.execute(KEYLESS)
     enqueue(key="OTHER")
+
+
+def test_a_payload_may_be_bound_as_whatever_a_driver_takes_it_for(
+    database: str, connection: psycopg.Connection[Any]
+) -> None:
+    """Five of five libraries met 42883: SQLAlchemy's func, jsonb, a prepared statement's parameters of type text."""
+    plain = orjson.loads(GOOD)
+    for query, payload in (
+        ("SELECT outbox_enqueue(%s, %s, %s)", GOOD),
+        ("SELECT outbox_enqueue(%s, %s, %s)", Json(plain)),
+        ("SELECT outbox_enqueue(%s, %s, %s)", Jsonb(plain)),
+        ("SELECT outbox_enqueue(%s, %s, %s::varchar)", GOOD),
+        ("SELECT outbox_enqueue(biz_type => %s, key => %s, payload => %s)", GOOD),
+    ):
+        connection.execute(query.encode(), [TYPE, "c1", payload])
+    connection.execute(f"SELECT outbox_enqueue('{TYPE}', 'c1', '{GOOD}')".encode())
+    connection.execute("PREPARE q (text, text, text) AS SELECT outbox_enqueue($1, $2, $3)")
+    connection.execute(f"EXECUTE q ('{TYPE}', 'c1', '{GOOD}')".encode())
+    engine = sync_engine(database)
+    with engine.begin() as begun:
+        begun.execute(select(func.outbox_enqueue(TYPE, "c1", GOOD)))
+        begun.execute(select(func.outbox_enqueue(TYPE, "c1", cast(plain, JSONB))))
+    engine.dispose()
+    found = rows(connection)
+    assert len(found) == 9
+    assert all(orjson.loads(row[4]) == plain for row in found)
+    with pytest.raises(errors.InvalidTextRepresentation):
+        connection.execute("SELECT outbox_enqueue(%s, %s, %s)", [TYPE, "c1", "{broken"])
+    connection.execute("SET search_path = pg_catalog")
+    connection.execute("SELECT public.outbox_enqueue(%s, %s, %s)", [TYPE, "c1", Jsonb(plain)])
