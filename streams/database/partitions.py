@@ -22,19 +22,17 @@ _BOUNDS = re.compile(r"FROM \('(\d+)'\) TO \('(\d+)'\)")
 
 
 def ensure_sync(connection: Connection, *, ahead: int, width: int) -> int:
-    """Like `ensure`, on a SQLAlchemy connection (autobegun; the caller commits)."""
+    """Like `ensure`, on a SQLAlchemy connection, in a transaction that the caller commits."""
     driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
-    with driver.cursor() as cursor:
-        cursor.execute(query("partition_lock"), {"key": LOCK})
-        cursor.execute(query("partition_bounds"))
-        bounds = cursor.fetchall()
-        cursor.execute(query("last_id"))
-        [(last,)] = cursor.fetchall()
-        statements = _statements(bounds, last, last + ahead, width)
-        if statements:
-            cursor.execute(query("as_owner"))
-        for statement in statements:
-            cursor.execute(statement)
+    # Through SQLAlchemy: it has to know of the transaction, or an error would end in another one about that.
+    connection.exec_driver_sql(query("partition_lock"), {"key": LOCK})
+    bounds = [(row[0], row[1]) for row in connection.exec_driver_sql(query("partition_bounds"))]
+    last = connection.exec_driver_sql(query("last_id")).scalar_one()
+    statements = _statements(bounds, last, last + ahead, width)
+    if statements:
+        connection.exec_driver_sql(query("as_owner"))
+    for statement in statements:
+        connection.exec_driver_sql(statement.as_string(driver))
     return len(statements) // 2
 
 
@@ -101,11 +99,9 @@ def _statements(bounds: list[tuple[str, str]], last: int, needed: int, width: in
 
 def _partition(parent: str, start: int, end: int) -> list[sql.Composed]:
     names = {"parent": sql.Identifier(parent), "child": sql.Identifier(f"{parent}_{start}")}
-    # Identity stays the parent's alone: attaching a table with an identity of its own is an error.
-    create = sql.SQL(
-        "CREATE TABLE {child} (LIKE {parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES"
-        " INCLUDING STORAGE)"
-    ).format(**names)
+    # All that somebody may have given the table: a generated column, say.  But identity stays the parent's alone: attaching a
+    # table with an identity of its own is an error.
+    create = sql.SQL("CREATE TABLE {child} (LIKE {parent} INCLUDING ALL EXCLUDING IDENTITY)").format(**names)
     attach = sql.SQL("ALTER TABLE {parent} ATTACH PARTITION {child} FOR VALUES FROM ({start}) TO ({end})").format(
         **names, start=sql.Literal(start), end=sql.Literal(end)
     )

@@ -12,8 +12,11 @@ from click.testing import CliRunner
 from psycopg import errors
 
 from streams.cli import cli
-from streams.database import connect, sync_engine
+from streams.database import connect, migrate, sync_engine
 from streams.database.partitions import ensure, ensure_sync
+from streams.errors import UsageError
+from streams.registry import configured
+from streams.settings import load
 
 WIDTH = 5_000_000
 ENQUEUE = "SELECT outbox_enqueue('chat_history_persist', 'c', '{\"conversation_id\": \"c\"}')"
@@ -178,3 +181,28 @@ def test_status_says_how_long_the_partitions_last(database: str, monkeypatch: py
         "the outbox has partitions for 999 more rows, 17 minutes at the present rate, then enqueueing fails"
         in told.output
     )
+
+
+async def test_whatever_somebody_gave_the_table_a_new_partition_has_it_too(
+    connection: psycopg.AsyncConnection[Any],
+) -> None:
+    """A generated column kept every partition from being attached, until enqueue failed."""
+    await connection.execute(
+        "ALTER TABLE outbox ADD COLUMN size int GENERATED ALWAYS AS (octet_length(key)) STORED,"
+        " ADD COLUMN note text COLLATE \"C\" DEFAULT 'none'"
+    )
+    await connection.execute("CREATE INDEX ON outbox (size)")
+    assert await ensure(connection, ahead=WIDTH, width=WIDTH) == 2
+    await connection.execute("ALTER SEQUENCE outbox_id_seq RESTART WITH 5000001")
+    await connection.execute(ENQUEUE)
+    cursor = await connection.execute("SELECT tableoid::regclass::text, size, note FROM outbox")
+    assert await cursor.fetchall() == [("outbox_5000000", 1, "none")]
+
+
+def test_the_first_error_is_the_one_that_migrate_shows(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE TABLE outbox_5000000 (id int)")
+        connection.execute("SELECT setval('outbox_id_seq', 4999999)")
+    settings = load(environ={"DATABASE_URL": database, "STREAMS_RELAY__MODE": "poll"})
+    with pytest.raises(UsageError, match='refuses to migrate: relation "outbox_5000000" already exists'):
+        list(migrate.migrate(settings, configured(settings)))
