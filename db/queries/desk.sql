@@ -60,7 +60,7 @@ LIMIT %(limit)s;
 
 -- dead_lock --
 -- Those still dead, locked in the order of their ids: two operators never wait for each other in a circle.
-SELECT outbox_id, replays
+SELECT outbox_id, replays, updated_at, attempts, error_code, error
 FROM outbox_state
 WHERE outbox_id = ANY(%(ids)s::bigint[]) AND status = 'dead'
 ORDER BY outbox_id

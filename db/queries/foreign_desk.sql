@@ -1,6 +1,6 @@
 -- foreign_lock --
 -- Another system's messages that are still dead, locked in the order of their ids.
-SELECT source, outbox_id, replays
+SELECT source, outbox_id, replays, updated_at, attempts, error_code, error
 FROM outbox_foreign
 WHERE (source, outbox_id) IN (SELECT * FROM unnest(%(sources)s::text[], %(ids)s::bigint[])) AND status = 'dead'
 ORDER BY source, outbox_id

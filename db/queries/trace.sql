@@ -32,8 +32,11 @@ WHERE o.resend_of = ANY(%(ids)s::bigint[])
 ORDER BY o.id;
 
 -- trace_actions --
--- What operators did to these messages, alone or with others.
-SELECT affected.name, a.at, a.who, a.act, a.why, a.what - 'ids' AS what
+-- What operators did to these messages, alone or with others; `died` is [when, attempts, which error] of what was dead then,
+-- `error` that error, as [code, error].
+SELECT affected.name, a.at, a.who, a.act, a.why, a.what - '{ids,died,errors}'::text[] AS what,
+       a.what -> 'died' -> affected.name AS died,
+       a.what -> 'errors' -> (a.what -> 'died' -> affected.name ->> 2)::int AS error
 FROM outbox_actions AS a
 CROSS JOIN LATERAL (
     SELECT a.outbox_id::text AS name

@@ -144,14 +144,15 @@ def _trace(
         HistoryStep(each["act"], each["at"], _some(each, "who", "why") | _some(each["what"], "error_code"))
         for each in actions
     ]
-    later = sorted(again + acts, key=lambda event: cast("datetime", event.at))
+    deaths = [_death(each["died"], each["error"]) for each in actions if each["died"]]
+    later = sorted(again + acts + deaths, key=lambda event: cast("datetime", event.at))
     return MessageHistory(
         _name(row),
         row["biz_type"],
         row["topic"],
         row["key"],
         status,
-        [enqueued, *_relayed(row), *later, *_fate(row), *_waiting(row, waits)],
+        [enqueued, *_relayed(row), *later, *_fate(row, deaths), *_waiting(row, waits)],
     )
 
 
@@ -162,14 +163,29 @@ def _relayed(row: Mapping[str, Any]) -> list[HistoryStep]:
     return [HistoryStep("relayed", None, _some(row, "topic"))] if row["published"] else []
 
 
-def _fate(row: Mapping[str, Any]) -> list[HistoryStep]:
-    """Where it stands now; errors stay written down until it is persisted, and after."""
+def _death(died: Sequence[Any], error: Sequence[str | None]) -> HistoryStep:
+    at, attempts, _ = died
+    about = {"attempts": attempts, "error_code": error[0], "error": error[1]}
+    return HistoryStep("dead", datetime.fromisoformat(at), _given(about))
+
+
+def _fate(row: Mapping[str, Any], deaths: Sequence[HistoryStep]) -> list[HistoryStep]:
+    """Where it stands now.  Its last error stays written down until it is persisted, and after: that was a step before."""
     if row["status"] is None:
         return []
-    failed = {"attempts": row["attempts"] or None} | {name: row[name] for name in ("error_code", "error")}
+    error = {name: row[name] for name in ("error_code", "error")}
+    told = any(all(death.about.get(name) == value for name, value in error.items()) for death in deaths)
+    if told and row["status"] != "dead" and not row["attempts"]:
+        error = {}
+    failed = {"attempts": row["attempts"] or None} | error
     about = failed | {"replays": row["replays"] or None}
     if row["status"] == "consumed":
-        about["applied"] = row["applied"]
+        about = {"replays": row["replays"] or None, "applied": row["applied"]}
+        if row["attempts"] or error.get("error_code"):
+            return [
+                HistoryStep("failed", None, _given(failed)),
+                HistoryStep("persisted", row["updated_at"], _given(about)),
+            ]
     elif row["status"] == "retrying":
         about["next_retry_at"] = row["next_retry_at"]
     elif row["status"] == "parked":
@@ -177,7 +193,11 @@ def _fate(row: Mapping[str, Any]) -> list[HistoryStep]:
     elif row["status"] == "replaying":
         about["source"] = row["source_id"]
     stage = ENDED.get(row["status"], row["status"])
-    return [HistoryStep(stage, row["updated_at"], {name: value for name, value in about.items() if value is not None})]
+    return [HistoryStep(stage, row["updated_at"], _given(about))]
+
+
+def _given(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in about.items() if value is not None}
 
 
 def _some(row: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 from sqlalchemy import Connection
@@ -85,15 +86,16 @@ def replay(
     for batch in _paced(ids, rate):
         with connection.begin():
             dead = _lock(connection, batch, ledger)
-            chosen = [one for one in batch if one in dead and (force or dead[one] < MOST_REPLAYS)]
+            chosen = [one for one in batch if one in dead and (force or dead[one].replays < MOST_REPLAYS)]
             circling = len(dead) - len(chosen)
             if circling == len(ids) == 1 and ledger is None:
                 raise ReplayLimitReached(
-                    f"message {ids[0]} was replayed {dead[ids[0]]} times already and died again:"
+                    f"message {ids[0]} was replayed {dead[ids[0]].replays} times already and died again:"
                     " mend the cause, then --force"
                 )
             _send_again(connection, chosen)
-            _account(connection, operator, "replay", chosen, {"filter": choice.said(), "force": force}, ledger)
+            said = {"filter": choice.said(), "force": force} | _deaths(dead, chosen)
+            _account(connection, operator, "replay", chosen, said, ledger)
             if ledger is not None:
                 sent = dict.fromkeys(chosen, "sent")
                 ledger.note({one: sent.get(one, "circling" if one in dead else "gone") for one in batch})
@@ -130,10 +132,11 @@ def edit(
     UsageError says what is wrong with the payload, or that it belongs to another conversation.
     """
     with connection.begin():
-        if not _lock(connection, [name], None):
+        dead = _lock(connection, [name], None)
+        if not dead:
             raise NotDead(f"message {name} is not dead: nothing was done")
         source, outbox_id = parts_of(name)
-        about: dict[str, Any] = {"edited": True}
+        about: dict[str, Any] = {"edited": True} | _deaths(dead, [name])
         parameters = {"source": source, "outbox_id": outbox_id}
         if source:
             old, biz_type, _ = connection.exec_driver_sql(query("foreign_payload"), parameters).one()
@@ -202,19 +205,40 @@ def _account(
     note(connection, operator, act, ids, about | operation)
 
 
-def _lock(connection: Connection, ids: Sequence[MessageId], ledger: Ledger | None) -> dict[MessageId, int]:
-    """Those still dead, with how often each was replayed."""
+class _Death(NamedTuple):
+    """How a message stood when an operator took it up: a replay overwrites that in its state."""
+
+    replays: int
+    at: datetime
+    attempts: int
+    error_code: str | None
+    error: str | None
+
+
+def _lock(connection: Connection, ids: Sequence[MessageId], ledger: Ledger | None) -> dict[MessageId, _Death]:
+    """Those still dead, with how they stand."""
     dead = _locked(connection, ids)
     if ledger is None:
         return dead
     return {one: dead[one] for one in ledger.still(list(dead))}
 
 
-def _locked(connection: Connection, ids: Sequence[MessageId]) -> dict[MessageId, int]:
+def _locked(connection: Connection, ids: Sequence[MessageId]) -> dict[MessageId, _Death]:
     rows = connection.exec_driver_sql(query("dead_lock"), {"ids": ours(ids)})
-    found: dict[MessageId, int] = {row[0]: row[1] for row in rows}
+    deaths: dict[MessageId, _Death] = {outbox_id: _Death(*rest) for outbox_id, *rest in rows}
     rows = connection.exec_driver_sql(query("foreign_lock"), foreign(ids))
-    return found | {name_of(source, outbox_id): replays for source, outbox_id, replays in rows}
+    return deaths | {name_of(source, outbox_id): _Death(*rest) for source, outbox_id, *rest in rows}
+
+
+def _deaths(dead: Mapping[MessageId, _Death], ids: Sequence[MessageId]) -> dict[str, Any]:
+    """What is noted of these with the act, for their history: when, after how many attempts, and which error it was."""
+    errors: dict[tuple[str | None, str | None], int] = {}
+    died = {}
+    for name in ids:
+        death = dead[name]
+        number = errors.setdefault((death.error_code, death.error), len(errors))
+        died[str(name)] = [death.at, death.attempts, number]
+    return {"died": died, "errors": list(errors)}
 
 
 def _send_again(connection: Connection, ids: list[MessageId], payload: str | None = None) -> None:

@@ -15,6 +15,7 @@ from streams import operate
 from streams.cli import cli
 from streams.database import migrate
 from streams.errors import StreamsError, UsageError
+from streams.operate import history
 from tests.conftest import World
 from tests.fixtures.publish import CHAT, enqueue, payload
 
@@ -136,6 +137,34 @@ def test_one_message_is_replayed_as_a_new_row_that_names_its_root(run: Run, ids:
         ' "offset" FROM outbox_state WHERE outbox_id = %s',
         ids[4],
     ) == [("replaying", new, 0, 1, world.topic, "c1", True, None, "payload", 10 + ids[4])]
+
+
+def test_what_a_message_died_of_is_told_after_it_was_replayed_and_persisted(
+    run: Run, ids: list[int], world: World
+) -> None:
+    """A replay overwrites the state; the story ended with `persisted error=...`."""
+    [(at, error)] = world.query("SELECT updated_at, error FROM outbox_state WHERE outbox_id = %s", ids[0])
+    assert run("replay", str(ids[0]), str(ids[1]), "--yes").exception is None
+    persist = "UPDATE outbox_state SET status = 'consumed', source_id = NULL, applied = 7 WHERE outbox_id = %s"
+    world.query(persist, ids[0])
+    with migrate.connection(world.settings) as connection:
+        first, second = history.messages(connection, ids[:2])
+        stages = [(step.stage, step.about.get("error")) for step in first.events]
+        assert [stage for stage in stages if stage[0] not in ("enqueued", "relayed")] == [
+            ("dead", error), ("replay", None), ("sent again", None), ("persisted", None)
+        ]  # fmt: skip
+        [died] = [step for step in first.events if step.stage == "dead"]
+        assert died.at == at
+        assert [step.stage for step in second.events][-1] == "replaying"
+        # It failed once more before it was persisted: that is a step of its own.
+        connection.rollback()
+        world.query(
+            "UPDATE outbox_state SET attempts = 2, error_code = '23514', error = 'x' WHERE outbox_id = %s", ids[0]
+        )
+        [first] = history.messages(connection, ids[:1])
+    assert [(step.stage, step.about.get("error_code")) for step in first.events][-2:] == [
+        ("failed", "23514"), ("persisted", None)
+    ]  # fmt: skip
 
 
 def test_a_whole_conversation_is_replayed_in_its_order(run: Run, ids: list[int], world: World) -> None:
