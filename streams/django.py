@@ -1,0 +1,55 @@
+"""Django's connection enqueues: in `transaction.atomic`, without `on_commit`, since nothing leaves the database before COMMIT.
+
+    from streams.django import enqueue
+
+    with transaction.atomic():
+        order.save()
+        enqueue(ChatHistoryPersist(user_id=7, conversation_id="c1", role="user", message="hi"))
+
+`streams.outbox.start()` is called once for each process, in the `ready` of an AppConfig for example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+from django.db import connections
+
+from streams import outbox, telemetry
+from streams.database import query
+from streams.errors import UsageError
+
+
+@overload
+def enqueue(  # type: ignore[overload-overlap]  # a sequence is an object too
+    events: Sequence[Any], *, using: str = ..., ordered: bool = ..., traceparent: str | None = ...
+) -> list[int]: ...
+@overload
+def enqueue(events: object, *, using: str = ..., ordered: bool = ..., traceparent: str | None = ...) -> int: ...
+def enqueue(
+    events: object, *, using: str = "default", ordered: bool = False, traceparent: str | None = None
+) -> int | list[int]:
+    """Enqueue one event (returns its outbox_id) or a sequence of them (their outbox_ids), as `streams.outbox.enqueue_sync`.
+
+    `using` names the database of Django's settings.  UsageError outside of `transaction.atomic`, or when that is no
+    PostgreSQL; OutboxNotConfigured, OutboxDisabled, PayloadInvalid: nothing was sent then.
+    """
+    connection = connections[using]
+    if connection.vendor != "postgresql":
+        raise UsageError(
+            f"database {using!r} of Django is {connection.vendor}: expected postgresql, where the outbox is"
+        )
+    if not connection.in_atomic_block:
+        raise UsageError(
+            "enqueue was called outside of transaction.atomic: the message would be committed whatever becomes of what it"
+            " tells"
+        )
+    if not (rows := outbox.checked_rows(events, ordered)):
+        return []
+    with telemetry.enqueueing({row[1] for row in rows}, traceparent) as parent, connection.cursor() as cursor:
+        if ordered:
+            cursor.execute(query("enqueue_in_order"), outbox.keys_of(rows))
+        name, parameters = outbox.insert_rows(rows, parent)
+        cursor.execute(query(name), parameters)
+        return outbox.ids_of(events, [row[0] for row in cursor.fetchall()])

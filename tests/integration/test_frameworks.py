@@ -1,0 +1,150 @@
+"""Beside what real services have: Django, Flask, Alembic, a schema of the outbox's own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Column, Integer, MetaData, Table
+
+from streams.alembic import include_object
+from streams.database import sync_engine
+from tests.conftest import World
+
+Eventually = Callable[..., Any]
+ROOT = Path(__file__).parents[2]
+DJANGO = """
+import os, sys
+from urllib.parse import urlsplit
+import django
+from django.conf import settings
+from django.db import connection, connections, transaction
+from streams import OutboxDisabled, PayloadInvalid, outbox
+from streams.agents.chat_history import ChatHistoryPersist
+from streams.django import enqueue
+from streams.errors import UsageError
+
+url = urlsplit(os.environ["DATABASE_URL"])
+postgresql = {
+    "ENGINE": "django.db.backends.postgresql", "HOST": url.hostname, "PORT": url.port, "USER": url.username,
+    "NAME": url.path[1:],
+}
+settings.configure(DATABASES={"default": postgresql, "other": {"ENGINE": "django.db.backends.sqlite3"}}, DEBUG=True)
+django.setup()
+outbox.start()
+
+
+def chat(key, text="100 % für \\U0001f40d"):
+    return ChatHistoryPersist(user_id=7, conversation_id=key, role="user", message=text)
+
+
+def refused(kind, *arguments, **options):
+    try:
+        with transaction.atomic():
+            enqueue(*arguments, **options)
+    except kind as error:
+        return str(error)
+    raise AssertionError(kind)
+
+
+with transaction.atomic():
+    first = enqueue(chat("one"), ordered=True)
+    two = enqueue([chat("a"), chat("b")], traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+    try:
+        with transaction.atomic():
+            enqueue(chat("rolled back"))
+            raise ZeroDivisionError
+    except ZeroDivisionError:
+        pass
+    assert enqueue([]) == []
+try:
+    enqueue(chat("alone"))
+except UsageError as error:
+    assert "outside of transaction.atomic" in str(error)
+else:
+    raise AssertionError
+assert "is sqlite: expected postgresql" in refused(UsageError, chat("x"), using="other")
+assert "'message' is of type int" in refused(PayloadInvalid, chat("x", 7))
+with connection.cursor() as cursor:
+    cursor.execute("SELECT id, key, payload->>'message', traceparent IS NOT NULL FROM outbox ORDER BY id")
+    text = chat("").message
+    assert cursor.fetchall() == [(first, "one", text, False), (two[0], "a", text, True), (two[1], "b", text, True)]
+os.environ["STREAMS_OUTBOX__ENABLED"] = "false"
+outbox.start()
+refused(OutboxDisabled, chat("x"))
+assert "confluent_kafka" not in sys.modules and "faust" not in sys.modules
+"""
+
+
+def test_djangos_connection_enqueues_in_its_transaction(database: str, tmp_path: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("STREAMS_")}
+    ended = subprocess.run(
+        [sys.executable, "-c", DJANGO],
+        cwd=tmp_path,
+        env={**environ, "DATABASE_URL": database, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.filterwarnings("ignore:Did not recognize type 'pg_lsn'")
+def test_alembics_autogenerate_leaves_our_tables_alone(database: str) -> None:
+    """Nineteen drop_table, the outbox first."""
+    mine = MetaData()
+    Table("orders", mine, Column("id", Integer, primary_key=True))
+    Table("agent_chats", mine, Column("id", Integer, primary_key=True))  # a name that the business has too
+    engine = sync_engine(database)
+    with engine.connect() as connection:
+
+        def differences(**options: Any) -> set[tuple[str, str]]:
+            context = MigrationContext.configure(connection, opts=options)
+            found = [each for each in compare_metadata(context, mine) if isinstance(each, tuple)]
+            # Of a column: (kind, schema, table, column).
+            return {(each[0], each[1].name if hasattr(each[1], "name") else each[2]) for each in found}
+
+        assert ("remove_table", "outbox") in differences()
+        found = differences(include_object=include_object)
+        connection.rollback()
+    engine.dispose()
+    assert {each for each in found if each[0].endswith("_table")} == {("add_table", "orders")}
+    assert {name for kind, name in found if kind.endswith("_column")} == {"agent_chats"}
+
+
+async def test_everything_works_in_a_schema_of_its_own(world: World, eventually: Eventually) -> None:
+    """As docs/frameworks.md recommends it: ours first in our sessions, last in those of the business."""
+    plain = world.url
+    with psycopg.connect(plain, autocommit=True) as connection:
+        # What the template has made in `public` is nobody's: somebody else's tables of the same names.
+        connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public; CREATE SCHEMA streams")
+        connection.execute("CREATE TABLE public.chat_histories (id int)")
+        [(name,)] = connection.execute("SELECT current_database()")
+        connection.execute(f"ALTER DATABASE {name} SET search_path = public, streams".encode())
+    world.environ["DATABASE_URL"] = f"{plain}?options=-csearch_path%3Dstreams"
+    world.up()
+    with psycopg.connect(plain, autocommit=True) as connection:
+        message = '{"user_id": 1, "conversation_id": "c1", "role": "user", "message": "hi"}'
+        [(first,)] = connection.execute("SELECT outbox_enqueue('chat_history_persist', 'c1', %s)", [message])
+        [(second,)] = connection.execute(
+            "INSERT INTO outbox (biz_type, topic, key, payload) VALUES ('chat_history_persist', %s, 'c1', %s) RETURNING id",
+            [world.topic, message],
+        )
+        await world.until_persisted([first, second])
+        assert connection.execute("SELECT count(*) FROM streams.chat_histories").fetchall() == [(2,)]
+        assert connection.execute("SELECT count(*) FROM public.chat_histories").fetchall() == [(0,)]
+        tables = connection.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v')"
+        ).fetchall()
+        assert tables == [("chat_histories",)]
+    for command in (["trace", str(first)], ["dead", "list"], ["audit"], ["biz-types", "list"], ["migrate"]):
+        process = world.start("streams", *command)
+        assert await process.finish(60) == 0, process.log.read_text()
