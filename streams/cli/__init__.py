@@ -8,13 +8,15 @@ from typing import Any, NoReturn
 
 import click
 
-from streams.cli.choose import say
+from streams.cli.choose import Commands, say
 from streams.errors import StreamsError
 from streams.extras import extra_of, lacks
 from streams.registry import look_here
 
 # Command -> where it lives.  Loading on use keeps `streams --help` quick and `streams env` free of Kafka and Faust.
 COMMANDS = {
+    "init": "streams.cli.scaffold:init",
+    "new": "streams.cli.scaffold:new",
     "up": "streams.cli.services:up",
     "down": "streams.cli.services:down",
     "env": "streams.cli.services:env",
@@ -31,12 +33,13 @@ COMMANDS = {
     "biz-types": "streams.cli.biz_types:biz_types",
     "audit": "streams.cli.audit:command",
     "web": "streams.cli.web:web",
+    "completion": "streams.cli.completion:completion",
 }
 # Commands that start development services need all of them, whichever module is missed first.
 DEV_COMMANDS = ("up", "down", "env")
 
 
-class _Commands(click.Group):
+class _Commands(Commands):
     """Looks a command up in COMMANDS and imports only its module."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

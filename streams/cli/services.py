@@ -24,22 +24,24 @@ RELAYS = ("cdc", "poll", "debezium")
 @click.option("--trouble", is_flag=True, help="With --demo: a slow biz_type, poison, and a worker killed now and then.")
 @click.option("--workers", type=click.IntRange(0, 64), default=1, show_default=True, help="How many workers.")
 @click.option("--relay", type=click.Choice(RELAYS), default="cdc", show_default=True, help="Which relay publishes.")
+@click.option("--reload", is_flag=True, help="Start the workers again when a file of an agents' package changes.")
 @click.option("--daemon", is_flag=True, hidden=True, help="What --detach leaves running.")
-def up(detach: bool, demo: bool, trouble: bool, workers: int, relay: str, daemon: bool) -> None:
+def up(detach: bool, demo: bool, trouble: bool, workers: int, relay: str, reload: bool, daemon: bool) -> None:
     """Start PostgreSQL, Kafka, relay and workers in this folder, and keep them running."""
     place = Workplace(Path.cwd())
     if trouble and not demo:
         raise UsageError("--trouble is trouble for the demo: expected --demo too")
     if detach:
         options = ["--daemon", "--workers", str(workers), "--relay", relay]
-        options += [name for name, wanted in (("--demo", demo), ("--trouble", trouble)) if wanted]
+        options += [name for name, wanted in (("--demo", demo), ("--trouble", trouble), ("--reload", reload)) if wanted]
         sys.exit(detached.detach(place, options, say))
     # Imported only here: `env` and `down` need no Kafka client.
     from streams.dev.screen import Screen
     from streams.dev.supervisor import Plan
     from streams.dev.supervisor import up as supervise
 
-    supervise(place, Plan(workers=workers, demo=demo, show_demo=not daemon, relay=relay, trouble=trouble), Screen())
+    plan = Plan(workers=workers, demo=demo, detached=daemon, relay=relay, trouble=trouble, reload=reload)
+    supervise(place, plan, Screen())
 
 
 @click.command()

@@ -14,7 +14,7 @@ import psutil
 
 from streams.dev.private import private_folder
 from streams.dev.procfile import program
-from streams.dev.workplace import Workplace
+from streams.dev.workplace import Workplace, readable_errors
 from streams.errors import UsageError
 
 STOP_SECONDS = 60.0
@@ -24,9 +24,11 @@ def detach(workplace: Workplace, options: Sequence[str], say: Callable[[str], No
     """Run `streams up` with these options as a daemon; 0 once everything is ready, else the daemon's exit status."""
     if workplace.supervisor() is not None:
         raise UsageError(workplace.who())
-    private_folder(workplace.root)
-    workplace.logs.mkdir(parents=True, exist_ok=True)
     log = workplace.log("up")
+    with readable_errors(workplace.root):
+        private_folder(workplace.root)
+        workplace.logs.mkdir(parents=True, exist_ok=True)
+        log.touch()
     with log.open("wb") as output:
         daemon = subprocess.Popen(
             [program("streams"), "up", *options],

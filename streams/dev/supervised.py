@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import signal
 import time
@@ -40,6 +39,7 @@ class Supervised:
         self._say = say
         self._changed = changed
         self._born = math.inf
+        self._renewed = False
 
     @property
     def running(self) -> Running:
@@ -60,12 +60,21 @@ class Supervised:
                 self._process.launch()
                 self._born = time.monotonic()
                 self._changed()
-                await until(lambda: not self._process.running, math.inf, pause=0.1)
+                await until(lambda: not self._process.running or self._renewed, math.inf, pause=0.1)
+                if self._renewed:
+                    await self._process.stop(signal.SIGTERM, GRACE)
+                    failures, self._renewed = 0, False
+                    continue
                 failures = 1 if self.age > STABLE else failures + 1
                 self._say(self._obituary(delay(failures)))
-                await asyncio.sleep(delay(failures))
+                await until(lambda: self._renewed, delay(failures), pause=0.1)
+                self._renewed = False
         finally:
             await self._process.stop(signal.SIGTERM, GRACE)
+
+    def renew(self) -> None:
+        """Start it again, as soon as it has ended in order: what it runs has changed."""
+        self._renewed = True
 
     def kill(self) -> None:
         """End it now, without asking."""

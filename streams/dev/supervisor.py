@@ -16,6 +16,7 @@ from streams.dev.ports import remembered_port
 from streams.dev.probe import health
 from streams.dev.process import Process
 from streams.dev.procfile import WORKER, Program, command, lines, program, search_path
+from streams.dev.reload import changed, files_of
 from streams.dev.scoreboard import begun, keep_score
 from streams.dev.screen import Screen
 from streams.dev.services import Services, services, serving
@@ -23,13 +24,14 @@ from streams.dev.supervised import Supervised, kept_running
 from streams.dev.workplace import Note, Workplace, disk_error
 from streams.errors import ServiceUnreachable, StreamsError
 from streams.groups import TaskGroup
-from streams.settings import load, redact
+from streams.settings import AGENTS, load, redact
 
 TROUBLE = "streams.dev.trouble"
 READY_SECONDS = 120.0
 MIGRATE_SECONDS = 120.0
 STEADY_SECONDS = 2.0
 KILL_SECONDS = 45.0  # between two kills of a worker, with `trouble`
+RELOAD_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +40,10 @@ class Plan:
 
     workers: int = 1
     demo: bool = False
-    show_demo: bool = True
+    detached: bool = False
     relay: str = "cdc"
     trouble: bool = False
+    reload: bool = False
 
 
 def up(workplace: Workplace, plan: Plan, screen: Screen) -> None:
@@ -89,10 +92,12 @@ class Supervisor:
         counters = await begun(url)
         async with kept_running(others), kept_running(workers):
             await self._announce()
-            async with TaskGroup() as group:
+            async with TaskGroup() as beside:
                 if self._plan.trouble:
-                    group.create_task(self._kill_workers(workers))
-                if self._plan.demo and self._plan.show_demo:
+                    beside.create_task(self._kill_workers(workers))
+                if self._plan.reload:
+                    beside.create_task(self._reload(workers))
+                if self._plan.demo and not self._plan.detached:
                     await keep_score(url, counters, self._workplace.demo, self._screen)
                 await asyncio.Event().wait()
 
@@ -102,6 +107,20 @@ class Supervisor:
             for each in workers:
                 await asyncio.sleep(KILL_SECONDS)
                 await asyncio.to_thread(each.kill)
+
+    async def _reload(self, workers: list[Supervised]) -> None:
+        """Start the workers again whenever a file of the agents' packages has changed, and stays as it is."""
+        packages = [each for each in load().agents if not f"{each}.".startswith(f"{AGENTS}.")]
+        before = await asyncio.to_thread(files_of, packages)
+        while True:
+            await asyncio.sleep(RELOAD_SECONDS)
+            after = await asyncio.to_thread(files_of, packages)
+            if not (files := changed(before, after)):
+                continue
+            before = after
+            self._screen.line(f"{files[0].name} changed, the workers start again")
+            for worker in workers:
+                worker.renew()
 
     def _programs(self) -> Iterator[Program]:
         ports: set[int] = set()
@@ -157,7 +176,8 @@ class Supervisor:
         self._ready = True
         self._write_note()
         self._screen.busy(None)
-        self._screen.line(f"ready; logs are in {self._workplace.logs}, `streams down` or Ctrl-C stops everything")
+        how = "`streams down` stops" if self._plan.detached else "`streams down` or Ctrl-C stops"
+        self._screen.line(f"ready; logs are in {self._workplace.logs}, {how} everything")
 
     async def _all_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS

@@ -65,7 +65,7 @@ class Workplace:
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Only one `streams up` runs in a folder; UsageError says who does."""
-        with _readable_errors(self.root):
+        with readable_errors(self.root):
             private_folder(self.root)
             self.logs.mkdir(parents=True, exist_ok=True)
             lock = self._lock.open("a+")
@@ -105,7 +105,7 @@ class Workplace:
 
     def write(self, note: Note) -> None:
         """Replace the note in one step: readers see the old one or the new one."""
-        with _readable_errors(self.root):
+        with readable_errors(self.root):
             write_private(self._note, msgspec.json.encode(note).decode())
 
 
@@ -124,7 +124,8 @@ def _take(lock: int, patience: float = 0.5) -> bool:
 
 
 @contextmanager
-def _readable_errors(root: Path) -> Iterator[None]:
+def readable_errors(root: Path) -> Iterator[None]:
+    """An error of the file system is one line."""
     try:
         yield
     except OSError as error:

@@ -41,6 +41,17 @@ async def test_a_process_that_is_killed_starts_again(tmp_path: Path) -> None:
     assert line.startswith("it was killed by SIGKILL, starts again in 0.5 s")
 
 
+async def test_what_is_renewed_ends_in_order_and_starts_at_once_without_a_word(tmp_path: Path) -> None:
+    said: list[str] = []
+    it = supervised(tmp_path, "import time; time.sleep(60)", said)
+    async with kept_running([it]):
+        assert await until(lambda: it.running.pid is not None, 5)
+        first = it.running.pid
+        it.renew()
+        assert await until(lambda: it.running.pid not in (None, first), 5)
+    assert said == []
+
+
 async def test_the_end_of_a_process_is_told_with_its_last_words(tmp_path: Path) -> None:
     said: list[str] = []
     async with kept_running([supervised(tmp_path, "raise SystemExit('the settings are wrong')", said)]):
