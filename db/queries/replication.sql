@@ -7,7 +7,11 @@ SELECT pubinsert AS inserts, pubupdate OR pubdelete OR pubtruncate AS others, pu
        ) AS has_outbox,
        puballtables OR EXISTS (
            SELECT FROM pg_publication_rel WHERE prpubid = p.oid AND prrelid IS DISTINCT FROM to_regclass('outbox')
-       ) OR EXISTS (SELECT FROM pg_publication_namespace WHERE pnpubid = p.oid) AS other_tables
+       ) OR EXISTS (SELECT FROM pg_publication_namespace WHERE pnpubid = p.oid) AS other_tables,
+       (SELECT min(relnamespace::regnamespace::text)
+        FROM pg_publication_rel
+        JOIN pg_class AS c ON c.oid = prrelid
+        WHERE prpubid = p.oid AND relname = 'outbox' AND prrelid IS DISTINCT FROM to_regclass('outbox')) AS other_outbox
 FROM pg_publication AS p
 WHERE pubname = %(publication)s;
 
@@ -18,6 +22,10 @@ SELECT plugin, database = current_database() AS here, active_pid, wal_status, co
        (to_jsonb(s) ->> 'failover')::boolean AS failover
 FROM pg_replication_slots AS s
 WHERE slot_name = %(slot)s;
+
+-- slot_database --
+-- Whose the slot is: a database's, or nobody's, which is physical replication.
+SELECT database FROM pg_replication_slots WHERE slot_name = %(slot)s;
 
 -- slot_reader --
 -- Who reads the slot, as far as this role may know.

@@ -38,9 +38,12 @@ def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
     """
     try:
         with _connect(settings) as database, revisions.locked(database):
-            _check_not_newer(database)
-            revision = revisions.upgrade(database, partition_rows=settings.outbox.partition_rows)
-            yield f"database at revision {revision}"
+            if (newer := _newer(database)) is None:
+                revision = revisions.upgrade(database, partition_rows=settings.outbox.partition_rows)
+                yield f"database at revision {revision}"
+            else:
+                database.rollback()
+                yield f"database at revision {newer}, of a newer version: left as it is, this one works with it"
             if uses_chat_history(registry):
                 revisions.upgrade_chat_history(database)
             yield from revisions.sync_biz_types(database, biz_types(settings, registry))
@@ -61,14 +64,20 @@ def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
         raise UsageError(f"PostgreSQL at {where} refuses to migrate: {reason}") from error
 
 
-def check(connection: Connection, registry: Registry | None = None) -> None:
-    """NotMigrated unless the database is at the revision of this code, UsageError when that of a newer version.
+def plan(settings: Settings) -> list[revisions.Revision]:
+    """The revisions that `migrate` would apply, oldest first; none for a database that is newer."""
+    with connection(settings) as database:
+        return [] if _newer(database) is not None else revisions.pending(database)
 
+
+def check(connection: Connection, registry: Registry | None = None) -> None:
+    """NotMigrated unless the database is at the revision of this code, or at that of a newer version that works with it.
+
+    UsageError when a newer version has taken something away.
     With a registry the tables of our own agent have to be there too, if it has it.
     """
-    _check_not_newer(connection)
     found, needed = revisions.current(connection), revisions.head()
-    if found != needed:
+    if _newer(connection) is None and found != needed:
         raise NotMigrated(f"the database is at revision {found or '(none)'}, expected {needed}: run `streams migrate`")
     if uses_chat_history(registry) and revisions.lacks_chat_history(connection):
         raise NotMigrated(f"the tables {' and '.join(CHAT_TABLES)} are not there, or are old: run `streams migrate`")
@@ -159,13 +168,17 @@ def _connect(settings: Settings) -> Connection:
         raise SettingsInvalid(f"setting 'database.url' is {redact(url)!r}: {_line(error)}") from None
 
 
-def _check_not_newer(connection: Connection) -> None:
+def _newer(connection: Connection) -> str | None:
+    """The revision of a database that is newer than this code and has all that it uses; UsageError when it lacks some."""
     found = revisions.current(connection)
-    if found is not None and found not in revisions.revisions():
+    if found is None or found in revisions.revisions():
+        return None
+    if not revisions.works_with_newer(connection):
         raise UsageError(
             f"the database is at revision {found}, which outbox-streams {version('outbox-streams')} does not know"
             f" (its newest: {revisions.head()}): install a newer version"
         )
+    return found
 
 
 def _line(error: SQLAlchemyError) -> str:

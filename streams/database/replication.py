@@ -12,6 +12,7 @@ from psycopg import sql
 from sqlalchemy import Connection
 
 from streams.database.queries import query
+from streams.errors import UsageError
 
 FAILOVER_SLOTS = 17_00_00  # the first version of PostgreSQL that has them
 
@@ -21,9 +22,20 @@ def create_slot(version: int) -> LiteralString:
     return query("create_failover_slot" if version >= FAILOVER_SLOTS else "create_slot")
 
 
+def other_outbox(publication: str, schema: str) -> str:
+    """What to say where a publication is that of another outbox in this database."""
+    return (
+        f"publication {publication} is that of the outbox in schema {schema}: set relay.publication and relay.name to names"
+        " of their own, and run `streams migrate`"
+    )
+
+
 def prepare(connection: Connection, publication: str, slot: str) -> Iterator[str]:
     """Create what is missing; yields one line a step.  Without `wal_level=logical` only the publication is made."""
-    if not connection.exec_driver_sql(query("publication"), {"publication": publication}).first():
+    there = connection.exec_driver_sql(query("publication"), {"publication": publication}).mappings().first()
+    if there is not None and there["other_outbox"]:
+        raise UsageError(other_outbox(publication, there["other_outbox"]))
+    if there is None:
         create = sql.SQL(
             "CREATE PUBLICATION {} FOR TABLE outbox WITH (publish = 'insert', publish_via_partition_root = true)"
         ).format(sql.Identifier(publication))
@@ -38,6 +50,11 @@ def prepare(connection: Connection, publication: str, slot: str) -> Iterator[str
         yield f"no replication slot: relay {slot} was switched to poll"
         return
     slot_row = connection.exec_driver_sql(query("slot"), {"slot": slot}).mappings().first()
+    if slot_row is not None and not slot_row["here"]:
+        database = connection.exec_driver_sql(query("slot_database"), {"slot": slot}).scalar()
+        whose = f"database {database}" if database else "physical replication"
+        yield f"no replication slot: {slot} is the slot of {whose}: set relay.name to one that nobody has, and migrate again"
+        return
     if slot_row is not None and slot_row["failover"] is False:
         yield f"replication slot {slot} is no failover slot: a relay in mode cdc makes it one when it begins to stream"
     if slot_row is None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from psycopg import sql
 from sqlalchemy import Connection
 
 from streams.database.files import sql_folder
 from streams.database.partitions import ensure_sync
 from streams.database.queries import query
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 MIGRATIONS = sql_folder() / "migrations"
 # The business database may well have an `alembic_version` of its own.
@@ -20,6 +24,21 @@ VERSION_TABLE = "outbox_streams_version"
 CHAT_HISTORY = "chat_history"
 CHAT_HISTORY_VERSION_TABLE = "outbox_streams_version_chat_history"
 LOCK = 7_201_001
+
+
+# Code that knows this revision works with every schema since: revisions after it only added something.  Set it to the number
+# of a revision that takes away, or changes, what code before it uses.
+CONTRACTED = "0012"
+# Of the first revisions, which a database gets together.
+NEW_TABLES = "nothing that was there before"
+
+
+class Revision(NamedTuple):
+    """A revision that a database lacks: what it is for, and what it locks, for how long."""
+
+    number: str
+    purpose: str
+    locks: str
 
 
 class BizType(NamedTuple):
@@ -41,6 +60,8 @@ def upgrade(connection: Connection, *, partition_rows: int) -> str:
     """
     with locked(connection):
         _run(connection, MIGRATIONS / "versions", VERSION_TABLE)
+        comment = sql.SQL("COMMENT ON TABLE {} IS {}").format(sql.Identifier(VERSION_TABLE), sql.Literal(CONTRACTED))
+        connection.exec_driver_sql(comment.as_string())
         ensure_sync(connection, ahead=1, width=partition_rows)
         connection.commit()
     return head()
@@ -58,15 +79,22 @@ def upgrade_chat_history(connection: Connection) -> None:
 def _run(connection: Connection, versions: Path, version_table: str) -> None:
     # Every command of ours looks at the revision when it starts, and Alembic takes longer to import than that takes.
     from alembic import command
+
+    config = _config(versions, version_table)
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    connection.commit()
+
+
+def _config(versions: Path, version_table: str) -> Config:
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.set_main_option("path_separator", "newline")
     config.set_main_option("version_locations", str(versions))
-    config.attributes |= {"connection": connection, "version_table": version_table}
-    command.upgrade(config, "head")
-    connection.commit()
+    config.attributes["version_table"] = version_table
+    return config
 
 
 @contextmanager
@@ -104,6 +132,27 @@ def add_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> None:
     """Register those of these that nobody has; what is registered stays as it is, it may be of a newer version."""
     for wanted in biz_types:
         connection.exec_driver_sql(query("add_biz_type"), wanted._asdict())
+
+
+def works_with_newer(connection: Connection) -> bool:
+    """Whether a database that is newer than this code still has all that this code uses: the newer code has said so."""
+    said = connection.exec_driver_sql(
+        "SELECT obj_description(to_regclass(%(name)s), 'pg_class')", {"name": VERSION_TABLE}
+    ).scalar()
+    return bool(said) and str(said) <= head()
+
+
+def pending(connection: Connection) -> list[Revision]:
+    """What `upgrade` would do, oldest first."""
+    from alembic.script import ScriptDirectory
+
+    found = current(connection) or ""
+    scripts = ScriptDirectory.from_config(_config(MIGRATIONS / "versions", VERSION_TABLE))
+    lacking = [script for script in scripts.walk_revisions() if script.revision > found]
+    return [
+        Revision(each.revision, (each.doc or "").splitlines()[0], getattr(each.module, "locks", NEW_TABLES))
+        for each in reversed(lacking)
+    ]
 
 
 def head() -> str:

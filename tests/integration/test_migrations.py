@@ -14,14 +14,17 @@ import psycopg
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from click.testing import CliRunner
 from sqlalchemy import Connection
 
+from streams.cli import cli
 from streams.database import migrate as migrations
 from streams.database import revisions, sync_engine
 from streams.database.migrate import CHAT_TABLES, TABLES
 from streams.dev.postgres import PostgresServer
 from streams.errors import NotMigrated, ServiceUnreachable, SettingsInvalid, UsageError
 from streams.registry import configured
+from streams.relay.postgres import checks
 from streams.settings import Settings, load
 from tests.fixtures import schema
 
@@ -295,3 +298,80 @@ def test_tables_of_chat_history_that_an_earlier_version_made_are_taken_over(
         migrations.check(at(empty), configured(found))
         assert connection.execute("SELECT count(*) FROM agent_chats").fetchall() == [(1,)]
     assert catalog(empty) == before
+
+
+def test_a_slot_or_publication_of_somebody_else_is_named(empty: str, name: str, postgres: PostgresServer) -> None:
+    """Slots have one name for the whole server, publications one for all schemas of a database."""
+    found = settings(empty, name)
+    with psycopg.connect(postgres.url, autocommit=True) as other, psycopg.connect(empty, autocommit=True) as connection:
+        other.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [name])
+        try:
+            assert migrate(found)[-1] == (
+                f"no replication slot: {name} is the slot of database {other.info.dbname}: set relay.name to one that"
+                " nobody has, and migrate again"
+            )
+        finally:
+            other.execute("SELECT pg_drop_replication_slot(%s)", [name])
+        connection.execute("CREATE SCHEMA ours")
+        ours = settings(f"{empty}?options=-csearch_path%3Dours", f"{name}_2")
+        line = (
+            "publication outbox_pub is that of the outbox in schema public: set relay.publication and relay.name to names of"
+            " their own, and run `streams migrate`"
+        )
+        with pytest.raises(UsageError, match=re.escape(line)):
+            migrate(ours)
+        with pytest.raises(UsageError, match=re.escape(line)):
+            checks.check_log(ours)
+        own = settings(f"{empty}?options=-csearch_path%3Dours", f"{name}_2", STREAMS_RELAY__PUBLICATION=f"{name}_2")
+        assert migrate(own)[1:] == [f"publication {name}_2 created", f"replication slot {name}_2 created"]
+        checks.check_log(own)
+
+
+def test_older_code_works_with_a_newer_schema_that_only_added_something(
+    empty: str, name: str, at: Callable[[str], Connection]
+) -> None:
+    """So old and new processes run side by side, and one release can be taken back."""
+    found = settings(empty, name, STREAMS_RELAY__MODE="poll")
+    migrate(found)
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute(f"UPDATE {revisions.VERSION_TABLE} SET version_num = '9999'".encode())
+        migrations.check(at(empty), configured(found))
+        assert migrate(found) == [
+            "database at revision 9999, of a newer version: left as it is, this one works with it"
+        ]
+        assert migrations.plan(found) == []
+        connection.execute(f"COMMENT ON TABLE {revisions.VERSION_TABLE} IS '9999'".encode())
+        for refused in (lambda: migrations.check(at(empty)), lambda: migrate(found), lambda: migrations.plan(found)):
+            with pytest.raises(
+                UsageError, match=r"at revision 9999, which outbox-streams .* does not know .*: install a"
+            ):
+                refused()
+        # Before there was such a comment nobody could say so.
+        connection.execute(f"COMMENT ON TABLE {revisions.VERSION_TABLE} IS NULL".encode())
+        with pytest.raises(UsageError, match="install a newer version"):
+            migrations.check(at(empty))
+
+
+def test_the_plan_says_what_each_revision_is_for_and_what_it_locks(
+    empty: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = settings(empty, name, STREAMS_RELAY__MODE="poll")
+    for variable, value in {"DATABASE_URL": empty, "STREAMS_RELAY__MODE": "poll"}.items():
+        monkeypatch.setenv(variable, value)
+    said = CliRunner().invoke(cli, ["migrate", "--plan"], standalone_mode=False)
+    assert said.exception is None
+    lines = said.output.splitlines()
+    assert [line.split()[0] for line in lines[::2]] == revisions.revisions()
+    assert lines[0].startswith("0001  Outbox, state, positions")
+    assert lines[1] == "      locks nothing that was there before"
+    migrate(found)
+    assert CliRunner().invoke(cli, ["migrate", "--plan"], standalone_mode=False).output == (
+        f"nothing to do: the database is at revision {revisions.head()}\n"
+    )
+
+
+def test_every_revision_says_what_it_locks() -> None:
+    """`streams migrate --plan` tells an operator; the first ones come together, to an empty database."""
+    for file in sorted((revisions.MIGRATIONS / "versions").glob("*.py")):
+        if file.name > "0013":
+            assert re.search(r'^locks = "', file.read_text(), re.MULTILINE), f'{file.name}: add locks = "..."'

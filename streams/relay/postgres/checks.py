@@ -6,6 +6,7 @@ import psycopg
 from sqlalchemy import Connection
 
 from streams.database import connect, migrate, query
+from streams.database.replication import other_outbox
 from streams.errors import NotMigrated, ServiceUnreachable, UsageError
 from streams.relay.postgres.connections import replication_connection
 from streams.settings import Settings, redact
@@ -62,6 +63,8 @@ def _check_publication(connection: Connection, name: str) -> None:
     found = connection.exec_driver_sql(query("publication"), {"publication": name}).mappings().first()
     if found is None:
         raise NotMigrated(f"publication {name} does not exist: run `streams migrate`")
+    if found["other_outbox"]:
+        raise UsageError(other_outbox(name, found["other_outbox"]))
     if not found["has_outbox"] or found["other_tables"]:
         raise UsageError(
             f"publication {name} holds {'other tables than' if found['has_outbox'] else 'not'} the outbox:"
