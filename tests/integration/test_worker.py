@@ -195,3 +195,35 @@ async def test_a_record_that_overtakes_the_visibility_of_its_row_waits_for_it(
     await eventually(settled(ready, [early, *late]), 30)
     assert ready.query("SELECT message_content FROM chat_histories ORDER BY id") == [(f"m {n}",) for n in range(3)]
     assert ready.query("SELECT count(*) FROM outbox_rejects") == [(0,)]
+
+
+READ_ONLY = """
+import os, sys
+
+def refuse(event, arguments):
+    if event == "open":
+        path, mode, flags = arguments
+        wanted = any(mark in mode for mark in "wax+") if isinstance(mode, str) else flags & (os.O_WRONLY | os.O_RDWR)
+        if not wanted or not isinstance(path, str | bytes) or os.fsdecode(path).startswith(("/dev/", "/proc/")):
+            return
+    elif event not in ("os.mkdir", "os.rename", "os.link", "os.symlink"):
+        return
+    raise OSError(30, "Read-only file system", str(arguments[0]))
+
+sys.addaudithook(refuse)
+"""
+
+
+async def test_a_file_system_that_is_read_only_is_enough(world: World, tmp_path: Path) -> None:
+    """As a hardened container has it, without /tmp: the worker ended with FileNotFoundError from gettempdir."""
+    (tmp_path / "sitecustomize.py").write_text(READ_ONLY)
+    world.environ |= {"PYTHONPATH": str(tmp_path), "STREAMS_RELAY__MODE": "poll"}
+    world.up()
+    ids = enqueue(world.url, world.topic, [payload(n, "c1") for n in range(3)])
+    assert (await world.until_persisted(ids)).statuses == ["consumed"] * 3
+    assert all(process.running for process in world.processes)
+    for command in (["status"], ["trace", str(ids[0])], ["dead", "list"], ["relay", "status"]):
+        process = world.start("streams", *command)
+        await process.finish(60)
+        assert "Read-only" not in process.log.read_text()
+        assert process.returncode in (0, 1), process.log.read_text()
