@@ -16,7 +16,7 @@ WORKERS ?= 2
 # In the order of their folders: the slowest files come first, and the quick ones fill the gaps at the end.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv up down test test-long promtool lint types bench bench-relays schema lock clean
+.PHONY: help venv up down test test-long promtool lint types bench bench-relays schema dist lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,10 +37,10 @@ up: venv ## Start PostgreSQL, Kafka, relay, two workers and the demo, and say wh
 down: venv ## Stop what `make up` or `streams up --detach` started here
 	@$(BIN)/streams down
 
-test: lint types promtool ## Lint, types and tests
+test: lint types promtool ## Lint, types and tests: a quarter of an hour on two cores, most of it waiting for servers
 	$(PYTEST) -m 'not long'
 
-test-long: lint types promtool ## The same with the long tests
+test-long: lint types promtool ## The same with the long tests, in full counts: much longer
 	$(PYTEST)
 
 promtool: ## Install Debian's prometheus, whose promtool checks the alert rules, where it is missing
@@ -63,6 +63,9 @@ bench-relays: venv ## Measure the relays against real Debezium: rates, latency, 
 
 schema: venv ## Write db/schema.sql anew: what the migrations make
 	WRITE_SCHEMA=1 $(BIN)/python -m pytest -q tests/integration/test_migrations.py -k schema_file
+
+dist: venv ## Build sdist and wheel into dist/ and check them; with licences and bill of materials
+	@.ci/dist
 
 lock: ## Write requirements.lock anew: the newest versions that pyproject.toml allows
 	rm -rf build/lock
