@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import msgspec
@@ -52,7 +53,13 @@ def opened(value: bytes | None) -> tuple[int, str, str]:
 
 def decoded(payload: str | None, kind: EventType) -> tuple[str, Any]:
     """(conversation, payload object) of an envelope's payload; Unreadable says what is wrong with it."""
-    found = codec.decode(_inner(payload), kind.payload)
+    inner = _inner(payload)
+    try:
+        found = codec.decode(inner, kind.payload)
+    except Unreadable as error:
+        if error.code == "json" and _is_base64(inner):
+            raise Unreadable(f"{error}; it is base64, as Go writes a []byte: expected JSON", code="json") from None
+        raise
     key = codec.key_text(getattr(found, kind.key))
     if key is None:
         raise Unreadable(f"{kind.key!r}: expected 1 to {codec.KEY_BYTES} bytes, it is the key", code="key")
@@ -76,6 +83,14 @@ def _id(raw: bytes) -> int:
         shown = "missing" if not raw else raw.decode()[:40] if raw[:1] in b"-0123456789" else "no number"
         raise NoEnvelope(f"the envelope's 'outbox_id' is {shown}, expected a whole number from 1 to {2**63 - 1}")
     return outbox_id
+
+
+def _is_base64(text: str | None) -> bool:
+    """Whether this is a JSON object in base64."""
+    try:
+        return base64.b64decode(text or "", validate=True).lstrip()[:1] == b"{"
+    except ValueError:  # binascii.Error is one
+        return False
 
 
 def _inner(payload: str | None) -> str | None:

@@ -46,6 +46,8 @@ def setup(settings: Log, *, debug: bool = False) -> None:
     for library in LIBRARIES:
         logging.getLogger(library).setLevel(logging.INFO if debug else logging.WARNING)
     logging.getLogger(PRINTED).setLevel(logging.INFO)
+    # That a connection cannot be reset is what an outage looks like to a pool: it is reported by whoever waits.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.INFO if debug else logging.CRITICAL)
 
 
 class _Seldom(logging.Filter):

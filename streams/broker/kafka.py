@@ -32,6 +32,10 @@ TIMEOUT = 5.0
 _NONE: Mapping[str, str] = MappingProxyType({})
 CREATE_TIME = "CreateTime"
 NEVER = str(2**63 - 1)
+OLDEST = "3.6"
+"""The oldest Kafka that is supported."""
+# What an older one says of the setting that lets a clock be ahead of the broker's.
+NO_SUCH_SETTING = "Unknown topic config name: message.timestamp."
 # Others may make a topic faster than we do, and in another way.
 REPLACED_MOST = 3
 # What a record may need beside its payload: a key of 1024 bytes, the headers, the batch around it.
@@ -188,6 +192,11 @@ def _create(settings: Settings, admin: AdminClient, topics: list[NewTopic]) -> N
                 continue
             if code in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN):
                 raise unreachable(settings, error) from None
+            if code == KafkaError.INVALID_CONFIG and NO_SUCH_SETTING in reason(error):
+                raise UsageError(
+                    f"Kafka at {settings.broker_url} is older than {OLDEST}, which knows message.timestamp.after.max.ms:"
+                    f" expected {OLDEST} or newer, upgrade it"
+                ) from None
             raise UsageError(
                 f"topic {wanted.topic!r} cannot be created with {wanted.num_partitions} partitions and replication factor"
                 f" {wanted.replication_factor}: {reason(error)}"

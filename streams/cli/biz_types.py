@@ -6,7 +6,7 @@ import click
 import orjson
 from sqlalchemy import Connection
 
-from streams.cli.choose import say, say_json
+from streams.cli.choose import Commands, say, say_json
 from streams.cli.console import database, show, signed
 from streams.database import query
 from streams.errors import UsageError
@@ -14,7 +14,7 @@ from streams.errors import UsageError
 COLUMNS = ("biz_type", "topic", "partitions", "max_bytes", "waiting", "retired_at")
 
 
-@click.group("biz-types")
+@click.group("biz-types", cls=Commands)
 def biz_types() -> None:
     """Look at the registered biz_types, and retire one."""
 

@@ -48,6 +48,17 @@ class Message(click.ParamType):
             )
 
 
+class Commands(click.Group):
+    """A group whose help tells each command's whole sentence, on as many lines as it takes."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, each.get_short_help_str(limit=1000)) for name, each in commands if each and not each.hidden]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+
 SINCE = Since()
 MESSAGE = Message()
 

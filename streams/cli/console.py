@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,8 +26,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def me() -> str:
-    """Who runs this command."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    """Who runs this command: a user's name, or, as in a container, the number of one without a name."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # OSError since Python 3.13
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
 
 
 def signed(command: F) -> F:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import click
 
 from streams import operate
-from streams.cli.choose import say, say_json
+from streams.cli.choose import Commands, say, say_json
 from streams.cli.console import database, show, signed
 
 COLUMNS = ("key", "topic", "open", "head", "status", "error_code", "since")
 
 
-@click.group()
+@click.group(cls=Commands)
 def conversations() -> None:
     """Look at conversations that wait, and release them."""
 

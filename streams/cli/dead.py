@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from streams import operate
 from streams.cli.bar import bar
-from streams.cli.choose import MESSAGE, SINCE, say, say_json
+from streams.cli.choose import MESSAGE, SINCE, Commands, say, say_json
 from streams.cli.console import database, signed
 from streams.cli.console import show as show_table
 from streams.cli.trace import describe
@@ -31,7 +31,7 @@ OPERATION = ("id", "act", "state", "planned", "done", "failed", "left_alone", "w
 GROUP = ("fingerprint", "messages", "conversations", "biz_type", "error_code", "first", "last", "example", "error")
 
 
-@click.group()
+@click.group(cls=Commands)
 def dead() -> None:
     """Look at dead messages, replay or discard them."""
 

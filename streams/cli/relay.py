@@ -9,7 +9,7 @@ import signal
 import click
 
 from streams import log, telemetry
-from streams.cli.choose import say_json
+from streams.cli.choose import Commands, say_json
 from streams.cli.relay_acts import adopt, switch
 from streams.cli.relay_status import status
 from streams.registry import configured
@@ -18,7 +18,7 @@ from streams.settings import Settings, load
 MODES = ("auto", "cdc", "poll", "debezium")
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Commands, invoke_without_command=True)
 @click.option("--mode", type=click.Choice(MODES), help="Default: relay.mode of faust.yml, which is auto.")
 @click.pass_context
 def relay(ctx: click.Context, mode: str | None) -> None:

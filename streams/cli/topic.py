@@ -9,7 +9,7 @@ import click
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streams.broker import kafka
-from streams.cli.choose import say
+from streams.cli.choose import Commands, say
 from streams.envelope import NoEnvelope, opened
 from streams.errors import UsageError
 from streams.registry import configured
@@ -17,7 +17,7 @@ from streams.settings import Settings, load
 from streams.terminal import printable, time_of
 
 
-@click.group()
+@click.group(cls=Commands)
 def topic() -> None:
     """Look into topics."""
 

@@ -10,14 +10,14 @@ import sys
 import click
 
 from streams import log
-from streams.cli.choose import say
+from streams.cli.choose import Commands, say
 from streams.errors import UsageError
 from streams.settings import load, refused_bind
 
 LEAST = 12  # characters of a password
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Commands, invoke_without_command=True)
 @click.option("--host", help="Where to listen; `web.host` unless given.")
 @click.option("--port", type=click.IntRange(1, 65535), default=6065, show_default=True)
 @click.pass_context

@@ -111,3 +111,11 @@ def test_without_the_right_to_note_it_goes_on(
     world.query("ALTER TABLE outbox_topics RENAME TO elsewhere")
     assert len(prepare(world)) == 3
     assert "topic ids are not noted" in caplog.text
+
+
+def test_a_kafka_that_is_too_old_is_refused_in_one_line(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 3.6 it does not know the setting: here it is asked for one that it does not know either."""
+    unknown = {"message.timestamp.after.max.millis": "1"}
+    monkeypatch.setattr(kafka, "_messages_config", lambda settings: unknown)
+    with pytest.raises(UsageError, match=r"is older than 3\.6, which knows .*: expected 3\.6 or newer, upgrade it"):
+        kafka.make_topic(world.settings, world.topic, partitions=1, replication_factor=1, retention_hours=1)

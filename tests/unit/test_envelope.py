@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import dataclass
 
@@ -122,6 +123,16 @@ def test_a_message_that_cannot_be_read_is_of_the_conversation_it_names(
     assert one.message is None
     assert one.fault is not None
     assert one.key == key
+
+
+def test_a_payload_in_base64_is_told_from_a_broken_one() -> None:
+    """Go's encoding/json writes a []byte so."""
+    [one] = read(Record(envelope(7, base64.b64encode(orjson.dumps(PAYLOAD)).decode())))
+    assert "it is base64, as Go writes a []byte: expected JSON" in str(one.fault)
+    for text in ("eyJ1c2Vy", "{broken", "aGVsbG8="):
+        [one] = read(Record(envelope(7, text)))
+        assert ("base64" in str(one.fault)) == (text == "eyJ1c2Vy")
+        assert one.fault is not None
 
 
 @pytest.mark.parametrize("key", [None, b"", b"a\0b", b"x" * 1025])

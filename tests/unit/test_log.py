@@ -76,3 +76,12 @@ def test_a_library_repeats_itself_seldom_whatever_the_number(capsys: pytest.Capt
         "ERROR aiokafka: Failed fetch messages from 0: gone",
     ]
     assert lines[2:] == ["WARNING streams.x: ours is always heard"] * 3
+
+
+def test_what_a_pool_says_of_an_outage_is_left_to_whoever_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    setup(Log())
+    logging.getLogger("sqlalchemy.pool.impl.AsyncAdaptedQueuePool").error("Exception during reset or similar")
+    assert capsys.readouterr().err == ""
+    setup(Log(), debug=True)
+    logging.getLogger("sqlalchemy.pool.impl.AsyncAdaptedQueuePool").error("Exception during reset or similar")
+    assert "Exception during reset" in capsys.readouterr().err
