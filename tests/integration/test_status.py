@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -59,3 +61,22 @@ def test_a_broker_that_does_not_answer_is_missing_too(
     gone = status()
     assert gone.exit_code == 1
     assert "Kafka at 127.0.0.1:1 cannot be reached" in gone.output
+
+
+def test_a_run_that_waits_is_named_and_what_is_only_to_be_watched_is_no_failure(world: World, status: Status) -> None:
+    world.query(
+        "INSERT INTO outbox_processes (id, kind, name, host, pid, version, waits_for, waits_code, waits_since) VALUES"
+        " (gen_random_uuid(), 'worker', 'g', 'h', 7, '1', 'every chat fails with 42703', '42703', now() - interval '1 min')"
+    )
+    waits = r"a run of worker h:7 waits for 6\d s: every chat fails with 42703 \(42703\)"
+    told = status()
+    assert told.exit_code == 1
+    assert re.search(waits, told.output)
+    doctor = CliRunner().invoke(cli, ["doctor"], catch_exceptions=False)
+    assert doctor.exit_code == 1
+    assert re.search(f"bad: {waits}\n  do: the handler and the database's schema do not fit", doctor.output)
+    assert "docs/monitoring/runbook.md#run-waits" in doctor.output
+    same = json.loads(CliRunner().invoke(cli, ["doctor", "--json"]).output)
+    assert {fault["code"] for fault in same} == {
+        fault["code"] for fault in json.loads(status("--json").output)["faults"]
+    }
