@@ -23,7 +23,7 @@ async def refuse(messages: Batch[Note], db: AsyncConnection) -> None:
     """What begins with `bad` fails in the database, after the rest was written."""
     await save(messages, db)
     if any(message.payload.note.startswith("bad") for message in messages):
-        await db.execute(text("SELECT fail('23514')"))
+        await db.execute(text("SELECT fail('P0001')"))
 
 
 def test_what_died_stays_dead_when_the_next_message_of_its_conversation_fails_at_once(bench: Workbench) -> None:
