@@ -1,32 +1,99 @@
-"""Several things at once, until the first of them ends it."""
+"""Several things at once, until the first of them ends it.
+
+    async with ended_by(stopped(), changed(), confirming()) as ending:
+        async for rows in source:               # cancelled when one of the three returns or raises
+            await publisher.publish(rows)
+    ending.outcome                              # what it returned; None when the block came to its end by itself
+
+A block is cancelled as `asyncio.timeout` does it: the request is taken back afterwards, and one that
+somebody else made goes on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable
-from typing import Any
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Generic, TypeVar
 
-from streams.groups import TaskGroup
-
-
-class Done(Exception):
-    """Raised by one of them: all may end, in order."""
-
-
-async def together(*work: Coroutine[Any, Any, Any]) -> None:
-    """All of this at once; returns when one raises Done, else raises the first thing that went wrong."""
-    try:
-        async with TaskGroup() as tasks:
-            for each in work:
-                tasks.create_task(each)
-    except BaseExceptionGroup as group:
-        errors = [error for error in _leaves(group) if not isinstance(error, Done)]
-        if errors:
-            raise errors[0] from None
+T = TypeVar("T")
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterable[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
+class ended_by(Generic[T]):
+    """Beside a block: the first of these that returns a value, which is then `outcome`, ends the block and the others.
+
+    One that returns None ends nothing.  One that fails ends all, and what it raised is raised.
+    """
+
+    def __init__(self, *beside: Coroutine[Any, Any, T | None]) -> None:
+        self._beside = beside
+        self._tasks: list[asyncio.Task[T | None]] = []
+        self._failure: BaseException | None = None
+        self._ended = self._over = False
+        self.outcome: T | None = None
+
+    async def __aenter__(self) -> ended_by[T]:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task, self._asked_before = task, task.cancelling()
+        for coroutine in self._beside:
+            beside = asyncio.ensure_future(coroutine)
+            beside.add_done_callback(self._done)
+            self._tasks.append(beside)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._over = True
+        if self._ended:
+            if kind is None or not issubclass(kind, asyncio.CancelledError):
+                # The request came too late for the block: it is still to be delivered.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0)
+            others_asked = self._task.uncancel() > self._asked_before
         else:
-            yield error
+            others_asked = False
+        await self._cancel_others()
+        if self._failure is not None:
+            raise self._failure
+        if others_asked:
+            raise asyncio.CancelledError
+        return self._ended and kind is not None and issubclass(kind, asyncio.CancelledError)
+
+    def _done(self, task: asyncio.Task[T | None]) -> None:
+        if self._over or self._ended or task.cancelled():
+            return
+        self._failure = task.exception()
+        self.outcome = None if self._failure is not None else task.result()
+        if self._failure is not None or self.outcome is not None:
+            self._ended = True
+            self._task.cancel()
+
+    async def _cancel_others(self) -> None:
+        """Cancel what is left and wait for its end, also when this is cancelled meanwhile."""
+        asked: asyncio.CancelledError | None = None
+        for task in self._tasks:
+            task.cancel()
+        while pending := [task for task in self._tasks if not task.done()]:
+            try:
+                await asyncio.wait(pending)
+            except asyncio.CancelledError as error:
+                asked = error
+        for task in self._tasks:
+            if not task.cancelled():
+                task.exception()  # seen: what failed first is what counts
+        if asked is not None:
+            raise asked
+
+
+async def first_to_end(*work: Coroutine[Any, Any, T | None]) -> T:
+    """What the first of these returns that is not None; the others are cancelled.
+
+    Raises what the first one that fails raises.
+    """
+    async with ended_by(*work) as ending:
+        await asyncio.Future()
+    assert ending.outcome is not None
+    return ending.outcome

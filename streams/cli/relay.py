@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+from collections.abc import Callable
 
 import click
 
@@ -34,8 +35,16 @@ def relay(ctx: click.Context, mode: str | None) -> None:
     wanted = mode or settings.relay.mode
     if wanted == "debezium":
         _print_connector(settings)
+    from streams.relay import Relay
+
+    publisher = Relay(settings, configured(settings), wanted)
+    # Rows refer to nothing that refers back to them: looking for circles among them was up to a third of the work.
+    gc.freeze()
+    gc.set_threshold(100_000)
     try:
-        asyncio.run(_run(settings, wanted))
+        with asyncio.Runner() as runner:
+            _stop_on_signals(runner.get_loop(), publisher.stop)
+            runner.run(publisher.run())
     finally:
         telemetry.close()
 
@@ -51,21 +60,15 @@ def _print_connector(settings: Settings) -> None:
     say_json(configuration)
 
 
-async def _run(settings: Settings, mode: str) -> None:
-    from streams.relay import Relay
+def _stop_on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
+    """The first SIGTERM or SIGINT stops in order; the second one ends the process."""
+    signals = (signal.SIGTERM, signal.SIGINT)
 
-    found = Relay(settings, configured(settings), mode)
-    # Rows refer to nothing that refers back to them: looking for circles among them was up to a third of the work.
-    gc.freeze()
-    gc.set_threshold(100_000)
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+    def stop_once() -> None:
+        for number in signals:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
-        found.stop()
+        stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    await found.run()
+    for number in signals:
+        loop.add_signal_handler(number, stop_once)

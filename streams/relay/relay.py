@@ -1,4 +1,4 @@
-"""A relay: terms as leader of its name, one after another, standing by in between, until it is told to stop."""
+"""A relay: it stands by, leads for a session, backs off after an outage, until it is told to stop."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from streams.settings import Settings, redact
 logger = logging.getLogger("streams.relay")
 
 STANDBY_SECONDS = 1.0
-# A term that lasted this long was no failed attempt.
-GOOD_TERM_SECONDS = 5.0
+# A session that lasted this long was no failed attempt.
+GOOD_SESSION_SECONDS = 5.0
 
 OUTAGES = (psycopg.Error, KafkaException, DeliveryFailed, ServiceUnreachable, TopicsChanged, OSError)
 
@@ -64,13 +64,14 @@ class Relay:
         while not self._stop.is_set():
             began = time.monotonic()
             try:
-                async with self._leadership() as leadership:
+                leadership, session = self._roles()
+                async with leadership:
                     await self._stand_by(leadership)
                     if not self._stop.is_set():
                         began = time.monotonic()
-                        await self._term(leadership).run()
+                        await session.run()
             except OUTAGES as error:
-                attempt = 1 if time.monotonic() - began > GOOD_TERM_SECONDS else attempt + 1
+                attempt = 1 if time.monotonic() - began > GOOD_SESSION_SECONDS else attempt + 1
                 report(error, attempt)
                 await self._pause(delay(attempt, self._settings.relay.backoff_limit))
 
@@ -81,46 +82,48 @@ class Relay:
             raise UsageError(f"relay.shards is {shards}: expected 1 in mode {self._mode}, only polling can be shared")
         await asyncio.to_thread(check_database, self._settings)
         try:
-            async with Leadership(self._settings, self._mode) as session:
-                found = await session.look()
+            async with Leadership(self._settings, self._mode) as leadership:
+                snapshot = await leadership.look()
         except psycopg.Error as error:
             where = redact(self._settings.database_url)
             if (error.sqlstate or "").startswith("42"):
                 raise UsageError(f"PostgreSQL at {where} refuses: {line(error)}") from None
             raise ServiceUnreachable(f"PostgreSQL at {where} went away: {line(error)}") from None
-        refuse_stranger(found)
-        way = await desired_plan(self._settings, self._mode, found)
+        refuse_stranger(snapshot)
+        plan = await desired_plan(self._settings, self._mode, snapshot)
         try:
-            await asyncio.to_thread(prepare_topics, self._settings, self._registry, way.mode, Survey(self._settings))
+            await asyncio.to_thread(prepare_topics, self._settings, self._registry, plan.mode, Survey(self._settings))
         except ServiceUnreachable:
-            await self._spare()
+            await self._drop_oversized_slot()
             raise
-        await self._compare()
+        await self._refuse_gone_back()
 
-    async def _compare(self) -> None:
+    async def _refuse_gone_back(self) -> None:
         """UsageError when the database went back."""
         try:
-            async with Leadership(self._settings, self._mode) as session:
-                await session.refuse_gone_back()
+            async with Leadership(self._settings, self._mode) as leadership:
+                await leadership.refuse_gone_back()
         except psycopg.Error as error:
             where = redact(self._settings.database_url)
             raise ServiceUnreachable(f"PostgreSQL at {where} went away: {line(error)}") from None
 
-    async def _spare(self) -> None:
+    async def _drop_oversized_slot(self) -> None:
         """Without a broker it cannot start, and whoever starts it again and again may be the only one to look at the slot."""
         with contextlib.suppress(*OUTAGES, SlotBusy):
-            async with Leadership(self._settings, self._mode) as leadership:
+            leadership = Leadership(self._settings, self._mode)
+            async with leadership:
                 if await leadership.take():
-                    await self._term(leadership).drop_oversized_slot()
+                    session = LeaderSession(self._settings, self._registry, self._mode, leadership, self._stop)
+                    await session.drop_oversized_slot()
 
-    def _leadership(self) -> Leadership:
-        kind = ShardLease if self._settings.relay.shards > 1 else Leadership
-        return kind(self._settings, self._mode)
-
-    def _term(self, leadership: Leadership) -> LeaderSession:
-        if isinstance(leadership, ShardLease):
-            return SharedLeaderSession(self._settings, self._registry, leadership, self._stop)
-        return LeaderSession(self._settings, self._registry, self._mode, leadership, self._stop)
+    def _roles(self) -> tuple[Leadership, LeaderSession]:
+        """What stands by for the lead, and what runs while it has it."""
+        settings, registry = self._settings, self._registry
+        if settings.relay.shards > 1:
+            lease = ShardLease(settings, self._mode)
+            return lease, SharedLeaderSession(settings, registry, lease, self._stop)
+        leadership = Leadership(settings, self._mode)
+        return leadership, LeaderSession(settings, registry, self._mode, leadership, self._stop)
 
     async def _stand_by(self, leadership: Leadership) -> None:
         """Until this one leads, or is told to stop."""
@@ -131,11 +134,15 @@ class Relay:
             said = True
             await self._pause(STANDBY_SECONDS * random.uniform(0.7, 1.3))
 
-    def _say(self, found: RelaySnapshot, reason: str) -> None:
-        extra = {"relay": found.relay, "pid": os.getpid()}
+    def _say(self, snapshot: RelaySnapshot, reason: str) -> None:
+        extra = {"relay": snapshot.relay, "pid": os.getpid()}
         logger.info("relay stands by", extra=extra | ({"reason": reason} if reason else {}))
-        if self._mode not in ("auto", found.asked, found.mode):
-            differ = {"mode": self._mode, "leader_mode": found.mode, "mend": "start all relays of a name in one mode"}
+        if self._mode not in ("auto", snapshot.asked, snapshot.mode):
+            differ = {
+                "mode": self._mode,
+                "leader_mode": snapshot.mode,
+                "mend": "start all relays of a name in one mode",
+            }
             logger.warning("relays of one name differ", extra=extra | differ)
 
     async def _pause(self, seconds: float) -> None:

@@ -65,7 +65,7 @@ async def test_row_level_security_that_comes_later_is_an_error_and_no_answer(wor
         with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security policy"):
             async for _ in source:
                 pass
-    assert source.floor == 0
+    assert source.value == 0
 
 
 @pytest.mark.parametrize("change", ["CACHE 20", "INCREMENT 2", "CYCLE"])
@@ -90,7 +90,7 @@ async def test_a_floor_waits_while_sessions_may_keep_ids(world: World, name: str
         async with PollSource(world.url, name=name, interval=0.05) as source:
             rows = aiter(source)
             sent = [row async for row in _some(rows, source, 2)]
-            assert (len(sent), source.floor) == (2, 0)
+            assert (len(sent), source.value) == (2, 0)
 
 
 async def _some(batches: Any, source: PollSource, count: int) -> Any:

@@ -1,26 +1,35 @@
-"""How many functions of ours lie between a delivered run and its handler: what a reader has to walk."""
+"""How many functions of ours lie on the two main ways: what a reader has to walk."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
+from confluent_kafka import Producer
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from streams import Batch
+from streams import Batch, log
+from streams.cli import main
+from streams.relay.sink import publisher
 from streams.worker.driver.dispatcher import Dispatcher
 from streams.worker.driver.suspicion import Suspicion
 from streams.worker.figures import WorkerFigures
 from streams.worker.topic_agent import TopicAgent
+from tests.conftest import World
 from tests.fixtures.workbench import TOPIC, Note, Workbench
 
 STREAMS = Path(__file__).parents[2] / "streams"
 MOST_TO_HANDLER = 9
+MOST_TO_PRODUCE = 7
 
 
 @pytest.fixture
@@ -79,3 +88,36 @@ def test_a_delivered_run_reaches_its_handler_through_few_functions(bench: Workbe
     assert walked[0] == "Dispatcher._run"
     assert "work_run" in walked
     assert len(walked) <= MOST_TO_HANDLER, walked
+
+
+def test_a_row_is_produced_a_few_functions_behind_the_command(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, which gets the signal that ends the command once a record is handed to Kafka."""
+    walked: list[str] = []
+
+    class Walked(Producer):
+        def produce(self, *arguments: Any, **options: Any) -> None:
+            walked.extend(ours(called()))
+            os.kill(os.getpid(), signal.SIGTERM)
+            super().produce(*arguments, **options)
+
+    for name, value in world.environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(world.directory)
+    monkeypatch.setattr(publisher, "Producer", Walked)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    monkeypatch.setattr(gc, "set_threshold", lambda *_: None)
+    monkeypatch.setattr(log, "setup", lambda *_, **__: None)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    enqueue = "INSERT INTO outbox (biz_type, topic, key, payload) VALUES ('chat_history_persist', %s, 'c1', '{}')"
+    with psycopg.connect(world.url, autocommit=True) as connection:
+        connection.execute(enqueue, [world.topic])
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["relay", "--mode", "poll"])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert ended.value.code == 0
+    assert walked[0] == "main"
+    assert walked[-1] == "Publisher.publish"
+    assert len(walked) <= MOST_TO_PRODUCE, walked

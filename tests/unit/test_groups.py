@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from streams.groups import TaskGroup
-from streams.tasks import Done, together
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,29 +44,6 @@ async def test_a_child_that_fails_under_a_body_leaves_no_cancellation_behind() -
         async with TaskGroup() as tasks:
             tasks.create_task(fails())
             await forever()
-    assert cancelling() == 0
-
-
-async def test_what_runs_together_leaves_no_cancellation_behind() -> None:
-    with pytest.raises(OSError, match="away"):
-        await together(fails(), forever())
-    assert cancelling() == 0
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.01):
-            await forever()
-
-
-async def test_what_ends_in_order_leaves_no_cancellation_behind() -> None:
-    async def done() -> None:
-        raise Done
-
-    await together(done(), forever())
-    assert cancelling() == 0
-
-
-async def test_groups_within_a_group_leave_no_cancellation_behind() -> None:
-    with pytest.raises(OSError, match="away"):
-        await together(together(fails(), forever()), forever())
     assert cancelling() == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from streams.errors import NotMigrated, UsageError
 from streams.relay.leader.plan import Plan, possible_plan
-from streams.relay.postgres.continuity import gone, hole, refuse_foreign_slot, refuse_stranger
+from streams.relay.postgres.continuity import refuse_foreign_slot, refuse_stranger, why_not_resumable, why_unreadable
 from streams.relay.postgres.snapshot import RelaySnapshot, Slot
 from streams.settings import load
 
@@ -22,17 +22,17 @@ def slot(**changes: object) -> RelaySnapshot:
 
 @pytest.mark.parametrize("confirmed", [1, 99, 100])
 def test_a_slot_at_or_before_what_was_saved_can_be_read_on(confirmed: int) -> None:
-    assert hole(slot(confirmed=confirmed)) is None
+    assert why_not_resumable(slot(confirmed=confirmed)) is None
 
 
 def test_a_slot_past_what_was_saved_is_another_one() -> None:
-    assert hole(slot(confirmed=101)) == "replication slot r begins at 0/65, what is published ends at 0/64"
-    assert gone(slot(confirmed=101)) is None
+    assert why_not_resumable(slot(confirmed=101)) == "replication slot r begins at 0/65, what is published ends at 0/64"
+    assert why_unreadable(slot(confirmed=101)) is None
 
 
 def test_without_a_saved_position_no_slot_is_trusted() -> None:
     assert (
-        hole(replace(LOOK, lsn=None))
+        why_not_resumable(replace(LOOK, lsn=None))
         == "replication slot r begins at 0/64, what is published ends at an unknown position"
     )
 
@@ -46,17 +46,17 @@ def test_without_a_saved_position_no_slot_is_trusted() -> None:
     ],
 )
 def test_a_slot_that_cannot_be_read_is_gone(found: RelaySnapshot, words: str) -> None:
-    assert words in (gone(found) or "")
-    assert words in (hole(found) or "")
-    assert possible_plan(load(environ={}), Plan("cdc"), found) == Plan("poll", "cdc", hole(found))
+    assert words in (why_unreadable(found) or "")
+    assert words in (why_not_resumable(found) or "")
+    assert possible_plan(load(environ={}), Plan("cdc"), found) == Plan("poll", "cdc", why_not_resumable(found))
 
 
 @pytest.mark.parametrize("mark", ["7/2", None])
 def test_with_another_publication_rows_may_be_missing(mark: str | None) -> None:
     found = replace(LOOK, publication=mark)
-    assert "the publication was changed or made anew" in (hole(found) or "")
-    assert hole(replace(found, read_with=None)) is None
-    assert gone(found) is None
+    assert "the publication was changed or made anew" in (why_not_resumable(found) or "")
+    assert why_not_resumable(replace(found, read_with=None)) is None
+    assert why_unreadable(found) is None
 
 
 def test_a_connector_of_others_cannot_be_healed_by_us() -> None:

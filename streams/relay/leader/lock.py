@@ -16,7 +16,7 @@ from streams.database.migrate import sequence_fault
 from streams.errors import UsageError
 from streams.figures.life import ProcessLife
 from streams.relay.postgres.gone_back import refuse_gone_back
-from streams.relay.postgres.snapshot import RelaySnapshot, look, reader
+from streams.relay.postgres.snapshot import RelaySnapshot, read_snapshot, reader
 from streams.settings import Settings
 
 PATIENCE = 5.0
@@ -93,7 +93,7 @@ class Leadership:
         if sequence is not None:
             raise UsageError(sequence_fault(*sequence))
         await self._life.beat(self._connection)
-        return await look(self._connection, self._settings.relay.name, self._settings.relay.publication)
+        return await read_snapshot(self._connection, self._settings.relay.name, self._settings.relay.publication)
 
     async def _value(self, name: str, /, **parameters: Any) -> Any:
         row = await (await self._connection.execute(query(name), parameters)).fetchone()

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import psycopg
 
@@ -20,6 +20,7 @@ from streams.broker.beat import Beat, BeatWriter
 from streams.database import connect, partitions, query
 from streams.errors import ServiceUnreachable
 from streams.relay.leader.figures import LeaderFigures
+from streams.relay.postgres.floor import Floor
 from streams.relay.postgres.gone_back import refuse_gone_back
 from streams.relay.postgres.lsn import lsn_number
 from streams.settings import Settings
@@ -36,24 +37,6 @@ PARTITIONS_A_LOOK = 10
 HOUR = 3600.0
 LOCK_TIMEOUT = "5s"
 RATE_SECONDS = 10.0
-
-
-class Floor(Protocol):
-    """How a mode knows its floor."""
-
-    @property
-    def value(self) -> int:
-        """The floor as far as this leader has proved it."""
-
-    @property
-    def lsn(self) -> str | None:
-        """The confirmed log position, where there is one."""
-
-    def reset(self) -> None:
-        """The connection is new: forget what the old one saw."""
-
-    async def look(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        """Look at the writers once."""
 
 
 class NoFloor:
@@ -95,7 +78,7 @@ class LeaderMaintenance:
         self._rate = Rate()
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._busy = asyncio.Lock()
-        self._mark: str | None = None
+        self._publication_identity: str | None = None
         self._saved: tuple[object, ...] = ()
         self._saved_at = 0.0
         self._attempt = 0
@@ -107,20 +90,21 @@ class LeaderMaintenance:
         # Only of a connection to a database that was compared with Kafka.
         self._compared = False
 
-    def follow(
+    def set_activity(
         self,
         doing: Activity,
         floor: Floor | None = None,
         delivered: Callable[[], int] = lambda: 0,
-        mark: str | None = None,
+        publication_identity: str | None = None,
     ) -> None:
         """From now on this is what the leader does, how its floor is known, and how many rows it has delivered.
 
-        `mark` is the publication it reads with: what is read with another one proves nothing, and is not saved.
+        `publication_identity` is that of the publication it reads with: what is read with another one proves
+        nothing, and is not saved.
         `saved` is then the confirmed log position as far as it is written down: what may be confirmed to the slot.
         """
         self._doing, self._floor, self._delivered = doing, floor or NoFloor(), delivered
-        self._rate, self.saved, self._mark = Rate(), None, mark
+        self._rate, self.saved, self._publication_identity = Rate(), None, publication_identity
 
     def say(self, reason: str) -> None:
         """Why the leader still does what it does."""
@@ -154,7 +138,9 @@ class LeaderMaintenance:
                     await self._tend(self._connection)
             except psycopg.Error as error:
                 self._attempt += 1
-                logger.warning("upkeep interrupted", extra={"sqlstate": error.sqlstate, "error": _line(error)})
+                logger.warning(
+                    "leader maintenance interrupted", extra={"sqlstate": error.sqlstate, "error": _line(error)}
+                )
             await asyncio.sleep(delay(self._attempt, self._settings.relay.backoff_limit))
 
     async def make_room(self) -> None:
@@ -223,7 +209,7 @@ class LeaderMaintenance:
     async def _save(self, connection: psycopg.AsyncConnection[Any]) -> None:
         now, doing, floor, lsn = time.monotonic(), self._doing, self._floor.value, self._floor.lsn
         self._write_beat(lsn)
-        delivered, mark = self._delivered(), self._mark
+        delivered = self._delivered()
         self._rate.count(now, delivered)
         # An idle relay's position moves with each save: it alone is no reason for the next one.
         known = (doing, floor, delivered)
@@ -242,7 +228,7 @@ class LeaderMaintenance:
             "doing": doing.doing,
             "reason": doing.reason,
             "rate": self._rate.value,
-            "mark": mark,
+            "mark": self._publication_identity,
             "publication": self._settings.relay.publication,
         }
         cursor = await connection.execute(query("save_relay_position"), position)

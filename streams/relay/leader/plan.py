@@ -1,4 +1,4 @@
-"""Which way a leader publishes: what it is asked for, and what the database allows now."""
+"""What a leader plans to do: what it is asked for, and what the database allows now."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from streams.errors import UsageError
 from streams.relay.debezium.supervisor import ConnectorSupervisor
 from streams.relay.postgres.checks import MayNotReplicate, check_log, check_replication
-from streams.relay.postgres.continuity import changed, gone, hole, refuse_foreign_slot
+from streams.relay.postgres.continuity import refuse_foreign_slot, why_incomplete, why_not_resumable, why_unreadable
 from streams.relay.postgres.snapshot import RelaySnapshot
 from streams.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How rows are published now.  `towards` is the mode that goes on as soon as there is a slot it can read without a hole;
-    until then polling publishes.  `reason` says why it is not simply what was asked for."""
+    """How rows are published now.
+
+    mode             what publishes
+    recovering_to    the mode that goes on as soon as there is a slot that it can read without a gap; None when
+                     `mode` is the goal
+    reason           why it is not simply what was asked for
+    """
 
     mode: str
     recovering_to: str | None = None
@@ -35,46 +40,48 @@ class Plan:
         return {"cdc": "streaming", "poll": "polling", "debezium": "connector"}[self.mode]
 
 
-async def desired_plan(settings: Settings, asked: str, look: RelaySnapshot) -> Plan:
+async def desired_plan(settings: Settings, asked: str, snapshot: RelaySnapshot) -> Plan:
     """What to do if the slot is fine.  Mode auto follows an operator's wish; without one it is cdc where that can be.
 
     UsageError or ServiceUnreachable when another mode cannot be.  One that led before and has lost its right goes on by
     polling, until it has it back.
     """
-    mode, refused = (asked, None) if asked != "auto" else _wish(settings, look)
+    mode, refused = (asked, None) if asked != "auto" else _wish(settings, snapshot)
     if mode == "poll":
         return Plan("poll")
     try:
         await asyncio.to_thread(check_log, settings)
-        refuse_foreign_slot(look)
+        refuse_foreign_slot(snapshot)
         if mode == "debezium":
             await ConnectorSupervisor(settings).reach()
         else:
             await check_replication(settings)
     except UsageError as error:
-        if asked != "auto" and not (look.led and isinstance(error, MayNotReplicate)):
+        if asked != "auto" and not (snapshot.led and isinstance(error, MayNotReplicate)):
             raise
         # A slot that nobody reads holds WAL back: what made it is not given up.
-        meant = asked != "auto" or look.wish or look.slot or look.lsn
+        meant = asked != "auto" or snapshot.wish or snapshot.slot or snapshot.lsn
         return Plan("poll", mode if meant else None, str(error))
     return Plan(mode, reason=refused)
 
 
-def possible_plan(settings: Settings, want: Plan, look: RelaySnapshot) -> Plan:
+def possible_plan(settings: Settings, desired: Plan, snapshot: RelaySnapshot) -> Plan:
     """What to do as the slot is; UsageError when it was lost under a connector that this relay cannot stop."""
     # Debezium confirms the slot itself, and tells nobody before.
-    fault = hole(look) if want.mode == "cdc" else gone(look) or changed(look)
-    if want.mode == "poll" or fault is None:
-        return want
-    if want.mode == "debezium" and not settings.connect.register:
+    fault = (
+        why_not_resumable(snapshot) if desired.mode == "cdc" else why_unreadable(snapshot) or why_incomplete(snapshot)
+    )
+    if desired.mode == "poll" or fault is None:
+        return desired
+    if desired.mode == "debezium" and not settings.connect.register:
         raise UsageError(
-            f"{fault}: rows after outbox_id {look.floor} may be missing; stop its connector and run"
+            f"{fault}: rows after outbox_id {snapshot.floor} may be missing; stop its connector and run"
             f" `streams relay --mode cdc`, which sends them and makes the slot anew"
         )
-    return Plan("poll", want.mode, fault)
+    return Plan("poll", desired.mode, fault)
 
 
-def _wish(settings: Settings, look: RelaySnapshot) -> tuple[str, str | None]:
-    if look.wish == "debezium" and not (settings.connect.url and settings.connect.register):
+def _wish(settings: Settings, snapshot: RelaySnapshot) -> tuple[str, str | None]:
+    if snapshot.wish == "debezium" and not (settings.connect.url and settings.connect.register):
         return "cdc", "debezium was asked for, but connect.url and connect.register are not set here"
-    return look.wish or "cdc", None
+    return snapshot.wish or "cdc", None

@@ -1,4 +1,12 @@
-"""A term as leader: one way of publishing after another, from the moment the lock is held until it is lost or told to stop."""
+"""A leader's session: one plan after another, from the moment the lock is held until it is lost or told to stop.
+
+plan by plan: rows are read and published, until ...
+PlanChanged      an operator switches the mode, or the slot is gone: confirm what is in flight, if that can be; next plan
+BrokerDown       the broker is away, or refuses a record: a pause, and the next plan
+SlotBusy         another process reads the slot: a pause, and the next plan
+Stopped          it is told to stop: confirm what is in flight, and return
+psycopg.Error    the database is lost, and the lead with it: raised
+"""
 
 from __future__ import annotations
 
@@ -8,6 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import psycopg
@@ -22,7 +31,7 @@ from streams.relay.debezium.config import heartbeats
 from streams.relay.debezium.supervisor import ConnectorSupervisor, SlotFloor
 from streams.relay.leader.lock import Leadership
 from streams.relay.leader.maintenance import Activity, LeaderMaintenance
-from streams.relay.leader.monitor import PlanChanged, Watch
+from streams.relay.leader.monitor import Monitor, PlanChanged
 from streams.relay.leader.plan import Plan, desired_plan, possible_plan
 from streams.relay.leader.slot_recovery import SlotRecovery
 from streams.relay.leader.sweep import Sweep
@@ -30,21 +39,21 @@ from streams.relay.leader.wal_guard import TAKEN_SECONDS, SlotCare
 from streams.relay.postgres.checks import check_database
 from streams.relay.postgres.connections import replication_connection
 from streams.relay.postgres.slot import SlotBusy, let_fail_over
-from streams.relay.postgres.wal_floor import WalFloor
 from streams.relay.sink.dead_rows import DeadRows
 from streams.relay.sink.limits import RecordLimits
 from streams.relay.sink.new_topics import NewTopics
 from streams.relay.sink.publisher import DeliveryFailed, Publisher
 from streams.relay.source.cdc import CdcSource
 from streams.relay.source.poll import PollSource
+from streams.relay.source.source import Source
 from streams.settings import Settings
-from streams.tasks import Done, together
+from streams.tasks import ended_by, first_to_end
 
 logger = logging.getLogger("streams.relay")
 
 FLUSH_SECONDS = 4.0
 SETTLE_SECONDS = 2.0
-# A way that went well for this long was no failed attempt.
+# A plan that went well for this long was no failed attempt.
 GOOD_SECONDS = 5.0
 # librdkafka asks for a topic's partitions again every five minutes.
 TOPICS_SECONDS = 5.0
@@ -54,7 +63,22 @@ class TopicsChanged(StreamsError):
     """A topic or the cluster is another one than before: they have to be prepared anew."""
 
 
-# What the leader waits out without giving up its lead.
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """It was told to stop; what is in flight is waited for and confirmed first."""
+
+    orderly = True
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerDown:
+    """The broker is in the way, and waited out without giving up the lead."""
+
+    reason: Exception
+
+
+Ended = Stopped | PlanChanged  # what ends the work on a plan while all is well
+Outcome = Ended | SlotBusy | BrokerDown
 BROKER_OUTAGES = (KafkaException, DeliveryFailed, ServiceUnreachable, TopicsChanged)
 
 
@@ -68,170 +92,185 @@ class LeaderSession:
         self._registry = registry
         self._asked = asked
         self._stop = stop
-        self._watch = Watch(settings, asked, leadership)
-        self._care = SlotCare(settings, self._watch)
+        self._monitor = Monitor(settings, asked, leadership)
+        self._slot = SlotCare(settings, self._monitor)
         self._careful = False
         self._refused: dict[int, str] = {}
         self._survey = Survey(settings)
 
     async def run(self) -> None:
-        """Until told to stop, with everything in flight confirmed."""
-        found = await self._watch.look()
-        want = await desired_plan(self._settings, self._asked, found)
-        doing = Activity(found.mode or want.mode, "waiting")
-        self._upkeep = LeaderMaintenance(self._settings, self._asked, doing, self._registry.consumed)
-        await together(self._upkeep.run(), self._watch.run(), Sweep(self._settings, self._registry).run(), self._ways())
+        """Publish until told to stop, with everything in flight confirmed."""
+        activity, topics_consumed = await self._first_activity(), self._registry.consumed
+        self._maintenance = LeaderMaintenance(self._settings, self._asked, activity, topics_consumed)
+        attempt = 0
+        async with ended_by(*self._beside()):
+            while not self._stop.is_set():
+                began = time.monotonic()
+                outcome: Outcome
+                try:
+                    outcome = await self._publish(await self._plan())
+                except SlotBusy as busy:
+                    outcome = busy
+                except BROKER_OUTAGES as error:
+                    outcome = BrokerDown(error)
+                match outcome:
+                    case Stopped():
+                        return
+                    case PlanChanged(why, orderly):
+                        extra = {"relay": self._settings.relay.name, "reason": why}
+                        logger.log(logging.INFO if orderly else logging.WARNING, "relay changes mode", extra=extra)
+                    case SlotBusy():
+                        self._maintenance.wait(await self._slot.taken(outcome))
+                        await self._pause(TAKEN_SECONDS)
+                    case BrokerDown(reason):
+                        attempt = 1 if time.monotonic() - began > GOOD_SECONDS else attempt + 1
+                        refused = isinstance(reason, DeliveryFailed) and reason.refused
+                        self._careful = refused and not self._known()
+                        report(reason, attempt)
+                        self._maintenance.wait(line(reason))
+                        await self._pause(delay(attempt, self._settings.relay.backoff_limit))
 
     async def drop_oversized_slot(self) -> None:
-        """What a leader does for the database when it cannot even begin to publish: its disk, and room for new rows."""
-        await self._upkeep_once()
-        found = await self._watch.look()
-        await self._care.drop_oversized_slot(found, (await desired_plan(self._settings, self._asked, found)).goal)
-
-    async def _upkeep_once(self) -> None:
+        """Do what a leader does for the database when it cannot even begin to publish: its disk, and room for new rows."""
         await LeaderMaintenance(self._settings, self._asked, Activity("waiting", "waiting")).make_room()
+        snapshot = await self._monitor.look()
+        desired = await desired_plan(self._settings, self._asked, snapshot)
+        await self._slot.drop_oversized_slot(snapshot, desired.goal)
 
-    async def _ways(self) -> NoReturn:
-        attempt = 0
-        while not self._stop.is_set():
-            began = time.monotonic()
-            try:
-                await self._go(await self._next())
-            except PlanChanged as turn:
-                extra = {"relay": self._settings.relay.name, "reason": str(turn)}
-                logger.log(logging.INFO if turn.orderly else logging.WARNING, "relay turns", extra=extra)
-            except SlotBusy as taken:
-                await self._wait_for_slot(taken)
-            except BROKER_OUTAGES as error:
-                attempt = 1 if time.monotonic() - began > GOOD_SECONDS else attempt + 1
-                self._careful = isinstance(error, DeliveryFailed) and error.refused and not self._known()
-                report(error, attempt)
-                self._upkeep.wait(line(error))
-                await self._pause(delay(attempt, self._settings.relay.backoff_limit))
-        raise Done
+    async def _first_activity(self) -> Activity:
+        snapshot = await self._monitor.look()
+        desired = await desired_plan(self._settings, self._asked, snapshot)
+        return Activity(snapshot.mode or desired.mode, "waiting")
 
-    async def _next(self) -> Plan:
+    def _beside(self) -> list[Coroutine[Any, Any, None]]:
+        """What a leader does all the time, whatever its plan is."""
+        return [self._maintenance.run(), self._monitor.run(), Sweep(self._settings, self._registry).run()]
+
+    async def _plan(self) -> Plan:
         """What to do now; a slot that holds back too much is dropped first."""
-        found = await self._watch.look()
-        want = await desired_plan(self._settings, self._asked, found)
-        if await self._care.drop_oversized_slot(found, want.goal):
-            found = await self._watch.look()
-        way = possible_plan(self._settings, want, found)
-        if way.mode == "poll" and found.mode == "debezium" and found.slot is not None and found.slot.pid is not None:
+        snapshot = await self._monitor.look()
+        desired = await desired_plan(self._settings, self._asked, snapshot)
+        if await self._slot.drop_oversized_slot(snapshot, desired.goal):
+            snapshot = await self._monitor.look()
+        plan = possible_plan(self._settings, desired, snapshot)
+        slot = snapshot.slot
+        if plan.mode == "poll" and snapshot.mode == "debezium" and slot is not None and slot.pid is not None:
             raise SlotBusy("Debezium still reads the slot")
-        self._watch.follow(way, found)
-        if way.reason:
-            message = "relay polls" if way.mode == "poll" else "relay not switched"
-            logger.warning(message, extra={"relay": found.relay, "reason": way.reason})
-        return way
+        self._monitor.follow(plan, snapshot)
+        if plan.reason:
+            message = "relay polls" if plan.mode == "poll" else "relay not switched"
+            logger.warning(message, extra={"relay": snapshot.relay, "reason": plan.reason})
+        return plan
 
-    async def _go(self, way: Plan) -> None:
-        self._upkeep.follow(Activity(way.mode, "waiting", way.reason or self._upkeep.waits_for))
-        if way.recovering_to == "debezium":
+    async def _publish(self, plan: Plan) -> Ended:
+        """Prepare what the plan needs, and publish by it until it is ended."""
+        waits_for = plan.reason or self._maintenance.waits_for
+        self._maintenance.set_activity(Activity(plan.mode, "waiting", waits_for))
+        if plan.recovering_to == "debezium":
             await ConnectorSupervisor(self._settings).release(forget=True)
-        await together(self._prepare_topics(way), self._watch.turned(), self._until_stopped())
-        if self._stop.is_set():
-            return
-        await self._watch.refuse_gone_back()
-        turn = await (self._keep(way) if way.mode == "debezium" else self._publish(way))
-        if turn is not None:
-            raise turn
+        prepared: Cluster | Ended = await first_to_end(
+            self._prepare_topics(plan), self._monitor.changed(), self._stopped()
+        )
+        match prepared:
+            case Cluster() as cluster:
+                await self._monitor.refuse_gone_back()
+            case ended:
+                return ended
+        if plan.mode == "debezium":
+            return await self._supervise(plan, cluster)
+        return await self._read_and_send(plan, cluster)
 
-    async def _publish(self, way: Plan) -> PlanChanged | None:
-        """Publish until told to stop, or to turn; raises the first thing that went wrong."""
+    async def _read_and_send(self, plan: Plan, cluster: Cluster) -> Ended:
         # Before reading begins: the server ends a stream of which it hears nothing for some seconds.
         await asyncio.to_thread(check_database, self._settings)
-        if way.mode == "cdc":
+        if plan.mode == "cdc":
             await self._let_fail_over()
-        admission = RecordLimits(self._settings, self._refused, NewTopics(self._settings, self._tell(way)))
-        await admission.learn(self._registry.topics)
-        grave = DeadRows(self._settings, self._registry)
-        producing = Publisher(self._settings, admission, grave.mark_dead, careful=self._careful)
-        async with self._source(way) as source, producing as publisher:
-            floor = source if isinstance(source, PollSource) else WalFloor(lambda: publisher.confirmed)
-            self._leads(way)
-            doing = Activity(way.mode, way.doing, way.reason)
-            self._upkeep.follow(doing, floor, lambda: publisher.delivered, self._watch.mark)
-            work = [_read(source, publisher), self._confirm(source, publisher)]
-            if way.recovering_to is not None:
-                work.append(SlotRecovery(self._settings, lambda: floor.value, self._upkeep.say).run())
-            elif self._asked == "auto" and self._watch.wish == "poll":
-                work.append(self._care.drop_unwanted())
-            turn = await self._until_turned(*work)
-            await self._finish(way, source, publisher)
-            return turn
+        limits = RecordLimits(self._settings, self._refused, NewTopics(self._settings, self._tell(plan)))
+        await limits.learn(self._registry.topics)
+        mark_dead = DeadRows(self._settings, self._registry).mark_dead
 
-    def _tell(self, way: Plan) -> Callable[[str | None], None]:
+        async with (
+            self._source(plan) as source,
+            Publisher(self._settings, limits, mark_dead, careful=self._careful) as publisher,
+        ):
+            floor = source.floor(lambda: publisher.confirmed)
+            self._leads(plan)
+            activity, identity = Activity(plan.mode, plan.doing, plan.reason), self._monitor.publication_identity
+            self._maintenance.set_activity(activity, floor, lambda: publisher.delivered, identity)
+            beside: list[Coroutine[Any, Any, Ended | None]]
+            beside = [*self._until(cluster), self._confirm(source, publisher)]
+            if plan.recovering_to is not None:
+                beside.append(SlotRecovery(self._settings, lambda: floor.value, self._maintenance.say).run())
+            elif self._asked == "auto" and self._monitor.wish == "poll":
+                beside.append(self._slot.drop_unwanted())
+
+            async with ended_by[Ended](*beside) as ending:
+                async for rows in source:
+                    await publisher.publish(rows)
+
+            ended = ending.outcome
+            assert ended is not None, "a source goes on until it is left"
+            if ended.orderly:
+                await self._finish(plan, source, publisher)
+            return ended
+
+    async def _supervise(self, plan: Plan, cluster: Cluster) -> Ended:
+        """Look after Debezium, which publishes."""
+        connector = ConnectorSupervisor(self._settings)
+        await connector.begin()
+        self._leads(plan)
+        floor, identity = SlotFloor(self._settings.relay.name), self._monitor.publication_identity
+        activity = Activity(plan.mode, plan.doing, plan.reason)
+        self._maintenance.set_activity(activity, floor, publication_identity=identity)
+        ended: Ended = await first_to_end(*self._until(cluster), connector.watch())
+        if ended.orderly:
+            await connector.end()
+            with contextlib.suppress(psycopg.Error):
+                await self._maintenance.settle()
+            self._left(plan, in_flight=0)
+        return ended
+
+    def _until(self, cluster: Cluster) -> list[Coroutine[Any, Any, Ended | None]]:
+        """What ends the work on a plan; TopicsChanged when a topic is not the one of this cluster any more."""
+        return [watch_topics(self._survey, cluster), self._monitor.changed(), self._stopped()]
+
+    def _tell(self, plan: Plan) -> Callable[[str | None], None]:
         """Takes why nothing is published in the middle of it, None when that goes on."""
 
         def tell(reason: str | None) -> None:
             if reason is None:
-                self._upkeep.go_on(Activity(way.mode, way.doing, way.reason))
+                self._maintenance.go_on(Activity(plan.mode, plan.doing, plan.reason))
             else:
-                self._upkeep.wait(reason)
+                self._maintenance.wait(reason)
 
         return tell
 
     async def _let_fail_over(self) -> None:
-        found = await self._watch.look()
-        if found.slot is not None and found.slot.failover is False:
+        snapshot = await self._monitor.look()
+        if snapshot.slot is not None and snapshot.slot.failover is False:
             timeout = self._settings.database.connect_timeout
             async with await replication_connection(self._settings.database_url, timeout) as connection:
-                await let_fail_over(connection, found)
+                await let_fail_over(connection, snapshot)
 
-    async def _keep(self, way: Plan) -> PlanChanged | None:
-        """A term beside Debezium, which publishes."""
-        keeper = ConnectorSupervisor(self._settings)
-        await keeper.begin()
-        self._leads(way)
-        floor = SlotFloor(self._settings.relay.name)
-        self._upkeep.follow(Activity(way.mode, way.doing, way.reason), floor, mark=self._watch.mark)
-        turn = await self._until_turned(keeper.watch())
-        await keeper.end()
-        with contextlib.suppress(psycopg.Error):
-            await self._upkeep.settle()
-        self._stopped(way, left=0)
-        return turn
-
-    async def _until_turned(self, *work: Coroutine[Any, Any, Any]) -> PlanChanged | None:
-        """All of this at once until told to stop, or to turn in order."""
-        try:
-            await together(
-                *work, watch_topics(self._survey, self._cluster), self._watch.turned(), self._until_stopped()
-            )
-        except PlanChanged as turn:
-            if not turn.orderly:
-                raise
-            return turn
-        return None
-
-    async def _confirm(self, source: CdcSource | PollSource, publisher: Publisher) -> None:
+    async def _confirm(self, source: Source, publisher: Publisher) -> NoReturn:
         """Acknowledgements come in, and confirmations go out, also while reading waits for room."""
         while True:
             publisher.poll()
-            source.confirm(self._proved(source, publisher))
+            source.confirm(source.provable(publisher.confirmed, self._maintenance.saved))
             await asyncio.sleep(0.01 if publisher.in_flight else 0.05)
 
-    def _proved(self, source: CdcSource | PollSource, publisher: Publisher) -> int | None:
-        """What may be confirmed: to a slot only what was saved, so that another slot of its name is told from it."""
-        return publisher.confirmed if isinstance(source, PollSource) else self._upkeep.saved
-
-    async def _finish(self, way: Plan, source: CdcSource | PollSource, publisher: Publisher) -> None:
+    async def _finish(self, plan: Plan, source: Source, publisher: Publisher) -> None:
         """What is in flight arrives and is confirmed, within a few seconds."""
         whole = await publisher.flush(FLUSH_SECONDS)
         with contextlib.suppress(psycopg.Error, TimeoutError):
             async with asyncio.timeout(SETTLE_SECONDS):
-                await self._upkeep.settle()
-        source.confirm(self._proved(source, publisher))
-        self._stopped(way, left=0 if whole else publisher.in_flight)
+                await self._maintenance.settle()
+        source.confirm(source.provable(publisher.confirmed, self._maintenance.saved))
+        self._left(plan, in_flight=0 if whole else publisher.in_flight)
 
-    async def _wait_for_slot(self, taken: SlotBusy) -> None:
-        self._upkeep.wait(await self._care.taken(taken))
-        await self._pause(TAKEN_SECONDS)
-
-    def _source(self, way: Plan) -> CdcSource | PollSource:
+    def _source(self, plan: Plan) -> Source:
         relay, url = self._settings.relay, self._settings.database_url
-        if way.mode == "poll":
+        if plan.mode == "poll":
             return PollSource(url, **self._polling())
         patience = self._settings.database.connect_timeout
         return CdcSource(url, slot=relay.name, publication=relay.publication, connect_timeout=patience)
@@ -246,27 +285,26 @@ class LeaderSession:
             "largest": self._settings.outbox.max_bytes,
         }
 
-    async def _prepare_topics(self, way: Plan) -> NoReturn:
-        self._cluster = await asyncio.to_thread(prepare_topics, self._settings, self._registry, way.mode, self._survey)
-        raise Done
+    async def _prepare_topics(self, plan: Plan) -> Cluster:
+        return await asyncio.to_thread(prepare_topics, self._settings, self._registry, plan.mode, self._survey)
 
-    async def _until_stopped(self) -> NoReturn:
+    async def _stopped(self) -> Stopped:
         await self._stop.wait()
-        raise Done
+        return Stopped()
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
 
-    def _leads(self, way: Plan) -> None:
-        self._care.free()
-        extra = {"relay": self._settings.relay.name, "mode": way.mode, "pid": os.getpid()}
+    def _leads(self, plan: Plan) -> None:
+        self._slot.free()
+        extra = {"relay": self._settings.relay.name, "mode": plan.mode, "pid": os.getpid()}
         logger.info("relay leads", extra=extra)
 
-    def _stopped(self, way: Plan, *, left: int) -> None:
-        extra = {"relay": self._settings.relay.name, "mode": way.mode, "left": left}
-        logger.log(logging.WARNING if left else logging.INFO, "relay stopped", extra=extra)
+    def _left(self, plan: Plan, *, in_flight: int) -> None:
+        extra = {"relay": self._settings.relay.name, "mode": plan.mode, "left": in_flight}
+        logger.log(logging.WARNING if in_flight else logging.INFO, "relay stopped", extra=extra)
 
     def _known(self) -> bool:
         """Whether the row that was refused is known by now."""
@@ -306,8 +344,3 @@ def report(error: BaseException, attempt: int) -> None:
     if isinstance(error, StreamsError):
         extra["kind"] = type(error).__name__
     logger.warning("relay interrupted", extra=extra)
-
-
-async def _read(source: CdcSource | PollSource, publisher: Publisher) -> None:
-    async for rows in source:
-        await publisher.publish(rows)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import psycopg
 
@@ -20,10 +20,10 @@ from streams.database import connect, query
 from streams.errors import ServiceUnreachable, UsageError
 from streams.relay.leader.monitor import PlanChanged
 from streams.relay.postgres.checks import check_log, check_replication
-from streams.relay.postgres.continuity import gone, refuse_foreign_slot
+from streams.relay.postgres.continuity import refuse_foreign_slot, why_unreadable
 from streams.relay.postgres.lsn import lsn_text
 from streams.relay.postgres.slot import SlotBusy, make
-from streams.relay.postgres.snapshot import RelaySnapshot, look
+from streams.relay.postgres.snapshot import RelaySnapshot, read_snapshot
 from streams.settings import Settings
 
 logger = logging.getLogger("streams.relay")
@@ -35,7 +35,7 @@ RETRY_LIMIT = 30.0
 
 
 class SlotRecovery:
-    """Runs beside a source that polls; `floor` is that source's.  Ends with a Turn when the slot can go on."""
+    """Runs beside a source that polls; `floor` is that source's.  Ends with PlanChanged when the slot can go on."""
 
     def __init__(self, settings: Settings, floor: Callable[[], int], say: Callable[[str], None]) -> None:
         self._settings = settings
@@ -43,7 +43,7 @@ class SlotRecovery:
         self._say = say
         self._name = settings.relay.name
 
-    async def run(self) -> NoReturn:
+    async def run(self) -> PlanChanged:
         """Until the slot can go on, trying again when it may not be made.  psycopg.Error when the connection is lost."""
         attempt = 0
         async with await connect(
@@ -54,13 +54,14 @@ class SlotRecovery:
             while True:
                 await self._nearly_done(connection)
                 try:
-                    await self._heal(connection)
+                    return await self._recover(connection)
                 except (UsageError, ServiceUnreachable, SlotBusy, psycopg.Error) as error:
                     if connection.closed:
                         raise
                     attempt += 1
                     self._say(str(error).strip().splitlines()[0])
-                    logger.warning("no slot yet", extra={"relay": self._name, "reason": str(error), "attempt": attempt})
+                    about = {"relay": self._name, "reason": str(error), "attempt": attempt}
+                    logger.warning("replication slot cannot be created yet", extra=about)
                 await asyncio.sleep(delay(attempt + 2, RETRY_LIMIT))
 
     async def _nearly_done(self, connection: psycopg.AsyncConnection[Any]) -> None:
@@ -71,29 +72,29 @@ class SlotRecovery:
             if time.monotonic() - began < BEHIND_SECONDS:
                 return
 
-    async def _heal(self, connection: psycopg.AsyncConnection[Any]) -> None:
+    async def _recover(self, connection: psycopg.AsyncConnection[Any]) -> PlanChanged:
         await asyncio.to_thread(check_log, self._settings)
         await check_replication(self._settings)
-        found = await self._look(connection)
-        if found.slot is not None:
-            refuse_foreign_slot(found)
-        await make(connection, found)
-        found = await self._look(connection)
-        if gone(found) is not None:
-            raise UsageError(gone(found) or "")
+        snapshot = await self._look(connection)
+        if snapshot.slot is not None:
+            refuse_foreign_slot(snapshot)
+        await make(connection, snapshot)
+        snapshot = await self._look(connection)
+        if (reason := why_unreadable(snapshot)) is not None:
+            raise UsageError(reason)
         # After the look: whatever the slot misses was committed by now, with an id drawn before.
         await self._until(await _newest(connection))
-        await self._save(connection, found)
+        await self._save(connection, snapshot)
         logger.info("relay healed", extra={"relay": self._name, "floor": self._floor()})
-        raise PlanChanged("the slot goes on", orderly=True)
+        return PlanChanged("the slot goes on", orderly=True)
 
     async def _look(self, connection: psycopg.AsyncConnection[Any]) -> RelaySnapshot:
-        return await look(connection, self._name, self._settings.relay.publication)
+        return await read_snapshot(connection, self._name, self._settings.relay.publication)
 
-    async def _save(self, connection: psycopg.AsyncConnection[Any], found: RelaySnapshot) -> None:
-        assert found.slot is not None
-        assert found.slot.confirmed is not None
-        healed = {"relay": self._name, "lsn": lsn_text(found.slot.confirmed), "mark": found.publication}
+    async def _save(self, connection: psycopg.AsyncConnection[Any], snapshot: RelaySnapshot) -> None:
+        assert snapshot.slot is not None
+        assert snapshot.slot.confirmed is not None
+        healed = {"relay": self._name, "lsn": lsn_text(snapshot.slot.confirmed), "mark": snapshot.publication}
         await connection.execute(query("relay_healed"), healed)
 
     async def _until(self, newest: int) -> None:

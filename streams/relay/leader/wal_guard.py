@@ -10,7 +10,7 @@ import time
 from streams.database import connect
 from streams.errors import UsageError
 from streams.relay.debezium.supervisor import ConnectorSupervisor
-from streams.relay.leader.monitor import Watch
+from streams.relay.leader.monitor import Monitor
 from streams.relay.postgres import slot
 from streams.relay.postgres.slot import SlotBusy
 from streams.relay.postgres.snapshot import RelaySnapshot
@@ -26,27 +26,27 @@ TAKEN_LONG_SECONDS = 8.0
 class SlotCare:
     """Looks after the slot of one term."""
 
-    def __init__(self, settings: Settings, watch: Watch) -> None:
+    def __init__(self, settings: Settings, monitor: Monitor) -> None:
         self._settings = settings
-        self._watch = watch
+        self._monitor = monitor
         self._taken_since: float | None = None
         self._said = False
 
-    async def drop_oversized_slot(self, found: RelaySnapshot, goal: str) -> bool:
+    async def drop_oversized_slot(self, snapshot: RelaySnapshot, goal: str) -> bool:
         """Drop the slot if it holds back too much, whatever is lost with it is in the outbox; SlotBusy while it is read."""
-        exceeds_wal_limit = self._watch.exceeds_wal_limit(found, goal)
+        exceeds_wal_limit = self._monitor.exceeds_wal_limit(snapshot, goal)
         if exceeds_wal_limit:
-            await self._drop(found, goal)
+            await self._drop(snapshot, goal)
         return exceeds_wal_limit
 
     async def drop_unwanted(self) -> None:
         """Operators switched to poll, so nobody will read the slot: it goes, now that polling has begun."""
-        while self._watch.may_drop:
-            found = await self._watch.look()
-            if found.slot is None or not found.slot.ours:
+        while self._monitor.may_drop:
+            snapshot = await self._monitor.look()
+            if snapshot.slot is None or not snapshot.slot.ours:
                 return
             with contextlib.suppress(SlotBusy):
-                await self._drop(found, "poll")
+                await self._drop(snapshot, "poll")
             await asyncio.sleep(TAKEN_SECONDS)
 
     async def taken(self, error: SlotBusy) -> str:
@@ -55,7 +55,7 @@ class SlotCare:
         self._taken_since = self._taken_since or now
         if now - self._taken_since < TAKEN_LONG_SECONDS:
             return str(error)
-        reason = await self._watch.reader() or str(error)
+        reason = await self._monitor.reader() or str(error)
         if not self._said:
             logger.warning("slot taken", extra={"relay": self._settings.relay.name, "reason": reason})
         self._said = True
@@ -65,17 +65,17 @@ class SlotCare:
         """It is not taken any more."""
         self._taken_since, self._said = None, False
 
-    async def _drop(self, found: RelaySnapshot, goal: str) -> None:
+    async def _drop(self, snapshot: RelaySnapshot, goal: str) -> None:
         """Drop the slot from which a relay reads that means to publish so; when this role may not, say that and leave it."""
-        assert found.slot is not None
+        assert snapshot.slot is not None
         if goal == "debezium":
             await ConnectorSupervisor(self._settings).release()
         timeout = self._settings.database.connect_timeout
         async with await connect(self._settings.database_url, connect_timeout=timeout) as connection:
             try:
-                await slot.drop(connection, found.relay)
+                await slot.drop(connection, snapshot.relay)
             except UsageError as error:
-                self._watch.may_drop = False
-                logger.warning("slot not dropped", extra={"relay": found.relay, "reason": str(error)})
+                self._monitor.may_drop = False
+                logger.warning("slot not dropped", extra={"relay": snapshot.relay, "reason": str(error)})
                 return
-        logger.warning("slot dropped", extra={"relay": found.relay, "held_bytes": found.slot.held})
+        logger.warning("slot dropped", extra={"relay": snapshot.relay, "held_bytes": snapshot.slot.held})

@@ -13,62 +13,65 @@ from streams.relay.postgres.snapshot import RelaySnapshot
 ADOPT = "if it is to go on from here, run `streams relay adopt`, see docs/relays.md"
 
 
-def gone(look: RelaySnapshot) -> str | None:
+def why_unreadable(snapshot: RelaySnapshot) -> str | None:
     """Why there is no slot that could be read; None when there is one."""
-    if look.slot is None:
-        return f"replication slot {look.relay} does not exist"
-    if look.slot.wal_status == "lost":
-        return f"replication slot {look.relay} has lost its WAL"
-    if look.slot.confirmed is None:
-        return f"replication slot {look.relay} is being made"
+    if snapshot.slot is None:
+        return f"replication slot {snapshot.relay} does not exist"
+    if snapshot.slot.wal_status == "lost":
+        return f"replication slot {snapshot.relay} has lost its WAL"
+    if snapshot.slot.confirmed is None:
+        return f"replication slot {snapshot.relay} is being made"
     return None
 
 
-def changed(look: RelaySnapshot) -> str | None:
+def why_incomplete(snapshot: RelaySnapshot) -> str | None:
     """Why the log, read through the publication, may lack rows; None when it does not."""
-    if look.read_with is not None and look.publication != look.read_with:
+    if snapshot.read_with is not None and snapshot.publication != snapshot.read_with:
         return "the publication was changed or made anew: rows committed meanwhile may not be in what is read"
     return None
 
 
-def hole(look: RelaySnapshot) -> str | None:
+def why_not_resumable(snapshot: RelaySnapshot) -> str | None:
     """Why rows would be missed by reading the slot on; None when none would."""
-    found = gone(look) or changed(look)
-    if found is not None or look.slot is None or look.slot.confirmed is None:
-        return found
-    if look.lsn is None or look.slot.confirmed > look.lsn:
-        begins, known = lsn_text(look.slot.confirmed), "an unknown position" if look.lsn is None else lsn_text(look.lsn)
-        return f"replication slot {look.relay} begins at {begins}, what is published ends at {known}"
+    reason = why_unreadable(snapshot) or why_incomplete(snapshot)
+    if reason is not None or snapshot.slot is None or snapshot.slot.confirmed is None:
+        return reason
+    if snapshot.lsn is None or snapshot.slot.confirmed > snapshot.lsn:
+        begins, known = (
+            lsn_text(snapshot.slot.confirmed),
+            "an unknown position" if snapshot.lsn is None else lsn_text(snapshot.lsn),
+        )
+        return f"replication slot {snapshot.relay} begins at {begins}, what is published ends at {known}"
     return None
 
 
-def refuse_stranger(look: RelaySnapshot) -> None:
+def refuse_stranger(snapshot: RelaySnapshot) -> None:
     """UsageError when this is not the database that the saved position speaks of."""
-    if look.known_as is not None and look.known_as != look.identity:
+    if snapshot.known_as is not None and snapshot.known_as != snapshot.identity:
         raise UsageError(
-            f"this is not the database that relay {look.relay} published from ({_difference(look)}): it was restored or"
-            f" copied, and floor {look.floor} is not trusted; {ADOPT}"
+            f"this is not the database that relay {snapshot.relay} published from ({_difference(snapshot)}): it was restored or"
+            f" copied, and floor {snapshot.floor} is not trusted; {ADOPT}"
         )
-    if look.newest < look.floor:
+    if snapshot.newest < snapshot.floor:
         raise UsageError(
-            f"the sequence outbox_id_seq went back to {look.newest}, below floor {look.floor} of relay {look.relay}:"
-            f" ids would be used twice; {ADOPT}"
+            f"the sequence outbox_id_seq went back to {snapshot.newest}, below floor {snapshot.floor} of relay"
+            f" {snapshot.relay}: ids would be used twice; {ADOPT}"
         )
 
 
-def refuse_foreign_slot(look: RelaySnapshot) -> None:
+def refuse_foreign_slot(snapshot: RelaySnapshot) -> None:
     """UsageError when the slot's name is somebody else's; NotMigrated when it was never made."""
-    slot = look.slot
+    slot = snapshot.slot
     if slot is not None and not slot.ours:
         raise UsageError(
-            f"replication slot {look.relay} belongs to another system (plugin {slot.plugin},"
+            f"replication slot {snapshot.relay} belongs to another system (plugin {slot.plugin},"
             f" {'this' if slot.here else 'another'} database): set relay.name to a name of its own"
         )
-    if slot is None and not look.led:
-        raise NotMigrated(f"replication slot {look.relay} does not exist: run `streams migrate`")
+    if slot is None and not snapshot.led:
+        raise NotMigrated(f"replication slot {snapshot.relay} does not exist: run `streams migrate`")
 
 
-def _difference(look: RelaySnapshot) -> str:
-    known, here = (look.known_as or "").split("/"), look.identity.split("/")
+def _difference(snapshot: RelaySnapshot) -> str:
+    known, here = (snapshot.known_as or "").split("/"), snapshot.identity.split("/")
     parts = zip(("system identifier", "database", "table outbox"), known, here, strict=True)
     return ", ".join(f"{name} {old} before, {new} now" for name, old, new in parts if old != new)

@@ -9,6 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import psycopg
+
+
+class Floor(Protocol):
+    """How a mode knows its floor."""
+
+    @property
+    def value(self) -> int:
+        """The floor as far as this leader has proved it."""
+
+    @property
+    def lsn(self) -> str | None:
+        """The confirmed log position, where there is one."""
+
+    def reset(self) -> None:
+        """The connection is new: forget what the old one saw."""
+
+    async def look(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Look at the writers once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,8 +51,8 @@ class RelaySnapshot:
     publication: str | None
 
 
-async def look(connection: psycopg.AsyncConnection[Any], relay: str, publication: str) -> RelaySnapshot:
-    """Look once."""
+async def read_snapshot(connection: psycopg.AsyncConnection[Any], relay: str, publication: str) -> RelaySnapshot:
+    """Read it once."""
     # The slot first: what is confirmed to it was saved before, so it never seems to be ahead of that.
     slot = await (await connection.execute(query("slot"), {"slot": relay})).fetchone()
     names = {"relay": relay, "publication": publication}

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from struct import Struct
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from psycopg import pq, sql
 
 from streams.relay.postgres.connections import replication_connection
+from streams.relay.postgres.floor import Floor
 from streams.relay.postgres.slot import SlotBusy
+from streams.relay.postgres.wal_floor import WalFloor
 from streams.relay.source.pgoutput import Decoder
 from streams.relay.source.rows import Rows
 
@@ -54,7 +56,7 @@ class CdcSource:
         self._silent = 0
         self._ended = False
 
-    async def __aenter__(self) -> CdcSource:
+    async def __aenter__(self) -> Self:
         self._connection = await replication_connection(self._url, self._timeout)
         self._pgconn = self._connection.pgconn
         # pgconn.socket raises once the connection is lost, when the reader still has to be removed.
@@ -96,6 +98,14 @@ class CdcSource:
         due = CONFIRM_SECONDS if self._confirmed > self._told_position else FEEDBACK_SECONDS
         if now - self._told >= due:
             self._send_status(ask=self._silent > 0)
+
+    def floor(self, confirmed: Callable[[], int | None]) -> Floor:
+        """A floor that is proved by log positions."""
+        return WalFloor(confirmed)
+
+    def provable(self, confirmed: int | None, saved: int | None) -> int | None:
+        """Only what was saved, so that another slot of its name is told from it."""
+        return saved
 
     async def _start(self) -> None:
         options = "proto_version '1', publication_names {}"

@@ -13,15 +13,15 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from psycopg import pq
 
 from streams.database import connect, query
-from streams.relay.postgres.floor import Sample, settle
+from streams.relay.postgres.floor import Floor, Sample, settle
 from streams.relay.source.gaps import Gaps
 from streams.relay.source.portions import portions
 from streams.relay.source.rows import Header, Milliseconds, Row, Rows, new_row
@@ -39,7 +39,7 @@ UNSAVED_SECONDS = 0.05  # between two looks while upkeep has not saved anything 
 
 
 class PollSource:
-    """Passes over the outbox: iterate for Rows, `confirm` what is with the broker; `floor` is what that proves.
+    """Passes over the outbox: iterate for Rows, `confirm` what is with the broker; its `floor` is what that proves.
 
     A position is the number of a batch.  psycopg.Error when the connection is lost.  What is confirmed is saved when
     this is left, after a last look, so that an orderly end sends nothing twice.
@@ -66,9 +66,9 @@ class PollSource:
         self._targets: deque[tuple[int, int]] = deque()
         self._milliseconds = Milliseconds()
         self._most = PASS_ROWS
-        self.floor = 0
+        self._floor = 0
 
-    async def __aenter__(self) -> PollSource:
+    async def __aenter__(self) -> Self:
         self._connection = await connect(
             self._url,
             application_name="outbox-streams relay",
@@ -78,8 +78,8 @@ class PollSource:
         )
         if self._notify:
             await self._listen()
-        self.floor = await self._begin()
-        self._gaps = Gaps(self.floor)
+        self._floor = await self._begin()
+        self._gaps = Gaps(self._floor)
         return self
 
     async def __aexit__(
@@ -132,13 +132,21 @@ class PollSource:
         """Everything up to this position is with the broker (None: nothing yet)."""
         self._confirmed = max(self._confirmed, position or 0)
         while position is not None and self._targets and self._targets[0][0] <= position:
-            self.floor = max(self.floor, self._targets.popleft()[1])
-            self._gaps.settle(self.floor)
+            self._floor = max(self._floor, self._targets.popleft()[1])
+            self._gaps.settle(self._floor)
+
+    def floor(self, confirmed: Callable[[], int | None]) -> Floor:
+        """What the passes have proved: this source keeps its floor itself."""
+        return self
+
+    def provable(self, confirmed: int | None, saved: int | None) -> int | None:
+        """All that is with the broker: nobody but this source reads by its positions."""
+        return confirmed
 
     @property
     def value(self) -> int:
         """The floor."""
-        return self.floor
+        return self._floor
 
     @property
     def lsn(self) -> str | None:
@@ -157,13 +165,13 @@ class PollSource:
 
     async def _end(self) -> None:
         """What is known is saved."""
-        await self._connection.execute(query("raise_floor"), {"relay": self._name, "floor": self.floor})
+        await self._connection.execute(query("raise_floor"), {"relay": self._name, "floor": self._floor})
 
     async def _listen(self) -> None:
         await self._connection.execute(query("listen"))
         if not await self._value("has_notify_trigger"):
             reason = "the outbox has no trigger that notifies: run `streams migrate`"
-            logger.warning("relay is not woken", extra={"relay": self._name, "reason": reason})
+            logger.warning("LISTEN trigger missing, polling only", extra={"relay": self._name, "reason": reason})
 
     async def _pause(self) -> None:
         """Until the next look is due, or until PostgreSQL says that somebody has committed rows."""
@@ -178,14 +186,14 @@ class PollSource:
         """The floor is the newest id, if nobody can still write an older one and there is nothing that was not read."""
         newest = await self._value("sampled_id")
         if not await self._writers() and await self._read() == ([], True):
-            self.floor = max(self.floor, newest)
+            self._floor = max(self._floor, newest)
 
     async def _settled(self) -> int | None:
         """The id up to which nobody could still write when this was called, if that is known of a new one."""
         if self._sample is None:
             # The id first: who drew it or an older one held the lock by then, and holds it still, or has ended.
             newest = await self._value("sampled_id")
-            if newest <= self.floor:
+            if newest <= self._floor:
                 return None
             self._sample = Sample(newest, await self._writers())
         else:

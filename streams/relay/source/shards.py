@@ -49,7 +49,7 @@ class ShardSource(PollSource):
 
     async def _save(self, connection: psycopg.AsyncConnection[Any]) -> int:
         who = {"leader": f"{socket.gethostname()}:{os.getpid()}", "pid": os.getpid()}
-        these = {"name": self._name, "shards": self._shards, "mine": self._mine, "floor": self.floor}
+        these = {"name": self._name, "shards": self._shards, "mine": self._mine, "floor": self._floor}
         row = await (await connection.execute(query("save_shards"), {**these, **who})).fetchone()
         return int(row[0]) if row else 0
 
