@@ -15,8 +15,9 @@ from aiokafka.structs import TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from streams.worker.driver.consumer import RunConsumer
 from streams.worker.driver.runs import Run
-from streams.worker.driver.transport import RunConsumer, run_transport
+from streams.worker.driver.transport import run_transport
 
 SOURCE, FRESH, CHANGELOG = TP("source", 0), TP("source", 1), TP("changelog", 0)
 COMMITTED = 5
@@ -153,7 +154,7 @@ async def test_what_is_dropped_while_an_abandoned_fetch_ends_is_fetched_again(
     await asyncio.wait([waiting])
     again = asyncio.create_task(delivered(consumer))
     await asyncio.sleep(0)
-    consumer.ledgers[SOURCE].open(Run("source", 0, [SimpleNamespace(offset=COMMITTED)]))
+    consumer.progress[SOURCE].ledger.open(Run("source", 0, [SimpleNamespace(offset=COMMITTED)]))
     consumer.resume_flow()
     faust.data.set()
     assert SOURCE in await again
@@ -182,11 +183,11 @@ async def test_a_rebalance_while_a_silent_partition_is_positioned_ends_no_worker
 
     async def seek(tp: TP, _: int) -> None:
         sought.append(tp)
-        consumer._forget({SOURCE, FRESH})
+        consumer.progress.forget({SOURCE, FRESH})
 
     monkeypatch.setattr(consumer, "_seek", seek)
     monkeypatch.setattr(consumer, "_unread", SimpleNamespace(overdue=lambda *_, **__: True))
-    consumer._expected = {SOURCE: COMMITTED, FRESH: 0}
+    consumer.progress[SOURCE].expected, consumer.progress[FRESH].expected = COMMITTED, 0
     await consumer._read_unread()
     assert len(sought) == 1
 
@@ -231,7 +232,7 @@ async def test_what_faust_clears_from_its_queues_before_it_goes_on_is_fetched_ag
     assert SOURCE in await delivered(consumer)
     consumer.resume_flow()
     assert SOURCE in await delivered(consumer)
-    for run in [run for ledger in consumer.ledgers.values() for run in ledger.in_flight]:
+    for run in [run for partition in consumer.progress.values() for run in partition.ledger.in_flight]:
         run.taken = True
     consumer.resume_flow()
     assert await delivered(consumer) == set()
@@ -253,7 +254,7 @@ async def test_a_hole_seen_before_a_positioning_proves_nothing(consumer: RunCons
     assert SOURCE not in await delivered(consumer)
     del faust.holes[SOURCE]
     assert SOURCE in await delivered(consumer)
-    assert consumer.ledgers[SOURCE].in_flight[0].first == COMMITTED
+    assert consumer.progress[SOURCE].ledger.in_flight[0].first == COMMITTED
 
 
 async def test_records_that_were_lost_without_a_trace_are_read_again(
@@ -280,9 +281,9 @@ async def test_what_is_no_record_is_passed_over_when_it_was_read_twice(
     for expected in (COMMITTED, ends):
         monkeypatch.setattr(consumer, "_next_look", 0.0)
         await delivered(consumer)
-        assert consumer._expected[SOURCE] == expected
+        assert consumer.progress[SOURCE].expected == expected
         faust.positions[SOURCE] = ends
-    assert consumer.ledgers[SOURCE].committable() == ends
+    assert consumer.progress[SOURCE].ledger.committable() == ends
     assert SOURCE in consumer._acked
 
 
@@ -298,7 +299,7 @@ async def test_what_was_read_in_another_epoch_is_not_passed_over(
         monkeypatch.setattr(consumer, "_next_look", 0.0)
         await delivered(consumer)
         await consumer.perform_seek()
-    assert consumer._expected[SOURCE] == COMMITTED
+    assert consumer.progress[SOURCE].expected == COMMITTED
 
 
 async def test_a_broker_waits_long_only_while_nothing_is_under_way(consumer: RunConsumer, faust: Faust) -> None:
@@ -309,8 +310,8 @@ async def test_a_broker_waits_long_only_while_nothing_is_under_way(consumer: Run
     assert faust._fetch_max_wait_ms == 20
     assert await delivered(consumer) == set()
     assert faust._fetch_max_wait_ms == 20, "runs are in flight"
-    for ledger in consumer.ledgers.values():
-        ledger.reset()
+    for partition in consumer.progress.values():
+        partition.ledger.reset()
     consumer._buffered_partitions.add(SOURCE)
     assert await delivered(consumer) == set()
     assert faust._fetch_max_wait_ms == 20, "a partition is held back"
@@ -351,7 +352,7 @@ async def test_a_fetch_that_broke_off_is_read_on_and_the_rest_of_it_comes_again(
         answer[SOURCE][0].serialized_value_size = 1
         return answer
 
-    monkeypatch.setattr("streams.worker.driver.fetch.AGAIN", 0.0)
+    monkeypatch.setattr("streams.worker.driver.consumer.AGAIN", 0.0)
     monkeypatch.setattr(consumer._thread, "call_thread", call_thread, raising=False)
     monkeypatch.setattr(consumer, "_read_offset", {}, raising=False)
     faust.meanwhile = break_off

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from streams.worker.driver.runs import Ledger, Run
+from streams.worker.driver.progress import Progress
+from streams.worker.driver.runs import Run
 from streams.worker.driver.unread import LIMIT, MARKERS, UNREAD, StallDetector, Unread
 
 
@@ -24,8 +24,7 @@ class Consumer:
     run_topics = frozenset({"t"})
 
     def __init__(self) -> None:
-        self.ledgers: defaultdict[Any, Ledger] = defaultdict(Ledger)
-        self.committed: dict[Any, int] = {}
+        self.progress = Progress()
         self.touch = True
 
     def in_touch(self) -> bool:
@@ -34,13 +33,10 @@ class Consumer:
     def assignment(self) -> set[TP]:
         return {TP("t", 0), TP("changelog", 0)}
 
-    def confirmed(self, tp: TP) -> int | None:
-        return self.committed.get(tp)
-
 
 def delivered(consumer: Consumer, offset: int, *, taken: bool, acked: bool = False) -> Run:
     run = Run("t", 0, [Record(offset)], taken=taken, acked=acked, opened=0.0)
-    consumer.ledgers[TP("t", 0)].open(run)
+    consumer.progress[TP("t", 0)].deliver(run)
     return run
 
 
@@ -63,7 +59,7 @@ def test_commits_that_do_not_follow_are_one_and_commits_that_do_are_not() -> Non
     consumer, watch = Consumer(), StallDetector()
     delivered(consumer, 0, taken=True, acked=True)
     assert watch.stall(consumer, now=100.0) is None
-    consumer.committed[TP("t", 0)] = 1
+    consumer.progress[TP("t", 0)].confirmed = 1
     assert watch.stall(consumer, now=100.0 + LIMIT + 1) is None
     delivered(consumer, 1, taken=True, acked=True)
     assert watch.stall(consumer, now=200.0) is None

@@ -32,14 +32,15 @@ class StallDetector:
         if not consumer.in_touch():
             self._behind.clear()
         for tp in [tp for tp in consumer.assignment() if tp.topic in consumer.run_topics]:
-            ledger = consumer.ledgers[tp]
+            partition = consumer.progress[tp]
+            ledger = partition.ledger
             where = {"topic": tp.topic, "partition": tp.partition}
             for run in ledger.in_flight:
                 if not run.taken and now - run.opened > LIMIT:
                     return {**where, "offset": run.first, "reason": "a run was fetched and never reached its agent"}
                 if run.progressed is not None and now - run.progressed > self._patience:
                     return {**where, "offset": run.first, "reason": f"nothing of a run ends for {self._patience:.0f} s"}
-            if since := self._behind_since(tp, ledger.committable(), consumer.confirmed(tp), now):
+            if since := self._behind_since(tp, ledger.committable(), partition.confirmed, now):
                 return {**where, "reason": f"persisted, but not committed for {now - since:.0f} s"}
         return None
 
