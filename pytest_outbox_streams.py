@@ -1,4 +1,4 @@
-"""Pytest fixtures for who uses outbox-streams: real servers, a fresh migrated database or a whole deployment for each test.
+"""Pytest fixtures: real servers, a fresh migrated database, or a deployment for each test.
 
 The plugin is loaded in every run, so nothing is imported and nothing started before a test asks for it.
 """

@@ -1,4 +1,4 @@
-"""Payload to JSON text and back, checked by type on both sides: orjson for the bytes, msgspec for the types."""
+"""Payload to JSON text and back, checked by type: orjson for the bytes, msgspec for the types."""
 
 from __future__ import annotations
 

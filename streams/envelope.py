@@ -1,4 +1,4 @@
-"""Another system's envelope, `{"outbox_id", "biz_type", "payload"}`: what it holds, and what its payload says."""
+"""Another system's envelope, `{"outbox_id", "biz_type", "payload"}`: what it holds and says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`TaskGroup` leaves its caller as it was: whoever catches its failure goes on, on every Python that we name.
+"""`TaskGroup` leaves its caller as it was: whoever catches its failure goes on, on every Python.
 
 Before Python 3.13 a group whose child fails while the group waits for it cancels its own task and never takes that back:
 

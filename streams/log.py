@@ -1,4 +1,4 @@
-"""Logs are events: a constant message with its data in `extra`, as text (`key=value`) or as one JSON object a line."""
+"""Logs are events: a constant message with its data in `extra`, as text or as JSON lines."""
 
 from __future__ import annotations
 

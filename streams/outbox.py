@@ -1,4 +1,4 @@
-"""Business code enqueues events in its own transaction; nothing here talks to Kafka, commits, or needs Faust.
+"""Business code enqueues events in its own transaction; nothing here talks to Kafka or commits.
 
     outbox.start()                                        # once per process: reads faust.yml and the environment
     async with session.begin():

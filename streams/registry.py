@@ -1,4 +1,4 @@
-"""Which handler serves which event: `@agent` registers it, `discover` imports the packages and checks that all fits."""
+"""Which handler serves which event: `@agent` registers it, `discover` imports and checks all."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One file per biz_type; every module here, and in the packages `faust.yml` names, is imported at start."""
+"""One file per biz_type; every module here and in the packages of `agents` is imported at start."""

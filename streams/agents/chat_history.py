@@ -1,4 +1,4 @@
-"""Chat history: the messages of a batch into chat_histories, their chats into agent_chats, one statement each."""
+"""Chat history: a batch's messages into chat_histories and their chats into agent_chats."""
 
 from __future__ import annotations
 

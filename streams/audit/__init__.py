@@ -1,4 +1,4 @@
-"""Proof that nothing was lost, doubled or put in another order: outbox, states, topics and effects compared while they work."""
+"""Proof that nothing was lost, doubled or reordered: outbox, states, topics and effects compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The audit: read what is new since the last one range by range, look again at what was unsettled, and say what is wrong.
+"""The audit: read what is new range by range, look again at what was unsettled, say what is wrong.
 
 A message without a state is lost only if nobody can still be about to persist it: the floor says that it was published,
 the ends of the partitions are read after the floor, and the workers' committed offsets have passed those ends.

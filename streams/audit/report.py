@@ -1,4 +1,4 @@
-"""What an audit says: kinds of things that are wrong, how many, which for example, and what is not wrong but worth knowing."""
+"""What an audit says: what is wrong, how often, which for example, and what is worth knowing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether counters agree with what they count: by ranges while messages come in, and exactly for those in doubt."""
+"""Whether counters agree with what they count: by ranges, and exactly for those in doubt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Kafka says: how long each partition is, how far the workers have committed, and which topic of that name it is."""
+"""What Kafka says: how long each partition is, what is committed, and which topic it is."""
 
 from __future__ import annotations
 

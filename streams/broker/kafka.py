@@ -1,4 +1,4 @@
-"""Kafka as the settings describe it: how clients log in, which topics exist, and whether they are as `faust.yml` says.
+"""Kafka as the settings describe it: how clients log in, which topics exist and how they are.
 
 Blocking calls; async callers run them in a thread.  Shared by the relay, the worker's start and the command line.
 """

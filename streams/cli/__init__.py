@@ -1,4 +1,4 @@
-"""The `streams` command: one module per group of commands, loaded when used; errors are one line and an exit code."""
+"""The `streams` command: a module for each group of commands, loaded on use; errors are one line."""
 
 from __future__ import annotations
 

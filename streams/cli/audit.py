@@ -1,4 +1,4 @@
-"""`streams audit`: compare outbox, states, topics and effects, and say what is wrong; exit code 1 when anything is."""
+"""`streams audit`: compare outbox, states, topics and effects; exit code 1 when anything is wrong."""
 
 from __future__ import annotations
 

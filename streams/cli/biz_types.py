@@ -1,4 +1,4 @@
-"""`streams biz-types`: which biz_types are registered, and retiring those that no worker will know any more."""
+"""`streams biz-types`: which biz_types are registered, and retiring those that are no more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`streams conversations`: which conversations wait, and letting those go on that a dead message holds."""
+"""`streams conversations`: which conversations wait, and letting go on those that are held."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`streams enqueue`: JSON lines into the outbox, checked by type, a thousand a transaction, in the order of the file.
+"""`streams enqueue`: JSON lines into the outbox, checked, in the order of the file.
 
 It stops at the first line that cannot be taken: every line before it is committed, nothing from it on is, and the error
 says so, so that `tail -n +LINE FILE | streams enqueue -` goes on from there.

@@ -1,4 +1,4 @@
-"""`streams migrate`: tables, partitions, biz_types, publication and slot; twice, or from two processes, is safe."""
+"""`streams migrate`: tables, partitions, biz_types, publication and slot; twice is safe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the messages are and how far behind the relays are, in the shape that `streams status --json` prints."""
+"""Where the messages are and how far behind relays are, as `streams status --json` prints it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`streams relay`: publish committed rows until SIGTERM or Ctrl-C, a second signal ends it at once; or look after relays."""
+"""`streams relay`: publish committed rows until SIGTERM or Ctrl-C; or look after relays."""
 
 from __future__ import annotations
 

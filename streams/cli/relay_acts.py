@@ -1,4 +1,4 @@
-"""`streams relay switch` and `streams relay adopt`: what operators do to a relay, written down in `outbox_actions`."""
+"""`streams relay switch` and `adopt`: what operators do to a relay, noted in `outbox_actions`."""
 
 from __future__ import annotations
 

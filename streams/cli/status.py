@@ -1,4 +1,4 @@
-"""`streams status`: services, relays, workers and messages, for a person or, in a stable shape, as JSON."""
+"""`streams status`: services, relays, workers and messages, for a person or as stable JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`streams topic tail`: the records of a topic as they arrive, one line each, without their text unless asked for."""
+"""`streams topic tail`: the records of a topic as they arrive, without their text unless asked for."""
 
 from __future__ import annotations
 

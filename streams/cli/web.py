@@ -1,4 +1,4 @@
-"""`streams web`: the operators' pages in a process of their own, and lines for `web.users` and `web.tokens`."""
+"""`streams web`: the operators' pages in a process of their own, and lines for users and tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines and connections from one plain `postgresql://` URL, psycopg 3 underneath: nothing else opens one."""
+"""Engines and connections from one plain `postgresql://` URL: nothing else opens one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the SQL files of the folder `db/` are: inside the package once it is installed, beside it in a checkout."""
+"""Where the SQL files of `db/` are: inside an installed package, beside it in a checkout."""
 
 from __future__ import annotations
 

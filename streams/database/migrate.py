@@ -1,4 +1,4 @@
-"""What a deployment needs in the database: `migrate` creates it, `check` says in one line what is missing."""
+"""What a deployment needs in the database: `migrate` creates it, `check` says what is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named queries: SQL lives in `db/queries/*.sql`, one `-- name --` heading and one line of why above each statement.
+"""Named queries of `db/queries/*.sql`: a `-- name --` heading and a line of why above each.
 
 Parameters are psycopg's `%(name)s`, so a query runs on a psycopg cursor as it is and on a SQLAlchemy connection through
 `exec_driver_sql`; nothing is ever formatted into one.

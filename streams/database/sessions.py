@@ -1,4 +1,4 @@
-"""What a session of ours is set to, whatever the server, a role, a database, a pooler or the environment say.
+"""What a session of ours is set to, whatever server, role, pooler or environment say.
 
 A role, a database, the server's configuration, libpq's environment and a pooler all have a say in what a session begins
 with, and the last one to speak wins.  So we speak last: after connecting, with SET, which a pooler in session mode passes

@@ -1,4 +1,4 @@
-"""A Kafka Connect worker of our own with the real Debezium connector: Java from a wheel, one folder, one loopback port."""
+"""A Kafka Connect worker of our own with the real Debezium connector, on one loopback port."""
 
 from __future__ import annotations
 

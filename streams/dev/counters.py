@@ -1,4 +1,4 @@
-"""How far the messages written since a moment have come, counted in small steps and never over a whole table."""
+"""How far the messages since a moment have come, counted in small steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's business service: many people chat at once, and each message is one transaction that may roll back."""
+"""The demo's business service: many people chat at once, each message is one transaction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`streams up --detach` starts a daemon and waits until it is ready; `streams down` waits until it is gone."""
+"""`streams up --detach` starts a daemon and waits for it; `streams down` waits until it is gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Java libraries by their Maven coordinates, downloaded once into a cache that all checkouts of a user share."""
+"""Java libraries by their Maven coordinates, downloaded once into a cache of the user's."""
 
 from __future__ import annotations
 

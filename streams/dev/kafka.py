@@ -1,4 +1,4 @@
-"""A Kafka broker of our own: Apache Kafka in KRaft mode, one node, Java from a wheel, one folder, loopback ports."""
+"""A Kafka broker of our own: Apache Kafka in KRaft mode, one node, Java from a wheel."""
 
 from __future__ import annotations
 

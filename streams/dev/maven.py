@@ -1,4 +1,4 @@
-"""One download from a Maven repository: jgo works out what is needed, files arrive whole, checked and in parallel."""
+"""One download from a Maven repository: files arrive whole, checked and in parallel."""
 
 from __future__ import annotations
 

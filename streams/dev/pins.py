@@ -1,4 +1,4 @@
-"""Which files the downloads have to be, by checksums of our own in `jars.sha256`: a repository cannot vouch for itself.
+"""Which files the downloads have to be, by checksums of our own in `jars.sha256`.
 
 After other coordinates were chosen, `python -m streams.dev.pins` downloads them and prints that file anew, to be looked at.
 """

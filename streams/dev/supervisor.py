@@ -1,4 +1,4 @@
-"""`streams up`: the services, migrations, then the Procfile's processes, kept running until asked to stop."""
+"""`streams up`: services, migrations, then the Procfile's processes, kept running until told to stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder `.dev` of one checkout: who runs here, where its services answer, their data and their logs."""
+"""The folder `.dev` of a checkout: who runs here, where services answer, data and logs."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Counts of what processes do, flushed into small tables beside their work, and what only a leader can tell."""
+"""Counts of what processes do, flushed into small tables beside their work."""

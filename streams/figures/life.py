@@ -1,4 +1,4 @@
-"""Signs of life of a process that has one connection for small statements: a relay that leads or stands by."""
+"""Signs of life of a process with one connection for small statements: a relay, leading or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one process counted, for Prometheus: counters since it began, by biz_type; never a key as a label."""
+"""What one process counted, for Prometheus: by biz_type since it began; never a key as a label."""
 
 from __future__ import annotations
 

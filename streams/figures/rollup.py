@@ -1,4 +1,4 @@
-"""From what many processes counted in ten seconds to one row for all, in widths of ten seconds, a minute and an hour.
+"""From what many processes counted to one row for all: ten seconds, a minute and an hour wide.
 
 Two hundred processes with five biz_types would be a hundred megabytes an hour: rows that nobody writes any more become one.
 All three widths are written at once, so that a chart reads rows of one width only, and the old ones are just deleted.

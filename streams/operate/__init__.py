@@ -1,4 +1,4 @@
-"""The dead-letter desk: look at dead messages, replay or discard them, every act written down in `outbox_actions`.
+"""The dead-letter desk: look at dead messages, replay or discard them; every act is noted.
 
 Functions take a synchronous connection that is in no transaction; from async code, `await connection.run_sync(...)`.
 """

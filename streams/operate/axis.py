@@ -1,4 +1,4 @@
-"""One conversation on one axis of time: every message of it, what waits, what came late, what is not there yet.
+"""One conversation on one axis of time: what waits, what came late, what is not there yet.
 
 A conversation is found by index only while something of it is open or dead.  Everything else is looked for from the newest
 id back, a little at a time: who asks says how long it may take, and is told how far it got.

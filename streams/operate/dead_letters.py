@@ -1,4 +1,4 @@
-"""Dead messages as an operator sees them: one by one, or one line for each kind of error; text only on request."""
+"""Dead messages as an operator sees them: one by one, or a line for each kind of error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a deployment: a pure function of one snapshot, so that nobody who shows it can disagree.
+"""What is wrong with a deployment: a pure function of one snapshot, the same for whoever shows it.
 
 `streams status`, `streams doctor`, `/metrics/cluster`, the pages and the API all show this list.  `bad` needs somebody now
 and makes `streams status` exit with 1; `watch` will need somebody.  Each fault says what to do, and has an anchor in the

@@ -1,4 +1,4 @@
-"""One message's or one conversation's whole story: enqueued, relayed, tried, persisted or dead, sent again, by whom.
+"""The whole story of a message or a conversation: enqueued, relayed, tried, persisted or dead.
 
 Never its text.  The functions take a synchronous connection; from async code, `await connection.run_sync(...)`.
 """

@@ -1,4 +1,4 @@
-"""A whole deployment for Prometheus, from one snapshot: whoever is asked says the same, so use `max without (instance)`."""
+"""A whole deployment for Prometheus, from one snapshot: whoever is asked says the same."""
 
 from __future__ import annotations
 

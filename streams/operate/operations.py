@@ -1,4 +1,4 @@
-"""Bulk acts that one can trust: a preview that binds, a few tried first, stopped when they fail again, never twice.
+"""Bulk acts that one can trust: a preview that binds, a few first, stopped when they fail again.
 
     preview   these 5,000 messages, in this order, 40 of them late; a row with the hash of their ids, gone after an hour
     submit    the same messages again, up to the last death that the preview saw: another hash is refused, and says why

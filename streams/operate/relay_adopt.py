@@ -1,4 +1,4 @@
-"""A database that is not the one a relay published from, taken on: by an operator who knows how it came about.
+"""Taking on a database that is not the one a relay published from, by an operator's order.
 
 What Kafka has of the other database's life is not known here.  So ids it may have drawn are not drawn again, and what is
 not known to be published is published.

@@ -1,4 +1,4 @@
-"""How relays stand: who leads and who stands by, what they do, how far they are, and what their slot holds back."""
+"""How relays stand: who leads, what they do, how far they are, what their slot holds back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What operators want a relay to do, written into the database: whoever leads in mode auto follows within a second."""
+"""What operators want a relay to do: whoever leads in mode auto follows within a second."""
 
 from __future__ import annotations
 

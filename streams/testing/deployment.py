@@ -1,4 +1,4 @@
-"""One test's relay and workers: real processes on real services, with names of their own, so that tests share servers."""
+"""One test's relay and workers: real processes on shared services, with names of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who asks: this machine, somebody who logged in, a proxy that says who, a token, or the host application.
+"""Who asks: this machine, somebody who logged in, a proxy that says who, a token, or the host.
 
 Nothing is kept: a session is a signed cookie (`streams.web.passwords`), and what a proxy says counts
 for the request that it says it with.

@@ -1,4 +1,4 @@
-"""The stylesheet, the script and the icon: whoever may see no page may see these, the login needs them."""
+"""The stylesheet, the script and the icon, for everybody: the login needs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands before everything on a socket of ours: health for everybody, pages, and rights for the rest.
+"""What stands before everything on a socket of ours: health, pages, and rights for the rest.
 
 A worker's web server has pages of Faust's own; whoever may see ours may see those, by the same rules.
 `GET /` leads a browser to the pages and gives everybody else what it always gave.

@@ -1,4 +1,4 @@
-"""`/health/live` and `/health/ready`: 200 or 503, with the reasons as JSON; and a server for these alone."""
+"""`/health/live` and `/health/ready`: 200 or 503 with the reasons, and a server for these alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: of this process, and of the whole deployment from the snapshot that pages show."""
+"""Metrics for Prometheus: of this process, and of the whole deployment from one snapshot."""
 
 from __future__ import annotations
 

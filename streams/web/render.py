@@ -1,4 +1,4 @@
-"""Pages from Jinja's templates: everything escaped, and what is not printable made visible, in one place."""
+"""Pages from Jinja's templates: everything escaped, what is not printable made visible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One answer for everybody who asks for the same thing within a second, and the last one when none comes.
+"""One answer for all who ask for the same thing within a second; the last one when none comes.
 
 Fifty viewers cost what one costs. A request waits at most 0.8 s for a new answer; then it gets the
 last one with its age, while the new one is still on its way.

@@ -1,4 +1,4 @@
-"""Stop the process as it is, for a supervisor to start it again: what is not acked will be delivered again."""
+"""Stop the process as it is, to be started again: what is not acked is delivered again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether this worker is alive and ready: agents running, partitions assigned, database reachable, runs moving."""
+"""Whether this worker is alive and ready: agents, partitions, database, runs that move."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker's memory: large buffers go back to the system when they are freed, and circles are looked for rarely."""
+"""A worker's memory: large buffers are given back, and circles are looked for rarely."""
 
 from __future__ import annotations
 

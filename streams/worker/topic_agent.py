@@ -1,4 +1,4 @@
-"""One Faust agent a topic: what it and its retry topic deliver is worked in a lane, and acked after the commit."""
+"""One Faust agent a topic: what is delivered is worked in a lane, and acked after the commit."""
 
 from __future__ import annotations
 

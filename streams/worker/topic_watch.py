@@ -1,4 +1,4 @@
-"""A worker goes on only with the topics and the cluster that it began with: when they are others, its process ends.
+"""A worker ends when its topics or its cluster are not those that it began with any more.
 
 Faust and aiokafka believe for ever what they learned at their start: positions, partition counts, the addresses of brokers.
 A process that starts again learns anew, and makes what is missing.  Two looks have to agree, as one broker may not know yet

@@ -1,4 +1,4 @@
-"""How a worker is doing, as it tells others: partitions, runs in flight, connections, what it waits for, Faust's figures."""
+"""How a worker is doing, as it tells others: partitions, runs in flight, what it waits for."""
 
 from __future__ import annotations
 

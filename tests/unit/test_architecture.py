@@ -126,7 +126,9 @@ def test_every_module_starts_with_a_sentence() -> None:
         if text:
             docstring = ast.get_docstring(ast.parse(text))
             assert docstring, f"{module} has no docstring"
-            assert docstring.splitlines()[0][-1] in ".:;,`)" or "\n" in docstring, module
+            first = docstring.splitlines()[0]
+            assert first[-1] in ".:;,`)" or "\n" in docstring, module
+            assert len(first) <= 100, f"{module} opens with more than one plain sentence: {first}"
 
 
 @pytest.mark.parametrize(

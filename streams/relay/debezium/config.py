@@ -1,4 +1,4 @@
-"""The configuration with which Debezium's PostgreSQL connector sends the records that the other relays send.
+"""The configuration with which Debezium's connector sends the records that other relays send.
 
 Every setting is here for a reason: it decides bytes, order, or what is lost.  `BYTES` are those that a connector which
 somebody else made must have; the others may be tuned.

@@ -1,4 +1,4 @@
-"""What a leader does while Debezium publishes: its connector is looked after, the floor kept, lost messages sent again."""
+"""What a leader does while Debezium publishes: it looks after the connector and keeps the floor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a leader can tell of a deployment, written down every other second for pages, metrics and faults.
+"""What only a leader can tell of a deployment, written down every other second.
 
 Rows that came and rows that were relayed, counted from ids between the old and the new floor: producers are other programs
 that roll back, and a relay that starts anew reads rows twice.  What the primary alone knows (slot, log, who holds the

@@ -1,4 +1,4 @@
-"""Who leads a relay name: a session-level advisory lock, whatever the mode, given up with the connection that holds it."""
+"""Who leads a relay name: a session-level advisory lock, given up with its connection."""
 
 from __future__ import annotations
 

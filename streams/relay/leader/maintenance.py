@@ -1,4 +1,4 @@
-"""What a leader does beside publishing, on a connection of its own: the floor, heartbeat, partitions ahead."""
+"""What a leader does beside publishing, on its own connection: floor, heartbeat, partitions."""
 
 from __future__ import annotations
 

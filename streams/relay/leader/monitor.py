@@ -1,4 +1,4 @@
-"""What a leader looks at once a second: that it leads, its database, its slot, and what operators want."""
+"""What a leader looks at once a second: its lead, its database, its slot, operators' wishes."""
 
 from __future__ import annotations
 

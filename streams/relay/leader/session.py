@@ -1,4 +1,4 @@
-"""A leader's session: one plan after another, from the moment the lock is held until it is lost or told to stop.
+"""A leader's session: one plan after another, until the lead is lost or it is told to stop.
 
 plan by plan: rows are read and published, until ...
 PlanChanged      an operator switches the mode, or the slot is gone: confirm what is in flight, if that can be; next plan

@@ -1,4 +1,4 @@
-"""From polling to the slot without a gap: poll until nearly nothing is left, make the slot, poll past its start.
+"""From polling to the slot without a gap: poll up to its start, make it, poll past its start.
 
 A slot gives what is committed after its start.  The newest id drawn once it is there bounds what was committed before:
 when polling has its floor there, all of that is with the broker, and the slot goes on.  What was polled beyond comes twice,

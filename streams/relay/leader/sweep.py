@@ -1,4 +1,4 @@
-"""Send again what was published and never got a fate, or should have moved long ago; the leader does it.
+"""Send again what was published and got no fate, or should have moved long ago.
 
 A message is lost only when the workers are past everything that its own partition held when it was
 already published, and PostgreSQL still knows no fate of it.  What merely lags is left alone.  An example:

@@ -1,4 +1,4 @@
-"""What a leader does to its slot beside reading it: drops it when it holds back too much or is not wanted, says who has it."""
+"""What a leader does to its slot beside reading it: drop it, or say who has it."""
 
 from __future__ import annotations
 

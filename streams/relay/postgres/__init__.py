@@ -1,1 +1,1 @@
-"""What the relay reads of the server: the slot, the floor, and whether the database is the one it knows."""
+"""What the relay reads of the server: slot, floor, whether the database is the one it knows."""

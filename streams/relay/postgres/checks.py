@@ -1,4 +1,4 @@
-"""What has to be true before a relay streams; each finding is one line with the statement or setting that mends it."""
+"""What has to be true before a relay streams; each finding says what mends it."""
 
 from __future__ import annotations
 

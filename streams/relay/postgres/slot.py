@@ -1,4 +1,4 @@
-"""The replication slot made, dropped and spared; what cannot be done is one line with the statement that mends it."""
+"""The replication slot made, dropped and spared; what cannot be done says what mends it."""
 
 from __future__ import annotations
 

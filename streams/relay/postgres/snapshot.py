@@ -1,4 +1,4 @@
-"""What a leader has to know of its database: the slot, what was saved, and whether this is still the same database."""
+"""What a leader has to know of its database: the slot, what was saved, which database it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows that no record can carry are dead: written to outbox_state, whatever it takes, before the relay goes on."""
+"""Rows that no record can carry are dead: written down, before the relay goes on."""
 
 from __future__ import annotations
 

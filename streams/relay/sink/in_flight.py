@@ -1,4 +1,4 @@
-"""Which position is safe to confirm: that of the longest prefix of rows that the broker has acknowledged.
+"""Which position is safe to confirm: the longest prefix of rows that are acknowledged.
 
 Policy only; a Flight's `landed` is what librdkafka calls for each record.
 """

@@ -1,4 +1,4 @@
-"""Topics of biz_types that this relay does not know: made as the database says, or waited for, never given up.
+"""Topics of biz_types that this relay does not know: made as the database says, or waited for.
 
 A newer version registers a biz_type, and business code enqueues it, while an older relay runs.  Its topic has to have the
 partitions that the newer version will look for, so that nobody guesses: `outbox_biz_types` holds them.  Where it does not, or

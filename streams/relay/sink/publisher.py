@@ -1,4 +1,4 @@
-"""Rows into Kafka through librdkafka: idempotent, without gaps, without a time limit, bounded in what is in flight."""
+"""Rows into Kafka through librdkafka: idempotent, without gaps or time limit, bounded in flight."""
 
 from __future__ import annotations
 

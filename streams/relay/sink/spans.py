@@ -1,4 +1,4 @@
-"""What the relay tells OpenTelemetry: a span for each row whose caller is traced, from the producer's hands to the broker's."""
+"""What the relay tells OpenTelemetry: a span for each row whose caller is traced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which ids between the floor and the newest one read have not been read: their rows may still commit.  Policy only."""
+"""Unread ids between the floor and the newest one read: their rows may still commit.  Policy only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Committed outbox rows read by polling: no logical replication, no special role, no status in the row.
+"""Committed outbox rows read by polling: no logical replication, no role, no status in the row.
 
 A pass reads what is visible beyond the newest id read, then what has become visible in the gaps left behind, and sends the
 gaps first.  Who writes a conversation after an earlier message of it was committed draws a higher id and is never visible

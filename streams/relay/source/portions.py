@@ -1,4 +1,4 @@
-"""One statement's rows in portions as the server sends them: no cursor, no round trips, no more memory than a portion.
+"""One statement's rows in portions as the server sends them: no cursor, no round trips.
 
 psycopg's own `stream` makes a Python object of every value; a relay wants the bytes.
 """

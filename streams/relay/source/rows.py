@@ -1,4 +1,4 @@
-"""What a relay moves: committed outbox rows as the Kafka records they become, with the position they lead up to."""
+"""What a relay moves: committed outbox rows as Kafka records, with the position they lead to."""
 
 from __future__ import annotations
 

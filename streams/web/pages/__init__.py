@@ -1,4 +1,4 @@
-"""The pages to look at, in the order of the rail: each is also a call of the API, and says its command."""
+"""The pages to look at, in the order of the rail: each is also a call of the API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker's connections: the pool with its limits of time, the driver below SQLAlchemy, and what an attempt did to one."""
+"""A worker's connections: the pool with its limits of time, and what an attempt did to one."""
 
 from __future__ import annotations
 

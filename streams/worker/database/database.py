@@ -1,4 +1,4 @@
-"""The worker's database beside the transactions of its runs: is it there, what time is it there, small statements."""
+"""The worker's database beside the transactions of its runs: is it there, and small statements."""
 
 from __future__ import annotations
 

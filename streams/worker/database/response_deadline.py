@@ -1,4 +1,4 @@
-"""A server that says nothing for longer than it allows itself is gone, however alive its connection looks.
+"""A server that is silent for longer than it allows itself is gone, however alive it looks.
 
 Firewalls, proxies and load balancers swallow bytes without a word, and some acknowledge them: keepalives prove nothing then.
 """

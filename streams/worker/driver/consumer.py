@@ -1,4 +1,4 @@
-"""Faust's consumer, delivering runs: it asks its progress what to do, and tells it what Faust and Kafka did.
+"""Faust's consumer, delivering runs: it asks its progress what to do with what is fetched.
 
 Stock Faust creates four tasks a message and decides by offsets what may be committed.  Here one message is a Run, and the
 ledger of its partition decides.  Records that were fetched across a positioning of the consumer are never delivered, and a

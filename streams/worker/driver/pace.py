@@ -1,4 +1,4 @@
-"""How long the next fetch may wait: a broker answers late for empty partitions, and thin traffic may gather."""
+"""How long the next fetch may wait: for empty partitions, and for thin traffic to gather."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far each partition of a consumer is: what comes next, what is in flight, what may be committed and is confirmed.
+"""How far each partition is: what comes next, is in flight, may be committed and is confirmed.
 
 Nothing here knows Faust.  Every positioning starts an epoch: what was fetched across one is never delivered, acks of runs from
 before it count no more, and what was seen in another epoch proves nothing.

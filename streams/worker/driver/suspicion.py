@@ -1,4 +1,4 @@
-"""When a partition may hold the message that took its last owner down, and from when on it cannot any more.
+"""When a partition may hold the message that took its last owner down, and until when.
 
 Pure policy, for one partition from its assignment on.  Whoever died unnoted had at most one group of runs of it in a handler,
 and everything before that group had a fate.  So the guilty message is among the first `most` records (or twice the bytes of a

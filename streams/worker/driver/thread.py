@@ -1,4 +1,4 @@
-"""The consumer's thread, where aiokafka lives: it reads what is committed, and commits offsets of this topic only."""
+"""The consumer's thread, where aiokafka lives: it reads what is committed, of this topic only."""
 
 from __future__ import annotations
 

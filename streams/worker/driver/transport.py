@@ -1,4 +1,4 @@
-"""Faust's Kafka transport with a consumer that delivers runs: consecutive records of one partition as one message."""
+"""Faust's Kafka transport, whose consumer delivers runs of records as one message each."""
 
 from __future__ import annotations
 

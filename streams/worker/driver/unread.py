@@ -1,5 +1,4 @@
-"""Sees a worker that looks alive and does nothing: a run nobody works or nobody ends, persisted runs whose offset is never
-committed, records that were fetched and reached nobody.
+"""Sees a worker that looks alive and does nothing, and records that reached nobody.
 
 Faust has several known ways to stop silently; a restart cures each, because what is not committed is delivered again.  What
 was only lost on the way is read again without one.

@@ -1,4 +1,4 @@
-"""What an error means: for the run (wait, or find the guilty message) and for a guilty message (retry, or dead).
+"""What an error means: for the run (wait, or find who is guilty), and for a guilty message.
 
 Handlers wrap errors: `raise SaveFailed() from error`, an ExceptionGroup of a TaskGroup, an error raised while another one was
 handled.  What is wrapped decides (`decisive`): a missing grant stays nobody's fault, whatever it is called on its way.

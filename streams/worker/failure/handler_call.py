@@ -1,4 +1,4 @@
-"""One call of a handler: for so long, on a connection that it cannot commit, judged by the transaction it leaves.
+"""One call of a handler: for so long, without a commit, judged by the transaction it leaves.
 
 A run counts as done only when its own COMMIT was answered with COMMIT, so nothing that a handler does may end the
 transaction, break it in silence, or outlive the call:

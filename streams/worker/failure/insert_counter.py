@@ -1,4 +1,4 @@
-"""How far a call of a handler got before it failed, as the server counted: rows that were undone are counted too.
+"""How far a call of a handler got before it failed, by the rows that the server counted.
 
 Nobody promises that a handler writes one row a message, in order, so this is where to look first, and no proof.
 """

@@ -1,4 +1,4 @@
-"""What a handler changes in its session: put back for our own statements, and kept from every later transaction.
+"""What a handler changes in its session: put back, and kept from every later transaction.
 
 SET LOCAL search_path, ROLE, ...; set_config(..., true)    put back after the call, before anything of ours is sent
 SET, RESET, LISTEN, PREPARE, CREATE TEMP TABLE, ...        the same, and the pooled connection is thrown away afterwards

@@ -1,4 +1,4 @@
-"""How a run is given to its handlers: as a whole, in pieces or one message at a time; and in which batches."""
+"""How a run is given to its handlers: as a whole, in pieces or one by one; in which batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faust tables of what waits and what is dead, keyed by conversation: when to try again, and what pages show without a query.
+"""Faust tables of what waits and what is dead, by conversation: for the schedule and for pages.
 
 PostgreSQL decides; a table may lag or be lost at any moment.  Never message text in here: ids, attempts, due times and codes.
 """

@@ -1,4 +1,4 @@
-"""A run until it is persisted: outages are waited out, failing messages set aside, stale runs given up.
+"""A run until it is persisted: outages are waited out, failing messages set aside.
 
     attempt                  ends with          and then
     the run as a whole       23514              in pieces behind savepoints: the guilty message is set aside

@@ -1,4 +1,4 @@
-"""The open messages of conversations that are woken: the first one when it is due, then those parked behind it."""
+"""The open messages of conversations that are woken: the first one, then those behind it."""
 
 from __future__ import annotations
 

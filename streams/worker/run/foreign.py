@@ -1,4 +1,4 @@
-"""Messages that another system's producer sends in envelopes: the row in `outbox_foreign` is all we have of them.
+"""Messages of another system's envelopes: the row in `outbox_foreign` is all we have of them.
 
 The conversation is the payload's key field, whatever key the record has; its order is that of the partition.
 """

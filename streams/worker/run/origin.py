@@ -1,4 +1,4 @@
-"""Where a topic's messages come from: how its records are read, and by which statements their fate is written down.
+"""Where a topic's messages come from: how records are read, where their fate is written down.
 
 Two origins: our own outbox, whose rows say what a message is, and another system, whose envelopes are all there is.
 """

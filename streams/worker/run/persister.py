@@ -1,4 +1,4 @@
-"""What a worker does with its runs: one transaction each or several together, on its pool of connections."""
+"""What a worker does with its runs: one transaction each or several together, on its pool."""
 
 from __future__ import annotations
 

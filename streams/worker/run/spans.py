@@ -1,4 +1,4 @@
-"""What a worker tells OpenTelemetry: a span for each transaction, and one for each message in it whose caller is traced."""
+"""What a worker tells OpenTelemetry: a span a transaction, and one for each traced message."""
 
 from __future__ import annotations
 
