@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import pytest
@@ -154,8 +154,15 @@ def _get(url: str) -> Any:
         return None
 
 
+class Eventually(Protocol):
+    """How tests wait; never by sleeping."""
+
+    async def __call__(self, condition: Callable[..., object], seconds: float = 30.0, *, every: float = 0.05) -> Any:
+        """The condition's first true value."""
+
+
 @pytest.fixture
-def eventually() -> Callable[..., Any]:
+def eventually() -> Eventually:
     """`await eventually(condition, seconds)`: the condition's first true value, or a failure that shows the last one."""
 
     async def wait(condition: Callable[[], Any], seconds: float = 30.0, *, every: float = 0.05) -> Any:

@@ -1,4 +1,7 @@
-"""A whole deployment for Prometheus, from one snapshot: whoever is asked says the same."""
+"""A whole deployment for Prometheus, from one snapshot: whoever is asked says the same.
+
+A query adds nothing up: `max without (instance)`.
+"""
 
 from __future__ import annotations
 

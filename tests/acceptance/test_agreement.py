@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,10 +16,8 @@ from streams.operate.faults import faults_of
 from streams.operate.look import look
 from streams.operate.metrics import cluster_metrics
 from streams.operate.snapshot import Limits, Snapshot
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.publish import enqueue, payload
-
-Eventually = Callable[..., Any]
 
 ALL, CAUSES = 12_345, (8, 5, 4)
 WRONG: tuple[dict[str, Any], ...] = ({"user_id": "x"}, {"role": 7}, {"message": None})

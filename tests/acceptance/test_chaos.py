@@ -6,17 +6,13 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from streams.dev.process import Process
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.load import Load, check_effects, offsets, unsettled
-
-Eventually = Callable[..., Any]
 
 
 @pytest.fixture

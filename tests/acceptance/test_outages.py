@@ -6,10 +6,9 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import psycopg
@@ -20,12 +19,10 @@ from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
 from streams.testing.services import copied
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.load import Flow, check_effects, offsets, unsettled
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.publish import enqueue, payload
-
-Eventually = Callable[..., Any]
 
 AWAY = 12.0  # seconds: longer than the session timeout of 6 s
 LONG = pytest.param(150.0, marks=[pytest.mark.long, pytest.mark.timeout(900)])

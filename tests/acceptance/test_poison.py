@@ -6,18 +6,15 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from streams.dev.process import Process
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.load import Load
 from tests.fixtures.publish import CHAT, payload
-
-Eventually = Callable[..., Any]
 
 CONVERSATIONS = 100
 FRAIL = "frail_said"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
@@ -16,12 +15,10 @@ from streams.dev.kafka import KafkaBroker
 from streams.dev.ports import free_port
 from streams.dev.process import Process
 from streams.registry import configured
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.load import Flow
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.publish import enqueue, payload
-
-Eventually = Callable[..., Any]
 
 RESTART = 70
 

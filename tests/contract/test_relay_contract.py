@@ -26,11 +26,10 @@ from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
 from streams.relay.debezium.rest import Connect
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.publish import CHAT, enqueue, payload
 from tests.fixtures.records import Record, first_seen, records
 
-Eventually = Callable[..., Any]
 Crash = Callable[[Process], Awaitable[None]]
 BATCH = [payload(n, f"c{n % 9}") for n in range(100)]
 

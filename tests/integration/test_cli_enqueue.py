@@ -17,8 +17,6 @@ from streams.errors import StreamsError
 from tests.conftest import World
 from tests.fixtures.publish import CHAT, enqueue, payload
 
-Eventually = Callable[..., Any]
-
 
 @pytest.fixture
 def run(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:

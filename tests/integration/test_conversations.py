@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from streams import operate
 from streams.cli import cli
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.notes import Notes
 
-Eventually = Callable[..., Any]
 Run = Callable[..., Result]
 
 

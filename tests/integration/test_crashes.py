@@ -6,15 +6,12 @@ import asyncio
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from streams.dev.process import Process
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.notes import Notes
-
-Eventually = Callable[..., Any]
 
 
 @pytest.fixture

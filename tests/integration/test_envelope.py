@@ -13,11 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from streams.cli import cli
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.publish import commit
 from tests.fixtures.seed import Seed
 
-Eventually = Callable[..., Any]
 Run = Callable[..., Result]
 CHAT = {"user_id": 7, "conversation_id": "c", "role": "user", "message": "hi \u00e9 \U0001f40d"}
 

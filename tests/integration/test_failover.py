@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,10 @@ from psycopg.conninfo import make_conninfo
 
 from streams.dev.postgres import PostgresServer
 from streams.dev.wheels import postgres_bin
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import on_topic
 from tests.fixtures.publish import enqueue, payload
 from tests.integration.test_gone_back import persisted, said
-
-Eventually = Callable[..., Any]
 
 
 @dataclass

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from sqlalchemy import NullPool
 
 from streams.database import sync_engine
 from streams.operate.look import look
 from streams.operate.snapshot import Limits, Snapshot
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.publish import enqueue, payload
-
-Eventually = Callable[..., Any]
 
 
 def snapshot(world: World) -> Snapshot:

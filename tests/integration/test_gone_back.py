@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from confluent_kafka.admin import AdminClient
@@ -15,11 +14,9 @@ from confluent_kafka.admin import AdminClient
 from streams.broker import beat, kafka
 from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.command import streams
 from tests.fixtures.publish import enqueue, payload
-
-Eventually = Callable[..., Any]
 
 
 @pytest.fixture

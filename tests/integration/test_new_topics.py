@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 from confluent_kafka.admin import AdminClient
 
 from streams.broker import kafka
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import published
 from tests.fixtures.command import streams
 from tests.fixtures.publish import enqueue, payload
 
-Eventually = Callable[..., Any]
 MODES = pytest.mark.parametrize("mode", ["cdc", "poll"])
 REGISTER = (
     "INSERT INTO outbox_biz_types (biz_type, topic, max_bytes, partitions, replication_factor, retention_hours)"

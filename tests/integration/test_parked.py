@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from streams import operate
 from streams.database import migrate
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.notes import Notes
 from tests.fixtures.publish import publish
-
-Eventually = Callable[..., Any]
 
 MANY = 10_000
 KEYS = [

@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,8 @@ from streams.database import async_engine
 from streams.dev.toolbox import CLIENTS
 from streams.extras import EXTRAS
 from streams.settings import Settings, load
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.projects import importable
-
-Eventually = Callable[..., Any]
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 from streams.dev.kafka import KafkaBroker
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import check_order, leads, published
 from tests.fixtures.publish import enqueue, payload
 
-Eventually = Callable[..., Any]
 SLOTS = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s"
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -12,12 +11,10 @@ from streams.dev.connect import ConnectWorker
 from streams.dev.process import Process
 from streams.relay.debezium.config import connector
 from streams.relay.debezium.rest import Connect
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import check_order, leads, published
 from tests.fixtures.publish import enqueue, payload
 from tests.integration.test_relay_healing import drop
-
-Eventually = Callable[..., Any]
 
 
 @pytest.fixture

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
 
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.publish import CHAT, enqueue, payload
 
-Eventually = Callable[..., Any]
 INSERT = "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c', '{}') RETURNING id"
 
 

@@ -13,11 +13,10 @@ import pytest
 
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import Writers, check_order, leads, on_topic, published
 from tests.fixtures.publish import enqueue, payload
 
-Eventually = Callable[..., Any]
 DROP = """
 SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots WHERE slot_name = %(slot)s AND active_pid IS NOT NULL;
 SELECT pg_drop_replication_slot(%(slot)s)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -14,12 +13,11 @@ import pytest
 from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
 from streams.dev.wheels import postgres_bin
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import check_order, leads, on_topic, published
 from tests.fixtures.command import streams
 from tests.fixtures.publish import enqueue, payload
 
-Eventually = Callable[..., Any]
 BACK = "ALTER TABLE outbox ALTER COLUMN id RESTART WITH 3"
 ELSEWHERE = (
     "UPDATE relay_position SET identity = '7/' || split_part(identity, '/', 2) || '/' || split_part(identity, '/', 3)"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
@@ -16,11 +15,10 @@ from streams.dev.connect import ConnectWorker
 from streams.registry import configured
 from streams.relay.debezium.rest import Connect
 from streams.settings import load
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import check_order, confirmed, leads, on_topic, published
 from tests.fixtures.publish import CHAT, commit, enqueue, payload
 
-Eventually = Callable[..., Any]
 PAGE = Path(__file__).parents[2] / "docs" / "relays.md"
 PRIVILEGES = re.findall(r"^```sql\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 

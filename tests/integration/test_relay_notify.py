@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
-from typing import Any
 
 import psycopg
 import pytest
@@ -14,11 +12,10 @@ import streams.database.notify
 from streams.database import migrate
 from streams.errors import UsageError
 from streams.registry import configured
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import leads, published
 from tests.fixtures.publish import CHAT, enqueue, payload
 
-Eventually = Callable[..., Any]
 TRIGGER = "SELECT count(*) FROM pg_trigger WHERE tgname = 'outbox_notify'"
 POLLER = "FROM pg_stat_activity WHERE application_name = 'outbox-streams relay' AND datname = current_database()"
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 
 from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import on_topic, published
 from tests.fixtures.publish import CHAT
 
-Eventually = Callable[..., Any]
 ROWS = 150_000
 
 

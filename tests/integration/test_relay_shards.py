@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -16,11 +15,10 @@ from streams.errors import UsageError
 from streams.operate.relay_status import standing
 from streams.registry import configured
 from streams.relay import Relay
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import Writers, check_order, leads, on_topic, published
 from tests.fixtures.publish import CHAT, enqueue, payload
 
-Eventually = Callable[..., Any]
 BATCH = [payload(n, f"c{n % 40}") for n in range(200)]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -16,11 +14,9 @@ from streams.dev.postgres import PostgresServer
 from streams.errors import NotMigrated, ServiceUnreachable, StreamsError, UsageError
 from streams.registry import configured
 from streams.relay import Relay
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import check_order, published
 from tests.fixtures.publish import enqueue, payload
-
-Eventually = Callable[..., Any]
 
 
 async def refusal(world: World) -> StreamsError:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 import psycopg
 
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import confirmed, leads
 from tests.fixtures.command import streams
 from tests.fixtures.publish import enqueue, payload
-
-Eventually = Callable[..., Any]
 
 
 async def test_it_tells_leader_standbys_floor_lag_and_slot(world: World, name: str, eventually: Eventually) -> None:

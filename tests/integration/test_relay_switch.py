@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from streams.dev.connect import ConnectWorker
 from streams.relay.debezium.rest import Connect
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import Writers, check_order, leads, on_topic, published
 from tests.fixtures.command import streams
 from tests.fixtures.publish import enqueue, payload
 
-Eventually = Callable[..., Any]
 SLOTS = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s"
 MODE = "SELECT mode, doing, wish FROM relay_position"
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -20,10 +19,8 @@ from streams.settings import load
 from streams.web.messages import Request
 from streams.web.pages import PAGES
 from streams.web.site import Site
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.publish import CHAT, payload
-
-Eventually = Callable[..., Any]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
 MAKE, GRANT = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from streams.cli import cli
-from tests.conftest import World
+from tests.conftest import Eventually, World
 
-Eventually = Callable[..., Any]
 Status = Callable[..., Result]
 
 

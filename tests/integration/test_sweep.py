@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streams.broker import kafka
 from streams.relay.leader.sweep import MOST
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.notes import Notes
-
-Eventually = Callable[..., Any]
 
 
 def cdc(world: World, folder: Path) -> Notes:

@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +23,8 @@ from streams.database import async_engine
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.errors import StreamsError
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.publish import CHAT, Publisher, payload
-
-Eventually = Callable[..., Any]
 
 CANARY = "canary4711"  # in every text that must not be repeated by a reason or a log
 

@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,9 @@ from streams.agents.chat_history import ChatHistoryPersist
 from streams.database import async_engine
 from streams.settings import load
 from streams.testing import WouldWait, persist, retry
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.collector import Collector
 from tests.fixtures.projects import importable
-
-Eventually = Callable[..., Any]
 
 SECRET = "secret-canary"
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"

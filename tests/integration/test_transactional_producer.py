@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
@@ -15,12 +14,10 @@ from confluent_kafka import Producer
 from streams import audit
 from streams.database import migrate
 from streams.registry import configured
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.load import offsets
 from tests.fixtures.notes import NOTE
 from tests.fixtures.seed import Seed
-
-Eventually = Callable[..., Any]
 
 
 class Transactions:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ from streams.relay.sink.dead_rows import DeadRows
 from streams.relay.sink.limits import RecordLimits
 from streams.relay.sink.publisher import Publisher
 from streams.relay.source.rows import Row, Rows
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import alter_topic, check_order, on_topic, published
 from tests.fixtures.command import streams
 from tests.fixtures.notes import Notes
 from tests.fixtures.publish import CHAT, enqueue, payload
 
-Eventually = Callable[..., Any]
 MODES = pytest.mark.parametrize("mode", ["cdc", "poll"])
 
 

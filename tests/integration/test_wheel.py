@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Callable, Iterable
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -19,9 +18,7 @@ from packaging.utils import canonicalize_name
 
 from streams.dev.ports import free_port
 from streams.dev.process import Process
-from tests.conftest import World
-
-Eventually = Callable[..., Any]
+from tests.conftest import Eventually, World
 
 ROOT = Path(__file__).parents[2]
 MAIN = "import sys; from streams.cli import main; main(sys.argv[1:])"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import orjson
 import psycopg
@@ -15,10 +14,8 @@ from streams.broker import kafka as topics
 from streams.registry import configured
 from streams.settings import load
 from streams.worker import preflight
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.publish import CHAT, Odd, Publisher, enqueue, payload, publish, publish_batch
-
-Eventually = Callable[..., Any]
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
@@ -18,12 +17,10 @@ from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[att
 from streams.broker import kafka
 from streams.dev.kafka import KafkaBroker
 from streams.dev.ports import HOST, free_port
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.load import offsets
 from tests.fixtures.notes import Notes
 from tests.fixtures.publish import commit
-
-Eventually = Callable[..., Any]
 
 
 @pytest.fixture

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.notes import Notes
-
-Eventually = Callable[..., Any]
 
 # The next fetch that finds something is lost, as one was that a rebalance had given up.
 LOSE = """

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
 
 import psycopg
 import pytest
@@ -16,11 +14,9 @@ from confluent_kafka import Producer
 from streams.broker import kafka
 from streams.broker.partitioner import partition_of
 from streams.cli import cli
-from tests.conftest import World
+from tests.conftest import Eventually, World
 from tests.fixtures.load import Load, unsettled
 from tests.fixtures.publish import commit
-
-Eventually = Callable[..., Any]
 
 FILL = """
 INSERT INTO outbox (biz_type, topic, key, payload)
