@@ -55,13 +55,13 @@ def encode(event: Any, kind: EventType, max_bytes: int) -> tuple[str, str]:
         raise PayloadInvalid(f"{name}: {place!r} is {_shown(_at(event, place))}: expected a finite number")
     plain = orjson.loads(raw)
     try:
-        found = msgspec.convert(plain, kind.payload)
+        converted = msgspec.convert(plain, kind.payload)
     except msgspec.ValidationError as error:
         field, expected = _explain(error, kind.payload)
         raise PayloadInvalid(f"{name}: {field!r} is {_shown(_at(plain, field))}: {expected}") from None
     except RecursionError:
         raise PayloadInvalid(f"{name}: payload is nested too deep, expected at most 254 levels") from None
-    if _NUL in raw and (place := _first(found, _has_nul)):
+    if _NUL in raw and (place := _first(converted, _has_nul)):
         raise PayloadInvalid(f"{name}: {place!r} is {_shown(_at(plain, place))}: expected text without NUL")
     key, stored = _key(plain, kind), orjson.dumps(_without_nulls(plain, kind.payload))
     if len(stored) > max_bytes:
@@ -78,16 +78,16 @@ def decode(raw: bytes | str | None, payload: type[E]) -> E:
         if isinstance(raw, bytes):
             if not raw.isascii():
                 raw.decode()  # what is not UTF-8 is refused in names, too, and in values that nobody reads
-            found: E = decoder.decode(opening + raw[1:] if raw.startswith(b"{") else raw)
+            event: E = decoder.decode(opening + raw[1:] if raw.startswith(b"{") else raw)
             nul = _BACKSLASH in raw and _NUL in raw
         else:
-            found = decoder.decode(opening_text + raw[1:] if raw.startswith("{") else raw)
+            event = decoder.decode(opening_text + raw[1:] if raw.startswith("{") else raw)
             nul = "\\u0000" in raw
     except Exception:  # whatever it is: the careful way finds it again, and says it in our words
-        found, nul = _explained(raw, payload), True
-    if nul and (place := _first(found, _has_nul)):
+        event, nul = _explained(raw, payload), True
+    if nul and (place := _first(event, _has_nul)):
         raise Unreadable(f"{place!r} holds a NUL character, which text cannot hold", code="payload")
-    return found
+    return event
 
 
 def _explained(raw: bytes | str, payload: type[E]) -> E:
@@ -215,8 +215,8 @@ def _unencodable(event: Any, reason: str) -> str:
 
 def _expectation(reason: str) -> str:
     """orjson's refusal as what would be right."""
-    found = (expected for part, expected in _EXPECTED.items() if part in reason)
-    return next(found, f"expected a value that JSON has ({reason})")
+    expectations = (expected for part, expected in _EXPECTED.items() if part in reason)
+    return next(expectations, f"expected a value that JSON has ({reason})")
 
 
 def _first(value: Any, wrong: Callable[[Any], bool]) -> str | None:

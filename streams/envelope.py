@@ -55,15 +55,15 @@ def decoded(payload: str | None, kind: EventType) -> tuple[str, Any]:
     """(conversation, payload object) of an envelope's payload; Unreadable says what is wrong with it."""
     inner = _inner(payload)
     try:
-        found = codec.decode(inner, kind.payload)
+        event = codec.decode(inner, kind.payload)
     except Unreadable as error:
         if error.code == "json" and _is_base64(inner):
             raise Unreadable(f"{error}; it is base64, as Go writes a []byte: expected JSON", code="json") from None
         raise
-    key = codec.key_text(getattr(found, kind.key))
+    key = codec.key_text(getattr(event, kind.key))
     if key is None:
         raise Unreadable(f"{kind.key!r}: expected 1 to {codec.KEY_BYTES} bytes, it is the key", code="key")
-    return key, found
+    return key, event
 
 
 def conversation(payload: str | None, kind: EventType) -> str | None:

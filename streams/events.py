@@ -96,11 +96,11 @@ class Batch(Sequence[Message[E]]):
         return Json(self._bytes(), dumps=_as_it_is)
 
     def _bytes(self) -> bytearray:
-        found = bytearray(b"[")
+        buffer = bytearray(b"[")
         for message in self._messages:
-            _write(message, found)
-        found[1 if len(found) == 1 else -1 :] = b"]"  # instead of the last comma
-        return found
+            _write(message, buffer)
+        buffer[1 if len(buffer) == 1 else -1 :] = b"]"  # instead of the last comma
+        return buffer
 
 
 def event(biz_type: str, *, topic: str, key: str) -> Callable[[type[E]], type[E]]:
@@ -141,7 +141,7 @@ def declared(payload: type[Any]) -> EventType:
 
 def declared_in(modules: Collection[ModuleType]) -> list[EventType]:
     """The events these modules declare; what an import that failed left behind is nobody's."""
-    return [found for module, found in _declared.values() if module in modules]
+    return [kind for module, kind in _declared.values() if module in modules]
 
 
 def is_topic(name: str) -> bool:
@@ -164,26 +164,26 @@ def _as_it_is(encoded: Any) -> Any:  # any buffer, though psycopg says str or by
     return encoded
 
 
-def _write(message: Message[Any], found: bytearray) -> None:
+def _write(message: Message[Any], buffer: bytearray) -> None:
     """Append a flat object and a comma."""
     source = orjson.dumps(message.source) if message.source else b'""'
     second, ms = divmod(message.created_ms, 1000)
-    found += b'{"outbox_id":%d,"source":%b,"created_at":"%b.%03d"' % (message.outbox_id, source, _second(second), ms)
-    start = len(found)
+    buffer += b'{"outbox_id":%d,"source":%b,"created_at":"%b.%03d"' % (message.outbox_id, source, _second(second), ms)
+    start = len(buffer)
     try:
         # Of one payload at a time msgspec makes JSON three times as fast as orjson.
-        _ENCODER.encode_into(message.payload, found, start)
+        _ENCODER.encode_into(message.payload, buffer, start)
     except TypeError:  # a subclass of str, say, which only a payload's own __post_init__ can have put there
-        found[start:] = orjson.dumps(message.payload, option=orjson.OPT_UTC_Z)
-    if len(found) == start + 2:
-        found[start:] = b"},"
+        buffer[start:] = orjson.dumps(message.payload, option=orjson.OPT_UTC_Z)
+    if len(buffer) == start + 2:
+        buffer[start:] = b"},"
         return
-    found[start] = _COMMA
+    buffer[start] = _COMMA
     end = _nulls(type(message.payload))  # type: ignore[arg-type]  # a type is Hashable, whatever mypy says
-    if found.endswith(end):
-        found[-len(end) :] = b"},"
+    if buffer.endswith(end):
+        buffer[-len(end) :] = b"},"
     else:
-        found += b","
+        buffer += b","
 
 
 @cache

@@ -96,7 +96,7 @@ class _Json(logging.Formatter):
         self._tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
-        found: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -104,8 +104,10 @@ class _Json(logging.Formatter):
             **_data(record),
         }
         if self._tracebacks and record.exc_info:
-            found["traceback"] = self.formatException(record.exc_info)
-        return printable_json(orjson.dumps(found, default=str, option=orjson.OPT_NON_STR_KEYS).decode(errors="replace"))
+            fields["traceback"] = self.formatException(record.exc_info)
+        return printable_json(
+            orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode(errors="replace")
+        )
 
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}

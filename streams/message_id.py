@@ -32,14 +32,14 @@ def ours(names: Iterable[MessageId]) -> list[int]:
 
 def foreign(names: Iterable[MessageId]) -> dict[str, list[Any]]:
     """Those of other systems, as the parameters `sources` and `ids` of a named query."""
-    found = [parts_of(name) for name in names if isinstance(name, str)]
-    return {"sources": [source for source, _ in found], "ids": [outbox_id for _, outbox_id in found]}
+    parts = [parts_of(name) for name in names if isinstance(name, str)]
+    return {"sources": [source for source, _ in parts], "ids": [outbox_id for _, outbox_id in parts]}
 
 
 def read_name(text: str) -> MessageId:
     """The name a person wrote; ValueError when it is none."""
-    found = _FOREIGN.fullmatch(text)
-    name: MessageId = name_of(found[1], int(found[2])) if found else int(text)
+    match = _FOREIGN.fullmatch(text)
+    name: MessageId = name_of(match[1], int(match[2])) if match else int(text)
     if not 1 <= parts_of(name)[1] <= MAX_ID:
         raise ValueError(f"{text!r} is no id")
     return name

@@ -51,8 +51,8 @@ def start(settings: Settings | None = None) -> None:
     """Read the settings (default: faust.yml and environment) and the agents; safe in any state, the last call wins."""
     global _outbox
     _outbox = None
-    found = settings or load()
-    _outbox = _Outbox(found, configured(found))
+    chosen = settings or load()
+    _outbox = _Outbox(chosen, configured(chosen))
 
 
 def close() -> None:

@@ -93,8 +93,8 @@ def agent(
             inspect.signature(handler).bind("messages", "db")
         except TypeError as error:
             raise RegistryInvalid(f"{where} cannot be called with (messages, db): {error}") from None
-        found = Agent(event, handler, where, attempts, first_delay, most_delay, on_dead, effect)
-        _registered.append((sys.modules.get(handler.__module__), found))
+        agent_of_event = Agent(event, handler, where, attempts, first_delay, most_delay, on_dead, effect)
+        _registered.append((sys.modules.get(handler.__module__), agent_of_event))
         return handler
 
     return register
@@ -108,27 +108,27 @@ def discover(packages: Iterable[str] = (AGENTS,), topic_prefix: str = "") -> Reg
     """
     modules = [module for package in packages for module in _import(package)]
     agents: dict[str, Agent] = {}
-    for module, found in _registered:
+    for module, agent in _registered:
         if module not in modules:
             continue
-        other = agents.setdefault(found.event.biz_type, found)
-        if other is not found:
-            raise RegistryInvalid(f"biz_type {found.event.biz_type!r} has two agents: {other.where} and {found.where}")
+        other = agents.setdefault(agent.event.biz_type, agent)
+        if other is not agent:
+            raise RegistryInvalid(f"biz_type {agent.event.biz_type!r} has two agents: {other.where} and {agent.where}")
     _check_events(modules, agents)
-    return Registry({name: _prefixed(found, topic_prefix) for name, found in agents.items()})
+    return Registry({name: _prefixed(agent, topic_prefix) for name, agent in agents.items()})
 
 
 def configured(settings: Settings) -> Registry:
     """The registry these settings ask for, envelope topics included; SettingsInvalid when one of those cannot be."""
-    found = discover(settings.agents, settings.broker.topic_prefix)
-    registry = replace(found, envelopes=_envelopes(settings, found))
+    discovered = discover(settings.agents, settings.broker.topic_prefix)
+    registry = replace(discovered, envelopes=_envelopes(settings, discovered))
     _check_topics(settings, registry)
     return registry
 
 
 def packages_of_agents() -> frozenset[str]:
     """The top-level packages that hold agents of this process, ours not among them."""
-    return frozenset(found.handler.__module__.partition(".")[0] for _, found in _registered) - {"streams"}
+    return frozenset(agent.handler.__module__.partition(".")[0] for _, agent in _registered) - {"streams"}
 
 
 # With the module as it was when it registered: an import that failed and is tried again registers anew.
@@ -150,9 +150,9 @@ def _envelopes(settings: Settings, ours: Registry) -> dict[str, str]:
     """Each envelope topic, prefixed, with its source."""
     prefix = settings.broker.topic_prefix
     named = {name: topic for name, topic in settings.topics.items() if topic.format == "envelope"}
-    found = {prefix + name: topic.source or name for name, topic in named.items()}
+    sources = {prefix + name: topic.source or name for name, topic in named.items()}
     taken = dict.fromkeys(ours.topics, "an event's own")
-    taken |= {topic + RETRY_SUFFIX: f"the retry topic of {topic}" for topic in (*ours.topics, *found)}
+    taken |= {topic + RETRY_SUFFIX: f"the retry topic of {topic}" for topic in (*ours.topics, *sources)}
     for name in named:
         setting = f"setting 'topics.{name}.format' is 'envelope'"
         if not is_topic(prefix + name + RETRY_SUFFIX):
@@ -161,7 +161,7 @@ def _envelopes(settings: Settings, ours: Registry) -> dict[str, str]:
             )
         if other := taken.get(prefix + name):
             raise SettingsInvalid(f"{setting}: expected 'outbox', because topic {prefix + name!r} is {other}")
-    return found
+    return sources
 
 
 def _check_topics(settings: Settings, registry: Registry) -> None:
@@ -177,13 +177,13 @@ def _check_topics(settings: Settings, registry: Registry) -> None:
             )
 
 
-def _prefixed(found: Agent, prefix: str) -> Agent:
-    topic = prefix + found.event.topic
+def _prefixed(agent: Agent, prefix: str) -> Agent:
+    topic = prefix + agent.event.topic
     if not is_topic(topic + RETRY_SUFFIX):
         raise RegistryInvalid(
-            f"topic {topic!r} of {found.event.where} is too long with the prefix: expected at most 243"
+            f"topic {topic!r} of {agent.event.where} is too long with the prefix: expected at most 243"
         )
-    return replace(found, event=replace(found.event, topic=topic))
+    return replace(agent, event=replace(agent.event, topic=topic))
 
 
 def look_here() -> None:
@@ -217,8 +217,8 @@ def _line(error: Exception) -> str:
 
 
 def _check_events(modules: list[ModuleType], agents: Mapping[str, Agent]) -> None:
-    consumed = {found.event.topic: found.where for found in agents.values()}
-    seen: dict[str, EventType] = {found.event.biz_type: found.event for found in agents.values()}
+    consumed = {agent.event.topic: agent.where for agent in agents.values()}
+    seen: dict[str, EventType] = {agent.event.biz_type: agent.event for agent in agents.values()}
     for event in declared_in(modules):
         other = seen.setdefault(event.biz_type, event)
         if other.payload is not event.payload:

@@ -77,8 +77,8 @@ def tracer() -> Tracer | None:
     provider = trace.get_tracer_provider()
     if isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
         return None
-    found: Tracer = provider.get_tracer(NAME, _version())
-    return found
+    tracer_of_provider: Tracer = provider.get_tracer(NAME, _version())
+    return tracer_of_provider
 
 
 @contextmanager

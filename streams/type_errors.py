@@ -19,8 +19,8 @@ def explain(error: msgspec.ValidationError, wanted: Any) -> tuple[str, str]:
 
     `wanted` is the type it was converted to.  Choices are listed, a pattern is told in words: `Meta(description=...)`.
     """
-    found = _PLACE.fullmatch(str(error))
-    text, path = (found["text"], found["path"]) if found else (str(error), "")
+    match = _PLACE.fullmatch(str(error))
+    text, path = (match["text"], match["path"]) if match else (str(error), "")
     kinds = list(_at(inspect.type_info(wanted), path))
     where = path.lstrip(".")
     if error.__cause__ is not None:
@@ -35,7 +35,7 @@ def explain(error: msgspec.ValidationError, wanted: Any) -> tuple[str, str]:
         return where, f"expected one of {choices}" if choices else "expected one of its declared values"
     if " matching regex " in text and (description := next(filter(None, map(_description, kinds)), None)):
         return where, f"expected {description}"
-    return where, text[0].lower() + text[1:] + (" for a key" if found and found["key"] else "")
+    return where, text[0].lower() + text[1:] + (" for a key" if match and match["key"] else "")
 
 
 def _at(kind: inspect.Type, path: str) -> Iterator[inspect.Type]:

@@ -69,4 +69,4 @@ def chats_of(messages: Batch[ChatHistoryPersist]) -> list[tuple[int, str, int, i
         chat = message.payload.user_id, message.payload.conversation_id
         count, last = counts.get(chat, (0, 0))
         counts[chat] = count + 1, max(last, message.created_ms)
-    return [(*chat, *found) for chat, found in sorted(counts.items())]
+    return [(*chat, *tally) for chat, tally in sorted(counts.items())]

@@ -42,10 +42,10 @@ def audit(
     """
     session = Session(connection)
     with Topics(settings, registry.consumed) as topics:
-        found = Audit(session, topics, registry, full=full, grace=grace, patience=patience, age=age)
-        report = found.run(advance)
+        examination = Audit(session, topics, registry, full=full, grace=grace, patience=patience, age=age)
+        report = examination.run(advance)
     if repair_as is not None:
-        report.repaired = repair(session, found, repair_as)
+        report.repaired = repair(session, examination, repair_as)
     plain = orjson.dumps(report.plain()).decode()
     session.rows(
         "audit_report",

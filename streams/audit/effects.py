@@ -90,5 +90,5 @@ class Effects:
         except MessageError:
             return ["payload"]
         pairs = zip(agent.effect.fields, values, strict=True)
-        found = [name for name, value in pairs if getattr(payload, name) != value]
-        return found if same_time else [*found, agent.effect.created_at or ""]
+        altered = [name for name, value in pairs if getattr(payload, name) != value]
+        return altered if same_time else [*altered, agent.effect.created_at or ""]

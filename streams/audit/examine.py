@@ -113,21 +113,21 @@ class Audit:
             self.report.lagging.setdefault(topic, []).append(number)
 
     def _behind(self) -> list[Place]:
-        return [place for place, found in self._positions.items() if not found.worked]
+        return [place for place, position in self._positions.items() if not position.worked]
 
     def _look_again(self) -> None:
         """At what the last audits left, and at how it now stands to every range it overlaps."""
         after = EVERYTHING
         while ids := [row[0] for row in self._session.rows("audit_left", after=after, limit=LEFT)]:
             after = ids[-1]
-            found, wrong, unsettled = self._look(ids[0] - 1, ids[-1], ids)
-            if found.extents:
+            finding, wrong, unsettled = self._look(ids[0] - 1, ids[-1], ids)
+            if finding.extents:
                 self._session.rows("audit_forget")
                 self._session.rows("audit_remember")
-                self._compare_with([each for each in self._known if each.crosses(found) or found.crosses(each)])
+                self._compare_with([each for each in self._known if each.crosses(finding) or finding.crosses(each)])
             left = wrong | unsettled
             with self._session.transaction():
-                self._session.rows("audit_settled", ids=[one for one in ids if one not in left])
+                self._session.rows("audit_settled", ids=[outbox_id for outbox_id in ids if outbox_id not in left])
                 self._session.rows("audit_leave", ids=sorted(left))
         self._session.rows("audit_forget")
 
@@ -143,12 +143,12 @@ class Audit:
             [(following,)] = self._session.rows("audit_next", after=after)
             if following is None or following > until:
                 until = min(report.floor, following - 1) if following else report.floor
-            found, wrong, unsettled = self._look(after, until, None)
+            finding, wrong, unsettled = self._look(after, until, None)
             if self._backlog > BACKLOG:
                 report.notes.append(f"messages after {after} are left for later: the workers are behind")
                 break
-            others = self._order(found)
-            self._store(found, wrong | unsettled)
+            others = self._order(finding)
+            self._store(finding, wrong | unsettled)
             self._compare_with(others)
             if tallies:
                 tallies.count(after, until)
@@ -157,15 +157,15 @@ class Audit:
         if tallies:
             tallies.compare(after)
 
-    def _order(self, found: Range) -> list[Range]:
+    def _order(self, finding: Range) -> list[Range]:
         """Order within the range and to the one before it; returns the others that it has to be compared with."""
         before = self._known[-1] if self._known else None
         # `audit_before` holds the range before, unless this is the first of this audit: then that is one of the others.
-        near = before is not None and before.until == found.after and self._remembered is before
-        if not near or (before is not None and not before.crosses(found)):
+        near = before is not None and before.until == finding.after and self._remembered is before
+        if not near or (before is not None and not before.crosses(finding)):
             self._session.rows("audit_forget")
         self._inversions()
-        others = [each for each in self._known if each.crosses(found) and not (near and each is before)]
+        others = [each for each in self._known if each.crosses(finding) and not (near and each is before)]
         self._session.rows("audit_forget")
         self._session.rows("audit_remember")
         return others
@@ -181,23 +181,28 @@ class Audit:
             self._inversions()
 
     def _inversions(self) -> None:
-        found = self._session.rows("audit_order")
-        ids = list({one for pair in found for one in pair})
-        of = {row[0]: row[1:] for row in self._session.rows("audit_conversations", ids=ids)} if found else {}
-        for outbox_id, earlier in found:
+        inversions = self._session.rows("audit_order")
+        ids = list({each_id for pair in inversions for each_id in pair})
+        of = {row[0]: row[1:] for row in self._session.rows("audit_conversations", ids=ids)} if inversions else {}
+        for outbox_id, earlier in inversions:
             if of.get(outbox_id) == of.get(earlier):
                 self.report.add("out_of_order", outbox_id, before=earlier)
 
-    def _store(self, found: Range, left: set[int]) -> None:
+    def _store(self, finding: Range, left: set[int]) -> None:
         """Short ranges that follow each other become one."""
         before = self._known[-1] if self._known else None
-        whole = found
-        if before and before.until == found.after and found.until - before.after <= WIDTH and before.ids == found.ids:
-            whole = before.merged(found)
+        whole = finding
+        if (
+            before
+            and before.until == finding.after
+            and finding.until - before.after <= WIDTH
+            and before.ids == finding.ids
+        ):
+            whole = before.merged(finding)
             self._known.pop()
         self._known.append(whole)
         # What is remembered is this range alone, not what it was merged with.
-        self._remembered = whole if whole is found else None
+        self._remembered = whole if whole is finding else None
         with self._session.transaction():
             reach = orjson.dumps(whole.plain()).decode()
             self._session.rows("audited", first=whole.after + 1, until=whole.until, reach=reach)
@@ -277,24 +282,24 @@ class Audit:
         wanted: dict[Place, dict[int, int]] = {}
         for outbox_id, (place, created_ms) in self.lost.items():
             wanted.setdefault(place, {})[outbox_id] = created_ms
-        found = self._topics.locate(wanted, self._positions) if wanted else {}
+        located = self._topics.locate(wanted, self._positions) if wanted else {}
         for outbox_id, ((topic, number), _) in sorted(self.lost.items()):
-            kind = "skipped" if outbox_id in found else "missing"
-            self.report.add(kind, outbox_id, topic=topic, partition=number, offset=found.get(outbox_id))
+            kind = "skipped" if outbox_id in located else "missing"
+            self.report.add(kind, outbox_id, topic=topic, partition=number, offset=located.get(outbox_id))
 
     def _ends(self) -> None:
         """Offsets behind the end of their partition, committed or written down."""
         latest = self._topics.partitions()
-        for place, found in latest.items():
-            about = {"topic": place[0], "partition": place[1], "end": found.end}
-            was = self._positions.get(place, found)
-            if was.committed is not None and was.committed > found.end:
+        for place, position in latest.items():
+            about = {"topic": place[0], "partition": place[1], "end": position.end}
+            was = self._positions.get(place, position)
+            if was.committed is not None and was.committed > position.end:
                 self.report.add("committed_beyond_end", None, **about, committed=was.committed)
             news = (
                 [] if place[0] in self._lenient else [each for each in self._known if each.until >= self.report.first]
             )
             for each in news:
-                if place in each.extents and each.extents[place].last_offset >= found.end:
+                if place in each.extents and each.extents[place].last_offset >= position.end:
                     where = {"after": each.after, "until": each.until, **about}
                     for (outbox_id,) in self._session.rows("audit_off_the_end", **where):
                         self.report.add("off_the_end", outbox_id, **about)
@@ -313,10 +318,10 @@ class Audit:
 
     def _stuck(self, heads: dict[MessageId, tuple[Any, ...]], looked: float) -> None:
         """A parked message gets its turn when the one before it is settled, whenever that was: look twice."""
-        heads = {one: row for one, row in heads.items() if row[1] != "replaying"}
+        heads = {outbox_id: row for outbox_id, row in heads.items() if row[1] != "replaying"}
         if any(row[1] == "parked" for row in heads.values()):
             time.sleep(max(0.0, looked + min(self._grace, SECOND_LOOK) - time.monotonic()))
         again = self._heads() if heads else {}
-        for one, row in heads.items():
-            if one in again and again[one][1] == row[1] and again[one][5] >= row[5]:
-                self.report.add("stuck", one, status=row[1], overdue=round(again[one][5], 1))
+        for outbox_id, row in heads.items():
+            if outbox_id in again and again[outbox_id][1] == row[1] and again[outbox_id][5] >= row[5]:
+                self.report.add("stuck", outbox_id, status=row[1], overdue=round(again[outbox_id][5], 1))

@@ -33,8 +33,10 @@ def repair(session: Session, audit: Audit, who: str) -> int:
 def _note(session: Session, who: str, ids: list[int]) -> None:
     if ids:
         what = orjson.dumps({"count": len(ids), "ids": ids}).decode()
-        one = ids[0] if len(ids) == 1 else None
-        session.rows("note_action", who=who, act="repair", outbox_id=one, what=what, why="the audit found them lost")
+        only_id = ids[0] if len(ids) == 1 else None
+        session.rows(
+            "note_action", who=who, act="repair", outbox_id=only_id, what=what, why="the audit found them lost"
+        )
 
 
 def _batches(ids: Sequence[int]) -> list[list[int]]:

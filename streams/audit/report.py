@@ -69,11 +69,11 @@ class Report:
         if known in self._seen:
             return
         self._seen.add(known)
-        found = self.wrong.setdefault(kind, {"count": 0, "meaning": KINDS[kind], "examples": []})
-        found["count"] += 1
-        if len(found["examples"]) < EXAMPLES:
+        entry = self.wrong.setdefault(kind, {"count": 0, "meaning": KINDS[kind], "examples": []})
+        entry["count"] += 1
+        if len(entry["examples"]) < EXAMPLES:
             named = {} if outbox_id is None else {"outbox_id": outbox_id}
-            found["examples"].append(named | {name: value for name, value in about.items() if value is not None})
+            entry["examples"].append(named | {name: value for name, value in about.items() if value is not None})
 
     def says(self, kind: str, outbox_id: MessageId) -> bool:
         """Whether that was said of this message."""
@@ -82,7 +82,7 @@ class Report:
     @property
     def count(self) -> int:
         """How many things are wrong."""
-        return sum(found["count"] for found in self.wrong.values())
+        return sum(entry["count"] for entry in self.wrong.values())
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it, in a stable shape."""

@@ -68,8 +68,8 @@ class Topics:
                 time.sleep(0.2)
 
     def _partitions(self) -> dict[Place, Partition]:
-        found = self._consumer.list_topics(timeout=kafka.TIMEOUT).topics
-        places = [(name, number) for name in self._names if name in found for number in found[name].partitions]
+        listed = self._consumer.list_topics(timeout=kafka.TIMEOUT).topics
+        places = [(name, number) for name in self._names if name in listed for number in listed[name].partitions]
         bounds = {place: self._bounds(place) for place in places}
         committed = topics.committed(self._consumer, places, self.ids(), timeout=kafka.TIMEOUT)
         return {place: Partition(*bounds[place], committed[place]) for place in places}
@@ -129,7 +129,7 @@ class Topics:
     def locate(self, wanted: Mapping[Place, Mapping[int, int]], until: Mapping[Place, Partition]) -> dict[int, int]:
         """Offsets of those outbox ids ({place: {id: milliseconds}}) whose records are still on the topic."""
         starts = [TopicPartition(*place, max(0, min(ids.values()))) for place, ids in wanted.items()]
-        found: dict[int, int] = {}
+        offsets: dict[int, int] = {}
         try:
             # Records carry the time of their enqueueing: none of these is before the first one that late.
             begin = self._consumer.offsets_for_times(starts, timeout=kafka.TIMEOUT)
@@ -144,7 +144,7 @@ class Topics:
                 for message in self._consumer.consume(1000, timeout=1.0):
                     place, offset = (str(message.topic()), int(message.partition() or 0)), int(message.offset() or 0)
                     if (outbox_id := _root(kafka.headers(message))) in wanted[place]:
-                        found.setdefault(outbox_id, offset)
+                        offsets.setdefault(outbox_id, offset)
                     if offset + 1 >= left.get(place, 0):
                         left.pop(place, None)
                 self._drop_finished(left)
@@ -152,7 +152,7 @@ class Topics:
             raise kafka.unreachable(self._settings, error) from None
         finally:
             self._consumer.unassign()
-        return found
+        return offsets
 
     def _drop_finished(self, left: dict[Place, int]) -> None:
         """The last offset may be no record: the position says that it is behind us."""

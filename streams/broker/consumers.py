@@ -84,7 +84,7 @@ def unread(settings: Settings, topics: Iterable[str]) -> set[str]:
     """
     group = {"group.id": settings.worker.group, "enable.auto.commit": False, "isolation.level": "read_committed"}
     consumer = Consumer(kafka.client(settings) | group)  # it never joins
-    found = set()
+    topics_unread = set()
     try:
         known = consumer.list_topics(timeout=kafka.TIMEOUT).topics
         for name in topics:
@@ -92,12 +92,12 @@ def unread(settings: Settings, topics: Iterable[str]) -> set[str]:
             for place in consumer.committed(asked, timeout=kafka.TIMEOUT) if asked else ():
                 first, end = consumer.get_watermark_offsets(place, timeout=kafka.TIMEOUT)
                 if max(first, place.offset) < end:
-                    found.add(name)
+                    topics_unread.add(name)
     except KafkaException as error:
         raise kafka.unreachable(settings, error) from None
     finally:
         consumer.close()
-    return found
+    return topics_unread
 
 
 def _described(admin: AdminClient, name: str) -> Any:

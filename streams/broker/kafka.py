@@ -45,7 +45,7 @@ OVERHEAD = 8192
 def client(settings: Settings, **options: Any) -> dict[str, Any]:
     """librdkafka configuration to reach the broker; `options` are added with `_` for `.`."""
     broker = settings.broker
-    found: dict[str, Any] = {
+    configuration: dict[str, Any] = {
         "bootstrap.servers": settings.broker_url,
         "client.id": "outbox-streams",
         "security.protocol": broker.security_protocol,
@@ -57,12 +57,12 @@ def client(settings: Settings, **options: Any) -> dict[str, Any]:
         "error_cb": lambda error: None,
     }
     if broker.sasl_mechanism:
-        found["sasl.mechanism"] = broker.sasl_mechanism
-        found["sasl.username"] = broker.sasl_username
-        found["sasl.password"] = broker.sasl_password
+        configuration["sasl.mechanism"] = broker.sasl_mechanism
+        configuration["sasl.username"] = broker.sasl_username
+        configuration["sasl.password"] = broker.sasl_password
     if broker.ssl_cafile:
-        found["ssl.ca.location"] = broker.ssl_cafile
-    return found | {name.replace("_", "."): value for name, value in options.items()}
+        configuration["ssl.ca.location"] = broker.ssl_cafile
+    return configuration | {name.replace("_", "."): value for name, value in options.items()}
 
 
 def headers(message: Message) -> dict[str, bytes | str | None]:
@@ -169,8 +169,8 @@ def unreachable(settings: Settings, error: KafkaException) -> ServiceUnreachable
 
 def reason(error: KafkaException) -> str:
     """librdkafka's words for an error, without its decoration."""
-    found = error.args[0] if error.args else error
-    return str(found.str()) if isinstance(found, KafkaError) else str(found)
+    cause = error.args[0] if error.args else error
+    return str(cause.str()) if isinstance(cause, KafkaError) else str(cause)
 
 
 def _metadata(settings: Settings, admin: AdminClient) -> ClusterMetadata:
@@ -262,8 +262,8 @@ def _wait_for(settings: Settings, admin: AdminClient, names: list[str]) -> None:
     """Until every broker's metadata may be expected to hold the new topics."""
     deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
-        found = _metadata(settings, admin)
-        if all(name in found.topics for name in names):
+        metadata = _metadata(settings, admin)
+        if all(name in metadata.topics for name in names):
             return
         time.sleep(0.1)
     raise ServiceUnreachable(f"Kafka at {settings.broker_url} created topics {', '.join(names)} but does not list them")
@@ -299,8 +299,8 @@ def _configured(settings: Settings, admin: AdminClient, names: list[str], settin
         return {}
     asked = {ConfigResource(ResourceType.TOPIC, name): name for name in names}
     try:
-        found = admin.describe_configs(list(asked), request_timeout=TIMEOUT)
-        entries = {asked[resource]: future.result(TIMEOUT + 5) for resource, future in found.items()}
+        futures = admin.describe_configs(list(asked), request_timeout=TIMEOUT)
+        entries = {asked[resource]: future.result(TIMEOUT + 5) for resource, future in futures.items()}
     except KafkaException as error:
         raise unreachable(settings, error) from None
     return {name: str(entries[name][setting].value) for name in names}

@@ -13,13 +13,13 @@ def partition_of(key: str, partitions: int) -> int:
 def _murmur2(data: bytes) -> int:
     """Kafka's hash of a key, as its Java client has it; kafka.apache.org documents it as the default partitioner."""
     mix, seed = 0x5BD1E995, 0x9747B28C
-    found = seed ^ len(data)
+    hashed = seed ^ len(data)
     whole = len(data) & ~3
     for at in range(0, whole, 4):
         word = int.from_bytes(data[at : at + 4], "little") * mix & _MASK
         word = (word ^ word >> 24) * mix & _MASK
-        found = (found * mix & _MASK) ^ word
+        hashed = (hashed * mix & _MASK) ^ word
     if tail := data[whole:]:
-        found = (found ^ int.from_bytes(tail, "little")) * mix & _MASK
-    found = (found ^ found >> 13) * mix & _MASK
-    return found ^ found >> 15
+        hashed = (hashed ^ int.from_bytes(tail, "little")) * mix & _MASK
+    hashed = (hashed ^ hashed >> 13) * mix & _MASK
+    return hashed ^ hashed >> 15

@@ -84,12 +84,12 @@ class Survey:
 
 def _described(future: Future[Any]) -> Topic | None:
     try:
-        found = future.result(kafka.TIMEOUT + 5)
+        description = future.result(kafka.TIMEOUT + 5)
     except KafkaException as error:
         if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             return None
         raise
-    return Topic(str(found.topic_id), len(found.partitions))
+    return Topic(str(description.topic_id), len(description.partitions))
 
 
 def prepare(settings: Settings, survey: Survey, names: Iterable[str], changelogs: Mapping[str, str] = _NONE) -> Cluster:
@@ -147,12 +147,12 @@ def committed(
     places = list(places)
     if not places:
         return {}
-    found = consumer.committed([TopicPartition(*place) for place in places], timeout=timeout)
+    positions = consumer.committed([TopicPartition(*place) for place in places], timeout=timeout)
     return {
         (each.topic, each.partition): each.offset
         if each.offset >= 0 and is_of(each.metadata, ids.get(each.topic))
         else None
-        for each in found
+        for each in positions
     }
 
 

@@ -82,11 +82,11 @@ def _show(report: audit.Report) -> None:
         say(f"workers are behind: {topic} {', '.join(map(str, numbers))}")
     for note in report.notes:
         say(f"note: {note}")
-    for kind, found in report.wrong.items():
-        say(f"\n{kind}: {found['count']:,} ({found['meaning']})")
-        for example in found["examples"][:5]:
+    for kind, entry in report.wrong.items():
+        say(f"\n{kind}: {entry['count']:,} ({entry['meaning']})")
+        for example in entry["examples"][:5]:
             say("  " + _line(example))
-        if found["count"] > 5:
+        if entry["count"] > 5:
             say("  ...")
     if report.repaired:
         say(f"\nsent again: {report.repaired:,}")

@@ -55,13 +55,13 @@ def plain_fault(fault: Fault) -> dict[str, Any]:
     return {**asdict(fault), "anchor": fault.anchor}
 
 
-def show(found: Sequence[Any], columns: Sequence[str]) -> None:
+def show(rows: Sequence[Any], columns: Sequence[str]) -> None:
     """A table of these attributes."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in columns:
         table.add_column(name, no_wrap=True)
-    for one in found:
-        table.add_row(*(Text(_cell(getattr(one, name))) for name in columns))
+    for row in rows:
+        table.add_row(*(Text(_cell(getattr(row, name))) for name in columns))
     # Never cut an id or a time: wider than the terminal if need be.
     Console(highlight=False, width=max(200, Console().width)).print(table)
 

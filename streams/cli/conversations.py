@@ -25,11 +25,11 @@ def conversations() -> None:
 def list_(held: bool, key: str | None, source: str | None, limit: int, as_json: bool) -> None:
     """List conversations with open messages, the longest waiting first, with the message they wait for."""
     with database() as (_, connection):
-        found = operate.waiting(connection, key=key, held=held, source=source, limit=limit)
+        conversations_waiting = operate.waiting(connection, key=key, held=held, source=source, limit=limit)
     if as_json:
-        say_json(found)
-    elif found:
-        show(found, COLUMNS)
+        say_json(conversations_waiting)
+    elif conversations_waiting:
+        show(conversations_waiting, COLUMNS)
     else:
         say("no conversation waits")
 

@@ -70,13 +70,13 @@ def list_(group: bool, as_json: bool, **filters: Any) -> None:
     """List dead messages, oldest first, without their text."""
     choice = operate.Choice(**filters)
     with database() as (_, connection):
-        found: Sequence[Any] = operate.groups(connection, choice) if group else operate.letters(connection, choice)
+        letters: Sequence[Any] = operate.groups(connection, choice) if group else operate.letters(connection, choice)
     if as_json:
-        say_json(found)
-    elif not found:
+        say_json(letters)
+    elif not letters:
         say("no dead message fits")
     else:
-        show_table(found, GROUP if group else LETTER)
+        show_table(letters, GROUP if group else LETTER)
 
 
 @dead.command()
@@ -85,13 +85,13 @@ def list_(group: bool, as_json: bool, **filters: Any) -> None:
 def show(outbox_id: MessageId, payload: bool) -> None:
     """Tell a dead message's whole story."""
     with database() as (_, connection):
-        found = history.messages(connection, [outbox_id])
-        if not found or found[0].status != "dead":
-            status = found[0].status if found else "not known"
+        stories = history.messages(connection, [outbox_id])
+        if not stories or stories[0].status != "dead":
+            status = stories[0].status if stories else "not known"
             raise operate.NotDead(f"message {outbox_id} is {status}, expected dead (`streams trace` tells any message)")
-        say(describe(found[0]))
+        say(describe(stories[0]))
         if payload:
-            say(printable(operate.payload(connection, found[0].outbox_id)))
+            say(printable(operate.payload(connection, stories[0].outbox_id)))
 
 
 @dead.command("replay")

@@ -11,11 +11,11 @@ from streams.operate.snapshot import MOST, Totals
 CAP = MOST
 
 
-def relays(found: Sequence[RelayStatus], running: Sequence[int | None]) -> list[dict[str, Any]]:
+def relays(statuses: Sequence[RelayStatus], running: Sequence[int | None]) -> list[dict[str, Any]]:
     """Each relay, led or not, others that share its work, then those that stand by: known to the database, or running here."""
     shown, mode = [], "auto"
     leaders: set[int | None] = {None}
-    for each in found:
+    for each in statuses:
         pid, mode = each.leader.pid if each.leader else None, each.mode or mode
         leaders.add(pid)
         lag = {"lag_rows": each.lag.rows, "lag_seconds": each.lag.seconds}
@@ -24,7 +24,7 @@ def relays(found: Sequence[RelayStatus], running: Sequence[int | None]) -> list[
             if other.pid not in leaders:
                 leaders.add(other.pid)
                 shown.append({"pid": other.pid, "mode": mode, "leader": True, "lag_rows": None, "lag_seconds": None})
-    waiting = dict.fromkeys([*(one.pid for each in found for one in each.standbys), *running])
+    waiting = dict.fromkeys([*(member.pid for each in statuses for member in each.standbys), *running])
     standby = {"mode": mode, "leader": False, "lag_rows": None, "lag_seconds": None}
     return shown + [{"pid": pid, **standby} for pid in waiting if pid not in leaders]
 

@@ -44,10 +44,10 @@ def _wait(connection: Connection, relay: str, mode: str, timeout: float) -> None
     said = ""
     while True:
         with connection.begin():
-            [found] = standing(connection, relay)
-        if now := _now(found):
+            [standing_now] = standing(connection, relay)
+        if now := _now(standing_now):
             said = _say(now, said)
-        if found.leader and (found.mode, found.doing) == (mode, DOING[mode]):
+        if standing_now.leader and (standing_now.mode, standing_now.doing) == (mode, DOING[mode]):
             say(f"relay {relay} publishes in mode {mode}")
             return
         if time.monotonic() > deadline:
@@ -55,10 +55,10 @@ def _wait(connection: Connection, relay: str, mode: str, timeout: float) -> None
         time.sleep(LOOK_SECONDS)
 
 
-def _now(found: RelayStatus) -> str:
-    if found.leader is None:
+def _now(relay_status: RelayStatus) -> str:
+    if relay_status.leader is None:
         return "nobody leads: start `streams relay`"
-    return f"{found.mode}: {found.doing}{f', {found.reason}' if found.reason else ''}"
+    return f"{relay_status.mode}: {relay_status.doing}{f', {relay_status.reason}' if relay_status.reason else ''}"
 
 
 def _say(now: str, said: str) -> str:
@@ -84,14 +84,15 @@ def adopt(skip: int, force: bool, yes: bool, who: str, why: str | None) -> None:
     from streams.operate.relay_adopt import plan
 
     with database() as (settings, connection):
-        found = plan(connection, settings, skip=skip, force=force)
-        if found is None:
+        adoption = plan(connection, settings, skip=skip, force=force)
+        if adoption is None:
             say(f"relay {settings.relay.name} knows this database: nothing to adopt")
             return
-        what = f"relay {found.relay} goes on at floor {found.floor} (it had {found.was}), the next id is {found.newest + 1}"
+        floors = f"at floor {adoption.floor} (it had {adoption.was})"
+        what = f"relay {adoption.relay} goes on {floors}, the next id is {adoption.newest + 1}"
         if not yes and not sys.stdin.isatty():
             raise UsageError(f"would adopt this database, {what}: expected --yes, or a terminal to ask")
         if not yes:
             click.confirm(f"{what}: adopt this database?", abort=True)
-        take(connection, settings, found, who=who, why=why)
+        take(connection, settings, adoption, who=who, why=why)
     say(f"adopted: {what}")

@@ -28,44 +28,44 @@ def status(as_json: bool) -> None:
     """
     with database() as (settings, connection):
         gone_back = beat.looked(settings, connection)
-        [found] = standing(connection, settings.relay.name)
-    faults = relay_faults(found, Limits(wal_warn=settings.relay.wal_warn, wal_limit=settings.relay.wal_limit))
+        [relay_status] = standing(connection, settings.relay.name)
+    faults = relay_faults(relay_status, Limits(wal_warn=settings.relay.wal_warn, wal_limit=settings.relay.wal_limit))
     if gone_back:
         faults.insert(0, went_back(gone_back))
     if as_json:
-        say_json({**asdict(found), "faults": [plain_fault(fault) for fault in faults]})
+        say_json({**asdict(relay_status), "faults": [plain_fault(fault) for fault in faults]})
     else:
-        _show(found)
+        _show(relay_status)
         for fault in faults:
             say(f"streams: {printable(fault.line)}", err=True)
     sys.exit(int(any(fault.severity == "bad" for fault in faults)))
 
 
-def _show(found: RelayStatus) -> None:
+def _show(relay_status: RelayStatus) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(no_wrap=True)
-    for name, value in _lines(found):
+    for name, value in _lines(relay_status):
         table.add_row(name, Text(printable(value)))
     # Never cut: wider than the terminal if need be.
     Console(highlight=False, width=max(400, Console().width)).print(table)
 
 
-def _lines(found: RelayStatus) -> list[tuple[str, str]]:
-    lag, reason = found.lag, f": {found.reason}" if found.reason else ""
+def _lines(relay_status: RelayStatus) -> list[tuple[str, str]]:
+    lag, reason = relay_status.lag, f": {relay_status.reason}" if relay_status.reason else ""
     behind = [] if lag.bytes is None else [f"{size(lag.bytes)} of log"]
     return [
-        ("relay", found.name),
-        ("mode", _mode(found)),
-        ("doing", f"{found.doing or 'nothing'}{reason}" if found.leader else "nothing"),
-        ("leader", _member(found.leader) if found.leader else "nobody"),
-        *([("shards", ", ".join(map(_share, found.sharing)))] if found.sharing else []),
-        ("standbys", ", ".join(map(_member, found.standbys)) or "none"),
-        ("floor", str(found.floor)),
-        ("position", found.position or "none"),
+        ("relay", relay_status.name),
+        ("mode", _mode(relay_status)),
+        ("doing", f"{relay_status.doing or 'nothing'}{reason}" if relay_status.leader else "nothing"),
+        ("leader", _member(relay_status.leader) if relay_status.leader else "nobody"),
+        *([("shards", ", ".join(map(_share, relay_status.sharing)))] if relay_status.sharing else []),
+        ("standbys", ", ".join(map(_member, relay_status.standbys)) or "none"),
+        ("floor", str(relay_status.floor)),
+        ("position", relay_status.position or "none"),
         ("lag", ", ".join([*behind, f"{lag.rows:,} rows", f"{lag.seconds:.1f} s"])),
-        ("slot", _slot(found.slot)),
-        ("rate", f"{found.rate if found.leader else 0:,.0f} rows/s"),
+        ("slot", _slot(relay_status.slot)),
+        ("rate", f"{relay_status.rate if relay_status.leader else 0:,.0f} rows/s"),
     ]
 
 
@@ -78,10 +78,12 @@ def size(count: int) -> str:
     return f"{value:,.0f} {units[0]}" if units[0] == "bytes" else f"{value:,.1f} {units[0]}"
 
 
-def _mode(found: RelayStatus) -> str:
-    notes = [f"started with {found.asked}"] if found.asked and found.asked != found.mode else []
-    notes += [f"switched to {found.wish}"] if found.wish else []
-    return " ".join([found.mode or "none", *([f"({', '.join(notes)})"] if notes else [])])
+def _mode(relay_status: RelayStatus) -> str:
+    notes = (
+        [f"started with {relay_status.asked}"] if relay_status.asked and relay_status.asked != relay_status.mode else []
+    )
+    notes += [f"switched to {relay_status.wish}"] if relay_status.wish else []
+    return " ".join([relay_status.mode or "none", *([f"({', '.join(notes)})"] if notes else [])])
 
 
 def _member(member: Member) -> str:

@@ -46,8 +46,8 @@ def _origin(file: dict[str, Any], section: str, key: str | None, value: Any = No
         return variable
     if named and meant_for_us(section, url := os.environ.get(named, "").strip()) and url:
         return named
-    found = file.get(section)
-    if found is not None if key is None else isinstance(found, dict) and found.get(key) is not None:
+    in_file = file.get(section)
+    if in_file is not None if key is None else isinstance(in_file, dict) and in_file.get(key) is not None:
         return os.environ.get("STREAMS_CONFIG", FILE)
     return str(DEV_SERVICES) if named and value else ""
 
@@ -55,5 +55,5 @@ def _origin(file: dict[str, Any], section: str, key: str | None, value: Any = No
 def _file() -> dict[str, Any]:
     """The settings file as written; `load` has checked it."""
     file = Path(os.environ.get("STREAMS_CONFIG", FILE))
-    found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return found if isinstance(found, dict) else {}
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return content if isinstance(content, dict) else {}

@@ -73,7 +73,7 @@ def _status(settings: Settings, note: Note | None, snapshot: Snapshot) -> tuple[
     running = _running(note, "worker")
     with ThreadPoolExecutor(max_workers=max(1, len(running))) as pool:
         healths = list(pool.map(lambda worker: health(worker.web or ""), running))
-    found = {
+    overview = {
         "services": _services(settings, note),
         "relays": relays(snapshot.relays, [each.pid for each in _running(note, "relay")]),
         "workers": [
@@ -82,7 +82,7 @@ def _status(settings: Settings, note: Note | None, snapshot: Snapshot) -> tuple[
         ],
         "messages": messages(snapshot.totals),
     }
-    return found, healths
+    return overview, healths
 
 
 def _services(settings: Settings, note: Note | None) -> dict[str, Any]:
@@ -101,20 +101,20 @@ def _running(note: Note | None, name: str) -> list[Running]:
     return [each for each in note.processes if each.name.partition(".")[0] == name] if note else []
 
 
-def _show(found: dict[str, Any], healths: list[Health]) -> None:
+def _show(overview: dict[str, Any], healths: list[Health]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("", "pid", "where", "work"):
         table.add_column(heading, no_wrap=True)
-    for name, service in found["services"].items():
+    for name, service in overview["services"].items():
         table.add_row(name, _number(service["pid"]), service["url"] or "not set")
-    for relay in found["relays"]:
+    for relay in overview["relays"]:
         role = f"{relay['mode']}, {'leader' if relay['leader'] else 'standby'}"
         lag = "" if relay["lag_rows"] is None else f"lag {relay['lag_rows']:,} rows, {relay['lag_seconds']:.1f} s"
         table.add_row("relay", _number(relay["pid"]), role, lag)
-    for worker, answer in zip(found["workers"], healths, strict=True):
+    for worker, answer in zip(overview["workers"], healths, strict=True):
         table.add_row("worker", _number(worker["pid"]), worker["web"], _working(answer))
     counts = ", ".join(
-        f"{name} {CAP:,}+" if count > CAP else f"{name} {count:,}" for name, count in found["messages"].items()
+        f"{name} {CAP:,}+" if count > CAP else f"{name} {count:,}" for name, count in overview["messages"].items()
     )
     # Never cut an address: wider than the terminal if need be.
     console = Console(highlight=False, width=max(120, Console().width))

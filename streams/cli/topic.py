@@ -65,13 +65,13 @@ def _records(settings: Settings, name: str, from_beginning: bool) -> Iterator[Me
     consumer = Consumer(kafka.client(settings) | group)
     try:
         try:
-            found = consumer.list_topics(timeout=kafka.TIMEOUT).topics.get(name)
+            metadata = consumer.list_topics(timeout=kafka.TIMEOUT).topics.get(name)
         except KafkaException as error:
             raise kafka.unreachable(settings, error) from None
-        if found is None:
+        if metadata is None:
             raise UsageError(f"topic {name!r} does not exist")
         start = OFFSET_BEGINNING if from_beginning else OFFSET_END
-        consumer.assign([TopicPartition(name, partition, start) for partition in found.partitions])
+        consumer.assign([TopicPartition(name, partition, start) for partition in metadata.partitions])
         while True:
             message = consumer.poll(0.5)
             if message is None:

@@ -42,23 +42,23 @@ def command(
     with migrate.connection(load()) as connection:
         migrate.check(connection)
         if key is not None:
-            found = history.conversation(connection, key, source=source, since=since, limit=limit)
+            stories = history.conversation(connection, key, source=source, since=since, limit=limit)
         else:
-            found = history.messages(connection, [outbox_id or 0])
-        if not found and isinstance(outbox_id, int) and history.direct(connection, outbox_id):
+            stories = history.messages(connection, [outbox_id or 0])
+        if not stories and isinstance(outbox_id, int) and history.direct(connection, outbox_id):
             raise NoSuchMessage(f"message {outbox_id} was written by its caller, while outbox.enabled was false")
-    if not found:
+    if not stories:
         raise NoSuchMessage(f"no message {outbox_id}" if key is None else f"no message has the key {key!r:.80}")
     if as_json:
-        say_json(found if key is not None else found[0])
+        say_json(stories if key is not None else stories[0])
     else:
-        say("\n\n".join(map(describe, found)))
+        say("\n\n".join(map(describe, stories)))
 
 
-def describe(found: history.MessageHistory) -> str:
+def describe(story: history.MessageHistory) -> str:
     """A heading and one line an event."""
-    head = f"message {found.outbox_id}  {found.status}  {found.biz_type}  topic {found.topic}  key {found.key}"
-    events = [f"  {_time(event.at)}  {event.stage}{_about(event.about)}" for event in found.events]
+    head = f"message {story.outbox_id}  {story.status}  {story.biz_type}  topic {story.topic}  key {story.key}"
+    events = [f"  {_time(event.at)}  {event.stage}{_about(event.about)}" for event in story.events]
     return "\n".join(map(printable, [head, *events]))
 
 

@@ -234,10 +234,10 @@ def _same_time(effect: Effect) -> sql.Composable:
 
 def _names(effect: Effect) -> dict[str, Any]:
     """For statements about our own messages."""
-    found = _marked(effect)
+    marked = _marked(effect)
     if effect.source:
-        found["where"] += sql.SQL(" AND e.{} = ''").format(sql.Identifier(effect.source))
-    return found
+        marked["where"] += sql.SQL(" AND e.{} = ''").format(sql.Identifier(effect.source))
+    return marked
 
 
 def _marked(effect: Effect) -> dict[str, Any]:

@@ -76,9 +76,11 @@ def check(connection: Connection, registry: Registry | None = None) -> None:
     UsageError when a newer version has taken something away.
     With a registry the tables of our own agent have to be there too, if it has it.
     """
-    found, needed = revisions.current(connection), revisions.head()
-    if _newer(connection) is None and found != needed:
-        raise NotMigrated(f"the database is at revision {found or '(none)'}, expected {needed}: run `streams migrate`")
+    revision, needed = revisions.current(connection), revisions.head()
+    if _newer(connection) is None and revision != needed:
+        raise NotMigrated(
+            f"the database is at revision {revision or '(none)'}, expected {needed}: run `streams migrate`"
+        )
     if uses_chat_history(registry) and revisions.lacks_chat_history(connection):
         raise NotMigrated(f"the tables {' and '.join(CHAT_TABLES)} are not there, or are old: run `streams migrate`")
 
@@ -130,12 +132,12 @@ def register(connection: Connection, settings: Settings, registry: Registry) -> 
 
 def biz_types(settings: Settings, registry: Registry) -> list[revisions.BizType]:
     """The registry as outbox_enqueue() and relays need it."""
-    found = []
+    known = []
     for biz_type, agent in sorted(registry.agents.items()):
         name, topic = agent.event.topic, settings.topic_settings(agent.event.topic)
         counts = topic.partitions, topic.replication_factor, topic.retention_hours
-        found.append(revisions.BizType(biz_type, name, settings.outbox.max_bytes, *counts, agent.event.key))
-    return found
+        known.append(revisions.BizType(biz_type, name, settings.outbox.max_bytes, *counts, agent.event.key))
+    return known
 
 
 @contextmanager

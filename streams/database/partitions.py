@@ -73,7 +73,7 @@ def reach_sync(connection: Connection) -> int:
 def _end(bounds: list[tuple[str, str]]) -> int:
     ends = {
         parent: max(
-            (int(found[2]) for table, bound in bounds if table == parent and (found := _BOUNDS.search(bound))),
+            (int(match[2]) for table, bound in bounds if table == parent and (match := _BOUNDS.search(bound))),
             default=0,
         )
         for parent in PARTITIONED
@@ -88,7 +88,7 @@ def _statements(bounds: list[tuple[str, str]], last: int, needed: int, width: in
     """
     statements: list[sql.Composed] = []
     for parent in PARTITIONED:
-        ends = [int(found[2]) for table, bound in bounds if table == parent and (found := _BOUNDS.search(bound))]
+        ends = [int(match[2]) for table, bound in bounds if table == parent and (match := _BOUNDS.search(bound))]
         start = max(*ends, last // width * width) if ends else 0
         while start <= needed:
             end = (start // width + 1) * width

@@ -23,11 +23,11 @@ def query(name: str) -> LiteralString:
 
 @cache
 def _load() -> dict[str, str]:
-    found: dict[str, str] = {}
+    statements: dict[str, str] = {}
     for file in sorted((sql_folder() / "queries").iterdir(), key=lambda entry: entry.name):
         parts = _HEADING.split(file.read_text(encoding="utf-8"))
         for name, body in zip(parts[1::2], parts[2::2], strict=True):
-            if name in found:
+            if name in statements:
                 raise ValueError(f"query {name!r} is defined twice, again in db/queries/{file.name}")
-            found[name] = body.strip().rstrip(";")
-    return found
+            statements[name] = body.strip().rstrip(";")
+    return statements

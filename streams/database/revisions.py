@@ -169,8 +169,8 @@ def revisions() -> list[str]:
 def current(connection: Connection, table: str = VERSION_TABLE) -> str | None:
     """The revision the database is at; None when it was never migrated."""
     there = connection.exec_driver_sql("SELECT to_regclass(%(name)s)", {"name": table}).scalar()
-    found = there and connection.exec_driver_sql(f"SELECT version_num FROM {table}").scalar()
-    return str(found) if found else None
+    revision = there and connection.exec_driver_sql(f"SELECT version_num FROM {table}").scalar()
+    return str(revision) if revision else None
 
 
 def lacks_chat_history(connection: Connection) -> bool:

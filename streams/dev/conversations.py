@@ -34,10 +34,10 @@ def topics() -> list[Path]:
 def conversations(topic: Path) -> tuple[tuple[str, ...], ...]:
     """The conversations of one file; what is broken in it is left out."""
     try:
-        found = yaml.load(topic.read_text(encoding="utf-8"), Loader=_Loader)
+        content = yaml.load(topic.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return ()
-    entries = found.get("conversations") if isinstance(found, dict) else None
+    entries = content.get("conversations") if isinstance(content, dict) else None
     return tuple(tuple(entry) for entry in entries if _is_whole(entry)) if isinstance(entries, list) else ()
 
 

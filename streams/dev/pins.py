@@ -26,12 +26,12 @@ def check(coordinates: str, jars: Sequence[Path], repository: Path) -> None:
     """ServiceUnreachable names the first jar that is another one than it was when it was pinned; that file is removed."""
     if not (pins := pinned(coordinates)):
         return
-    found = {jar.relative_to(repository).as_posix(): jar for jar in jars}
-    for name in sorted(pins.keys() ^ found.keys()):
+    files = {jar.relative_to(repository).as_posix(): jar for jar in jars}
+    for name in sorted(pins.keys() ^ files.keys()):
         raise ServiceUnreachable(
-            f"the Maven repository {'adds' if name in found else 'lacks'} {name} for {coordinates}"
+            f"the Maven repository {'adds' if name in files else 'lacks'} {name} for {coordinates}"
         )
-    for name, jar in found.items():
+    for name, jar in files.items():
         checksum = _sha256(jar)
         if checksum != pins[name]:
             jar.unlink()

@@ -37,12 +37,12 @@ def lines(folder: Path) -> Mapping[str, str]:
     file = folder / "Procfile"
     try:
         text = file.read_text(encoding="utf-8") if file.exists() else DEFAULT
-        found: dict[str, str] = dict(parse_procfile(text).processes)
+        commands: dict[str, str] = dict(parse_procfile(text).processes)
     except (OSError, UnicodeDecodeError, AssertionError) as error:
         raise UsageError(f"{file} cannot be used: {error}") from None
-    if not found:
+    if not commands:
         raise UsageError(f"{file} names no process: expected lines like `relay: streams relay`")
-    return found
+    return commands
 
 
 def command(line: str) -> tuple[str, ...]:
@@ -53,10 +53,10 @@ def command(line: str) -> tuple[str, ...]:
 
 def program(name: str) -> str:
     """Where a program is: beside the Python that runs this, else on PATH."""
-    found = shutil.which(name, path=search_path())
-    if found is None:
+    path = shutil.which(name, path=search_path())
+    if path is None:
         raise UsageError(f"{name} is neither beside {sys.executable} nor on PATH: is outbox-streams installed there?")
-    return found
+    return path
 
 
 def search_path() -> str:

@@ -30,10 +30,10 @@ class Services:
     @property
     def environ(self) -> Mapping[str, str]:
         ours = {"STREAMS_DATABASE__URL": self.postgres.url, "STREAMS_BROKER__URL": self.kafka.url}
-        found = {"DATABASE_URL": self.postgres.url, "BROKER_URL": self.kafka.url, **ours}
+        environ = {"DATABASE_URL": self.postgres.url, "BROKER_URL": self.kafka.url, **ours}
         if self.connect:
-            found |= {"STREAMS_CONNECT__URL": self.connect.url, "STREAMS_CONNECT__REGISTER": "true"}
-        return found
+            environ |= {"STREAMS_CONNECT__URL": self.connect.url, "STREAMS_CONNECT__REGISTER": "true"}
+        return environ
 
     def kill(self) -> None:
         """End all of them now."""

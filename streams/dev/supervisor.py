@@ -254,7 +254,7 @@ def _one_error(workplace: Workplace) -> Iterator[None]:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    found: BaseException | None = group.split((StreamsError, OSError))[0]
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found
+    errors: BaseException | None = group.split((StreamsError, OSError))[0]
+    while isinstance(errors, BaseExceptionGroup):
+        errors = errors.exceptions[0]
+    return errors

@@ -51,11 +51,11 @@ def messages(connection: Connection, ids: Iterable[MessageId]) -> list[MessageHi
     """The stories of these messages, each once, in order, ours first; an id that sends another again is that other one."""
     named = list(ids)
     roots = [row[0] for row in connection.exec_driver_sql(query("trace_roots"), {"ids": ours(named)})]
-    found = {"ids": roots}
-    rows = [dict(row) for row in connection.exec_driver_sql(query("trace_messages"), found).mappings()]
+    parameters = {"ids": roots}
+    rows = [dict(row) for row in connection.exec_driver_sql(query("trace_messages"), parameters).mappings()]
     rows += [dict(row) for row in connection.exec_driver_sql(query("trace_foreign"), foreign(named)).mappings()]
     names = {"names": [str(_name(row)) for row in rows]}
-    resends = _grouped(connection, "trace_resends", "outbox_id", found)
+    resends = _grouped(connection, "trace_resends", "outbox_id", parameters)
     actions = _grouped(connection, "trace_actions", "name", names)
     waits = connection.exec_driver_sql(query("trace_waits")).all() if any(map(_waits, rows)) else []
     return [_trace(row, resends.get(_name(row), []), actions.get(str(_name(row)), []), waits) for row in rows]
@@ -73,17 +73,17 @@ def conversation(
         rows = connection.exec_driver_sql(query("trace_foreign_key"), where)
         return messages(connection, [name_of(source, row[0]) for row in rows])
     first, last = connection.exec_driver_sql(query("trace_ids")).one()
-    found: list[int] = []
+    ids: list[int] = []
     until = last or 0
-    while len(found) < limit and until >= (first or 1):
+    while len(ids) < limit and until >= (first or 1):
         after = until - WINDOW
-        window = {"after": after, "until": until, "key": key, "limit": limit - len(found)}
-        found += [row[0] for row in connection.exec_driver_sql(query("trace_window"), window)]
+        window = {"after": after, "until": until, "key": key, "limit": limit - len(ids)}
+        ids += [row[0] for row in connection.exec_driver_sql(query("trace_window"), window)]
         older = {"after": after, "since": since}
         if since is not None and connection.exec_driver_sql(query("trace_older"), older).scalar_one():
             break
         until = after
-    traces = messages(connection, found)
+    traces = messages(connection, ids)
     return traces if since is None else [each for each in traces if (at := each.events[0].at) is None or at >= since]
 
 
@@ -99,11 +99,11 @@ def _name(row: Mapping[str, Any]) -> MessageId:
 def _grouped(
     connection: Connection, name: str, by: str, parameters: dict[str, Any]
 ) -> dict[MessageId, list[Mapping[str, Any]]]:
-    found: dict[MessageId, list[Mapping[str, Any]]] = {}
+    groups: dict[MessageId, list[Mapping[str, Any]]] = {}
     # Names of our own queries only; the text is never put together.
     for row in connection.exec_driver_sql(query(name), parameters).mappings():
-        found.setdefault(row[by], []).append(dict(row))
-    return found
+        groups.setdefault(row[by], []).append(dict(row))
+    return groups
 
 
 def _waits(row: Mapping[str, Any]) -> bool:

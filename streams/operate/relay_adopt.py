@@ -60,15 +60,15 @@ def plan(connection: Connection, settings: Settings, *, skip: int, force: bool =
     )
 
 
-def adopt(connection: Connection, settings: Settings, found: Plan, *, who: str, why: str | None) -> None:
+def adopt(connection: Connection, settings: Settings, adoption: Plan, *, who: str, why: str | None) -> None:
     """Do it, in one transaction, and write it down.  UsageError while a relay of this name leads."""
-    relay = {"relay": found.relay}
+    relay = {"relay": adoption.relay}
     with connection.begin():
         if not connection.exec_driver_sql(query("relay_hold"), relay).scalar_one():
-            raise UsageError(f"relay {found.relay} leads at this moment: stop it first")
-        connection.exec_driver_sql(query("skip_ids"), {"newest": found.newest})
+            raise UsageError(f"relay {adoption.relay} leads at this moment: stop it first")
+        connection.exec_driver_sql(query("skip_ids"), {"newest": adoption.newest})
         partitions.ensure_sync(connection, ahead=1, width=settings.outbox.partition_rows)
-        connection.exec_driver_sql(query("relay_adopt"), {**relay, "floor": found.floor})
-        connection.exec_driver_sql(query("relay_raise_beat"), {**relay, "beat": found.beat})
-        what = {**relay, "floor": found.floor, "newest": found.newest, "was": found.was}
+        connection.exec_driver_sql(query("relay_adopt"), {**relay, "floor": adoption.floor})
+        connection.exec_driver_sql(query("relay_raise_beat"), {**relay, "beat": adoption.beat})
+        what = {**relay, "floor": adoption.floor, "newest": adoption.newest, "was": adoption.was}
         note(connection, "relay adopt", who, why, what)

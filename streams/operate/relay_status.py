@@ -130,5 +130,5 @@ def _present(names: Iterable[str]) -> list[Member]:
     return [Member(int(match[2]), match[3], match[1]) for match in matches if match]
 
 
-def _same(one: Member, other: Member | None) -> bool:
-    return other is not None and one.pid == other.pid and other.host.startswith(one.host)
+def _same(member: Member, other: Member | None) -> bool:
+    return other is not None and member.pid == other.pid and other.host.startswith(member.host)

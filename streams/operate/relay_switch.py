@@ -24,10 +24,10 @@ def switch(connection: Connection, settings: Settings, mode: str, *, who: str, w
             "to switch to debezium set connect.url, and connect.register to true, for every relay of this name"
         )
     with connection.begin():
-        found = connection.exec_driver_sql(query("relay_switch"), {"relay": relay, "wish": mode}).first()
-        if found is None or found[0] is None:
+        row = connection.exec_driver_sql(query("relay_switch"), {"relay": relay, "wish": mode}).first()
+        if row is None or row[0] is None:
             raise UsageError(f"relay {relay} never ran here: start it, `streams relay --mode {mode}`")
-        asked, leads = found
+        asked, leads = row
         if leads and asked != "auto":
             raise UsageError(
                 f"the leader of relay {relay} was started with mode {asked} and follows nobody:"

@@ -86,7 +86,11 @@ def replay(
     for batch in _paced(ids, rate):
         with connection.begin():
             dead = _lock(connection, batch, ledger)
-            chosen = [one for one in batch if one in dead and (force or dead[one].replays < MOST_REPLAYS)]
+            chosen = [
+                message_id
+                for message_id in batch
+                if message_id in dead and (force or dead[message_id].replays < MOST_REPLAYS)
+            ]
             circling = len(dead) - len(chosen)
             if circling == len(ids) == 1 and ledger is None:
                 raise ReplayLimitReached(
@@ -98,7 +102,12 @@ def replay(
             _account(connection, operator, "replay", chosen, said, ledger)
             if ledger is not None:
                 sent = dict.fromkeys(chosen, "sent")
-                ledger.note({one: sent.get(one, "circling" if one in dead else "gone") for one in batch})
+                ledger.note(
+                    {
+                        message_id: sent.get(message_id, "circling" if message_id in dead else "gone")
+                        for message_id in batch
+                    }
+                )
         yield Step(len(chosen), circling, len(batch) - len(dead))
 
 
@@ -120,7 +129,7 @@ def discard(
             _account(connection, operator, "discard", chosen, {"filter": choice.said()}, ledger)
             if ledger is not None:
                 done = dict.fromkeys(chosen, "done")
-                ledger.note({one: done.get(one, "gone") for one in batch})
+                ledger.note({message_id: done.get(message_id, "gone") for message_id in batch})
         yield Step(len(chosen), gone=len(batch) - len(chosen))
 
 
@@ -159,12 +168,12 @@ def compare(
     parameters = {"source": source, "outbox_id": outbox_id}
     with connection.begin():
         row = connection.exec_driver_sql(query("foreign_payload" if source else "dead_payload"), parameters)
-        found = row.mappings().one_or_none()
-    if found is None or found["payload"] is None:
+        letter = row.mappings().one_or_none()
+    if letter is None or letter["payload"] is None:
         raise NotDead(f"message {name} is not dead: nothing was done")
-    event = _agent(found["biz_type"], registry).event
-    key = envelope.conversation(found["payload"], event) if source else found["key"]
-    return found["payload"], _checked(text, event, key, max_bytes)[1]
+    event = _agent(letter["biz_type"], registry).event
+    key = envelope.conversation(letter["payload"], event) if source else letter["key"]
+    return letter["payload"], _checked(text, event, key, max_bytes)[1]
 
 
 def plan(connection: Connection, choice: Choice) -> list[MessageId]:
@@ -178,8 +187,14 @@ def note(connection: Connection, operator: Operator, act: str, ids: list[Message
     if not ids:
         return
     what = {"count": len(ids), "ids": ids} | {name: value for name, value in about.items() if value}
-    one = ids[0] if len(ids) == 1 and isinstance(ids[0], int) else None
-    note = {"who": operator.who, "act": act, "outbox_id": one, "what": orjson.dumps(what).decode(), "why": operator.why}
+    only_id = ids[0] if len(ids) == 1 and isinstance(ids[0], int) else None
+    note = {
+        "who": operator.who,
+        "act": act,
+        "outbox_id": only_id,
+        "what": orjson.dumps(what).decode(),
+        "why": operator.why,
+    }
     connection.exec_driver_sql(query("note_action"), note)
 
 
@@ -220,7 +235,7 @@ def _lock(connection: Connection, ids: Sequence[MessageId], ledger: Ledger | Non
     dead = _locked(connection, ids)
     if ledger is None:
         return dead
-    return {one: dead[one] for one in ledger.still(list(dead))}
+    return {message_id: dead[message_id] for message_id in ledger.still(list(dead))}
 
 
 def _locked(connection: Connection, ids: Sequence[MessageId]) -> dict[MessageId, _Death]:
@@ -260,9 +275,9 @@ def _agent(biz_type: str, registry: Registry) -> Agent:
 def _checked(text: bytes, event: EventType, key: str | None, max_bytes: int) -> tuple[str, str]:
     """(key, payload as it will be stored); any key where nobody knows the right one."""
     try:
-        found, payload = codec.encode(codec.decode(text, event.payload), event, max_bytes)
+        new_key, payload = codec.encode(codec.decode(text, event.payload), event, max_bytes)
     except StreamsError as error:
         raise UsageError(f"the edited payload cannot be taken: {error}") from None
-    if key is not None and found != key:
-        raise UsageError(f"the edited payload's {event.key!r} is {found!r:.80}, expected {key!r:.80}")
-    return found, payload
+    if key is not None and new_key != key:
+        raise UsageError(f"the edited payload's {event.key!r} is {new_key!r:.80}, expected {key!r:.80}")
+    return new_key, payload

@@ -54,19 +54,19 @@ class Choice:
 def in_order(connection: Connection, choice: Choice) -> list[MessageId]:
     """The ids, conversation after conversation, each in its original order; NotDead when one was named that is not."""
     rows = connection.exec_driver_sql(query("dead_in_order"), choice.parameters())
-    found = [read_name(row[0]) for row in rows]
-    missing = sorted(set(choice.ids or ()) - set(found), key=parts_of)
+    names = [read_name(row[0]) for row in rows]
+    missing = sorted(set(choice.ids or ()) - set(names), key=parts_of)
     if missing and not choice.limit:
         status = _status(connection, missing[0]) or "not known, or its fate has not begun"
         unfit = " but does not fit the filter" if status == "dead" else ", expected dead"
         raise NotDead(f"message {missing[0]} is {status}{unfit}: nothing was done")
-    return found
+    return names
 
 
 def _status(connection: Connection, name: MessageId) -> str | None:
     source, outbox_id = parts_of(name)
     if source:
-        found = connection.exec_driver_sql(query("foreign_status"), {"source": source, "outbox_id": outbox_id})
-        return found.scalar_one_or_none()
+        rows = connection.exec_driver_sql(query("foreign_status"), {"source": source, "outbox_id": outbox_id})
+        return rows.scalar_one_or_none()
     known = connection.exec_driver_sql(query("statuses"), {"ids": [outbox_id]}).one_or_none()
     return known[1] if known else None

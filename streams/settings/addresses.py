@@ -64,16 +64,16 @@ def is_database(url: str) -> bool:
     except ValueError:
         return False  # a bracket that does not close
     hosts = parts.netloc.rpartition("@")[2].split(",")
-    found = [re.fullmatch(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::([0-9]{0,5}))?", host) for host in hosts]
-    ports = [host and (host[1] or "5432") for host in found]
+    matches = [re.fullmatch(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::([0-9]{0,5}))?", host) for host in hosts]
+    ports = [host and (host[1] or "5432") for host in matches]
     return _scheme(url) in DATABASES and all(port and 1 <= int(port) <= 65535 for port in ports)
 
 
 def is_bootstrap(url: str) -> bool:
     """Whether it names servers as host:port[,host:port]."""
     servers = url.removeprefix("kafka://").split(",")
-    found = [re.fullmatch(r"(?:[\w.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})", server.strip()) for server in servers]
-    return all(server and 1 <= int(server[1]) <= 65535 for server in found)
+    matches = [re.fullmatch(r"(?:[\w.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})", server.strip()) for server in servers]
+    return all(server and 1 <= int(server[1]) <= 65535 for server in matches)
 
 
 def _scheme(url: str) -> str | None:

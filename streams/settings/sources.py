@@ -105,13 +105,13 @@ def _section(raw: dict[str, Any], section: str, name: str) -> dict[str, Any]:
 @cache
 def _text_keys() -> set[tuple[str, str]]:
     """The (section, key) of every text or choice."""
-    found = set()
+    keys = set()
     for section, kind in get_type_hints(Settings).items():
         for key, hint in get_type_hints(kind).items() if isinstance(kind, type) else ():
             kinds = {hint} if get_origin(hint) is Literal else set(get_args(hint) or (hint,))
             if all(each in (str, NoneType) or get_origin(each) is Literal for each in kinds):
-                found.add((section, key))
-    return found
+                keys.add((section, key))
+    return keys
 
 
 def _scalar(name: str, text: str) -> Any:
@@ -127,11 +127,11 @@ def _scalar(name: str, text: str) -> Any:
 def _dev_services(note: Path) -> dict[str, Any]:
     """What `streams up` wrote, while its supervisor still lives."""
     try:
-        found = orjson.loads(note.read_bytes())
-        pid = found["pid"]
+        services = orjson.loads(note.read_bytes())
+        pid = services["pid"]
         os.kill(pid, 0)
     except PermissionError:
         pass  # alive, but somebody else's
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return {}
-    return found if isinstance(found, dict) and pid > 0 else {}
+    return services if isinstance(services, dict) and pid > 0 else {}

@@ -152,7 +152,9 @@ class Deployment(AbstractContextManager["Deployment"]):
     def _leads(self) -> bool:
         """Whether one of our processes is the leading relay."""
         return bool(
-            self.query("SELECT pid FROM relay_position WHERE pid = ANY(%s)", [one.pid for one in self.processes])
+            self.query(
+                "SELECT pid FROM relay_position WHERE pid = ANY(%s)", [process.pid for process in self.processes]
+            )
         )
 
     def _still(self, deadline: float, complaint: str) -> None:
@@ -176,14 +178,14 @@ def inherited() -> dict[str, str]:
 
 def _alone(settings: Settings, database: str, broker: str, name: str) -> dict[str, Any]:
     """The settings as plain data, for one broker without a login, with names that nobody else has, and without traces."""
-    found: dict[str, Any] = msgspec.to_builtins(settings)
-    for topic in (found["topic"], *found["topics"].values()):
+    values: dict[str, Any] = msgspec.to_builtins(settings)
+    for topic in (values["topic"], *values["topics"].values()):
         topic["replication_factor"] = 1
-    found["database"]["url"] = database
-    found["broker"] = {"url": broker, "topic_prefix": f"{name}."}
-    found["relay"]["name"] = name
-    found["worker"]["group"] = name
-    found["connect"] = found["telemetry"] = {}
-    if found["relay"]["mode"] == "debezium":
-        found["relay"]["mode"] = "auto"
-    return found
+    values["database"]["url"] = database
+    values["broker"] = {"url": broker, "topic_prefix": f"{name}."}
+    values["relay"]["name"] = name
+    values["worker"]["group"] = name
+    values["connect"] = values["telemetry"] = {}
+    if values["relay"]["mode"] == "debezium":
+        values["relay"]["mode"] = "auto"
+    return values

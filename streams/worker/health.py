@@ -104,8 +104,8 @@ class WorkerHealth:
 
     def _positions(self) -> dict[str, Any]:
         with contextlib.suppress(ConsumerNotStarted):
-            found: dict[str, Any] = self._app.consumer.positions() if self._app._consumer is not None else {}
-            return found
+            positions: dict[str, Any] = self._app.consumer.positions() if self._app._consumer is not None else {}
+            return positions
         return {}
 
     async def _run(self) -> None:

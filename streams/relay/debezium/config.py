@@ -100,7 +100,7 @@ TUNING: Mapping[str, str] = {
 def connector(settings: Settings) -> dict[str, str]:
     """The whole configuration, password included, for `PUT /connectors/NAME/config`."""
     relay = settings.relay
-    found = {
+    configuration = {
         **BYTES,
         **SAFETY,
         **TUNING,
@@ -110,7 +110,7 @@ def connector(settings: Settings) -> dict[str, str]:
         "topic.prefix": relay.name,
         "producer.override.max.request.size": str(max(kafka.record_limit(settings), 1_048_576)),
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(configuration.items()))
 
 
 def public(configuration: Mapping[str, str]) -> dict[str, str]:
@@ -123,29 +123,33 @@ def heartbeats(settings: Settings) -> str:
     return f"__debezium-heartbeat.{settings.relay.name}"
 
 
-def differences(found: Mapping[str, str], settings: Settings, schema: str) -> list[str]:
+def differences(configuration: Mapping[str, str], settings: Settings, schema: str) -> list[str]:
     """What a running connector must have and has not, one line each; `schema` is the one that the outbox is in."""
     names = {"slot.name": settings.relay.name, "publication.name": settings.relay.publication}
     lines = []
     for key, expected in {**BYTES, **SAFETY, **names}.items():
-        if found.get(key) != expected:
-            value = f"is {found[key]!r}" if key in found else "is not set"
+        if configuration.get(key) != expected:
+            value = f"is {configuration[key]!r}" if key in configuration else "is not set"
             lines.append(f"{key} {value}: set it to {expected!r}")
-    unknown = {key for key in found if key.startswith((ROUTER, *REWRITING)) and key not in BYTES}
-    unknown |= {key for key, fits in HARMLESS.items() if key in found and not re.fullmatch(fits, found[key])}
+    unknown = {key for key in configuration if key.startswith((ROUTER, *REWRITING)) and key not in BYTES}
+    unknown |= {
+        key for key, fits in HARMLESS.items() if key in configuration and not re.fullmatch(fits, configuration[key])
+    }
     table = f"{schema}.outbox"
     unknown |= {
-        key for key, name in ((NO_TABLES, table), (NO_SCHEMAS, schema)) if key in found and _named(name, found[key])
+        key
+        for key, name in ((NO_TABLES, table), (NO_SCHEMAS, schema))
+        if key in configuration and _named(name, configuration[key])
     }
-    if SCHEMAS in found and not _named(schema, found[SCHEMAS]):
+    if SCHEMAS in configuration and not _named(schema, configuration[SCHEMAS]):
         unknown.add(SCHEMAS)
-    if TABLES in found and not _named(table, found[TABLES]):
-        lines.append(f"{TABLES} is {found[TABLES]!r}: set it to {TUNING[TABLES]!r}")
+    if TABLES in configuration and not _named(table, configuration[TABLES]):
+        lines.append(f"{TABLES} is {configuration[TABLES]!r}: set it to {TUNING[TABLES]!r}")
     # Its default is none at all, and the action query comes with a heartbeat.
-    if not re.fullmatch("0*[1-9][0-9]*", found.get(HEARTBEAT, "0")):
-        value = f"is {found[HEARTBEAT]!r}" if HEARTBEAT in found else "is not set"
+    if not re.fullmatch("0*[1-9][0-9]*", configuration.get(HEARTBEAT, "0")):
+        value = f"is {configuration[HEARTBEAT]!r}" if HEARTBEAT in configuration else "is not set"
         lines.append(f"{HEARTBEAT} {value}: set it to {TUNING[HEARTBEAT]!r}")
-    return lines + [f"{key} is {found[key]!r}: remove it" for key in sorted(unknown)]
+    return lines + [f"{key} is {configuration[key]!r}: remove it" for key in sorted(unknown)]
 
 
 def _named(name: str, patterns: str) -> bool:

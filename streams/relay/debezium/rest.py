@@ -39,17 +39,17 @@ class Connect:
 
     async def configuration(self) -> dict[str, str] | None:
         """What the connector was given; None when there is none."""
-        found: dict[str, str] | None = await self._ask("GET", f"{self._path}/config")
-        return found
+        configuration: dict[str, str] | None = await self._ask("GET", f"{self._path}/config")
+        return configuration
 
     async def faults(self, configuration: Mapping[str, str]) -> list[str]:
         """What the connector's own validation says against it, one line each."""
         kind = configuration["connector.class"].rpartition(".")[2]
         body = {**configuration, "name": self._name}
-        found = await self._ask("PUT", f"/connector-plugins/{kind}/config/validate", body)
-        if found is None:
+        answer = await self._ask("PUT", f"/connector-plugins/{kind}/config/validate", body)
+        if answer is None:
             return [f"connector.class is not installed in Kafka Connect at {redact(self._url)}"]
-        values = [each["value"] for each in found["configs"]]
+        values = [each["value"] for each in answer["configs"]]
         return [f"{each['name']}: {_line(error)}" for each in values for error in each["errors"]]
 
     async def register(self, configuration: Mapping[str, str]) -> None:
@@ -58,14 +58,14 @@ class Connect:
 
     async def state(self) -> State:
         """How the connector and its task are."""
-        found = await self._ask("GET", f"{self._path}/status")
-        if found is None:
+        answer = await self._ask("GET", f"{self._path}/status")
+        if answer is None:
             return State(None)
-        parts = [found["connector"], *found["tasks"]]
+        parts = [answer["connector"], *answer["tasks"]]
         for part in parts:
             if part["state"] == "FAILED":
                 return State("FAILED", _line(part.get("trace", "")))
-        if found["connector"]["state"] == "RUNNING" and not found["tasks"]:
+        if answer["connector"]["state"] == "RUNNING" and not answer["tasks"]:
             return State("UNASSIGNED")
         return State(next((part["state"] for part in parts if part["state"] != "RUNNING"), "RUNNING"))
 

@@ -62,8 +62,8 @@ class ConnectorSupervisor:
         if not self._ours:
             await self._check(self._connect)
             return
-        found = await self._connect.configuration() or {}
-        if {**wanted, "name": self._settings.relay.name} != found:
+        configuration = await self._connect.configuration() or {}
+        if {**wanted, "name": self._settings.relay.name} != configuration:
             faults = await self._connect.faults(wanted)
             if faults:
                 raise UsageError(f"Kafka Connect refuses connector {self._settings.relay.name}: {'; '.join(faults)}")
@@ -121,13 +121,13 @@ class ConnectorSupervisor:
 
     async def _check(self, connect: Connect) -> None:
         name = self._settings.relay.name
-        found = await connect.configuration()
-        if found is None:
+        configuration = await connect.configuration()
+        if configuration is None:
             raise UsageError(
                 f"connector {name} does not exist in Kafka Connect: set connect.register to true, or create it with the"
                 " configuration that `streams relay --mode debezium` prints"
             )
-        wrong = differences(found, self._settings, await self._schema())
+        wrong = differences(configuration, self._settings, await self._schema())
         if wrong:
             raise UsageError(f"connector {name} would send other records: {'; '.join(wrong)}")
 

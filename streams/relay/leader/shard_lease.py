@@ -62,12 +62,12 @@ class ShardLease(Leadership):
         self.turn = None
 
     async def _look(self) -> RelaySnapshot:
-        found = await super()._look()
+        snapshot = await super()._look()
         if self._taken:
             most = await self._due()
             if len(self.shards) > most or await self._take_free(most):
                 self.turn = "shards are dealt anew"
-        return found
+        return snapshot
 
     async def _due(self) -> int:
         return due(self._count, await self._value("relays_sharing", name=self._name))

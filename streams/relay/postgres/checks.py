@@ -60,17 +60,17 @@ def _check_wal_level(connection: Connection) -> None:
 
 
 def _check_publication(connection: Connection, name: str) -> None:
-    found = connection.exec_driver_sql(query("publication"), {"publication": name}).mappings().first()
-    if found is None:
+    publication = connection.exec_driver_sql(query("publication"), {"publication": name}).mappings().first()
+    if publication is None:
         raise NotMigrated(f"publication {name} does not exist: run `streams migrate`")
-    if found["other_outbox"]:
-        raise UsageError(other_outbox(name, found["other_outbox"]))
-    if not found["has_outbox"] or found["other_tables"]:
+    if publication["other_outbox"]:
+        raise UsageError(other_outbox(name, publication["other_outbox"]))
+    if not publication["has_outbox"] or publication["other_tables"]:
         raise UsageError(
-            f"publication {name} holds {'other tables than' if found['has_outbox'] else 'not'} the outbox:"
+            f"publication {name} holds {'other tables than' if publication['has_outbox'] else 'not'} the outbox:"
             f" run ALTER PUBLICATION {name} SET TABLE outbox"
         )
-    if found["others"] or not found["inserts"] or not found["via_root"]:
+    if publication["others"] or not publication["inserts"] or not publication["via_root"]:
         raise UsageError(
             f"publication {name} must publish inserts through the partition root, and nothing else:"
             f" run ALTER PUBLICATION {name} SET (publish = 'insert', publish_via_partition_root = true)"

@@ -63,8 +63,8 @@ class DeadRows:
         timeout = self._settings.database.connect_timeout
         async with await connect(self._settings.database_url, connect_timeout=timeout) as connection:
             which = {"outbox_id": row.root_id, "row_id": row.id, "hold": row.biz_type in self._holding}
-            found = await connection.execute(query("bury_unpublishable"), which | {"reason": reason[:2000]})
-            return found.rowcount == 1
+            rows = await connection.execute(query("bury_unpublishable"), which | {"reason": reason[:2000]})
+            return rows.rowcount == 1
 
 
 def _is_outage(error: psycopg.Error) -> bool:

@@ -36,8 +36,8 @@ class RecordLimits:
 
     async def learn(self, topics: Iterable[str], *, patience: float = 0.0) -> None:
         """Ask the broker about these topics; ServiceUnreachable when it does not answer."""
-        found = await asyncio.to_thread(kafka.topic_limits, self._settings, list(topics), patience=patience)
-        for topic, limit in found.items():
+        limits = await asyncio.to_thread(kafka.topic_limits, self._settings, list(topics), patience=patience)
+        for topic, limit in limits.items():
             self._limits[topic] = min(limit, self.largest)
             self.smallest = min(self.smallest, limit)
             if not self._refused:

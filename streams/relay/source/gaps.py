@@ -25,14 +25,14 @@ class Gaps:
             self.newest = ids[-1]
             return
         inside: list[int] = []
-        for one in ids:
-            if one <= self.newest:
-                inside.append(one)
+        for row_id in ids:
+            if row_id <= self.newest:
+                inside.append(row_id)
             else:
-                if one > self.newest + 1:
+                if row_id > self.newest + 1:
                     self._lows.append(self.newest + 1)
-                    self._highs.append(one - 1)
-                self.newest = one
+                    self._highs.append(row_id - 1)
+                self.newest = row_id
         if inside:
             self._cut(inside)
 
@@ -56,16 +56,16 @@ class Gaps:
         lows: list[int] = []
         highs: list[int] = []
         taken = iter([*ids, None])
-        one = next(taken)
+        row_id = next(taken)
         for low, high in zip(self._lows, self._highs, strict=True):
             start = low
-            while one is not None and one <= high:
-                if one >= start:
-                    if one > start:
+            while row_id is not None and row_id <= high:
+                if row_id >= start:
+                    if row_id > start:
                         lows.append(start)
-                        highs.append(one - 1)
-                    start = one + 1
-                one = next(taken)
+                        highs.append(row_id - 1)
+                    start = row_id + 1
+                row_id = next(taken)
             if start <= high:
                 lows.append(start)
                 highs.append(high)

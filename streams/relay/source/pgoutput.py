@@ -152,14 +152,14 @@ class Decoder:
 
 def _columns(message: bytes, order: Sequence[int]) -> list[bytes | None]:
     """The columns of an Insert as text, those of COLUMNS in their order."""
-    found: list[bytes | None] = []
+    columns: list[bytes | None] = []
     at = 8
     for _ in range(_count(message, 6)[0]):
         if message[at] == _TEXT:
             start = at + 5
             at = start + _length(message, at + 1)[0]
-            found.append(message[start:at])
+            columns.append(message[start:at])
         else:
-            found.append(None)
+            columns.append(None)
             at += 1
-    return [found[place] for place in order]
+    return [columns[place] for place in order]

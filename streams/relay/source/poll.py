@@ -222,9 +222,9 @@ class PollSource:
         statement = psycopg.AsyncClientCursor(self._connection).mogrify(query(name), parameters | {"most": most})
         async with contextlib.aclosing(portions(self._connection, statement, self._portion)) as results:
             async for result in results:
-                found = self._rows(result)
-                rows += found
-                size += sum([len(row.value) for row in found])
+                portion = self._rows(result)
+                rows += portion
+                size += sum([len(row.value) for row in portion])
                 if size > PASS_BYTES:
                     break
         # Leaving a statement before its end costs more than asking for less.

@@ -82,5 +82,5 @@ class ShardSource(PollSource):
         return row or (0, None, [], [])
 
     async def _others(self, gaps: dict[str, Any]) -> list[int]:
-        found = await (await self._connection.execute(query("shard_others"), gaps)).fetchall()
-        return [row[0] for row in found]
+        rows = await (await self._connection.execute(query("shard_others"), gaps)).fetchall()
+        return [row[0] for row in rows]

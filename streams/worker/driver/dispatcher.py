@@ -120,7 +120,7 @@ class Dispatcher(Generic[T]):
             group = self._gather()
             if not group:
                 return
-            enough = group[0].alone or sum(one.weight for one in group) >= self._most * ENOUGH
+            enough = group[0].alone or sum(waiting.weight for waiting in group) >= self._most * ENOUGH
             if not enough and not waited:
                 # What one fetch brought comes run by run: with nothing under way the rest of it is there in a moment.
                 if self._timer is None:
@@ -142,25 +142,25 @@ class Dispatcher(Generic[T]):
         for lane, waiting in self._lanes.items():
             if lane in self._busy:
                 continue
-            for one in waiting:
-                if group and (one.alone or weight + one.weight > self._most):
+            for item in waiting:
+                if group and (item.alone or weight + item.weight > self._most):
                     break
-                group.append(one)
-                weight += one.weight
-                if one.alone:
+                group.append(item)
+                weight += item.weight
+                if item.alone:
                     return group
             if weight >= self._most:
                 break
         return group
 
     def _start(self, group: list[_Waiting[T]]) -> None:
-        lanes = {one.lane for one in group}
-        for one in group:
-            self._lanes[one.lane].popleft()
-            before = self._weights[one.source]
-            self._weights[one.source] -= one.weight
-            if before >= self._most > self._weights[one.source]:
-                self._room(one.source)
+        lanes = {item.lane for item in group}
+        for item in group:
+            self._lanes[item.lane].popleft()
+            before = self._weights[item.source]
+            self._weights[item.source] -= item.weight
+            if before >= self._most > self._weights[item.source]:
+                self._room(item.source)
         for lane in lanes:
             if not self._lanes[lane]:
                 del self._lanes[lane]
@@ -169,7 +169,7 @@ class Dispatcher(Generic[T]):
 
     async def _run(self, group: list[_Waiting[T]], lanes: set[Hashable]) -> None:
         async with self._slots.free:
-            done = await self._work([one.item for one in group])
+            done = await self._work([waiting.item for waiting in group])
         if not done:
             self._take_apart(group)
         self._busy -= lanes
@@ -177,7 +177,7 @@ class Dispatcher(Generic[T]):
         self._dispatch(waited=not self._active)
 
     def _take_apart(self, group: list[_Waiting[T]]) -> None:
-        for one in reversed(group):
-            one.alone = True
-            self._lanes.setdefault(one.lane, deque()).appendleft(one)
-            self._weights[one.source] += one.weight
+        for item in reversed(group):
+            item.alone = True
+            self._lanes.setdefault(item.lane, deque()).appendleft(item)
+            self._weights[item.source] += item.weight

@@ -28,16 +28,18 @@ BEFORE_BATCH = struct.calcsize(">qi")
 
 async def read_on(consumer: Any) -> dict[TP, list[Any]]:
     """The next records of a partition of which this AIOKafkaConsumer cannot go on decoding what it fetched."""
-    for tp, found in list(consumer._fetcher._records.items()):
-        if type(found) is not FetchResult or found._partition_records is None or not found._assignment.active:
+    for tp, result in list(consumer._fetcher._records.items()):
+        if type(result) is not FetchResult or result._partition_records is None or not result._assignment.active:
             continue
-        undecoded = found._partition_records._records_iterator
+        undecoded = result._partition_records._records_iterator
         if undecoded is None or undecoded.gi_frame is not None:
             continue
-        position = found._assignment.state_value(tp).position
+        position = result._assignment.state_value(tp).position
         fetched, aborted = await _fetch(consumer, tp, position)
         read = decoded(fetched, TP(tp.topic, tp.partition), aborted)
-        records = [found._partition_records._consumer_record(tp, one) for one in read if one.offset >= position]
+        records = [
+            result._partition_records._consumer_record(tp, record) for record in read if record.offset >= position
+        ]
         if records:
             return {TP(tp.topic, tp.partition): records}
     return {}

@@ -126,17 +126,17 @@ def decisive(error: BaseException) -> BaseException:
     errors = list(_wrapped(error))
     kinds = (
         _is_outage,
-        lambda one: isinstance(one, HandlerTimeout | HandlerBroken) or _state(one) in RESOURCE_STATES,
-        lambda one: isinstance(one, HandlerMisuse),
-        lambda one: isinstance(one, MessageError),
-        lambda one: _state(one) is not None,
-        lambda one: isinstance(one, psycopg.DataError | UnicodeError),
-        lambda one: not isinstance(one, BaseExceptionGroup),
+        lambda each: isinstance(each, HandlerTimeout | HandlerBroken) or _state(each) in RESOURCE_STATES,
+        lambda each: isinstance(each, HandlerMisuse),
+        lambda each: isinstance(each, MessageError),
+        lambda each: _state(each) is not None,
+        lambda each: isinstance(each, psycopg.DataError | UnicodeError),
+        lambda each: not isinstance(each, BaseExceptionGroup),
     )
     for is_kind in kinds:
-        for one in errors:
-            if is_kind(one):
-                return one
+        for each in errors:
+            if is_kind(each):
+                return each
     return error
 
 

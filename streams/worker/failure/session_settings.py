@@ -97,15 +97,15 @@ def change(statement: str) -> Change:
     """For how long this text changes its session, as far as a text says that."""
     if _HINTS.search(statement) is None:
         return Change.NONE
-    found = Change.NONE
+    kind = Change.NONE
     for part in unquoted(statement).split(";"):
         if _SESSION.search(part) is not None or (_BLOCK.match(part) is not None and _INSIDE.search(statement)):
             return Change.SESSION
         if (calls := len(_SET_CONFIG.findall(part))) or _LOCAL.match(part) is not None:
-            found = Change.TRANSACTION
+            kind = Change.TRANSACTION
             if len(_SET_CONFIG_LOCAL.findall(part)) < calls:
                 return Change.SESSION
-    return found
+    return kind
 
 
 def unquoted(statement: str) -> str:

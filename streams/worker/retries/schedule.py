@@ -44,13 +44,13 @@ class Schedule:
 
     def take(self, now: float, most: int) -> list[tuple[int, str]]:
         """(partition, conversation) of at most so many that are due, earliest first; they are not due any more."""
-        found: list[tuple[int, str]] = []
-        while self._heap and self._heap[0][0] <= now and len(found) < most:
+        due_now: list[tuple[int, str]] = []
+        while self._heap and self._heap[0][0] <= now and len(due_now) < most:
             due, partition, key = heapq.heappop(self._heap)
             if self._due.get((partition, key)) == due:
                 del self._due[partition, key]
-                found.append((partition, key))
-        return found
+                due_now.append((partition, key))
+        return due_now
 
     def keep(self, partitions: Iterable[int]) -> None:
         """Forget every other partition: another worker has it."""
@@ -123,6 +123,6 @@ def noted(schedule: Schedule, heads: Iterable[SetAside], keys: Iterable[tuple[in
 
     A head may be in another partition, where another system's producer spreads a conversation: its owner is woken.
     """
-    found = {(head.partition, head.key): head.due for head in heads}
-    for where in {*keys, *found}:
-        schedule.put(*where, found.get(where))
+    due = {(head.partition, head.key): head.due for head in heads}
+    for where in {*keys, *due}:
+        schedule.put(*where, due.get(where))

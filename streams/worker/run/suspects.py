@@ -85,7 +85,7 @@ class Suspects:
         async with self._taking:
             if suspicion.taken:
                 return
-            untaken = {place: one for place, one in self._current.items() if not one.taken}
+            untaken = {place: current for place, current in self._current.items() if not current.taken}
             untaken[suspicion.place] = suspicion
             owner = uuid.uuid4().hex
             strikes = await self.notes.take(owner, sorted(untaken))
@@ -119,22 +119,22 @@ class Suspects:
     @asynccontextmanager
     async def busy(self, suspicions: Iterable[Suspicion | None]) -> AsyncIterator[None]:
         """Within this runs of these partitions are worked; one that was given up meanwhile is handed on afterwards."""
-        worked = {one for one in suspicions if one is not None}
-        for one in worked:
-            one.busy += 1
+        worked = {suspicion for suspicion in suspicions if suspicion is not None}
+        for suspicion in worked:
+            suspicion.busy += 1
         try:
             yield
         finally:
-            for one in worked:
-                one.busy -= 1
-        if given_up := [one for one in worked if one.given_up]:
+            for suspicion in worked:
+                suspicion.busy -= 1
+        if given_up := [suspicion for suspicion in worked if suspicion.given_up]:
             await self._hand_on(given_up)
 
     async def give_up(self, places: Iterable[Place]) -> None:
         """These are not ours any more, or will not be in a moment: hand on in order what nobody suspects and nobody works."""
-        given_up = [one for place in places if (one := self._current.pop(place, None)) is not None]
-        for one in given_up:
-            one.given_up = True
+        given_up = [suspicion for place in places if (suspicion := self._current.pop(place, None)) is not None]
+        for suspicion in given_up:
+            suspicion.given_up = True
         await self._hand_on(given_up)
 
     async def give_up_all(self, topics: Collection[str]) -> None:
@@ -148,7 +148,11 @@ class Suspects:
             await trial.withdraw()
 
     async def _hand_on(self, given_up: Sequence[Suspicion]) -> None:
-        owned = [(one.owner, one.place) for one in given_up if one.taken and one.over and not one.busy]
+        owned = [
+            (suspicion.owner, suspicion.place)
+            for suspicion in given_up
+            if suspicion.taken and suspicion.over and not suspicion.busy
+        ]
         try:
             if owned:
                 await self.notes.hand_on(owned)
@@ -232,8 +236,8 @@ class Trial:
 
     def acquit(self) -> None:
         """The run is done, or not ours any more."""
-        for known_failures, one in self._condemned:
-            known_failures.pop(one, None)
+        for known_failures, outbox_id in self._condemned:
+            known_failures.pop(outbox_id, None)
 
     async def stand(self) -> None:
         """The process is about to end because of this run, by itself: that is a death like any other."""
@@ -257,14 +261,16 @@ class Trial:
         self._noted = True
 
     async def _strike(self, ids: Sequence[int], known_failures: MutableMapping[int, Exception]) -> None:
-        if new := [one for one in ids if one not in self._struck]:
+        if new := [outbox_id for outbox_id in ids if outbox_id not in self._struck]:
             before = await self._suspects.notes.strike(self._topic, self._run.partition, new)
             self._struck.update(new)
             self._struck_last = frozenset(self._struck)
-            for one, strikes in before.items():
+            for outbox_id, strikes in before.items():
                 if strikes >= STRIKES:
-                    known_failures[one] = Reject(f"the worker died {strikes} times while it handled this", code="crash")
-                    self._condemned.append((known_failures, one))
+                    known_failures[outbox_id] = Reject(
+                        f"the worker died {strikes} times while it handled this", code="crash"
+                    )
+                    self._condemned.append((known_failures, outbox_id))
 
 
 def parameters(owner: str, place: Place, strikes: Strikes, offset: int) -> dict[str, Any]:
