@@ -1,4 +1,4 @@
-"""What an error code means in words, and what usually mends it: PostgreSQL's SQLSTATEs, and our own words."""
+"""What an error code means in words, and what usually mends it: SQLSTATEs, and our own words."""
 
 from __future__ import annotations
 

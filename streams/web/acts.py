@@ -1,4 +1,4 @@
-"""What a person may do to one message or conversation: each a POST, each written down with who and why."""
+"""What a person may do to a message or conversation: each a POST, written down with who and why."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from tests.fixtures.load import Load, check_effects, offsets, unsettled
 
 
 @pytest.fixture
-def path(world: World) -> World:
+def world(world: World) -> World:
     """A migrated world with publication and slot."""
     world.migrate()
     return world
@@ -50,68 +50,68 @@ async def finish(world: World, load: Load, count: int, eventually: Eventually) -
     ("count", "kills"), [(20_000, 6), pytest.param(200_000, 20, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
 )
 async def test_kill_9_of_workers_and_relay_at_random(
-    path: World, eventually: Eventually, count: int, kills: int
+    world: World, eventually: Eventually, count: int, kills: int
 ) -> None:
     chance = random.Random(count)
-    running: dict[str, Process] = {"relay": path.relay(), "worker-1": path.worker(), "worker-2": path.worker()}
-    load = Load(path.url, path.topic, count)
+    running: dict[str, Process] = {"relay": world.relay(), "worker-1": world.worker(), "worker-2": world.worker()}
+    load = Load(world.url, world.topic, count)
     load.start()
-    await eventually(lambda: path.query("SELECT 1 FROM chat_histories LIMIT 1"), 60)
+    await eventually(lambda: world.query("SELECT 1 FROM chat_histories LIMIT 1"), 60)
     for kill in range(kills):
         goal = count * (kill + 1) // (kills + 2)
         await eventually(lambda goal=goal: load.sent >= goal or not load.is_alive(), 120)
         victim = chance.choice(list(running))
         running[victim].kill()
         await asyncio.sleep(chance.uniform(0, 1.5))
-        running[victim] = path.relay() if victim == "relay" else path.worker()
-    await finish(path, load, count, eventually)
+        running[victim] = world.relay() if victim == "relay" else world.worker()
+    await finish(world, load, count, eventually)
 
 
-async def test_a_rebalance_while_runs_are_in_flight(path: World, eventually: Eventually, tmp_path: Path) -> None:
+async def test_a_rebalance_while_runs_are_in_flight(world: World, eventually: Eventually, tmp_path: Path) -> None:
     """The first worker is slow: its transactions end, and its acks arrive, after partitions have moved to the second."""
-    path.query(
+    world.query(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.7); RETURN NULL; END $$"
     )
-    path.query("CREATE TRIGGER slow AFTER INSERT ON chat_histories EXECUTE FUNCTION slow()")
-    path.relay()
-    first = path.worker(STREAMS_WORKER__RUN_RECORDS="50")
-    load = Load(path.url, path.topic, 6000)
+    world.query("CREATE TRIGGER slow AFTER INSERT ON chat_histories EXECUTE FUNCTION slow()")
+    world.relay()
+    first = world.worker(STREAMS_WORKER__RUN_RECORDS="50")
+    load = Load(world.url, world.topic, 6000)
     load.start()
-    await eventually(lambda: path.query("SELECT 1 FROM chat_histories LIMIT 1"), 60)
-    second = path.worker(STREAMS_WORKER__RUN_RECORDS="50")
-    third = path.worker(STREAMS_WORKER__RUN_RECORDS="50")
-    await eventually(lambda: path.query("SELECT count(*) > 2500 FROM chat_histories") == [(True,)], 120)
+    await eventually(lambda: world.query("SELECT 1 FROM chat_histories LIMIT 1"), 60)
+    second = world.worker(STREAMS_WORKER__RUN_RECORDS="50")
+    third = world.worker(STREAMS_WORKER__RUN_RECORDS="50")
+    await eventually(lambda: world.query("SELECT count(*) > 2500 FROM chat_histories") == [(True,)], 120)
     await third.stop()
-    await eventually(lambda: path.query("SELECT count(*) > 4000 FROM chat_histories") == [(True,)], 120)
+    await eventually(lambda: world.query("SELECT count(*) > 4000 FROM chat_histories") == [(True,)], 120)
     await second.stop()
-    path.query("DROP TRIGGER slow ON chat_histories")
-    await finish(path, load, 6000, eventually)
+    world.query("DROP TRIGGER slow ON chat_histories")
+    await finish(world, load, 6000, eventually)
     assert first.running
 
 
-async def test_a_worker_stopped_for_longer_than_its_session_and_continued(path: World, eventually: Eventually) -> None:
-    path.relay()
-    zombie, other = path.worker(), path.worker()
-    load = Load(path.url, path.topic, 10_000)
+async def test_a_worker_stopped_for_longer_than_its_session_and_continued(world: World, eventually: Eventually) -> None:
+    world.relay()
+    zombie, other = world.worker(), world.worker()
+    load = Load(world.url, world.topic, 10_000)
     load.start()
-    await eventually(lambda: path.query("SELECT count(*) > 500 FROM chat_histories") == [(True,)], 60)
+    await eventually(lambda: world.query("SELECT count(*) > 500 FROM chat_histories") == [(True,)], 60)
     assert zombie.pid is not None
     os.killpg(os.getpgid(zombie.pid), signal.SIGSTOP)
     await asyncio.sleep(9)  # longer than the session timeout of 6 s: this wait is the fault itself
     os.killpg(os.getpgid(zombie.pid), signal.SIGCONT)
-    await finish(path, load, 10_000, eventually)
+    await finish(world, load, 10_000, eventually)
     assert other.running
 
 
-async def test_sigterm_under_load_ends_with_0_within_5_seconds(path: World, eventually: Eventually) -> None:
-    relay, worker = path.relay(), path.worker()
-    load = Load(path.url, path.topic, 20_000)
+async def test_sigterm_under_load_ends_with_0_within_5_seconds(world: World, eventually: Eventually) -> None:
+    relay, worker = world.relay(), world.worker()
+    load = Load(world.url, world.topic, 20_000)
     load.start()
-    await eventually(lambda: path.query("SELECT count(*) > 1000 FROM chat_histories") == [(True,)], 60)
+    await eventually(lambda: world.query("SELECT count(*) > 1000 FROM chat_histories") == [(True,)], 60)
     for process in (worker, relay):
         assert process.pid is not None
         os.kill(process.pid, signal.SIGTERM)
         assert await process.finish(5) == 0
-    path.relay()
-    path.worker()
-    await finish(path, load, 20_000, eventually)
+    world.relay()
+    world.worker()
+    await finish(world, load, 20_000, eventually)

@@ -92,7 +92,7 @@ def _poison(conversation: int) -> tuple[str, str, dict[str, Any]]:
 
 
 @pytest.fixture
-async def path(world: World, tmp_path: Path) -> World:
+async def world(world: World, tmp_path: Path) -> World:
     """A migrated world in which some messages cannot be persisted, or not at once."""
     package = tmp_path / "frailty"
     package.mkdir()
@@ -110,42 +110,42 @@ async def path(world: World, tmp_path: Path) -> World:
     [(4_000, 4, 400), pytest.param(20_000, 12, 700, marks=[pytest.mark.long, pytest.mark.timeout(600)])],
 )
 async def test_a_poison_in_each_conversation_costs_itself_alone_whatever_is_killed(
-    path: World, eventually: Eventually, count: int, kills: int, rate: float
+    world: World, eventually: Eventually, count: int, kills: int, rate: float
 ) -> None:
     chance = random.Random(count)
-    running: dict[str, Process] = {"relay": path.relay(), "worker-1": path.worker(), "worker-2": path.worker()}
-    load = PoisonedLoad(path.url, path.topic, count, rate=rate)
+    running: dict[str, Process] = {"relay": world.relay(), "worker-1": world.worker(), "worker-2": world.worker()}
+    load = PoisonedLoad(world.url, world.topic, count, rate=rate)
     load.start()
-    await eventually(lambda: path.query("SELECT 1 FROM chat_histories LIMIT 1"), 60)
+    await eventually(lambda: world.query("SELECT 1 FROM chat_histories LIMIT 1"), 60)
     # Each dies at least once.
     for kill, victim in enumerate([*running, *chance.choices(list(running), k=kills - len(running))]):
         goal = count * (kill + 1) // (kills + 1)
         await eventually(lambda goal=goal: load.sent >= goal or not load.is_alive(), 120)
         running[victim].kill()
         await asyncio.sleep(chance.uniform(0, 1))
-        running[victim] = path.relay() if victim == "relay" else path.worker()
+        running[victim] = world.relay() if victim == "relay" else world.worker()
     await eventually(lambda: load.failure or not load.is_alive(), 120)
     assert load.failure is None
-    await eventually(lambda: unsettled(path) == 0, 90, every=0.3)
-    check_fates(path, count)
-    check_effects(path)
-    check_order(path)
-    await check_audit(path, count)
+    await eventually(lambda: unsettled(world) == 0, 90, every=0.3)
+    check_fates(world, count)
+    check_effects(world)
+    check_order(world)
+    await check_audit(world, count)
     assert all(process.running for process in running.values())
 
 
-def unsettled(path: World) -> int:
+def unsettled(world: World) -> int:
     """Committed messages without a final state, whatever was sent twice."""
-    [(count,)] = path.query(
+    [(count,)] = world.query(
         "SELECT count(*) FROM outbox LEFT JOIN outbox_state ON outbox_id = id"
         " WHERE resend_of IS NULL AND coalesce(status, '') NOT IN ('consumed', 'dead')"
     )
     return int(count)
 
 
-def check_fates(path: World, count: int) -> None:
+def check_fates(world: World, count: int) -> None:
     """Every message ended as its kind says, after as many attempts, and nothing else has a fate."""
-    rows = path.query(
+    rows = world.query(
         "SELECT payload->>'message', status, attempts, error_code, count(*) FROM outbox"
         " JOIN outbox_state ON outbox_id = id WHERE resend_of IS NULL GROUP BY 1, 2, 3, 4"
     )
@@ -156,24 +156,24 @@ def check_fates(path: World, count: int) -> None:
     assert ended == {kind: {fate: each} for kind, (_, fate) in FATES.items()} | {
         "sound": {SOUND: count - CONVERSATIONS}
     }
-    assert path.query("SELECT count(*) FROM outbox_state") == [(count,)]
-    assert path.query("SELECT count(*) FROM outbox_rejects") == [(0,)]
+    assert world.query("SELECT count(*) FROM outbox_state") == [(count,)]
+    assert world.query("SELECT count(*) FROM outbox_rejects") == [(0,)]
 
 
 EFFECTS = "(SELECT outbox_id, chat_id, id FROM chat_histories UNION ALL SELECT outbox_id, chat_id, id FROM frails)"
 
 
-def check_effects(path: World) -> None:
+def check_effects(world: World) -> None:
     """What is consumed has one effect, what is dead has none."""
     assert (
-        path.query(
+        world.query(
             f"SELECT outbox_id, status, count(effect.id) FROM outbox_state FULL JOIN {EFFECTS} AS effect USING (outbox_id)"
             " GROUP BY 1, 2 HAVING count(effect.id) <> CASE WHEN status = 'consumed' THEN 1 ELSE 0 END"
         )
         == []
     )
     assert (
-        path.query(
+        world.query(
             "SELECT chat_id, message_count, count(h.id) FROM agent_chats FULL JOIN chat_histories AS h USING (user_id, chat_id)"
             " GROUP BY 1, 2 HAVING message_count IS DISTINCT FROM count(h.id)"
         )
@@ -181,18 +181,18 @@ def check_effects(path: World) -> None:
     )
 
 
-def check_order(path: World) -> None:
+def check_order(world: World) -> None:
     """Persisted in the order in which they were enqueued, conversation by conversation, and parked where one waited."""
     for order in ("applied", 'partition, "offset"'):
-        assert path.query(
+        assert world.query(
             "SELECT count(*) FROM (SELECT id < lag(id) OVER (PARTITION BY outbox.key ORDER BY " + order + ") AS wrong"
             " FROM outbox JOIN outbox_state ON outbox_id = id WHERE status = 'consumed') AS steps WHERE wrong"
         ) == [(0,)], order
-    assert path.query(
+    assert world.query(
         "SELECT count(*) FROM (SELECT outbox_id < lag(outbox_id) OVER (PARTITION BY chat_id ORDER BY id) AS wrong"
         " FROM chat_histories) AS steps WHERE wrong"
     ) == [(0,)]
-    parked = path.query(
+    parked = world.query(
         "SELECT DISTINCT o.key FROM outbox AS o JOIN outbox_state ON outbox_id = id"
         " WHERE biz_type = %s AND status = 'consumed' AND arrived IS NOT NULL",
         CHAT,
@@ -204,11 +204,11 @@ def check_order(path: World) -> None:
     assert waited <= {key for key, kind in kinds.items() if kind != CHAT}
 
 
-async def check_audit(path: World, count: int) -> None:
+async def check_audit(world: World, count: int) -> None:
     """The command itself, from the first message to the last."""
-    audit = path.start("streams", "audit", "--full", "--json")
+    audit = world.start("streams", "audit", "--full", "--json")
     status = await audit.finish(60)
-    text = (path.directory / f"streams-{len(path.processes) - 1}.log").read_text()
+    text = (world.directory / f"streams-{len(world.processes) - 1}.log").read_text()
     assert status == 0, text
     report = json.loads(text)
     assert (report["messages"], report["complete"], report["wrong"]) == (count, True, {}), text

@@ -48,7 +48,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def outbox(world: World, mode: str, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+async def world(world: World, mode: str, request: pytest.FixtureRequest) -> AsyncIterator[World]:
     """A migrated world whose relays run in one mode."""
     world.environ["STREAMS_RELAY__MODE"], _, shards = mode.partition(" in ")
     if shards:
@@ -66,12 +66,12 @@ async def outbox(world: World, mode: str, request: pytest.FixtureRequest) -> Asy
 
 
 @pytest.fixture
-def crash(outbox: World, request: pytest.FixtureRequest) -> Callable[[Process], Awaitable[None]]:
+def crash(world: World, request: pytest.FixtureRequest) -> Callable[[Process], Awaitable[None]]:
     """`await crash(relay)`: kill -9 to whoever publishes."""
 
     async def kill(relay: Process) -> None:
         relay.kill()
-        if outbox.settings.relay.mode == "debezium":
+        if world.settings.relay.mode == "debezium":
             worker: ConnectWorker = request.getfixturevalue("connect")
             worker.kill()
             await worker.restart()
@@ -156,20 +156,20 @@ def check_order(world: World, ids: list[int]) -> None:
         assert seen == sorted(seen), key
 
 
-async def test_a_record_is_what_debezium_would_have_sent(outbox: World, eventually: Eventually) -> None:
+async def test_a_record_is_what_debezium_would_have_sent(world: World, eventually: Eventually) -> None:
     text = '{"user_id":1,  "conversation_id": "c1","role":"user","message":"\\u00e9 \U0001f40d"}'
     plain, traced = (
-        outbox.query(
+        world.query(
             "INSERT INTO outbox (biz_type, topic, key, payload, traceparent, resend_of, created_at)"
             " VALUES (%s, %s, 'k\u00e9', %s, %s, %s, '2026-01-31 12:00:00.5') RETURNING id",
-            *(CHAT, outbox.topic, text, *extra),
+            *(CHAT, world.topic, text, *extra),
         )[0][0]
         for extra in ((None, None), ("00-ab-cd-01", 1))
     )
-    outbox.relay()
+    world.relay()
     # The first connector of a Connect worker that has just started.
-    await eventually(published(outbox, [plain, traced]), 90)
-    first, second = sorted(on_topic(outbox), key=lambda record: record.id)
+    await eventually(published(world, [plain, traced]), 90)
+    first, second = sorted(on_topic(world), key=lambda record: record.id)
     assert (first.key, first.value, first.timestamp) == ("k\u00e9".encode(), text.encode(), 1769860800500)
     assert first.headers == [
         ("id", str(plain).encode()),
@@ -181,15 +181,15 @@ async def test_a_record_is_what_debezium_would_have_sent(outbox: World, eventual
 
 
 async def test_records_are_compressed_keyed_by_murmur2_and_readable_by_aiokafka(
-    outbox: World, eventually: Eventually
+    world: World, eventually: Eventually
 ) -> None:
     from aiokafka.partitioner import murmur2
 
-    ids = enqueue(outbox.url, outbox.topic, [payload(n, f"c{n}") for n in range(200)])
-    outbox.relay()
-    await eventually(published(outbox, ids))
-    async with AIOKafkaConsumer(bootstrap_servers=outbox.settings.broker_url, auto_offset_reset="earliest") as consumer:
-        partitions = [TopicPartition(outbox.topic, number) for number in range(outbox.settings.topic.partitions)]
+    ids = enqueue(world.url, world.topic, [payload(n, f"c{n}") for n in range(200)])
+    world.relay()
+    await eventually(published(world, ids))
+    async with AIOKafkaConsumer(bootstrap_servers=world.settings.broker_url, auto_offset_reset="earliest") as consumer:
+        partitions = [TopicPartition(world.topic, number) for number in range(world.settings.topic.partitions)]
         consumer.assign(partitions)
         seen: list[Any] = []
         while len(seen) < len(ids):
@@ -202,116 +202,114 @@ async def test_records_are_compressed_keyed_by_murmur2_and_readable_by_aiokafka(
 
 @pytest.mark.parametrize("transactions", [100, pytest.param(2000, marks=pytest.mark.long)])
 async def test_eight_writers_and_kill_9_lose_double_and_reorder_nothing(
-    outbox: World, crash: Crash, eventually: Eventually, transactions: int
+    world: World, crash: Crash, eventually: Eventually, transactions: int
 ) -> None:
-    writers = Writers(outbox.url, outbox.topic, transactions)
+    writers = Writers(world.url, world.topic, transactions)
     # Killing Debezium takes seconds each time.
-    for _ in range(1 if outbox.settings.relay.mode == "debezium" else 3):
-        relay = outbox.relay()
-        await eventually(leads(outbox, relay), 60)
+    for _ in range(1 if world.settings.relay.mode == "debezium" else 3):
+        relay = world.relay()
+        await eventually(leads(world, relay), 60)
         await asyncio.sleep(0.3)
         await crash(relay)
-    outbox.relay()
+    world.relay()
     ids = await asyncio.to_thread(writers.join)
-    await eventually(published(outbox, ids), 120, every=0.5)
-    check_order(outbox, ids)
+    await eventually(published(world, ids), 120, every=0.5)
+    check_order(world, ids)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 3000, pytest.param(100_000, marks=pytest.mark.long)])
-async def test_a_transaction_of_any_size_comes_whole(outbox: World, eventually: Eventually, rows: int) -> None:
+async def test_a_transaction_of_any_size_comes_whole(world: World, eventually: Eventually, rows: int) -> None:
     insert = (
         "INSERT INTO outbox (biz_type, topic, key, payload)"
         " SELECT %s, %s, 'c' || n %% 20, json_build_object('n', n) FROM generate_series(1, %s) AS n RETURNING id"
     )
-    outbox.relay()
-    ids = enqueue(outbox.url, outbox.topic, [payload(0, "before")])
-    with psycopg.connect(outbox.url) as connection:
-        connection.execute(insert, (CHAT, outbox.topic, rows))
+    world.relay()
+    ids = enqueue(world.url, world.topic, [payload(0, "before")])
+    with psycopg.connect(world.url) as connection:
+        connection.execute(insert, (CHAT, world.topic, rows))
         connection.rollback()
-    ids += [row[0] for row in outbox.query(insert, CHAT, outbox.topic, rows)]
-    ids += enqueue(outbox.url, outbox.topic, [payload(0, "after")])
-    await eventually(published(outbox, ids), 120, every=0.5)
-    check_order(outbox, ids)
-    await eventually(confirmed(outbox))
+    ids += [row[0] for row in world.query(insert, CHAT, world.topic, rows)]
+    ids += enqueue(world.url, world.topic, [payload(0, "after")])
+    await eventually(published(world, ids), 120, every=0.5)
+    check_order(world, ids)
+    await eventually(confirmed(world))
 
 
-async def test_rows_of_an_open_transaction_come_when_it_commits(outbox: World, eventually: Eventually) -> None:
-    outbox.relay()
-    with psycopg.connect(outbox.url) as connection:
+async def test_rows_of_an_open_transaction_come_when_it_commits(world: World, eventually: Eventually) -> None:
+    world.relay()
+    with psycopg.connect(world.url) as connection:
         insert = "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c', '{}') RETURNING id"
-        [early] = connection.execute(insert, (CHAT, outbox.topic)).fetchone() or []
-        late = enqueue(outbox.url, outbox.topic, [payload(1, "d")])
-        await eventually(published(outbox, late))
-        assert early not in {record.id for record in on_topic(outbox)}
-    await eventually(published(outbox, [early]))
+        [early] = connection.execute(insert, (CHAT, world.topic)).fetchone() or []
+        late = enqueue(world.url, world.topic, [payload(1, "d")])
+        await eventually(published(world, late))
+        assert early not in {record.id for record in on_topic(world)}
+    await eventually(published(world, [early]))
 
 
 @pytest.mark.parametrize("seconds", [2, pytest.param(15, marks=pytest.mark.long)])
 async def test_a_broker_outage_is_waited_out(
-    outbox: World, kafka: KafkaBroker, eventually: Eventually, seconds: int
+    world: World, kafka: KafkaBroker, eventually: Eventually, seconds: int
 ) -> None:
-    relay = outbox.relay()
-    ids = enqueue(outbox.url, outbox.topic, [payload(n, f"c{n % 9}") for n in range(100)])
-    await eventually(published(outbox, ids))
+    relay = world.relay()
+    ids = enqueue(world.url, world.topic, [payload(n, f"c{n % 9}") for n in range(100)])
+    await eventually(published(world, ids))
     kafka.kill()
     try:
-        ids += enqueue(outbox.url, outbox.topic, [payload(n, f"c{n % 9}") for n in range(30_000)])
+        ids += enqueue(world.url, world.topic, [payload(n, f"c{n % 9}") for n in range(30_000)])
         await asyncio.sleep(seconds)
         assert relay.running
         assert relay.pid and psutil.Process(relay.pid).memory_info().rss < 150 << 20
     finally:
         await kafka.restart()
-    await eventually(published(outbox, ids), 90, every=0.5)
-    check_order(outbox, ids)
+    await eventually(published(world, ids), 90, every=0.5)
+    check_order(world, ids)
     assert relay.running
 
 
-async def test_a_database_restart_is_waited_out(
-    outbox: World, postgres: PostgresServer, eventually: Eventually
-) -> None:
-    relay = outbox.relay()
-    ids = enqueue(outbox.url, outbox.topic, [payload(n, f"c{n % 9}") for n in range(100)])
-    await eventually(published(outbox, ids))
+async def test_a_database_restart_is_waited_out(world: World, postgres: PostgresServer, eventually: Eventually) -> None:
+    relay = world.relay()
+    ids = enqueue(world.url, world.topic, [payload(n, f"c{n % 9}") for n in range(100)])
+    await eventually(published(world, ids))
     await postgres.restart()
-    ids += enqueue(outbox.url, outbox.topic, [payload(n, f"c{n % 9}") for n in range(100)])
-    await eventually(published(outbox, ids))
+    ids += enqueue(world.url, world.topic, [payload(n, f"c{n % 9}") for n in range(100)])
+    await eventually(published(world, ids))
     postgres.kill()
     await postgres.restart()
-    ids += enqueue(outbox.url, outbox.topic, [payload(n, f"c{n % 9}") for n in range(100)])
-    await eventually(published(outbox, ids))
-    check_order(outbox, ids)
+    ids += enqueue(world.url, world.topic, [payload(n, f"c{n % 9}") for n in range(100)])
+    await eventually(published(world, ids))
+    check_order(world, ids)
     assert relay.running
 
 
 @OURS
-async def test_a_standby_takes_over_within_seconds(outbox: World, eventually: Eventually) -> None:
-    leader = outbox.relay()
-    await eventually(leads(outbox, leader))
-    standby = outbox.relay()
-    ids = enqueue(outbox.url, outbox.topic, [payload(n, "c") for n in range(100)])
-    await eventually(published(outbox, ids))
-    await eventually(lambda: "relay stands by" in (outbox.directory / "streams-1.log").read_text())
+async def test_a_standby_takes_over_within_seconds(world: World, eventually: Eventually) -> None:
+    leader = world.relay()
+    await eventually(leads(world, leader))
+    standby = world.relay()
+    ids = enqueue(world.url, world.topic, [payload(n, "c") for n in range(100)])
+    await eventually(published(world, ids))
+    await eventually(lambda: "relay stands by" in (world.directory / "streams-1.log").read_text())
     leader.kill()
-    await eventually(leads(outbox, standby), 10)
-    ids += enqueue(outbox.url, outbox.topic, [payload(n, "c") for n in range(100)])
-    await eventually(published(outbox, ids))
-    check_order(outbox, ids)
+    await eventually(leads(world, standby), 10)
+    ids += enqueue(world.url, world.topic, [payload(n, "c") for n in range(100)])
+    await eventually(published(world, ids))
+    check_order(world, ids)
 
 
 @OURS
 @pytest.mark.parametrize("rows", [100_000, pytest.param(400_000, marks=pytest.mark.long)])
-async def test_a_huge_transaction_takes_no_memory(outbox: World, eventually: Eventually, rows: int) -> None:
-    relay = outbox.relay()
-    await eventually(leads(outbox, relay))
+async def test_a_huge_transaction_takes_no_memory(world: World, eventually: Eventually, rows: int) -> None:
+    relay = world.relay()
+    await eventually(leads(world, relay))
     assert relay.pid
     process = psutil.Process(relay.pid)
-    outbox.query(
+    world.query(
         "INSERT INTO outbox (biz_type, topic, key, payload)"
         " SELECT %s, %s, 'c' || n %% 500, json_build_object('n', n, 'message', repeat(md5(n::text), 10))"
         " FROM generate_series(1, %s) AS n",
-        *(CHAT, outbox.topic, rows),
+        *(CHAT, world.topic, rows),
     )
-    done, peak = confirmed(outbox), 0
+    done, peak = confirmed(world), 0
 
     def finished() -> bool:
         nonlocal peak
@@ -320,16 +318,16 @@ async def test_a_huge_transaction_takes_no_memory(outbox: World, eventually: Eve
 
     await eventually(finished, 120)
     assert peak < 150 << 20
-    found = on_topic(outbox)
+    found = on_topic(world)
     assert len({record.id for record in found}) == rows
     for key, seen in first_seen(found).items():
         assert seen == sorted(seen), key
 
 
 @OURS
-async def test_what_no_record_can_carry_is_dead_and_the_rest_goes_on(outbox: World, eventually: Eventually) -> None:
+async def test_what_no_record_can_carry_is_dead_and_the_rest_goes_on(world: World, eventually: Eventually) -> None:
     insert = "INSERT INTO outbox (biz_type, topic, key, payload, created_at) VALUES (%s, %s, 'c', %s, %s) RETURNING id"
-    secret, now, topic = '{"x": "secret-canary"}', "2026-01-01", outbox.topic
+    secret, now, topic = '{"x": "secret-canary"}', "2026-01-01", world.topic
     huge = '{"x": "secret-canary' + "x" * 2_000_000 + '"}'
     lines = [
         ((topic, secret, now), None),
@@ -341,37 +339,37 @@ async def test_what_no_record_can_carry_is_dead_and_the_rest_goes_on(outbox: Wor
         ((topic, secret, "infinity"), "created_at"),
         ((topic, secret, now), None),
     ]
-    ids = [outbox.query(insert, CHAT, *values)[0][0] for values, _ in lines]
-    outbox.relay()
+    ids = [world.query(insert, CHAT, *values)[0][0] for values, _ in lines]
+    world.relay()
     good = [found for found, (_, reason) in zip(ids, lines, strict=True) if reason is None]
-    await eventually(published(outbox, good))
-    check_order(outbox, good)
+    await eventually(published(world, good))
+    check_order(world, good)
     dead = {
         row[0]: row[1:]
-        for row in outbox.query("SELECT outbox_id, status, error_code, attempts, error FROM outbox_state")
+        for row in world.query("SELECT outbox_id, status, error_code, attempts, error FROM outbox_state")
     }
     assert dead.keys() == set(ids) - set(good)
     for found, (_, reason) in zip(ids, lines, strict=True):
         if reason is not None:
             assert dead[found][:3] == ("dead", "unpublishable", 0)
             assert reason in dead[found][3]
-    assert "canary" not in str(dead) + (outbox.directory / "streams-0.log").read_text()
+    assert "canary" not in str(dead) + (world.directory / "streams-0.log").read_text()
 
 
 @OURS
-async def test_a_record_that_the_broker_refuses_costs_one_message(outbox: World, eventually: Eventually) -> None:
-    relay = outbox.relay()
-    ids = enqueue(outbox.url, outbox.topic, [payload(0, "c")])
-    await eventually(published(outbox, ids))
+async def test_a_record_that_the_broker_refuses_costs_one_message(world: World, eventually: Eventually) -> None:
+    relay = world.relay()
+    ids = enqueue(world.url, world.topic, [payload(0, "c")])
+    await eventually(published(world, ids))
     # Unknown to the relay, which asked for the limit when it began.
-    alter_topic(outbox, "max.message.bytes", "20000")
+    alter_topic(world, "max.message.bytes", "20000")
     messages = [payload(n, f"c{n % 3}") for n in range(60)]
     messages[30]["message"] = "".join(chr(97 + n * n % 26) + str(n) for n in range(20_000))
-    more = enqueue(outbox.url, outbox.topic, messages)
+    more = enqueue(world.url, world.topic, messages)
     good = ids + more[:30] + more[31:]
-    await eventually(published(outbox, good), 60)
-    check_order(outbox, good)
-    assert outbox.query("SELECT outbox_id, status, error_code FROM outbox_state") == [
+    await eventually(published(world, good), 60)
+    check_order(world, good)
+    assert world.query("SELECT outbox_id, status, error_code FROM outbox_state") == [
         (more[30], "dead", "unpublishable")
     ]
     assert relay.running
@@ -379,45 +377,45 @@ async def test_a_record_that_the_broker_refuses_costs_one_message(outbox: World,
 
 @OURS
 async def test_a_record_refused_for_what_only_the_broker_knows_costs_one_message(
-    outbox: World, eventually: Eventually
+    world: World, eventually: Eventually
 ) -> None:
-    relay = outbox.relay()
-    ids = enqueue(outbox.url, outbox.topic, [payload(0, "c")])
-    await eventually(published(outbox, ids))
-    alter_topic(outbox, "message.timestamp.before.max.ms", "3600000")
-    before = enqueue(outbox.url, outbox.topic, BATCH)
-    [(old,)] = outbox.query(
+    relay = world.relay()
+    ids = enqueue(world.url, world.topic, [payload(0, "c")])
+    await eventually(published(world, ids))
+    alter_topic(world, "message.timestamp.before.max.ms", "3600000")
+    before = enqueue(world.url, world.topic, BATCH)
+    [(old,)] = world.query(
         "INSERT INTO outbox (biz_type, topic, key, payload, created_at) VALUES (%s, %s, 'c3', '{}', '2001-01-01')"
         " RETURNING id",
-        *(CHAT, outbox.topic),
+        *(CHAT, world.topic),
     )
-    good = ids + before + enqueue(outbox.url, outbox.topic, BATCH)
-    await eventually(published(outbox, good), 60)
-    check_order(outbox, good)
-    assert outbox.query("SELECT outbox_id, status, error_code FROM outbox_state") == [(old, "dead", "unpublishable")]
+    good = ids + before + enqueue(world.url, world.topic, BATCH)
+    await eventually(published(world, good), 60)
+    check_order(world, good)
+    assert world.query("SELECT outbox_id, status, error_code FROM outbox_state") == [(old, "dead", "unpublishable")]
     assert relay.running
 
 
 @OURS
-async def test_sigterm_ends_it_with_everything_confirmed(outbox: World, eventually: Eventually) -> None:
-    ids = [found for _ in range(100) for found in enqueue(outbox.url, outbox.topic, BATCH)]
-    relay = outbox.relay()
-    await eventually(published(outbox, ids[:1]))
+async def test_sigterm_ends_it_with_everything_confirmed(world: World, eventually: Eventually) -> None:
+    ids = [found for _ in range(100) for found in enqueue(world.url, world.topic, BATCH)]
+    relay = world.relay()
+    await eventually(published(world, ids[:1]))
     await relay.stop(signal.SIGTERM, grace=8)
     assert relay.returncode == 0
-    outbox.relay()
-    await eventually(published(outbox, ids))
-    check_order(outbox, ids)
+    world.relay()
+    await eventually(published(world, ids))
+    check_order(world, ids)
     # Nothing was sent twice: the first relay had confirmed what it sent.
-    assert len(on_topic(outbox)) == len(ids)
+    assert len(on_topic(world)) == len(ids)
 
 
 @OURS
-async def test_a_stopped_relay_leaves_nothing_unconfirmed(outbox: World, eventually: Eventually) -> None:
-    relay = outbox.relay()
-    ids = enqueue(outbox.url, outbox.topic, [payload(n, "c") for n in range(50)])
-    done = confirmed(outbox)
-    await eventually(published(outbox, ids))
+async def test_a_stopped_relay_leaves_nothing_unconfirmed(world: World, eventually: Eventually) -> None:
+    relay = world.relay()
+    ids = enqueue(world.url, world.topic, [payload(n, "c") for n in range(50)])
+    done = confirmed(world)
+    await eventually(published(world, ids))
     await relay.stop(signal.SIGINT, grace=8)
     assert (relay.returncode, done()) == (0, True)
 

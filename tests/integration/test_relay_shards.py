@@ -23,7 +23,7 @@ BATCH = [payload(n, f"c{n % 40}") for n in range(200)]
 
 
 @pytest.fixture
-def shared(world: World) -> World:
+def world(world: World) -> World:
     """A migrated world whose relays share four shards."""
     world.environ |= {"STREAMS_RELAY__MODE": "poll", "STREAMS_RELAY__SHARDS": "4"}
     world.environ["STREAMS_RELAY__FLOOR_INTERVAL"] = "0.1"
@@ -57,46 +57,46 @@ def log(world: World, number: int) -> str:
 
 @pytest.mark.parametrize("transactions", [250, pytest.param(2000, marks=pytest.mark.long)])
 async def test_relays_come_and_go_and_nothing_is_lost_or_out_of_order(
-    shared: World, eventually: Eventually, transactions: int
+    world: World, eventually: Eventually, transactions: int
 ) -> None:
-    first = shared.relay()
-    await eventually(led(shared, first))
-    writers = Writers(shared.url, shared.topic, transactions)
-    second = shared.relay()
-    await eventually(led(shared, first, second), 20)
+    first = world.relay()
+    await eventually(led(world, first))
+    writers = Writers(world.url, world.topic, transactions)
+    second = world.relay()
+    await eventually(led(world, first, second), 20)
     first.kill()
-    await eventually(led(shared, second), 20)
-    third = shared.relay()
-    await eventually(led(shared, second, third), 20)
+    await eventually(led(world, second), 20)
+    third = world.relay()
+    await eventually(led(world, second, third), 20)
     second.kill()
-    await eventually(led(shared, third), 20)
+    await eventually(led(world, third), 20)
     ids = await asyncio.to_thread(writers.join)
-    await eventually(published(shared, ids), 60, every=0.5)
-    check_order(shared, ids)
-    await eventually(lambda: floor(shared) == newest(shared))
+    await eventually(published(world, ids), 60, every=0.5)
+    check_order(world, ids)
+    await eventually(lambda: floor(world) == newest(world))
 
 
-async def test_the_floor_is_that_of_the_slowest_shard(shared: World, eventually: Eventually) -> None:
-    first, second = shared.relay(), shared.relay()
-    await eventually(led(shared, first, second), 20)
-    ids = enqueue(shared.url, shared.topic, BATCH)
-    await eventually(lambda: floor(shared) == ids[-1])
+async def test_the_floor_is_that_of_the_slowest_shard(world: World, eventually: Eventually) -> None:
+    first, second = world.relay(), world.relay()
+    await eventually(led(world, first, second), 20)
+    ids = enqueue(world.url, world.topic, BATCH)
+    await eventually(lambda: floor(world) == ids[-1])
     second.kill()
-    late = enqueue(shared.url, shared.topic, BATCH)
-    await eventually(lambda: floor(shared) == late[-1], 20)
-    assert shared.query("SELECT count(*), min(floor) = max(floor) FROM relay_shards") == [(4, True)]
-    await eventually(published(shared, ids + late))
+    late = enqueue(world.url, world.topic, BATCH)
+    await eventually(lambda: floor(world) == late[-1], 20)
+    assert world.query("SELECT count(*), min(floor) = max(floor) FROM relay_shards") == [(4, True)]
+    await eventually(published(world, ids + late))
 
 
-async def test_status_tells_who_leads_which_shards(shared: World, eventually: Eventually) -> None:
-    first, second = shared.relay(), shared.relay()
-    await eventually(led(shared, first, second), 20)
-    third = shared.relay(STREAMS_RELAY__SHARDS="2")
-    await eventually(lambda: "relay stands by" in log(shared, 2))
+async def test_status_tells_who_leads_which_shards(world: World, eventually: Eventually) -> None:
+    first, second = world.relay(), world.relay()
+    await eventually(led(world, first, second), 20)
+    third = world.relay(STREAMS_RELAY__SHARDS="2")
+    await eventually(lambda: "relay stands by" in log(world, 2))
     # Its heartbeat comes from the leader of the first shard only.
-    await eventually(lambda: shared.query("SELECT count(*) FROM relay_position WHERE pid IS NOT NULL") == [(1,)])
-    with migrate.connection(shared.settings) as connection:
-        [found] = standing(connection, shared.settings.relay.name)
+    await eventually(lambda: world.query("SELECT count(*) FROM relay_position WHERE pid IS NOT NULL") == [(1,)])
+    with migrate.connection(world.settings) as connection:
+        [found] = standing(connection, world.settings.relay.name)
         shown = relays([found], [])
     assert {each.pid for each in found.sharing} == {first.pid, second.pid}
     assert sorted(shard for each in found.sharing for shard in each.shards) == [0, 1, 2, 3]
@@ -110,95 +110,93 @@ async def test_status_tells_who_leads_which_shards(shared: World, eventually: Ev
     }
 
 
-async def test_shards_begin_where_the_relay_is(shared: World, eventually: Eventually) -> None:
-    first = shared.relay()
-    ids = enqueue(shared.url, shared.topic, BATCH)
-    await eventually(lambda: floor(shared) == ids[-1])
+async def test_shards_begin_where_the_relay_is(world: World, eventually: Eventually) -> None:
+    first = world.relay()
+    ids = enqueue(world.url, world.topic, BATCH)
+    await eventually(lambda: floor(world) == ids[-1])
     await first.stop(signal.SIGTERM, grace=8)
     # As `streams relay adopt` may do.
-    shared.query("UPDATE relay_position SET floor = %s", ids[99])
-    shared.relay()
-    await eventually(lambda: floor(shared) == ids[-1])
-    assert sorted(record.id for record in on_topic(shared)) == sorted(ids + ids[100:])
+    world.query("UPDATE relay_position SET floor = %s", ids[99])
+    world.relay()
+    await eventually(lambda: floor(world) == ids[-1])
+    assert sorted(record.id for record in on_topic(world)) == sorted(ids + ids[100:])
 
 
-async def test_an_orderly_end_sends_nothing_twice(shared: World, eventually: Eventually) -> None:
-    first, second = shared.relay(), shared.relay()
-    await eventually(led(shared, first, second), 20)
-    ids = enqueue(shared.url, shared.topic, BATCH)
-    await eventually(lambda: floor(shared) == ids[-1])
+async def test_an_orderly_end_sends_nothing_twice(world: World, eventually: Eventually) -> None:
+    first, second = world.relay(), world.relay()
+    await eventually(led(world, first, second), 20)
+    ids = enqueue(world.url, world.topic, BATCH)
+    await eventually(lambda: floor(world) == ids[-1])
     for relay in (first, second):
         await relay.stop(signal.SIGTERM, grace=8)
         assert relay.returncode == 0
-    third = shared.relay()
-    ids += enqueue(shared.url, shared.topic, BATCH)
-    await eventually(led(shared, third), 20)
-    await eventually(lambda: floor(shared) == ids[-1])
-    assert sorted(record.id for record in on_topic(shared)) == ids
+    third = world.relay()
+    ids += enqueue(world.url, world.topic, BATCH)
+    await eventually(led(world, third), 20)
+    await eventually(lambda: floor(world) == ids[-1])
+    assert sorted(record.id for record in on_topic(world)) == ids
 
 
-async def test_another_number_of_shards_waits_until_the_old_ones_are_gone(
-    shared: World, eventually: Eventually
-) -> None:
-    first = shared.relay()
-    await eventually(led(shared, first))
-    second = shared.relay(STREAMS_RELAY__SHARDS="3")
-    await eventually(lambda: "run with 4 shards, here relay.shards is 3" in log(shared, 1))
-    ids = enqueue(shared.url, shared.topic, BATCH)
-    await eventually(published(shared, ids))
-    assert led(shared, first)()
+async def test_another_number_of_shards_waits_until_the_old_ones_are_gone(world: World, eventually: Eventually) -> None:
+    first = world.relay()
+    await eventually(led(world, first))
+    second = world.relay(STREAMS_RELAY__SHARDS="3")
+    await eventually(lambda: "run with 4 shards, here relay.shards is 3" in log(world, 1))
+    ids = enqueue(world.url, world.topic, BATCH)
+    await eventually(published(world, ids))
+    assert led(world, first)()
     first.kill()
-    ids += enqueue(shared.url, shared.topic, BATCH)
-    await eventually(led(shared, second, shards=3), 20)
-    await eventually(published(shared, ids))
-    check_order(shared, ids)
-    await eventually(lambda: floor(shared) == ids[-1])
+    ids += enqueue(world.url, world.topic, BATCH)
+    await eventually(led(world, second, shards=3), 20)
+    await eventually(published(world, ids))
+    check_order(world, ids)
+    await eventually(lambda: floor(world) == ids[-1])
 
 
 async def test_a_relay_that_leads_alone_and_relays_that_share_never_lead_together(
-    shared: World, eventually: Eventually
+    world: World, eventually: Eventually
 ) -> None:
-    first = shared.relay()
-    await eventually(led(shared, first))
-    alone = shared.relay(STREAMS_RELAY__SHARDS="1")
-    await eventually(lambda: "relay stands by" in log(shared, 1))
-    ids = enqueue(shared.url, shared.topic, BATCH)
-    await eventually(published(shared, ids))
+    first = world.relay()
+    await eventually(led(world, first))
+    alone = world.relay(STREAMS_RELAY__SHARDS="1")
+    await eventually(lambda: "relay stands by" in log(world, 1))
+    ids = enqueue(world.url, world.topic, BATCH)
+    await eventually(published(world, ids))
     first.kill()
-    await eventually(leads(shared, alone), 20)
-    third = shared.relay()
-    await eventually(lambda: "relay stands by" in log(shared, 2))
-    ids += enqueue(shared.url, shared.topic, BATCH)
-    await eventually(published(shared, ids))
+    await eventually(leads(world, alone), 20)
+    third = world.relay()
+    await eventually(lambda: "relay stands by" in log(world, 2))
+    ids += enqueue(world.url, world.topic, BATCH)
+    await eventually(published(world, ids))
     await alone.stop(signal.SIGTERM, grace=8)
-    await eventually(led(shared, third), 20)
-    ids += enqueue(shared.url, shared.topic, BATCH)
-    await eventually(published(shared, ids))
-    check_order(shared, ids)
+    await eventually(led(world, third), 20)
+    ids += enqueue(world.url, world.topic, BATCH)
+    await eventually(published(world, ids))
+    check_order(world, ids)
     # The floor of the relay that led alone is where the shards began.
-    assert len(on_topic(shared)) < 2 * len(ids)
+    assert len(on_topic(world)) < 2 * len(ids)
 
 
-async def test_a_backlog_of_many_passes_is_shared(shared: World, eventually: Eventually) -> None:
+async def test_a_backlog_of_many_passes_is_shared(world: World, eventually: Eventually) -> None:
     rows = 60_000
-    shared.query(
+    world.query(
         "INSERT INTO outbox (biz_type, topic, key, payload) SELECT %s, %s, 'c' || n %% 500, '{}'"
         " FROM generate_series(1, %s) AS n",
-        *(CHAT, shared.topic, rows),
+        *(CHAT, world.topic, rows),
     )
-    shared.relay()
-    shared.relay()
-    await eventually(lambda: floor(shared) == rows, 60)
-    check_order(shared, list(range(1, rows + 1)))
+    world.relay()
+    world.relay()
+    await eventually(lambda: floor(world) == rows, 60)
+    check_order(world, list(range(1, rows + 1)))
 
 
-async def test_only_polling_can_be_shared(shared: World) -> None:
+async def test_only_polling_can_be_shared(world: World) -> None:
     for mode in ("cdc", "auto", "debezium"):
         with pytest.raises(UsageError, match="only polling can be shared"):
-            await Relay(shared.settings, configured(shared.settings), mode).run()
+            await Relay(world.settings, configured(world.settings), mode).run()
 
 
-def test_conversations_are_spread_over_the_shards(shared: World) -> None:
-    counts = shared.query("SELECT outbox_shard('c' || n, 4), count(*) FROM generate_series(1, 4000) AS n GROUP BY 1")
+def test_conversations_are_spread_over_the_shards(world: World) -> None:
+    counts = world.query("SELECT outbox_shard('c' || n, 4), count(*) FROM generate_series(1, 4000) AS n GROUP BY 1")
     assert {shard for shard, _ in counts} == {0, 1, 2, 3}
     assert all(800 < count < 1200 for _, count in counts)
