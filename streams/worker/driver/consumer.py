@@ -178,7 +178,7 @@ class RunConsumer(driver.Consumer):
         expected = partition.expected
         where = {"topic": tp.topic, "partition": tp.partition, "offset": first}
         if partition.came_again(first, epoch):
-            logger.warning("nothing came of what a partition holds: it is read again", extra=where)
+            logger.warning("records lost between broker and worker are read again", extra=where)
         match partition.judge(first, epoch):
             case Fetched.HOLE:
                 await self._seek(tp, cast("int", expected))

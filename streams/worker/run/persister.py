@@ -142,7 +142,7 @@ class Persister:
         self.waits.note(run, in_words, state)
         if tries in (1, 10) or tries % 60 == 0 or state != run.reason:
             run.reason = state
-            text = "the database cannot do it now, the run waits"
+            text = "database unavailable, run waits"
             level = logging.WARNING
             if isinstance(error, HandlerBroken):
                 text, level = f"{error}: a bug or a missing column, the run waits until it is mended", logging.ERROR
