@@ -325,7 +325,9 @@ async def test_a_huge_transaction_takes_no_memory(world: World, eventually: Even
 
 
 @OURS
-async def test_what_no_record_can_carry_is_dead_and_the_rest_goes_on(world: World, eventually: Eventually) -> None:
+async def test_a_row_that_no_record_can_carry_is_dead_and_the_rest_goes_on(
+    world: World, eventually: Eventually
+) -> None:
     insert = "INSERT INTO outbox (biz_type, topic, key, payload, created_at) VALUES (%s, %s, 'c', %s, %s) RETURNING id"
     secret, now, topic = '{"x": "secret-canary"}', "2026-01-01", world.topic
     huge = '{"x": "secret-canary' + "x" * 2_000_000 + '"}'

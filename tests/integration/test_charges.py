@@ -153,7 +153,9 @@ def test_a_message_that_hangs_and_costs_its_connection_each_time_is_charged(stag
     assert stage.bench.handler.hung == 5
 
 
-def test_what_no_handler_raised_is_tried_once_more_in_pieces_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_no_handler_raised_is_tried_once_more_in_pieces_too(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = a_run(stage)
     recently_failing(stage)
     settle, errors = Transaction.settle, [ValueError("once")]
@@ -400,7 +402,7 @@ def test_a_run_that_waits_for_a_row_to_become_visible_has_taken_nobody_down(
     assert noted(stage) == []
 
 
-def test_what_is_known_calls_nobody_and_is_worked_as_a_whole_and_clears_nobody(stage: Stage) -> None:
+def test_a_run_that_is_known_calls_nobody_and_is_worked_as_a_whole_and_clears_nobody(stage: Stage) -> None:
     for _ in range(4):
         stage.insert(stage.bench.connection, "a", "plain")
     stage.send(stage.committed())

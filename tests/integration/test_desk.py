@@ -232,7 +232,7 @@ def test_replaying_in_circles_is_refused_without_force(run: Run, ids: list[int],
     assert run("replay", str(ids[0]), "--force").output == "replayed 1 message\n"
 
 
-def test_what_is_not_dead_is_refused_whole(run: Run, ids: list[int], world: World) -> None:
+def test_a_choice_with_a_message_that_is_not_dead_is_refused_whole(run: Run, ids: list[int], world: World) -> None:
     world.query("UPDATE outbox_state SET status = 'consumed' WHERE outbox_id = %s", ids[1])
     for verb in ("replay", "discard"):
         error = run(verb, *map(str, ids[:3]), "--yes").exception

@@ -78,7 +78,7 @@ async def test_only_what_is_written_since_the_start_is_counted_and_each_message_
         assert (found.committed, found.relayed, found.persisted, found.lag_seconds) == (10, 10, 8, 0.0)
 
 
-async def test_what_is_persisted_above_the_floor_was_relayed(database: str, business: psycopg.Connection) -> None:
+async def test_a_message_persisted_above_the_floor_was_relayed(database: str, business: psycopg.Connection) -> None:
     counters = Counters()
     async with await connect(database) as connection:
         await counters.begin(connection)

@@ -129,7 +129,9 @@ def test_a_refusal_is_22023_and_names_it(
         '{"a": 1e300, "b": -0.0, "c": 123456789012345678901234567890}',
     ],
 )
-def test_what_only_looks_wrong_is_accepted(payload: str, enqueue: Enqueue, connection: psycopg.Connection[Any]) -> None:
+def test_a_setting_that_only_looks_wrong_is_accepted(
+    payload: str, enqueue: Enqueue, connection: psycopg.Connection[Any]
+) -> None:
     connection.execute(KEYLESS)
     enqueue(key="ü" * 512, payload=payload)
     assert rows(connection)[0][4] == payload

@@ -265,7 +265,9 @@ async def test_the_audit_compares_states_and_effects(seed: Seed, run: Run, event
     }
 
 
-async def test_what_workers_have_passed_without_a_trace_is_found(seed: Seed, run: Run, eventually: Eventually) -> None:
+async def test_a_message_that_workers_passed_without_a_trace_is_found(
+    seed: Seed, run: Run, eventually: Eventually
+) -> None:
     """With an effect that says how it is recognised (chats), and without (notes)."""
 
     def audit(*options: str) -> list[dict[str, Any]]:

@@ -160,7 +160,7 @@ def test_a_conversation_is_told_by_its_source(run: Run, world: World) -> None:
 
 
 @pytest.mark.parametrize("text", ["seed:", ":1", "seed:x", "seed:0", "x", str(2**63)])
-def test_what_is_no_id_is_refused_in_one_line(run: Run, text: str) -> None:
+def test_text_that_is_no_id_is_refused_in_one_line(run: Run, text: str) -> None:
     for arguments in (("dead", "show"), ("dead", "replay"), ("trace",)):
         error = run(*arguments, text).exception
         assert f"{text!r}: expected an id from 1 to {2**63 - 1}, or SOURCE:ID" in str(error)

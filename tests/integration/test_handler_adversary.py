@@ -378,7 +378,7 @@ def elsewhere(bench: Workbench) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("care", [Strategy.WHOLE, Strategy.SINGLE])
-def test_what_a_handler_leaves_in_its_session_reaches_neither_our_statements_nor_the_next_transaction(
+def test_a_setting_that_a_handler_leaves_reaches_neither_our_statements_nor_the_next_transaction(
     bench: Workbench, elsewhere: None, care: Strategy
 ) -> None:
     """SET search_path took our own statements, and those of every later run, to other tables, or to none."""
@@ -520,7 +520,7 @@ def test_a_strange_error_costs_one_message(bench: Workbench) -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError, KeyError])
-def test_what_is_raised_before_there_is_something_to_await_costs_one_message(bench: Workbench, error: Any) -> None:
+def test_an_error_before_there_is_something_to_await_costs_one_message(bench: Workbench, error: Any) -> None:
     def handle(messages: Messages, db: AsyncConnection) -> Any:
         if "bad" in names(messages):
             raise error

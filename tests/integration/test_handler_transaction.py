@@ -285,7 +285,7 @@ def test_a_transaction_that_was_ended_below_everything_leaves_dead_letters_and_n
 
 
 @pytest.mark.parametrize("how", ["after", "beside"])
-def test_what_a_handler_leaves_behind_reaches_no_other_transaction(ours: Workbench, how: str) -> None:
+def test_a_task_that_a_handler_leaves_behind_reaches_no_other_transaction(ours: Workbench, how: str) -> None:
     left: list[asyncio.Task[Any]] = []
 
     async def leaves(messages: Messages, db: AsyncConnection) -> None:
@@ -363,7 +363,7 @@ async def stop_iterating(db: AsyncConnection) -> None:
         (stop_iterating, "StopAsyncIteration"),
     ],
 )
-def test_what_is_no_error_is_charged_like_one(bench: Workbench, let_out: Any, code: str) -> None:
+def test_an_exit_that_is_no_error_is_charged_like_one(bench: Workbench, let_out: Any, code: str) -> None:
     """A CancelledError that a handler let out stopped its partition for ever, with health 200."""
 
     async def lets_out(messages: Messages, db: AsyncConnection) -> None:
@@ -592,7 +592,7 @@ def test_a_message_alone_whose_statement_does_not_fit_waits_while_none_has_worke
     assert bench.fates() == [("n0", "consumed", 0, None)]
 
 
-def test_what_a_deferred_constraint_refuses_is_found_although_every_call_succeeds(bench: Workbench) -> None:
+def test_a_message_that_a_deferred_constraint_refuses_is_found_although_every_call_succeeds(bench: Workbench) -> None:
     """COMMIT failed, each time, whole and in pieces; the process stopped, and so did every one after it."""
     bench.query("ALTER TABLE notes DROP CONSTRAINT notes_once")
     bench.query("ALTER TABLE notes ADD CONSTRAINT notes_once UNIQUE (note) DEFERRABLE INITIALLY DEFERRED")

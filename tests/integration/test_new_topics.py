@@ -49,7 +49,7 @@ async def test_its_topic_is_made_as_it_was_registered(world: World, eventually: 
     assert world.query(STATES) == []
 
 
-async def test_what_cannot_be_made_is_waited_for_loudly(world: World, eventually: Eventually) -> None:
+async def test_a_topic_that_cannot_be_made_is_waited_for_loudly(world: World, eventually: Eventually) -> None:
     world.environ["STREAMS_RELAY__MODE"] = "cdc"
     world.migrate()
     relay = world.relay()

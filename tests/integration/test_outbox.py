@@ -283,7 +283,7 @@ def test_one_bad_event_among_many_and_nothing_is_written(engine: Engine, rows: R
 
 @pytest.mark.usefixtures("enabled")
 @pytest.mark.parametrize("thing", [object(), "text", {"user_id": 1}, {1}, None, [None]])
-def test_what_is_no_event_is_named(engine: Engine, thing: object) -> None:
+def test_an_object_that_is_no_event_is_named(engine: Engine, thing: object) -> None:
     with engine.connect() as connection, pytest.raises(RegistryInvalid, match=r"builtins\.\w+ is not an event"):
         outbox.enqueue_sync(connection, thing)
 
@@ -456,7 +456,7 @@ def test_a_handler_that_waits_for_something_else_cannot_run_without_a_loop(engin
     assert rows("*", "agent_chats") == []
 
 
-def test_what_a_handler_raises_reaches_the_caller(engine: Engine) -> None:
+def test_an_error_that_a_handler_raises_reaches_the_caller(engine: Engine) -> None:
     async def handler(connection: AsyncConnection) -> None:
         await connection.exec_driver_sql("SELECT 1/0")
 

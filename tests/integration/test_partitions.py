@@ -144,7 +144,7 @@ async def test_after_a_jump_of_the_sequence_the_gap_gets_no_partitions(
     await connection.execute(ENQUEUE)
 
 
-async def test_what_a_rolled_back_transaction_made_is_gone(connection: psycopg.AsyncConnection[Any]) -> None:
+async def test_rows_of_a_rolled_back_transaction_are_gone(connection: psycopg.AsyncConnection[Any]) -> None:
     with pytest.raises(ZeroDivisionError):
         async with connection.transaction():
             await ensure(connection, ahead=WIDTH, width=WIDTH)

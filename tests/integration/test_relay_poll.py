@@ -60,7 +60,7 @@ async def test_kill_9_does_not_begin_the_backlog_again(backlog: tuple[World, Pro
     assert len(found) <= ROWS + sent - saved
 
 
-async def test_what_is_published_survives_a_crash_of_the_server(
+async def test_a_published_row_survives_a_crash_of_the_server(
     world: World, tmp_path: Path, eventually: Eventually
 ) -> None:
     """A row is visible before it is durable, for who commits asynchronously: its id would be drawn again for another."""

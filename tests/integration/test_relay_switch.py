@@ -76,7 +76,7 @@ async def test_a_wish_outlives_the_relay_and_migrate_makes_no_slot_against_it(
     assert world.query(MODE) == [("poll", "polling", "poll")]
 
 
-async def test_what_cannot_be_switched_says_why(world: World, eventually: Eventually) -> None:
+async def test_a_relay_that_cannot_be_switched_says_why(world: World, eventually: Eventually) -> None:
     never = await streams(world, "relay", "switch", "--to", "poll")
     assert (never.code, "never ran here: start it" in never.error) == (2, True)
     world.migrate()

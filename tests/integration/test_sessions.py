@@ -111,7 +111,7 @@ async def test_the_environment_changes_nothing_that_we_rely_on(
     assert shown["search_path"] == "theirs, pg_temp"  # where the outbox is, is for them to say
 
 
-async def test_what_waits_for_standbys_still_does(database: str) -> None:
+async def test_a_session_that_waits_for_standbys_still_does(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(
             sql.SQL("ALTER DATABASE {} SET synchronous_commit = remote_apply").format(

@@ -278,7 +278,7 @@ LONG = pytest.mark.long
     ],
 )
 @pytest.mark.timeout(600)
-def test_what_breaks_a_rule_is_found(
+def test_a_mutant_that_breaks_a_rule_is_found(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, mutant: tuple[Any, str, Any]
 ) -> None:
     monkeypatch.setattr(*mutant)

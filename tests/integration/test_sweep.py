@@ -72,7 +72,7 @@ async def test_a_replay_whose_record_is_lost_is_sent_again_with_its_edit(
     assert notes.saved("a") == ["edited", "a1"]
 
 
-async def test_what_kafka_deleted_unread_is_sent_again_in_order_within_seconds(
+async def test_messages_that_kafka_deleted_unread_are_sent_again_in_order_within_seconds(
     world: World, tmp_path: Path, eventually: Eventually
 ) -> None:
     notes = cdc(world, tmp_path)

@@ -111,7 +111,7 @@ async def test_a_message_whose_attempts_are_used_up_is_dead_and_the_next_follow(
     assert (last.statuses, last[0].attempts) == (["dead", "consumed"], 3)
 
 
-async def test_what_was_delivered_before_has_no_second_effect(note: Any, database: str) -> None:
+async def test_a_message_that_was_delivered_before_has_no_second_effect(note: Any, database: str) -> None:
     fates = await persist(database, [note("a"), note("raise", "b2"), note("reject", "b3")])
     again = await persist(database, fates.ids + fates.ids)
     assert again.statuses == fates.statuses * 2
@@ -129,7 +129,7 @@ async def test_in_a_callers_transaction_nothing_is_committed(note: Any, database
     assert rows(database, "SELECT (SELECT count(*) FROM notes), (SELECT count(*) FROM outbox)") == [(0, 0)]
 
 
-async def test_what_business_code_enqueued_is_delivered_by_its_id(note: Any, engine: AsyncEngine) -> None:
+async def test_a_message_that_business_code_enqueued_is_delivered_by_its_id(note: Any, engine: AsyncEngine) -> None:
     outbox.start()
     try:
         async with AsyncSession(engine) as session:
@@ -174,7 +174,7 @@ async def test_where_a_worker_would_wait_the_test_is_told(note: Any, database: s
     assert rows(database, "SELECT count(*) FROM outbox_state") == [(0,)]
 
 
-async def test_what_enqueue_refuses_is_refused(note: Any, database: str) -> None:
+async def test_an_event_that_enqueue_refuses_is_refused(note: Any, database: str) -> None:
     with pytest.raises(PayloadInvalid, match="note_added: 'note' is of type int: expected str"):
         await persist(database, [note("a"), note(7)])
     with pytest.raises(RegistryInvalid, match="is not an event: decorate it"):

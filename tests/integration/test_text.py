@@ -208,7 +208,7 @@ async def test_text_is_persisted_byte_for_byte(
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("entry", ENTRIES)
-async def test_what_is_no_text_is_refused_or_dead_with_a_reason(
+async def test_bytes_that_are_no_text_are_refused_or_dead_with_a_reason(
     world: World, key: str, eventually: Eventually, entry: str, name: str
 ) -> None:
     bad, (end, words) = BAD[name], ENDS[entry, name]

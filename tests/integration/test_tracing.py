@@ -187,7 +187,7 @@ async def test_callers_of_one_batch_keep_their_traces(db: AsyncConnection, expor
         "a\nb",
     ],
 )
-async def test_what_is_not_sampled_or_broken_is_no_trace_and_no_error(
+async def test_a_context_that_is_not_sampled_or_broken_is_no_trace_and_no_error(
     db: AsyncConnection, exporter: InMemorySpanExporter, broken: str
 ) -> None:
     outbox_id = await outbox.enqueue(db, chat(), traceparent=broken)

@@ -123,7 +123,9 @@ def test_a_frozen_owner_keeps_its_partition_no_longer_than_the_server_lets_it(
 
 
 @pytest.mark.parametrize("care", list(Strategy))
-def test_what_another_transaction_decides_in_this_moment_is_seen_in_the_next_try(stage: Stage, care: Strategy) -> None:
+def test_a_fate_that_another_transaction_decides_in_this_moment_is_seen_in_the_next_try(
+    stage: Stage, care: Strategy
+) -> None:
     """Its row is not visible when the run asks whether all are new: the claim waits for it, and is refused."""
     for _ in range(3):
         stage.insert(stage.bench.connection, "a", "plain")
@@ -152,7 +154,7 @@ def test_what_another_transaction_decides_in_this_moment_is_seen_in_the_next_try
     assert stage.bench.query("SELECT outbox_id FROM notes ORDER BY id") == [(rows[0].root,), (rows[2].root,)]
 
 
-def test_what_waits_behind_a_message_that_fails_again_is_not_touched(stage: Stage) -> None:
+def test_a_message_behind_one_that_fails_again_is_not_touched(stage: Stage) -> None:
     """Each attempt took everything behind it and set it aside again: dead rows by the thousand."""
     for _ in range(3):
         stage.insert(stage.bench.connection, "a", "plain")
@@ -195,7 +197,7 @@ def test_a_network_that_falls_silent_before_the_rollback_is_given_up(stage: Stag
     assert stage.bench.query("SELECT status, attempts FROM outbox_state") == [("consumed", 0)]
 
 
-def test_what_is_due_is_judged_by_the_databases_clock(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retry_is_due_by_the_databases_clock(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker whose clock is an hour behind would wait for an hour; one an hour ahead would call without end."""
     worker = stage.bench.workers[0]
     real = time.time

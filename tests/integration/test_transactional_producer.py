@@ -59,7 +59,7 @@ def consumed(seed: Seed, ids: Sequence[int]) -> bool:
     return seed.states() == dict.fromkeys(ids, "consumed")
 
 
-async def test_what_was_aborted_is_never_persisted_and_markers_are_no_lag(
+async def test_an_aborted_record_is_never_persisted_and_markers_are_no_lag(
     world: World, tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seed = Seed(world, tmp_path)

@@ -31,7 +31,9 @@ def lose_next_fetch():
 """
 
 
-async def test_what_was_fetched_and_lost_is_read_again(world: World, tmp_path: Path, eventually: Eventually) -> None:
+async def test_records_that_were_fetched_and_lost_are_read_again(
+    world: World, tmp_path: Path, eventually: Eventually
+) -> None:
     notes = Notes(world, tmp_path, partitions=1)
     module = tmp_path / "notebook" / "__init__.py"
     source = module.read_text().replace(

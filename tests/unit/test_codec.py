@@ -224,7 +224,7 @@ def test_a_refusal_never_repeats_text_of_nested_values(order: Order) -> None:
     assert CANARY.lower() not in refusal(order, ORDER).lower()
 
 
-def test_what_is_nested_too_deep_is_refused_however_deep() -> None:
+def test_a_payload_nested_too_deep_is_refused_however_deep() -> None:
     deep: Any = "x"
     for _ in range(100_000):
         deep = [deep]

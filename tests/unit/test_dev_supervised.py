@@ -60,7 +60,7 @@ async def test_the_end_of_a_process_is_told_with_its_last_words(tmp_path: Path) 
     assert said[0].endswith("the settings are wrong")
 
 
-async def test_what_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streams.dev.supervised.GRACE", 0.3)
     deaf = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"

@@ -96,7 +96,7 @@ def test_a_time_that_no_database_takes_is_brought_into_range(timestamp: int, kep
         (b'{"outbox_id": 5, "biz_type": "b"}', "the envelope's 'payload' is missing (outbox_id 5)"),
     ],
 )
-def test_what_is_no_envelope_says_why(value: bytes | None, reason: str) -> None:
+def test_a_value_that_is_no_envelope_says_why(value: bytes | None, reason: str) -> None:
     with pytest.raises(NoEnvelope) as caught:
         opened(value)
     assert str(caught.value).startswith(reason)

@@ -26,7 +26,7 @@ def test_a_name_says_whose_message_it_is(text: str, name: MessageId, parts: tupl
 @pytest.mark.parametrize(
     "text", ["", ":", "seed:", ":5", "seed:x", "seed:0", "0", "-1", str(2**63), f"seed:{2**63}", "a b:1"]
 )
-def test_what_names_nothing_is_refused(text: str) -> None:
+def test_a_choice_that_names_nothing_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         read_name(text)
 

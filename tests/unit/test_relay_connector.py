@@ -92,12 +92,14 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("change", "line"), CHANGES, ids=[line.split()[0] for _, line in CHANGES])
-def test_what_would_send_other_records_is_named(settings: Settings, change: dict[str, str | None], line: str) -> None:
+def test_a_connector_that_would_send_other_records_is_named(
+    settings: Settings, change: dict[str, str | None], line: str
+) -> None:
     changed = {key: value for key, value in {**connector(settings), **change}.items() if value is not None}
     assert differences(changed, settings, "public") == [line]
 
 
-def test_what_only_changes_speed_is_nobodys_business(settings: Settings) -> None:
+def test_a_setting_that_only_changes_speed_is_nobodys_business(settings: Settings) -> None:
     assert (
         differences(connector(settings) | {"max.batch.size": "100", "poll.interval.ms": "500"}, settings, "public")
         == []

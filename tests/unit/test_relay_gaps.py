@@ -13,7 +13,7 @@ def unread(gaps: Gaps) -> set[int]:
     return {one for low, high in zip(lows, highs, strict=True) for one in range(low, high + 1)}
 
 
-def test_what_was_passed_over_is_a_gap_until_it_is_read() -> None:
+def test_an_id_that_was_passed_over_is_a_gap_until_it_is_read() -> None:
     gaps = Gaps(10)
     gaps.read([12, 13, 17])
     assert gaps.ranges == ([11, 14], [11, 16])
@@ -47,7 +47,7 @@ def test_gaps_are_what_a_set_would_say(steps: list[tuple[bool, set[int]]]) -> No
         assert unread(gaps) == {one for one in range(floor + 1, newest + 1) if one not in read}
 
 
-def test_what_others_read_is_no_gap() -> None:
+def test_an_id_that_others_read_is_no_gap() -> None:
     gaps = Gaps(10)
     gaps.look(20, [12, 15], [13, 15])
     assert (gaps.ranges, gaps.newest) == (([12, 15], [13, 15]), 20)

@@ -19,14 +19,14 @@ def lost(progress: Progress, outbox_id: int, key: str = ZERO, sent_as: int | Non
     return progress.lost([row], progress.passed) == [outbox_id]
 
 
-def test_what_merely_lags_is_left_alone() -> None:
+def test_a_message_that_merely_lags_is_left_alone() -> None:
     progress = Progress()
     for committed in (-1, 0, 5, 99):
         progress.note(topic(100, committed), floor=7)
         assert not lost(progress, 7)
 
 
-def test_what_was_published_before_a_point_that_was_passed_is_lost() -> None:
+def test_a_message_published_before_a_point_that_was_passed_is_lost() -> None:
     progress = Progress()
     progress.note(topic(100, 99), floor=7)
     progress.note(topic(120, 100), floor=8)
@@ -53,7 +53,7 @@ def test_what_kafka_deleted_was_passed_also_by_a_group_that_never_committed() ->
     assert lost(progress, 7)
 
 
-def test_what_was_sent_again_is_judged_by_its_last_record() -> None:
+def test_a_message_sent_again_is_judged_by_its_last_record() -> None:
     progress = Progress()
     for _ in range(2):
         progress.note(topic(100, 100), floor=7)

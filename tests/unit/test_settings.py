@@ -171,7 +171,7 @@ def test_addresses_that_libpq_knows_are_taken(url: str, folder: Path) -> None:
         ("a: \x00", "faust.yml is not YAML: "),
     ],
 )
-def test_what_is_no_yaml_is_refused_with_its_place(text: str, message: str) -> None:
+def test_a_file_that_is_no_yaml_is_refused_with_its_place(text: str, message: str) -> None:
     assert refused(text).startswith(message)
 
 

@@ -102,7 +102,7 @@ async def test_an_outcome_in_the_moment_of_a_timeout_is_an_outcome() -> None:
     await leaves_nothing_behind()
 
 
-async def test_what_the_block_raises_is_raised_and_ends_the_others() -> None:
+async def test_an_error_of_the_block_is_raised_and_ends_the_others() -> None:
     ended = asyncio.Event()
     with pytest.raises(KeyError):
         async with ended_by(forever(ended)):
@@ -118,7 +118,7 @@ async def test_one_within_another_leaves_no_cancellation_behind() -> None:
     await leaves_nothing_behind()
 
 
-async def test_what_goes_wrong_first_counts_whatever_the_block_raises_then() -> None:
+async def test_the_first_failure_counts_whatever_the_block_raises_then() -> None:
     with pytest.raises(ValueError, match="first"):
         async with ended_by(fail(ValueError("first"))):
             try:

@@ -31,7 +31,7 @@ def cluster(topics: Mapping[str, Topic], id: str = "one", brokers: frozenset[str
         (cluster({"a": Topic("X", 1)}), "topic 'a' was deleted and made anew"),
     ],
 )
-def test_what_is_not_as_it_was_is_named(now: Cluster, reason: str | None) -> None:
+def test_a_topic_that_is_not_as_it_was_is_named(now: Cluster, reason: str | None) -> None:
     assert change(BEFORE, now) == reason
 
 

@@ -88,7 +88,7 @@ def test_a_lost_connection_is_judged_by_its_state_not_by_the_class() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), TimeoutError(), Reject("no"), Retry()])
-def test_what_a_handler_raises_is_isolated(error: Exception) -> None:
+def test_an_error_that_a_handler_raises_is_isolated(error: Exception) -> None:
     assert verdict_on(error, connection_lost=False) is Verdict.ISOLATE
 
 
@@ -131,7 +131,7 @@ def wrapped(cause: Exception, how: str) -> Exception:
 
 
 @pytest.mark.parametrize("how", ["cause", "context", "group"])
-def test_what_is_wrapped_decides(how: str) -> None:
+def test_a_wrapped_error_decides(how: str) -> None:
     def of(state: str) -> Exception:
         return wrapped(DBAPIError("x", {}, errors.lookup(state)("x")), how)
 
@@ -153,7 +153,7 @@ def test_what_is_hidden_does_not_decide() -> None:
     assert re.fullmatch(r"the handler raised SaveFailed, at tests/unit/test_worker_fate.py:\d+ in wrapped", reason)
 
 
-def test_what_a_handler_says_itself_counts_whatever_it_says_it_about() -> None:
+def test_a_handlers_own_word_counts_whatever_it_wraps() -> None:
     error = Reject("no")
     error.__cause__ = errors.lookup("42501")("x")
     assert verdict_on(error, connection_lost=False) is Verdict.ISOLATE

@@ -67,7 +67,7 @@ async def test_little_work_is_gathered_while_a_transaction_is_under_way() -> Non
     assert groups == [["a1"], ["a2", "b1", "b2", "c1"]]
 
 
-async def test_what_comes_at_once_shares_a_transaction_though_nothing_is_under_way() -> None:
+async def test_runs_that_come_at_once_share_a_transaction_though_nothing_is_under_way() -> None:
     groups = []
 
     async def work(items: Sequence[str]) -> bool:
@@ -83,7 +83,7 @@ async def test_what_comes_at_once_shares_a_transaction_though_nothing_is_under_w
     assert groups == [["a", "b", "c"], ["last"]]
 
 
-async def test_what_comes_after_a_transaction_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_row_after_a_transaction_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """What arrived while it was under way was to wait this long, and went with its end: that is over then."""
     monkeypatch.setattr("streams.worker.driver.dispatcher.GATHER", 1000)
     groups = []
@@ -141,7 +141,7 @@ async def test_a_group_that_fails_is_worked_item_by_item_in_order() -> None:
     assert [group[0] for group in groups[2:] if group[0][0] == "a"] == ["a1", "a2", "a3"]
 
 
-async def test_what_is_alone_shares_no_group() -> None:
+async def test_an_item_that_is_alone_shares_no_group() -> None:
     groups = []
 
     async def work(items: Sequence[str]) -> bool:
@@ -186,7 +186,7 @@ async def test_an_error_in_one_lane_ends_them_all() -> None:
             lanes.submit("b", "b", 1, 1)
 
 
-async def test_what_waits_for_something_leaves_its_slot_to_others() -> None:
+async def test_a_run_that_waits_for_something_leaves_its_slot_to_others() -> None:
     """A table without a column must not stop other topics, nor other partitions of its own."""
     slots = Slots(2)
     mended = asyncio.Event()
@@ -216,7 +216,7 @@ async def test_what_waits_for_something_leaves_its_slot_to_others() -> None:
     assert not slots.resting
 
 
-async def test_what_rests_does_not_give_its_slot_away_twice() -> None:
+async def test_a_run_that_rests_does_not_give_its_slot_away_twice() -> None:
     slots = Slots(2)
     active = most = 0
 

@@ -26,7 +26,7 @@ def partition() -> PartitionProgress:
     return positioned
 
 
-def test_what_was_never_positioned_takes_what_comes() -> None:
+def test_a_partition_that_was_never_positioned_takes_what_comes() -> None:
     assert PartitionProgress().judge(7, epoch=1) is Fetched.NEXT
 
 
@@ -68,7 +68,7 @@ def test_acks_from_before_a_positioning_count_no_more(partition: PartitionProgre
     assert partition.ledger.committable() == 8
 
 
-def test_what_holds_no_records_is_passed_over_once_nothing_came_again(partition: PartitionProgress) -> None:
+def test_a_stretch_without_records_is_passed_over_once_nothing_came_again(partition: PartitionProgress) -> None:
     assert not partition.passed_over(7, epoch=1), "it was not read again yet"
     partition.read_again(epoch=1)
     assert not partition.passed_over(5, epoch=1), "aiokafka was not there"
@@ -78,7 +78,7 @@ def test_what_holds_no_records_is_passed_over_once_nothing_came_again(partition:
     assert not partition.passed_over(9, epoch=1), "each stretch is read again by itself"
 
 
-def test_what_is_in_flight_is_never_passed_over(partition: PartitionProgress) -> None:
+def test_a_run_in_flight_is_never_passed_over(partition: PartitionProgress) -> None:
     partition.read_again(epoch=1)
     partition.deliver(run(5, 6))
     assert not partition.passed_over(9, epoch=1)

@@ -121,7 +121,7 @@ async def delivered(consumer: RunConsumer) -> set[TP]:
     return {tp async for tp, _ in consumer.getmany(0.1)}
 
 
-async def test_what_a_seek_outran_is_fetched_again_changelogs_too(consumer: RunConsumer, faust: Faust) -> None:
+async def test_records_that_a_seek_outran_are_fetched_again_changelogs_too(consumer: RunConsumer, faust: Faust) -> None:
     await consumer.seek_wait({CHANGELOG: 0})
     faust.meanwhile = lambda: consumer.perform_seek()
     assert await delivered(consumer) == set()
@@ -129,7 +129,9 @@ async def test_what_a_seek_outran_is_fetched_again_changelogs_too(consumer: RunC
     assert await delivered(consumer) == set()
 
 
-async def test_what_an_abandoned_fetch_takes_after_a_seek_is_fetched_again(consumer: RunConsumer, faust: Faust) -> None:
+async def test_records_that_an_abandoned_fetch_takes_after_a_seek_are_fetched_again(
+    consumer: RunConsumer, faust: Faust
+) -> None:
     """A rebalance cancels who waits for a fetch, which then takes what it finds where the partitions were positioned since."""
     faust.data.clear()
     waiting = asyncio.create_task(delivered(consumer))
@@ -142,7 +144,7 @@ async def test_what_an_abandoned_fetch_takes_after_a_seek_is_fetched_again(consu
     assert await delivered(consumer) == {SOURCE, FRESH, CHANGELOG}
 
 
-async def test_what_is_dropped_while_an_abandoned_fetch_ends_is_fetched_again(
+async def test_records_dropped_while_an_abandoned_fetch_ends_are_fetched_again(
     consumer: RunConsumer, faust: Faust
 ) -> None:
     await consumer.perform_seek()
@@ -160,7 +162,7 @@ async def test_what_is_dropped_while_an_abandoned_fetch_ends_is_fetched_again(
     assert SOURCE in await again
 
 
-async def test_what_is_not_handed_over_is_fetched_again(consumer: RunConsumer, faust: Faust) -> None:
+async def test_a_message_that_is_not_handed_over_is_fetched_again(consumer: RunConsumer, faust: Faust) -> None:
     """The flow stops while Faust has a message in its hands: it drops that one."""
     await consumer.seek_wait({CHANGELOG: 0})
     await consumer.perform_seek()
@@ -192,7 +194,7 @@ async def test_a_rebalance_while_a_silent_partition_is_positioned_ends_no_worker
     assert len(sought) == 1
 
 
-async def test_what_is_left_when_somebody_stops_listening_is_fetched_again(consumer: RunConsumer) -> None:
+async def test_records_left_when_somebody_stops_listening_are_fetched_again(consumer: RunConsumer) -> None:
     await consumer.seek_wait({CHANGELOG: 0})
     await consumer.perform_seek()
     handing: Any = consumer.getmany(0.1)
@@ -201,7 +203,7 @@ async def test_what_is_left_when_somebody_stops_listening_is_fetched_again(consu
     assert await delivered(consumer) == {SOURCE, FRESH, CHANGELOG}
 
 
-async def test_what_is_fetched_while_a_seek_ends_is_fetched_again(consumer: RunConsumer, faust: Faust) -> None:
+async def test_records_fetched_while_a_seek_ends_are_fetched_again(consumer: RunConsumer, faust: Faust) -> None:
     """Fetched after Faust's part of it, dropped because of the driver's: it was positioned, and is not any more."""
     fetching: list[asyncio.Task[set[TP]]] = []
     fetched, ended = asyncio.Event(), asyncio.Event()
@@ -226,7 +228,9 @@ async def test_what_is_fetched_while_a_seek_ends_is_fetched_again(consumer: RunC
     assert SOURCE in await delivered(consumer)
 
 
-async def test_what_faust_clears_from_its_queues_before_it_goes_on_is_fetched_again(consumer: RunConsumer) -> None:
+async def test_records_that_faust_clears_from_its_queues_before_it_goes_on_are_fetched_again(
+    consumer: RunConsumer,
+) -> None:
     """While tables recover the flow is on, and a partition that is resumed may deliver before the last clearing."""
     await consumer.perform_seek()
     assert SOURCE in await delivered(consumer)
@@ -269,7 +273,7 @@ async def test_records_that_were_lost_without_a_trace_are_read_again(
     assert await delivered(consumer) == {SOURCE}
 
 
-async def test_what_is_no_record_is_passed_over_when_it_was_read_twice(
+async def test_a_stretch_without_records_is_passed_over_when_it_was_read_twice(
     consumer: RunConsumer, faust: Faust, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Transaction markers and what was aborted: aiokafka goes on behind them and gives nothing."""
@@ -287,7 +291,7 @@ async def test_what_is_no_record_is_passed_over_when_it_was_read_twice(
     assert SOURCE in consumer._acked
 
 
-async def test_what_was_read_in_another_epoch_is_not_passed_over(
+async def test_a_stretch_read_in_another_epoch_is_not_passed_over(
     consumer: RunConsumer, faust: Faust, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streams.worker.driver.unread.UNREAD", 0.0)
@@ -364,7 +368,7 @@ async def test_a_fetch_that_broke_off_is_read_on_and_the_rest_of_it_comes_again(
     assert await delivered(consumer) == set()
 
 
-async def test_what_is_broken_in_another_way_is_nobodys_to_mend(
+async def test_a_fetch_that_is_broken_in_another_way_is_nobodys_to_mend(
     consumer: RunConsumer, faust: Faust, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def break_off() -> None:

@@ -67,7 +67,7 @@ def test_commits_that_do_not_follow_are_one_and_commits_that_do_are_not() -> Non
     assert watch.stall(consumer, now=200.0 + LIMIT + 1) is not None
 
 
-def test_what_is_persisted_waits_for_a_broker_that_is_away() -> None:
+def test_a_persisted_run_waits_for_a_broker_that_is_away() -> None:
     consumer, watch = Consumer(), StallDetector()
     delivered(consumer, 0, taken=True, acked=True)
     assert watch.stall(consumer, now=0.0) is None
@@ -95,7 +95,7 @@ def test_where_nothing_came_of_what_was_read_it_is_read_again_sooner() -> None:
     assert not unread.overdue(tp, 5, 7, 9 * UNREAD, read=True)
 
 
-def test_what_is_delivered_or_worked_is_not_read_again() -> None:
+def test_records_that_are_delivered_or_worked_are_not_read_again() -> None:
     unread, tp = Unread(), TP("t", 0)
     assert not unread.overdue(tp, 5, 7, 0.0)
     assert not unread.overdue(tp, 6, 7, UNREAD), "something came"

@@ -85,7 +85,7 @@ def test_offsets_committed_behind_the_end(copy: World, audit: Audit, name: str) 
     assert "committed_beyond_end" in audit("--full")["wrong"]
 
 
-def test_what_was_lost_is_sent_again_once(copy: World, audit: Audit) -> None:
+def test_a_lost_message_is_sent_again_once(copy: World, audit: Audit) -> None:
     ids = chat(copy, "c5")[10:13]
     copy.query("DELETE FROM outbox_state WHERE outbox_id = ANY(%s)", ids)
     copy.query("DELETE FROM chat_histories WHERE outbox_id = ANY(%s)", ids)
@@ -113,7 +113,7 @@ def test_a_lost_replay_is_sent_again(copy: World, audit: Audit) -> None:
     assert audit()["ok"]
 
 
-def test_what_is_wrong_stays_reported_until_it_is_mended(copy: World, audit: Audit) -> None:
+def test_a_finding_stays_reported_until_it_is_mended(copy: World, audit: Audit) -> None:
     assert audit()["ok"]
     [one, *_] = chat(copy, "c6")
     copy.query("DELETE FROM chat_histories WHERE outbox_id = %s", one)
