@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from streams.database.queries import query
-from streams.figures.process import BEAT_SECONDS, INCARNATION, Vitals, beat_seconds
+from streams.figures.process import BEAT_SECONDS, Vitals, beat_seconds, incarnation
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class ProcessLife:
     async def end(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Tell that it ends in order, if it ever told that it lives."""
         if self._beaten:
-            await self._execute(connection, "process_end", {"id": INCARNATION})
+            await self._execute(connection, "process_end", {"id": incarnation()})
 
     async def _execute(
         self, connection: psycopg.AsyncConnection[Any], name: str, parameters: dict[str, Any]

@@ -14,11 +14,18 @@ from typing import Any
 import orjson
 import psutil
 
-INCARNATION = str(uuid.uuid4())
-"""This life of this process: in a container every process has the pid 1."""
-
 BEAT_SECONDS = 5.0
 PROCESSES_A_SECOND = 100
+
+
+def incarnation() -> str:
+    """This life of this process: in a container every process has the pid 1, and a fork is another life."""
+    return _incarnation_of(os.getpid())
+
+
+@cache
+def _incarnation_of(pid: int) -> str:
+    return str(uuid.uuid4())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +51,7 @@ class Vitals:
     def parameters(self) -> dict[str, Any]:
         """As `process_beat` takes them."""
         return {
-            "id": INCARNATION,
+            "id": incarnation(),
             "kind": self.kind,
             "name": self.name,
             "host": socket.gethostname(),

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from streams.database import query
 from streams.figures import histogram
 from streams.figures.counters import Counters
-from streams.figures.process import BEAT_SECONDS, INCARNATION, Vitals, beat_seconds
+from streams.figures.process import BEAT_SECONDS, Vitals, beat_seconds, incarnation
 from streams.worker.database.database import Asked, Database
 from streams.worker.run.attempt import Outcome
 
@@ -94,7 +94,7 @@ class WorkerFigures:
         """What was counted last, and that this process ends in order; as far as there is time."""
         try:
             async with asyncio.timeout(GOODBYE_SECONDS):
-                await self._database.tell([self._flush(), (query("process_end"), {"id": INCARNATION})])
+                await self._database.tell([self._flush(), (query("process_end"), {"id": incarnation()})])
         except (psycopg.Error, SQLAlchemyError, OSError, TimeoutError):
             logger.debug("figures not flushed")
 
@@ -111,7 +111,7 @@ class WorkerFigures:
         bucket, rows = self.counters.open()
         parameters = {
             "bucket": bucket,
-            "process": INCARNATION,
+            "process": incarnation(),
             "projection": "main",
             "rows": orjson.dumps(rows).decode(),
             "bounds": histogram.VERSION,
