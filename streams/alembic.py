@@ -1,4 +1,4 @@
-"""For the business's own Alembic: `include_object` keeps `alembic revision --autogenerate` away from our tables.
+"""For the business's own Alembic: `include_object` keeps autogenerate away from our tables.
 
     # env.py
     from streams.alembic import include_object

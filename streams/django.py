@@ -1,4 +1,4 @@
-"""Django's connection enqueues: in `transaction.atomic`, without `on_commit`, since nothing leaves the database before COMMIT.
+"""Django's connection enqueues, in `transaction.atomic`: nothing leaves the database before COMMIT.
 
     from streams.django import enqueue
 

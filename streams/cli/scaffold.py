@@ -1,4 +1,4 @@
-"""`streams init` and `streams new agent`: the files that a first agent of one's own needs, with a table and tests."""
+"""`streams init` and `streams new agent`: the files that a first agent of one's own needs."""
 
 from __future__ import annotations
 

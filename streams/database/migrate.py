@@ -172,15 +172,15 @@ def _connect(settings: Settings) -> Connection:
 
 def _newer(connection: Connection) -> str | None:
     """The revision of a database that is newer than this code and has all that it uses; UsageError when it lacks some."""
-    found = revisions.current(connection)
-    if found is None or found in revisions.revisions():
+    revision = revisions.current(connection)
+    if revision is None or revision in revisions.revisions():
         return None
     if not revisions.works_with_newer(connection):
         raise UsageError(
-            f"the database is at revision {found}, which outbox-streams {version('outbox-streams')} does not know"
+            f"the database is at revision {revision}, which outbox-streams {version('outbox-streams')} does not know"
             f" (its newest: {revisions.head()}): install a newer version"
         )
-    return found
+    return revision
 
 
 def _line(error: SQLAlchemyError) -> str:

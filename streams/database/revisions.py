@@ -146,9 +146,9 @@ def pending(connection: Connection) -> list[Revision]:
     """What `upgrade` would do, oldest first."""
     from alembic.script import ScriptDirectory
 
-    found = current(connection) or ""
+    revision = current(connection) or ""
     scripts = ScriptDirectory.from_config(_config(MIGRATIONS / "versions", VERSION_TABLE))
-    lacking = [script for script in scripts.walk_revisions() if script.revision > found]
+    lacking = [script for script in scripts.walk_revisions() if script.revision > revision]
     return [
         Revision(each.revision, (each.doc or "").splitlines()[0], getattr(each.module, "locks", NEW_TABLES))
         for each in reversed(lacking)

@@ -76,7 +76,9 @@ async def test_broken_values_are_judged_by_their_outbox_row(ready: World, eventu
     assert reasons[2] == "unknown biz_type 'who_knows': expected one of chat_history_persist"
 
 
-async def test_a_record_without_an_outbox_row_is_rejected_and_the_rest_goes_on(ready: World, eventually: Eventually) -> None:
+async def test_a_record_without_an_outbox_row_is_rejected_and_the_rest_goes_on(
+    ready: World, eventually: Eventually
+) -> None:
     ids = enqueue(ready.url, ready.topic, [payload(n, "c1") for n in range(3)])
     topics.prepare_topics(ready.settings, [f"{ready.topic}-retry"])
     with Publisher(ready.settings.broker_url, ready.topic, ready.url) as publisher:
