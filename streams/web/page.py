@@ -15,11 +15,13 @@ from markupsafe import Markup
 from sqlalchemy import Connection
 
 from streams.database import query as named
-from streams.errors import StreamsError
+from streams.errors import ServiceUnreachable, StreamsError
+from streams.operate import faults
 from streams.settings import Settings
 from streams.terminal import printable
 from streams.web import messages, render
 from streams.web.messages import Response
+from streams.web.pool import SILENT, DatabaseRefuses
 from streams.web.rights import Right
 from streams.web.routes import PART, Call, Route
 from streams.web.shared import Answer
@@ -84,7 +86,12 @@ async def _shown(page: Page[Any], call: Call) -> Response:
     query = call.parameters(page.query)
     whole = not call.given.get(PART)
     # At once: a page that has to wait waits for both.
-    answer, badges = await asyncio.gather(_made(page, call, query), _badges(call) if whole else _nothing())
+    try:
+        answer, badges = await asyncio.gather(_made(page, call, query), _badges(call) if whole else _nothing())
+    except ServiceUnreachable as error:
+        if not whole or isinstance(error, DatabaseRefuses):
+            raise
+        return _away(page, call, str(error).removeprefix(SILENT))
     made = answer.value
     headers = {"ETag": made.etag, "X-Figures-At": made.at.isoformat(timespec="milliseconds")}
     if answer.why_old:
@@ -106,6 +113,14 @@ async def _shown(page: Page[Any], call: Call) -> Response:
         api=_api_address(page, call, query),
     )
     return Response(200, text.encode(), {"Content-Type": "text/html; charset=utf-8", **headers})
+
+
+def _away(page: Page[Any], call: Call, reason: str) -> Response:
+    """A page that has never had figures to show: it says why, and asks for them again."""
+    fault = faults.database_away(reason)
+    middle = render.page("away.html", title=page.title, fault=fault)
+    text = shell(call, title=page.title, nav=page.nav, middle=middle, live=page.live)
+    return messages.html(text, 503)
 
 
 async def _told(page: Page[Any], call: Call) -> Response:

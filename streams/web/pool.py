@@ -26,6 +26,7 @@ from streams.errors import ServiceUnreachable
 
 T = TypeVar("T")
 
+SILENT = "PostgreSQL does not answer: "
 IDLE_SECONDS = 60.0
 GRACE = 1.5  # seconds beyond a statement's own limit after which a server that says nothing is a lost one
 READ: Session = {"statement_timeout": "2000", "default_transaction_read_only": "on"}
@@ -179,4 +180,4 @@ def _told(error: DBAPIError) -> Exception:
         )
     if state.startswith("42"):
         return DatabaseRefuses(f"PostgreSQL refuses: {said}")
-    return ServiceUnreachable(f"PostgreSQL does not answer: {said}")
+    return ServiceUnreachable(f"{SILENT}{said}")

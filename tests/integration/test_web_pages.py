@@ -341,7 +341,9 @@ async def test_without_a_database_the_last_figures_stay_with_their_age(site: Sit
     assert b'class="grey stale"' in old.body and b"What you see is old" in old.body
     assert old.headers["X-Figures-At"] == first.headers["X-Figures-At"]
     never = await get(site, "/workers/")
-    assert (never.status, b"PostgreSQL does not answer" in never.body) == (503, True)
+    # What was never seen says what to do, and asks again by itself.
+    assert (never.status, b"The database does not answer: connection" in never.body) == (503, True)
+    assert b"look at PostgreSQL and at DATABASE_URL" in never.body and b"data-live" in never.body
 
 
 async def test_a_database_that_falls_silent_costs_a_second_and_is_back_when_it_is_back(
