@@ -16,7 +16,7 @@ WORKERS ?= 2
 # In the order of their folders: the slowest files come first, and the quick ones fill the gaps at the end.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv up down test test-long promtool lint types bench bench-relays schema dist lock clean
+.PHONY: help venv up down test test-long promtool lint types bench bench-relays pictures schema dist lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench: venv ## Measure throughput, latency and memory; prints a table
 
 bench-relays: venv ## Measure the relays against real Debezium: rates, latency, WAL
 	$(BIN)/python -m benchmarks.relays
+
+pictures: venv ## Take the pictures of the README anew
+	WRITE_PICTURES=1 $(BIN)/python -m pytest -q tests/browser -k pictures
 
 schema: venv ## Write db/schema.sql anew: what the migrations make
 	WRITE_SCHEMA=1 $(BIN)/python -m pytest -q tests/integration/test_migrations.py -k schema_file

@@ -45,7 +45,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Q]):
-    """One page; `path` may name a parameter of `query`, and `/api` before it is its call.
+    """One page; `path` may name a parameter of `query`; `/api` before it is its call, of `/` it is `/api/overview`.
 
     `read` finds what is shown, in a thread, on a read-only connection; `template` shows it, as `seen`.
     `command` is what shows the same on a terminal.
@@ -65,7 +65,7 @@ class Page(Generic[Q]):
     @property
     def routes(self) -> tuple[Route, Route]:
         """The page's route, and the API's."""
-        api = f"/api{self.path}".rstrip("/")
+        api = f"/api{self.path}".rstrip("/") if self.path != "/" else "/api/overview"
         return (
             Route("GET", self.path, Right.VIEW, partial(_shown, self), self.about),
             Route("GET", api, Right.VIEW, partial(_told, self), self.about, self.query, gives=self.gives),
@@ -204,7 +204,7 @@ def shell(call: Call, *, title: str, middle: str, nav: str = "", **more: Any) ->
 def _api_address(page: Page[Any], call: Call, query: msgspec.Struct) -> str:
     """The call of the API that gives the same, relative to the first page."""
     named = [part[1:-1] for part in page.path.split("/") if part.startswith("{")]
-    address = "api" + page.path.rstrip("/")
+    address = page.routes[1].path.removeprefix("/")
     for name in named:
         address = address.replace(f"{{{name}}}", render.path(str(getattr(query, name))))
     given = {name: value for name, value in call.given.items() if value and name not in named and name != PART}

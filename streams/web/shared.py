@@ -72,6 +72,12 @@ class Shared:
             return Answer(entry.value, age, str(error))
         raise error
 
+    def renew(self) -> None:
+        """Somebody did something: what was found before that, or is looked for now, is not fresh."""
+        for entry in self._entries.values():
+            entry.at -= FRESH_SECONDS
+            entry.work = None
+
     def last(self, key: Hashable) -> Answer[Any] | None:
         """The last answer, without asking for a new one."""
         entry = self._entries.get(key)

@@ -90,7 +90,11 @@ class Site:
             raise Refusal(403, f"this needs the right {route.right}, which {identity.name!r:.60} does not have")
         given = {**(request.form if route.method == "POST" else request.parameters), **named}
         guard.check_parameters(given, long=route.long)
-        return await self._served(Call(self, request, route, identity, given))
+        response = await self._served(Call(self, request, route, identity, given))
+        if route.method == "POST":
+            # Whoever acts sees what came of it, not what was there a moment before.
+            self.shared.renew()
+        return response
 
     async def _served(self, call: Call) -> Response:
         try:

@@ -92,18 +92,19 @@ async def test_every_page_shows_what_its_call_tells_and_no_text(site: Site) -> N
         assert CANARY not in text and BIDI not in text and TEXT not in text, address
         assert "None" not in re.sub(r"<[^>]*>", " ", text), address
         assert text.count("<h1") == 1, address
-        told = await get(site, "/api" + address.rstrip("/") if address != "/" else "/api", accept="*/*")
+        call = "api" + address.rstrip("/") if address != "/" else "api/overview"
+        told = await get(site, f"/{call}", accept="*/*")
         assert told.status == 200 and json.loads(told.body), address
         assert TEXT not in told.body.decode(), address
         live = await get(site, address + ("&" if "?" in address else "?") + "part=live")
         assert live.body.decode().strip() in text, address
         # The page names that call and a command.
-        assert f"GET api{address.rstrip('/')}".split("?")[0] in text.replace("&amp;", "&"), address
+        assert f"GET {call}".split("?")[0] in text.replace("&amp;", "&"), address
         assert "The same on a terminal" in text, address
 
 
 async def test_pages_and_sql_agree(site: Site, database: str) -> None:
-    overview = json.loads((await get(site, "/api", accept="*/*")).body)
+    overview = json.loads((await get(site, "/api/overview", accept="*/*")).body)
     dead = json.loads((await get(site, "/api/dead", accept="*/*")).body)
     with connect_sync(database) as connection:
         counts = dict(connection.execute("SELECT status, count(*) FROM outbox_state GROUP BY 1").fetchall())
@@ -148,7 +149,8 @@ async def test_a_conversation_says_what_it_waits_for(site: Site) -> None:
     ],
 )
 async def test_what_is_wrong_is_said_in_one_line(site: Site, address: str, status: int, line: str) -> None:
-    told = await get(site, "/api" + address.replace("/?", "?"), accept="*/*")
+    call = "/api" + address.replace("/?", "?" if address[1] != "?" else "/overview?")
+    told = await get(site, call, accept="*/*")
     shown = await get(site, address)
     assert (told.status, shown.status) == (status, status)
     assert line in json.loads(told.body)["error"]
@@ -235,8 +237,12 @@ async def test_acts_are_done_once_and_written_down(site: Site, database: str) ->
 
     # A held conversation goes on; a second time there is nothing to let go.
     form = {"topic": "chat-history", "key": HELD, "why": "was cancelled"}
+    held = f"/conversation?topic=chat-history&key={HELD}"
+    assert b"waits for you to replay" in (await get(site, held)).body
     answer = await post(site, "/conversation/release", role="operator", **form)
     assert (answer.status, answer.headers["Location"]) == (303, f"../conversation?topic=chat-history&key={HELD}")
+    # Who is led there sees what came of it.
+    assert b"waits for you to replay" not in (await get(site, held)).body
     again = await post(site, "/api/conversation/release", role="operator", **form)
     assert (again.status, "no dead message holds" in json.loads(again.body)["error"]) == (409, True)
 

@@ -46,7 +46,7 @@ NEEDED: dict[tuple[str, str], str | None] = {
     ("GET", "/acts/"): "view",
     ("GET", "/acts/export"): "view",
     ("GET", "/search"): "view",
-    ("GET", "/api"): "view",
+    ("GET", "/api/overview"): "view",
     ("GET", "/api/dead"): "view",
     ("GET", "/metrics"): "view",
     ("GET", "/metrics/cluster"): "view",
