@@ -72,11 +72,11 @@ def wait(condition: Callable[[], Any], seconds: float) -> Any:
 
 
 def status(folder: Path) -> Mapping[str, Any]:
-    """What `streams status` says; it ends with 1 exactly when it names what is missing."""
+    """What `streams status` says; it ends with 1 exactly when something of it needs somebody now."""
     answer = streams(folder, "status", "--json")
     assert answer.returncode in (0, 1), answer.stderr
     found: Mapping[str, Any] = json.loads(answer.stdout)
-    assert answer.returncode == bool(found["faults"])
+    assert answer.returncode == any(fault["severity"] == "bad" for fault in found["faults"])
     return found
 
 
@@ -124,7 +124,7 @@ def test_status_has_its_stable_shape(up: Path) -> None:
     [relay] = found["relays"]
     assert set(relay) == {"pid", "mode", "leader", "lag_rows", "lag_seconds"}
     assert (relay["mode"], relay["leader"]) == ("cdc", True)
-    assert set(found["messages"]) == {"pending", "published", "retrying", "parked", "dead"}
+    assert set(found["messages"]) >= {"pending", "published", "retrying", "parked", "dead"}
     assert all(psutil.pid_exists(service["pid"]) for service in found["services"].values())
     assert "postgresql://" in streams(up, "status").stdout
 
@@ -179,8 +179,8 @@ def test_every_relay_does_the_same_work(tmp_path: Path, relay: str) -> None:
         [found] = status(tmp_path)["relays"]
         assert (found["mode"], found["leader"]) == (relay, True)
         # Nobody consumes: that is said, however well the relay does.
-        [fault] = status(tmp_path)["faults"]
-        assert fault.startswith("no worker is in consumer group outbox-streams, nobody reads chat-history")
+        [title] = [fault["title"] for fault in status(tmp_path)["faults"]]
+        assert title.startswith("no worker is in consumer group outbox-streams, nobody reads chat-history")
     finally:
         assert streams(tmp_path, "down").returncode == 0
     assert processes(tmp_path) == []
