@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from streams.worker.database.connections import TransactionFailed
+from streams.worker.driver.runs import Run
+from streams.worker.failure.history import FailureHistory
+from streams.worker.failure.strategy import Strategy
+from streams.worker.run.attempt import Outcome
+from streams.worker.run.attempts import until_done
 from streams.worker.run.decide import TERMINAL, Decision, Fact, decision_on
+from streams.worker.run.suspects import TakenOver
 
 
 def test_without_an_outbox_row_a_record_is_rejected() -> None:
@@ -44,3 +51,32 @@ def test_a_parked_message_moves_when_it_is_first(first: bool, expected: Decision
 def test_a_replay_moves_only_by_its_own_record(record_id: int, first: bool, expected: Decision) -> None:
     fact = Fact(known=True, status="replaying", source_id=9, first=first)
     assert decision_on(record_id, 1, fact, blocked=True) is expected
+
+
+class Reachable:
+    """A database that answers others."""
+
+    slow_tries = 3
+
+    async def wait(self, run: Run, error: Exception, tries: int) -> None:
+        """Count nothing: nobody waits here."""
+        raise AssertionError("it waited")
+
+    async def rest(self, seconds: float) -> None:
+        """Pause for as long as it takes others to run."""
+
+    async def reachable(self) -> bool:
+        """Whether the database answers others."""
+        return True
+
+
+async def test_a_partition_that_two_groups_take_from_each_other_is_tried_again_at_once() -> None:
+    """Who waited found it taken again, and the other one too: both waited for ever."""
+    run, tries = Run("t", 0, []), iter([TakenOver("the other group's"), TakenOver("the other group's"), None])
+
+    async def attempt(strategy: Strategy) -> Outcome:
+        if (error := next(tries)) is not None:
+            raise TransactionFailed(error, False, at_commit=False)
+        return Outcome()
+
+    assert await until_done(run, attempt, Strategy.WHOLE, FailureHistory(), Reachable()) == Outcome()

@@ -33,7 +33,7 @@ from streams.worker.failure.history import FailureHistory
 from streams.worker.failure.strategy import Strategy
 from streams.worker.run.attempt import Attempt, Outcome
 from streams.worker.run.exclusion import Displaced
-from streams.worker.run.suspects import Isolated, Unnoted
+from streams.worker.run.suspects import Isolated, TakenOver, Unnoted
 from streams.worker.run.transaction import NotYetVisible
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ async def _verdict_on(failure: TransactionFailed, history: FailureHistory, patie
     match failure.error:
         case Isolated():
             return Verdict.STOP
-        case Displaced():
+        case Displaced() | TakenOver():
             return Verdict.DISPLACED
         case NotYetVisible():
             return Verdict.UNSEEN

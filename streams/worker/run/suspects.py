@@ -31,6 +31,13 @@ class Unnoted(Exception):
     """A note could not be written: without it no handler is called."""
 
 
+class TakenOver(Unnoted):
+    """Another owner took the partition in between; it is ours again, and the try begins anew at once.
+
+    Two consumer groups of one topic take it from each other: whoever waited now would find it taken again.
+    """
+
+
 class Isolated(Exception):
     """The run would call a handler, and its messages have to be tried alone; `first` is the offset of the first of them."""
 
@@ -257,7 +264,7 @@ class Trial:
             suspicion.taken = False  # somebody else's in the meantime, or the row is gone
             await self._suspects.take(suspicion)
             suspicion.over = False
-            raise Unnoted("the partition is another owner's")
+            raise TakenOver("the partition was another owner's")
         self._noted = True
 
     async def _strike(self, ids: Sequence[int], known_failures: MutableMapping[int, Exception]) -> None:
