@@ -97,6 +97,7 @@ class HandlerCaller:
                 task = asyncio.ensure_future(_contained(agent, messages, connection))
                 async with _ending(task):
                     await asyncio.wait([task], timeout=self._seconds)
+                _raise(task)
         except Exception as error:
             raised = error
         finally:
@@ -329,7 +330,7 @@ def _lent(connection: AsyncConnection, handler: str) -> Iterator[AsyncConnection
 
 @asynccontextmanager
 async def _ending(task: asyncio.Task[None]) -> AsyncIterator[None]:
-    """Within this the handler's task is waited for; raises what it raised, HandlerTimeout when it has not ended."""
+    """Within this the handler's task is waited for; HandlerTimeout when it has not ended."""
     try:
         yield
         if not task.done():
@@ -338,6 +339,10 @@ async def _ending(task: asyncio.Task[None]) -> AsyncIterator[None]:
     except asyncio.CancelledError:  # this task's own: whatever the handler let out is in its task
         await _end(task)
         raise
+
+
+def _raise(task: asyncio.Task[None]) -> None:
+    """Raise what the handler raised; not in a generator, which makes something else of a StopAsyncIteration."""
     if task.cancelled():
         raise LetOut("CancelledError")
     if (error := task.exception()) is not None:
