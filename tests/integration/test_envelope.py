@@ -166,8 +166,8 @@ async def test_the_dead_are_replayed_edited_and_discarded(seed: Seed, run: Run, 
     [(payload, replaced)] = seed.world.query("SELECT payload, replaced FROM outbox_foreign WHERE outbox_id = 5")
     assert (payload, orjson.loads(replaced)["note"]) == (None, "reject:a4")
     story = json.loads(run("trace", "seed:5", "--json").output)
-    assert [event["stage"] for event in story["events"]] == ["produced", "relayed", "replay", "persisted"]
-    assert story["events"][2]["about"] == {"who": "ann", "why": "mended"}
+    assert [event["stage"] for event in story["events"]] == ["produced", "relayed", "dead", "replay", "persisted"]
+    assert story["events"][3]["about"] == {"who": "ann", "why": "mended"}
 
 
 async def test_a_dead_message_holds_the_conversation_that_it_names(

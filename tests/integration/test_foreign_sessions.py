@@ -49,7 +49,8 @@ def test_row_level_security_stops_the_start(world: World, role: str, table: str)
         connection.execute(sql.SQL("ALTER TABLE {} ENABLE ROW LEVEL SECURITY").format(sql.Identifier(table)))
     check_database(world.settings)  # the owner sees all
     world.environ["DATABASE_URL"] = world.url.replace("postgres@", f"{role}@")
-    for start in starts(world)[:2]:
+    # A relay has nothing to do with the tables of an agent.
+    for start in starts(world)[: 1 if table == "chat_histories" else 2]:
         with pytest.raises(
             UsageError, match=rf"row level security hides rows of {table} from this role: run ALTER ROLE"
         ):
