@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from streams.worker.driver.dispatcher import Slots
+from streams.worker.driver.runs import Run
+from streams.worker.driver.suspicion import Strikes
+from streams.worker.run.exclusion import Exclusion
+from streams.worker.run.suspects import Place, Suspects
 from tests.fixtures.crashes import TOPIC, Plan, Simulation
 
 
@@ -65,3 +73,33 @@ def test_a_start_with_many_partitions_takes_two_small_commits_each() -> None:
     """Of four round trips, none of which waits for Kafka."""
     done = check(Plan(seed=1, partitions=128, messages=1, each=0.0, commit=30.0))
     assert done.ended < 4
+
+
+class Contested:
+    """Notes in which another owner takes the partition once, before anything is put."""
+
+    def __init__(self) -> None:
+        self.owner, self.before = "", iter(["another group's"])
+
+    async def take(self, owner: str, places: Sequence[Place]) -> dict[Place, Strikes]:
+        """Make them this owner's: nobody noted anything."""
+        self.owner = owner
+        return {}
+
+    async def put(self, owner: str, place: Place, strikes: Strikes, offset: int) -> bool:
+        """Whether the partition is this owner's."""
+        self.owner = next(self.before, self.owner)
+        return owner == self.owner
+
+
+async def test_a_partition_that_another_group_took_is_taken_again_within_the_try() -> None:
+    """Each gave the partition's lock up to begin anew, and the other one took the partition meanwhile, for ever."""
+    suspects = Suspects(cast("Any", Contested()), Exclusion(Slots(1)), 500, 1_000_000)
+    suspects.assigned([("t", 0)])
+    suspicion = suspects.of("t", 0)
+    assert suspicion is not None
+    await suspects.take(suspicion)
+    first = suspicion.owner
+    async with suspects.trying(Run("t", 0, [SimpleNamespace(offset=0)]), "t", suspicion) as trial, trial.permitted():
+        await trial.begin([cast("Any", SimpleNamespace(offset=0, outbox_id=1))], {})
+    assert suspicion.owner != first

@@ -258,14 +258,26 @@ class Trial:
             logger.warning("a death is not noted", extra={"topic": self._topic, "error": type(error).__name__})
 
     async def _note(self) -> None:
+        """Note that the run is tried; TakenOver when that has to begin anew.
+
+        Where another owner has the partition it is taken again, and as long as nothing was noted meanwhile, this goes
+        on: its transaction holds the partition's lock. Two consumer groups that gave the lock up here took the
+        partition from each other in turns, for ever.
+        """
         suspicion = self._suspicion
-        strikes = suspicion.strikes.plus(self._run.end)
-        if not await self._suspects.notes.put(suspicion.owner, suspicion.place, strikes, self._run.first):
+        for _ in range(2):
+            before = suspicion.strikes
+            if await self._suspects.notes.put(
+                suspicion.owner, suspicion.place, before.plus(self._run.end), self._run.first
+            ):
+                self._noted = True
+                return
             suspicion.taken = False  # somebody else's in the meantime, or the row is gone
             await self._suspects.take(suspicion)
             suspicion.over = False
-            raise TakenOver("the partition was another owner's")
-        self._noted = True
+            if suspicion.strikes != before:
+                break
+        raise TakenOver("the partition was another owner's")
 
     async def _strike(self, ids: Sequence[int], known_failures: MutableMapping[int, Exception]) -> None:
         if new := [outbox_id for outbox_id in ids if outbox_id not in self._struck]:
