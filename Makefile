@@ -16,7 +16,7 @@ WORKERS ?= 2
 # In the order of their folders: the slowest files come first, and the quick ones fill the gaps at the end.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv up down test test-long promtool lint types bench bench-relays pictures schema dist lock clean
+.PHONY: help venv up down test test-long tools lint types bench bench-relays pictures schema dist lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,16 +37,18 @@ up: venv ## Start PostgreSQL, Kafka, relay, two workers and the demo, and say wh
 down: venv ## Stop what `make up` or `streams up --detach` started here
 	@$(BIN)/streams down
 
-test: lint types promtool ## Lint, types and tests: a quarter of an hour on two cores, most of it waiting for servers
+test: lint types tools ## Lint, types and tests: a quarter of an hour on two cores, most of it waiting for servers
 	$(PYTEST) -m 'not long'
 
-test-long: lint types promtool ## The same with the long tests, in full counts: much longer
+test-long: lint types tools ## The same with the long tests, in full counts: much longer
 	$(PYTEST)
 
-promtool: ## Install Debian's prometheus, whose promtool checks the alert rules, where it is missing
-	@command -v promtool > /dev/null || \
-		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus; } || \
-		echo "promtool is missing, the tests of the alert rules will fail: install Debian's prometheus" >&2
+tools: ## Install Debian's chromium and prometheus, in which some tests look at pages and alerts, where they are missing
+	@missing=; for each in chromium:chromium promtool:prometheus; do \
+		command -v $${each%:*} > /dev/null || missing="$$missing $${each#*:}"; done; \
+	test -z "$$missing" || \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing > /dev/null; } || \
+		echo "missing, and only root can install it here:$$missing; its tests are left out, or fail in CI" >&2
 
 lint: venv ## Style and the errors that a linter sees
 	$(BIN)/ruff check .

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from streams.dev.postgres import PostgresServer
 from streams.testing.deployment import Deployment
 from streams.testing.services import copied
 from streams.web import passwords
+from tests.fixtures.programs import program
 from tests.fixtures.scene import BIDI, CANARY
 
 PASSWORD = "correct horse battery staple"
@@ -98,11 +98,9 @@ def _login(deployment: Deployment) -> str:
 @pytest.fixture(scope="module")
 def browser(stack: Stack) -> Iterator[Browser]:
     """Debian's Chromium, after the servers: Playwright keeps an event loop in this thread until it is closed."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.fail("no Chromium: `apt-get install chromium` (.ci/run does it)", pytrace=False)
+    path = program("chromium", "chromium", "chromium-browser", "google-chrome")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from streams.figures.metrics import process_metrics
 from streams.figures.process import Vitals
 from streams.operate.faults import CODES, faults_of
 from streams.operate.metrics import cluster_metrics
+from tests.fixtures.programs import program
 from tests.unit.test_faults import WELL
 
 FOLDER = Path(__file__).parents[2] / "docs" / "monitoring"
@@ -140,7 +140,5 @@ def _cases() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def promtool() -> str:
-    """Debian's, installed by `.ci/run` and `make test` where it is missing."""
-    path = shutil.which("promtool")
-    assert path is not None, "promtool is missing: apt-get install prometheus, or `make promtool`"
-    return path
+    """Debian's, which `make test` installs where it can."""
+    return program("prometheus", "promtool")
