@@ -76,9 +76,9 @@ def _read(batch: _DefaultRecordBatchPy, tp: TP) -> Any:
     try:
         return batch._read_msg()
     except UnicodeDecodeError:
-        for place in _header_names(buffer, start):
-            if not _readable(buffer[place]):
-                buffer[place] = b"?" * (place.stop - place.start)
+        for name in _header_names(buffer, start):
+            if not _readable(buffer[name]):
+                buffer[name] = b"?" * (name.stop - name.start)
     record = batch._read_msg()
     where = {"topic": tp.topic, "partition": tp.partition, "offset": record.offset}
     logger.warning("a record has a header name that is not UTF-8: read with question marks", extra=where)
@@ -87,18 +87,18 @@ def _read(batch: _DefaultRecordBatchPy, tp: TP) -> Any:
 
 def _header_names(buffer: bytearray, start: int) -> Iterator[slice]:
     """Where the header names of the record that begins at `start` are."""
-    place = start
+    position = start
     for _ in ("length", "attributes", "timestamp delta", "offset delta"):
-        _, place = decode_varint(buffer, place)
+        _, position = decode_varint(buffer, position)
     for _ in ("key", "value"):
-        size, place = decode_varint(buffer, place)
-        place += max(size, 0)
-    count, place = decode_varint(buffer, place)
+        size, position = decode_varint(buffer, position)
+        position += max(size, 0)
+    count, position = decode_varint(buffer, position)
     for _ in range(count):
-        size, place = decode_varint(buffer, place)
-        yield slice(place, place + size)
-        size, place = decode_varint(buffer, place + size)
-        place += max(size, 0)
+        size, position = decode_varint(buffer, position)
+        yield slice(position, position + size)
+        size, position = decode_varint(buffer, position + size)
+        position += max(size, 0)
 
 
 def _readable(name: bytearray) -> bool:
