@@ -1,6 +1,7 @@
 """Pytest fixtures: real servers, a fresh migrated database, or a deployment for each test.
 
-The plugin is loaded in every run, so nothing is imported and nothing started before a test asks for it.
+The plugin is loaded in every run, so nothing is imported and nothing started before a test asks for
+it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def streams_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postg
 
 
 @pytest.fixture(scope="session")
-def streams_kafka(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+def streams_kafka(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[KafkaBroker]:
     """A real Kafka broker of this session: `url` is its `host:port`."""
     with _extra():
         from streams.testing.services import kafka, readable
@@ -41,8 +44,8 @@ def streams_kafka(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPath
 def streams_template(streams_postgres: PostgresServer) -> str:
     """The URL of the migrated database that every test gets a copy of.
 
-    Override it to add your own tables: a fixture of the same name and scope that takes this one, runs your migrations on
-    the URL, closes its connections, and returns the URL.
+    Override it to add your own tables: a fixture of the same name and scope that takes this one,
+    runs your migrations on the URL, closes its connections, and returns the URL.
     """
     with _extra():
         from streams.testing.services import migrated, readable
@@ -71,7 +74,9 @@ def streams_deployment(
         from streams.testing.services import readable
 
     with readable():
-        deployment = Deployment.on(streams_database, streams_kafka.url, tmp_path_factory.mktemp("streams-deployment"))
+        deployment = Deployment.on(
+            streams_database, streams_kafka.url, tmp_path_factory.mktemp("streams-deployment")
+        )
         with deployment:
             deployment.up()
             yield deployment

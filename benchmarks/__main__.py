@@ -1,6 +1,9 @@
-"""`make bench`: every contestant drains the same topic into a fresh database; prints ratios, writes nothing but the table.
+"""`make bench`: every contestant drains the same topic into a fresh database.
 
-The contestants take turns, several rounds, each round beginning with another one: who comes first meets cold caches.
+Prints ratios, writes nothing but the table.
+
+The contestants take turns, several rounds, each round beginning with another one: who comes first
+meets cold caches.
 """
 
 from __future__ import annotations
@@ -15,7 +18,18 @@ from statistics import median
 
 from rich.table import Table
 
-from benchmarks.bench import PARTITIONS, Bench, Drain, console, database, drained, drop, fill, publish, settle
+from benchmarks.bench import (
+    PARTITIONS,
+    Bench,
+    Drain,
+    console,
+    database,
+    drained,
+    drop,
+    fill,
+    publish,
+    settle,
+)
 from benchmarks.latency import latency
 from streams.broker import kafka
 from streams.database import migrate
@@ -50,7 +64,10 @@ async def contest(bench: Bench, rounds: int) -> dict[str, list[Drain]]:
 
 
 async def pipeline(bench: Bench, rounds: int) -> tuple[list[Drain], tuple[float, float]]:
-    """Rows wait in the outbox; relay and worker start; from the first persisted message to the last; then latency."""
+    """Rows wait in the outbox; relay and worker start.
+
+    From the first persisted message to the last; then latency.
+    """
     found = []
     for turn in range(rounds):
         name = f"pipeline_{turn}"
@@ -71,15 +88,28 @@ async def pipeline(bench: Bench, rounds: int) -> tuple[list[Drain], tuple[float,
 
 def show(name: str, drain: Drain) -> None:
     """One line a measurement."""
-    memory, cpu = ", ".join(f"{one:.0f}" for one in drain.memory), ", ".join(f"{one:.0f}" for one in drain.cpu)
-    console.print(f"{name:>16} {drain.rate:9,.0f} messages/s  {memory:>8} MB  {cpu:>7} us CPU a message")
+    memory, cpu = (
+        ", ".join(f"{one:.0f}" for one in drain.memory),
+        ", ".join(f"{one:.0f}" for one in drain.cpu),
+    )
+    console.print(
+        f"{name:>16} {drain.rate:9,.0f} messages/s  {memory:>8} MB  {cpu:>7} us CPU a message"
+    )
 
 
-def report(bench: Bench, found: dict[str, list[Drain]], drains: list[Drain], times: tuple[float, float]) -> None:
-    """The table of ratios, with the targets beside them; a ratio is the median of the rounds' ratios."""
+def report(
+    bench: Bench, found: dict[str, list[Drain]], drains: list[Drain], times: tuple[float, float]
+) -> None:
+    """The table of ratios, with the targets beside them.
+
+    A ratio is the median of the rounds' ratios.
+    """
 
     def ratio(other: str) -> float:
-        return median(ours.rate / theirs.rate for ours, theirs in zip(found["ours"], found[other], strict=True))
+        return median(
+            ours.rate / theirs.rate
+            for ours, theirs in zip(found["ours"], found[other], strict=True)
+        )
 
     table = Table(title=f"{bench.rows:,} messages, {PARTITIONS} partitions, {os.cpu_count()} cores")
     for column in ("what", "measured", "target"):
@@ -87,12 +117,18 @@ def report(bench: Bench, found: dict[str, list[Drain]], drains: list[Drain], tim
     table.add_row("worker / stock take(1000)", f"{ratio('stock'):.1f}", ">= 4")
     table.add_row("worker / bare loop", f"{ratio('bare'):.2f}", ">= 0.7")
     table.add_row("worker / bare, 4 threads", f"{ratio('bare, 4 threads'):.2f}", "")
-    table.add_row("pipeline, messages/s", f"{median(drain.rate for drain in drains):,.0f}", ">= 30,000")
+    table.add_row(
+        "pipeline, messages/s", f"{median(drain.rate for drain in drains):,.0f}", ">= 30,000"
+    )
     table.add_row("latency p50, ms", f"{times[0]:.0f}", "")
     table.add_row("latency p99, ms", f"{times[1]:.0f}", "< 100")
     every = [*found["ours"], *drains]
-    table.add_row("memory of the worker, MB", f"{max(drain.memory[0] for drain in every):.0f}", "< 200")
-    table.add_row("memory of the relay, MB", f"{max(drain.memory[1] for drain in drains):.0f}", "< 150")
+    table.add_row(
+        "memory of the worker, MB", f"{max(drain.memory[0] for drain in every):.0f}", "< 200"
+    )
+    table.add_row(
+        "memory of the relay, MB", f"{max(drain.memory[1] for drain in drains):.0f}", "< 150"
+    )
     console.print(table)
 
 
@@ -101,10 +137,15 @@ async def main(rows: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory(prefix="outbox-bench-", ignore_cleanup_errors=True) as folder:
         directory = Path(folder)
         directory.chmod(0o755)
-        async with PostgresServer(directory / "postgres") as postgres, KafkaBroker(directory / "kafka") as broker:
+        async with (
+            PostgresServer(directory / "postgres") as postgres,
+            KafkaBroker(directory / "kafka") as broker,
+        ):
             bench = Bench(postgres, broker, directory, rows)
             database(bench, "filled")
-            settings = load(environ=bench.environ("filled", "bench") | {"STREAMS_RELAY__MODE": "poll"})
+            settings = load(
+                environ=bench.environ("filled", "bench") | {"STREAMS_RELAY__MODE": "poll"}
+            )
             list(migrate.migrate(settings, configured(settings)))
             kafka.prepare_topics(settings, ["chat-history"])
             fill(settings.database_url, rows)

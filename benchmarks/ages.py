@@ -50,12 +50,17 @@ async def ages(arena: Arena, contestant: Contestant, rate: int, seconds: int) ->
             cuts = statistics.quantiles((await arriving)[1 + rate :], n=100)
     relay, postgresql = [(late - early) / took for early, late in zip(before, after, strict=True)]
     found = Ages(cuts[49], cuts[98], relay, postgresql, wal)
-    console.print(f"{contestant.name:>25} {rate:>5} rows/s  p50 {found.p50:.1f} ms, p99 {found.p99:.1f} ms")
+    console.print(
+        f"{contestant.name:>25} {rate:>5} rows/s  p50 {found.p50:.1f} ms, p99 {found.p99:.1f} ms"
+    )
     return found
 
 
 async def steady(url: str, count: int, rate: int = RATE) -> float:
-    """This many messages, one transaction each, from several connections; returns WAL bytes a message."""
+    """This many messages, one transaction each, from several connections.
+
+    Returns WAL bytes a message.
+    """
     with psycopg.connect(url, autocommit=True) as connection:
         before, begin = written(connection), time.monotonic()
         async with TaskGroup() as writers:

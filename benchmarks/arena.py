@@ -43,10 +43,16 @@ class Arena(Bench):
         name = f"{contestant.mode}_{self.contests}"
         database(self, name)
         environ = self.environ(name, name) | contestant.environ
-        environ |= {"STREAMS_RELAY__MODE": contestant.mode, "STREAMS_BROKER__TOPIC_PREFIX": f"{name}."}
+        environ |= {
+            "STREAMS_RELAY__MODE": contestant.mode,
+            "STREAMS_BROKER__TOPIC_PREFIX": f"{name}.",
+        }
         environ["BENCH_TOPIC"] = f"{name}.chat-history"
         if contestant.mode == "debezium":
-            environ |= {"STREAMS_CONNECT__URL": self.connect.url, "STREAMS_CONNECT__REGISTER": "true"}
+            environ |= {
+                "STREAMS_CONNECT__URL": self.connect.url,
+                "STREAMS_CONNECT__REGISTER": "true",
+            }
         settings = load(environ=environ)
         registry = configured(settings)
         list(migrate.migrate(settings, registry))
@@ -59,13 +65,17 @@ class Arena(Bench):
             await asyncio.to_thread(_drop, self.postgres.url, name)
 
     @asynccontextmanager
-    async def publishing(self, contestant: Contestant, environ: dict[str, str]) -> AsyncIterator[list[int | None]]:
+    async def publishing(
+        self, contestant: Contestant, environ: dict[str, str]
+    ) -> AsyncIterator[list[int | None]]:
         """Its relays run; gives the pids of whoever does the work."""
         async with AsyncExitStack() as stack:
             pids = []
             for number in range(contestant.processes):
                 own = environ | {"BENCH_GROUP": f"{environ['BENCH_GROUP']}-{number}"}
-                pids.append((await stack.enter_async_context(self.running(own, "streams", "relay"))).pid)
+                pids.append(
+                    (await stack.enter_async_context(self.running(own, "streams", "relay"))).pid
+                )
             yield [*pids, self.connect.pid] if contestant.mode == "debezium" else pids
 
 
@@ -73,7 +83,9 @@ def _drop(url: str, name: str) -> None:
     """Database and slot, once whoever read the slot has ended."""
     slots = "FROM pg_replication_slots WHERE database = %s"
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"SELECT pg_terminate_backend(active_pid, 5000) {slots} AND active", [name])
+        connection.execute(
+            f"SELECT pg_terminate_backend(active_pid, 5000) {slots} AND active", [name]
+        )
         connection.execute(f"SELECT pg_drop_replication_slot(slot_name) {slots}", [name])
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
         # The next contest does not pay for writing this one's pages.

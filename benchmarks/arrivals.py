@@ -28,18 +28,28 @@ class Ends:
                 return sum(each.result().offset for each in found.values())
             except KafkaException as error:
                 # A topic that was just made.
-                if error.args[0].code() not in (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART):
+                if error.args[0].code() not in (
+                    KafkaError.NOT_LEADER_FOR_PARTITION,
+                    KafkaError.UNKNOWN_TOPIC_OR_PART,
+                ):
                     raise
                 time.sleep(0.1)
 
 
 def waits(broker: str, topic: str, partitions: int, records: int) -> list[float]:
-    """Milliseconds from `created_at` to a consumer's hands, in the order of arrival; blocking, for a process of its own.
+    """Milliseconds from `created_at` to a consumer's hands, in the order of arrival.
 
-    `created_at`, the record's time, is PostgreSQL's clock just before the commit; it is the clock of this machine too.
+    Blocking, for a process of its own.
+
+    `created_at`, the record's time, is PostgreSQL's clock just before the commit; it is the clock
+    of this machine too.
     """
-    consumer = Consumer({"bootstrap.servers": broker, "group.id": "waits", "enable.auto.commit": False})
-    consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in range(partitions)])
+    consumer = Consumer(
+        {"bootstrap.servers": broker, "group.id": "waits", "enable.auto.commit": False}
+    )
+    consumer.assign(
+        [TopicPartition(topic, number, OFFSET_BEGINNING) for number in range(partitions)]
+    )
     found: list[float] = []
     deadline = time.monotonic() + PATIENCE
     while len(found) < records:
@@ -52,6 +62,8 @@ def waits(broker: str, topic: str, partitions: int, records: int) -> list[float]
                 raise KafkaException(error)
             found.append(now - message.timestamp()[1])
         if time.monotonic() > deadline:
-            raise TimeoutError(f"only {len(found)} of {records} records arrived within {PATIENCE} seconds")
+            raise TimeoutError(
+                f"only {len(found)} of {records} records arrived within {PATIENCE} seconds"
+            )
     consumer.close()
     return found

@@ -1,7 +1,7 @@
 """The limit: a confluent-kafka consumer without any framework, with the same statements.
 
-`python -m benchmarks.bare THREADS`: 1 is the plain loop; more hand each partition's records to a thread of its own, which
-is as far as one Python process goes.
+`python -m benchmarks.bare THREADS`: 1 is the plain loop; more hand each partition's records to a
+thread of its own, which is as far as one Python process goes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,13 @@ def main(threads: int) -> None:
 
 def _record(message: Any) -> Record:
     headers = message.headers()
-    return Record(int(headers[0][1]), message.offset(), message.key().decode(), message.value(), message.timestamp()[1])
+    return Record(
+        int(headers[0][1]),
+        message.offset(),
+        message.key().decode(),
+        message.value(),
+        message.timestamp()[1],
+    )
 
 
 if __name__ == "__main__":

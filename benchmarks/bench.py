@@ -66,7 +66,9 @@ class Bench:
         """A contestant's process."""
         executable = str(Path(sys.executable).with_name(command[0]))
         log = self.directory / f"{environ['BENCH_GROUP']}-{command[0]}.log"
-        process = Process([executable, *command[1:]], log, environ={**os.environ, **environ}, cwd=Path.cwd())
+        process = Process(
+            [executable, *command[1:]], log, environ={**os.environ, **environ}, cwd=Path.cwd()
+        )
         process.launch()
         try:
             yield process
@@ -81,7 +83,12 @@ class Bench:
 def payload(number: int, **fields: str) -> str:
     """The JSON of a message of about 360 bytes."""
     chat_number = number % CHATS
-    message = {"user_id": chat_number, "conversation_id": f"c{chat_number}", "role": "user", "message": _text(number)}
+    message = {
+        "user_id": chat_number,
+        "conversation_id": f"c{chat_number}",
+        "role": "user",
+        "message": _text(number),
+    }
     return orjson.dumps(message | fields).decode()
 
 
@@ -105,7 +112,9 @@ def _texts() -> list[str]:
 def database(bench: Bench, name: str, template: str = "template0") -> None:
     """A fresh database."""
     with psycopg.connect(bench.postgres.url, autocommit=True) as connection:
-        create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+            sql.Identifier(name), sql.Identifier(template)
+        )
         connection.execute(create)
 
 
@@ -127,14 +136,21 @@ def fill(url: str, rows: int, topic: str = "chat-history") -> None:
         for first in range(0, rows, 10_000):
             with cursor.copy("COPY outbox (biz_type, topic, key, payload) FROM STDIN") as copy:
                 for number in range(first, min(first + 10_000, rows)):
-                    copy.write_row(("chat_history_persist", topic, f"c{number % CHATS}", payload(number)))
+                    copy.write_row(
+                        ("chat_history_persist", topic, f"c{number % CHATS}", payload(number))
+                    )
             connection.commit()
 
 
 def publish(bench: Bench, name: str, topic: str = "chat-history") -> None:
     """The outbox of this database onto the topic, once, for all contestants."""
-    producer = Producer({"bootstrap.servers": bench.broker.url, "partitioner": "murmur2_random", "linger.ms": 20})
-    with psycopg.connect(bench.postgres.url_of(name)) as connection, connection.cursor("rows") as rows:
+    producer = Producer(
+        {"bootstrap.servers": bench.broker.url, "partitioner": "murmur2_random", "linger.ms": 20}
+    )
+    with (
+        psycopg.connect(bench.postgres.url_of(name)) as connection,
+        connection.cursor("rows") as rows,
+    ):
         rows.execute(
             "SELECT id, key, payload::text, (extract(epoch FROM created_at) * 1000)::bigint FROM outbox ORDER BY id"
         )
@@ -156,7 +172,10 @@ def publish(bench: Bench, name: str, topic: str = "chat-history") -> None:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """How a topic or an outbox was drained: messages a second; of each process most MB, and CPU microseconds a message."""
+    """How a topic or an outbox was drained: messages a second.
+
+    Of each process most MB, and CPU microseconds a message.
+    """
 
     rate: float
     memory: list[float]
@@ -170,13 +189,21 @@ async def drained(url: str, rows: int, watch: Sequence[Process] = ()) -> Drain:
     with psycopg.connect(url, autocommit=True) as connection:
         started, first, deadline = 0.0, 0, time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            [(done,)] = connection.execute("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_applied")
-            memory = [max(most, each.memory_info().rss / 2**20) for most, each in zip(memory, processes, strict=True)]
+            [(done,)] = connection.execute(
+                "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_applied"
+            )
+            memory = [
+                max(most, each.memory_info().rss / 2**20)
+                for most, each in zip(memory, processes, strict=True)
+            ]
             if done and not started:
                 started, first, before = time.monotonic(), done, [_cpu(each) for each in processes]
             if done >= rows:
                 count = rows - first
-                cpu = [(_cpu(each) - spent) / count * 1e6 for each, spent in zip(processes, before, strict=True)]
+                cpu = [
+                    (_cpu(each) - spent) / count * 1e6
+                    for each, spent in zip(processes, before, strict=True)
+                ]
                 return Drain(count / (time.monotonic() - started), memory, cpu)
             await asyncio.sleep(0.02)
     raise TimeoutError(f"only {done} of {rows} messages were persisted within {PATIENCE} seconds")

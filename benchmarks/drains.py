@@ -49,7 +49,10 @@ class Drain(NamedTuple):
 
 
 async def drain(arena: Arena, contestant: Contestant, rows: int, size: int) -> Drain:
-    """A backlog in transactions of `size` rows first, then the relay; 0: one transaction that ends when all relays wait."""
+    """A backlog in transactions of `size` rows first, then the relay.
+
+    0: one transaction that ends when all relays wait.
+    """
     async with arena.world(contestant) as environ:
         with psycopg.connect(environ["DATABASE_URL"], autocommit=size > 0) as backlog:
             await asyncio.to_thread(_fill, backlog, environ["BENCH_TOPIC"], rows, size or rows + 1)
@@ -65,10 +68,14 @@ async def drain(arena: Arena, contestant: Contestant, rows: int, size: int) -> D
                 seconds, after = time.monotonic() - began, [cpu(each) for each in programs]
     if last != rows:
         raise RuntimeError(f"{contestant.name} sent {last:,} records for {rows:,} rows")
-    micros = [(late - early) / (rows - first) * 1e6 for early, late in zip(before, after, strict=True)]
+    micros = [
+        (late - early) / (rows - first) * 1e6 for early, late in zip(before, after, strict=True)
+    ]
     found = Drain((rows - first) / seconds, *micros)
     cost = f"CPU us/row: relay {found.relay:.1f}, PostgreSQL {found.postgres:.1f}, broker {found.broker:.1f}"
-    console.print(f"{contestant.name:>25} {size or 'all':>4} rows/transaction {found.rate:9,.0f} rows/s  {cost}")
+    console.print(
+        f"{contestant.name:>25} {size or 'all':>4} rows/transaction {found.rate:9,.0f} rows/s  {cost}"
+    )
     return found
 
 
@@ -79,9 +86,13 @@ async def raw(arena: Arena, rows: int) -> Drain:
     kafka.prepare_topics(load(environ=arena.environ("raw", "raw")), [topic])
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         before = cpu([arena.broker.pid])
-        rate, micros = await asyncio.wrap_future(pool.submit(produce, arena.broker.url, topic, rows))
+        rate, micros = await asyncio.wrap_future(
+            pool.submit(produce, arena.broker.url, topic, rows)
+        )
         broker = (cpu([arena.broker.pid]) - before) / rows * 1e6
-    console.print(f"{'bare producer':>25} {'':>21} {rate:9,.0f} rows/s  CPU us/row: {micros:.1f}, broker {broker:.1f}")
+    console.print(
+        f"{'bare producer':>25} {'':>21} {rate:9,.0f} rows/s  CPU us/row: {micros:.1f}, broker {broker:.1f}"
+    )
     return Drain(rate, micros, 0, broker)
 
 

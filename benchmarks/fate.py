@@ -1,4 +1,6 @@
-"""What failing messages cost the others: `python -m benchmarks.fate`; ratios against a clean run on the same schema.
+"""What failing messages cost the others: `python -m benchmarks.fate`.
+
+Ratios against a clean run on the same schema.
 
 What refuses messages looks at good ones too: what that costs is no cost of failing.
 """
@@ -27,7 +29,8 @@ from streams.dev.postgres import PostgresServer
 from streams.registry import configured
 from streams.settings import load
 
-# Named: the server quotes the row, and its outbox_id is found there.  Unnamed: nothing tells which message it was.
+# Named: the server quotes the row, and its outbox_id is found there.  Unnamed: nothing tells which
+# message it was.
 NAMED = "ALTER TABLE chat_histories ADD CONSTRAINT no_poison CHECK (role <> 'poison')"
 RAISE = (
     "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
@@ -41,11 +44,17 @@ TRANSIENT = RAISE.format(sqlstate="P0001")
 def fill(url: str, rows: int, bad: Callable[[int, int], bool]) -> None:
     """Outbox rows of which those with `bad(number, conversation)` are poison."""
     copy_in = "COPY outbox (biz_type, topic, key, payload) FROM STDIN"
-    with psycopg.connect(url) as connection, connection.cursor() as cursor, cursor.copy(copy_in) as copy:
+    with (
+        psycopg.connect(url) as connection,
+        connection.cursor() as cursor,
+        cursor.copy(copy_in) as copy,
+    ):
         for number in range(rows):
             chat = number % CHATS
             role = "poison" if bad(number, chat) else "user"
-            copy.write_row(("chat_history_persist", "chat-history", f"c{chat}", payload(number, role=role)))
+            copy.write_row(
+                ("chat_history_persist", "chat-history", f"c{chat}", payload(number, role=role))
+            )
 
 
 def nothing(number: int, chat: int) -> bool:
@@ -70,7 +79,9 @@ async def drained(url: str, rows: int, processes: Sequence[int | None]) -> Drain
                 started, first, before = time.monotonic(), done, cpu(processes)
             if done >= rows:
                 count = rows - first
-                return Drain(count / (time.monotonic() - started), (cpu(processes) - before) / count * 1e6)
+                return Drain(
+                    count / (time.monotonic() - started), (cpu(processes) - before) / count * 1e6
+                )
             await asyncio.sleep(0.2)
     raise TimeoutError(f"only {done} of {rows} messages got a state within 300 seconds")
 
@@ -78,7 +89,10 @@ async def drained(url: str, rows: int, processes: Sequence[int | None]) -> Drain
 async def contest(bench: Bench, name: str, refuse: str, bad: Callable[[int, int], bool]) -> Drain:
     """How messages get their state, of a load with these bad ones."""
     database(bench, name)
-    environ = bench.environ(name, name) | {"STREAMS_RELAY__MODE": "poll", "STREAMS_BROKER__TOPIC_PREFIX": f"{name}."}
+    environ = bench.environ(name, name) | {
+        "STREAMS_RELAY__MODE": "poll",
+        "STREAMS_BROKER__TOPIC_PREFIX": f"{name}.",
+    }
     settings = load(environ=environ)
     list(migrate.migrate(settings, configured(settings)))
     kafka.prepare_topics(settings, [f"{name}.chat-history"])
@@ -87,7 +101,9 @@ async def contest(bench: Bench, name: str, refuse: str, bad: Callable[[int, int]
     with psycopg.connect(settings.database_url, autocommit=True) as connection:
         connection.execute(refuse.encode())
         connection.execute("CHECKPOINT")
-    async with bench.running(environ, "faust", "-A", "streams.app", "worker", "-l", "error") as worker:
+    async with bench.running(
+        environ, "faust", "-A", "streams.app", "worker", "-l", "error"
+    ) as worker:
         found = await drained(settings.database_url, bench.rows, [bench.postgres.pid, worker.pid])
     console.print(f"{name:>20} {found.rate:9,.0f} messages/s, {found.micros:5.1f} us CPU a message")
     drop(bench, name)
@@ -99,13 +115,40 @@ async def main(rows: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory(prefix="outbox-bench-", ignore_cleanup_errors=True) as folder:
         directory = Path(folder)
         directory.chmod(0o755)
-        async with PostgresServer(directory / "postgres") as postgres, KafkaBroker(directory / "kafka") as broker:
+        async with (
+            PostgresServer(directory / "postgres") as postgres,
+            KafkaBroker(directory / "kafka") as broker,
+        ):
             bench = Bench(postgres, broker, directory, rows)
             cases = [
-                ("1 bad in 500, named by the error", ">= 0.6", "named", NAMED, lambda number, chat: number % 499 == 7),
-                ("1 bad in 500, unnamed", ">= 0.6", "unnamed", UNNAMED, lambda number, chat: number % 499 == 7),
-                ("10 bad in 500, unnamed", ">= 0.05", "many", UNNAMED, lambda number, chat: number % 49 == 7),
-                ("1 conversation in 100 parked", ">= 0.9", "parked", TRANSIENT, lambda number, chat: chat % 100 == 7),
+                (
+                    "1 bad in 500, named by the error",
+                    ">= 0.6",
+                    "named",
+                    NAMED,
+                    lambda number, chat: number % 499 == 7,
+                ),
+                (
+                    "1 bad in 500, unnamed",
+                    ">= 0.6",
+                    "unnamed",
+                    UNNAMED,
+                    lambda number, chat: number % 499 == 7,
+                ),
+                (
+                    "10 bad in 500, unnamed",
+                    ">= 0.05",
+                    "many",
+                    UNNAMED,
+                    lambda number, chat: number % 49 == 7,
+                ),
+                (
+                    "1 conversation in 100 parked",
+                    ">= 0.9",
+                    "parked",
+                    TRANSIENT,
+                    lambda number, chat: chat % 100 == 7,
+                ),
             ]
             table = Table(
                 title=f"{rows:,} messages, {PARTITIONS} partitions, median of {rounds}: rate beside a clean one"
@@ -115,14 +158,22 @@ async def main(rows: int, rounds: int) -> None:
             found: defaultdict[str, list[tuple[Drain, Drain]]] = defaultdict(list)
             for turn in range(rounds):
                 for _, _, name, refuse, bad in cases:
-                    # One after the other: what a shared machine can do changes from minute to minute.
+                    # One after the other: what a shared machine can do changes from minute to
+                    # minute.
                     clean = await contest(bench, f"{name}_clean_{turn}", refuse, nothing)
                     found[name].append((await contest(bench, f"{name}_{turn}", refuse, bad), clean))
             for what, target, name, _, _ in cases:
                 rate, micros = (median(one[at] for one, _ in found[name]) for at in range(2))
                 ratio = median(one.rate / clean.rate for one, clean in found[name])
                 clean_micros = median(clean.micros for _, clean in found[name])
-                table.add_row(what, f"{rate:,.0f}", f"{ratio:.2f}", target, f"{micros:.1f}", f"{clean_micros:.1f}")
+                table.add_row(
+                    what,
+                    f"{rate:,.0f}",
+                    f"{ratio:.2f}",
+                    target,
+                    f"{micros:.1f}",
+                    f"{clean_micros:.1f}",
+                )
             console.print(table)
 
 

@@ -1,8 +1,9 @@
 """`python -m benchmarks.figures`: what figures cost a worker, as shares of the time that its runs take, in one process.
 
-Runs of chat messages are persisted as a worker does it, on one connection at a time.  Three things are figures' own: the
-triggers on the states, seen by persisting runs with and without them in turn; counting what a run decided; and telling,
-every five seconds.  The share is what they take of a second of persisting.
+Runs of chat messages are persisted as a worker does it, on one connection at a time.  Three things
+are figures' own: the triggers on the states, seen by persisting runs with and without them in turn;
+counting what a run decided; and telling, every five seconds.  The share is what they take of a
+second of persisting.
 """
 
 from __future__ import annotations
@@ -105,7 +106,12 @@ def _counted(run: Run, persister: Persister) -> float:
 def _records(business: psycopg.Connection[Any], topic: str, number: int) -> list[Record]:
     payloads = [
         orjson.dumps(
-            {"user_id": 1, "conversation_id": f"c{place % 100}", "role": "user", "message": "m" * 200}
+            {
+                "user_id": 1,
+                "conversation_id": f"c{place % 100}",
+                "role": "user",
+                "message": "m" * 200,
+            }
         ).decode()
         for place in range(RECORDS)
     ]

@@ -14,11 +14,14 @@ from streams.groups import TaskGroup
 WRITERS = 4
 
 
-async def latency(url: str, rate: int = 1000, seconds: int = 20, warm: int = 10) -> tuple[float, float]:
+async def latency(
+    url: str, rate: int = 1000, seconds: int = 20, warm: int = 10
+) -> tuple[float, float]:
     """p50 and p99 in milliseconds from the outbox row's INSERT to the commit of its history row.
 
-    Several connections write, as a business does; the rate they really reached is what is printed.  The first `warm` seconds
-    are printed apart: a broker that was drained in large pieces compiles its code for little ones meanwhile.
+    Several connections write, as a business does; the rate they really reached is what is printed.
+    The first `warm` seconds are printed apart: a broker that was drained in large pieces compiles
+    its code for little ones meanwhile.
     """
     count = rate * (warm + seconds)
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
@@ -48,11 +51,15 @@ async def latency(url: str, rate: int = 1000, seconds: int = 20, warm: int = 10)
                 break
             await asyncio.sleep(0.2)
         else:
-            raise TimeoutError(f"only {len(waits)} of {count} messages were persisted within 30 seconds")
+            raise TimeoutError(
+                f"only {len(waits)} of {count} messages were persisted within 30 seconds"
+            )
     found = {"warming up": waits[rate : rate * warm], "latency": waits[rate * warm :]}
     for name, part in found.items():
         cuts = statistics.quantiles(part, n=100)
-        console.print(f"{name:>16} p50 {cuts[49]:.1f} ms, p99 {cuts[98]:.1f} ms at {reached:,.0f} messages/s")
+        console.print(
+            f"{name:>16} p50 {cuts[49]:.1f} ms, p99 {cuts[98]:.1f} ms at {reached:,.0f} messages/s"
+        )
     return cuts[49], cuts[98]
 
 
@@ -63,5 +70,6 @@ async def write(url: str, numbers: range, begin: float, rate: int) -> None:
             if (ahead := begin + number / rate - time.monotonic()) > 0:
                 await asyncio.sleep(ahead)
             await connection.execute(
-                "SELECT outbox_enqueue('chat_history_persist', %s, %s::json)", [f"c{number % CHATS}", payload(number)]
+                "SELECT outbox_enqueue('chat_history_persist', %s, %s::json)",
+                [f"c{number % CHATS}", payload(number)],
             )

@@ -25,7 +25,9 @@ class Record(NamedTuple):
     time: int
 
 
-def statements(topic: str, partition: int, records: Sequence[Record]) -> list[tuple[LiteralString, dict[str, Any]]]:
+def statements(
+    topic: str, partition: int, records: Sequence[Record]
+) -> list[tuple[LiteralString, dict[str, Any]]]:
     """Lock, claim and the two inserts of chat history, as the worker executes them."""
     batch = Batch(
         [Message(r.outbox_id, r.key, decode(r.value, ChatHistoryPersist), r.time) for r in records],
@@ -42,7 +44,10 @@ def statements(topic: str, partition: int, records: Sequence[Record]) -> list[tu
         "digest": digest(records),
     }
     return [
-        (query("lock_partitions"), {"topic": topic, "partitions": [partition], "session": IN_A_RUN}),
+        (
+            query("lock_partitions"),
+            {"topic": topic, "partitions": [partition], "session": IN_A_RUN},
+        ),
         (query("claim_all"), claim),
         (query("save_chat_histories"), {"messages": batch.parameter()}),
         (query("save_agent_chats"), {"chats": orjson.dumps(chats_of(batch)).decode()}),

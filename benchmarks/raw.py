@@ -26,7 +26,12 @@ def produce(broker: str, topic: str, rows: int) -> tuple[float, float]:
     now = int(time.time() * 1000)
     records: list[tuple[bytes, bytes, list[Header]]] = []
     for number in range(rows):
-        headers: list[Header] = [("id", b"%d" % number), KIND, ("traceparent", None), ("resend_of", None)]
+        headers: list[Header] = [
+            ("id", b"%d" % number),
+            KIND,
+            ("traceparent", None),
+            ("resend_of", None),
+        ]
         records.append((payload(number % CHATS).encode(), b"c%d" % (number % CHATS), headers))
     producer = Producer({"bootstrap.servers": broker, **SETTINGS})
     producer.list_topics(topic, timeout=10)

@@ -1,7 +1,9 @@
-"""`make bench-relays`: outbox into Kafka by each relay, Debezium's real connector among them; prints ratios.
+"""`make bench-relays`: outbox into Kafka by each relay, Debezium's real connector among them.
 
-Every contestant finds the same backlog, in a database of its own on the same servers.  Then rows are written at a steady
-rate, and a consumer sees how old each record is.
+Prints ratios.
+
+Every contestant finds the same backlog, in a database of its own on the same servers.  Then rows
+are written at a steady rate, and a consumer sees how old each record is.
 """
 
 from __future__ import annotations
@@ -30,10 +32,15 @@ DEBEZIUM = Contestant("Debezium", "debezium")
 # Java compiles what it has run often: what a Connect worker does first is a figure of its own.
 COLD = Contestant("Debezium, just started", "debezium")
 SHARED = Contestant("poll, 4 shards, 2 relays", "poll", {"STREAMS_RELAY__SHARDS": "4"}, processes=2)
-WOKEN = Contestant("poll, woken", "poll", {"STREAMS_RELAY__NOTIFY": "true", "STREAMS_RELAY__POLL_INTERVAL": "1"})
+WOKEN = Contestant(
+    "poll, woken", "poll", {"STREAMS_RELAY__NOTIFY": "true", "STREAMS_RELAY__POLL_INTERVAL": "1"}
+)
 
 # Rows of a transaction; 0: all of them.
-CONTESTS = [(each, size) for size in (1, 100) for each in (CDC, POLL, DEBEZIUM)] + [(POLL, 0), (SHARED, 0)]
+CONTESTS = [(each, size) for size in (1, 100) for each in (CDC, POLL, DEBEZIUM)] + [
+    (POLL, 0),
+    (SHARED, 0),
+]
 SLOW = 20
 
 
@@ -43,8 +50,12 @@ async def rates(arena: Arena, rows: int, rounds: int) -> None:
     for _ in range(rounds):
         found.setdefault(("bare producer", -1), []).append(await raw(arena, rows))
         for contestant, size in CONTESTS:
-            found.setdefault((contestant.name, size), []).append(await drain(arena, contestant, rows, size))
-    middle = {key: Drain(*map(statistics.median, zip(*each, strict=True))) for key, each in found.items()}
+            found.setdefault((contestant.name, size), []).append(
+                await drain(arena, contestant, rows, size)
+            )
+    middle = {
+        key: Drain(*map(statistics.median, zip(*each, strict=True))) for key, each in found.items()
+    }
     table = Table(title=f"{rows:,} rows, {PARTITIONS} partitions, {os.cpu_count()} cores")
     columns = ("to Debezium: warm", "just started", "CPU us/row: relay", "PostgreSQL", "broker")
     for column in ("", "rows a transaction", "rows/s", *columns):
@@ -53,21 +64,35 @@ async def rates(arena: Arena, rows: int, rounds: int) -> None:
         others = [middle.get((each.name, size)) for each in (DEBEZIUM, COLD)]
         ratios = [f"{drained.rate / other.rate:.1f}" if other else "" for other in others]
         costs = (f"{drained.relay:.1f}", f"{drained.postgres:.1f}", f"{drained.broker:.1f}")
-        table.add_row(name, {0: "all", -1: ""}.get(size, str(size)), f"{drained.rate:,.0f}", *ratios, *costs)
+        table.add_row(
+            name, {0: "all", -1: ""}.get(size, str(size)), f"{drained.rate:,.0f}", *ratios, *costs
+        )
     console.print(table)
-    console.print("targets: cdc at least 3.0, poll at least 2.0 of Debezium with 100 rows a transaction")
+    console.print(
+        "targets: cdc at least 3.0, poll at least 2.0 of Debezium with 100 rows a transaction"
+    )
 
 
 async def latencies(arena: Arena, seconds: int) -> None:
     """Ages of records at two rates, and cores that are taken meanwhile."""
     table = Table(title=f"commit to topic, {seconds} s each")
-    for column in ("", "rows/s", "p50 ms", "p99 ms", "cores: relay", "PostgreSQL", "WAL bytes/message"):
+    for column in (
+        "",
+        "rows/s",
+        "p50 ms",
+        "p99 ms",
+        "cores: relay",
+        "PostgreSQL",
+        "WAL bytes/message",
+    ):
         table.add_column(column, justify="right" if column else "left")
     for rate in (RATE, SLOW):
         for contestant in (CDC, POLL, WOKEN, DEBEZIUM):
             found = await ages(arena, contestant, rate, seconds)
             costs = (f"{found.relay:.2f}", f"{found.postgres:.2f}", f"{found.wal:.0f}")
-            table.add_row(contestant.name, f"{rate:,}", f"{found.p50:.1f}", f"{found.p99:.1f}", *costs)
+            table.add_row(
+                contestant.name, f"{rate:,}", f"{found.p50:.1f}", f"{found.p99:.1f}", *costs
+            )
     console.print(table)
 
 
@@ -78,7 +103,9 @@ async def log_sizes(arena: Arena, seconds: int) -> None:
     table.add_column("", justify="right")
     async with arena.world(POLL) as environ:
         table.add_row("enqueue", f"{await steady(environ['DATABASE_URL'], RATE * seconds):.0f}")
-        for name, size in (await asyncio.to_thread(statuses, environ["DATABASE_URL"], RATE * seconds)).items():
+        for name, size in (
+            await asyncio.to_thread(statuses, environ["DATABASE_URL"], RATE * seconds)
+        ).items():
             table.add_row(name, f"{size:.0f}")
     console.print(table)
 
@@ -103,6 +130,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.relays", description=__doc__)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=10, help="how long rows are written at a steady rate")
+    parser.add_argument(
+        "--seconds", type=int, default=10, help="how long rows are written at a steady rate"
+    )
     options = parser.parse_args()
     asyncio.run(main(options.rows, options.rounds, options.seconds))

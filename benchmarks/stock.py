@@ -20,7 +20,9 @@ app = faust.App(
     web_enabled=False,
     datadir=os.environ["BENCH_DIRECTORY"],
 )
-topic = app.topic(TOPIC, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+topic = app.topic(
+    TOPIC, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"
+)
 
 
 @app.agent(topic)
@@ -38,5 +40,9 @@ def _record(event: Any) -> Record:
     message = event.message
     headers = dict(message.headers)
     return Record(
-        int(headers["id"]), message.offset, message.key.decode(), message.value, int(message.timestamp * 1000)
+        int(headers["id"]),
+        message.offset,
+        message.key.decode(),
+        message.value,
+        int(message.timestamp * 1000),
     )

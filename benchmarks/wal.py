@@ -9,7 +9,8 @@ import psycopg
 from streams.database import query
 
 BATCH = 500
-# The seed's way in its leanest form: the row itself carries its status, and one index finds what is pending.
+# The seed's way in its leanest form: the row itself carries its status, and one index finds what is
+# pending.
 IN_ROW = (
     "CREATE TABLE outbox_in_row (LIKE outbox INCLUDING DEFAULTS, status text NOT NULL DEFAULT 'pending', PRIMARY KEY (id));"
     "CREATE INDEX ON outbox_in_row (id) WHERE status = 'pending'"
@@ -44,6 +45,9 @@ def statuses(url: str, rows: int) -> dict[str, float]:
         for first, last in batches:
             ids = list(range(first, last + 1))
             record = {"partitions": [0] * BATCH, "offsets": ids, "first": first, "last": last}
-            connection.execute(query("claim_all"), {"topic": "chat-history", "checked": False, "ids": ids, **record})
+            connection.execute(
+                query("claim_all"),
+                {"topic": "chat-history", "checked": False, "ids": ids, **record},
+            )
         found["row in outbox_state"] = (written(connection) - before) / rows
         return found

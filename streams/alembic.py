@@ -21,8 +21,12 @@ _OURS = frozenset({*TABLES, *CHAT_TABLES, VERSION_TABLE, CHAT_HISTORY_VERSION_TA
 _PARTITION = re.compile(rf"({'|'.join(PARTITIONED)})_\d+")
 
 
-def include_object(thing: Any, name: str | None, kind: str, reflected: bool, compare_to: Any) -> bool:
-    """False for a table of ours, and what belongs to one, that is only in the database; Alembic calls it with each thing.
+def include_object(
+    thing: Any, name: str | None, kind: str, reflected: bool, compare_to: Any
+) -> bool:
+    """False for a table of ours, and what belongs to one, that is only in the database.
+
+    Alembic calls it with each thing.
 
     A table that your own models have under such a name stays yours.
     """

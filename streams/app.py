@@ -64,7 +64,10 @@ def build() -> faust.App:
 
 
 def _pages(app: faust.App, settings: Settings) -> tuple[str, int] | None:
-    """Where the pages will be: Faust's own options may have changed it since; UsageError when others could read them."""
+    """Where the pages will be: Faust's own options may have changed it since.
+
+    UsageError when others could read them.
+    """
     conf = app.conf
     if not conf.web_enabled:
         return None

@@ -25,9 +25,12 @@ _UNITS: dict[Any, str] = {
     **dict.fromkeys((list, tuple, set, frozenset, dict), "entries"),
     **dict.fromkeys((bytes, bytearray), "bytes"),
 }
-_AS_IN_BATCHES = orjson.OPT_UTC_Z  # a moment is the same text in the outbox and in what a handler writes
+_AS_IN_BATCHES = (
+    orjson.OPT_UTC_Z
+)  # a moment is the same text in the outbox and in what a handler writes
 _STEP = re.compile(r"([^.\[\]]+)(?![^\[]*\])|\[([^]]*)\]")
-# What orjson says of text that is JSON by its grammar and yet holds no value, and what a person is told.
+# What orjson says of text that is JSON by its grammar and yet holds no value, and what a person is
+# told.
 _VALUELESS = {
     "surrogate": "a lone surrogate, which is no character",
     "infinity": "a number out of range",
@@ -41,31 +44,47 @@ _EXPECTED = {
 
 
 class Unreadable(MessageError):
-    """A payload on the topic that cannot be parsed or validated; the reason holds names and types, never a value."""
+    """A payload on the topic that cannot be parsed or validated.
+
+    The reason holds names and types, never a value.
+    """
 
 
 def encode(event: Any, kind: EventType, max_bytes: int) -> tuple[str, str]:
-    """The (key, payload text) of an event; PayloadInvalid names biz_type, field, type, size and expectation."""
+    """The (key, payload text) of an event.
+
+    PayloadInvalid names biz_type, field, type, size and expectation.
+    """
     name = kind.biz_type
     try:
         raw = orjson.dumps(event, option=_AS_IN_BATCHES)
     except orjson.JSONEncodeError as error:
         raise PayloadInvalid(f"{name}: {_unencodable(event, str(error))}") from None
     if b"null" in raw and (place := _first(event, _not_finite)):
-        raise PayloadInvalid(f"{name}: {place!r} is {_shown(_at(event, place))}: expected a finite number")
+        raise PayloadInvalid(
+            f"{name}: {place!r} is {_shown(_at(event, place))}: expected a finite number"
+        )
     plain = orjson.loads(raw)
     try:
         converted = msgspec.convert(plain, kind.payload)
     except msgspec.ValidationError as error:
         field, expected = _explain(error, kind.payload)
-        raise PayloadInvalid(f"{name}: {field!r} is {_shown(_at(plain, field))}: {expected}") from None
+        raise PayloadInvalid(
+            f"{name}: {field!r} is {_shown(_at(plain, field))}: {expected}"
+        ) from None
     except RecursionError:
-        raise PayloadInvalid(f"{name}: payload is nested too deep, expected at most 254 levels") from None
+        raise PayloadInvalid(
+            f"{name}: payload is nested too deep, expected at most 254 levels"
+        ) from None
     if _NUL in raw and (place := _first(converted, _has_nul)):
-        raise PayloadInvalid(f"{name}: {place!r} is {_shown(_at(plain, place))}: expected text without NUL")
+        raise PayloadInvalid(
+            f"{name}: {place!r} is {_shown(_at(plain, place))}: expected text without NUL"
+        )
     key, stored = _key(plain, kind), orjson.dumps(_without_nulls(plain, kind.payload))
     if len(stored) > max_bytes:
-        raise PayloadInvalid(f"{name}: payload has {len(stored)} bytes, expected at most {max_bytes}")
+        raise PayloadInvalid(
+            f"{name}: payload has {len(stored)} bytes, expected at most {max_bytes}"
+        )
     return key, stored.decode()
 
 
@@ -74,10 +93,12 @@ def decode(raw: bytes | str | None, payload: type[E]) -> E:
     if raw is None:
         raise Unreadable("the value is null, expected a JSON object", code="null")
     try:
-        decoder, opening, opening_text = _decoder(payload)  # type: ignore[arg-type]  # a type is Hashable, whatever mypy says
+        # A type is Hashable, whatever mypy says
+        decoder, opening, opening_text = _decoder(payload)  # type: ignore[arg-type]
         if isinstance(raw, bytes):
             if not raw.isascii():
-                raw.decode()  # what is not UTF-8 is refused in names, too, and in values that nobody reads
+                # What is not UTF-8 is refused in names, too, and in values that nobody reads
+                raw.decode()
             event: E = decoder.decode(opening + raw[1:] if raw.startswith(b"{") else raw)
             nul = _BACKSLASH in raw and _NUL in raw
         else:
@@ -102,7 +123,9 @@ def _explained(raw: bytes | str, payload: type[E]) -> E:
         field, expected = _explain(error, payload)
         raise Unreadable(f"{field!r}: {expected}", code="payload") from None
     except Exception as error:  # A __post_init__ may raise anything, and it is the message's fault.
-        raise Unreadable(f"{payload.__name__} cannot be made of it: {type(error).__name__}", code="payload") from None
+        raise Unreadable(
+            f"{payload.__name__} cannot be made of it: {type(error).__name__}", code="payload"
+        ) from None
 
 
 def key_text(value: Any) -> str | None:
@@ -111,7 +134,11 @@ def key_text(value: Any) -> str | None:
         return None
     try:
         # A date is text, as it was when it was enqueued.
-        text = _text_of(value if isinstance(value, str) else orjson.loads(orjson.dumps(value, option=_AS_IN_BATCHES)))
+        text = _text_of(
+            value
+            if isinstance(value, str)
+            else orjson.loads(orjson.dumps(value, option=_AS_IN_BATCHES))
+        )
     except orjson.JSONEncodeError:
         return None
     return text if 1 <= len(text.encode()) <= KEY_BYTES and "\0" not in text else None
@@ -130,8 +157,9 @@ def unparsable(raw: bytes) -> str:
 def _decoder(payload: type[E]) -> tuple[msgspec.json.Decoder[E], bytes, str]:
     """What reads the payload, and how its object begins, instead of with a brace.
 
-    Filling in the defaults of a dataclass takes msgspec as long as everything else.  Spelled out as nulls they are read
-    in passing; what the record says comes later, and the last one of a name counts.
+    Filling in the defaults of a dataclass takes msgspec as long as everything else.  Spelled out as
+    nulls they are read in passing; what the record says comes later, and the last one of a name
+    counts.
     """
     opening = "{" + "".join([f"{orjson.dumps(name).decode()}:null," for name in _defaults(payload)])  # type: ignore[arg-type]
     return msgspec.json.Decoder(payload), opening.encode(), opening
@@ -146,13 +174,17 @@ def _defaults(payload: type[Any]) -> dict[str, None]:
 def _without_nulls(plain: dict[str, Any], payload: type[Any]) -> dict[str, Any]:
     """Absent and null mean the same for an optional field: absent is smaller in the outbox, the WAL and Kafka."""
     optional = _defaults(payload)  # type: ignore[arg-type]
-    return {name: value for name, value in plain.items() if value is not None or name not in optional}
+    return {
+        name: value for name, value in plain.items() if value is not None or name not in optional
+    }
 
 
 def _key(plain: dict[str, Any], kind: EventType) -> str:
     key = plain[kind.key]
     if key is None:
-        raise PayloadInvalid(f"{kind.biz_type}: {kind.key!r} is None: expected a value, it is the key")
+        raise PayloadInvalid(
+            f"{kind.biz_type}: {kind.key!r} is None: expected a value, it is the key"
+        )
     text = _text_of(key)
     size = len(text.encode())
     if not 1 <= size <= KEY_BYTES:
@@ -172,7 +204,10 @@ def _explain(error: msgspec.ValidationError, payload: type[Any]) -> tuple[str, s
 
 
 def _at(value: Any, field: str) -> Any:
-    """What `items[0].name` names; where msgspec does not say which entry of a dict, the whole dict."""
+    """What `items[0].name` names.
+
+    Where msgspec does not say which entry of a dict, the whole dict.
+    """
     for name, item in _STEP.findall(field):
         if name:
             value = value.get(name) if isinstance(value, dict) else getattr(value, name, value)
@@ -198,7 +233,8 @@ def _unparsable(raw: bytes | str, error: orjson.JSONDecodeError) -> str:
     for part, what in _VALUELESS.items():
         if part in error.msg:
             return f"the value holds {what}, at character {error.pos}"
-    # error.msg describes the grammar; str(error) would add nothing but position, error.doc is the text itself.
+    # error.msg describes the grammar; str(error) would add nothing but position, error.doc is the
+    # text itself.
     return f"the value is not JSON: {error.msg} at character {error.pos}"
 
 
@@ -220,12 +256,18 @@ def _expectation(reason: str) -> str:
 
 
 def _first(value: Any, wrong: Callable[[Any], bool]) -> str | None:
-    """Where the first leaf (or key) is that is `wrong`, as `items[0].name`; without recursion, however deep it is."""
+    """Where the first leaf (or key) is that is `wrong`, as `items[0].name`.
+
+    Without recursion, however deep it is.
+    """
     rest = [("", value)]
     while rest:
         path, value = rest.pop()
         if dataclasses.is_dataclass(value):
-            inner = [(f"{path}.{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value)]
+            inner = [
+                (f"{path}.{field.name}", getattr(value, field.name))
+                for field in dataclasses.fields(value)
+            ]
         elif isinstance(value, dict):
             inner = [(f"{path}[...]", each) for pair in value.items() for each in pair]
         elif isinstance(value, list | tuple | set | frozenset):

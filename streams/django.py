@@ -6,7 +6,8 @@
         order.save()
         enqueue(ChatHistoryPersist(user_id=7, conversation_id="c1", role="user", message="hi"))
 
-`streams.outbox.start()` is called once for each process, in the `ready` of an AppConfig for example.
+`streams.outbox.start()` is called once for each process, in the `ready` of an AppConfig for
+example.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ def enqueue(  # type: ignore[overload-overlap]  # a sequence is an object too
     events: Sequence[Any], *, using: str = ..., ordered: bool = ..., traceparent: str | None = ...
 ) -> list[int]: ...
 @overload
-def enqueue(events: object, *, using: str = ..., ordered: bool = ..., traceparent: str | None = ...) -> int: ...
+def enqueue(
+    events: object, *, using: str = ..., ordered: bool = ..., traceparent: str | None = ...
+) -> int: ...
 def enqueue(
     events: object, *, using: str = "default", ordered: bool = False, traceparent: str | None = None
 ) -> int | list[int]:
     """Enqueue one event (returns its outbox_id) or a sequence of them (their outbox_ids), as `streams.outbox.enqueue_sync`.
 
-    `using` names the database of Django's settings.  UsageError outside of `transaction.atomic`, or when that is no
-    PostgreSQL; OutboxNotConfigured, OutboxDisabled, PayloadInvalid: nothing was sent then.
+    `using` names the database of Django's settings.  UsageError outside of `transaction.atomic`, or
+    when that is no PostgreSQL; OutboxNotConfigured, OutboxDisabled, PayloadInvalid: nothing was
+    sent then.
     """
     connection = connections[using]
     if connection.vendor != "postgresql":
@@ -47,7 +51,10 @@ def enqueue(
         )
     if not (rows := outbox.checked_rows(events, ordered)):
         return []
-    with telemetry.enqueueing({row[1] for row in rows}, traceparent) as parent, connection.cursor() as cursor:
+    with (
+        telemetry.enqueueing({row[1] for row in rows}, traceparent) as parent,
+        connection.cursor() as cursor,
+    ):
         if ordered:
             cursor.execute(query("enqueue_in_order"), outbox.keys_of(rows))
         name, parameters = outbox.insert_rows(rows, parent)

@@ -19,9 +19,10 @@ class Tally:
 class Effect:
     """One row of `table` for each message, with its outbox id in `column`.
 
-    `where` are columns whose values mark our rows; `fields` maps fields of the payload to the columns that hold them as
-    they are; `created_at` is a column equal to the outbox row's; `order` is a column that ascends within a conversation.
-    `source` is a column that holds `Message.source`: needed in a table that messages of another system end in too.
+    `where` are columns whose values mark our rows; `fields` maps fields of the payload to the
+    columns that hold them as they are; `created_at` is a column equal to the outbox row's; `order`
+    is a column that ascends within a conversation. `source` is a column that holds
+    `Message.source`: needed in a table that messages of another system end in too.
     """
 
     table: str

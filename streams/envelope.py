@@ -30,13 +30,18 @@ _decoder = msgspec.json.Decoder(_Fields)
 
 
 def opened(value: bytes | None) -> tuple[int, str, str]:
-    """(outbox id, biz_type, payload as JSON text) of a record's value; NoEnvelope when one of them is not there."""
+    """(outbox id, biz_type, payload as JSON text) of a record's value.
+
+    NoEnvelope when one of them is not there.
+    """
     if value is None:
         raise NoEnvelope("the value is null, expected an envelope")
     try:
         fields = _decoder.decode(value.decode())
     except msgspec.ValidationError as error:
-        raise NoEnvelope(f"the value is no envelope: {str(error).lower().replace('`', '')}") from None
+        raise NoEnvelope(
+            f"the value is no envelope: {str(error).lower().replace('`', '')}"
+        ) from None
     except RecursionError:
         raise NoEnvelope("the value is nested too deep, expected at most 254 levels") from None
     except (UnicodeDecodeError, msgspec.DecodeError) as error:
@@ -44,7 +49,9 @@ def opened(value: bytes | None) -> tuple[int, str, str]:
     outbox_id = _id(bytes(fields.outbox_id))
     if not isinstance(fields.biz_type, str):
         kind = "missing" if fields.biz_type is None else f"of type {type(fields.biz_type).__name__}"
-        raise NoEnvelope(f"the envelope's 'biz_type' is {kind}, expected text (outbox_id {outbox_id})")
+        raise NoEnvelope(
+            f"the envelope's 'biz_type' is {kind}, expected text (outbox_id {outbox_id})"
+        )
     payload = bytes(fields.payload).decode()
     if not payload:
         raise NoEnvelope(f"the envelope's 'payload' is missing (outbox_id {outbox_id})")
@@ -52,17 +59,24 @@ def opened(value: bytes | None) -> tuple[int, str, str]:
 
 
 def decoded(payload: str | None, kind: EventType) -> tuple[str, Any]:
-    """(conversation, payload object) of an envelope's payload; Unreadable says what is wrong with it."""
+    """(conversation, payload object) of an envelope's payload.
+
+    Unreadable says what is wrong with it.
+    """
     inner = _inner(payload)
     try:
         event = codec.decode(inner, kind.payload)
     except Unreadable as error:
         if error.code == "json" and _is_base64(inner):
-            raise Unreadable(f"{error}; it is base64, as Go writes a []byte: expected JSON", code="json") from None
+            raise Unreadable(
+                f"{error}; it is base64, as Go writes a []byte: expected JSON", code="json"
+            ) from None
         raise
     key = codec.key_text(getattr(event, kind.key))
     if key is None:
-        raise Unreadable(f"{kind.key!r}: expected 1 to {codec.KEY_BYTES} bytes, it is the key", code="key")
+        raise Unreadable(
+            f"{kind.key!r}: expected 1 to {codec.KEY_BYTES} bytes, it is the key", code="key"
+        )
     return key, event
 
 
@@ -80,8 +94,16 @@ def _id(raw: bytes) -> int:
     text = raw[1:-1] if raw[:1] == raw[-1:] == b'"' else raw
     outbox_id = outbox_number(text)
     if outbox_id is None:
-        shown = "missing" if not raw else raw.decode()[:40] if raw[:1] in b"-0123456789" else "no number"
-        raise NoEnvelope(f"the envelope's 'outbox_id' is {shown}, expected a whole number from 1 to {2**63 - 1}")
+        shown = (
+            "missing"
+            if not raw
+            else raw.decode()[:40]
+            if raw[:1] in b"-0123456789"
+            else "no number"
+        )
+        raise NoEnvelope(
+            f"the envelope's 'outbox_id' is {shown}, expected a whole number from 1 to {2**63 - 1}"
+        )
     return outbox_id
 
 

@@ -1,7 +1,8 @@
 """Every error this project raises on purpose; the class decides what happens next.
 
 StreamsError                     one clear line for a person, and an exit code
-|-- UsageError             (2)   wrong usage, settings or deployment: a person has to change something
+|-- UsageError             (2)   wrong usage, settings or deployment: a person has to change
+                           something
 |   |-- SettingsInvalid          a key of faust.yml or the environment: key, value, expectation
 |   |-- RegistryInvalid          events and agents that contradict each other: both places named
 |   `-- NotMigrated              the database lacks what `streams migrate` creates
@@ -14,7 +15,8 @@ StreamsError                     one clear line for a person, and an exit code
     |-- Reject                   dead now: trying again cannot help
     `-- Retry                    try again, not before `after` seconds
 
-Exit codes: 0 fine, 1 the answer is bad news, 2 wrong usage or settings, 3 a service cannot be reached.
+Exit codes: 0 fine, 1 the answer is bad news, 2 wrong usage or settings, 3 a service cannot be
+reached.
 """
 
 from __future__ import annotations
@@ -74,7 +76,9 @@ class MessageError(StreamsError):
 
     code = "handler"
 
-    def __init__(self, reason: str, *, outbox_id: int | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, reason: str, *, outbox_id: int | None = None, code: str | None = None
+    ) -> None:
         super().__init__(reason)
         self.outbox_id = outbox_id
         if code is not None:
@@ -93,7 +97,11 @@ class Retry(MessageError):
     code = "retry"
 
     def __init__(
-        self, reason: str = "the handler asked for a retry", *, after: float | None = None, outbox_id: int | None = None
+        self,
+        reason: str = "the handler asked for a retry",
+        *,
+        after: float | None = None,
+        outbox_id: int | None = None,
     ) -> None:
         super().__init__(reason, outbox_id=outbox_id)
         self.after = after

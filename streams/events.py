@@ -1,6 +1,7 @@
 """What a message is: the payload types that `@event` names, and the batches that handlers receive.
 
-A payload is a frozen dataclass; its type annotations are checked when it is enqueued and again when it is consumed.
+A payload is a frozen dataclass; its type annotations are checked when it is enqueued and again when
+it is consumed.
 """
 
 from __future__ import annotations
@@ -82,9 +83,10 @@ class Batch(Sequence[Message[E]]):
     def json(self) -> str:
         """The batch as a JSON array of flat objects: outbox_id, source, created_at and the payload's fields.
 
-        Fields at the end that are null may be absent where null is their default: a record set reads both as NULL.
-        One parameter for one statement: `FROM json_to_recordset(:batch) AS m (outbox_id bigint, ...)`.  Binding one
-        text costs a sixth of binding an array per column (measured with 1000 rows of 12 columns).
+        Fields at the end that are null may be absent where null is their default: a record set
+        reads both as NULL. One parameter for one statement: `FROM json_to_recordset(:batch) AS m
+        (outbox_id bigint, ...)`.  Binding one text costs a sixth of binding an array per column
+        (measured with 1000 rows of 12 columns).
         """
         return self._bytes().decode()
 
@@ -116,13 +118,21 @@ def event(biz_type: str, *, topic: str, key: str) -> Callable[[type[E]], type[E]
                 f"{where}: biz_type is {biz_type!r}, expected 1 to 100 of a-z, A-Z, 0-9, '.', '_', '-'"
             )
         if not is_topic(topic):
-            raise RegistryInvalid(f"{where}: topic is {topic!r}, expected 1 to 249 of a-z, A-Z, 0-9, '.', '_', '-'")
-        # Looked up in the class itself: a subclass inherits its parent's fields without being a dataclass.
+            raise RegistryInvalid(
+                f"{where}: topic is {topic!r}, expected 1 to 249 of a-z, A-Z, 0-9, '.', '_', '-'"
+            )
+        # Looked up in the class itself: a subclass inherits its parent's fields without being a
+        # dataclass.
         if "__dataclass_params__" not in vars(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-            raise RegistryInvalid(f"{where} is not a frozen dataclass: put @dataclass(frozen=True) below @event")
+            raise RegistryInvalid(
+                f"{where} is not a frozen dataclass: put @dataclass(frozen=True) below @event"
+            )
         if key not in {field.name for field in dataclasses.fields(cls)}:  # type: ignore[arg-type]
             raise RegistryInvalid(f"{where} has no field {key!r}, which @event names as its key")
-        _declared[cls] = sys.modules.get(cls.__module__), EventType(biz_type, topic, key, cls, where)
+        _declared[cls] = (
+            sys.modules.get(cls.__module__),
+            EventType(biz_type, topic, key, cls, where),
+        )
         return cls
 
     return declare
@@ -160,7 +170,9 @@ def _place(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}" + (f" ({file})" if file else "")
 
 
-def _as_it_is(encoded: Any) -> Any:  # any buffer, though psycopg says str or bytes: that would be one more copy
+def _as_it_is(
+    encoded: Any,
+) -> Any:  # any buffer, though psycopg says str or bytes: that would be one more copy
     return encoded
 
 
@@ -168,18 +180,26 @@ def _write(message: Message[Any], buffer: bytearray) -> None:
     """Append a flat object and a comma."""
     source = orjson.dumps(message.source) if message.source else b'""'
     second, ms = divmod(message.created_ms, 1000)
-    buffer += b'{"outbox_id":%d,"source":%b,"created_at":"%b.%03d"' % (message.outbox_id, source, _second(second), ms)
+    buffer += b'{"outbox_id":%d,"source":%b,"created_at":"%b.%03d"' % (
+        message.outbox_id,
+        source,
+        _second(second),
+        ms,
+    )
     start = len(buffer)
     try:
         # Of one payload at a time msgspec makes JSON three times as fast as orjson.
         _ENCODER.encode_into(message.payload, buffer, start)
-    except TypeError:  # a subclass of str, say, which only a payload's own __post_init__ can have put there
+    except (
+        TypeError
+    ):  # a subclass of str, say, which only a payload's own __post_init__ can have put there
         buffer[start:] = orjson.dumps(message.payload, option=orjson.OPT_UTC_Z)
     if len(buffer) == start + 2:
         buffer[start:] = b"},"
         return
     buffer[start] = _COMMA
-    end = _nulls(type(message.payload))  # type: ignore[arg-type]  # a type is Hashable, whatever mypy says
+    # A type is Hashable, whatever mypy says
+    end = _nulls(type(message.payload))  # type: ignore[arg-type]
     if buffer.endswith(end):
         buffer[-len(end) :] = b"},"
     else:
@@ -190,9 +210,12 @@ def _write(message: Message[Any], buffer: bytearray) -> None:
 def _nulls(payload: type[Any]) -> bytes:
     """How an object ends whose last optional fields are all null: nothing else ends like that, for text has no bare quotes.
 
-    Most optional fields are null in most messages; leaving them out spares the server a quarter of the INSERT of chat history.
+    Most optional fields are null in most messages; leaving them out spares the server a quarter of
+    the INSERT of chat history.
     """
-    optional = takewhile(lambda field: field.default is None, reversed(dataclasses.fields(payload)[1:]))
+    optional = takewhile(
+        lambda field: field.default is None, reversed(dataclasses.fields(payload)[1:])
+    )
     names = [orjson.dumps(field.name) for field in optional]
     return b"".join([b",%b:null" % name for name in reversed(names)]) + b"}"
 

@@ -1,6 +1,7 @@
 """`TaskGroup` leaves its caller as it was: whoever catches its failure goes on, on every Python.
 
-Before Python 3.13 a group whose child fails while the group waits for it cancels its own task and never takes that back:
+Before Python 3.13 a group whose child fails while the group waits for it cancels its own task and
+never takes that back:
 
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -27,7 +28,10 @@ else:
         """A group that takes back what it asked of its own task, and keeps what others asked of it."""
 
         async def __aexit__(
-            self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+            self,
+            kind: type[BaseException] | None,
+            error: BaseException | None,
+            trace: TracebackType | None,
         ) -> None:
             """Wait for the tasks; raises what a group of Python 3.13 raises."""
             known = self._asked_its_task()
@@ -37,11 +41,14 @@ else:
                 self._take_back(known)
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
-                    # Somebody else's request is still to be seen: the group's own error went before it.
+                    # Somebody else's request is still to be seen: the group's own error went before
+                    # it.
                     task.uncancel()
                     task.cancel()
                 raise
-            except BaseException:  # cancelled from outside too: our own request is taken back all the same
+            except (
+                BaseException
+            ):  # cancelled from outside too: our own request is taken back all the same
                 self._take_back(known)
                 raise
 

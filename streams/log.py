@@ -14,7 +14,8 @@ import orjson
 from streams.settings import Log
 from streams.terminal import printable, printable_json, printable_lines
 
-# Of these only warnings are heard, and the same one once in SELDOM seconds: in an outage they repeat themselves all the time.
+# Of these only warnings are heard, and the same one once in SELDOM seconds: in an outage they
+# repeat themselves all the time.
 LIBRARIES = (
     "aiokafka",
     "kafka",
@@ -36,17 +37,21 @@ _NUMBER = re.compile(r"\d+")
 def setup(settings: Log, *, debug: bool = False) -> None:
     """Send every log record to stderr in the configured format; the last call wins.
 
-    `debug` adds tracebacks and overrides the level: without it a record's exception is its type and one line.
+    `debug` adds tracebacks and overrides the level: without it a record's exception is its type and
+    one line.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json(debug) if settings.format == "json" else _Text(debug))
     if not debug:
         handler.addFilter(_Seldom())
-    logging.basicConfig(level="DEBUG" if debug else settings.level.upper(), handlers=[handler], force=True)
+    logging.basicConfig(
+        level="DEBUG" if debug else settings.level.upper(), handlers=[handler], force=True
+    )
     for library in LIBRARIES:
         logging.getLogger(library).setLevel(logging.INFO if debug else logging.WARNING)
     logging.getLogger(PRINTED).setLevel(logging.INFO)
-    # That a connection cannot be reset is what an outage looks like to a pool: it is reported by whoever waits.
+    # That a connection cannot be reset is what an outage looks like to a pool: it is reported by
+    # whoever waits.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.INFO if debug else logging.CRITICAL)
 
 
@@ -106,7 +111,9 @@ class _Json(logging.Formatter):
         if self._tracebacks and record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return printable_json(
-            orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode(errors="replace")
+            orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode(
+                errors="replace"
+            )
         )
 
 
@@ -122,11 +129,19 @@ def _data(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _time(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (
+        datetime.fromtimestamp(record.created, UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
 
 
 def _word(value: Any) -> str:
     """A value as one word; anything with blanks or quotes becomes a JSON string, so that a line stays a line."""
     text = value if isinstance(value, str) else str(value)
     plain = text.isprintable() and text and not any(mark in text for mark in ' "=')
-    return text if plain else printable_json(orjson.dumps(text.encode(errors="replace").decode()).decode())
+    return (
+        text
+        if plain
+        else printable_json(orjson.dumps(text.encode(errors="replace").decode()).decode())
+    )

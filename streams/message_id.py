@@ -33,7 +33,10 @@ def ours(names: Iterable[MessageId]) -> list[int]:
 def foreign(names: Iterable[MessageId]) -> dict[str, list[Any]]:
     """Those of other systems, as the parameters `sources` and `ids` of a named query."""
     parts = [parts_of(name) for name in names if isinstance(name, str)]
-    return {"sources": [source for source, _ in parts], "ids": [outbox_id for _, outbox_id in parts]}
+    return {
+        "sources": [source for source, _ in parts],
+        "ids": [outbox_id for _, outbox_id in parts],
+    }
 
 
 def read_name(text: str) -> MessageId:

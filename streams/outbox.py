@@ -5,9 +5,10 @@
         session.add(order)
         await outbox.enqueue(session, ChatHistoryPersist(user_id=7, conversation_id="c1", role="user", message="hi"))
 
-`enqueue` and `record` take an AsyncSession, async_scoped_session or AsyncConnection, their `_sync` twins a Session,
-scoped_session or Connection; of any of SQLAlchemy's drivers for PostgreSQL, since statements and parameters are SQLAlchemy's.
-SQLAlchemy is loaded when it is used: whoever gives one of its sessions has loaded it.
+`enqueue` and `record` take an AsyncSession, async_scoped_session or AsyncConnection, their `_sync`
+twins a Session, scoped_session or Connection; of any of SQLAlchemy's drivers for PostgreSQL, since
+statements and parameters are SQLAlchemy's. SQLAlchemy is loaded when it is used: whoever gives one
+of its sessions has loaded it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 AsyncDatabase: TypeAlias = "AsyncSession | AsyncConnection | async_scoped_session[Any]"
 Database: TypeAlias = "Session | Connection | scoped_session[Any]"
 
-# Transactions share the server's lock table with everybody: by default it has room for some 6,400 locks.
+# Transactions share the server's lock table with everybody: by default it has room for some 6,400
+# locks.
 ORDERED_KEYS = 1000
 
 
@@ -48,7 +50,10 @@ _outbox: _Outbox | None = None
 
 
 def start(settings: Settings | None = None) -> None:
-    """Read the settings (default: faust.yml and environment) and the agents; safe in any state, the last call wins."""
+    """Read the settings (default: faust.yml and environment) and the agents.
+
+    Safe in any state, the last call wins.
+    """
     global _outbox
     _outbox = None
     chosen = settings or load()
@@ -66,14 +71,17 @@ async def enqueue(  # type: ignore[overload-overlap]  # a sequence is an object 
     db: AsyncDatabase, events: Sequence[Any], *, ordered: bool = ..., traceparent: str | None = ...
 ) -> list[int]: ...
 @overload
-async def enqueue(db: AsyncDatabase, events: object, *, ordered: bool = ..., traceparent: str | None = ...) -> int: ...
+async def enqueue(
+    db: AsyncDatabase, events: object, *, ordered: bool = ..., traceparent: str | None = ...
+) -> int: ...
 async def enqueue(
     db: AsyncDatabase, events: object, *, ordered: bool = False, traceparent: str | None = None
 ) -> int | list[int]:
     """Enqueue one event (returns its outbox_id) or a sequence of them (their outbox_ids) in the caller's transaction.
 
-    `ordered=True` makes concurrent transactions that write one key take turns; without it their order is undefined.
-    Raises OutboxNotConfigured, OutboxDisabled, PayloadInvalid, UsageError; nothing was sent then.
+    `ordered=True` makes concurrent transactions that write one key take turns; without it their
+    order is undefined. Raises OutboxNotConfigured, OutboxDisabled, PayloadInvalid, UsageError;
+    nothing was sent then.
     """
     if not (rows := checked_rows(events, ordered)):
         return []
@@ -91,7 +99,9 @@ def enqueue_sync(  # type: ignore[overload-overlap]  # a sequence is an object t
     db: Database, events: Sequence[Any], *, ordered: bool = ..., traceparent: str | None = ...
 ) -> list[int]: ...
 @overload
-def enqueue_sync(db: Database, events: object, *, ordered: bool = ..., traceparent: str | None = ...) -> int: ...
+def enqueue_sync(
+    db: Database, events: object, *, ordered: bool = ..., traceparent: str | None = ...
+) -> int: ...
 def enqueue_sync(
     db: Database, events: object, *, ordered: bool = False, traceparent: str | None = None
 ) -> int | list[int]:
@@ -107,7 +117,9 @@ def enqueue_sync(
         return ids_of(events, [row[0] for row in inserted])
 
 
-async def record(db: AsyncDatabase, events: object, *, ordered: bool = False, traceparent: str | None = None) -> None:
+async def record(
+    db: AsyncDatabase, events: object, *, ordered: bool = False, traceparent: str | None = None
+) -> None:
     """Have the events written either way: enqueued, or, while `outbox.enabled` is false, by their handlers right here.
 
     Both happen in the caller's transaction.
@@ -120,8 +132,13 @@ async def record(db: AsyncDatabase, events: object, *, ordered: bool = False, tr
         await _configured().registry.agents[biz_type].handler(batch, connection)
 
 
-def record_sync(db: Database, events: object, *, ordered: bool = False, traceparent: str | None = None) -> None:
-    """Like `record`, for a Session or Connection; the handler may await nothing but its connection."""
+def record_sync(
+    db: Database, events: object, *, ordered: bool = False, traceparent: str | None = None
+) -> None:
+    """Like `record`, for a Session or Connection.
+
+    The handler may await nothing but its connection.
+    """
     if _configured().settings.outbox.enabled:
         enqueue_sync(db, events, ordered=ordered, traceparent=traceparent)
         return
@@ -131,7 +148,10 @@ def record_sync(db: Database, events: object, *, ordered: bool = False, tracepar
 
 
 def outbox_row(event: object, settings: Settings, registry: Registry) -> tuple[str, str, str, str]:
-    """The (biz_type, topic, key, payload) that `enqueue` writes for an event; PayloadInvalid when it refuses it."""
+    """The (biz_type, topic, key, payload) that `enqueue` writes for an event.
+
+    PayloadInvalid when it refuses it.
+    """
     kind = declared(type(event))
     agent = registry.agents.get(kind.biz_type)
     if agent is None:
@@ -146,7 +166,9 @@ def checked_rows(events: object, ordered: bool) -> list[tuple[str, str, str, str
     """The rows (biz_type, topic, key, payload) of these events, all of them checked before anything is sent."""
     started = _configured()
     if not started.settings.outbox.enabled:
-        raise OutboxDisabled("outbox.enabled is false: use outbox.record, which writes directly then")
+        raise OutboxDisabled(
+            "outbox.enabled is false: use outbox.record, which writes directly then"
+        )
     rows = [outbox_row(event, started.settings, started.registry) for event in _sequence(events)]
     if ordered and len(keys := {row[2] for row in rows}) > ORDERED_KEYS:
         raise UsageError(
@@ -164,10 +186,19 @@ def keys_of(rows: Sequence[tuple[str, str, str, str]]) -> dict[str, Any]:
 def insert_rows(
     rows: Sequence[tuple[str, str, str, str]], traceparent: str | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """The named query that writes these rows, at least one, and returns their ids; and its parameters."""
+    """The named query that writes these rows, at least one, and returns their ids.
+
+    And its parameters.
+    """
     if len(rows) == 1:
         [(biz_type, topic, key, payload)] = rows
-        row = {"biz_type": biz_type, "topic": topic, "key": key, "payload": payload, "traceparent": traceparent}
+        row = {
+            "biz_type": biz_type,
+            "topic": topic,
+            "key": key,
+            "payload": payload,
+            "traceparent": traceparent,
+        }
         return "enqueue_one", row
     columns = zip(("biz_types", "topics", "keys", "payloads"), zip(*rows, strict=True), strict=True)
     many = {name: list(values) for name, values in columns}
@@ -224,7 +255,9 @@ def _refused(db: object, expected: str) -> UsageError:
 
 def _configured() -> _Outbox:
     if _outbox is None:
-        raise OutboxNotConfigured("the outbox is not configured: call streams.outbox.start() when the process starts")
+        raise OutboxNotConfigured(
+            "the outbox is not configured: call streams.outbox.start() when the process starts"
+        )
     return _outbox
 
 

@@ -34,9 +34,10 @@ H = TypeVar("H", bound=Callable[..., Awaitable[None]])
 class Agent:
     """One biz_type: its event, the handler that persists a batch of it, and what happens when a message fails.
 
-    A message that failed is tried again after `first_delay` seconds, then twice that, at most `most_delay`; after
-    `attempts` failures it is dead.  `on_dead` says whether its conversation goes on then, or waits for an operator.
-    `effect` tells `streams audit` where to find what the handler wrote for a message.
+    A message that failed is tried again after `first_delay` seconds, then twice that, at most
+    `most_delay`; after `attempts` failures it is dead.  `on_dead` says whether its conversation
+    goes on then, or waits for an operator. `effect` tells `streams audit` where to find what the
+    handler wrote for a message.
     """
 
     event: EventType
@@ -51,7 +52,10 @@ class Agent:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """Every biz_type this process knows, by name; `envelopes` are other systems' topics, each with the name of its system."""
+    """Every biz_type this process knows, by name.
+
+    `envelopes` are other systems' topics, each with the name of its system.
+    """
 
     agents: Mapping[str, Agent]
     envelopes: Mapping[str, str] = field(default_factory=dict)
@@ -92,8 +96,12 @@ def agent(
         try:
             inspect.signature(handler).bind("messages", "db")
         except TypeError as error:
-            raise RegistryInvalid(f"{where} cannot be called with (messages, db): {error}") from None
-        agent_of_event = Agent(event, handler, where, attempts, first_delay, most_delay, on_dead, effect)
+            raise RegistryInvalid(
+                f"{where} cannot be called with (messages, db): {error}"
+            ) from None
+        agent_of_event = Agent(
+            event, handler, where, attempts, first_delay, most_delay, on_dead, effect
+        )
         _registered.append((sys.modules.get(handler.__module__), agent_of_event))
         return handler
 
@@ -103,8 +111,9 @@ def agent(
 def discover(packages: Iterable[str] = (AGENTS,), topic_prefix: str = "") -> Registry:
     """Import every module of `packages`, and return what they registered, topics prefixed.
 
-    RegistryInvalid when a package cannot be imported, a biz_type has two handlers or two events, an event on a consumed
-    topic has none, or a payload's types cannot be checked; each names the places.
+    RegistryInvalid when a package cannot be imported, a biz_type has two handlers or two events, an
+    event on a consumed topic has none, or a payload's types cannot be checked; each names the
+    places.
     """
     modules = [module for package in packages for module in _import(package)]
     agents: dict[str, Agent] = {}
@@ -113,13 +122,18 @@ def discover(packages: Iterable[str] = (AGENTS,), topic_prefix: str = "") -> Reg
             continue
         other = agents.setdefault(agent.event.biz_type, agent)
         if other is not agent:
-            raise RegistryInvalid(f"biz_type {agent.event.biz_type!r} has two agents: {other.where} and {agent.where}")
+            raise RegistryInvalid(
+                f"biz_type {agent.event.biz_type!r} has two agents: {other.where} and {agent.where}"
+            )
     _check_events(modules, agents)
     return Registry({name: _prefixed(agent, topic_prefix) for name, agent in agents.items()})
 
 
 def configured(settings: Settings) -> Registry:
-    """The registry these settings ask for, envelope topics included; SettingsInvalid when one of those cannot be."""
+    """The registry these settings ask for, envelope topics included.
+
+    SettingsInvalid when one of those cannot be.
+    """
     discovered = discover(settings.agents, settings.broker.topic_prefix)
     registry = replace(discovered, envelopes=_envelopes(settings, discovered))
     _check_topics(settings, registry)
@@ -128,14 +142,19 @@ def configured(settings: Settings) -> Registry:
 
 def packages_of_agents() -> frozenset[str]:
     """The top-level packages that hold agents of this process, ours not among them."""
-    return frozenset(agent.handler.__module__.partition(".")[0] for _, agent in _registered) - {"streams"}
+    return frozenset(agent.handler.__module__.partition(".")[0] for _, agent in _registered) - {
+        "streams"
+    }
 
 
-# With the module as it was when it registered: an import that failed and is tried again registers anew.
+# With the module as it was when it registered: an import that failed and is tried again registers
+# anew.
 _registered: list[tuple[ModuleType | None, Agent]] = []
 
 
-def _check_fate(where: str, attempts: int, first_delay: float, most_delay: float, on_dead: str) -> None:
+def _check_fate(
+    where: str, attempts: int, first_delay: float, most_delay: float, on_dead: str
+) -> None:
     if not isinstance(attempts, int) or attempts < 1:
         raise RegistryInvalid(f"{where}: attempts is {attempts!r}, expected a number of at least 1")
     if not 0 < first_delay <= most_delay:
@@ -152,7 +171,9 @@ def _envelopes(settings: Settings, ours: Registry) -> dict[str, str]:
     named = {name: topic for name, topic in settings.topics.items() if topic.format == "envelope"}
     sources = {prefix + name: topic.source or name for name, topic in named.items()}
     taken = dict.fromkeys(ours.topics, "an event's own")
-    taken |= {topic + RETRY_SUFFIX: f"the retry topic of {topic}" for topic in (*ours.topics, *sources)}
+    taken |= {
+        topic + RETRY_SUFFIX: f"the retry topic of {topic}" for topic in (*ours.topics, *sources)
+    }
     for name in named:
         setting = f"setting 'topics.{name}.format' is 'envelope'"
         if not is_topic(prefix + name + RETRY_SUFFIX):
@@ -160,7 +181,9 @@ def _envelopes(settings: Settings, ours: Registry) -> dict[str, str]:
                 f"{setting}: expected a topic of at most 243 characters a-z, A-Z, 0-9, '.', '_', '-', with the prefix"
             )
         if other := taken.get(prefix + name):
-            raise SettingsInvalid(f"{setting}: expected 'outbox', because topic {prefix + name!r} is {other}")
+            raise SettingsInvalid(
+                f"{setting}: expected 'outbox', because topic {prefix + name!r} is {other}"
+            )
     return sources
 
 
@@ -198,7 +221,9 @@ def _import(package: str) -> list[ModuleType]:
         root = importlib.import_module(package)
         names = [package]
         if hasattr(root, "__path__"):
-            names += [entry.name for entry in pkgutil.walk_packages(root.__path__, prefix=f"{package}.")]
+            names += [
+                entry.name for entry in pkgutil.walk_packages(root.__path__, prefix=f"{package}.")
+            ]
         return [importlib.import_module(name) for name in names]
     except RegistryInvalid:
         raise
@@ -206,7 +231,9 @@ def _import(package: str) -> list[ModuleType]:
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, ModuleNotFoundError) and f"{package}.".startswith(f"{error.name}."):
             reason += f"; it is neither installed, nor on PYTHONPATH, nor in {os.getcwd()}"
-        raise RegistryInvalid(f"agents: {package!r} cannot be imported: {reason}{_line(error)}") from error
+        raise RegistryInvalid(
+            f"agents: {package!r} cannot be imported: {reason}{_line(error)}"
+        ) from error
 
 
 def _line(error: Exception) -> str:
@@ -222,7 +249,9 @@ def _check_events(modules: list[ModuleType], agents: Mapping[str, Agent]) -> Non
     for event in declared_in(modules):
         other = seen.setdefault(event.biz_type, event)
         if other.payload is not event.payload:
-            raise RegistryInvalid(f"biz_type {event.biz_type!r} is two events: {other.where} and {event.where}")
+            raise RegistryInvalid(
+                f"biz_type {event.biz_type!r} is two events: {other.where} and {event.where}"
+            )
         if event.biz_type not in agents and event.topic in consumed:
             raise RegistryInvalid(
                 f"event {event.biz_type!r} ({event.where}) has no agent, but topic {event.topic!r} is consumed"
@@ -236,7 +265,9 @@ def _check_effect(event: EventType, effect: Effect | None) -> None:
     known = {each.name for each in dataclasses.fields(event.payload)}
     if effect is not None and not known.issuperset(effect.fields):
         unknown = min(set(effect.fields) - known)
-        raise RegistryInvalid(f"{event.where}: its agent's effect names {unknown!r}, which is no field of it")
+        raise RegistryInvalid(
+            f"{event.where}: its agent's effect names {unknown!r}, which is no field of it"
+        )
 
 
 def _check_types(event: EventType) -> None:
@@ -246,4 +277,6 @@ def _check_types(event: EventType) -> None:
     except msgspec.ValidationError:
         pass
     except Exception as error:
-        raise RegistryInvalid(f"{event.where}: its fields cannot be checked by type: {error}") from None
+        raise RegistryInvalid(
+            f"{event.where}: its fields cannot be checked by type: {error}"
+        ) from None

@@ -1,7 +1,7 @@
 """Run an async handler on a plain Connection: the twin of `record` for synchronous business code.
 
-A handler that awaits nothing but its connection never suspends on a synchronous driver, so its coroutine runs to the end
-in one step, without an event loop.
+A handler that awaits nothing but its connection never suspends on a synchronous driver, so its
+coroutine runs to the end in one step, without an event loop.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from streams.errors import UsageError
 
 
 def run_sync(connection: Connection, work: Callable[[AsyncConnection], Awaitable[None]]) -> None:
-    """Run `work` on `connection`, in the caller's transaction; UsageError when it awaits something else."""
+    """Run `work` on `connection`, in the caller's transaction.
+
+    UsageError when it awaits something else.
+    """
     coroutine = cast("Any", work(_Borrowed(connection)))
     try:
         coroutine.send(None)
     except StopIteration:
         return
     coroutine.close()
-    raise UsageError("a handler awaits more than its connection: call outbox.record from async code instead")
+    raise UsageError(
+        "a handler awaits more than its connection: call outbox.record from async code instead"
+    )
 
 
 class _Borrowed(AsyncConnection):

@@ -5,8 +5,8 @@
             await publisher.publish(rows)
     ending.outcome                              # what it returned; None when the block came to its end by itself
 
-A block is cancelled as `asyncio.timeout` does it: the request is taken back afterwards, and one that
-somebody else made goes on.
+A block is cancelled as `asyncio.timeout` does it: the request is taken back afterwards, and one
+that somebody else made goes on.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ class ended_by(Generic[T]):
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> bool:
         self._over = True
         if self._ended:

@@ -1,7 +1,8 @@
 """OpenTelemetry where a process uses it; where it does not, neither an import nor a span.
 
-Business code that traces has loaded OpenTelemetry itself, and set it up.  Relay and worker do so when `telemetry.enabled`
-says so.  Error texts are never recorded: they can hold what a message says.
+Business code that traces has loaded OpenTelemetry itself, and set it up.  Relay and worker do so
+when `telemetry.enabled` says so.  Error texts are never recorded: they can hold what a message
+says.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def setup(settings: Telemetry, process: str) -> None:
         return
     try:
         resource = Resource.create()
-        if str(resource.attributes.get("service.name", "unknown_service")).startswith("unknown_service"):
+        if str(resource.attributes.get("service.name", "unknown_service")).startswith(
+            "unknown_service"
+        ):
             resource = resource.merge(Resource({"service.name": f"{NAME}-{process}"}))
         # Its own end would wait half a minute for a collector that is away: `close` does not.
         _provider = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -91,12 +94,16 @@ def enqueueing(topics: Collection[str], traceparent: str | None) -> Iterator[str
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     [topic, *others] = sorted(topics)
-    name, about = ("enqueue", {}) if others else (f"enqueue {topic}", {"messaging.destination.name": topic})
+    name, about = (
+        ("enqueue", {}) if others else (f"enqueue {topic}", {"messaging.destination.name": topic})
+    )
     attributes = attributes_of("enqueue", "create", **about)
     span: Span = trace.get_tracer(NAME, _version()).start_span(
         name, kind=trace.SpanKind.PRODUCER, attributes=attributes
     )
-    with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+    with trace.use_span(
+        span, end_on_exit=True, record_exception=False, set_status_on_exception=False
+    ):
         carrier: dict[str, str] = {}
         TraceContextTextMapPropagator().inject(carrier)
         try:
@@ -107,7 +114,10 @@ def enqueueing(topics: Collection[str], traceparent: str | None) -> Iterator[str
 
 
 def caller(traceparent: str | bytes | None) -> Context | None:
-    """The context of a message's caller, to be a parent; None when there is none, or it is broken."""
+    """The context of a message's caller, to be a parent.
+
+    None when there is none, or it is broken.
+    """
     if not traceparent:
         return None
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator

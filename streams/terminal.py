@@ -1,7 +1,8 @@
 """Text that others wrote, made harmless for whoever reads it on a terminal or in a log.
 
-Escape sequences move the cursor and rewrite lines, bidirectional controls turn the order of letters around: what is not
-printable is shown as Python writes it in a string, in JSON as its `\\u` escape, which means the same to a program.
+Escape sequences move the cursor and rewrite lines, bidirectional controls turn the order of letters
+around: what is not printable is shown as Python writes it in a string, in JSON as its `\\u` escape,
+which means the same to a program.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ def printable(text: str) -> str:
     """One line with everything escaped that is not printable."""
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def printable_lines(text: str) -> str:
@@ -29,7 +32,9 @@ def printable_json(text: str) -> str:
     """A JSON text whose strings hold escapes for what is not printable; it means the same."""
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
+    return "".join(
+        char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text
+    )
 
 
 def document(value: Any) -> str:

@@ -17,7 +17,8 @@ _STEP = re.compile(r"\.([^.\[]+)|(\[[^]]*\])")
 def explain(error: msgspec.ValidationError, wanted: Any) -> tuple[str, str]:
     """Path (`topics[...].partitions`, '' is the whole) and expectation (``expected `int`, got `str` ``).
 
-    `wanted` is the type it was converted to.  Choices are listed, a pattern is told in words: `Meta(description=...)`.
+    `wanted` is the type it was converted to.  Choices are listed, a pattern is told in words:
+    `Meta(description=...)`.
     """
     match = _PLACE.fullmatch(str(error))
     text, path = (match["text"], match["path"]) if match else (str(error), "")
@@ -32,8 +33,13 @@ def explain(error: msgspec.ValidationError, wanted: Any) -> tuple[str, str]:
         return where, "expected only declared fields"
     if text.startswith(("Invalid enum value", "Invalid value")):
         choices = ", ".join(str(choice) for kind in kinds for choice in _choices(kind))
-        return where, f"expected one of {choices}" if choices else "expected one of its declared values"
-    if " matching regex " in text and (description := next(filter(None, map(_description, kinds)), None)):
+        return (
+            where,
+            f"expected one of {choices}" if choices else "expected one of its declared values",
+        )
+    if " matching regex " in text and (
+        description := next(filter(None, map(_description, kinds)), None)
+    ):
         return where, f"expected {description}"
     return where, text[0].lower() + text[1:] + (" for a key" if match and match["key"] else "")
 
@@ -42,7 +48,9 @@ def _at(kind: inspect.Type, path: str) -> Iterator[inspect.Type]:
     """The types that may stand at `path`, Metadata wrappers included."""
     kinds = list(_flat(kind))
     for name, item in _STEP.findall(path):
-        kinds = [flat for each in kinds for inner in _inside(each, name, item) for flat in _flat(inner)]
+        kinds = [
+            flat for each in kinds for inner in _inside(each, name, item) for flat in _flat(inner)
+        ]
     yield from kinds
 
 

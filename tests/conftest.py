@@ -1,4 +1,7 @@
-"""Real PostgreSQL and real Kafka for the whole session; every test gets its own migrated database and its own names."""
+"""Real PostgreSQL and real Kafka for the whole session.
+
+Every test gets its own migrated database and its own names.
+"""
 
 from __future__ import annotations
 
@@ -59,8 +62,13 @@ def broker(spare: KafkaBroker) -> Iterator[KafkaBroker]:
 
 
 @pytest.fixture(scope="session")
-def connect(kafka: KafkaBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConnectWorker]:
-    """One real Kafka Connect worker with the real Debezium connector; tests that stop it start it again."""
+def connect(
+    kafka: KafkaBroker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ConnectWorker]:
+    """One real Kafka Connect worker with the real Debezium connector.
+
+    Tests that stop it start it again.
+    """
     worker = ConnectWorker(tmp_path_factory.mktemp("connect", numbered=False), kafka)
     asyncio.run(worker.start())
     yield worker
@@ -101,7 +109,9 @@ class World(Deployment):
         if self.forks is None:
             return super().start(*command, **environ)
         log = self.directory / f"{command[0]}-{len(self.processes)}.log"
-        process = ForkedProcess(self.forks, command, log, {**inherited(), **self.environ, **environ})
+        process = ForkedProcess(
+            self.forks, command, log, {**inherited(), **self.environ, **environ}
+        )
         process.launch()
         self.processes.append(process)
         return process
@@ -113,7 +123,11 @@ class World(Deployment):
 
     def health(self) -> list[Any]:
         """What each worker that answers says of itself."""
-        return [answer for port in self.ports if (answer := _get(f"http://127.0.0.1:{port}/health/ready"))]
+        return [
+            answer
+            for port in self.ports
+            if (answer := _get(f"http://127.0.0.1:{port}/health/ready"))
+        ]
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +139,9 @@ def forks() -> Iterator[Forks]:
 
 
 @pytest.fixture
-def world(kafka: KafkaBroker, database: str, name: str, tmp_path: Path, forks: Forks) -> Iterator[World]:
+def world(
+    kafka: KafkaBroker, database: str, name: str, tmp_path: Path, forks: Forks
+) -> Iterator[World]:
     """A deployment with names of its own on the shared servers."""
     group = name.replace("_", "-")
     found = World(
@@ -157,7 +173,9 @@ def _get(url: str) -> Any:
 class Eventually(Protocol):
     """How tests wait; never by sleeping."""
 
-    async def __call__(self, condition: Callable[..., object], seconds: float = 30.0, *, every: float = 0.05) -> Any:
+    async def __call__(
+        self, condition: Callable[..., object], seconds: float = 30.0, *, every: float = 0.05
+    ) -> Any:
         """The condition's first true value."""
 
 
@@ -165,7 +183,9 @@ class Eventually(Protocol):
 def eventually() -> Eventually:
     """`await eventually(condition, seconds)`: the condition's first true value, or a failure that shows the last one."""
 
-    async def wait(condition: Callable[[], Any], seconds: float = 30.0, *, every: float = 0.05) -> Any:
+    async def wait(
+        condition: Callable[[], Any], seconds: float = 30.0, *, every: float = 0.05
+    ) -> Any:
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
             value = condition()

@@ -59,7 +59,9 @@ EFFECT = Effect(
 async def save(messages: Batch[ChatHistoryPersist], db: AsyncConnection) -> None:
     """Write the batch; the caller's transaction makes it exactly-once."""
     await db.exec_driver_sql(query("save_chat_histories"), {"messages": messages.parameter()})
-    await db.exec_driver_sql(query("save_agent_chats"), {"chats": orjson.dumps(chats_of(messages)).decode()})
+    await db.exec_driver_sql(
+        query("save_agent_chats"), {"chats": orjson.dumps(chats_of(messages)).decode()}
+    )
 
 
 def chats_of(messages: Batch[ChatHistoryPersist]) -> list[tuple[int, str, int, int]]:

@@ -34,15 +34,19 @@ def audit(
     age: float = AGE,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Audit what is new since the last time, or everything; with `repair_as` (who) what was lost is sent again.
+    """Audit what is new since the last time, or everything.
 
-    `grace` is how long, in seconds, a message may be overdue, `patience` how long workers get to catch up, `age` how long a
-    message may wait to be published or read. The report is written down in `outbox_audits`. ServiceUnreachable when Kafka
-    does not answer.
+    With `repair_as` (who) what was lost is sent again.
+
+    `grace` is how long, in seconds, a message may be overdue, `patience` how long workers get to
+    catch up, `age` how long a message may wait to be published or read. The report is written down
+    in `outbox_audits`. ServiceUnreachable when Kafka does not answer.
     """
     session = Session(connection)
     with Topics(settings, registry.consumed) as topics:
-        examination = Audit(session, topics, registry, full=full, grace=grace, patience=patience, age=age)
+        examination = Audit(
+            session, topics, registry, full=full, grace=grace, patience=patience, age=age
+        )
         report = examination.run(advance)
     if repair_as is not None:
         report.repaired = repair(session, examination, repair_as)

@@ -15,7 +15,8 @@ from streams.database import effects
 from streams.errors import MessageError
 from streams.registry import Agent, Registry
 
-# A payload that PostgreSQL cannot read as jsonb: NUL or a lone surrogate in a field nobody asked for, nested too deep.
+# A payload that PostgreSQL cannot read as jsonb: NUL or a lone surrogate in a field nobody asked
+# for, nested too deep.
 UNREADABLE = (psycopg.DataError, errors.StatementTooComplex)
 
 
@@ -24,11 +25,17 @@ class Effects:
 
     def __init__(self, session: Session, registry: Registry, report: Report) -> None:
         self._session, self._report = session, report
-        self._agents = [agent for _, agent in sorted(registry.agents.items()) if agent.effect is not None]
-        self._tables = {agent.effect.table: agent.effect for agent in self._agents if agent.effect is not None}
+        self._agents = [
+            agent for _, agent in sorted(registry.agents.items()) if agent.effect is not None
+        ]
+        self._tables = {
+            agent.effect.table: agent.effect for agent in self._agents if agent.effect is not None
+        }
         self._uncompared = 0
         for name in sorted(set(registry.agents) - {agent.event.biz_type for agent in self._agents}):
-            report.notes.append(f"{name} does not say how its effect is recognised: only its states were checked")
+            report.notes.append(
+                f"{name} does not say how its effect is recognised: only its states were checked"
+            )
 
     def look(self, where: dict[str, Any]) -> set[int]:
         """Check the effects of the messages that were read; the ids of those that are wrong."""
@@ -39,7 +46,9 @@ class Effects:
             for outbox_id, count in self._session.rows(effects.doubled(effect), **where):
                 self._report.add("doubled_effect", outbox_id, table=table, effects=count)
                 wrong.add(outbox_id)
-            for (outbox_id,) in self._session.rows(effects.phantoms(effect), **where, biz_types=self._kinds(table)):
+            for (outbox_id,) in self._session.rows(
+                effects.phantoms(effect), **where, biz_types=self._kinds(table)
+            ):
                 self._report.add("phantom_effect", outbox_id, table=table)
                 wrong.add(outbox_id)
             if effect.order and where["ids"] is None:
@@ -53,38 +62,56 @@ class Effects:
             for (outbox_id,) in self._session.rows(effects.beyond(effect)):
                 self._report.add("phantom_effect", outbox_id, table=table)
         if self._uncompared:
-            self._report.notes.append(f"{self._uncompared} payloads could not be compared: PostgreSQL cannot read them")
+            self._report.notes.append(
+                f"{self._uncompared} payloads could not be compared: PostgreSQL cannot read them"
+            )
 
     def _kinds(self, table: str) -> list[str]:
-        return [agent.event.biz_type for agent in self._agents if agent.effect and agent.effect.table == table]
+        return [
+            agent.event.biz_type
+            for agent in self._agents
+            if agent.effect and agent.effect.table == table
+        ]
 
     def _compare(self, agent: Agent, where: dict[str, Any], ids: Sequence[int] | None) -> set[int]:
         """One statement; only when a payload cannot be read, halves of it, until that one stands alone."""
         assert agent.effect is not None
         statement, wrong = effects.compare(agent.effect), set[int]()
-        bounds = {"after": where["after"], "until": where["until"], "biz_type": agent.event.biz_type}
+        bounds = {
+            "after": where["after"],
+            "until": where["until"],
+            "biz_type": agent.event.biz_type,
+        }
         try:
             with self._session.transaction():
-                rows = self._session.rows(statement, **bounds, ids=None if ids is None else list(ids))
+                rows = self._session.rows(
+                    statement, **bounds, ids=None if ids is None else list(ids)
+                )
         except UNREADABLE:
             left = [row[0] for row in self._session.rows("audit_ids")] if ids is None else ids
             if len(left) == 1:
                 self._uncompared += 1
                 return wrong
             middle = len(left) // 2
-            return self._compare(agent, where, left[:middle]) | self._compare(agent, where, left[middle:])
+            return self._compare(agent, where, left[:middle]) | self._compare(
+                agent, where, left[middle:]
+            )
         for outbox_id, kind, status in rows:
             fields = self._altered(agent, outbox_id) if kind == "altered_effect" else None
             if fields != []:
                 state = status or "none" if kind == "unclaimed_effect" else None
-                self._report.add(kind, outbox_id, table=agent.effect.table, status=state, fields=fields)
+                self._report.add(
+                    kind, outbox_id, table=agent.effect.table, status=state, fields=fields
+                )
                 wrong.add(outbox_id)
         return wrong
 
     def _altered(self, agent: Agent, outbox_id: int) -> list[str]:
         """The fields that differ by type and value: the text of equal numbers may."""
         assert agent.effect is not None
-        [(text, same_time, *values)] = self._session.rows(effects.contents(agent.effect), id=outbox_id)[:1]
+        [(text, same_time, *values)] = self._session.rows(
+            effects.contents(agent.effect), id=outbox_id
+        )[:1]
         try:
             payload = codec.decode(text, agent.event.payload)
         except MessageError:

@@ -1,7 +1,8 @@
 """Records of envelope topics below the committed offset: each has to have a state or a rejection.
 
-Another system's outbox is its own, so that only the topic says what was sent.  What workers had passed before they began here
-(the topic was taken over) is not theirs: the audit begins where the first record is that they know.
+Another system's outbox is its own, so that only the topic says what was sent.  What workers had
+passed before they began here (the topic was taken over) is not theirs: the audit begins where the
+first record is that they know.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ FOREVER = 24 * 3600.0
 class Envelopes:
     """The check of every envelope topic; `ids` are the topics' identities."""
 
-    def __init__(self, session: Session, topics: Topics, registry: Registry, report: Report, *, full: bool) -> None:
+    def __init__(
+        self, session: Session, topics: Topics, registry: Registry, report: Report, *, full: bool
+    ) -> None:
         self._session, self._topics, self._registry = session, topics, registry
         self._report, self._full = report, full
 
@@ -46,7 +49,9 @@ class Envelopes:
             known = self._report.envelopes.setdefault(topic, {"id": ids.get(topic), "offsets": {}})
             known["offsets"][str(partition)] = offset
 
-    def _bounds(self, positions: Mapping[Place, Partition], ids: Mapping[str, str]) -> dict[Place, tuple[int, int]]:
+    def _bounds(
+        self, positions: Mapping[Place, Partition], ids: Mapping[str, str]
+    ) -> dict[Place, tuple[int, int]]:
         rows = [] if self._full else self._session.rows("audit_envelopes")
         last: dict[str, Any] = (rows[0][0] if rows else None) or {}
         bounds: dict[Place, tuple[int, int]] = {}
@@ -58,7 +63,9 @@ class Envelopes:
             same = known.get("id") == ids.get(topic)
             start = known.get("offsets", {}).get(str(number)) if same else None
             if start is None:
-                [(start,)] = self._session.rows("foreign_first_offset", topic=topic, partition=number)
+                [(start,)] = self._session.rows(
+                    "foreign_first_offset", topic=topic, partition=number
+                )
             if start is not None:
                 begin, end = max(start, partition.start), min(partition.committed, partition.end)
                 bounds[place] = begin, max(begin, end)
@@ -73,16 +80,22 @@ class Envelopes:
             except NoEnvelope:
                 others.setdefault(place, []).append(offset)
             else:
-                messages.setdefault(self._registry.envelopes[place[0]], {}).setdefault(outbox_id, (place, offset))
+                messages.setdefault(self._registry.envelopes[place[0]], {}).setdefault(
+                    outbox_id, (place, offset)
+                )
         for source, where in messages.items():
-            for (outbox_id,) in self._session.rows("foreign_stateless", source=source, ids=sorted(where)):
+            for (outbox_id,) in self._session.rows(
+                "foreign_stateless", source=source, ids=sorted(where)
+            ):
                 name = name_of(source, outbox_id)
                 # What has an effect is not lost: that was said already.
                 if not self._report.says("unclaimed_effect", name):
                     place, offset = where[outbox_id]
                     # It may have been rejected for what another message of its id is.
                     if self._unrejected(place, [offset]):
-                        self._report.add("skipped", name, topic=place[0], partition=place[1], offset=offset)
+                        self._report.add(
+                            "skipped", name, topic=place[0], partition=place[1], offset=offset
+                        )
         for place, offsets in others.items():
             for offset in self._unrejected(place, offsets):
                 self._report.add("skipped", None, topic=place[0], partition=place[1], offset=offset)

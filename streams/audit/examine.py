@@ -1,7 +1,8 @@
 """The audit: read what is new range by range, look again at what was unsettled, say what is wrong.
 
-A message without a state is lost only if nobody can still be about to persist it: the floor says that it was published,
-the ends of the partitions are read after the floor, and the workers' committed offsets have passed those ends.
+A message without a state is lost only if nobody can still be about to persist it: the floor says
+that it was published, the ends of the partitions are read after the floor, and the workers'
+committed offsets have passed those ends.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from streams.broker.partitioner import partition_of
 from streams.message_id import MessageId
 from streams.registry import Registry
 
-# So many messages that nobody has persisted yet, in one range, are a backlog: it is left for the next audit.
+# So many messages that nobody has persisted yet, in one range, are a backlog: it is left for the
+# next audit.
 BACKLOG = 1000
 LEFT = 20_000
 EVERYTHING = -(2**63) + 1
@@ -66,13 +68,20 @@ class Audit:
         self._wait()
         self._known = [stored(*row) for row in self._session.rows("audited_ranges")]
         self._ids = self._topics.ids()
-        others = {name for name, topic_id, _ in self._session.rows("noted_topics") if self._ids.get(name) != topic_id}
+        others = {
+            name
+            for name, topic_id, _ in self._session.rows("noted_topics")
+            if self._ids.get(name) != topic_id
+        }
         self._lenient = [
             name
             for name, topic_id in self._ids.items()
-            if name in others or any(each.ids.get(name, topic_id) != topic_id for each in self._known)
+            if name in others
+            or any(each.ids.get(name, topic_id) != topic_id for each in self._known)
         ]
-        report.notes += [f"topic {name} began anew: order across that is judged by id" for name in self._lenient]
+        report.notes += [
+            f"topic {name} began anew: order across that is judged by id" for name in self._lenient
+        ]
         for name in ("audit_rows", "audit_before"):
             self._session.rows(name)
         if self._full:
@@ -82,7 +91,9 @@ class Audit:
         self._look_at_new(advance)
         Foreign(self._session, self._registry, report).look()
         if self._registry.envelopes:
-            envelopes = Envelopes(self._session, self._topics, self._registry, report, full=self._full)
+            envelopes = Envelopes(
+                self._session, self._topics, self._registry, report, full=self._full
+            )
             envelopes.look(self._positions, self._ids)
         self._effects.beyond()
         self._ends()
@@ -91,7 +102,12 @@ class Audit:
         self._stuck(heads, looked)
         self._waiting.judge(self._positions)
         for biz_type, count, since, until in self._session.rows("unknown_biz_types"):
-            about = {"biz_type": biz_type, "messages": count, "since": since.isoformat(), "until": until.isoformat()}
+            about = {
+                "biz_type": biz_type,
+                "messages": count,
+                "since": since.isoformat(),
+                "until": until.isoformat(),
+            }
             report.add("unknown_biz_type", None, **about)
         [(report.left,)] = self._session.rows("audit_left_count")
         report.seconds = time.monotonic() - began
@@ -124,10 +140,14 @@ class Audit:
             if finding.extents:
                 self._session.rows("audit_forget")
                 self._session.rows("audit_remember")
-                self._compare_with([each for each in self._known if each.crosses(finding) or finding.crosses(each)])
+                self._compare_with(
+                    [each for each in self._known if each.crosses(finding) or finding.crosses(each)]
+                )
             left = wrong | unsettled
             with self._session.transaction():
-                self._session.rows("audit_settled", ids=[outbox_id for outbox_id in ids if outbox_id not in left])
+                self._session.rows(
+                    "audit_settled", ids=[outbox_id for outbox_id in ids if outbox_id not in left]
+                )
                 self._session.rows("audit_leave", ids=sorted(left))
         self._session.rows("audit_forget")
 
@@ -145,7 +165,9 @@ class Audit:
                 until = min(report.floor, following - 1) if following else report.floor
             finding, wrong, unsettled = self._look(after, until, None)
             if self._backlog > BACKLOG:
-                report.notes.append(f"messages after {after} are left for later: the workers are behind")
+                report.notes.append(
+                    f"messages after {after} are left for later: the workers are behind"
+                )
                 break
             others = self._order(finding)
             self._store(finding, wrong | unsettled)
@@ -158,14 +180,20 @@ class Audit:
             tallies.compare(after)
 
     def _order(self, finding: Range) -> list[Range]:
-        """Order within the range and to the one before it; returns the others that it has to be compared with."""
+        """Order within the range and to the one before it.
+
+        Returns the others that it has to be compared with.
+        """
         before = self._known[-1] if self._known else None
-        # `audit_before` holds the range before, unless this is the first of this audit: then that is one of the others.
+        # `audit_before` holds the range before, unless this is the first of this audit: then that
+        # is one of the others.
         near = before is not None and before.until == finding.after and self._remembered is before
         if not near or (before is not None and not before.crosses(finding)):
             self._session.rows("audit_forget")
         self._inversions()
-        others = [each for each in self._known if each.crosses(finding) and not (near and each is before)]
+        others = [
+            each for each in self._known if each.crosses(finding) and not (near and each is before)
+        ]
         self._session.rows("audit_forget")
         self._session.rows("audit_remember")
         return others
@@ -183,7 +211,11 @@ class Audit:
     def _inversions(self) -> None:
         inversions = self._session.rows("audit_order")
         ids = list({each_id for pair in inversions for each_id in pair})
-        of = {row[0]: row[1:] for row in self._session.rows("audit_conversations", ids=ids)} if inversions else {}
+        of = (
+            {row[0]: row[1:] for row in self._session.rows("audit_conversations", ids=ids)}
+            if inversions
+            else {}
+        )
         for outbox_id, earlier in inversions:
             if of.get(outbox_id) == of.get(earlier):
                 self.report.add("out_of_order", outbox_id, before=earlier)
@@ -208,8 +240,13 @@ class Audit:
             self._session.rows("audited", first=whole.after + 1, until=whole.until, reach=reach)
             self._session.rows("audit_leave", ids=sorted(left))
 
-    def _look(self, after: int, until: int, ids: list[int] | None) -> tuple[Range, set[int], set[int]]:
-        """Every check that needs no other range, in one snapshot; its reach, what is wrong, what is unsettled."""
+    def _look(
+        self, after: int, until: int, ids: list[int] | None
+    ) -> tuple[Range, set[int], set[int]]:
+        """Every check that needs no other range, in one snapshot.
+
+        Its reach, what is wrong, what is unsettled.
+        """
         where = {"after": after, "until": until, "ids": ids}
         self._session.rows("audit_empty")
         with self._session.snapshot():
@@ -285,7 +322,9 @@ class Audit:
         located = self._topics.locate(wanted, self._positions) if wanted else {}
         for outbox_id, ((topic, number), _) in sorted(self.lost.items()):
             kind = "skipped" if outbox_id in located else "missing"
-            self.report.add(kind, outbox_id, topic=topic, partition=number, offset=located.get(outbox_id))
+            self.report.add(
+                kind, outbox_id, topic=topic, partition=number, offset=located.get(outbox_id)
+            )
 
     def _ends(self) -> None:
         """Offsets behind the end of their partition, committed or written down."""
@@ -296,7 +335,9 @@ class Audit:
             if was.committed is not None and was.committed > position.end:
                 self.report.add("committed_beyond_end", None, **about, committed=was.committed)
             news = (
-                [] if place[0] in self._lenient else [each for each in self._known if each.until >= self.report.first]
+                []
+                if place[0] in self._lenient
+                else [each for each in self._known if each.until >= self.report.first]
             )
             for each in news:
                 if place in each.extents and each.extents[place].last_offset >= position.end:
@@ -306,14 +347,20 @@ class Audit:
 
     def _replays(self) -> None:
         """Replays whose record nobody will see any more."""
-        for outbox_id, topic, key, source in self._session.rows("audit_replays", floor=self.report.floor):
+        for outbox_id, topic, key, source in self._session.rows(
+            "audit_replays", floor=self.report.floor
+        ):
             place = self._place(topic, key)
             if place is not None and self._positions[place].worked:
                 self.lost_replays.append(outbox_id)
                 self.report.add("lost_replay", outbox_id, source=source)
 
     def _heads(self) -> dict[MessageId, tuple[Any, ...]]:
-        rows = [row for name in ("audit_heads", "foreign_stuck") for row in self._session.rows(name, grace=self._grace)]
+        rows = [
+            row
+            for name in ("audit_heads", "foreign_stuck")
+            for row in self._session.rows(name, grace=self._grace)
+        ]
         return {row[0]: row for row in rows}
 
     def _stuck(self, heads: dict[MessageId, tuple[Any, ...]], looked: float) -> None:
@@ -323,5 +370,11 @@ class Audit:
             time.sleep(max(0.0, looked + min(self._grace, SECOND_LOOK) - time.monotonic()))
         again = self._heads() if heads else {}
         for outbox_id, row in heads.items():
-            if outbox_id in again and again[outbox_id][1] == row[1] and again[outbox_id][5] >= row[5]:
-                self.report.add("stuck", outbox_id, status=row[1], overdue=round(again[outbox_id][5], 1))
+            if (
+                outbox_id in again
+                and again[outbox_id][1] == row[1]
+                and again[outbox_id][5] >= row[5]
+            ):
+                self.report.add(
+                    "stuck", outbox_id, status=row[1], overdue=round(again[outbox_id][5], 1)
+                )

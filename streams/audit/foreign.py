@@ -33,7 +33,8 @@ class Foreign:
     def look(self) -> None:
         """One range after another of each system."""
         for (source,) in self._session.rows("foreign_sources"):
-            # Effects below the first message that is known to have been persisted may be those of states long deleted.
+            # Effects below the first message that is known to have been persisted may be those of
+            # states long deleted.
             after, known = FIRST, LAST
             while after < LAST:
                 where = {"source": source, "after": after}
@@ -48,6 +49,8 @@ class Foreign:
         for outbox_id, kind, status in self._session.rows("foreign_faults", **where):
             self._report.add(kind, name_of(source, outbox_id), status=status)
         for table, (effect, biz_types) in self._tables.items():
-            rows = self._session.rows(effects.foreign(effect), **where, biz_types=biz_types, known=known)
+            rows = self._session.rows(
+                effects.foreign(effect), **where, biz_types=biz_types, known=known
+            )
             for outbox_id, kind, status in rows:
                 self._report.add(kind, name_of(source, outbox_id), table=table, status=status)

@@ -40,7 +40,10 @@ Place = tuple[str, int]
 
 @dataclass(slots=True)
 class Range:
-    """Ids after `after` up to `until` that were looked at; `ids` of the topics they were on then."""
+    """Ids after `after` up to `until` that were looked at.
+
+    `ids` of the topics they were on then.
+    """
 
     after: int
     until: int
@@ -48,7 +51,10 @@ class Range:
     ids: dict[str, str]
 
     def crosses(self, other: Range) -> bool:
-        """Whether they may hold a pair in the wrong order; a topic that began anew since is no longer comparable."""
+        """Whether they may hold a pair in the wrong order.
+
+        A topic that began anew since is no longer comparable.
+        """
         first, second = (self, other) if self.after <= other.after else (other, self)
         return any(
             extent.crosses(second.extents[place])

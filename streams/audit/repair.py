@@ -1,4 +1,7 @@
-"""What an audit can mend: lost messages, and lost replays, are sent again; the rest needs a person."""
+"""What an audit can mend: lost messages, and lost replays, are sent again.
+
+The rest needs a person.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,12 @@ def _note(session: Session, who: str, ids: list[int]) -> None:
         what = orjson.dumps({"count": len(ids), "ids": ids}).decode()
         only_id = ids[0] if len(ids) == 1 else None
         session.rows(
-            "note_action", who=who, act="repair", outbox_id=only_id, what=what, why="the audit found them lost"
+            "note_action",
+            who=who,
+            act="repair",
+            outbox_id=only_id,
+            what=what,
+            why="the audit found them lost",
         )
 
 

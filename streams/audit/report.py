@@ -44,7 +44,9 @@ KINDS = {
 
 @dataclass(slots=True)
 class Report:
-    """The whole answer; `wrong` holds, for each kind, how many and some examples; `foreign` counts other systems' messages,
+    """The whole answer; `wrong` holds, for each kind, how many and some examples.
+
+    `foreign` counts other systems' messages,
     `envelopes` says up to which offset each envelope topic was read."""
 
     complete: bool
@@ -73,7 +75,9 @@ class Report:
         entry["count"] += 1
         if len(entry["examples"]) < EXAMPLES:
             named = {} if outbox_id is None else {"outbox_id": outbox_id}
-            entry["examples"].append(named | {name: value for name, value in about.items() if value is not None})
+            entry["examples"].append(
+                named | {name: value for name, value in about.items() if value is not None}
+            )
 
     def says(self, kind: str, outbox_id: MessageId) -> bool:
         """Whether that was said of this message."""

@@ -22,13 +22,16 @@ class Session:
         self._driver.autocommit = True
         # A prepared statement's generic plan does not know which of its parameters are null.
         self._driver.prepare_threshold = None
-        # Ranges are sorted and joined in memory; compiling a statement costs more than running it on one.
+        # Ranges are sorted and joined in memory; compiling a statement costs more than running it
+        # on one.
         self._driver.execute("SET work_mem = '64MB'; SET temp_buffers = '64MB'; SET jit = off")
 
     def rows(self, statement: str | sql.Composed, **parameters: Any) -> list[tuple[Any, ...]]:
         """The rows of a named query, or of a composed one."""
         with self._driver.cursor() as cursor:
-            cursor.execute(query(statement) if isinstance(statement, str) else statement, parameters)
+            cursor.execute(
+                query(statement) if isinstance(statement, str) else statement, parameters
+            )
             return cursor.fetchall() if cursor.description else []
 
     @contextmanager

@@ -16,8 +16,12 @@ class Tallies:
 
     def __init__(self, session: Session, registry: Registry, report: Report) -> None:
         self._session, self._report = session, report
-        effects_of = {agent.effect.table: agent.effect for agent in registry.agents.values() if agent.effect}
-        self._tallies: list[tuple[Effect, Tally]] = [(each, each.tally) for each in effects_of.values() if each.tally]
+        effects_of = {
+            agent.effect.table: agent.effect for agent in registry.agents.values() if agent.effect
+        }
+        self._tallies: list[tuple[Effect, Tally]] = [
+            (each, each.tally) for each in effects_of.values() if each.tally
+        ]
         for effect, tally in self._tallies:
             session.rows(effects.tally_table(effect, tally))
 
@@ -34,6 +38,15 @@ class Tallies:
             if not suspects:
                 continue
             keys = {f"k{n}": [str(row[n]) for row in suspects] for n in range(len(tally.keys))}
-            for *key, counted_as, actual in self._session.rows(effects.tally_wrong(effect, tally), **keys):
+            for *key, counted_as, actual in self._session.rows(
+                effects.tally_wrong(effect, tally), **keys
+            ):
                 about = dict(zip(tally.keys, key, strict=True))
-                self._report.add("wrong_tally", None, table=tally.table, **about, says=int(counted_as), found=actual)
+                self._report.add(
+                    "wrong_tally",
+                    None,
+                    table=tally.table,
+                    **about,
+                    says=int(counted_as),
+                    found=actual,
+                )

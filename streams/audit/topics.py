@@ -69,7 +69,12 @@ class Topics:
 
     def _partitions(self) -> dict[Place, Partition]:
         listed = self._consumer.list_topics(timeout=kafka.TIMEOUT).topics
-        places = [(name, number) for name in self._names if name in listed for number in listed[name].partitions]
+        places = [
+            (name, number)
+            for name in self._names
+            if name in listed
+            for number in listed[name].partitions
+        ]
         bounds = {place: self._bounds(place) for place in places}
         committed = topics.committed(self._consumer, places, self.ids(), timeout=kafka.TIMEOUT)
         return {place: Partition(*bounds[place], committed[place]) for place in places}
@@ -77,14 +82,18 @@ class Topics:
     def ids(self) -> dict[str, str]:
         """Each topic's identity when it was first asked for: a topic that was deleted and made again has another."""
         if self._ids is None:
-            self._ids = {name: topic.id for name, topic in self._survey.look(self._names).topics.items()}
+            self._ids = {
+                name: topic.id for name, topic in self._survey.look(self._names).topics.items()
+            }
         return self._ids
 
     def group(self) -> ConsumerGroup:
         """The workers' group now."""
         return consumer_group(self._settings, self._names)
 
-    def unread_since(self, places: Iterable[Place], now: Mapping[Place, Partition]) -> dict[Place, float]:
+    def unread_since(
+        self, places: Iterable[Place], now: Mapping[Place, Partition]
+    ) -> dict[Place, float]:
         """For how many seconds the first record that nobody has read waits in each of these partitions."""
         starts = {place: max(now[place].committed or 0, now[place].start) for place in places}
         left = {place for place, start in starts.items() if start < now[place].end}
@@ -111,10 +120,15 @@ class Topics:
         left = {place: end for place, (start, end) in bounds.items() if start < end}
         deadline = time.monotonic() + seconds
         try:
-            self._consumer.assign([TopicPartition(*place, bounds[place][0]) for place in sorted(left)])
+            self._consumer.assign(
+                [TopicPartition(*place, bounds[place][0]) for place in sorted(left)]
+            )
             while left and time.monotonic() < deadline:
                 for message in self._consumer.consume(1000, timeout=1.0):
-                    place, offset = (str(message.topic()), int(message.partition() or 0)), int(message.offset() or 0)
+                    place, offset = (
+                        (str(message.topic()), int(message.partition() or 0)),
+                        int(message.offset() or 0),
+                    )
                     if offset < bounds[place][1]:
                         value = message.value()
                         yield place, offset, value.encode() if isinstance(value, str) else value
@@ -126,12 +140,17 @@ class Topics:
         finally:
             self._consumer.unassign()
 
-    def locate(self, wanted: Mapping[Place, Mapping[int, int]], until: Mapping[Place, Partition]) -> dict[int, int]:
+    def locate(
+        self, wanted: Mapping[Place, Mapping[int, int]], until: Mapping[Place, Partition]
+    ) -> dict[int, int]:
         """Offsets of those outbox ids ({place: {id: milliseconds}}) whose records are still on the topic."""
-        starts = [TopicPartition(*place, max(0, min(ids.values()))) for place, ids in wanted.items()]
+        starts = [
+            TopicPartition(*place, max(0, min(ids.values()))) for place, ids in wanted.items()
+        ]
         offsets: dict[int, int] = {}
         try:
-            # Records carry the time of their enqueueing: none of these is before the first one that late.
+            # Records carry the time of their enqueueing: none of these is before the first one that
+            # late.
             begin = self._consumer.offsets_for_times(starts, timeout=kafka.TIMEOUT)
             left = {
                 (each.topic, each.partition): until[each.topic, each.partition].end
@@ -142,7 +161,10 @@ class Topics:
             deadline = time.monotonic() + LOCATE_SECONDS
             while left and time.monotonic() < deadline:
                 for message in self._consumer.consume(1000, timeout=1.0):
-                    place, offset = (str(message.topic()), int(message.partition() or 0)), int(message.offset() or 0)
+                    place, offset = (
+                        (str(message.topic()), int(message.partition() or 0)),
+                        int(message.offset() or 0),
+                    )
                     if (outbox_id := _root(kafka.headers(message))) in wanted[place]:
                         offsets.setdefault(outbox_id, offset)
                     if offset + 1 >= left.get(place, 0):
@@ -161,7 +183,9 @@ class Topics:
                 del left[each.topic, each.partition]
 
     def _bounds(self, place: Place) -> tuple[int, int]:
-        start, end = self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=kafka.TIMEOUT)
+        start, end = self._consumer.get_watermark_offsets(
+            TopicPartition(*place), timeout=kafka.TIMEOUT
+        )
         return start, end
 
 

@@ -1,7 +1,7 @@
 """Work that waits although it is old: not published, not read, and nobody there who would do it.
 
-Each is looked for twice, at the beginning and at the end of an audit: a transaction that took long, or a relay that had just
-come back, is no fault.
+Each is looked for twice, at the beginning and at the end of an audit: a transaction that took long,
+or a relay that had just come back, is no fault.
 """
 
 from __future__ import annotations
@@ -19,10 +19,20 @@ SILENT_SECONDS = 10.0
 
 
 class Waiting:
-    """What waits longer than `age` seconds; `unread` is filled in while messages are looked at: {id: (topic, place)}."""
+    """What waits longer than `age` seconds.
 
-    def __init__(self, session: Session, topics: Topics, registry: Registry, report: Report, age: float) -> None:
-        self._session, self._topics, self._registry, self._report = session, topics, registry, report
+    `unread` is filled in while messages are looked at: {id: (topic, place)}.
+    """
+
+    def __init__(
+        self, session: Session, topics: Topics, registry: Registry, report: Report, age: float
+    ) -> None:
+        self._session, self._topics, self._registry, self._report = (
+            session,
+            topics,
+            registry,
+            report,
+        )
         self.age = age
         self.unread: dict[int, tuple[str, Place | None]] = {}
         self._above: list[int] = []
@@ -34,15 +44,25 @@ class Waiting:
         [(_, self._pending)] = self._session.rows("audit_relays", floor=self._report.floor)
 
     def judge(self, positions: Mapping[Place, Partition]) -> None:
-        """The second time: what still waits, and who is missing; `positions` are those of the beginning."""
+        """The second time: what still waits, and who is missing.
+
+        `positions` are those of the beginning.
+        """
         _, _, floor = self._session.rows("audit_bounds")[0]
         rows = self._unpublished(self._above, floor) if self._above else []
         for outbox_id, resend_of, waited in rows:
             self._report.add("unpublished", outbox_id, resend_of=resend_of, waited=waited)
         [(silent, pending)] = self._session.rows("audit_relays", floor=floor)
         never = silent is None and bool(rows)
-        if never or (self._pending and pending and silent is not None and silent > max(self.age, SILENT_SECONDS)):
-            self._report.add("no_sign_of_life", None, who="relay", silent=None if never else round(silent, 1))
+        if never or (
+            self._pending
+            and pending
+            and silent is not None
+            and silent > max(self.age, SILENT_SECONDS)
+        ):
+            self._report.add(
+                "no_sign_of_life", None, who="relay", silent=None if never else round(silent, 1)
+            )
         self._judge_workers(positions)
 
     def _judge_workers(self, positions: Mapping[Place, Partition]) -> None:
@@ -66,9 +86,13 @@ class Waiting:
                     "waited": round(waited),
                 }
                 report.add("unread", None, topic=place[0], partition=place[1], **about)
-        if ("unread" in report.wrong or "stuck" in report.wrong) and not (group := self._topics.group()).members:
+        if ("unread" in report.wrong or "stuck" in report.wrong) and not (
+            group := self._topics.group()
+        ).members:
             report.add("no_sign_of_life", None, who="workers", group=group.name)
 
-    def _unpublished(self, ids: list[int] | None, floor: int | None = None) -> list[tuple[Any, ...]]:
+    def _unpublished(
+        self, ids: list[int] | None, floor: int | None = None
+    ) -> list[tuple[Any, ...]]:
         above = self._report.floor if floor is None else floor
         return self._session.rows("audit_unpublished", floor=above, age=self.age, ids=ids)

@@ -1,12 +1,14 @@
 """The beat: how relay and workers tell a database that went back from the one they know.
 
-A copy of the data directory, a volume snapshot or a standby that lacked the end has the identity of the database it comes
-from.  So a leader counts `relay_position.beat`, about once a second, and when that is committed it writes the count to a
-compacted topic, keyed by the relay's name.  Kafka's count is never ahead of the database's, unless the database went back.
+A copy of the data directory, a volume snapshot or a standby that lacked the end has the identity of
+the database it comes from.  So a leader counts `relay_position.beat`, about once a second, and when
+that is committed it writes the count to a compacted topic, keyed by the relay's name.  Kafka's
+count is never ahead of the database's, unless the database went back.
 
-Whoever compares reads Kafka first, the database second: meanwhile the database's count can only grow.  A beat that Kafka
-lost proves nothing, and is written anew.  One of another database (a broker that two deployments share, a dump restored
-elsewhere) is not compared: `outbox_identity()` tells those apart.
+Whoever compares reads Kafka first, the database second: meanwhile the database's count can only
+grow.  A beat that Kafka lost proves nothing, and is written anew.  One of another database (a
+broker that two deployments share, a dump restored elsewhere) is not compared: `outbox_identity()`
+tells those apart.
 """
 
 from __future__ import annotations
@@ -78,7 +80,9 @@ def read(settings: Settings, *, patience: float = READ_SECONDS) -> dict[str, Bea
 
 
 def gone_back(beats: Mapping[str, Beat], rows: Sequence[Row], relay: str) -> str | None:
-    """Why the database is refused, which has counted less than Kafka knows of it; None when it has not.
+    """Why the database is refused, which has counted less than Kafka knows of it.
+
+    None when it has not.
 
     A relay that the database does not know was removed by an operator, unless it is our own.
     """
@@ -104,7 +108,10 @@ def refuse_gone_back(beats: Mapping[str, Beat], rows: Sequence[Row], relay: str)
 
 
 def looked(settings: Settings, connection: Connection) -> str | None:
-    """Why the database is refused, for a person who asks; None also while Kafka does not say; blocking."""
+    """Why the database is refused, for a person who asks; None also while Kafka does not say.
+
+    Blocking.
+    """
     try:
         beats = read(settings, patience=3.0)
     except ServiceUnreachable:
@@ -114,21 +121,31 @@ def looked(settings: Settings, connection: Connection) -> str | None:
 
 
 class BeatWriter:
-    """Writes beats to Kafka without waiting for it; what cannot be written now is followed by a newer one."""
+    """Writes beats to Kafka without waiting for it.
+
+    What cannot be written now is followed by a newer one.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._topic = topic(settings)
         # One request at a time: a beat that is sent again never comes after a newer one.
         self._producer = Producer(
-            kafka.client(settings, acks="all", message_timeout_ms=WRITE_MS, max_in_flight_requests_per_connection=1)
+            kafka.client(
+                settings,
+                acks="all",
+                message_timeout_ms=WRITE_MS,
+                max_in_flight_requests_per_connection=1,
+            )
         )
         self.topic_missing = False
 
     def write(self, relay: str, beat: Beat) -> None:
         """Send this beat, which is committed."""
         value = orjson.dumps({"beat": beat.count, "identity": beat.identity})
-        self._producer.produce(self._topic, key=relay.encode(), value=value, on_delivery=self._delivered)
+        self._producer.produce(
+            self._topic, key=relay.encode(), value=value, on_delivery=self._delivered
+        )
         self._producer.poll(0)
 
     def make_topic(self) -> None:
@@ -146,7 +163,10 @@ class BeatWriter:
 
 
 class KnownBeats:
-    """The highest beats that this process has seen, for whoever connects again and again; thread-safe."""
+    """The highest beats that this process has seen, for whoever connects again and again.
+
+    Thread-safe.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -155,7 +175,10 @@ class KnownBeats:
         self._lock = threading.Lock()
 
     def from_kafka(self, *, patience: float, fresh: float = 1.0) -> None:
-        """Read Kafka's, unless that was done within `fresh` seconds; while Kafka is away what is known counts; blocking."""
+        """Read Kafka's, unless that was done within `fresh` seconds.
+
+        While Kafka is away what is known counts; blocking.
+        """
         with self._lock:
             if time.monotonic() - self._read_at < fresh:
                 return
@@ -167,10 +190,15 @@ class KnownBeats:
                 self._read_at = time.monotonic()
 
     def gone_back(self, rows: Sequence[Row]) -> str | None:
-        """Why this database is refused, if it has counted less; else what it has counted is known from now on."""
+        """Why this database is refused, if it has counted less.
+
+        Else what it has counted is known from now on.
+        """
         reason = gone_back(self._beats, rows, self._settings.relay.name)
         if reason is None:
-            self._raise({name: Beat(identity, count) for name, count, identity in rows if name and count})
+            self._raise(
+                {name: Beat(identity, count) for name, count, identity in rows if name and count}
+            )
         return reason
 
     def _raise(self, beats: Mapping[str, Beat]) -> None:
@@ -183,9 +211,14 @@ class KnownBeats:
 def _read(settings: Settings, consumer: Consumer, deadline: float) -> dict[str, Beat]:
     partition = TopicPartition(topic(settings), 0)
     try:
-        first, end = consumer.get_watermark_offsets(partition, timeout=max(0.1, deadline - time.monotonic()))
+        first, end = consumer.get_watermark_offsets(
+            partition, timeout=max(0.1, deadline - time.monotonic())
+        )
     except KafkaException as error:
-        if error.args[0].code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION):
+        if error.args[0].code() in (
+            KafkaError.UNKNOWN_TOPIC_OR_PART,
+            KafkaError._UNKNOWN_PARTITION,
+        ):
             return {}
         raise
     beats: dict[str, Beat] = {}
@@ -202,7 +235,9 @@ def _read(settings: Settings, consumer: Consumer, deadline: float) -> dict[str, 
                 return beats
             elif fault.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
                 return {}
-    raise ServiceUnreachable(f"Kafka at {settings.broker_url} does not give topic {topic(settings)!r} in time")
+    raise ServiceUnreachable(
+        f"Kafka at {settings.broker_url} does not give topic {topic(settings)!r} in time"
+    )
 
 
 def _note(beats: dict[str, Beat], key: bytes | str | None, value: bytes | str | None) -> None:

@@ -13,15 +13,20 @@ from confluent_kafka.admin import AdminClient
 from streams.broker import kafka
 from streams.settings import Settings
 
-_LOADING = (KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR)
+_LOADING = (
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ConsumerGroup:
     """The workers' group as Kafka sees it now.
 
-    `members` is how many processes are in it.  `settled` is false while partitions are dealt out anew.  `partitions` are
-    those that each consumed topic has, none where it does not exist; `assigned` those that a member has.
+    `members` is how many processes are in it.  `settled` is false while partitions are dealt out
+    anew.  `partitions` are those that each consumed topic has, none where it does not exist;
+    `assigned` those that a member has.
     """
 
     name: str
@@ -35,11 +40,15 @@ class ConsumerGroup:
         """What is missing, one line each; nothing of a group that is being dealt out anew."""
         missing = [topic for topic, numbers in self.partitions.items() if not numbers]
         faults = [
-            f"consumed topic {topic} does not exist: relay and workers make it when they start" for topic in missing
+            f"consumed topic {topic} does not exist: relay and workers make it when they start"
+            for topic in missing
         ]
         if not self.members:
             topics = ", ".join(self.partitions)
-            return [*faults, f"no worker is in consumer group {self.name}, nobody reads {topics}: start a worker"]
+            return [
+                *faults,
+                f"no worker is in consumer group {self.name}, nobody reads {topics}: start a worker",
+            ]
         if not self.settled:
             return faults
         for topic, numbers in self.partitions.items():
@@ -53,7 +62,10 @@ class ConsumerGroup:
 
 
 def consumer_group(settings: Settings, topics: Iterable[str]) -> ConsumerGroup:
-    """The workers' group, and who of it reads these topics; ServiceUnreachable when Kafka does not answer; blocking."""
+    """The workers' group, and who of it reads these topics.
+
+    ServiceUnreachable when Kafka does not answer; blocking.
+    """
     admin = AdminClient(kafka.client(settings))
     name = settings.worker.group
     try:
@@ -71,24 +83,35 @@ def consumer_group(settings: Settings, topics: Iterable[str]) -> ConsumerGroup:
         members=len(members),
         settled=group is not None and group.state is ConsumerGroupState.STABLE,
         partitions={
-            topic: frozenset(known[topic].partitions if topic in known else ()) for topic in sorted(set(topics))
+            topic: frozenset(known[topic].partitions if topic in known else ())
+            for topic in sorted(set(topics))
         },
         assigned={topic: frozenset(numbers) for topic, numbers in assigned.items()},
     )
 
 
 def unread(settings: Settings, topics: Iterable[str]) -> set[str]:
-    """Those of these topics that hold records which the workers' group has not committed past; blocking.
+    """Those of these topics that hold records which the workers' group has not committed past.
+
+    Blocking.
 
     ServiceUnreachable when Kafka does not answer.
     """
-    group = {"group.id": settings.worker.group, "enable.auto.commit": False, "isolation.level": "read_committed"}
+    group = {
+        "group.id": settings.worker.group,
+        "enable.auto.commit": False,
+        "isolation.level": "read_committed",
+    }
     consumer = Consumer(kafka.client(settings) | group)  # it never joins
     topics_unread = set()
     try:
         known = consumer.list_topics(timeout=kafka.TIMEOUT).topics
         for name in topics:
-            asked = [TopicPartition(name, number) for number in known[name].partitions] if name in known else []
+            asked = (
+                [TopicPartition(name, number) for number in known[name].partitions]
+                if name in known
+                else []
+            )
             for place in consumer.committed(asked, timeout=kafka.TIMEOUT) if asked else ():
                 first, end = consumer.get_watermark_offsets(place, timeout=kafka.TIMEOUT)
                 if max(first, place.offset) < end:
@@ -101,7 +124,10 @@ def unread(settings: Settings, topics: Iterable[str]) -> set[str]:
 
 
 def _described(admin: AdminClient, name: str) -> Any:
-    """The ConsumerGroupDescription; None when nobody was ever in it, or everything of it is gone."""
+    """The ConsumerGroupDescription.
+
+    None when nobody was ever in it, or everything of it is gone.
+    """
     deadline = time.monotonic() + kafka.TIMEOUT
     while True:
         future = admin.describe_consumer_groups([name], request_timeout=kafka.TIMEOUT)[name]

@@ -1,6 +1,7 @@
 """Kafka as the settings describe it: how clients log in, which topics exist and how they are.
 
-Blocking calls; async callers run them in a thread.  Shared by the relay, the worker's start and the command line.
+Blocking calls; async callers run them in a thread.  Shared by the relay, the worker's start and the
+command line.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def client(settings: Settings, **options: Any) -> dict[str, Any]:
         "security.protocol": broker.security_protocol,
         "allow.auto.create.topics": False,
         "reconnect.backoff.max.ms": 1000,
-        # An outage is reported once, by whoever notices it; librdkafka would write to stderr every second.
+        # An outage is reported once, by whoever notices it; librdkafka would write to stderr every
+        # second.
         "log_level": 0,
         "logger": _nobody,
         "error_cb": lambda error: None,
@@ -84,21 +86,32 @@ def prepare_topics(
     changelogs: Mapping[str, str] = _NONE,
     strangers: Collection[str] = (),
 ) -> None:
-    """Create the topics that are missing; ServiceUnreachable, or UsageError when one has another partition count.
+    """Create the topics that are missing.
 
-    `changelogs` are compacted topics with as many partitions as the topic each of them names.  Those and the topics of
-    wake-up calls are made from PostgreSQL, so they are replaced when their count is wrong.  So is a topic of our messages in
-    whose place somebody made another one with fewer partitions, as brokers do that make what they are asked for: `strangers`
-    are the topics that are others than those we worked with.
+    ServiceUnreachable, or UsageError when one has another partition count.
+
+    `changelogs` are compacted topics with as many partitions as the topic each of them names.
+    Those and the topics of wake-up calls are made from PostgreSQL, so they are replaced when their
+    count is wrong.  So is a topic of our messages in whose place somebody made another one with
+    fewer partitions, as brokers do that make what they are asked for: `strangers` are the topics
+    that are others than those we worked with.
     """
     admin = AdminClient(client(settings))
     wanted = {name: name for name in names} | dict(changelogs)
     for _ in range(REPLACED_MOST):
         topics = _metadata(settings, admin).topics
         counts = {name: len(topics[name].partitions) for name in wanted.keys() & topics.keys()}
-        wrong = {name for name, count in counts.items() if count != settings.topic_settings(wanted[name]).partitions}
+        wrong = {
+            name
+            for name, count in counts.items()
+            if count != settings.topic_settings(wanted[name]).partitions
+        }
         derived = {name for name in wrong if name in changelogs or name.endswith(RETRY_SUFFIX)}
-        usurped = {name for name in wrong - derived if name in strangers and _may_replace(settings, name, counts[name])}
+        usurped = {
+            name
+            for name in wrong - derived
+            if name in strangers and _may_replace(settings, name, counts[name])
+        }
         for name in sorted(wrong - derived - usurped):
             _refuse_partitions(settings, name, counts[name])
         # Only now that the topics they belong to are as they must be.
@@ -106,40 +119,70 @@ def prepare_topics(
         missing = sorted(wrong | (wanted.keys() - counts.keys()))
         if not missing:
             return
-        _create(settings, admin, [_new_topic(settings, name, wanted[name], name in changelogs) for name in missing])
+        _create(
+            settings,
+            admin,
+            [_new_topic(settings, name, wanted[name], name in changelogs) for name in missing],
+        )
         _wait_for(settings, admin, missing)
     for name, count in sorted(counts.items()):
         _check_partitions(settings, name, wanted[name], count)
 
 
-def prepare_topic(settings: Settings, name: str, *, partitions: int, config: Mapping[str, str] = _NONE) -> None:
-    """Create a topic that carries no messages of ours, if it is missing; ServiceUnreachable or UsageError."""
+def prepare_topic(
+    settings: Settings, name: str, *, partitions: int, config: Mapping[str, str] = _NONE
+) -> None:
+    """Create a topic that carries no messages of ours, if it is missing.
+
+    ServiceUnreachable or UsageError.
+    """
     admin = AdminClient(client(settings))
     if name not in _metadata(settings, admin).topics:
         factor = settings.topic.replication_factor
         _create(
-            settings, admin, [NewTopic(name, num_partitions=partitions, replication_factor=factor, config=dict(config))]
+            settings,
+            admin,
+            [
+                NewTopic(
+                    name, num_partitions=partitions, replication_factor=factor, config=dict(config)
+                )
+            ],
         )
 
 
 def make_topic(
     settings: Settings, name: str, *, partitions: int, replication_factor: int, retention_hours: int
 ) -> None:
-    """Create a topic of messages as whoever registered it has said; ServiceUnreachable or UsageError; blocking."""
+    """Create a topic of messages as whoever registered it has said.
+
+    ServiceUnreachable or UsageError; blocking.
+    """
     config = _messages_config(settings) | {"retention.ms": str(retention_hours * 3_600_000)}
-    new = NewTopic(name, num_partitions=partitions, replication_factor=replication_factor, config=config)
+    new = NewTopic(
+        name, num_partitions=partitions, replication_factor=replication_factor, config=config
+    )
     _create(settings, AdminClient(client(settings)), [new])
 
 
-def retention(settings: Settings, admin: AdminClient, names: Iterable[str]) -> dict[str, float | None]:
-    """For how many seconds these topics keep a record, None for ever; ServiceUnreachable; blocking."""
+def retention(
+    settings: Settings, admin: AdminClient, names: Iterable[str]
+) -> dict[str, float | None]:
+    """For how many seconds these topics keep a record, None for ever; ServiceUnreachable.
+
+    Blocking.
+    """
     limits = _configured(settings, admin, sorted(names), "retention.ms")
     return {name: None if int(limit) < 0 else int(limit) / 1000 for name, limit in limits.items()}
 
 
 def check_times(settings: Settings, names: Iterable[str]) -> None:
-    """The broker leaves records of these topics their own times; ServiceUnreachable or UsageError."""
-    kinds = _configured(settings, AdminClient(client(settings)), sorted(names), "message.timestamp.type")
+    """The broker leaves records of these topics their own times.
+
+    ServiceUnreachable or UsageError.
+    """
+    kinds = _configured(
+        settings, AdminClient(client(settings)), sorted(names), "message.timestamp.type"
+    )
     for name, kind in kinds.items():
         if kind != CREATE_TIME:
             raise UsageError(
@@ -149,8 +192,13 @@ def check_times(settings: Settings, names: Iterable[str]) -> None:
             )
 
 
-def topic_limits(settings: Settings, names: Iterable[str], *, patience: float = 0.0) -> dict[str, int]:
-    """The largest record batch in bytes of each of these topics that exists; looks again for `patience` seconds."""
+def topic_limits(
+    settings: Settings, names: Iterable[str], *, patience: float = 0.0
+) -> dict[str, int]:
+    """The largest record batch in bytes of each of these topics that exists.
+
+    Looks again for `patience` seconds.
+    """
     admin = AdminClient(client(settings))
     wanted = set(names)
     deadline = time.monotonic() + patience
@@ -201,7 +249,9 @@ def _create(settings: Settings, admin: AdminClient, topics: list[NewTopic]) -> N
                 f"topic {wanted.topic!r} cannot be created with {wanted.num_partitions} partitions and replication factor"
                 f" {wanted.replication_factor}: {reason(error)}"
             ) from None
-        logger.info("topic created", extra={"topic": wanted.topic, "partitions": wanted.num_partitions})
+        logger.info(
+            "topic created", extra={"topic": wanted.topic, "partitions": wanted.num_partitions}
+        )
 
 
 def _new_topic(settings: Settings, name: str, like: str, compacted: bool) -> NewTopic:
@@ -211,7 +261,12 @@ def _new_topic(settings: Settings, name: str, like: str, compacted: bool) -> New
         config["cleanup.policy"] = "compact"
     else:
         config["retention.ms"] = str(wanted.retention_hours * 3_600_000)
-    return NewTopic(name, num_partitions=wanted.partitions, replication_factor=wanted.replication_factor, config=config)
+    return NewTopic(
+        name,
+        num_partitions=wanted.partitions,
+        replication_factor=wanted.replication_factor,
+        config=config,
+    )
 
 
 def _messages_config(settings: Settings) -> dict[str, str]:
@@ -251,7 +306,8 @@ def _delete(settings: Settings, admin: AdminClient, counts: Mapping[str, int]) -
                 " delete it, relay and workers make it anew from PostgreSQL"
             ) from None
         logger.warning(
-            "topic deleted, it had a wrong number of partitions", extra={"topic": name, "partitions": counts[name]}
+            "topic deleted, it had a wrong number of partitions",
+            extra={"topic": name, "partitions": counts[name]},
         )
     deadline = time.monotonic() + TIMEOUT
     while counts.keys() & _metadata(settings, admin).topics.keys() and time.monotonic() < deadline:
@@ -266,7 +322,9 @@ def _wait_for(settings: Settings, admin: AdminClient, names: list[str]) -> None:
         if all(name in metadata.topics for name in names):
             return
         time.sleep(0.1)
-    raise ServiceUnreachable(f"Kafka at {settings.broker_url} created topics {', '.join(names)} but does not list them")
+    raise ServiceUnreachable(
+        f"Kafka at {settings.broker_url} created topics {', '.join(names)} but does not list them"
+    )
 
 
 def _check_partitions(settings: Settings, name: str, like: str, count: int) -> None:
@@ -290,17 +348,24 @@ def _refuse_partitions(settings: Settings, name: str, count: int) -> NoReturn:
 
 
 def _max_message_bytes(settings: Settings, admin: AdminClient, names: list[str]) -> dict[str, int]:
-    return {name: int(value) for name, value in _configured(settings, admin, names, "max.message.bytes").items()}
+    return {
+        name: int(value)
+        for name, value in _configured(settings, admin, names, "max.message.bytes").items()
+    }
 
 
-def _configured(settings: Settings, admin: AdminClient, names: list[str], setting: str) -> dict[str, str]:
+def _configured(
+    settings: Settings, admin: AdminClient, names: list[str], setting: str
+) -> dict[str, str]:
     """What this setting is of each of these topics."""
     if not names:
         return {}
     asked = {ConfigResource(ResourceType.TOPIC, name): name for name in names}
     try:
         futures = admin.describe_configs(list(asked), request_timeout=TIMEOUT)
-        entries = {asked[resource]: future.result(TIMEOUT + 5) for resource, future in futures.items()}
+        entries = {
+            asked[resource]: future.result(TIMEOUT + 5) for resource, future in futures.items()
+        }
     except KafkaException as error:
         raise unreachable(settings, error) from None
     return {name: str(entries[name][setting].value) for name in names}

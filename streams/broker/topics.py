@@ -1,10 +1,11 @@
 """Which topics stand behind the names we use, and when they are others than before.
 
-A name says little: a topic may be deleted and made again, by a person, by a broker that makes what it is asked for or that
-came back with an empty disk, and a bootstrap name may lead to another cluster.  Kafka gives each topic an id and each cluster
-an id, so whoever works with them notes both at its start and compares.  The ids are noted in PostgreSQL too (`outbox_topics`),
-so that the audit never compares offsets of two topics of one name; and workers commit each offset together with the id of the
-topic it was read from, so that nobody takes it for one of the topic that came after.
+A name says little: a topic may be deleted and made again, by a person, by a broker that makes what
+it is asked for or that came back with an empty disk, and a bootstrap name may lead to another
+cluster.  Kafka gives each topic an id and each cluster an id, so whoever works with them notes both
+at its start and compares.  The ids are noted in PostgreSQL too (`outbox_topics`), so that the audit
+never compares offsets of two topics of one name; and workers commit each offset together with the
+id of the topic it was read from, so that nobody takes it for one of the topic that came after.
 
     worker        committed  p0: 5000, topic 'A'
     somebody      deletes the topic and makes it anew: its id is 'B'
@@ -71,15 +72,25 @@ class Survey:
             asked = self._admin.describe_cluster(request_timeout=kafka.TIMEOUT)
             # This never makes a topic that is asked for.
             futures = (
-                self._admin.describe_topics(TopicCollection(wanted), request_timeout=kafka.TIMEOUT) if wanted else {}
+                self._admin.describe_topics(TopicCollection(wanted), request_timeout=kafka.TIMEOUT)
+                if wanted
+                else {}
             )
             cluster = asked.result(kafka.TIMEOUT + 5)
-            topics = {name: topic for name in wanted if (topic := _described(futures[name])) is not None}
+            topics = {
+                name: topic for name in wanted if (topic := _described(futures[name])) is not None
+            }
         except KafkaException as error:
             raise kafka.unreachable(self._settings, error) from None
         except TimeoutError:
-            raise ServiceUnreachable(f"Kafka at {self._settings.broker_url} does not answer in time") from None
-        return Cluster(str(cluster.cluster_id), frozenset(f"{node.host}:{node.port}" for node in cluster.nodes), topics)
+            raise ServiceUnreachable(
+                f"Kafka at {self._settings.broker_url} does not answer in time"
+            ) from None
+        return Cluster(
+            str(cluster.cluster_id),
+            frozenset(f"{node.host}:{node.port}" for node in cluster.nodes),
+            topics,
+        )
 
 
 def _described(future: Future[Any]) -> Topic | None:
@@ -92,8 +103,12 @@ def _described(future: Future[Any]) -> Topic | None:
     return Topic(str(description.topic_id), len(description.partitions))
 
 
-def prepare(settings: Settings, survey: Survey, names: Iterable[str], changelogs: Mapping[str, str] = _NONE) -> Cluster:
-    """Make these topics what they must be, as `kafka.prepare_topics` does, and note which they are; blocking.
+def prepare(
+    settings: Settings, survey: Survey, names: Iterable[str], changelogs: Mapping[str, str] = _NONE
+) -> Cluster:
+    """Make these topics what they must be, as `kafka.prepare_topics` does, and note which they are.
+
+    Blocking.
 
     ServiceUnreachable, or UsageError when a person has to change something.
     """
@@ -102,7 +117,11 @@ def prepare(settings: Settings, survey: Survey, names: Iterable[str], changelogs
     before = survey.look(wanted)
     # In another cluster a name proves nothing: its topics may be another deployment's.
     known = _noted(settings, before.id)
-    strangers = {name for name, topic in before.topics.items() if name in known and topic.id not in known[name]}
+    strangers = {
+        name
+        for name, topic in before.topics.items()
+        if name in known and topic.id not in known[name]
+    }
     kafka.prepare_topics(settings, names, changelogs, strangers)
     cluster = _with_all(settings, survey, wanted)
     _note(settings, cluster)
@@ -116,14 +135,19 @@ def _with_all(settings: Settings, survey: Survey, names: list[str]) -> Cluster:
         cluster = survey.look(names)
         if missing := sorted(set(names) - cluster.topics.keys()):
             if time.monotonic() > deadline:
-                raise ServiceUnreachable(f"Kafka at {settings.broker_url} does not know topic {missing[0]!r} yet")
+                raise ServiceUnreachable(
+                    f"Kafka at {settings.broker_url} does not know topic {missing[0]!r} yet"
+                )
             time.sleep(0.1)
         else:
             return cluster
 
 
 def change(before: Cluster, now: Cluster) -> str | None:
-    """What is not as it was, in a few words; None while all the topics of `before` are those they were."""
+    """What is not as it was, in a few words.
+
+    None while all the topics of `before` are those they were.
+    """
     if now.id != before.id:
         return f"Kafka is another cluster: {now.id}, before {before.id}"
     for name, topic in sorted(before.topics.items()):
@@ -140,9 +164,12 @@ def change(before: Cluster, now: Cluster) -> str | None:
 def committed(
     consumer: Consumer, places: Iterable[Place], ids: Mapping[str, str], *, timeout: float
 ) -> dict[Place, int | None]:
-    """Up to where the consumer's group committed in the topics of these ids; None where it never did; KafkaException.
+    """Up to where the consumer's group committed in the topics of these ids.
 
-    An offset that names no topic is believed: another program committed it, or a worker before this version.
+    None where it never did; KafkaException.
+
+    An offset that names no topic is believed: another program committed it, or a worker before this
+    version.
     """
     places = list(places)
     if not places:
@@ -174,7 +201,10 @@ def is_of(metadata: str | None, topic_id: str | None) -> bool:
 
 
 def _noted(settings: Settings, cluster_id: str) -> dict[str, set[str]]:
-    """The ids of every topic of this cluster that was ever seen under each name; none when this role may not read them."""
+    """The ids of every topic of this cluster that was ever seen under each name.
+
+    None when this role may not read them.
+    """
     names: dict[str, set[str]] = {}
     with suppress(UsageError), migrate.connection(settings) as connection:
         for name, topic_id, cluster in connection.exec_driver_sql(query("noted_topics")):
@@ -185,12 +215,19 @@ def _noted(settings: Settings, cluster_id: str) -> dict[str, set[str]]:
 
 def _note(settings: Settings, cluster: Cluster) -> None:
     rows = [
-        {"topic": name, "topic_id": topic.id, "cluster_id": cluster.id, "partitions": topic.partitions}
+        {
+            "topic": name,
+            "topic_id": topic.id,
+            "cluster_id": cluster.id,
+            "partitions": topic.partitions,
+        }
         for name, topic in cluster.topics.items()
     ]
     try:
         with migrate.connection(settings) as connection:
-            connection.exec_driver_sql(query("note_topics"), {"topics": orjson.dumps(rows).decode()})
+            connection.exec_driver_sql(
+                query("note_topics"), {"topics": orjson.dumps(rows).decode()}
+            )
             connection.commit()
     except UsageError as error:
         # Nothing but the audit's certainty is lost.

@@ -1,4 +1,7 @@
-"""The `streams` command: a module for each group of commands, loaded on use; errors are one line."""
+"""The `streams` command: a module for each group of commands, loaded on use.
+
+Errors are one line.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from streams.errors import StreamsError
 from streams.extras import extra_of, lacks
 from streams.registry import look_here
 
-# Command -> where it lives.  Loading on use keeps `streams --help` quick and `streams env` free of Kafka and Faust.
+# Command -> where it lives.  Loading on use keeps `streams --help` quick and `streams env` free of
+# Kafka and Faust.
 COMMANDS = {
     "init": "streams.cli.scaffold:init",
     "new": "streams.cli.scaffold:new",
@@ -62,7 +66,9 @@ class _Lacking(click.Command):
     """Stands for a command whose extra is not installed: help says so, and running it is refused."""
 
     def __init__(self, name: str, extra: str, error: ModuleNotFoundError) -> None:
-        super().__init__(name, help=f"Needs the extra {extra!r}: pip install 'outbox-streams[{extra}]'.")
+        super().__init__(
+            name, help=f"Needs the extra {extra!r}: pip install 'outbox-streams[{extra}]'."
+        )
         self._refusal = lacks(f"`{name}`", extra, error)
 
     def make_context(self, *_: Any, **__: Any) -> NoReturn:
@@ -81,7 +87,8 @@ def _extra(command: str | None, error: ModuleNotFoundError) -> str | None:
 def cli(ctx: click.Context, debug: bool) -> None:
     """Write history without making your user wait, and without ever losing it.
 
-    Exit codes: 0 fine, 1 the answer is bad news, 2 wrong usage or settings, 3 a service cannot be reached.
+    Exit codes: 0 fine, 1 the answer is bad news, 2 wrong usage or settings, 3 a service cannot be
+    reached.
     """
     ctx.obj = {"debug": debug}
 

@@ -1,4 +1,7 @@
-"""`streams audit`: compare outbox, states, topics and effects; exit code 1 when anything is wrong."""
+"""`streams audit`: compare outbox, states, topics and effects.
+
+Exit code 1 when anything is wrong.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,18 @@ from streams.terminal import printable
 
 @click.command("audit")
 @click.option(
-    "--full", is_flag=True, help="Everything there is, instead of what is new since the last audit; counters too."
+    "--full",
+    is_flag=True,
+    help="Everything there is, instead of what is new since the last audit; counters too.",
 )
 @click.option("--repair", is_flag=True, help="Send again what was lost.")
-@click.option("--grace", type=click.FloatRange(min=0), default=audit.GRACE, show_default=True, help="Seconds overdue.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=audit.GRACE,
+    show_default=True,
+    help="Seconds overdue.",
+)
 @click.option(
     "--patience",
     type=click.FloatRange(min=0),
@@ -38,7 +49,9 @@ from streams.terminal import printable
     help="Seconds that a message may wait to be published or read.",
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON, in a stable shape.")
-def command(full: bool, repair: bool, grace: float, patience: float, age: float, as_json: bool) -> None:
+def command(
+    full: bool, repair: bool, grace: float, patience: float, age: float, as_json: bool
+) -> None:
     """Prove that nothing was lost, doubled or put in another order, on the live system.
 
     Exit code 0: all is well. 1: something is wrong. 3: PostgreSQL or Kafka cannot be reached.

@@ -13,7 +13,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 def bar(what: str, total: float | None) -> Iterator[Callable[[float], None]]:
     """The callable takes how much more was worked."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+    )
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+    ) as progress:
         task = progress.add_task(what, total=total)
         yield lambda done: progress.advance(task, done)

@@ -22,7 +22,10 @@ def biz_types() -> None:
 @biz_types.command("list")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def list_(as_json: bool) -> None:
-    """List the registered biz_types; `waiting` counts messages that no running worker has known so far."""
+    """List the registered biz_types.
+
+    `waiting` counts messages that no running worker has known so far.
+    """
     with database() as (_, connection):
         rows = connection.exec_driver_sql(query("biz_types")).all()
     if as_json:
@@ -40,22 +43,42 @@ def list_(as_json: bool) -> None:
 def retire(name: str, undo: bool, who: str, why: str | None) -> None:
     """Let nobody enqueue the biz_type NAME with outbox_enqueue any more.
 
-    What still arrives is dead at once, unless a worker knows it, and so is what waits for one that does.
+    What still arrives is dead at once, unless a worker knows it, and so is what waits for one that
+    does.
     """
     with database() as (_, connection):
         waiting = _retire(connection, name, undo, who, why)
-    say(f"{name} is {'no longer ' if undo else ''}retired" + (f", {waiting} messages waited" if waiting else ""))
+    say(
+        f"{name} is {'no longer ' if undo else ''}retired"
+        + (f", {waiting} messages waited" if waiting else "")
+    )
 
 
 def _retire(connection: Connection, name: str, undo: bool, who: str, why: str | None) -> int:
     with connection.begin():
-        if connection.exec_driver_sql(query("retire_biz_type"), {"biz_type": name, "retire": not undo}).first() is None:
-            known = ", ".join(row.biz_type for row in connection.exec_driver_sql(query("biz_types"))) or "(none)"
+        if (
+            connection.exec_driver_sql(
+                query("retire_biz_type"), {"biz_type": name, "retire": not undo}
+            ).first()
+            is None
+        ):
+            known = (
+                ", ".join(row.biz_type for row in connection.exec_driver_sql(query("biz_types")))
+                or "(none)"
+            )
             raise UsageError(f"biz_type {name!r} is not registered: expected one of {known}")
         waiting = 0
         if not undo:
-            waiting = connection.exec_driver_sql(query("give_up_waiting"), {"biz_type": name}).scalar_one()
+            waiting = connection.exec_driver_sql(
+                query("give_up_waiting"), {"biz_type": name}
+            ).scalar_one()
         what = orjson.dumps({"biz_type": name, "waiting": waiting}).decode()
-        act = {"who": who, "act": "unretire" if undo else "retire", "outbox_id": None, "what": what, "why": why}
+        act = {
+            "who": who,
+            "act": "unretire" if undo else "retire",
+            "outbox_id": None,
+            "what": what,
+            "why": why,
+        }
         connection.exec_driver_sql(query("note_action"), act)
     return int(waiting)

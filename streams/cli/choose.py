@@ -20,7 +20,9 @@ class Since(click.ParamType):
 
     name = "since"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
         if isinstance(value, datetime):
             return value
         try:
@@ -28,7 +30,9 @@ class Since(click.ParamType):
                 return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
             at = datetime.fromisoformat(value)
         except (ValueError, OverflowError):
-            self.fail(f"{value!r}: expected 30m, 12h, 7d, or a time like 2026-01-31T12:00", param, ctx)
+            self.fail(
+                f"{value!r}: expected 30m, 12h, 7d, or a time like 2026-01-31T12:00", param, ctx
+            )
         return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
@@ -37,14 +41,18 @@ class Message(click.ParamType):
 
     name = "id"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> MessageId:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> MessageId:
         if isinstance(value, int):
             return value
         try:
             return read_name(value)
         except ValueError:
             self.fail(
-                f"{value!r}: expected an id from 1 to {MAX_ID}, or SOURCE:ID of another system's message", param, ctx
+                f"{value!r}: expected an id from 1 to {MAX_ID}, or SOURCE:ID of another system's message",
+                param,
+                ctx,
             )
 
 
@@ -53,7 +61,11 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        rows = [(name, each.get_short_help_str(limit=1000)) for name, each in commands if each and not each.hidden]
+        rows = [
+            (name, each.get_short_help_str(limit=1000))
+            for name, each in commands
+            if each and not each.hidden
+        ]
         if rows:
             with formatter.section("Commands"):
                 formatter.write_dl(rows)

@@ -20,12 +20,16 @@ def conversations() -> None:
 @click.option("--held", is_flag=True, help="Only those that wait for an operator.")
 @click.option("--key", help="Only this conversation.")
 @click.option("--source", help="Only those of this other system; '' for our own.")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many."
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def list_(held: bool, key: str | None, source: str | None, limit: int, as_json: bool) -> None:
     """List conversations with open messages, the longest waiting first, with the message they wait for."""
     with database() as (_, connection):
-        conversations_waiting = operate.waiting(connection, key=key, held=held, source=source, limit=limit)
+        conversations_waiting = operate.waiting(
+            connection, key=key, held=held, source=source, limit=limit
+        )
     if as_json:
         say_json(conversations_waiting)
     elif conversations_waiting:

@@ -26,9 +26,41 @@ from streams.terminal import printable
 F = TypeVar("F", bound=Callable[..., Any])
 
 SHOWN = 50
-LETTER = ("outbox_id", "biz_type", "key", "attempts", "replays", "held", "since", "error_code", "error")
-OPERATION = ("id", "act", "state", "planned", "done", "failed", "left_alone", "who", "why", "created_at", "reason")
-GROUP = ("fingerprint", "messages", "conversations", "biz_type", "error_code", "first", "last", "example", "error")
+LETTER = (
+    "outbox_id",
+    "biz_type",
+    "key",
+    "attempts",
+    "replays",
+    "held",
+    "since",
+    "error_code",
+    "error",
+)
+OPERATION = (
+    "id",
+    "act",
+    "state",
+    "planned",
+    "done",
+    "failed",
+    "left_alone",
+    "who",
+    "why",
+    "created_at",
+    "reason",
+)
+GROUP = (
+    "fingerprint",
+    "messages",
+    "conversations",
+    "biz_type",
+    "error_code",
+    "first",
+    "last",
+    "example",
+    "error",
+)
 
 
 @click.group(cls=Commands)
@@ -38,8 +70,13 @@ def dead() -> None:
 
 def _filters(command: F) -> F:
     for option in (
-        click.option("--since", type=SINCE, help="Only those that died since: 30m, 12h, 7d, or a time."),
-        click.option("--error", help="Only those with this error code, or this fingerprint (`dead list --group`)."),
+        click.option(
+            "--since", type=SINCE, help="Only those that died since: 30m, 12h, 7d, or a time."
+        ),
+        click.option(
+            "--error",
+            help="Only those with this error code, or this fingerprint (`dead list --group`).",
+        ),
         click.option("--key", help="Only this conversation."),
         click.option("--biz-type", help="Only this kind of message."),
         click.option("--source", help="Only messages of this other system; '' for our own."),
@@ -51,8 +88,12 @@ def _filters(command: F) -> F:
 def _acts(command: F) -> F:
     for option in (
         signed,
-        click.option("--yes", is_flag=True, help="Do not ask before working more than one message."),
-        click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many a second."),
+        click.option(
+            "--yes", is_flag=True, help="Do not ask before working more than one message."
+        ),
+        click.option(
+            "--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many a second."
+        ),
         click.option("--dry-run", is_flag=True, help="Only say what would be done."),
         click.option("--all", "everything", is_flag=True, help="Every dead message there is."),
         click.option("--limit", type=click.IntRange(min=1), help="At most so many."),
@@ -63,14 +104,18 @@ def _acts(command: F) -> F:
 
 @dead.command("list")
 @_filters
-@click.option("--limit", type=click.IntRange(min=1), default=SHOWN, show_default=True, help="At most so many.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=SHOWN, show_default=True, help="At most so many."
+)
 @click.option("--group", is_flag=True, help="One line for each kind of error.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def list_(group: bool, as_json: bool, **filters: Any) -> None:
     """List dead messages, oldest first, without their text."""
     choice = operate.Choice(**filters)
     with database() as (_, connection):
-        letters: Sequence[Any] = operate.groups(connection, choice) if group else operate.letters(connection, choice)
+        letters: Sequence[Any] = (
+            operate.groups(connection, choice) if group else operate.letters(connection, choice)
+        )
     if as_json:
         say_json(letters)
     elif not letters:
@@ -88,7 +133,9 @@ def show(outbox_id: MessageId, payload: bool) -> None:
         stories = history.messages(connection, [outbox_id])
         if not stories or stories[0].status != "dead":
             status = stories[0].status if stories else "not known"
-            raise operate.NotDead(f"message {outbox_id} is {status}, expected dead (`streams trace` tells any message)")
+            raise operate.NotDead(
+                f"message {outbox_id} is {status}, expected dead (`streams trace` tells any message)"
+            )
         say(describe(stories[0]))
         if payload:
             say(printable(operate.payload(connection, stories[0].outbox_id)))
@@ -96,15 +143,28 @@ def show(outbox_id: MessageId, payload: bool) -> None:
 
 @dead.command("replay")
 @_acts
-@click.option("--force", is_flag=True, help=f"Also those that were replayed {operate.MOST_REPLAYS} times already.")
-@click.option("--payload", type=click.File("rb"), help="Replay one message with the JSON of this file (- for stdin).")
+@click.option(
+    "--force",
+    is_flag=True,
+    help=f"Also those that were replayed {operate.MOST_REPLAYS} times already.",
+)
+@click.option(
+    "--payload",
+    type=click.File("rb"),
+    help="Replay one message with the JSON of this file (- for stdin).",
+)
 @click.option(
     "--careful",
     is_flag=True,
     help="First 1 message, then 10, then 89, each when the ones before have their fates; stops when they fail again.",
 )
-def replay_(outbox_ids: tuple[MessageId, ...], payload: Any, force: bool, careful: bool, **options: Any) -> None:
-    """Send dead messages again: those named, or those that fit; each conversation in its original order."""
+def replay_(
+    outbox_ids: tuple[MessageId, ...], payload: Any, force: bool, careful: bool, **options: Any
+) -> None:
+    """Send dead messages again: those named, or those that fit.
+
+    Each conversation in its original order.
+    """
     if payload is not None:
         _edit(outbox_ids, payload.read(), options)
         return
@@ -121,7 +181,9 @@ def discard_(outbox_ids: tuple[MessageId, ...], **options: Any) -> None:
 
 
 def _act(verb: str, done: str, outbox_ids: tuple[MessageId, ...], options: dict[str, Any]) -> None:
-    filters = {name: options[name] for name in ("biz_type", "source", "key", "error", "since", "limit")}
+    filters = {
+        name: options[name] for name in ("biz_type", "source", "key", "error", "since", "limit")
+    }
     choice = operate.Choice(ids=tuple(dict.fromkeys(outbox_ids)) or None, **filters)
     if replace(choice, limit=None).empty != options["everything"]:
         raise UsageError(f"expected outbox ids, a filter, or --all to {verb} every dead message")
@@ -173,7 +235,9 @@ def _worked(connection: Connection, operation: operations.Operation) -> operatio
         worked = 0
         while operation.state == "running":
             with operations.held(connection, operation.id) as taken:
-                pause = operations.work(connection, operation.id) if taken else operations.POLL_SECONDS
+                pause = (
+                    operations.work(connection, operation.id) if taken else operations.POLL_SECONDS
+                )
             operation = operations.operation(connection, operation.id)
             advance(operation.done + operation.left_alone - worked)
             worked = operation.done + operation.left_alone
@@ -189,7 +253,9 @@ def _tell(done: str, ended: operations.Operation) -> None:
         notes.append(f"{ended.gone:,} no longer dead")
     say(f"{done} {_messages(ended.done)}" + (f"; left alone: {', '.join(notes)}" if notes else ""))
     if ended.state == "stopped":
-        say(f"operation {ended.id} stopped: {ended.reason}; `streams dead resume {ended.id}` goes on")
+        say(
+            f"operation {ended.id} stopped: {ended.reason}; `streams dead resume {ended.id}` goes on"
+        )
         sys.exit(1)
 
 
@@ -199,7 +265,9 @@ def _tell(done: str, ended: operations.Operation) -> None:
 def resume(number: int, who: str, why: str | None) -> None:
     """Let a stopped operation go on, one message first."""
     with database() as (_, connection):
-        ended = _worked(connection, operations.resume(connection, number, operate.Operator(who, why)))
+        ended = _worked(
+            connection, operations.resume(connection, number, operate.Operator(who, why))
+        )
     _tell("replayed" if ended.act == "replay" else "discarded", ended)
 
 
@@ -210,11 +278,15 @@ def stop(number: int, who: str, why: str | None) -> None:
     """Stop an operation; what was sent takes its way."""
     with database() as (_, connection):
         stopped = operations.stop(connection, number, operate.Operator(who, why))
-    say(f"operation {number} is {stopped.state}: {stopped.done:,} of {_messages(stopped.planned)} were worked")
+    say(
+        f"operation {number} is {stopped.state}: {stopped.done:,} of {_messages(stopped.planned)} were worked"
+    )
 
 
 @dead.command("operations")
-@click.option("--limit", type=click.IntRange(min=1), default=SHOWN, show_default=True, help="At most so many.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=SHOWN, show_default=True, help="At most so many."
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def operations_(limit: int, as_json: bool) -> None:
     """List bulk acts, the newest first."""
@@ -229,12 +301,31 @@ def operations_(limit: int, as_json: bool) -> None:
 
 
 def _edit(outbox_ids: tuple[MessageId, ...], text: bytes, options: dict[str, Any]) -> None:
-    others = ("biz_type", "source", "key", "error", "since", "limit", "everything", "rate", "dry_run")
+    others = (
+        "biz_type",
+        "source",
+        "key",
+        "error",
+        "since",
+        "limit",
+        "everything",
+        "rate",
+        "dry_run",
+    )
     if len(outbox_ids) != 1 or any(options[name] for name in others):
-        raise UsageError("--payload replays one message: expected one outbox id, and no filter, rate or dry run")
+        raise UsageError(
+            "--payload replays one message: expected one outbox id, and no filter, rate or dry run"
+        )
     with database() as (settings, connection):
         operator = operate.Operator(options["who"], options["why"])
-        operate.edit(connection, outbox_ids[0], text, configured(settings), settings.outbox.max_bytes, operator)
+        operate.edit(
+            connection,
+            outbox_ids[0],
+            text,
+            configured(settings),
+            settings.outbox.max_bytes,
+            operator,
+        )
     say(f"replayed message {outbox_ids[0]} with the new payload")
 
 

@@ -1,7 +1,7 @@
 """`streams enqueue`: JSON lines into the outbox, checked, in the order of the file.
 
-It stops at the first line that cannot be taken: every line before it is committed, nothing from it on is, and the error
-says so, so that `tail -n +LINE FILE | streams enqueue -` goes on from there.
+It stops at the first line that cannot be taken: every line before it is committed, nothing from it
+on is, and the error says so, so that `tail -n +LINE FILE | streams enqueue -` goes on from there.
 """
 
 from __future__ import annotations
@@ -42,11 +42,14 @@ class LinesInvalid(StreamsError):
 
 @click.command()
 @click.argument("file", type=click.File("rb"))
-@click.option("--check", is_flag=True, help="Only say which lines could not be taken; enqueue nothing.")
+@click.option(
+    "--check", is_flag=True, help="Only say which lines could not be taken; enqueue nothing."
+)
 def enqueue(file: IO[bytes], check: bool) -> None:
     """Enqueue JSON lines {"biz_type", "key", "payload"} from FILE, or from standard input when FILE is -.
 
-    A key is optional; when given, it must be what the payload says. Ends with 2 at the first line that cannot be taken.
+    A key is optional; when given, it must be what the payload says. Ends with 2 at the first line
+    that cannot be taken.
     """
     settings = load()
     registry = configured(settings)
@@ -65,7 +68,9 @@ def parse(raw: bytes, settings: Settings, registry: Registry) -> object:
     except orjson.JSONDecodeError:
         raise ValueError(codec.unparsable(raw)) from None
     if not isinstance(line, dict) or not {"biz_type", "payload"} <= line.keys() <= FIELDS:
-        raise ValueError('expected an object with "biz_type", "payload" and optionally "key", and nothing else')
+        raise ValueError(
+            'expected an object with "biz_type", "payload" and optionally "key", and nothing else'
+        )
     kind = _kind(line["biz_type"], registry)
     try:
         event = codec.decode(orjson.dumps(line["payload"]), kind.payload)
@@ -79,7 +84,11 @@ def parse(raw: bytes, settings: Settings, registry: Registry) -> object:
 
 def _other_key(given: Any, kind: EventType, key: str) -> str:
     """Of keys only how long they are: what a user wrote may be in them."""
-    size = f"{len(given.encode(errors='replace'))} bytes" if isinstance(given, str) else type(given).__name__
+    size = (
+        f"{len(given.encode(errors='replace'))} bytes"
+        if isinstance(given, str)
+        else type(given).__name__
+    )
     return (
         f"{kind.biz_type}: key ({size}) is not what field {kind.key!r} of the payload says ({len(key.encode())} bytes):"
         " expected the same"
@@ -93,7 +102,9 @@ def _kind(biz_type: Any, registry: Registry) -> EventType:
     return registry.agents[biz_type].event
 
 
-def _check(file: IO[bytes], settings: Settings, registry: Registry, advance: Callable[[int], None]) -> None:
+def _check(
+    file: IO[bytes], settings: Settings, registry: Registry, advance: Callable[[int], None]
+) -> None:
     good = bad = 0
     for number, raw in _lines(file):
         try:
@@ -108,7 +119,9 @@ def _check(file: IO[bytes], settings: Settings, registry: Registry, advance: Cal
     say(f"{good} lines can be taken")
 
 
-def _enqueue(file: IO[bytes], settings: Settings, registry: Registry, advance: Callable[[int], None]) -> int:
+def _enqueue(
+    file: IO[bytes], settings: Settings, registry: Registry, advance: Callable[[int], None]
+) -> int:
     """How many were committed; the error that ends it early says that too."""
     committed = 0
     with migrate.connection(settings) as connection:

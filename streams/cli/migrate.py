@@ -12,7 +12,9 @@ from streams.settings import load
 
 
 @click.command()
-@click.option("--plan", is_flag=True, help="Only say what would be done to the schema, and what that locks.")
+@click.option(
+    "--plan", is_flag=True, help="Only say what would be done to the schema, and what that locks."
+)
 def migrate(plan: bool) -> None:
     """Bring the database up to date, and create what the relay needs."""
     settings = load()

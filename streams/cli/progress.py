@@ -23,8 +23,18 @@ def relays(statuses: Sequence[RelayStatus], running: Sequence[int | None]) -> li
         for other in each.sharing:
             if other.pid not in leaders:
                 leaders.add(other.pid)
-                shown.append({"pid": other.pid, "mode": mode, "leader": True, "lag_rows": None, "lag_seconds": None})
-    waiting = dict.fromkeys([*(member.pid for each in statuses for member in each.standbys), *running])
+                shown.append(
+                    {
+                        "pid": other.pid,
+                        "mode": mode,
+                        "leader": True,
+                        "lag_rows": None,
+                        "lag_seconds": None,
+                    }
+                )
+    waiting = dict.fromkeys(
+        [*(member.pid for each in statuses for member in each.standbys), *running]
+    )
     standby = {"mode": mode, "leader": False, "lag_rows": None, "lag_seconds": None}
     return shown + [{"pid": pid, **standby} for pid in waiting if pid not in leaders]
 

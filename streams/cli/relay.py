@@ -20,7 +20,9 @@ MODES = ("auto", "cdc", "poll", "debezium")
 
 
 @click.group(cls=Commands, invoke_without_command=True)
-@click.option("--mode", type=click.Choice(MODES), help="Default: relay.mode of faust.yml, which is auto.")
+@click.option(
+    "--mode", type=click.Choice(MODES), help="Default: relay.mode of faust.yml, which is auto."
+)
 @click.pass_context
 def relay(ctx: click.Context, mode: str | None) -> None:
     """Publish what is committed to the outbox; a second relay of the same name stands by.
@@ -38,7 +40,8 @@ def relay(ctx: click.Context, mode: str | None) -> None:
     from streams.relay import Relay
 
     publisher = Relay(settings, configured(settings), wanted)
-    # Rows refer to nothing that refers back to them: looking for circles among them was up to a third of the work.
+    # Rows refer to nothing that refers back to them: looking for circles among them was up to a
+    # third of the work.
     gc.freeze()
     gc.set_threshold(100_000)
     try:

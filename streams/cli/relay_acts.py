@@ -22,15 +22,26 @@ class SwitchTimeout(StreamsError):
 
 
 @click.command()
-@click.option("--to", "mode", type=click.Choice(tuple(DOING)), required=True, help="Which relay publishes from now on.")
 @click.option(
-    "--timeout", type=click.FloatRange(min=0), default=120.0, show_default=True, help="Seconds to wait for it."
+    "--to",
+    "mode",
+    type=click.Choice(tuple(DOING)),
+    required=True,
+    help="Which relay publishes from now on.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=120.0,
+    show_default=True,
+    help="Seconds to wait for it.",
 )
 @signed
 def switch(mode: str, timeout: float, who: str, why: str | None) -> None:
     """Change how rows are published, without a gap, and wait until the new way leads.
 
-    The relays follow that were started with mode auto; they remember it. Exit code 1 when it takes longer.
+    The relays follow that were started with mode auto; they remember it. Exit code 1 when it takes
+    longer.
     """
     from streams.operate.relay_switch import switch as ask
 
@@ -51,7 +62,9 @@ def _wait(connection: Connection, relay: str, mode: str, timeout: float) -> None
             say(f"relay {relay} publishes in mode {mode}")
             return
         if time.monotonic() > deadline:
-            raise SwitchTimeout(f"relay {relay} is not in mode {mode} after {timeout:g} s, and goes on trying; {now}")
+            raise SwitchTimeout(
+                f"relay {relay} is not in mode {mode} after {timeout:g} s, and goes on trying; {now}"
+            )
         time.sleep(LOOK_SECONDS)
 
 
@@ -75,7 +88,11 @@ def _say(now: str, said: str) -> str:
     show_default=True,
     help="Ids left out, which the other database may have drawn since.",
 )
-@click.option("--force", is_flag=True, help="Also when the relay knows it: a failover lost what was committed last.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also when the relay knows it: a failover lost what was committed last.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @signed
 def adopt(skip: int, force: bool, yes: bool, who: str, why: str | None) -> None:
@@ -91,7 +108,9 @@ def adopt(skip: int, force: bool, yes: bool, who: str, why: str | None) -> None:
         floors = f"at floor {adoption.floor} (it had {adoption.was})"
         what = f"relay {adoption.relay} goes on {floors}, the next id is {adoption.newest + 1}"
         if not yes and not sys.stdin.isatty():
-            raise UsageError(f"would adopt this database, {what}: expected --yes, or a terminal to ask")
+            raise UsageError(
+                f"would adopt this database, {what}: expected --yes, or a terminal to ask"
+            )
         if not yes:
             click.confirm(f"{what}: adopt this database?", abort=True)
         take(connection, settings, adoption, who=who, why=why)

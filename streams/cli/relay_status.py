@@ -29,7 +29,9 @@ def status(as_json: bool) -> None:
     with database() as (settings, connection):
         gone_back = beat.looked(settings, connection)
         [relay_status] = standing(connection, settings.relay.name)
-    faults = relay_faults(relay_status, Limits(wal_warn=settings.relay.wal_warn, wal_limit=settings.relay.wal_limit))
+    faults = relay_faults(
+        relay_status, Limits(wal_warn=settings.relay.wal_warn, wal_limit=settings.relay.wal_limit)
+    )
     if gone_back:
         faults.insert(0, went_back(gone_back))
     if as_json:
@@ -57,9 +59,16 @@ def _lines(relay_status: RelayStatus) -> list[tuple[str, str]]:
     return [
         ("relay", relay_status.name),
         ("mode", _mode(relay_status)),
-        ("doing", f"{relay_status.doing or 'nothing'}{reason}" if relay_status.leader else "nothing"),
+        (
+            "doing",
+            f"{relay_status.doing or 'nothing'}{reason}" if relay_status.leader else "nothing",
+        ),
         ("leader", _member(relay_status.leader) if relay_status.leader else "nobody"),
-        *([("shards", ", ".join(map(_share, relay_status.sharing)))] if relay_status.sharing else []),
+        *(
+            [("shards", ", ".join(map(_share, relay_status.sharing)))]
+            if relay_status.sharing
+            else []
+        ),
         ("standbys", ", ".join(map(_member, relay_status.standbys)) or "none"),
         ("floor", str(relay_status.floor)),
         ("position", relay_status.position or "none"),
@@ -80,7 +89,9 @@ def size(count: int) -> str:
 
 def _mode(relay_status: RelayStatus) -> str:
     notes = (
-        [f"started with {relay_status.asked}"] if relay_status.asked and relay_status.asked != relay_status.mode else []
+        [f"started with {relay_status.asked}"]
+        if relay_status.asked and relay_status.asked != relay_status.mode
+        else []
     )
     notes += [f"switched to {relay_status.wish}"] if relay_status.wish else []
     return " ".join([relay_status.mode or "none", *([f"({', '.join(notes)})"] if notes else [])])
@@ -97,7 +108,9 @@ def _share(member: Member) -> str:
 def _slot(slot: SlotHealth | None) -> str:
     if slot is None:
         return "none"
-    safe = "" if slot.safe_bytes is None else f", {size(max(0, slot.safe_bytes))} more before it is lost"
-    return (
-        f"{slot.wal_status}, {'read' if slot.active else 'not read'}, holds back {size(slot.held_bytes)} of log{safe}"
+    safe = (
+        ""
+        if slot.safe_bytes is None
+        else f", {size(max(0, slot.safe_bytes))} more before it is lost"
     )
+    return f"{slot.wal_status}, {'read' if slot.active else 'not read'}, holds back {size(slot.held_bytes)} of log{safe}"

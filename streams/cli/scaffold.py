@@ -17,13 +17,21 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 @click.command()
-@click.option("--package", default="myapp", show_default=True, help="The package that will hold your agents.")
-@click.option("--agent", "name", default="notes", show_default=True, help="The first agent, and its table.")
+@click.option(
+    "--package", default="myapp", show_default=True, help="The package that will hold your agents."
+)
+@click.option(
+    "--agent", "name", default="notes", show_default=True, help="The first agent, and its table."
+)
 def init(package: str, name: str) -> None:
     """Write faust.yml, a Procfile, and a first agent with its table and its tests, into this folder."""
     _check("package", package)
     _check("agent", name)
-    files = {FILE: _text("faust.yml", package=package), "Procfile": _text("Procfile"), **_agent(package, name)}
+    files = {
+        FILE: _text("faust.yml", package=package),
+        "Procfile": _text("Procfile"),
+        **_agent(package, name),
+    }
     _write(files | {f"{package}/__init__.py": "", f"{package}/agents/__init__.py": ""})
     say(
         f'next: `streams up` in one terminal; psql "$DATABASE_URL" -f sql/{name}.sql and `pytest` in another, after'
@@ -38,13 +46,19 @@ def new() -> None:
 
 @new.command()
 @click.argument("name")
-@click.option("--package", help="The package of agents; default: the first one of your own in `agents`.")
+@click.option(
+    "--package", help="The package of agents; default: the first one of your own in `agents`."
+)
 def agent(name: str, package: str | None) -> None:
     """Write an agent NAME with its table sql/NAME.sql and its tests."""
     _check("agent", name)
-    named = package or next((each for each in load().agents if not f"{each}.".startswith(f"{AGENTS}.")), None)
+    named = package or next(
+        (each for each in load().agents if not f"{each}.".startswith(f"{AGENTS}.")), None
+    )
     if named is None:
-        raise UsageError("`agents` names no package of your own: run `streams init`, or give --package")
+        raise UsageError(
+            "`agents` names no package of your own: run `streams init`, or give --package"
+        )
     package = named.removesuffix(".agents")
     if "." in package or not Path(package, "agents", "__init__.py").is_file():
         raise UsageError(
@@ -61,7 +75,11 @@ def _agent(package: str, name: str) -> dict[str, str]:
         f"{package}/agents/{name}.py": _text("agent.py", **words),
         f"sql/{name}.sql": _text("table.sql", **words),
         f"tests/test_{name}.py": _text("test.py", **words),
-        **({} if Path("tests/conftest.py").exists() else {"tests/conftest.py": _text("conftest.py")}),
+        **(
+            {}
+            if Path("tests/conftest.py").exists()
+            else {"tests/conftest.py": _text("conftest.py")}
+        ),
     }
 
 
@@ -72,7 +90,9 @@ def _text(template: str, **words: str) -> str:
 
 def _check(what: str, name: str) -> None:
     if not NAME.fullmatch(name):
-        raise UsageError(f"{what} {name!r:.60}: expected a name of lower case letters, digits and underscores")
+        raise UsageError(
+            f"{what} {name!r:.60}: expected a name of lower case letters, digits and underscores"
+        )
 
 
 def _write(files: dict[str, str]) -> None:
@@ -86,6 +106,8 @@ def _write(files: dict[str, str]) -> None:
             if text or not path.exists():
                 path.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise UsageError(f"{error.filename or path} cannot be written: {error.strerror}") from None
+            raise UsageError(
+                f"{error.filename or path} cannot be written: {error.strerror}"
+            ) from None
         if text:
             say(f"wrote {file}")

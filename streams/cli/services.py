@@ -19,28 +19,54 @@ RELAYS = ("cdc", "poll", "debezium")
 
 
 @click.command()
-@click.option("--detach", is_flag=True, help="Return when everything is ready, and leave it running.")
+@click.option(
+    "--detach", is_flag=True, help="Return when everything is ready, and leave it running."
+)
 @click.option("--demo", is_flag=True, help="Play real conversations through the outbox.")
-@click.option("--trouble", is_flag=True, help="With --demo: a slow biz_type, poison, and a worker killed now and then.")
-@click.option("--workers", type=click.IntRange(0, 64), default=1, show_default=True, help="How many workers.")
-@click.option("--relay", type=click.Choice(RELAYS), default="cdc", show_default=True, help="Which relay publishes.")
-@click.option("--reload", is_flag=True, help="Start the workers again when a file of an agents' package changes.")
+@click.option(
+    "--trouble",
+    is_flag=True,
+    help="With --demo: a slow biz_type, poison, and a worker killed now and then.",
+)
+@click.option(
+    "--workers", type=click.IntRange(0, 64), default=1, show_default=True, help="How many workers."
+)
+@click.option(
+    "--relay",
+    type=click.Choice(RELAYS),
+    default="cdc",
+    show_default=True,
+    help="Which relay publishes.",
+)
+@click.option(
+    "--reload",
+    is_flag=True,
+    help="Start the workers again when a file of an agents' package changes.",
+)
 @click.option("--daemon", is_flag=True, hidden=True, help="What --detach leaves running.")
-def up(detach: bool, demo: bool, trouble: bool, workers: int, relay: str, reload: bool, daemon: bool) -> None:
+def up(
+    detach: bool, demo: bool, trouble: bool, workers: int, relay: str, reload: bool, daemon: bool
+) -> None:
     """Start PostgreSQL, Kafka, relay and workers in this folder, and keep them running."""
     place = Workplace(Path.cwd())
     if trouble and not demo:
         raise UsageError("--trouble is trouble for the demo: expected --demo too")
     if detach:
         options = ["--daemon", "--workers", str(workers), "--relay", relay]
-        options += [name for name, wanted in (("--demo", demo), ("--trouble", trouble), ("--reload", reload)) if wanted]
+        options += [
+            name
+            for name, wanted in (("--demo", demo), ("--trouble", trouble), ("--reload", reload))
+            if wanted
+        ]
         sys.exit(detached.detach(place, options, say))
     # Imported only here: `env` and `down` need no Kafka client.
     from streams.dev.screen import Screen
     from streams.dev.supervisor import Plan
     from streams.dev.supervisor import up as supervise
 
-    plan = Plan(workers=workers, demo=demo, detached=daemon, relay=relay, trouble=trouble, reload=reload)
+    plan = Plan(
+        workers=workers, demo=demo, detached=daemon, relay=relay, trouble=trouble, reload=reload
+    )
     supervise(place, plan, Screen())
 
 
@@ -58,7 +84,8 @@ def env() -> None:
     note = place.note()
     if note is None:
         raise ServiceUnreachable("nothing runs in this folder: `streams up` starts the services")
-    # Without its password, which would stand in the arguments of `psql "$DATABASE_URL"`: libpq reads it from the file.
+    # Without its password, which would stand in the arguments of `psql "$DATABASE_URL"`: libpq
+    # reads it from the file.
     click.echo(
         f"export DATABASE_URL={shlex.quote(without_password(note.database_url) if note.passfile else note.database_url)}"
     )

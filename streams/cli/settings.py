@@ -1,4 +1,7 @@
-"""`streams settings`: every setting with its effective value and where it comes from; secrets as ***."""
+"""`streams settings`: every setting with its effective value and where it comes from.
+
+Secrets as ***.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ from streams.settings.addresses import VARIABLES, meant_for_us
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON, without where the values come from.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="As JSON, without where the values come from."
+)
 def settings(as_json: bool) -> None:
     """Show every setting with its effective value."""
     plain = public(load())
@@ -34,7 +39,9 @@ def settings(as_json: bool) -> None:
 
 def _line(key: str, value: Any, origin: str) -> str:
     # One value on one line, whatever its shape.
-    text = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000)
+    text = yaml.safe_dump(
+        [value], default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000
+    )
     return f"{key}: {text.strip()[1:-1]}{'  # ' if origin else ''}{origin}"
 
 
@@ -47,7 +54,11 @@ def _origin(file: dict[str, Any], section: str, key: str | None, value: Any = No
     if named and meant_for_us(section, url := os.environ.get(named, "").strip()) and url:
         return named
     in_file = file.get(section)
-    if in_file is not None if key is None else isinstance(in_file, dict) and in_file.get(key) is not None:
+    if (
+        in_file is not None
+        if key is None
+        else isinstance(in_file, dict) and in_file.get(key) is not None
+    ):
         return os.environ.get("STREAMS_CONFIG", FILE)
     return str(DEV_SERVICES) if named and value else ""
 

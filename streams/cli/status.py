@@ -30,9 +30,9 @@ from streams.terminal import printable
 def status(as_json: bool) -> None:
     """Show services, relays, workers and where the messages are.
 
-    Exact: retrying, parked and dead. Capped: pending, and published, which is looked for among the newest rows only.
-    What is wrong has one line each (`streams doctor` says more).  Exit code 1 when that needs somebody now, 3 when
-    PostgreSQL cannot be reached.
+    Exact: retrying, parked and dead. Capped: pending, and published, which is looked for among the
+    newest rows only. What is wrong has one line each (`streams doctor` says more).  Exit code 1
+    when that needs somebody now, 3 when PostgreSQL cannot be reached.
     """
     settings = load()
     registry = configured(settings)
@@ -68,7 +68,9 @@ def _unready(shape: dict[str, Any], healths: list[Health]) -> list[Fault]:
     ]
 
 
-def _status(settings: Settings, note: Note | None, snapshot: Snapshot) -> tuple[dict[str, Any], list[Health]]:
+def _status(
+    settings: Settings, note: Note | None, snapshot: Snapshot
+) -> tuple[dict[str, Any], list[Health]]:
     """The stable shape, and how each of its workers is."""
     running = _running(note, "worker")
     with ThreadPoolExecutor(max_workers=max(1, len(running))) as pool:
@@ -109,12 +111,17 @@ def _show(overview: dict[str, Any], healths: list[Health]) -> None:
         table.add_row(name, _number(service["pid"]), service["url"] or "not set")
     for relay in overview["relays"]:
         role = f"{relay['mode']}, {'leader' if relay['leader'] else 'standby'}"
-        lag = "" if relay["lag_rows"] is None else f"lag {relay['lag_rows']:,} rows, {relay['lag_seconds']:.1f} s"
+        lag = (
+            ""
+            if relay["lag_rows"] is None
+            else f"lag {relay['lag_rows']:,} rows, {relay['lag_seconds']:.1f} s"
+        )
         table.add_row("relay", _number(relay["pid"]), role, lag)
     for worker, answer in zip(overview["workers"], healths, strict=True):
         table.add_row("worker", _number(worker["pid"]), worker["web"], _working(answer))
     counts = ", ".join(
-        f"{name} {CAP:,}+" if count > CAP else f"{name} {count:,}" for name, count in overview["messages"].items()
+        f"{name} {CAP:,}+" if count > CAP else f"{name} {count:,}"
+        for name, count in overview["messages"].items()
     )
     # Never cut an address: wider than the terminal if need be.
     console = Console(highlight=False, width=max(120, Console().width))
@@ -125,7 +132,9 @@ def _show(overview: dict[str, Any], healths: list[Health]) -> None:
 def _working(answer: Health) -> str:
     if not answer.ready:
         return "not ready"
-    topics = [f"{topic} {','.join(map(str, ids))}" for topic, ids in answer.partitions.items() if ids]
+    topics = [
+        f"{topic} {','.join(map(str, ids))}" for topic, ids in answer.partitions.items() if ids
+    ]
     return "; ".join(topics) or "standing by"
 
 

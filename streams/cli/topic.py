@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 
 from streams.broker import kafka
 from streams.cli.choose import Commands, say
@@ -24,16 +32,24 @@ def topic() -> None:
 
 @topic.command()
 @click.argument("name", metavar="[TOPIC]", required=False)
-@click.option("--from-beginning", is_flag=True, help="Begin with the oldest record instead of the next one.")
-@click.option("-n", "count", type=click.IntRange(min=1), help="End after this many records; default: never.")
-@click.option("--values", is_flag=True, help="Show each value's text: it may be what your users wrote.")
+@click.option(
+    "--from-beginning", is_flag=True, help="Begin with the oldest record instead of the next one."
+)
+@click.option(
+    "-n", "count", type=click.IntRange(min=1), help="End after this many records; default: never."
+)
+@click.option(
+    "--values", is_flag=True, help="Show each value's text: it may be what your users wrote."
+)
 def tail(name: str | None, from_beginning: bool, count: int | None, values: bool) -> None:
     """Print records: partition, offset, id, biz_type, key, time, size.
 
     TOPIC may be left out when all agents consume one topic.
     """
     settings = load()
-    for number, message in enumerate(_records(settings, name or _only(settings), from_beginning), start=1):
+    for number, message in enumerate(
+        _records(settings, name or _only(settings), from_beginning), start=1
+    ):
         say(describe(message, values=values))
         if number == count:
             break
@@ -61,7 +77,11 @@ def describe(message: Message, *, values: bool) -> str:
 
 
 def _records(settings: Settings, name: str, from_beginning: bool) -> Iterator[Message]:
-    group = {"group.id": "outbox-streams-tail", "enable.auto.commit": False, "isolation.level": "read_committed"}
+    group = {
+        "group.id": "outbox-streams-tail",
+        "enable.auto.commit": False,
+        "isolation.level": "read_committed",
+    }
     consumer = Consumer(kafka.client(settings) | group)
     try:
         try:
@@ -71,7 +91,9 @@ def _records(settings: Settings, name: str, from_beginning: bool) -> Iterator[Me
         if metadata is None:
             raise UsageError(f"topic {name!r} does not exist")
         start = OFFSET_BEGINNING if from_beginning else OFFSET_END
-        consumer.assign([TopicPartition(name, partition, start) for partition in metadata.partitions])
+        consumer.assign(
+            [TopicPartition(name, partition, start) for partition in metadata.partitions]
+        )
         while True:
             message = consumer.poll(0.5)
             if message is None:

@@ -24,16 +24,29 @@ class NoSuchMessage(StreamsError):
 @click.argument("outbox_id", type=MESSAGE, required=False)
 @click.option("--key", help="A conversation instead of one message.")
 @click.option("--source", default="", help="With --key: a conversation of this other system.")
-@click.option("--since", type=SINCE, help="With --key: only what was enqueued since: 30m, 12h, 7d, or a time.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="With --key: the newest.")
+@click.option(
+    "--since", type=SINCE, help="With --key: only what was enqueued since: 30m, 12h, 7d, or a time."
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=100,
+    show_default=True,
+    help="With --key: the newest.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def command(
-    outbox_id: MessageId | None, key: str | None, source: str, since: datetime | None, limit: int, as_json: bool
+    outbox_id: MessageId | None,
+    key: str | None,
+    source: str,
+    since: datetime | None,
+    limit: int,
+    as_json: bool,
 ) -> None:
     """Tell every stage of one message or conversation, with times; never its text.
 
-    OUTBOX_ID is SOURCE:ID for a message of another system.  A conversation is looked for from the newest message back,
-    without an index: on a large outbox give --since.
+    OUTBOX_ID is SOURCE:ID for a message of another system.  A conversation is looked for from the
+    newest message back, without an index: on a large outbox give --since.
     """
     if (outbox_id is None) == (key is None):
         raise UsageError("expected either OUTBOX_ID or --key")
@@ -46,9 +59,13 @@ def command(
         else:
             stories = history.messages(connection, [outbox_id or 0])
         if not stories and isinstance(outbox_id, int) and history.direct(connection, outbox_id):
-            raise NoSuchMessage(f"message {outbox_id} was written by its caller, while outbox.enabled was false")
+            raise NoSuchMessage(
+                f"message {outbox_id} was written by its caller, while outbox.enabled was false"
+            )
     if not stories:
-        raise NoSuchMessage(f"no message {outbox_id}" if key is None else f"no message has the key {key!r:.80}")
+        raise NoSuchMessage(
+            f"no message {outbox_id}" if key is None else f"no message has the key {key!r:.80}"
+        )
     if as_json:
         say_json(stories if key is not None else stories[0])
     else:
@@ -63,7 +80,10 @@ def describe(story: history.MessageHistory) -> str:
 
 
 def _about(about: Any) -> str:
-    shown = {name: _time(value) if isinstance(value, datetime) else str(value) for name, value in about.items()}
+    shown = {
+        name: _time(value) if isinstance(value, datetime) else str(value)
+        for name, value in about.items()
+    }
     parts = [f"{name}={text}" for name, text in shown.items()]
     return "  " + " ".join(parts) if parts else ""
 

@@ -74,6 +74,11 @@ def token(name: str, role: str) -> None:
 
 
 def _key(name: str) -> str:
-    if not name.isprintable() or not name.strip() or len(name) > 100 or set(name) & set("\"':{}[],#&*!|>%@`"):
+    if (
+        not name.isprintable()
+        or not name.strip()
+        or len(name) > 100
+        or set(name) & set("\"':{}[],#&*!|>%@`")
+    ):
         raise UsageError(f"the name is {name!r:.100}: expected a plain word")
     return name

@@ -1,7 +1,8 @@
 """Everything that speaks SQL: engines, tables, named queries, migrations and partitions.
 
-Engines and connections are loaded when they are asked for: business code that enqueues through a connection of its own
-needs the named queries only, and starts sooner without psycopg and SQLAlchemy.
+Engines and connections are loaded when they are asked for: business code that enqueues through a
+connection of its own needs the named queries only, and starts sooner without psycopg and
+SQLAlchemy.
 """
 
 from typing import TYPE_CHECKING, Any

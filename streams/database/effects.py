@@ -1,6 +1,7 @@
 """Statements that compare what handlers wrote with the outbox, for the audit.
 
-Names of tables and columns come from the code that declares an agent; they reach SQL as quoted identifiers only.
+Names of tables and columns come from the code that declares an agent; they reach SQL as quoted
+identifiers only.
 """
 
 from __future__ import annotations
@@ -99,7 +100,9 @@ def reordered(effect: Effect) -> Statement:
 
 def contents(effect: Effect) -> Statement:
     """One message's payload that counts and what its effect holds, for a second look by type."""
-    columns = sql.SQL(", ").join(sql.SQL("e.{}").format(sql.Identifier(column)) for column in effect.fields.values())
+    columns = sql.SQL(", ").join(
+        sql.SQL("e.{}").format(sql.Identifier(column)) for column in effect.fields.values()
+    )
     return sql.SQL(
         """
         SELECT coalesce(s.payload, o.payload)::text, {same_time}{columns}
@@ -149,9 +152,9 @@ def foreign(effect: Effect) -> Statement:
 def tally_table(effect: Effect, tally: Tally) -> Statement:
     """A temporary table for counts by range."""
     keys = _columns(tally.keys)
-    return sql.SQL("CREATE TEMP TABLE {name} AS SELECT {keys}, 0::bigint AS n FROM {table} AS e WHERE false").format(
-        name=_temporary(tally), keys=keys, table=_table(effect.table)
-    )
+    return sql.SQL(
+        "CREATE TEMP TABLE {name} AS SELECT {keys}, 0::bigint AS n FROM {table} AS e WHERE false"
+    ).format(name=_temporary(tally), keys=keys, table=_table(effect.table))
 
 
 def tally_range(effect: Effect, tally: Tally) -> Statement:
@@ -164,7 +167,12 @@ def tally_range(effect: Effect, tally: Tally) -> Statement:
         WHERE {id} > %(after)s AND {id} <= %(until)s
         GROUP BY {keys}
         """
-    ).format(name=_temporary(tally), keys=_columns(tally.keys), table=_table(effect.table), id=_id(effect))
+    ).format(
+        name=_temporary(tally),
+        keys=_columns(tally.keys),
+        table=_table(effect.table),
+        id=_id(effect),
+    )
 
 
 def tally_suspects(effect: Effect, tally: Tally) -> Statement:
@@ -178,18 +186,25 @@ def tally_suspects(effect: Effect, tally: Tally) -> Statement:
         LIMIT 10000
         """
     ).format(
-        name=_temporary(tally), keys=_columns(tally.keys), tally=_table(tally.table), count=sql.Identifier(tally.count)
+        name=_temporary(tally),
+        keys=_columns(tally.keys),
+        tally=_table(tally.table),
+        count=sql.Identifier(tally.count),
     )
 
 
 def tally_wrong(effect: Effect, tally: Tally) -> Statement:
     """Of the suspects (one array for each key column, as text) those whose count is wrong, seen in one snapshot."""
-    given = sql.SQL(", ").join(sql.SQL("%({})s::text[]").format(sql.SQL(f"k{n}")) for n in range(len(tally.keys)))
+    given = sql.SQL(", ").join(
+        sql.SQL("%({})s::text[]").format(sql.SQL(f"k{n}")) for n in range(len(tally.keys))
+    )
     names = sql.SQL(", ").join(sql.Identifier(f"k{n}") for n in range(len(tally.keys)))
 
     def on(alias: str) -> sql.Composed:
         return sql.SQL(" AND ").join(
-            sql.SQL("{}.{}::text = g.{}").format(sql.Identifier(alias), sql.Identifier(key), sql.Identifier(f"k{n}"))
+            sql.SQL("{}.{}::text = g.{}").format(
+                sql.Identifier(alias), sql.Identifier(key), sql.Identifier(f"k{n}")
+            )
             for n, key in enumerate(tally.keys)
         )
 
@@ -218,18 +233,24 @@ def tally_wrong(effect: Effect, tally: Tally) -> Statement:
 
 def _differs(effect: Effect) -> sql.Composable:
     parts: list[sql.Composable] = [
-        sql.SQL("e.{}::text IS DISTINCT FROM p.payload->>{}").format(sql.Identifier(column), sql.Literal(name))
+        sql.SQL("e.{}::text IS DISTINCT FROM p.payload->>{}").format(
+            sql.Identifier(column), sql.Literal(name)
+        )
         for name, column in effect.fields.items()
     ]
     if effect.created_at:
-        parts.append(sql.SQL("e.{} IS DISTINCT FROM o.created_at").format(sql.Identifier(effect.created_at)))
+        parts.append(
+            sql.SQL("e.{} IS DISTINCT FROM o.created_at").format(sql.Identifier(effect.created_at))
+        )
     return sql.SQL(" OR ").join(parts) if parts else sql.SQL("false")
 
 
 def _same_time(effect: Effect) -> sql.Composable:
     if not effect.created_at:
         return sql.SQL("true")
-    return sql.SQL("e.{} IS NOT DISTINCT FROM o.created_at").format(sql.Identifier(effect.created_at))
+    return sql.SQL("e.{} IS NOT DISTINCT FROM o.created_at").format(
+        sql.Identifier(effect.created_at)
+    )
 
 
 def _names(effect: Effect) -> dict[str, Any]:

@@ -22,7 +22,8 @@ KEEPALIVES: dict[str, Any] = {
     "tcp_user_timeout": 15_000,
 }
 
-# The same for the server's end, as settings of a session: it frees the locks of a client that vanished.
+# The same for the server's end, as settings of a session: it frees the locks of a client that
+# vanished.
 SERVER_KEEPALIVES = {
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "2",
@@ -78,13 +79,17 @@ def async_engine(url: str, *, session: Settings | None = None, **options: Any) -
     return engine
 
 
-async def connect(url: str, *, session: Settings | None = None, **parameters: Any) -> psycopg.AsyncConnection[Any]:
+async def connect(
+    url: str, *, session: Settings | None = None, **parameters: Any
+) -> psycopg.AsyncConnection[Any]:
     """A psycopg connection in autocommit mode, for sessions that hold locks or stream replication.
 
-    `session` is set beside what we rely on, `parameters` are libpq's.  To a server that takes writes, unless the URL says
-    otherwise: a standby knows no writers, and its locks are its own.
+    `session` is set beside what we rely on, `parameters` are libpq's.  To a server that takes
+    writes, unless the URL says otherwise: a standby knows no writers, and its locks are its own.
     """
-    given, both = _parameters(conninfo_to_dict(url), {"target_session_attrs": PRIMARY, **KEEPALIVES, **parameters})
+    given, both = _parameters(
+        conninfo_to_dict(url), {"target_session_attrs": PRIMARY, **KEEPALIVES, **parameters}
+    )
 
     def again() -> Awaitable[psycopg.AsyncConnection[Any]]:
         return psycopg.AsyncConnection.connect(url, **both)
@@ -98,7 +103,9 @@ async def connect(url: str, *, session: Settings | None = None, **parameters: An
     return connection
 
 
-def connect_sync(url: str, *, session: Settings | None = None, **parameters: Any) -> psycopg.Connection[Any]:
+def connect_sync(
+    url: str, *, session: Settings | None = None, **parameters: Any
+) -> psycopg.Connection[Any]:
     """A psycopg connection in autocommit mode, to any server that the URL names."""
     given, both = _parameters(conninfo_to_dict(url), {**KEEPALIVES, **parameters})
     connection = psycopg.connect(url, autocommit=True, **both)
@@ -123,21 +130,26 @@ def _engine(url: str, options: dict[str, Any]) -> tuple[URL, dict[str, str], dic
     """What SQLAlchemy's two functions take, and what the URL says of the session."""
     ours = options.get("connect_args", KEEPALIVES)
     if several := _several(url):
-        # libpq alone knows whose port is whose.  Of several servers the one that takes writes is taken; a single one says
-        # itself that it is read only.
+        # libpq alone knows whose port is whose.  Of several servers the one that takes writes is
+        # taken; a single one says itself that it is read only.
         address = URL.create(DRIVER)
         given, both = _parameters(several, {"target_session_attrs": PRIMARY, **ours})
         parameters = several | both
     else:
         address = make_url(url).set(drivername=DRIVER)
         # libpq takes the last of several.
-        said = {name: value if isinstance(value, str) else value[-1] for name, value in address.query.items()}
+        said = {
+            name: value if isinstance(value, str) else value[-1]
+            for name, value in address.query.items()
+        }
         given, parameters = _parameters(said, ours)
     # SQLAlchemy repeats the parameters of a statement in its errors: those hold message text.
     return address, given, {"hide_parameters": True, **options, "connect_args": parameters}
 
 
-def _parameters(said: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+def _parameters(
+    said: Mapping[str, Any], ours: Mapping[str, Any]
+) -> tuple[dict[str, str], dict[str, Any]]:
     """(what a URL says of the session, libpq's parameters beside that URL): a parameter replaces what the URL says.
 
     Whatever could come from libpq's environment instead is given here.

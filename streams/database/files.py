@@ -11,10 +11,12 @@ _PACKAGE = Path(__file__).parents[1]
 
 @cache
 def sql_folder(package: Path = _PACKAGE) -> Path:
-    """The folder with `queries/` and `migrations/`; FileNotFoundError when this installation lacks it.
+    """The folder with `queries/` and `migrations/`.
 
-    A wheel holds it as `streams/_sql`.  Beside the package it is taken only from a checkout of ours: beside site-packages
-    anybody's `db/` may lie.
+    FileNotFoundError when this installation lacks it.
+
+    A wheel holds it as `streams/_sql`.  Beside the package it is taken only from a checkout of
+    ours: beside site-packages anybody's `db/` may lie.
     """
     inside = package / "_sql"
     if inside.is_dir():
@@ -27,6 +29,9 @@ def sql_folder(package: Path = _PACKAGE) -> Path:
 
 def _is_ours(project: Path) -> bool:
     try:
-        return bool(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["name"] == "outbox-streams")
+        return bool(
+            tomllib.loads(project.read_text(encoding="utf-8"))["project"]["name"]
+            == "outbox-streams"
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False

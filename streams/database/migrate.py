@@ -7,7 +7,13 @@ from contextlib import contextmanager
 from importlib.metadata import version
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 from sqlalchemy.pool import NullPool
 
 import streams.database.notify
@@ -34,12 +40,15 @@ CHAT_TABLES = ("chat_histories", "agent_chats")
 def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
     """Create or upgrade everything in the database; yields one line a step.
 
-    ServiceUnreachable when the database goes away, UsageError when it refuses: a missing right, no slot left.
+    ServiceUnreachable when the database goes away, UsageError when it refuses: a missing right, no
+    slot left.
     """
     try:
         with _connect(settings) as database, revisions.locked(database):
             if (newer := _newer(database)) is None:
-                revision = revisions.upgrade(database, partition_rows=settings.outbox.partition_rows)
+                revision = revisions.upgrade(
+                    database, partition_rows=settings.outbox.partition_rows
+                )
                 yield f"database at revision {revision}"
             else:
                 database.rollback()
@@ -82,7 +91,9 @@ def check(connection: Connection, registry: Registry | None = None) -> None:
             f"the database is at revision {revision or '(none)'}, expected {needed}: run `streams migrate`"
         )
     if uses_chat_history(registry) and revisions.lacks_chat_history(connection):
-        raise NotMigrated(f"the tables {' and '.join(CHAT_TABLES)} are not there, or are old: run `streams migrate`")
+        raise NotMigrated(
+            f"the tables {' and '.join(CHAT_TABLES)} are not there, or are old: run `streams migrate`"
+        )
 
 
 def check_promises(connection: Connection, registry: Registry | None = None) -> None:
@@ -136,15 +147,20 @@ def biz_types(settings: Settings, registry: Registry) -> list[revisions.BizType]
     for biz_type, agent in sorted(registry.agents.items()):
         name, topic = agent.event.topic, settings.topic_settings(agent.event.topic)
         counts = topic.partitions, topic.replication_factor, topic.retention_hours
-        known.append(revisions.BizType(biz_type, name, settings.outbox.max_bytes, *counts, agent.event.key))
+        known.append(
+            revisions.BizType(biz_type, name, settings.outbox.max_bytes, *counts, agent.event.key)
+        )
     return known
 
 
 @contextmanager
 def connection(settings: Settings) -> Iterator[Connection]:
-    """A connection to the configured database; whatever PostgreSQL refuses inside the block is one line too.
+    """A connection to the configured database.
 
-    ServiceUnreachable when there is none or it goes away, UsageError when a right or a table is missing.
+    Whatever PostgreSQL refuses inside the block is one line too.
+
+    ServiceUnreachable when there is none or it goes away, UsageError when a right or a table is
+    missing.
     """
     try:
         with _connect(settings) as database:
@@ -164,14 +180,21 @@ def _connect(settings: Settings) -> Connection:
     except OperationalError as error:
         if isinstance(error.orig, SessionRefused):
             raise UsageError(f"PostgreSQL at {redact(url)}: {_line(error)}") from None
-        raise ServiceUnreachable(f"PostgreSQL at {redact(url)} cannot be reached: {_line(error)}") from None
+        raise ServiceUnreachable(
+            f"PostgreSQL at {redact(url)} cannot be reached: {_line(error)}"
+        ) from None
     except (ProgrammingError, ArgumentError) as error:
         # libpq does not know an option of the URL; its message names the option, not its value.
-        raise SettingsInvalid(f"setting 'database.url' is {redact(url)!r}: {_line(error)}") from None
+        raise SettingsInvalid(
+            f"setting 'database.url' is {redact(url)!r}: {_line(error)}"
+        ) from None
 
 
 def _newer(connection: Connection) -> str | None:
-    """The revision of a database that is newer than this code and has all that it uses; UsageError when it lacks some."""
+    """The revision of a database that is newer than this code and has all that it uses.
+
+    UsageError when it lacks some.
+    """
     revision = revisions.current(connection)
     if revision is None or revision in revisions.revisions():
         return None

@@ -24,9 +24,12 @@ def prepare(connection: Connection, *, wanted: bool) -> Iterator[str]:
         return
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            # Whoever enqueues waits for as long as this waits: so it waits shortly, and tries again.
+            # Whoever enqueues waits for as long as this waits: so it waits shortly, and tries
+            # again.
             connection.exec_driver_sql(query("notify_patience"))
-            connection.exec_driver_sql(query("make_notify_trigger" if wanted else "drop_notify_trigger"))
+            connection.exec_driver_sql(
+                query("make_notify_trigger" if wanted else "drop_notify_trigger")
+            )
             connection.commit()
             break
         except OperationalError as error:

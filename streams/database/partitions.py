@@ -1,7 +1,8 @@
 """Partitions of outbox and outbox_state, made ahead of need without blocking an open enqueue.
 
-CREATE TABLE ... PARTITION OF takes ACCESS EXCLUSIVE on the parent: it waits for every open enqueue and then blocks all
-new ones.  CREATE plus ATTACH takes SHARE UPDATE EXCLUSIVE, which lets writers through.
+CREATE TABLE ... PARTITION OF takes ACCESS EXCLUSIVE on the parent: it waits for every open enqueue
+and then blocks all new ones.  CREATE plus ATTACH takes SHARE UPDATE EXCLUSIVE, which lets writers
+through.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _BOUNDS = re.compile(r"FROM \('(\d+)'\) TO \('(\d+)'\)")
 def ensure_sync(connection: Connection, *, ahead: int, width: int) -> int:
     """Like `ensure`, on a SQLAlchemy connection, in a transaction that the caller commits."""
     driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
-    # Through SQLAlchemy: it has to know of the transaction, or an error would end in another one about that.
+    # Through SQLAlchemy: it has to know of the transaction, or an error would end in another one
+    # about that.
     connection.exec_driver_sql(query("partition_lock"), {"key": LOCK})
     bounds = [(row[0], row[1]) for row in connection.exec_driver_sql(query("partition_bounds"))]
     last = connection.exec_driver_sql(query("last_id")).scalar_one()
@@ -37,7 +39,9 @@ def ensure_sync(connection: Connection, *, ahead: int, width: int) -> int:
 
 
 async def ensure(connection: psycopg.AsyncConnection[Any], *, ahead: int, width: int) -> int:
-    """Make partitions of `width` ids until the id `ahead` of the newest one has a home; returns how many were made.
+    """Make partitions of `width` ids until the id `ahead` of the newest one has a home.
+
+    Returns how many were made.
 
     A few in one transaction: each takes locks of a table that the whole server shares.
     """
@@ -73,7 +77,11 @@ def reach_sync(connection: Connection) -> int:
 def _end(bounds: list[tuple[str, str]]) -> int:
     ends = {
         parent: max(
-            (int(match[2]) for table, bound in bounds if table == parent and (match := _BOUNDS.search(bound))),
+            (
+                int(match[2])
+                for table, bound in bounds
+                if table == parent and (match := _BOUNDS.search(bound))
+            ),
             default=0,
         )
         for parent in PARTITIONED
@@ -81,14 +89,20 @@ def _end(bounds: list[tuple[str, str]]) -> int:
     return min(ends.values())
 
 
-def _statements(bounds: list[tuple[str, str]], last: int, needed: int, width: int) -> list[sql.Composed]:
+def _statements(
+    bounds: list[tuple[str, str]], last: int, needed: int, width: int
+) -> list[sql.Composed]:
     """CREATE and ATTACH for every missing partition up to the id `needed`.
 
     A sequence that jumped leaves a gap that no id will fall into: it gets no partitions.
     """
     statements: list[sql.Composed] = []
     for parent in PARTITIONED:
-        ends = [int(match[2]) for table, bound in bounds if table == parent and (match := _BOUNDS.search(bound))]
+        ends = [
+            int(match[2])
+            for table, bound in bounds
+            if table == parent and (match := _BOUNDS.search(bound))
+        ]
         start = max(*ends, last // width * width) if ends else 0
         while start <= needed:
             end = (start // width + 1) * width
@@ -99,10 +113,12 @@ def _statements(bounds: list[tuple[str, str]], last: int, needed: int, width: in
 
 def _partition(parent: str, start: int, end: int) -> list[sql.Composed]:
     names = {"parent": sql.Identifier(parent), "child": sql.Identifier(f"{parent}_{start}")}
-    # All that somebody may have given the table: a generated column, say.  But identity stays the parent's alone: attaching a
-    # table with an identity of its own is an error.
-    create = sql.SQL("CREATE TABLE {child} (LIKE {parent} INCLUDING ALL EXCLUDING IDENTITY)").format(**names)
-    attach = sql.SQL("ALTER TABLE {parent} ATTACH PARTITION {child} FOR VALUES FROM ({start}) TO ({end})").format(
-        **names, start=sql.Literal(start), end=sql.Literal(end)
-    )
+    # All that somebody may have given the table: a generated column, say.  But identity stays the
+    # parent's alone: attaching a table with an identity of its own is an error.
+    create = sql.SQL(
+        "CREATE TABLE {child} (LIKE {parent} INCLUDING ALL EXCLUDING IDENTITY)"
+    ).format(**names)
+    attach = sql.SQL(
+        "ALTER TABLE {parent} ATTACH PARTITION {child} FOR VALUES FROM ({start}) TO ({end})"
+    ).format(**names, start=sql.Literal(start), end=sql.Literal(end))
     return [create, attach]

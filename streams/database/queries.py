@@ -1,7 +1,7 @@
 """Named queries of `db/queries/*.sql`: a `-- name --` heading and a line of why above each.
 
-Parameters are psycopg's `%(name)s`, so a query runs on a psycopg cursor as it is and on a SQLAlchemy connection through
-`exec_driver_sql`; nothing is ever formatted into one.
+Parameters are psycopg's `%(name)s`, so a query runs on a psycopg cursor as it is and on a
+SQLAlchemy connection through `exec_driver_sql`; nothing is ever formatted into one.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def _load() -> dict[str, str]:
         parts = _HEADING.split(file.read_text(encoding="utf-8"))
         for name, body in zip(parts[1::2], parts[2::2], strict=True):
             if name in statements:
-                raise ValueError(f"query {name!r} is defined twice, again in db/queries/{file.name}")
+                raise ValueError(
+                    f"query {name!r} is defined twice, again in db/queries/{file.name}"
+                )
             statements[name] = body.strip().rstrip(";")
     return statements

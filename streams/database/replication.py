@@ -1,6 +1,7 @@
 """The publication and the slot that logical decoding needs: publication first, then slot.
 
-PostgreSQL 18 skips rows with no more than a server warning when a slot is older than the publication it is read with.
+PostgreSQL 18 skips rows with no more than a server warning when a slot is older than the
+publication it is read with.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ def other_outbox(publication: str, schema: str) -> str:
 
 def prepare(connection: Connection, publication: str, slot: str) -> Iterator[str]:
     """Create what is missing; yields one line a step.  Without `wal_level=logical` only the publication is made."""
-    there = connection.exec_driver_sql(query("publication"), {"publication": publication}).mappings().first()
+    there = (
+        connection.exec_driver_sql(query("publication"), {"publication": publication})
+        .mappings()
+        .first()
+    )
     if there is not None and there["other_outbox"]:
         raise UsageError(other_outbox(publication, there["other_outbox"]))
     if there is None:
@@ -58,10 +63,13 @@ def prepare(connection: Connection, publication: str, slot: str) -> Iterator[str
     if slot_row is not None and slot_row["failover"] is False:
         yield f"replication slot {slot} is no failover slot: a relay in mode cdc makes it one when it begins to stream"
     if slot_row is None:
-        # Waits for every transaction that is writing now, so it belongs to the deployment and not to the relay's start.
+        # Waits for every transaction that is writing now, so it belongs to the deployment and not
+        # to the relay's start.
         version = connection.exec_driver_sql("SHOW server_version_num").scalar_one()
         connection.exec_driver_sql(create_slot(int(version)), {"slot": slot})
         if not connection.exec_driver_sql(query("outbox_writers")).first():
-            connection.exec_driver_sql(query("slot_begins"), {"slot": slot, "publication": publication})
+            connection.exec_driver_sql(
+                query("slot_begins"), {"slot": slot, "publication": publication}
+            )
         yield f"replication slot {slot} created"
     connection.commit()

@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 MIGRATIONS = sql_folder() / "migrations"
 # The business database may well have an `alembic_version` of its own.
 VERSION_TABLE = "outbox_streams_version"
-# Our own agent is a default that can be left out: its tables are a branch of their own, with a revision of their own.
+# Our own agent is a default that can be left out: its tables are a branch of their own, with a
+# revision of their own.
 CHAT_HISTORY = "chat_history"
 CHAT_HISTORY_VERSION_TABLE = "outbox_streams_version_chat_history"
 LOCK = 7_201_001
 
 
-# Code that knows this revision works with every schema since: revisions after it only added something.  Set it to the number
-# of a revision that takes away, or changes, what code before it uses.
+# Code that knows this revision works with every schema since: revisions after it only added
+# something.  Set it to the number of a revision that takes away, or changes, what code before it
+# uses.
 CONTRACTED = "0012"
 # Of the first revisions, which a database gets together.
 NEW_TABLES = "nothing that was there before"
@@ -60,7 +62,9 @@ def upgrade(connection: Connection, *, partition_rows: int) -> str:
     """
     with locked(connection):
         _run(connection, MIGRATIONS / "versions", VERSION_TABLE)
-        comment = sql.SQL("COMMENT ON TABLE {} IS {}").format(sql.Identifier(VERSION_TABLE), sql.Literal(CONTRACTED))
+        comment = sql.SQL("COMMENT ON TABLE {} IS {}").format(
+            sql.Identifier(VERSION_TABLE), sql.Literal(CONTRACTED)
+        )
         connection.exec_driver_sql(comment.as_string())
         ensure_sync(connection, ahead=1, width=partition_rows)
         connection.commit()
@@ -68,7 +72,9 @@ def upgrade(connection: Connection, *, partition_rows: int) -> str:
 
 
 def upgrade_chat_history(connection: Connection) -> None:
-    """Create or upgrade the tables of chat history; UsageError when somebody else has tables of those names.
+    """Create or upgrade the tables of chat history.
+
+    UsageError when somebody else has tables of those names.
 
     The caller's connection must not be in a transaction.
     """
@@ -77,7 +83,8 @@ def upgrade_chat_history(connection: Connection) -> None:
 
 
 def _run(connection: Connection, versions: Path, version_table: str) -> None:
-    # Every command of ours looks at the revision when it starts, and Alembic takes longer to import than that takes.
+    # Every command of ours looks at the revision when it starts, and Alembic takes longer to import
+    # than that takes.
     from alembic import command
 
     config = _config(versions, version_table)
@@ -113,13 +120,19 @@ def locked(connection: Connection) -> Iterator[None]:
 
 
 def sync_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> Iterator[str]:
-    """Make what is registered what these say; yields a line for each that was something else.  Others stay."""
+    """Make what is registered what these say.
+
+    Yields a line for each that was something else.  Others stay.
+    """
     known = {row.biz_type: row for row in connection.exec_driver_sql(query("biz_types"))}
     for wanted in biz_types:
         before = known.get(wanted.biz_type)
         if before is None or tuple(before[:7]) != tuple(wanted):
             connection.exec_driver_sql(query("register_biz_type"), wanted._asdict())
-        if before is not None and (before.topic, before.max_bytes) != (wanted.topic, wanted.max_bytes):
+        if before is not None and (before.topic, before.max_bytes) != (
+            wanted.topic,
+            wanted.max_bytes,
+        ):
             yield (
                 f"biz_type {wanted.biz_type}: topic {wanted.topic}, at most {wanted.max_bytes} bytes"
                 f" (before: topic {before.topic}, {before.max_bytes} bytes)"
@@ -129,7 +142,10 @@ def sync_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> Iter
 
 
 def add_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> None:
-    """Register those of these that nobody has; what is registered stays as it is, it may be of a newer version."""
+    """Register those of these that nobody has.
+
+    What is registered stays as it is, it may be of a newer version.
+    """
     for wanted in biz_types:
         connection.exec_driver_sql(query("add_biz_type"), wanted._asdict())
 
@@ -150,7 +166,11 @@ def pending(connection: Connection) -> list[Revision]:
     scripts = ScriptDirectory.from_config(_config(MIGRATIONS / "versions", VERSION_TABLE))
     lacking = [script for script in scripts.walk_revisions() if script.revision > revision]
     return [
-        Revision(each.revision, (each.doc or "").splitlines()[0], getattr(each.module, "locks", NEW_TABLES))
+        Revision(
+            each.revision,
+            (each.doc or "").splitlines()[0],
+            getattr(each.module, "locks", NEW_TABLES),
+        )
         for each in reversed(lacking)
     ]
 
@@ -161,7 +181,10 @@ def head() -> str:
 
 
 def revisions() -> list[str]:
-    """Those this version of the code has, oldest first, as its files are named; it lacks those of a newer version."""
+    """Those this version of the code has, oldest first, as its files are named.
+
+    It lacks those of a newer version.
+    """
     files = (file.name for file in MIGRATIONS.joinpath("versions").iterdir())
     return sorted(name.partition("_")[0] for name in files if name.endswith(".py"))
 

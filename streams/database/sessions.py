@@ -1,13 +1,15 @@
 """What a session of ours is set to, whatever server, role, pooler or environment say.
 
-A role, a database, the server's configuration, libpq's environment and a pooler all have a say in what a session begins
-with, and the last one to speak wins.  So we speak last: after connecting, with SET, which a pooler in session mode passes
-on (it refuses the startup parameter `options`), and read back what arrived.  One round trip; two behind a pooler.
+A role, a database, the server's configuration, libpq's environment and a pooler all have a say in
+what a session begins with, and the last one to speak wins.  So we speak last: after connecting,
+with SET, which a pooler in session mode passes on (it refuses the startup parameter `options`), and
+read back what arrived.  One round trip; two behind a pooler.
 
-A pooler in transaction mode gives every transaction another session: neither settings nor advisory locks stay.  Its
-backend's pid is not the one that the client was told, so a pooler is known; then a second connection looks whether it gets
-the session that the first one has marked.  Nothing but the mark is set before that is known: what is set in a session of
-such a pool is met by whoever gets it next.
+A pooler in transaction mode gives every transaction another session: neither settings nor advisory
+locks stay.  Its backend's pid is not the one that the client was told, so a pooler is known; then a
+second connection looks whether it gets the session that the first one has marked.  Nothing but the
+mark is set before that is known: what is set in a session of such a pool is met by whoever gets it
+next.
 """
 
 from __future__ import annotations
@@ -41,23 +43,31 @@ REQUIRED: Settings = {
     "default_transaction_deferrable": "off",
     # A row that a policy hides would count as one that does not exist: the server says so instead.
     "row_security": "off",
-    # The server's own choice.  A generic plan locks every partition there is; a custom one is made anew for each long array,
-    # which costs more than the statement as long as the array is a constant of it.
+    # The server's own choice.  A generic plan locks every partition there is; a custom one is made
+    # anew for each long array, which costs more than the statement as long as the array is a
+    # constant of it.
     "plan_cache_mode": "auto",
     # Compiling costs more than our statements take.
     "jit": "off",
 }
 # What nobody may limit but a URL and we ourselves, in milliseconds.
 UNLIMITED: Settings = dict.fromkeys(
-    ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"), "0"
+    (
+        "statement_timeout",
+        "lock_timeout",
+        "idle_in_transaction_session_timeout",
+        "idle_session_timeout",
+    ),
+    "0",
 )
 MARK = "outbox_streams.session"
 
 _INSPECT: LiteralString = """
 SELECT pg_backend_pid(), current_setting('server_encoding'), current_setting('session_replication_role'),
        coalesce(current_setting('outbox_streams.session', true), ''), current_database();"""
-# A temporary table is looked for last: it hides none of ours.  Whoever asked for commits that wait for standbys keeps that;
-# one that waits for nothing would lose, in a crash, what Kafka was told is done.
+# A temporary table is looked for last: it hides none of ours.  Whoever asked for commits that wait
+# for standbys keeps that; one that waits for nothing would lose, in a crash, what Kafka was told is
+# done.
 _SET: LiteralString = """
 SELECT set_config(name, value, false)
 FROM (
@@ -114,7 +124,9 @@ def split_options(options: str) -> tuple[dict[str, str], str]:
         word = words.pop(0)
         if word == "-c" and words:
             word += words.pop(0)
-        name, equals, value = re.sub(r"\\(.)", r"\1", word.removeprefix("-c").removeprefix("--")).partition("=")
+        name, equals, value = re.sub(
+            r"\\(.)", r"\1", word.removeprefix("-c").removeprefix("--")
+        ).partition("=")
         if equals and word.startswith(("-c", "--")):
             settings[name.replace("-", "_").lower()] = value
         else:
@@ -125,11 +137,15 @@ def split_options(options: str) -> tuple[dict[str, str], str]:
 def refuse_version(version: int) -> None:
     """SessionRefused for a server that is too old."""
     if version < OLDEST * 10_000:
-        raise SessionRefused(f"PostgreSQL {version // 10_000} is not supported: expected {OLDEST} or newer, upgrade it")
+        raise SessionRefused(
+            f"PostgreSQL {version // 10_000} is not supported: expected {OLDEST} or newer, upgrade it"
+        )
 
 
 def settle_sync(
-    connection: psycopg.Connection[Any], session: Session, again: Callable[[], psycopg.Connection[Any]]
+    connection: psycopg.Connection[Any],
+    session: Session,
+    again: Callable[[], psycopg.Connection[Any]],
 ) -> None:
     """Make the session what we rely on; `again` opens another connection like it, which is closed.
 
@@ -166,7 +182,9 @@ async def settle(
     SessionRefused when it cannot be that.
     """
 
-    async def ask(asked: Asked, where: psycopg.AsyncConnection[Any] = connection) -> list[list[Row]]:
+    async def ask(
+        asked: Asked, where: psycopg.AsyncConnection[Any] = connection
+    ) -> list[list[Row]]:
         cursor = await psycopg.AsyncClientCursor(where).execute(*asked)
         results = [await cursor.fetchall()]
         while cursor.nextset():

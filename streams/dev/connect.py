@@ -23,7 +23,10 @@ CONNECT = (
 )
 START_SECONDS = 120.0
 STOP_SECONDS = 15.0
-LOGGING = ("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true")
+LOGGING = (
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+)
 # Heartbeats of a group that has one member.
 SESSION = "10000"
 
@@ -31,8 +34,8 @@ SESSION = "10000"
 class ConnectWorker(AbstractAsyncContextManager["ConnectWorker"]):
     """A worker in distributed mode, whose connectors and offsets are in topics: it can be killed and started again.
 
-    Without `port` it takes a free one and remembers it in its folder. The broker runs when it starts; `report` hears of
-    the download that the first start on a machine needs.
+    Without `port` it takes a free one and remembers it in its folder. The broker runs when it
+    starts; `report` hears of the download that the first start on a machine needs.
     """
 
     def __init__(
@@ -66,12 +69,18 @@ class ConnectWorker(AbstractAsyncContextManager["ConnectWorker"]):
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.stop()
 
     async def start(self) -> None:
-        """Returns when it takes connectors; ServiceUnreachable or UsageError in one line otherwise."""
+        """Returns when it takes connectors.
+
+        ServiceUnreachable or UsageError in one line otherwise.
+        """
         java = java_home() / "bin" / "java"
         jars = await resolve_in_thread(CONNECT, self._report)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -83,7 +92,9 @@ class ConnectWorker(AbstractAsyncContextManager["ConnectWorker"]):
             "org.apache.kafka.connect.cli.ConnectDistributed",
             self._properties(),
         )
-        self._process = Process(command, self.log, environ={**os.environ, "CLASSPATH": os.pathsep.join(map(str, jars))})
+        self._process = Process(
+            command, self.log, environ={**os.environ, "CLASSPATH": os.pathsep.join(map(str, jars))}
+        )
         self._process.launch()
         try:
             await self._ready(self._process)
@@ -109,7 +120,9 @@ class ConnectWorker(AbstractAsyncContextManager["ConnectWorker"]):
         await self.start()
 
     def _properties(self) -> Path:
-        topics = {f"{kind}.storage.topic": f"connect-{kind}s" for kind in ("config", "offset", "status")}
+        topics = {
+            f"{kind}.storage.topic": f"connect-{kind}s" for kind in ("config", "offset", "status")
+        }
         settings = {
             "bootstrap.servers": self._broker.url,
             "listeners": self.url,
@@ -120,7 +133,9 @@ class ConnectWorker(AbstractAsyncContextManager["ConnectWorker"]):
             "key.converter": "org.apache.kafka.connect.json.JsonConverter",
             "value.converter": "org.apache.kafka.connect.json.JsonConverter",
             **topics,
-            **{f"{kind}.storage.replication.factor": "1" for kind in ("config", "offset", "status")},
+            **{
+                f"{kind}.storage.replication.factor": "1" for kind in ("config", "offset", "status")
+            },
             **{f"{kind}.storage.partitions": "1" for kind in ("offset", "status")},
             "offset.flush.interval.ms": "1000",
             # A task that is not given the time to end in order keeps its slot.

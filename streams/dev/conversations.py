@@ -38,7 +38,11 @@ def conversations(topic: Path) -> tuple[tuple[str, ...], ...]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return ()
     entries = content.get("conversations") if isinstance(content, dict) else None
-    return tuple(tuple(entry) for entry in entries if _is_whole(entry)) if isinstance(entries, list) else ()
+    return (
+        tuple(tuple(entry) for entry in entries if _is_whole(entry))
+        if isinstance(entries, list)
+        else ()
+    )
 
 
 def chat(choose: random.Random) -> Iterator[Turn]:
@@ -56,5 +60,8 @@ def _is_whole(entry: Any) -> bool:
     return (
         isinstance(entry, list)
         and len(entry) >= 2
-        and all(isinstance(message, str) and message.strip() and "\0" not in message for message in entry)
+        and all(
+            isinstance(message, str) and message.strip() and "\0" not in message
+            for message in entry
+        )
     )

@@ -21,15 +21,15 @@ SELECT floor.id, (
 )
 FROM (SELECT coalesce(max(floor), 0) AS id FROM relay_position) AS floor"""
 
-# -- pending --
-# Committed and not known to be published; more than LIMIT is a backlog whose size does not matter here.
+# -- pending -- Committed and not known to be published; more than LIMIT is a backlog whose size
+# does not matter here.
 PENDING: LiteralString = """
 SELECT count(*)
 FROM (SELECT FROM outbox WHERE id > %(floor)s AND resend_of IS NULL ORDER BY id LIMIT 10000) AS waiting"""
 
-# -- settled --
-# The next rows: those in front that are settled and below the floor never have to be looked at again; of the others
-# how many are persisted already, how many of these are above the floor, and how long the first that is not waits.
+# -- settled -- The next rows: those in front that are settled and below the floor never have to be
+# looked at again; of the others how many are persisted already, how many of these are above the
+# floor, and how long the first that is not waits.
 SETTLED: LiteralString = """
 WITH upcoming AS (
     SELECT o.id, o.created_at, o.id <= %(floor)s AS below,
@@ -54,7 +54,10 @@ FROM upcoming, front"""
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Messages since counting began; `lag_seconds` is the age of the oldest one that is not settled."""
+    """Messages since counting began.
+
+    `lag_seconds` is the age of the oldest one that is not settled.
+    """
 
     committed: int = 0
     relayed: int = 0
@@ -88,9 +91,13 @@ class Counters:
         self._settled, persisted, ahead, above, waits = await _row(connection, SETTLED, known)
         self._persisted += persisted
         # The floor follows twice a second; what is persisted was relayed, wherever the floor is.
-        return Counts(self._relayed + waiting, self._relayed + above, self._persisted + ahead, waits)
+        return Counts(
+            self._relayed + waiting, self._relayed + above, self._persisted + ahead, waits
+        )
 
 
-async def _row(connection: psycopg.AsyncConnection[Any], statement: LiteralString, values: dict[str, Any]) -> Any:
+async def _row(
+    connection: psycopg.AsyncConnection[Any], statement: LiteralString, values: dict[str, Any]
+) -> Any:
     cursor = await connection.execute(statement, values)
     return await cursor.fetchone()

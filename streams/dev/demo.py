@@ -79,14 +79,19 @@ class Service:
             await session.execute(COUNT_MESSAGE, {"chat_id": chat_id, "user_id": user_id})
             await outbox.record(
                 session,
-                ChatHistoryPersist(user_id=user_id, conversation_id=chat_id, role=turn.role, message=turn.message),
+                ChatHistoryPersist(
+                    user_id=user_id, conversation_id=chat_id, role=turn.role, message=turn.message
+                ),
             )
             if self.choose.random() < ROLLED_BACK:
                 raise Refused
 
 
 async def play(rate: float, chats: int, counts: Path | None, trouble: bool = False) -> None:
-    """Chat until cancelled, and leave the counts in a file twice a second; with `trouble`, make some too."""
+    """Chat until cancelled, and leave the counts in a file twice a second.
+
+    With `trouble`, make some too.
+    """
     settings = load()
     outbox.start(settings)
     engine = async_engine(settings.database_url, pool_size=chats + trouble, max_overflow=0)
@@ -112,10 +117,20 @@ async def play(rate: float, chats: int, counts: Path | None, trouble: bool = Fal
 
 
 @click.command()
-@click.option("--rate", type=click.FloatRange(min=0.1), default=50.0, show_default=True, help="Messages a second.")
-@click.option("--chats", type=click.IntRange(1, 100), default=20, show_default=True, help="Chats at once.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0.1),
+    default=50.0,
+    show_default=True,
+    help="Messages a second.",
+)
+@click.option(
+    "--chats", type=click.IntRange(1, 100), default=20, show_default=True, help="Chats at once."
+)
 @click.option("--counts", type=click.Path(path_type=Path), help="A file for the counts.")
-@click.option("--trouble", is_flag=True, help="Enqueue what is slow and what no worker can keep, too.")
+@click.option(
+    "--trouble", is_flag=True, help="Enqueue what is slow and what no worker can keep, too."
+)
 def main(rate: float, chats: int, counts: Path | None, trouble: bool) -> None:
     """Play real conversations through the outbox until SIGTERM."""
     with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):

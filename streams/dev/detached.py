@@ -21,7 +21,10 @@ STOP_SECONDS = 60.0
 
 
 def detach(workplace: Workplace, options: Sequence[str], say: Callable[[str], None]) -> int:
-    """Run `streams up` with these options as a daemon; 0 once everything is ready, else the daemon's exit status."""
+    """Run `streams up` with these options as a daemon.
+
+    0 once everything is ready, else the daemon's exit status.
+    """
     if workplace.supervisor() is not None:
         raise UsageError(workplace.who())
     log = workplace.log("up")
@@ -71,7 +74,9 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def _follow(workplace: Workplace, daemon: subprocess.Popen[bytes], said: IO[str], say: Callable[[str], None]) -> int:
+def _follow(
+    workplace: Workplace, daemon: subprocess.Popen[bytes], said: IO[str], say: Callable[[str], None]
+) -> int:
     """Pass on what the daemon says until it is ready or has ended."""
     while True:
         status = daemon.poll()

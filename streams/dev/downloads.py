@@ -49,8 +49,8 @@ def cache() -> Path:
 def resolve(coordinates: str, report: Report | None = None) -> list[Path]:
     """The jars of `group:artifact:version[+...]` and all they need, in the order of the class path.
 
-    Safe from several processes at once; an interrupted download leaves nothing half-done behind. Each jar is the one that
-    its checksum in `jars.sha256` says, or ServiceUnreachable names it.
+    Safe from several processes at once; an interrupted download leaves nothing half-done behind.
+    Each jar is the one that its checksum in `jars.sha256` says, or ServiceUnreachable names it.
     """
     root = cache()
     # Another list of checksums is another listing: what an older version took unseen is looked at.
@@ -73,7 +73,9 @@ def resolve(coordinates: str, report: Report | None = None) -> list[Path]:
             _write(listing, orjson.dumps([str(jar.relative_to(root)) for jar in jars]))
             return jars
     except OSError as error:
-        raise ServiceUnreachable(f"{coordinates} cannot be kept in {root}: {error.strerror or error}") from None
+        raise ServiceUnreachable(
+            f"{coordinates} cannot be kept in {root}: {error.strerror or error}"
+        ) from None
 
 
 async def resolve_in_thread(coordinates: str, report: Report | None = None) -> list[Path]:

@@ -1,7 +1,7 @@
 """Becomes another program that dies with its parent and, if asked and started as root, runs as nobody.
 
-Run by path, in an interpreter without site-packages: guard.py PARENT SIGNAL OWNED COMMAND...  OWNED is the folder
-that the program must own, or `-` when root may stay root.
+Run by path, in an interpreter without site-packages: guard.py PARENT SIGNAL OWNED COMMAND...  OWNED
+is the folder that the program must own, or `-` when root may stay root.
 """
 
 from __future__ import annotations
@@ -31,9 +31,13 @@ def main(parent: int, death: int, owned: str, command: list[str]) -> None:
 
 
 def _leave_root(libc: ctypes.CDLL, owned: str) -> None:
-    """Be nobody in a user namespace, where files stay root's; else be the real nobody and give it the folder."""
+    """Be nobody in a user namespace, where files stay root's.
+
+    Else be the real nobody and give it the folder.
+    """
     if os.stat(owned).st_uid != NOBODY and libc.unshare(CLONE_NEWUSER) == 0:
-        # In the namespace the one user is nobody; for the kernel it still is root, so nothing has to be given away.
+        # In the namespace the one user is nobody; for the kernel it still is root, so nothing has
+        # to be given away.
         _write("/proc/self/setgroups", "deny")
         _write("/proc/self/uid_map", f"{NOBODY} 0 1")
         _write("/proc/self/gid_map", f"{NOBODY} 0 1")
@@ -48,7 +52,9 @@ def _leave_root(libc: ctypes.CDLL, owned: str) -> None:
         os.setgid(NOBODY)
         os.setuid(NOBODY)
     except OSError:
-        sys.exit("it refuses to run as root, and this container allows no other user: run as an ordinary user")
+        sys.exit(
+            "it refuses to run as root, and this container allows no other user: run as an ordinary user"
+        )
     if not os.access(owned, os.R_OK | os.W_OK | os.X_OK):
         sys.exit(
             f"it refuses to run as root, user namespaces are forbidden here, and user {NOBODY} cannot reach {owned}: "

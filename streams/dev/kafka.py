@@ -75,8 +75,8 @@ rootLogger.appenderRef.console.ref = console
 class KafkaBroker(AbstractAsyncContextManager["KafkaBroker"]):
     """A broker whose data outlives it; restarted it keeps its port, so that clients find it again.
 
-    Without `port` it takes a free one and remembers it in its folder. `settings` go over SETTINGS; `report` hears of
-    the download that the first start on a machine needs.
+    Without `port` it takes a free one and remembers it in its folder. `settings` go over SETTINGS;
+    `report` hears of the download that the first start on a machine needs.
     """
 
     def __init__(
@@ -112,18 +112,26 @@ class KafkaBroker(AbstractAsyncContextManager["KafkaBroker"]):
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.stop()
 
     async def start(self) -> None:
-        """Returns when clients can use it; ServiceUnreachable or UsageError in one line otherwise."""
+        """Returns when clients can use it.
+
+        ServiceUnreachable or UsageError in one line otherwise.
+        """
         java_home()
         jars = await resolve_in_thread(KAFKA, self._report)
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "log4j2.properties").write_text(LOG4J)
         self.port = claim("Kafka", self.port, self.directory / "port")
-        self._controller = claim("Kafka's controller", self._controller, self.directory / "controller.port")
+        self._controller = claim(
+            "Kafka's controller", self._controller, self.directory / "controller.port"
+        )
         if not self._data.is_dir():
             await self._format(jars)
         self._process = self._java(jars, "kafka.Kafka", self._properties(self._data))
@@ -152,12 +160,18 @@ class KafkaBroker(AbstractAsyncContextManager["KafkaBroker"]):
         await self.start()
 
     async def _format(self, jars: list[Path]) -> None:
-        # Built beside its place and then renamed: an interrupted format leaves nothing that looks like a log folder.
+        # Built beside its place and then renamed: an interrupted format leaves nothing that looks
+        # like a log folder.
         draft = self.directory / "data.new"
         shutil.rmtree(draft, ignore_errors=True)
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         process = self._java(
-            jars, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "--config", self._properties(draft)
+            jars,
+            "kafka.tools.StorageTool",
+            "format",
+            f"--cluster-id={cluster}",
+            "--config",
+            self._properties(draft),
         )
         process.launch()
         try:
@@ -190,7 +204,11 @@ class KafkaBroker(AbstractAsyncContextManager["KafkaBroker"]):
         deadline = time.monotonic() + START_SECONDS
         while process.running and time.monotonic() < deadline:
             # A socket in front: librdkafka is slow to try a refused connection again.
-            if self.port is not None and not is_free(self.port) and await asyncio.to_thread(_has_broker, self.url):
+            if (
+                self.port is not None
+                and not is_free(self.port)
+                and await asyncio.to_thread(_has_broker, self.url)
+            ):
                 return
             await asyncio.sleep(0.05)
         raise failure("Kafka", process, self.log)
@@ -199,6 +217,8 @@ class KafkaBroker(AbstractAsyncContextManager["KafkaBroker"]):
 def _has_broker(url: str) -> bool:
     """Whether the cluster's metadata names a broker that takes work."""
     try:
-        return bool(AdminClient({"bootstrap.servers": url, "log_level": 0}).list_topics(timeout=2).brokers)
+        return bool(
+            AdminClient({"bootstrap.servers": url, "log_level": 0}).list_topics(timeout=2).brokers
+        )
     except KafkaException:
         return False

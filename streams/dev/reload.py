@@ -12,7 +12,10 @@ Stamp = Mapping[Path, tuple[int, int]]
 
 
 def files_of(packages: Iterable[str]) -> Stamp:
-    """Every Python file of these packages, with its time and size; none of one that cannot be found now."""
+    """Every Python file of these packages, with its time and size.
+
+    None of one that cannot be found now.
+    """
     importlib.invalidate_caches()
     stamps: dict[Path, tuple[int, int]] = {}
     for top in sorted({package.partition(".")[0] for package in packages}):
@@ -28,11 +31,16 @@ def files_of(packages: Iterable[str]) -> Stamp:
 
 def changed(before: Stamp, after: Stamp) -> list[Path]:
     """What is new, gone or other than before, sorted."""
-    return sorted(file for file in before.keys() | after.keys() if before.get(file) != after.get(file))
+    return sorted(
+        file for file in before.keys() | after.keys() if before.get(file) != after.get(file)
+    )
 
 
 def _places(top: str) -> list[Path]:
-    """The folders of a top-level package, or the file of a module; without importing it, a broken one too."""
+    """The folders of a top-level package, or the file of a module.
+
+    Without importing it, a broken one too.
+    """
     if top in sys.builtin_module_names:
         return []
     try:

@@ -49,7 +49,9 @@ async def keep_score(url: str, counters: Counters, file: Path, screen: Screen) -
             await asyncio.sleep(1.0)
 
 
-async def _watch(counters: Counters, connection: psycopg.AsyncConnection[Any], file: Path, screen: Screen) -> None:
+async def _watch(
+    counters: Counters, connection: psycopg.AsyncConnection[Any], file: Path, screen: Screen
+) -> None:
     while True:
         screen.counts(await counters.step(connection), played(file).rolled_back)
         await asyncio.sleep(INTERVAL)

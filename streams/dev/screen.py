@@ -27,7 +27,9 @@ class Screen:
         self._busy: Spinner | None = None
         self._counts: Text | None = None
         self._told = 0.0
-        self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=4, transient=True)
+        self._live = Live(
+            console=self._console, get_renderable=self._render, refresh_per_second=4, transient=True
+        )
 
     def __enter__(self) -> Screen:
         if self._console.is_terminal:
@@ -35,7 +37,10 @@ class Screen:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._live.stop()
 

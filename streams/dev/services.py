@@ -1,4 +1,7 @@
-"""PostgreSQL, Kafka and, if asked, Kafka Connect of one `.dev` folder; what dies is started again."""
+"""PostgreSQL, Kafka and, if asked, Kafka Connect of one `.dev` folder.
+
+What dies is started again.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ class Services:
         ours = {"STREAMS_DATABASE__URL": self.postgres.url, "STREAMS_BROKER__URL": self.kafka.url}
         environ = {"DATABASE_URL": self.postgres.url, "BROKER_URL": self.kafka.url, **ours}
         if self.connect:
-            environ |= {"STREAMS_CONNECT__URL": self.connect.url, "STREAMS_CONNECT__REGISTER": "true"}
+            environ |= {
+                "STREAMS_CONNECT__URL": self.connect.url,
+                "STREAMS_CONNECT__REGISTER": "true",
+            }
         return environ
 
     def kill(self) -> None:
@@ -49,15 +55,22 @@ def services(workplace: Workplace, screen: Screen, *, connect: bool = False) -> 
     return Services(
         PostgresServer(workplace.postgres, log=workplace.log("postgres")),
         kafka,
-        ConnectWorker(workplace.connect, kafka, log=workplace.log("connect"), report=screen.download)
+        ConnectWorker(
+            workplace.connect, kafka, log=workplace.log("connect"), report=screen.download
+        )
         if connect
         else None,
     )
 
 
 @asynccontextmanager
-async def serving(these: Services, screen: Screen, changed: Callable[[], None]) -> AsyncIterator[None]:
-    """All answer inside the block, and again soon after one has died; leaving it stops PostgreSQL last."""
+async def serving(
+    these: Services, screen: Screen, changed: Callable[[], None]
+) -> AsyncIterator[None]:
+    """All answer inside the block, and again soon after one has died.
+
+    Leaving it stops PostgreSQL last.
+    """
     async with AsyncExitStack() as stack:
         stack.push_async_callback(these.postgres.stop)
         stack.push_async_callback(these.kafka.stop)
@@ -74,7 +87,9 @@ async def serving(these: Services, screen: Screen, changed: Callable[[], None]) 
                 watching.create_task(_kept_running("kafka", these.kafka, screen, changed)),
             ]
             if these.connect:
-                watchers.append(watching.create_task(_kept_running("connect", these.connect, screen, changed)))
+                watchers.append(
+                    watching.create_task(_kept_running("connect", these.connect, screen, changed))
+                )
             try:
                 yield
             finally:
@@ -83,7 +98,10 @@ async def serving(these: Services, screen: Screen, changed: Callable[[], None]) 
 
 
 async def _kept_running(
-    name: str, server: PostgresServer | KafkaBroker | ConnectWorker, screen: Screen, changed: Callable[[], None]
+    name: str,
+    server: PostgresServer | KafkaBroker | ConnectWorker,
+    screen: Screen,
+    changed: Callable[[], None],
 ) -> None:
     while True:
         await until(lambda: server.pid is None, math.inf, pause=0.1)

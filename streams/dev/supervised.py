@@ -1,4 +1,7 @@
-"""One process that is started again whenever it ends; ending is how a fail-stop worker asks for that."""
+"""One process that is started again whenever it ends.
+
+Ending is how a fail-stop worker asks for that.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,19 @@ class Supervised:
     """A program of the Procfile; `say` hears of its ends, `changed` is called after every start."""
 
     def __init__(
-        self, program: Program, workplace: Workplace, environ: Mapping[str, str], say: Say, changed: Callable[[], None]
+        self,
+        program: Program,
+        workplace: Workplace,
+        environ: Mapping[str, str],
+        say: Say,
+        changed: Callable[[], None],
     ) -> None:
         self.program = program
         web = {} if program.web is None else {"STREAMS_WEB__PORT": str(program.web)}
         self.log = workplace.log(program.name)
-        self._process = Process(program.command, self.log, environ={**environ, **web}, cwd=workplace.folder)
+        self._process = Process(
+            program.command, self.log, environ={**environ, **web}, cwd=workplace.folder
+        )
         self._say = say
         self._changed = changed
         self._born = math.inf
@@ -82,7 +92,11 @@ class Supervised:
 
     def _obituary(self, pause: float) -> str:
         status = self._process.returncode or 0
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        how = (
+            f"was killed by {signal.Signals(-status).name}"
+            if status < 0
+            else f"ended with status {status}"
+        )
         words = self._process.last_words(1)[:200]
         return f"{self.program.name} {how}, starts again in {pause:g} s (log: {self.log}){': ' if words else ''}{words}"
 

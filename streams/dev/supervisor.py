@@ -84,7 +84,8 @@ class Supervisor:
     async def _run(self, programs: list[Program]) -> None:
         environ = self._environ()
         self._processes = [
-            Supervised(each, self._workplace, environ, self._screen.line, self._write_note) for each in programs
+            Supervised(each, self._workplace, environ, self._screen.line, self._write_note)
+            for each in programs
         ]
         workers = [each for each in self._processes if each.program.web is not None]
         others = [each for each in self._processes if each.program.web is None]
@@ -156,14 +157,21 @@ class Supervisor:
     async def _migrate(self) -> None:
         self._screen.busy("migrating the database")
         log = self._workplace.log("migrate")
-        process = Process((program("streams"), "migrate"), log, environ=self._environ(), cwd=self._workplace.folder)
+        process = Process(
+            (program("streams"), "migrate"),
+            log,
+            environ=self._environ(),
+            cwd=self._workplace.folder,
+        )
         process.launch()
         try:
             status = await process.finish(MIGRATE_SECONDS)
         finally:
             process.kill()
         if status != 0:
-            error = StreamsError(f"`streams migrate` ended with status {status} (log: {log}): {process.last_words(1)}")
+            error = StreamsError(
+                f"`streams migrate` ended with status {status} (log: {log}): {process.last_words(1)}"
+            )
             error.exit_code = status if status in (2, 3) else 1
             raise error
 

@@ -25,7 +25,10 @@ ENQUEUE = text("SELECT outbox_enqueue(:biz_type, :key, CAST(:payload AS json))")
 @event("demo_summaries", topic="demo-summaries", key="chat_id")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoSummary:
-    """A summary of a chat, which a slow model writes; `away`: it nearly always finds its store away."""
+    """A summary of a chat, which a slow model writes.
+
+    `away`: it nearly always finds its store away.
+    """
 
     chat_id: str
     seconds: float = SLOW_SECONDS
@@ -52,12 +55,21 @@ async def make_trouble(engine: AsyncEngine) -> None:
         if number % 4:
             continue
         chat = f"demo-{uuid4()}"
-        said = {"user_id": 7, "conversation_id": chat, "role": "user", "message": "Will this be kept?"}
+        said = {
+            "user_id": 7,
+            "conversation_id": chat,
+            "role": "user",
+            "message": "Will this be kept?",
+        }
         # Of the wrong type, and missing.
         broken = {"user_id": "seven"} if number % 8 else {"role": None}
         await _enqueue(engine, "chat_history_persist", chat, said | broken)
 
 
-async def _enqueue(engine: AsyncEngine, biz_type: str, key: str, payload: dict[str, object]) -> None:
+async def _enqueue(
+    engine: AsyncEngine, biz_type: str, key: str, payload: dict[str, object]
+) -> None:
     async with engine.begin() as connection:
-        await connection.execute(ENQUEUE, {"biz_type": biz_type, "key": key, "payload": orjson.dumps(payload).decode()})
+        await connection.execute(
+            ENQUEUE, {"biz_type": biz_type, "key": key, "payload": orjson.dumps(payload).decode()}
+        )

@@ -12,7 +12,9 @@ def folder(package: str) -> Path:
     """The folder of an installed package, without importing it; UsageError says what to install."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UsageError(f"{package} is not installed: the dev services need `pip install 'outbox-streams[dev]'`")
+        raise UsageError(
+            f"{package} is not installed: the dev services need `pip install 'outbox-streams[dev]'`"
+        )
     return Path(spec.submodule_search_locations[0])
 
 

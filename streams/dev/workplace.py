@@ -26,7 +26,9 @@ class Running(msgspec.Struct, frozen=True):
 
 
 class Note(msgspec.Struct, frozen=True):
-    """What `.dev/services.json` says, for its owner only; `streams.settings` reads pid, database_url and broker_url.
+    """What `.dev/services.json` says, for its owner only.
+
+    `streams.settings` reads pid, database_url and broker_url.
 
     `database_url` has a password in it, `passfile` is the file that libpq reads it from.
     """
@@ -52,7 +54,9 @@ class Workplace:
         self.connect = self.root / "connect"
         self.logs = self.root / "logs"
         self.demo = self.root / "demo.json"
-        self.trouble = self.root / "trouble"  # there once `--trouble` was asked for: its messages need their agent
+        self.trouble = (
+            self.root / "trouble"
+        )  # there once `--trouble` was asked for: its messages need their agent
         self._note = self.root / "services.json"
         self._lock = self.root / "lock"
 

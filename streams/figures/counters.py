@@ -1,7 +1,8 @@
 """What one process counts: absolute values of one open bucket of ten seconds, by biz_type.
 
-The bucket is one of the database's clock.  Values are absolute and a bucket is named before anything is sent for it, so that
-a flush whose answer was lost can be sent again.  An example, with counts of one biz_type:
+The bucket is one of the database's clock.  Values are absolute and a bucket is named before
+anything is sent for it, so that a flush whose answer was lost can be sent again.  An example, with
+counts of one biz_type:
 
     flush  bucket ?       nothing          the database says: it is 12:00:10 now
     flush  12:00:10       consumed 40      taken; it is still 12:00:10
@@ -9,8 +10,8 @@ a flush whose answer was lost can be sent again.  An example, with counts of one
     flush  12:00:20       consumed 15      no answer
     flush  12:00:20       consumed 35      not taken, it is older than 30 s; it is 12:01:00 now
 
-What was sent without an answer may have arrived: it is not counted again.  So a figure is never more than what happened, and
-at most what was counted since the last flush less.
+What was sent without an answer may have arrived: it is not counted again.  So a figure is never
+more than what happened, and at most what was counted since the last flush less.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ ANY = ""
 
 @dataclass(slots=True)
 class Tally:
-    """What happened to messages of one biz_type; `latency` is a histogram of those that were persisted."""
+    """What happened to messages of one biz_type.
+
+    `latency` is a histogram of those that were persisted.
+    """
 
     consumed: int = 0
     retried: int = 0
@@ -58,7 +62,10 @@ class Tally:
 
 @dataclass(slots=True)
 class RunTally:
-    """What one transaction decided, by biz_type, true once it has committed; times are epoch milliseconds."""
+    """What one transaction decided, by biz_type, true once it has committed.
+
+    Times are epoch milliseconds.
+    """
 
     times: dict[str, list[int]] = field(default_factory=dict)
     asides: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -106,12 +113,16 @@ class Counters:
             self._add(ANY, Tally(skipped=skipped))
 
     def open(self) -> tuple[datetime | None, list[dict[str, Any]]]:
-        """The open bucket and its rows, as `figures_flush` takes them; no rows while no bucket is known."""
+        """The open bucket and its rows, as `figures_flush` takes them.
+
+        No rows while no bucket is known.
+        """
         if self._bucket is None:
             return None, []
         self._sent = {biz_type: _copy(tally) for biz_type, tally in self._open.items()}
         rows = [
-            {name: getattr(tally, name) for name in COUNTED} | {"biz_type": biz_type, "latency": list(tally.latency)}
+            {name: getattr(tally, name) for name in COUNTED}
+            | {"biz_type": biz_type, "latency": list(tally.latency)}
             for biz_type, tally in self._sent.items()
             if not tally.empty
         ]
@@ -120,13 +131,16 @@ class Counters:
     def answered(self, bucket: datetime) -> None:
         """The database has answered: this is the bucket that is open now.
 
-        Whether the last one was taken makes no difference: what was sent for a bucket that is over is not sent again.
+        Whether the last one was taken makes no difference: what was sent for a bucket that is over
+        is not sent again.
         """
         if bucket == self._bucket:
             return
         for biz_type, tally in self._sent.items():
             self._open[biz_type].add(tally, -1)
-        self._open = defaultdict(Tally, {biz_type: tally for biz_type, tally in self._open.items() if not tally.empty})
+        self._open = defaultdict(
+            Tally, {biz_type: tally for biz_type, tally in self._open.items() if not tally.empty}
+        )
         self._bucket, self._sent = bucket, {}
 
     def _add(self, biz_type: str, tally: Tally) -> None:

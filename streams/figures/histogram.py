@@ -1,6 +1,7 @@
 """Latencies as counts in 32 buckets, each 1.6 times as wide as the one before, from 5 ms on.
 
-The same bounds in PostgreSQL and in Prometheus: what is merged stays comparable.  Another set of bounds is another version.
+The same bounds in PostgreSQL and in Prometheus: what is merged stays comparable.  Another set of
+bounds is another version.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ _MILLIS = tuple(math.floor(bound * 1000) for bound in BOUNDS[:-1])
 def count_times(counts: list[int], created: Iterable[int], now: int) -> None:
     """Count messages by how long ago each was created; all in epoch milliseconds.
 
-    A run's records are nearly in order, so that sorting them costs next to nothing, and a run falls into few buckets: that
-    is a fiftieth of looking each message up.
+    A run's records are nearly in order, so that sorting them costs next to nothing, and a run falls
+    into few buckets: that is a fiftieth of looking each message up.
     """
     times = sorted(created)
     left = len(times)
@@ -48,7 +49,9 @@ def total(histograms: Iterable[Sequence[int]]) -> list[int]:
 
 
 def quantile(counts: Sequence[int], share: float) -> float | None:
-    """The bound that this share of the messages kept, in seconds; None with too few of them, inf in the last bucket.
+    """The bound that this share of the messages kept, in seconds.
+
+    None with too few of them, inf in the last bucket.
 
     A median needs two samples; a 95th percentile twenty, a 99th a hundred.
     """

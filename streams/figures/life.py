@@ -29,7 +29,10 @@ class ProcessLife:
         self._beaten = False
 
     async def beat(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        """Tell that this process lives, if it is time; psycopg.Error when the connection is lost."""
+        """Tell that this process lives, if it is time.
+
+        Psycopg.Error when the connection is lost.
+        """
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + BEAT_SECONDS

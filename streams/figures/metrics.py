@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from streams.figures import histogram
@@ -41,7 +46,9 @@ def process_metrics(counters: Counters, vitals: Vitals) -> bytes:
 def _counts(counters: Counters) -> Iterator[Metric]:
     tallies = sorted(counters.total.items())
     for name in COUNTED:
-        family = CounterMetricFamily(f"outbox_worker_{name}", f"Messages {name} by this process.", labels=["biz_type"])
+        family = CounterMetricFamily(
+            f"outbox_worker_{name}", f"Messages {name} by this process.", labels=["biz_type"]
+        )
         for biz_type, tally in tallies:
             family.add_metric([biz_type], getattr(tally, name))
         yield family
@@ -76,7 +83,9 @@ def _vitals(vitals: Vitals) -> Iterator[Metric]:
     ):
         if value is not None:
             yield GaugeMetricFamily(f"outbox_{vitals.kind}_{name}", about, value=float(value))
-    owned = GaugeMetricFamily(f"outbox_{vitals.kind}_partitions", "Partitions that it has.", labels=["topic"])
+    owned = GaugeMetricFamily(
+        f"outbox_{vitals.kind}_partitions", "Partitions that it has.", labels=["topic"]
+    )
     for topic, numbers in vitals.partitions.items():
         owned.add_metric([topic], len(numbers))
     yield owned

@@ -32,8 +32,8 @@ def _incarnation_of(pid: int) -> str:
 class Vitals:
     """What a process tells of itself.
 
-    `kind` is worker, relay or web, `name` the consumer group or the relay.  `waits_for` says in words what holds a run up,
-    `waits_code` its SQLSTATE, `waits_seconds` for how long.
+    `kind` is worker, relay or web, `name` the consumer group or the relay.  `waits_for` says in
+    words what holds a run up, `waits_code` its SQLSTATE, `waits_seconds` for how long.
     """
 
     kind: str
@@ -58,7 +58,9 @@ class Vitals:
             "pid": os.getpid(),
             "version": our_version(),
             "address": self.address,
-            "partitions": orjson.dumps({topic: list(numbers) for topic, numbers in self.partitions.items()}).decode(),
+            "partitions": orjson.dumps(
+                {topic: list(numbers) for topic, numbers in self.partitions.items()}
+            ).decode(),
             "memory": psutil.Process().memory_info().rss,
             "runs": self.runs,
             "pool_used": self.pool_used,

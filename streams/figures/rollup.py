@@ -1,7 +1,8 @@
 """From what many processes counted to one row for all: ten seconds, a minute and an hour wide.
 
-Two hundred processes with five biz_types would be a hundred megabytes an hour: rows that nobody writes any more become one.
-All three widths are written at once, so that a chart reads rows of one width only, and the old ones are just deleted.
+Two hundred processes with five biz_types would be a hundred megabytes an hour: rows that nobody
+writes any more become one. All three widths are written at once, so that a chart reads rows of one
+width only, and the old ones are just deleted.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def merged(taken: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
     for bucket, projection, biz_type, *counts, latency, bounds in taken:
         for width in WIDTHS:
             start = _start(bucket, width)
-            row = summed.setdefault((width, start, projection, biz_type), _empty(width, start, projection, biz_type))
+            row = summed.setdefault(
+                (width, start, projection, biz_type), _empty(width, start, projection, biz_type)
+            )
             for name, count in zip(COUNTS, counts, strict=True):
                 row[name] += count
             if bounds > row["bounds"]:
@@ -35,7 +38,9 @@ def merged(taken: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
     return [row | {"bucket": row["bucket"].isoformat()} for row in summed.values()]
 
 
-def now_rows(counts: Iterable[tuple[str, int, int]], projection: str = "main") -> list[dict[str, Any]]:
+def now_rows(
+    counts: Iterable[tuple[str, int, int]], projection: str = "main"
+) -> list[dict[str, Any]]:
     """(biz_type, enqueued, relayed) as `figures_add` adds them to the buckets that are open now."""
     return [
         _empty(width, None, projection, biz_type) | {"enqueued": enqueued, "relayed": relayed}

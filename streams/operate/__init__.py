@@ -1,6 +1,7 @@
 """The dead-letter desk: look at dead messages, replay or discard them; every act is noted.
 
-Functions take a synchronous connection that is in no transaction; from async code, `await connection.run_sync(...)`.
+Functions take a synchronous connection that is in no transaction; from async code, `await
+connection.run_sync(...)`.
 """
 
 from streams.operate.conversations import NotHeld, Waiting, release, waiting

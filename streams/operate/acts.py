@@ -14,7 +14,10 @@ from streams.database import query
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """One act of an operator: `count` messages, of which `outbox_id` is named when it was one; part of an `operation`."""
+    """One act of an operator: `count` messages, of which `outbox_id` is named when it was one.
+
+    Part of an `operation`.
+    """
 
     id: int
     at: datetime

@@ -1,7 +1,8 @@
 """One conversation on one axis of time: what waits, what came late, what is not there yet.
 
-A conversation is found by index only while something of it is open or dead.  Everything else is looked for from the newest
-id back, a little at a time: who asks says how long it may take, and is told how far it got.
+A conversation is found by index only while something of it is open or dead.  Everything else is
+looked for from the newest id back, a little at a time: who asks says how long it may take, and is
+told how far it got.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ MOST = 500
 class AxisItem:
     """One message of a conversation.
 
-    `late`: persisted after one that was enqueued later.  `gap`: without a fate although a later one has one.
+    `late`: persisted after one that was enqueued later.  `gap`: without a fate although a later one
+    has one.
     """
 
     outbox_id: MessageId
@@ -52,7 +54,8 @@ class AxisItem:
 class Axis:
     """A conversation, its messages in order.  `head` is what it waits for, None when nothing of it is open.
 
-    Everything since `looked_back` is here; `before` is where the next look begins, None at the beginning of the outbox.
+    Everything since `looked_back` is here; `before` is where the next look begins, None at the
+    beginning of the outbox.
     """
 
     source: str
@@ -74,7 +77,9 @@ def axis(
     seconds: float = 0.2,
 ) -> Axis:
     """What is open or dead, and what a look back of so many seconds from id `before` (the newest) finds."""
-    head = next((each for each in heads(connection, topic=topic, key=key) if each.source == source), None)
+    head = next(
+        (each for each in heads(connection, topic=topic, key=key) if each.source == source), None
+    )
     if source:
         parameters = {"source": source, "topic": topic, "key": key}
         rows = connection.exec_driver_sql(query("axis_foreign"), parameters).all()
@@ -94,7 +99,9 @@ def axis(
             break
     more = until >= (oldest or 1)
     rows = connection.exec_driver_sql(query("axis_items"), {"ids": sorted(set(ids))}).all()
-    looked_back = connection.exec_driver_sql(query("looked_at"), {"id": until if more else 0}).scalar()
+    looked_back = connection.exec_driver_sql(
+        query("looked_at"), {"id": until if more else 0}
+    ).scalar()
     return Axis(
         source=source,
         topic=topic,

@@ -19,7 +19,10 @@ class NotHeld(StreamsError):
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """One conversation with `open` messages; the first of them is `head`, whose status says what it waits for."""
+    """One conversation with `open` messages.
+
+    The first of them is `head`, whose status says what it waits for.
+    """
 
     topic: str
     key: str
@@ -31,16 +34,31 @@ class Waiting:
 
 
 def waiting(
-    connection: Connection, *, key: str | None = None, held: bool = False, source: str | None = None, limit: int = 50
+    connection: Connection,
+    *,
+    key: str | None = None,
+    held: bool = False,
+    source: str | None = None,
+    limit: int = 50,
 ) -> list[Waiting]:
-    """Conversations with open messages, the longest waiting first; `held`: only those that wait for an operator."""
+    """Conversations with open messages, the longest waiting first.
+
+    `held`: only those that wait for an operator.
+    """
     parameters = {"key": key, "held": held, "source": source, "limit": limit}
     rows = connection.exec_driver_sql(query("waiting_conversations"), parameters)
-    return [Waiting(topic, key, n, name_of(whose, head), *rest) for whose, topic, key, n, head, *rest in rows]
+    return [
+        Waiting(topic, key, n, name_of(whose, head), *rest)
+        for whose, topic, key, n, head, *rest in rows
+    ]
 
 
-def release(connection: Connection, key: str, operator: Operator, *, topic: str | None = None) -> list[MessageId]:
-    """Let a conversation go on past the dead messages that hold it; their ids. They stay dead, and can be replayed.
+def release(
+    connection: Connection, key: str, operator: Operator, *, topic: str | None = None
+) -> list[MessageId]:
+    """Let a conversation go on past the dead messages that hold it.
+
+    Their ids. They stay dead, and can be replayed.
 
     NotHeld when there is none. Workers take it up within half a minute.
     """

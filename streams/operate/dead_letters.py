@@ -82,13 +82,18 @@ class DeadRow:
 
 @dataclass(frozen=True, slots=True)
 class DeadPage:
-    """Some dead messages, those that died last first; `before` is where the next page begins, None on the last."""
+    """Some dead messages, those that died last first.
+
+    `before` is where the next page begins, None on the last.
+    """
 
     rows: tuple[DeadRow, ...]
     before: int | None
 
 
-def page(connection: Connection, which: DeadFilter, *, before: int | None = None, limit: int = 50) -> DeadPage:
+def page(
+    connection: Connection, which: DeadFilter, *, before: int | None = None, limit: int = 50
+) -> DeadPage:
     """The dead messages that fit, from before one on."""
     parameters = asdict(which) | {"before": before, "limit": limit + 1}
     rows = connection.exec_driver_sql(query("dead_page"), parameters).all()

@@ -15,13 +15,18 @@ from streams.settings import Settings
 
 
 def deployment(connection: Connection, settings: Settings, registry: Registry) -> Snapshot:
-    """Look at the database and ask Kafka; blocking.  What does not answer is part of the snapshot."""
+    """Look at the database and ask Kafka.
+
+    Blocking.  What does not answer is part of the snapshot.
+    """
     broker = _broker(settings, registry)
     gone_back = None
     if settings.broker.url and broker.error is None:
         gone_back = beat.looked(settings, connection)
     connection.rollback()
-    return look(connection, limits_of(settings, registry.consumed), broker=broker, gone_back=gone_back)
+    return look(
+        connection, limits_of(settings, registry.consumed), broker=broker, gone_back=gone_back
+    )
 
 
 def _broker(settings: Settings, registry: Registry) -> Broker:

@@ -1,8 +1,8 @@
 """What is wrong with a deployment: a pure function of one snapshot, the same for whoever shows it.
 
-`streams status`, `streams doctor`, `/metrics/cluster`, the pages and the API all show this list.  `bad` needs somebody now
-and makes `streams status` exit with 1; `watch` will need somebody.  Each fault says what to do, and has an anchor in the
-runbook (docs/monitoring/runbook.md).
+`streams status`, `streams doctor`, `/metrics/cluster`, the pages and the API all show this list.
+`bad` needs somebody now and makes `streams status` exit with 1; `watch` will need somebody.  Each
+fault says what to do, and has an anchor in the runbook (docs/monitoring/runbook.md).
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ LEAST_FAILED = 20
 LEAST_LAG = 1000
 LEAST_TREND_SECONDS = 240.0
 WAL_HOURS = 24.0
-_NONE = Totals(pending=Count(0), published=Count(0), retrying=0, parked=0, replaying=0, held=0, dead=0)
+_NONE = Totals(
+    pending=Count(0), published=Count(0), retrying=0, parked=0, replaying=0, held=0, dead=0
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +118,11 @@ def database_away(reason: str) -> Fault:
 
 def went_back(reason: str) -> Fault:
     """The database is an older copy of itself."""
-    return _fault("database.went_back", reason, "nothing is published until you decide: see `streams relay adopt`")
+    return _fault(
+        "database.went_back",
+        reason,
+        "nothing is published until you decide: see `streams relay adopt`",
+    )
 
 
 def worker_unready(web: str, *, running: bool) -> Fault:
@@ -132,7 +138,9 @@ def relay_faults(relay: RelayStatus, limits: Limits | None = None) -> list[Fault
     return [*_relay(relay), *_slot(relay, alone)]
 
 
-def _fault(code: str, title: str, do: str, *, subject: str = "", since: datetime | None = None) -> Fault:
+def _fault(
+    code: str, title: str, do: str, *, subject: str = "", since: datetime | None = None
+) -> Fault:
     return Fault(code=code, severity=CODES[code], title=title, do=do, subject=subject, since=since)
 
 
@@ -342,7 +350,11 @@ def _cure(process: Process) -> str:
 
 def _partitions(snapshot: Snapshot) -> Iterator[Fault]:
     # A worker tells of its partitions every few seconds: a rebalance is no fault yet.
-    unowned = [part for part in snapshot.partitions if part.owner is None and _still(part) > UNOWNED_SECONDS]
+    unowned = [
+        part
+        for part in snapshot.partitions
+        if part.owner is None and _still(part) > UNOWNED_SECONDS
+    ]
     for topic in sorted({part.topic for part in unowned}):
         # While nobody works at all, one line says it.
         if not snapshot.workers or topic not in _consumed(snapshot):
@@ -375,7 +387,9 @@ def _still(part: Partition) -> float:
 
 
 def _consumed(snapshot: Snapshot) -> frozenset[str]:
-    return frozenset(snapshot.limits.topics) or frozenset(part.topic for part in snapshot.partitions)
+    return frozenset(snapshot.limits.topics) or frozenset(
+        part.topic for part in snapshot.partitions
+    )
 
 
 def _lag(snapshot: Snapshot) -> Iterator[Fault]:

@@ -1,6 +1,7 @@
 """The whole story of a message or a conversation: enqueued, relayed, tried, persisted or dead.
 
-Never its text.  The functions take a synchronous connection; from async code, `await connection.run_sync(...)`.
+Never its text.  The functions take a synchronous connection; from async code, `await
+connection.run_sync(...)`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ class HistoryStep:
 
 @dataclass(frozen=True, slots=True)
 class MessageHistory:
-    """One message: what it is, where it stands, and what happened to it, in order; `source:id` if it is another system's."""
+    """One message: what it is, where it stands, and what happened to it, in order.
+
+    `source:id` if it is another system's.
+    """
 
     outbox_id: MessageId
     biz_type: str
@@ -48,23 +52,44 @@ class MessageHistory:
 
 
 def messages(connection: Connection, ids: Iterable[MessageId]) -> list[MessageHistory]:
-    """The stories of these messages, each once, in order, ours first; an id that sends another again is that other one."""
+    """The stories of these messages, each once, in order, ours first.
+
+    An id that sends another again is that other one.
+    """
     named = list(ids)
-    roots = [row[0] for row in connection.exec_driver_sql(query("trace_roots"), {"ids": ours(named)})]
+    roots = [
+        row[0] for row in connection.exec_driver_sql(query("trace_roots"), {"ids": ours(named)})
+    ]
     parameters = {"ids": roots}
-    rows = [dict(row) for row in connection.exec_driver_sql(query("trace_messages"), parameters).mappings()]
-    rows += [dict(row) for row in connection.exec_driver_sql(query("trace_foreign"), foreign(named)).mappings()]
+    rows = [
+        dict(row)
+        for row in connection.exec_driver_sql(query("trace_messages"), parameters).mappings()
+    ]
+    rows += [
+        dict(row)
+        for row in connection.exec_driver_sql(query("trace_foreign"), foreign(named)).mappings()
+    ]
     names = {"names": [str(_name(row)) for row in rows]}
     resends = _grouped(connection, "trace_resends", "outbox_id", parameters)
     actions = _grouped(connection, "trace_actions", "name", names)
     waits = connection.exec_driver_sql(query("trace_waits")).all() if any(map(_waits, rows)) else []
-    return [_trace(row, resends.get(_name(row), []), actions.get(str(_name(row)), []), waits) for row in rows]
+    return [
+        _trace(row, resends.get(_name(row), []), actions.get(str(_name(row)), []), waits)
+        for row in rows
+    ]
 
 
 def conversation(
-    connection: Connection, key: str, *, source: str = "", since: datetime | None = None, limit: int = 100
+    connection: Connection,
+    key: str,
+    *,
+    source: str = "",
+    since: datetime | None = None,
+    limit: int = 100,
 ) -> list[MessageHistory]:
-    """The newest `limit` messages with this key, oldest first; `since` bounds how far back it looks.
+    """The newest `limit` messages with this key, oldest first.
+
+    `since` bounds how far back it looks.
 
     `source` names another system whose messages are meant.
     """
@@ -80,16 +105,25 @@ def conversation(
         window = {"after": after, "until": until, "key": key, "limit": limit - len(ids)}
         ids += [row[0] for row in connection.exec_driver_sql(query("trace_window"), window)]
         older = {"after": after, "since": since}
-        if since is not None and connection.exec_driver_sql(query("trace_older"), older).scalar_one():
+        if (
+            since is not None
+            and connection.exec_driver_sql(query("trace_older"), older).scalar_one()
+        ):
             break
         until = after
     traces = messages(connection, ids)
-    return traces if since is None else [each for each in traces if (at := each.events[0].at) is None or at >= since]
+    return (
+        traces
+        if since is None
+        else [each for each in traces if (at := each.events[0].at) is None or at >= since]
+    )
 
 
 def direct(connection: Connection, outbox_id: int) -> bool:
     """Whether its caller wrote this message itself, while the outbox was disabled."""
-    return bool(connection.exec_driver_sql(query("trace_direct"), {"outbox_id": outbox_id}).scalar_one())
+    return bool(
+        connection.exec_driver_sql(query("trace_direct"), {"outbox_id": outbox_id}).scalar_one()
+    )
 
 
 def _name(row: Mapping[str, Any]) -> MessageId:
@@ -137,11 +171,15 @@ def _trace(
     stage = "produced" if row.get("source") else "enqueued"
     enqueued = HistoryStep(stage, row["created_at"], _some(row, "bytes", "traceparent"))
     again = [
-        HistoryStep("sent again", each["created_at"], {"as": each["resend"], "published": each["published"]})
+        HistoryStep(
+            "sent again", each["created_at"], {"as": each["resend"], "published": each["published"]}
+        )
         for each in resends
     ]
     acts = [
-        HistoryStep(each["act"], each["at"], _some(each, "who", "why") | _some(each["what"], "error_code"))
+        HistoryStep(
+            each["act"], each["at"], _some(each, "who", "why") | _some(each["what"], "error_code")
+        )
         for each in actions
     ]
     deaths = [_death(each["died"], each["error"]) for each in actions if each["died"]]
@@ -174,7 +212,9 @@ def _fate(row: Mapping[str, Any], deaths: Sequence[HistoryStep]) -> list[History
     if row["status"] is None:
         return []
     error = {name: row[name] for name in ("error_code", "error")}
-    told = any(all(death.about.get(name) == value for name, value in error.items()) for death in deaths)
+    told = any(
+        all(death.about.get(name) == value for name, value in error.items()) for death in deaths
+    )
     if told and row["status"] != "dead" and not row["attempts"]:
         error = {}
     failed = {"attempts": row["attempts"] or None} | error

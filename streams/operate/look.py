@@ -1,7 +1,8 @@
 """Read one snapshot of a deployment: every number in one transaction, so that they fit each other.
 
-Tables only; what the primary or Kafka alone can tell is asked where this is the primary, and otherwise read as the leader
-wrote it down.  Takes a synchronous connection that is in no transaction; from async code, `await connection.run_sync(...)`.
+Tables only; what the primary or Kafka alone can tell is asked where this is the primary, and
+otherwise read as the leader wrote it down.  Takes a synchronous connection that is in no
+transaction; from async code, `await connection.run_sync(...)`.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def look(
         relays, relays_at = _relays(connection, replica, primary, at)
         processes = processes_of(connection, GONE_SECONDS)
         partitions = partitions_of(connection, processes, at)
-        totals, ending, held_since, recent_dead, usual_dead = _totals(connection, limits, projection, _settled(primary))
+        totals, ending, held_since, recent_dead, usual_dead = _totals(
+            connection, limits, projection, _settled(primary)
+        )
         return Snapshot(
             at=at,
             database=database,
@@ -91,10 +94,16 @@ def look(
             proof=proof(connection),
             first_message_at=connection.exec_driver_sql(query("look_first_message")).scalar(),
             pins=_pins(connection, replica, primary),
-            unknown=tuple(UnknownBizType(*row) for row in connection.exec_driver_sql(query("unknown_biz_types"))),
+            unknown=tuple(
+                UnknownBizType(*row)
+                for row in connection.exec_driver_sql(query("unknown_biz_types"))
+            ),
             room=_room(connection),
             retention=_retention(primary),
-            trends={name: Trend(*rest) for name, *rest in connection.exec_driver_sql(query("look_trends"))},
+            trends={
+                name: Trend(*rest)
+                for name, *rest in connection.exec_driver_sql(query("look_trends"))
+            },
             rejects=connection.exec_driver_sql(query("look_rejects")).scalar_one(),
             recent_dead=recent_dead,
             usual_dead=usual_dead,
@@ -102,7 +111,9 @@ def look(
             held_since=held_since,
             broker=broker,
             gone_back=gone_back,
-            crashed=tuple((where, count) for where, count in connection.exec_driver_sql(query("look_crashed"))),
+            crashed=tuple(
+                (where, count) for where, count in connection.exec_driver_sql(query("look_crashed"))
+            ),
         )
 
 
@@ -113,7 +124,10 @@ def causes(
     limit: int = 50,
     sparklines: bool = False,
 ) -> tuple[Cause, ...]:
-    """Dead messages by cause, the one that somebody died of last first; with `sparklines`, when in the last day."""
+    """Dead messages by cause, the one that somebody died of last first.
+
+    With `sparklines`, when in the last day.
+    """
     parameters = {"fingerprint": fingerprint, "limit": limit}
     rows = connection.exec_driver_sql(query("look_causes"), parameters).all()
     lines = _sparklines(connection, [row[0] for row in rows]) if sparklines and rows else {}
@@ -140,7 +154,9 @@ def processes_of(connection: Connection, seconds: float, limit: int = 1000) -> t
     return tuple(_process(dict(row)) for row in rows)
 
 
-def partitions_of(connection: Connection, processes: Sequence[Process], at: datetime) -> tuple[Partition, ...]:
+def partitions_of(
+    connection: Connection, processes: Sequence[Process], at: datetime
+) -> tuple[Partition, ...]:
     """How far the group is in each partition, and which living worker has it."""
     owners = {
         (topic, number): process.id
@@ -153,7 +169,9 @@ def partitions_of(connection: Connection, processes: Sequence[Process], at: date
     return tuple(_partition(owners, *row) for row in rows)
 
 
-def rates(connection: Connection, *, projection: str = "main", seconds: int = RATE_SECONDS) -> tuple[Rate, ...]:
+def rates(
+    connection: Connection, *, projection: str = "main", seconds: int = RATE_SECONDS
+) -> tuple[Rate, ...]:
     """What happened a second to messages of each biz_type, over so many seconds."""
     parameters = {"projection": projection, "seconds": seconds}
     return tuple(
@@ -196,7 +214,9 @@ def proof(connection: Connection) -> Proof | None:
     if row is None:
         return None
     number, at, complete, messages, wrong, missing, doubled, until, left = row
-    newer = connection.exec_driver_sql(query("look_newer"), {"id": until, "most": MOST}).scalar_one()
+    newer = connection.exec_driver_sql(
+        query("look_newer"), {"id": until, "most": MOST}
+    ).scalar_one()
     under_way = newer + left
     return Proof(
         id=number,
@@ -229,7 +249,9 @@ def _relays(
     relays = [
         status
         for _, seen in primary.values()
-        for status in from_rows(seen.get("relays", ()), seen.get("sharing", {}), seen.get("attendance", {}))
+        for status in from_rows(
+            seen.get("relays", ()), seen.get("sharing", {}), seen.get("attendance", {})
+        )
     ]
     return tuple(relays), min((moment for moment, _ in primary.values()), default=at)
 
@@ -264,7 +286,10 @@ def _totals(
 def _gaps(
     totals: Totals, relays: Sequence[RelayStatus], partitions: Sequence[Partition], at: datetime
 ) -> tuple[Gap, ...]:
-    """What waits before each step; the relay's rows are ids drawn, of messages that rolled back too."""
+    """What waits before each step.
+
+    The relay's rows are ids drawn, of messages that rolled back too.
+    """
     behind = max((relay.lag.seconds for relay in relays), default=None)
     lag = sum(partition.lag or 0 for partition in partitions)
     waited = (at - totals.oldest).total_seconds() if totals.oldest is not None else 0.0
@@ -362,7 +387,9 @@ def _pins(
 ) -> tuple[Pin, ...]:
     if not replica:
         rows = connection.exec_driver_sql(query("outbox_pins"), {"seconds": PIN_SECONDS})
-        return tuple(Pin(pid, gid, application, state, since) for pid, gid, state, application, since in rows)
+        return tuple(
+            Pin(pid, gid, application, state, since) for pid, gid, state, application, since in rows
+        )
     return tuple(
         Pin(pid, gid, application, state, datetime.fromisoformat(since))
         for _, seen in primary.values()
@@ -380,7 +407,11 @@ def _room(connection: Connection) -> Room:
 def _retention(
     primary: Mapping[str, tuple[datetime, Mapping[str, Any]]],
 ) -> tuple[TopicLimit, ...]:
-    limits = {topic: seconds for _, seen in primary.values() for topic, seconds in seen.get("retention", {}).items()}
+    limits = {
+        topic: seconds
+        for _, seen in primary.values()
+        for topic, seconds in seen.get("retention", {}).items()
+    }
     return tuple(TopicLimit(topic, seconds) for topic, seconds in sorted(limits.items()))
 
 

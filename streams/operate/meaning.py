@@ -23,9 +23,13 @@ _HANDLER = "read the error; mend the handler or the data it needs, deploy, then 
 MEANINGS: Mapping[str, Meaning] = {
     # Our own words.
     "json": Meaning(
-        "its payload is not JSON", "have its producer mended; discard it, or replay it with a right payload"
+        "its payload is not JSON",
+        "have its producer mended; discard it, or replay it with a right payload",
     ),
-    "null": Meaning("its payload is null", "have its producer mended; discard it, or replay it with a right payload"),
+    "null": Meaning(
+        "its payload is null",
+        "have its producer mended; discard it, or replay it with a right payload",
+    ),
     "payload": Meaning(
         "its payload does not fit its event: a field is missing, of another type, or holds NUL",
         "replay it with a right payload, or deploy an event that takes it, then replay",
@@ -51,18 +55,30 @@ MEANINGS: Mapping[str, Meaning] = {
         "see what the handler waits for; mend it or raise worker.handler_timeout, then replay",
     ),
     "unpublishable": Meaning(
-        "no Kafka record can carry it", "see the reason: too large, or no such topic; mend that, then replay"
+        "no Kafka record can carry it",
+        "see the reason: too large, or no such topic; mend that, then replay",
     ),
     # PostgreSQL.
     "22": Meaning(
         "the database cannot take a value: too long, out of range, or of another form",
         "replay it with a right payload, or widen the column, then replay",
     ),
-    "22001": Meaning("a text is longer than its column", "widen the column, or replay with a shorter text"),
-    "22003": Meaning("a number is out of its column's range", "widen the column, or replay with a right number"),
-    "22P02": Meaning("a text is not of the form that its column needs", "replay it with a right payload"),
-    "23": Meaning("a constraint of a table refuses it", "see which constraint; mend the data, then replay"),
-    "23502": Meaning("a column that must have a value gets none", "replay with that field, or let the column be null"),
+    "22001": Meaning(
+        "a text is longer than its column", "widen the column, or replay with a shorter text"
+    ),
+    "22003": Meaning(
+        "a number is out of its column's range", "widen the column, or replay with a right number"
+    ),
+    "22P02": Meaning(
+        "a text is not of the form that its column needs", "replay it with a right payload"
+    ),
+    "23": Meaning(
+        "a constraint of a table refuses it", "see which constraint; mend the data, then replay"
+    ),
+    "23502": Meaning(
+        "a column that must have a value gets none",
+        "replay with that field, or let the column be null",
+    ),
     "23503": Meaning(
         "it names a row of another table that is not there",
         "see which constraint; once that row exists, replay",
@@ -72,7 +88,8 @@ MEANINGS: Mapping[str, Meaning] = {
         "see which constraint; if it was written by another way, discard it, else mend the key, then replay",
     ),
     "23514": Meaning(
-        "a CHECK of a table refuses a value", "replay with a right value, or change the CHECK, then replay"
+        "a CHECK of a table refuses a value",
+        "replay with a right value, or change the CHECK, then replay",
     ),
     "40": Meaning("the database gave its transaction up for another one", "replay it"),
     "42": Meaning(
@@ -81,12 +98,16 @@ MEANINGS: Mapping[str, Meaning] = {
     ),
     "42501": Meaning("the worker's role lacks a right", "grant it (docs/security.md), then replay"),
     "53": Meaning("the server lacked room, memory or connections", "give it some, then replay"),
-    "54": Meaning("it is beyond a limit of the server", "make it smaller, then replay with another payload"),
+    "54": Meaning(
+        "it is beyond a limit of the server", "make it smaller, then replay with another payload"
+    ),
     "57014": Meaning(
         "its statement took longer than the handler's timeout",
         "see what it waits for: a lock, a missing index; mend it, then replay",
     ),
-    "XX": Meaning("the server met an internal error", "read PostgreSQL's log; mend it, then try one"),
+    "XX": Meaning(
+        "the server met an internal error", "read PostgreSQL's log; mend it, then try one"
+    ),
 }
 
 

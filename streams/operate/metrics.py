@@ -32,8 +32,12 @@ def cluster_metrics(snapshot: Snapshot, faults: Iterable[Fault]) -> bytes:
 
 def _messages(snapshot: Snapshot) -> Iterator[Metric]:
     totals = snapshot.totals
-    messages = _family("outbox_messages", "Messages by status; pending and published up to a limit.", "status")
-    more = _family("outbox_messages_more", "1 where there are more than outbox_messages says.", "status")
+    messages = _family(
+        "outbox_messages", "Messages by status; pending and published up to a limit.", "status"
+    )
+    more = _family(
+        "outbox_messages_more", "1 where there are more than outbox_messages says.", "status"
+    )
     for status, count in (("pending", totals.pending), ("published", totals.published)):
         messages.add_metric([status], count.number)
         more.add_metric([status], int(count.more))
@@ -41,7 +45,9 @@ def _messages(snapshot: Snapshot) -> Iterator[Metric]:
         messages.add_metric([status], getattr(totals, status))
     yield messages
     yield more
-    causes = _family("outbox_dead_messages", "Dead messages by cause.", "fingerprint", "biz_type", "error_code")
+    causes = _family(
+        "outbox_dead_messages", "Dead messages by cause.", "fingerprint", "biz_type", "error_code"
+    )
     for cause in snapshot.causes:
         labels = [cause.fingerprint, cause.biz_type or "", cause.error_code or ""]
         causes.add_metric(labels, cause.messages)
@@ -52,12 +58,16 @@ def _messages(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _flow(snapshot: Snapshot) -> Iterator[Metric]:
-    rates = _family("outbox_rate", "Messages a second over the last minute, about.", "biz_type", "what")
+    rates = _family(
+        "outbox_rate", "Messages a second over the last minute, about.", "biz_type", "what"
+    )
     for rate in snapshot.rates:
         for name, value in _rates(rate):
             rates.add_metric([rate.biz_type, name], value)
     yield rates
-    latency = _family("outbox_latency_bound_seconds", "From enqueueing to persisting: at most.", "quantile")
+    latency = _family(
+        "outbox_latency_bound_seconds", "From enqueueing to persisting: at most.", "quantile"
+    )
     for quantile, bound in (
         ("0.5", snapshot.latency.p50),
         ("0.95", snapshot.latency.p95),
@@ -87,7 +97,9 @@ def _relays(snapshot: Snapshot) -> Iterator[Metric]:
     rows = _family("outbox_relay_lag_rows", "Ids drawn since the floor.", "relay")
     seconds = _family("outbox_relay_lag_seconds", "Age of the oldest row above the floor.", "relay")
     held = _family("outbox_wal_held_bytes", "Log that the slot holds back.", "relay")
-    safe = _family("outbox_wal_safe_bytes", "What more may be written before the slot is lost.", "relay")
+    safe = _family(
+        "outbox_wal_safe_bytes", "What more may be written before the slot is lost.", "relay"
+    )
     for relay in snapshot.relays:
         name = [relay.name]
         leaders.add_metric(name, int(relay.leader is not None))
@@ -124,19 +136,25 @@ def _workers(snapshot: Snapshot) -> Iterator[Metric]:
 
 def _care(snapshot: Snapshot) -> Iterator[Metric]:
     room = snapshot.room
-    yield _gauge("outbox_partition_room_ids", "Ids that partitions of the outbox are left for.", room.ids)
+    yield _gauge(
+        "outbox_partition_room_ids", "Ids that partitions of the outbox are left for.", room.ids
+    )
     if room.seconds is not None:
         yield _gauge("outbox_partition_room_seconds", "How long they last.", room.seconds)
     if snapshot.proof is not None:
         age = (snapshot.at - snapshot.proof.at).total_seconds()
         yield _gauge("outbox_audit_age_seconds", "Since the last audit.", age)
         yield _gauge("outbox_audit_wrong", "What it found wrong.", snapshot.proof.wrong)
-    yield _gauge("outbox_snapshot_timestamp_seconds", "When this was read.", snapshot.at.timestamp())
+    yield _gauge(
+        "outbox_snapshot_timestamp_seconds", "When this was read.", snapshot.at.timestamp()
+    )
 
 
 def _faults(faults: Iterable[Fault]) -> Metric:
     """Each kind of fault there is, with how many there are of it: an alert needs a 0 to end."""
-    family = _family("outbox_fault", "Faults by kind (docs/monitoring/runbook.md).", "code", "severity")
+    family = _family(
+        "outbox_fault", "Faults by kind (docs/monitoring/runbook.md).", "code", "severity"
+    )
     counts = dict.fromkeys(CODES, 0)
     for fault in faults:
         counts[fault.code] += 1

@@ -5,8 +5,9 @@
     step      1 message, then 10, then 89, then 1,000 at a time; the next begins when these have their fates
     stop      by itself when more than a tenth of a step is dead again, or fails again; or when somebody says so
 
-Whoever holds the advisory lock of an operation works it: a command, a worker, a page's process.  What was sent is noted in
-the transaction that sends it, so whoever takes it up after a death goes on where the last one was.
+Whoever holds the advisory lock of an operation works it: a command, a worker, a page's process.
+What was sent is noted in the transaction that sends it, so whoever takes it up after a death goes
+on where the last one was.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ class NoSuchOperation(StreamsError):
 class Operation:
     """One bulk act.  `planned` messages, of which `late` come after later ones of their conversation went on.
 
-    `done` were worked, `failed` of them are dead or fail again; of those left alone `circling` were replayed too often,
-    and `gone` were no longer dead.
-    `state` is preview, running, stopped (`reason` says why) or done.  `at_once`: without trying a few first.
+    `done` were worked, `failed` of them are dead or fail again; of those left alone `circling` were
+    replayed too often, and `gone` were no longer dead. `state` is preview, running, stopped
+    (`reason` says why) or done.  `at_once`: without trying a few first.
     """
 
     id: int
@@ -113,7 +114,10 @@ def preview(
     rate: float | None = None,
     at_once: bool = False,
 ) -> Operation:
-    """Write down what the act would work now.  NotDead when a message was named that is not dead; UsageError for none."""
+    """Write down what the act would work now.  NotDead when a message was named that is not dead.
+
+    UsageError for none.
+    """
     if act not in ACTS:
         raise UsageError(f"unknown act {act!r:.40}: expected one of {', '.join(ACTS)}")
     with connection.begin():
@@ -123,7 +127,9 @@ def preview(
         missing = set(choice.ids or ()) - {name for name, _ in plan}
         if missing and not choice.limit:
             first = min(missing, key=parts_of)
-            raise NotDead(f"message {first} is not dead, or does not fit the filter: nothing was done")
+            raise NotDead(
+                f"message {first} is not dead, or does not fit the filter: nothing was done"
+            )
         if not plan:
             raise UsageError("no dead message fits: nothing to do")
         parameters = {
@@ -139,14 +145,17 @@ def preview(
             "planned": len(plan),
             "late": sum(not held for _, held in plan),
         }
-        number: int = connection.exec_driver_sql(query("operation_preview"), parameters).scalar_one()
+        number: int = connection.exec_driver_sql(
+            query("operation_preview"), parameters
+        ).scalar_one()
         return _read(connection, number)
 
 
 def submit(connection: Connection, number: int, operator: Operator) -> Operation:
     """Let a preview be worked, exactly as it was; submitting it twice does nothing.
 
-    PreviewChanged says what is different now; NoSuchOperation when there is no such preview any more.
+    PreviewChanged says what is different now; NoSuchOperation when there is no such preview any
+    more.
     """
     with connection.begin():
         connection.exec_driver_sql(query("operation_lock"), {"id": number})
@@ -189,7 +198,9 @@ def operation(connection: Connection, number: int) -> Operation:
         return _read(connection, number)
 
 
-def operations(connection: Connection, *, before: int | None = None, limit: int = 50) -> list[Operation]:
+def operations(
+    connection: Connection, *, before: int | None = None, limit: int = 50
+) -> list[Operation]:
     """Operations, the newest first; `before` is the id of the last one of the page before."""
     with connection.begin():
         parameters = {"before": before, "limit": limit}
@@ -203,7 +214,8 @@ def items(connection: Connection, number: int, *, after: int = 0, limit: int = 5
         parameters = {"id": number, "after": after, "limit": limit}
         rows = connection.exec_driver_sql(query("operation_items"), parameters)
         return [
-            Item(position, name_of(source, outbox_id), outcome, at) for position, source, outbox_id, outcome, at in rows
+            Item(position, name_of(source, outbox_id), outcome, at)
+            for position, source, outbox_id, outcome, at in rows
         ]
 
 
@@ -247,12 +259,19 @@ def work(connection: Connection, number: int) -> float | None:
                 return None
             step = {"id": number, "begin": now.step_end, "end": rows[-1][0]}
             connection.exec_driver_sql(query("operation_step"), step)
-    _send(connection, now, [(position, name_of(source, outbox_id)) for position, source, outbox_id in rows])
+    _send(
+        connection,
+        now,
+        [(position, name_of(source, outbox_id)) for position, source, outbox_id in rows],
+    )
     return 0.0 if now.at_once or now.act == "discard" else POLL_SECONDS
 
 
 def work_all(connection: Connection) -> float:
-    """Do what can be done of every running operation that nobody else works; seconds after which to come back."""
+    """Do what can be done of every running operation that nobody else works.
+
+    Seconds after which to come back.
+    """
     with connection.begin():
         numbers = list(connection.exec_driver_sql(query("operations_running")).scalars())
     pauses = [5.0]
@@ -266,7 +285,9 @@ def work_all(connection: Connection) -> float:
 class _Items:
     """Keeps account of an operation's messages in the transactions that work them."""
 
-    def __init__(self, connection: Connection, operation: Operation, positions: Mapping[MessageId, int]) -> None:
+    def __init__(
+        self, connection: Connection, operation: Operation, positions: Mapping[MessageId, int]
+    ) -> None:
         self.operation = operation.id
         self._connection, self._through, self._positions = connection, operation.through, positions
 
@@ -290,7 +311,9 @@ def _send(connection: Connection, now: Operation, rows: Sequence[tuple[int, Mess
     ledger = _Items(connection, now, {name: position for position, name in rows})
     operator, names = Operator(now.who, now.why), [name for _, name in rows]
     if now.act == "replay":
-        steps = replay(connection, names, operator, now.choice, force=now.force, rate=now.rate, ledger=ledger)
+        steps = replay(
+            connection, names, operator, now.choice, force=now.force, rate=now.rate, ledger=ledger
+        )
     else:
         steps = discard(connection, names, operator, now.choice, rate=now.rate, ledger=ledger)
     for _ in steps:
@@ -328,7 +351,9 @@ def _end(connection: Connection, number: int, state: str, reason: str | None) ->
 
 def _note(connection: Connection, number: int, outcomes: Mapping[int, str]) -> None:
     if outcomes:
-        rows = [{"position": position, "outcome": outcome} for position, outcome in outcomes.items()]
+        rows = [
+            {"position": position, "outcome": outcome} for position, outcome in outcomes.items()
+        ]
         parameters = {"id": number, "outcomes": orjson.dumps(rows).decode()}
         connection.exec_driver_sql(query("operation_outcomes"), parameters)
 

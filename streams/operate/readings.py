@@ -17,9 +17,12 @@ _CODE = re.compile(r"[A-Za-z0-9_.]{1,60}")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One thing that may be meant; `exists` is None where only a look at the whole outbox would tell.
+    """One thing that may be meant.
 
-    `name` is the message's id, the cause's fingerprint or error code, or the conversation's key; `topic` goes with a key.
+    `exists` is None where only a look at the whole outbox would tell.
+
+    `name` is the message's id, the cause's fingerprint or error code, or the conversation's key;
+    `topic` goes with a key.
     """
 
     kind: Literal["message", "cause", "code", "conversation"]
@@ -29,7 +32,10 @@ class Reading:
 
 
 def readings(connection: Connection, text: str) -> list[Reading]:
-    """Everything that this may mean, what exists first; empty for nothing and for what no key can be."""
+    """Everything that this may mean, what exists first.
+
+    Empty for nothing and for what no key can be.
+    """
     text = text.strip()
     if not text or "\x00" in text or len(text.encode()) > 1024:
         return []

@@ -1,7 +1,7 @@
 """Taking on a database that is not the one a relay published from, by an operator's order.
 
-What Kafka has of the other database's life is not known here.  So ids it may have drawn are not drawn again, and what is
-not known to be published is published.
+What Kafka has of the other database's life is not known here.  So ids it may have drawn are not
+drawn again, and what is not known to be published is published.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class Plan:
     beat: int
 
 
-def plan(connection: Connection, settings: Settings, *, skip: int, force: bool = False) -> Plan | None:
+def plan(
+    connection: Connection, settings: Settings, *, skip: int, force: bool = False
+) -> Plan | None:
     """What there is to adopt; None when this is the database that the relay knows, unless `force`.
 
     Reads Kafka's beat first; ServiceUnreachable without Kafka.
@@ -60,7 +62,9 @@ def plan(connection: Connection, settings: Settings, *, skip: int, force: bool =
     )
 
 
-def adopt(connection: Connection, settings: Settings, adoption: Plan, *, who: str, why: str | None) -> None:
+def adopt(
+    connection: Connection, settings: Settings, adoption: Plan, *, who: str, why: str | None
+) -> None:
     """Do it, in one transaction, and write it down.  UsageError while a relay of this name leads."""
     relay = {"relay": adoption.relay}
     with connection.begin():

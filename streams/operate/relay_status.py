@@ -41,7 +41,10 @@ class Lag:
 
 @dataclass(frozen=True, slots=True)
 class SlotHealth:
-    """The relay's replication slot; `safe_bytes` more may be written before it is lost (None: no limit)."""
+    """The relay's replication slot.
+
+    `safe_bytes` more may be written before it is lost (None: no limit).
+    """
 
     wal_status: str | None
     active: bool
@@ -52,8 +55,10 @@ class SlotHealth:
 @dataclass(frozen=True, slots=True)
 class RelayStatus:
     """One relay name.  `mode` publishes now, `asked` is what the leader was started with, `wish` what operators asked for
-    later; `doing` is streaming, polling, healing, connector or waiting.  `strange`: this is not the database it knows.
-    `sharing` are relays that lead some shards each; the `leader` is the one with the first."""
+    later; `doing` is streaming, polling, healing, connector or waiting.  `strange`: this is not the
+    database it knows. `sharing` are relays that lead some shards each; the `leader` is the one with
+    the first.
+    """
 
     name: str
     mode: str | None
@@ -77,7 +82,10 @@ def standing(connection: Connection, relay: str | None = None) -> list[RelayStat
     """How this relay stands, or each that ever had a leader or a slot of its own."""
     rows = connection.exec_driver_sql(query("relays_standing"), {"relay": relay}).mappings().all()
     return [
-        _standing(dict(row), _sharing(connection, row["name"]), _attendance(connection, row["name"])) for row in rows
+        _standing(
+            dict(row), _sharing(connection, row["name"]), _attendance(connection, row["name"])
+        )
+        for row in rows
     ]
 
 
@@ -88,7 +96,11 @@ def from_rows(
 ) -> list[RelayStatus]:
     """How relays stood when a leader wrote the same rows down: read where the primary cannot be asked."""
     return [
-        _standing(dict(row), _sharers(sharing.get(row["name"], ())), _present(attendance.get(row["name"], ())))
+        _standing(
+            dict(row),
+            _sharers(sharing.get(row["name"], ())),
+            _present(attendance.get(row["name"], ())),
+        )
         for row in rows
     ]
 
@@ -100,13 +112,30 @@ def _standing(row: dict[str, Any], sharing: list[Member], present: list[Member])
         leader = Member(row["pid"], (row["leader"] or "").rpartition(":")[0], row["asked"])
     slot = None
     if row["wal_status"] is not None or row["held"] is not None:
-        slot = SlotHealth(row["wal_status"], row["slot_active"], row["held"] or 0, row["safe_wal_size"])
+        slot = SlotHealth(
+            row["wal_status"], row["slot_active"], row["held"] or 0, row["safe_wal_size"]
+        )
     return RelayStatus(
-        **{key: row[key] for key in ("name", "mode", "asked", "wish", "doing", "reason", "floor", "position", "rate")},
+        **{
+            key: row[key]
+            for key in (
+                "name",
+                "mode",
+                "asked",
+                "wish",
+                "doing",
+                "reason",
+                "floor",
+                "position",
+                "rate",
+            )
+        },
         leader=leader,
         silent_seconds=row["silent"],
         sharing=tuple(sharing),
-        standbys=tuple(each for each in present if not any(_same(each, other) for other in (leader, *sharing))),
+        standbys=tuple(
+            each for each in present if not any(_same(each, other) for other in (leader, *sharing))
+        ),
         lag=Lag(row["lag_bytes"], row["lag_rows"], round(row["lag_seconds"], 3)),
         slot=slot,
         strange=row["strange"],
@@ -118,11 +147,16 @@ def _sharing(connection: Connection, relay: str) -> list[Member]:
 
 
 def _sharers(rows: Iterable[Sequence[Any]]) -> list[Member]:
-    return [Member(pid, (leader or "").rpartition(":")[0], "poll", tuple(shards)) for pid, leader, shards in rows]
+    return [
+        Member(pid, (leader or "").rpartition(":")[0], "poll", tuple(shards))
+        for pid, leader, shards in rows
+    ]
 
 
 def _attendance(connection: Connection, relay: str) -> list[Member]:
-    return _present(connection.exec_driver_sql(query("relay_attendance"), {"relay": relay}).scalars())
+    return _present(
+        connection.exec_driver_sql(query("relay_attendance"), {"relay": relay}).scalars()
+    )
 
 
 def _present(names: Iterable[str]) -> list[Member]:

@@ -13,7 +13,9 @@ from streams.errors import UsageError
 from streams.settings import Settings
 
 
-def switch(connection: Connection, settings: Settings, mode: str, *, who: str, why: str | None) -> None:
+def switch(
+    connection: Connection, settings: Settings, mode: str, *, who: str, why: str | None
+) -> None:
     """Ask for this mode from now on, and write it down.
 
     UsageError when it cannot be had, or nobody would follow.
@@ -24,9 +26,13 @@ def switch(connection: Connection, settings: Settings, mode: str, *, who: str, w
             "to switch to debezium set connect.url, and connect.register to true, for every relay of this name"
         )
     with connection.begin():
-        row = connection.exec_driver_sql(query("relay_switch"), {"relay": relay, "wish": mode}).first()
+        row = connection.exec_driver_sql(
+            query("relay_switch"), {"relay": relay, "wish": mode}
+        ).first()
         if row is None or row[0] is None:
-            raise UsageError(f"relay {relay} never ran here: start it, `streams relay --mode {mode}`")
+            raise UsageError(
+                f"relay {relay} never ran here: start it, `streams relay --mode {mode}`"
+            )
         asked, leads = row
         if leads and asked != "auto":
             raise UsageError(
@@ -36,7 +42,15 @@ def switch(connection: Connection, settings: Settings, mode: str, *, who: str, w
         note(connection, "relay switch", who, why, {"relay": relay, "to": mode})
 
 
-def note(connection: Connection, act: str, who: str, why: str | None, what: Mapping[str, Any]) -> None:
+def note(
+    connection: Connection, act: str, who: str, why: str | None, what: Mapping[str, Any]
+) -> None:
     """Write an operator's act down, in the transaction that does it."""
-    parameters = {"who": who, "act": act, "outbox_id": None, "what": orjson.dumps(what).decode(), "why": why}
+    parameters = {
+        "who": who,
+        "act": act,
+        "outbox_id": None,
+        "what": orjson.dumps(what).decode(),
+        "why": why,
+    }
     connection.exec_driver_sql(query("note_action"), parameters)

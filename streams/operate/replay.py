@@ -1,8 +1,9 @@
 """Replay and discard: bounded transactions in order, each with its row in `outbox_actions`.
 
-A replay is a new outbox row that names its root, so the relay publishes it like any other; the root's state says
-`replaying` and which row counts, and a worker takes no other.  A message of another system has no outbox row: it is due
-again with the payload that was kept, and workers take it up.
+A replay is a new outbox row that names its root, so the relay publishes it like any other; the
+root's state says `replaying` and which row counts, and a worker takes no other.  A message of
+another system has no outbox row: it is due again with the payload that was kept, and workers take
+it up.
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ class Step:
 
 
 class Ledger(Protocol):
-    """Whoever keeps account of an act, inside each of its transactions; `operation` is what the act is part of."""
+    """Whoever keeps account of an act, inside each of its transactions.
+
+    `operation` is what the act is part of.
+    """
 
     operation: int
 
@@ -80,8 +84,8 @@ def replay(
 ) -> Iterator[Step]:
     """Send these dead messages again, in this order (`in_order` gives it), at most `rate` a second.
 
-    Each step is committed when it is yielded. Messages replayed MOST_REPLAYS times are left dead unless `force`; one
-    that is circling alone is a ReplayLimitReached.
+    Each step is committed when it is yielded. Messages replayed MOST_REPLAYS times are left dead
+    unless `force`; one that is circling alone is a ReplayLimitReached.
     """
     for batch in _paced(ids, rate):
         with connection.begin():
@@ -104,7 +108,9 @@ def replay(
                 sent = dict.fromkeys(chosen, "sent")
                 ledger.note(
                     {
-                        message_id: sent.get(message_id, "circling" if message_id in dead else "gone")
+                        message_id: sent.get(
+                            message_id, "circling" if message_id in dead else "gone"
+                        )
                         for message_id in batch
                     }
                 )
@@ -134,9 +140,16 @@ def discard(
 
 
 def edit(
-    connection: Connection, name: MessageId, text: bytes, registry: Registry, max_bytes: int, operator: Operator
+    connection: Connection,
+    name: MessageId,
+    text: bytes,
+    registry: Registry,
+    max_bytes: int,
+    operator: Operator,
 ) -> None:
-    """Replay one dead message with another payload; the old one stays in its outbox row, or beside the new one.
+    """Replay one dead message with another payload.
+
+    The old one stays in its outbox row, or beside the new one.
 
     UsageError says what is wrong with the payload, or that it belongs to another conversation.
     """
@@ -148,13 +161,19 @@ def edit(
         about: dict[str, Any] = {"edited": True} | _deaths(dead, [name])
         parameters = {"source": source, "outbox_id": outbox_id}
         if source:
-            old, biz_type, _ = connection.exec_driver_sql(query("foreign_payload"), parameters).one()
+            old, biz_type, _ = connection.exec_driver_sql(
+                query("foreign_payload"), parameters
+            ).one()
             event = _agent(biz_type, registry).event
             key, payload = _checked(text, event, envelope.conversation(old, event), max_bytes)
-            connection.exec_driver_sql(query("foreign_edit"), parameters | {"payload": payload, "key": key})
+            connection.exec_driver_sql(
+                query("foreign_edit"), parameters | {"payload": payload, "key": key}
+            )
             _send_again(connection, [name])
         else:
-            about["replaced"], _, biz_type, key = connection.exec_driver_sql(query("dead_payload"), parameters).one()
+            about["replaced"], _, biz_type, key = connection.exec_driver_sql(
+                query("dead_payload"), parameters
+            ).one()
             _, payload = _checked(text, _agent(biz_type, registry).event, key, max_bytes)
             _send_again(connection, [name], payload)
         note(connection, operator, "replay", [name], about)
@@ -163,11 +182,16 @@ def edit(
 def compare(
     connection: Connection, name: MessageId, text: bytes, registry: Registry, max_bytes: int
 ) -> tuple[str, str]:
-    """The payload that counts now, and this one as `edit` would store it; UsageError as there, and nothing is done."""
+    """The payload that counts now, and this one as `edit` would store it.
+
+    UsageError as there, and nothing is done.
+    """
     source, outbox_id = parts_of(name)
     parameters = {"source": source, "outbox_id": outbox_id}
     with connection.begin():
-        row = connection.exec_driver_sql(query("foreign_payload" if source else "dead_payload"), parameters)
+        row = connection.exec_driver_sql(
+            query("foreign_payload" if source else "dead_payload"), parameters
+        )
         letter = row.mappings().one_or_none()
     if letter is None or letter["payload"] is None:
         raise NotDead(f"message {name} is not dead: nothing was done")
@@ -177,13 +201,25 @@ def compare(
 
 
 def plan(connection: Connection, choice: Choice) -> list[MessageId]:
-    """The messages an act on this choice would work, in its order; leaves the connection in no transaction."""
+    """The messages an act on this choice would work, in its order.
+
+    Leaves the connection in no transaction.
+    """
     with connection.begin():
         return in_order(connection, choice)
 
 
-def note(connection: Connection, operator: Operator, act: str, ids: list[MessageId], about: dict[str, Any]) -> None:
-    """Write an act on these messages down, in the transaction that does it; nothing when there are none."""
+def note(
+    connection: Connection,
+    operator: Operator,
+    act: str,
+    ids: list[MessageId],
+    about: dict[str, Any],
+) -> None:
+    """Write an act on these messages down, in the transaction that does it.
+
+    Nothing when there are none.
+    """
     if not ids:
         return
     what = {"count": len(ids), "ids": ids} | {name: value for name, value in about.items() if value}
@@ -230,7 +266,9 @@ class _Death(NamedTuple):
     error: str | None
 
 
-def _lock(connection: Connection, ids: Sequence[MessageId], ledger: Ledger | None) -> dict[MessageId, _Death]:
+def _lock(
+    connection: Connection, ids: Sequence[MessageId], ledger: Ledger | None
+) -> dict[MessageId, _Death]:
     """Those still dead, with how they stand."""
     dead = _locked(connection, ids)
     if ledger is None:
@@ -258,17 +296,23 @@ def _deaths(dead: Mapping[MessageId, _Death], ids: Sequence[MessageId]) -> dict[
 
 def _send_again(connection: Connection, ids: list[MessageId], payload: str | None = None) -> None:
     if ids:
-        rows = connection.exec_driver_sql(query("dead_replay"), {"ids": ours(ids), "payload": payload}).all()
+        rows = connection.exec_driver_sql(
+            query("dead_replay"), {"ids": ours(ids), "payload": payload}
+        ).all()
         if len(rows) != len(ours(ids)):
             lost = min(set(ours(ids)) - {row[0] for row in rows})
-            raise StreamsError(f"message {lost} has lost its outbox row and cannot be replayed: nothing was done")
+            raise StreamsError(
+                f"message {lost} has lost its outbox row and cannot be replayed: nothing was done"
+            )
         connection.exec_driver_sql(query("foreign_replay"), foreign(ids))
 
 
 def _agent(biz_type: str, registry: Registry) -> Agent:
     agent = registry.agents.get(biz_type)
     if agent is None:
-        raise UsageError(f"unknown biz_type {biz_type!r:.80}: expected one of {', '.join(sorted(registry.agents))}")
+        raise UsageError(
+            f"unknown biz_type {biz_type!r:.80}: expected one of {', '.join(sorted(registry.agents))}"
+        )
     return agent
 
 
@@ -279,5 +323,7 @@ def _checked(text: bytes, event: EventType, key: str | None, max_bytes: int) -> 
     except StreamsError as error:
         raise UsageError(f"the edited payload cannot be taken: {error}") from None
     if key is not None and new_key != key:
-        raise UsageError(f"the edited payload's {event.key!r} is {new_key!r:.80}, expected {key!r:.80}")
+        raise UsageError(
+            f"the edited payload's {event.key!r} is {new_key!r:.80}, expected {key!r:.80}"
+        )
     return new_key, payload

@@ -23,7 +23,9 @@ class NotDead(StreamsError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """None lets everything through; `error` is an error code or a fingerprint; `since` is when they died.
+    """None lets everything through; `error` is an error code or a fingerprint.
+
+    `since` is when they died.
 
     `source` is the name of another system, '' for our own outbox.
     """
@@ -39,7 +41,9 @@ class Choice:
     @property
     def empty(self) -> bool:
         """Whether it means every dead message there is."""
-        return self.source is None and not any((self.ids, self.biz_type, self.key, self.error, self.since, self.limit))
+        return self.source is None and not any(
+            (self.ids, self.biz_type, self.key, self.error, self.since, self.limit)
+        )
 
     def parameters(self) -> dict[str, Any]:
         """As the named queries of the desk read it."""
@@ -52,7 +56,10 @@ class Choice:
 
 
 def in_order(connection: Connection, choice: Choice) -> list[MessageId]:
-    """The ids, conversation after conversation, each in its original order; NotDead when one was named that is not."""
+    """The ids, conversation after conversation, each in its original order.
+
+    NotDead when one was named that is not.
+    """
     rows = connection.exec_driver_sql(query("dead_in_order"), choice.parameters())
     names = [read_name(row[0]) for row in rows]
     missing = sorted(set(choice.ids or ()) - set(names), key=parts_of)
@@ -66,7 +73,9 @@ def in_order(connection: Connection, choice: Choice) -> list[MessageId]:
 def _status(connection: Connection, name: MessageId) -> str | None:
     source, outbox_id = parts_of(name)
     if source:
-        rows = connection.exec_driver_sql(query("foreign_status"), {"source": source, "outbox_id": outbox_id})
+        rows = connection.exec_driver_sql(
+            query("foreign_status"), {"source": source, "outbox_id": outbox_id}
+        )
         return rows.scalar_one_or_none()
     known = connection.exec_driver_sql(query("statuses"), {"ids": [outbox_id]}).one_or_none()
     return known[1] if known else None

@@ -1,7 +1,8 @@
 """One look at a deployment: all that pages, commands and metrics show, read in one transaction.
 
-Everything here is frozen and knows no database: `streams.operate.look` reads it, `streams.operate.faults` judges it, and
-whoever shows it shows the same.  Times are aware and the database's; of a replica, those of its last replay.
+Everything here is frozen and knows no database: `streams.operate.look` reads it,
+`streams.operate.faults` judges it, and whoever shows it shows the same.  Times are aware and the
+database's; of a replica, those of its last replay.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Count:
 class Totals:
     """Where the messages are: exact, but for pending and published, which stop at `MOST`.
 
-    `held` is how many of the dead hold their conversation for an operator.  `oldest` is when the first message without a
-    fate was enqueued, None when every one has its fate.
+    `held` is how many of the dead hold their conversation for an operator.  `oldest` is when the
+    first message without a fate was enqueued, None when every one has its fate.
     """
 
     pending: Count
@@ -58,7 +59,9 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """One step of the pipeline: outbox, relay, topic, workers, rows; `seconds` is None where nobody knows.
+    """One step of the pipeline: outbox, relay, topic, workers, rows.
+
+    `seconds` is None where nobody knows.
 
     `messages` wait before this step, the first of them for `seconds`.
     """
@@ -96,9 +99,10 @@ class Latency:
 class Process:
     """One life of a process, known by the `id` of this incarnation.
 
-    `kind` is worker, relay or web; `name` the consumer group or the relay.  `state` is alive, silent (no heartbeat for ten
-    seconds), gone (for a minute) or ended (in order).  `runs` are in flight; what a run waits for has its SQLSTATE beside
-    it.  `figures` are Faust's own, as far as runs leave them right.  `silent` is seconds since the last heartbeat.
+    `kind` is worker, relay or web; `name` the consumer group or the relay.  `state` is alive,
+    silent (no heartbeat for ten seconds), gone (for a minute) or ended (in order).  `runs` are in
+    flight; what a run waits for has its SQLSTATE beside it.  `figures` are Faust's own, as far as
+    runs leave them right.  `silent` is seconds since the last heartbeat.
     """
 
     id: str
@@ -131,9 +135,12 @@ class Process:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """How far the group is in one partition.  `owner` is the `id` of the living worker that has it; None: nobody.
+    """How far the group is in one partition.  `owner` is the `id` of the living worker that has it.
 
-    `moved` is when the committed offset changed last, `worked` the time of the last record that was worked.
+    None: nobody.
+
+    `moved` is when the committed offset changed last, `worked` the time of the last record that was
+    worked.
     """
 
     group: str
@@ -177,7 +184,8 @@ class Head:
 class Cause:
     """Dead messages of one kind of error: equal but for numbers.  `error` is that of the `example`, the newest of them.
 
-    `sparkline` is how many died in each of the last 24 hours, oldest first; empty where it was not asked for.
+    `sparkline` is how many died in each of the last 24 hours, oldest first; empty where it was not
+    asked for.
     """
 
     fingerprint: str
@@ -197,8 +205,9 @@ class Cause:
 class Proof:
     """What the last audit found, and what is not proved yet.
 
-    Complete up to `until`, when the newest message that it looked at was enqueued; `missing` and `doubled` as it found
-    them, `wrong` everything; `under_way` messages came since or had no fate yet.
+    Complete up to `until`, when the newest message that it looked at was enqueued; `missing` and
+    `doubled` as it found them, `wrong` everything; `under_way` messages came since or had no fate
+    yet.
     """
 
     id: int
@@ -296,11 +305,12 @@ class Limits:
 class Snapshot:
     """A deployment at one moment; what a field holds is said at its type.
 
-    `replica`: read from a standby, `at` is its last replay.  `read_only`: the database takes no writes.  `projection` is
-    whose figures these are.  `versions` are those of the living processes.  `rejects` are records of the last ten minutes
-    that belong to no message, `recent_dead` those that died in the last five, `usual_dead` how many do so in five minutes
-    of the last day.  `ending` messages have at most three attempts left, `held_since` is when the conversation that is held
-    longest began to wait.
+    `replica`: read from a standby, `at` is its last replay.  `read_only`: the database takes no
+    writes.  `projection` is whose figures these are.  `versions` are those of the living processes.
+    `rejects` are records of the last ten minutes that belong to no message, `recent_dead` those
+    that died in the last five, `usual_dead` how many do so in five minutes of the last day.
+    `ending` messages have at most three attempts left, `held_since` is when the conversation that
+    is held longest began to wait.
     """
 
     at: datetime
@@ -340,13 +350,17 @@ class Snapshot:
     def workers(self) -> tuple[Process, ...]:
         """Those that are shown: alive or silent."""
         return tuple(
-            process for process in self.processes if process.kind == "worker" and process.state in ("alive", "silent")
+            process
+            for process in self.processes
+            if process.kind == "worker" and process.state in ("alive", "silent")
         )
 
     @property
     def versions(self) -> tuple[str, ...]:
         """Of what living processes run, each once."""
-        return tuple(sorted({process.version for process in self.processes if process.state == "alive"}))
+        return tuple(
+            sorted({process.version for process in self.processes if process.state == "alive"})
+        )
 
     @property
     def lag(self) -> int:

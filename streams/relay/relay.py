@@ -34,14 +34,23 @@ STANDBY_SECONDS = 1.0
 # A session that lasted this long was no failed attempt.
 GOOD_SESSION_SECONDS = 5.0
 
-OUTAGES = (psycopg.Error, KafkaException, DeliveryFailed, ServiceUnreachable, TopicsChanged, OSError)
+OUTAGES = (
+    psycopg.Error,
+    KafkaException,
+    DeliveryFailed,
+    ServiceUnreachable,
+    TopicsChanged,
+    OSError,
+)
 
 
 class Relay:
-    """Publishes what is committed to the outbox; `stop` ends it with everything in flight confirmed.
+    """Publishes what is committed to the outbox.
 
-    `mode` is cdc, poll, debezium, or auto: what an operator asked for last, else cdc where the server and the role allow it,
-    else poll.
+    `stop` ends it with everything in flight confirmed.
+
+    `mode` is cdc, poll, debezium, or auto: what an operator asked for last, else cdc where the
+    server and the role allow it, else poll.
     """
 
     def __init__(self, settings: Settings, registry: Registry, mode: str) -> None:
@@ -57,7 +66,8 @@ class Relay:
     async def run(self) -> None:
         """Until stopped; outages are waited out.
 
-        Raises UsageError or ServiceUnreachable when it cannot start, UsageError also when the deployment changed since.
+        Raises UsageError or ServiceUnreachable when it cannot start, UsageError also when the
+        deployment changed since.
         """
         await self._check()
         attempt = 0
@@ -79,7 +89,9 @@ class Relay:
         """What can be known before there is work: a person who starts it sees at once what is wrong."""
         shards = self._settings.relay.shards
         if shards > 1 and self._mode != "poll":
-            raise UsageError(f"relay.shards is {shards}: expected 1 in mode {self._mode}, only polling can be shared")
+            raise UsageError(
+                f"relay.shards is {shards}: expected 1 in mode {self._mode}, only polling can be shared"
+            )
         await asyncio.to_thread(check_database, self._settings)
         try:
             async with Leadership(self._settings, self._mode) as leadership:
@@ -92,7 +104,9 @@ class Relay:
         refuse_stranger(snapshot)
         plan = await desired_plan(self._settings, self._mode, snapshot)
         try:
-            await asyncio.to_thread(prepare_topics, self._settings, self._registry, plan.mode, Survey(self._settings))
+            await asyncio.to_thread(
+                prepare_topics, self._settings, self._registry, plan.mode, Survey(self._settings)
+            )
         except ServiceUnreachable:
             await self._drop_oversized_slot()
             raise
@@ -113,7 +127,9 @@ class Relay:
             leadership = Leadership(self._settings, self._mode)
             async with leadership:
                 if await leadership.take():
-                    session = LeaderSession(self._settings, self._registry, self._mode, leadership, self._stop)
+                    session = LeaderSession(
+                        self._settings, self._registry, self._mode, leadership, self._stop
+                    )
                     await session.drop_oversized_slot()
 
     def _roles(self) -> tuple[Leadership, LeaderSession]:

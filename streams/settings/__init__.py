@@ -1,8 +1,9 @@
 """Settings: `faust.yml`, overridden by the environment, else the dev services that run here.
 
-`STREAMS_<SECTION>__<KEY>` (`STREAMS_RELAY__MODE=poll`) wins over `DATABASE_URL` and `BROKER_URL`, and both over the file;
-the addresses are looked at when somebody needs them. An unknown key, a wrong type or an impossible combination raises
-SettingsInvalid with key, value and expectation. Secrets never print.
+`STREAMS_<SECTION>__<KEY>` (`STREAMS_RELAY__MODE=poll`) wins over `DATABASE_URL` and `BROKER_URL`,
+and both over the file; the addresses are looked at when somebody needs them. An unknown key, a
+wrong type or an impossible combination raises SettingsInvalid with key, value and expectation.
+Secrets never print.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The two addresses as people and other tools write them, with a driver in the scheme or not.
 
-`DATABASE_URL` and `BROKER_URL` are names that others use too: a service's SQLAlchemy, Django, Celery.  What names another
-system there is not meant for us, and nobody is refused because of it.
+`DATABASE_URL` and `BROKER_URL` are names that others use too: a service's SQLAlchemy, Django,
+Celery.  What names another system there is not meant for us, and nobody is refused because of it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ def meant_for_us(section: str, url: str) -> bool:
 
 
 def hint(section: str, environ: Mapping[str, str] = os.environ) -> str:
-    """What to say where an address is missing although its generic variable is set; else nothing."""
+    """What to say where an address is missing although its generic variable is set.
+
+    Else nothing.
+    """
     name = VARIABLES[section]
     url = environ.get(name)
     if not url or meant_for_us(section, url):
@@ -53,7 +56,9 @@ def database_address(url: str) -> str:
 def bootstrap_servers(url: str) -> str:
     """Kafka's servers, `host:port[,host:port]`; SettingsInvalid when it names none."""
     if not is_bootstrap(url):
-        raise SettingsInvalid(f"setting 'broker.url' is {redact(url)!r}: expected host:port[,host:port]")
+        raise SettingsInvalid(
+            f"setting 'broker.url' is {redact(url)!r}: expected host:port[,host:port]"
+        )
     return url.removeprefix("kafka://")
 
 
@@ -72,19 +77,29 @@ def is_database(url: str) -> bool:
 def is_bootstrap(url: str) -> bool:
     """Whether it names servers as host:port[,host:port]."""
     servers = url.removeprefix("kafka://").split(",")
-    matches = [re.fullmatch(r"(?:[\w.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})", server.strip()) for server in servers]
+    matches = [
+        re.fullmatch(r"(?:[\w.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})", server.strip())
+        for server in servers
+    ]
     return all(server and 1 <= int(server[1]) <= 65535 for server in matches)
 
 
 def _scheme(url: str) -> str | None:
     """The scheme without a driver; None when there is none."""
     scheme, separator, _ = url.partition("://")
-    return scheme.partition("+")[0].lower() if separator and re.fullmatch(r"[\w+.-]+", scheme) else None
+    return (
+        scheme.partition("+")[0].lower()
+        if separator and re.fullmatch(r"[\w+.-]+", scheme)
+        else None
+    )
 
 
 def _for_libpq(rest: str) -> str:
     """asyncpg calls libpq's `sslmode` `ssl`, and SQLAlchemy has options of its own for it."""
     place, question, query = rest.partition("?")
     options = [(name, value) for name, value in parse_qsl(query) if name not in _DIALECTS_OWN]
-    named = [("sslmode" if name == "ssl" else name, "require" if value == "true" else value) for name, value in options]
+    named = [
+        ("sslmode" if name == "ssl" else name, "require" if value == "true" else value)
+        for name, value in options
+    ]
     return f"{place}{question}{urlencode(named)}" if named else place

@@ -37,16 +37,24 @@ def refused_bind(web: Web, host: str) -> str | None:
     """Why nobody but this machine may listen at `host`, in words; None when it may be."""
     if host in LOOPBACK or web.access != "local":
         return None
-    return f"expected a loopback address ({', '.join(LOOPBACK)}) unless web.access is users or proxy"
+    return (
+        f"expected a loopback address ({', '.join(LOOPBACK)}) unless web.access is users or proxy"
+    )
 
 
 def _check_web(web: Web) -> None:
     if refused := refused_bind(web, web.host):
         raise SettingsInvalid(f"setting 'web.host' is {web.host!r}: {refused}")
-    needs = {"users": ("users", "secret"), "proxy": ("trusted_proxies", "proxy_secret"), "local": ()}[web.access]
+    needs = {
+        "users": ("users", "secret"),
+        "proxy": ("trusted_proxies", "proxy_secret"),
+        "local": (),
+    }[web.access]
     for key in needs:
         if not getattr(web, key):
-            raise SettingsInvalid(f"setting 'web.{key}' is not set: expected one, because web.access is {web.access}")
+            raise SettingsInvalid(
+                f"setting 'web.{key}' is not set: expected one, because web.access is {web.access}"
+            )
     for proxy in web.trusted_proxies:
         try:
             ipaddress.ip_network(proxy)
@@ -56,10 +64,14 @@ def _check_web(web: Web) -> None:
             ) from None
     for host in web.hosts:
         if not re.fullmatch(r"[A-Za-z0-9.-]+", host):
-            raise SettingsInvalid(f"setting 'web.hosts' names {host!r}: expected host names without scheme and port")
+            raise SettingsInvalid(
+                f"setting 'web.hosts' names {host!r}: expected host names without scheme and port"
+            )
     for origin in web.origins:
         if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+", origin):
-            raise SettingsInvalid(f"setting 'web.origins' names {origin!r}: expected scheme://host[:port]")
+            raise SettingsInvalid(
+                f"setting 'web.origins' names {origin!r}: expected scheme://host[:port]"
+            )
     if web.probe is not None and not is_bootstrap(web.probe):
         raise SettingsInvalid(f"setting 'web.probe' is {web.probe!r}: expected host:port")
     for key in ("database_url", "acts_url"):
@@ -76,7 +88,10 @@ def _check_login(broker: Broker) -> None:
             f"setting 'broker.sasl_mechanism' is {broker.sasl_mechanism!r}: "
             f"expected one exactly when broker.security_protocol ({protocol}) is SASL_*"
         )
-    for key, value in (("sasl_username", broker.sasl_username), ("sasl_password", broker.sasl_password)):
+    for key, value in (
+        ("sasl_username", broker.sasl_username),
+        ("sasl_password", broker.sasl_password),
+    ):
         if (broker.sasl_mechanism is not None) != bool(value):
             raise SettingsInvalid(
                 f"setting 'broker.{key}' is {'***' if value else value!r}: "
@@ -124,6 +139,10 @@ def _check_relay(relay: Relay) -> None:
 
 def _check_connect(connect: Connect) -> None:
     if connect.url is not None and not re.fullmatch(r"https?://[^/\s?#]+/?", connect.url):
-        raise SettingsInvalid(f"setting 'connect.url' is {redact(connect.url)!r}: expected http://host:port")
+        raise SettingsInvalid(
+            f"setting 'connect.url' is {redact(connect.url)!r}: expected http://host:port"
+        )
     if connect.register and connect.url is None:
-        raise SettingsInvalid("setting 'connect.register' is True: expected false unless connect.url is set")
+        raise SettingsInvalid(
+            "setting 'connect.register' is True: expected false unless connect.url is set"
+        )

@@ -40,7 +40,9 @@ def refusal(error: msgspec.ValidationError, raw: dict[str, Any]) -> str:
     elif expected.endswith(" for a key"):
         bad = next(name for name in _at(raw, key) if not isinstance(name, str))
         return f"setting {f'{key}.{bad}'.lstrip('.')!r} is a key of type {type(bad).__name__}: expected text"
-    expected = re.sub(r"`([\w |]+)`", lambda match: " or ".join(map(_word, match[1].split(" | "))), expected)
+    expected = re.sub(
+        r"`([\w |]+)`", lambda match: " or ".join(map(_word, match[1].split(" | "))), expected
+    )
     return f"setting {key!r} is {_shown(key, _at(raw, key))}: {expected}"
 
 

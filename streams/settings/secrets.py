@@ -24,13 +24,16 @@ def public(settings: Settings) -> dict[str, Any]:
 def redact(url: str) -> str:
     """The URL without its password, and without its query, which may hold another one."""
     scheme, separator, rest = url.rpartition("://")
-    # A password may hold any of :/?#@ unescaped, so that urlsplit would find it in the path: the last @ ends it.
+    # A password may hold any of :/?#@ unescaped, so that urlsplit would find it in the path: the
+    # last @ ends it.
     login, at, place = rest.rpartition("@")
     place, question, _ = place.partition("?")
     if not separator and not at and not re.fullmatch(r"[\w.:,\[\]-]*", place):
         return "***"  # `host=... password=...`, or anything else that is no address
     user, colon, _ = login.partition(":")
-    return f"{scheme}{separator}{user}{':***' if colon else ''}{at}{place}{'?***' if question else ''}"
+    return (
+        f"{scheme}{separator}{user}{':***' if colon else ''}{at}{place}{'?***' if question else ''}"
+    )
 
 
 def without_password(url: str) -> str:

@@ -20,24 +20,31 @@ Bytes = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
 Days = Annotated[float, msgspec.Meta(gt=0, le=365)]
 MessageId = Annotated[
-    str, msgspec.Meta(pattern=r"^[a-z0-9_]{1,60}\Z", description="1 to 60 lower case letters, digits and underscores")
+    str,
+    msgspec.Meta(
+        pattern=r"^[a-z0-9_]{1,60}\Z",
+        description="1 to 60 lower case letters, digits and underscores",
+    ),
 ]
 Prefix = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^[A-Za-z0-9._-]{0,100}\Z", description="at most 100 letters, digits, dots, underscores and dashes"
+        pattern=r"^[A-Za-z0-9._-]{0,100}\Z",
+        description="at most 100 letters, digits, dots, underscores and dashes",
     ),
 ]
 Group = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^[A-Za-z0-9._-]{1,150}\Z", description="1 to 150 letters, digits, dots, underscores and dashes"
+        pattern=r"^[A-Za-z0-9._-]{1,150}\Z",
+        description="1 to 150 letters, digits, dots, underscores and dashes",
     ),
 ]
 Source = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^[A-Za-z0-9._-]{1,249}\Z", description="1 to 249 letters, digits, dots, underscores and dashes"
+        pattern=r"^[A-Za-z0-9._-]{1,249}\Z",
+        description="1 to 249 letters, digits, dots, underscores and dashes",
     ),
 ]
 
@@ -82,7 +89,8 @@ class Outbox(_Section, frozen=True):
 class Topic(_Section, frozen=True):
     """How a topic is created, what its partition count must be, and what its records look like.
 
-    An envelope topic is another system's: `source` names that system, by default with the topic's name.
+    An envelope topic is another system's: `source` names that system, by default with the topic's
+    name.
     """
 
     partitions: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 8
@@ -93,7 +101,10 @@ class Topic(_Section, frozen=True):
 
 
 class Relay(_Section, frozen=True):
-    """Which relay publishes committed rows; relays of one name share a slot, one leads, the others stand by."""
+    """Which relay publishes committed rows.
+
+    Relays of one name share a slot, one leads, the others stand by.
+    """
 
     name: MessageId = "outbox"
     mode: Literal["auto", "cdc", "poll", "debezium"] = "auto"
@@ -146,7 +157,10 @@ class Token(_Section, frozen=True):
     """What a program sends as Bearer, by its SHA-256, and what it may do."""
 
     sha256: Annotated[
-        str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z", description="64 hex digits, the SHA-256 of the token")
+        str,
+        msgspec.Meta(
+            pattern=r"^[0-9a-f]{64}\Z", description="64 hex digits, the SHA-256 of the token"
+        ),
     ]
     role: Role = "viewer"
 
@@ -154,7 +168,8 @@ class Token(_Section, frozen=True):
 class Web(_Section, frozen=True):
     """Where the operators' pages are served, and who may see what.
 
-    `access` is how whoever asks is known: nobody but this machine, users with passwords, or a proxy that says it.
+    `access` is how whoever asks is known: nobody but this machine, users with passwords, or a proxy
+    that says it.
     """
 
     host: str = "127.0.0.1"
@@ -208,7 +223,9 @@ class Settings(_Section, frozen=True):
 
     @property
     def database_url(self) -> str:
-        """The PostgreSQL URL, without a driver's name; SettingsInvalid says what to set when there is none, or it is none.
+        """The PostgreSQL URL, without a driver's name.
+
+        SettingsInvalid says what to set when there is none, or it is none.
 
         Nothing looks at it before it is asked for: whoever only enqueues needs none.
         """
@@ -220,7 +237,10 @@ class Settings(_Section, frozen=True):
 
     @property
     def broker_url(self) -> str:
-        """Kafka's bootstrap servers, `host:port[,host:port]`; SettingsInvalid says what to set when there are none."""
+        """Kafka's bootstrap servers, `host:port[,host:port]`.
+
+        SettingsInvalid says what to set when there are none.
+        """
         if not self.broker.url:
             raise SettingsInvalid(
                 f"no broker: set BROKER_URL or broker.url in {FILE}, or run `streams up` here{hint('broker')}"

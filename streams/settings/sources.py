@@ -20,18 +20,23 @@ from streams.settings.refusal import refusal
 from streams.settings.sections import FILE, Settings
 
 DEV_SERVICES = Path(".dev") / "services.json"
-# What Kubernetes tells every pod of a service named `streams` or `streams-relay`: it says nothing about us.
+# What Kubernetes tells every pod of a service named `streams` or `streams-relay`: it says nothing
+# about us.
 _SERVICE_LINK = re.compile(
     r"STREAMS(_[A-Z0-9]+)*_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )
 
 
 def load(
-    path: Path | None = None, environ: Mapping[str, str] = os.environ, *, dev_services: Path | None = None
+    path: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    dev_services: Path | None = None,
 ) -> Settings:
     """Settings from `path` (default `$STREAMS_CONFIG`, else `faust.yml` here) and the environment.
 
-    A missing file means defaults, unless it was named. `dev_services` is the note `streams up` leaves beside the file.
+    A missing file means defaults, unless it was named. `dev_services` is the note `streams up`
+    leaves beside the file.
     """
     config = environ.get("STREAMS_CONFIG", "").strip()
     named = path or (Path(config) if config else None)
@@ -63,15 +68,25 @@ def _read(file: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
-        raise SettingsInvalid(f"{file}{line} is not YAML: {getattr(error, 'problem', None) or 'broken'}") from None
+        raise SettingsInvalid(
+            f"{file}{line} is not YAML: {getattr(error, 'problem', None) or 'broken'}"
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise SettingsInvalid(f"{file} is not YAML: {error}") from None  # 2026-13-45 looks like a date
+        raise SettingsInvalid(
+            f"{file} is not YAML: {error}"
+        ) from None  # 2026-13-45 looks like a date
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise SettingsInvalid(f"{file} is a {type(raw).__name__}: expected sections (database:, broker:, ...)")
+        raise SettingsInvalid(
+            f"{file} is a {type(raw).__name__}: expected sections (database:, broker:, ...)"
+        )
     # A section whose keys are all commented out is null.
-    return {key: {} if value is None else value for key, value in raw.items() if (key, value) != ("agents", None)}
+    return {
+        key: {} if value is None else value
+        for key, value in raw.items()
+        if (key, value) != ("agents", None)
+    }
 
 
 def _override(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
@@ -80,7 +95,11 @@ def _override(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
         if url and meant_for_us(section, url):
             _section(raw, section, name)["url"] = url
     for name, text in environ.items():
-        if not name.startswith("STREAMS_") or name == "STREAMS_CONFIG" or _SERVICE_LINK.fullmatch(name):
+        if (
+            not name.startswith("STREAMS_")
+            or name == "STREAMS_CONFIG"
+            or _SERVICE_LINK.fullmatch(name)
+        ):
             continue
         # As compose files and charts pass what nobody has set.
         if not text.strip():
@@ -95,10 +114,15 @@ def _override(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
 
 
 def _section(raw: dict[str, Any], section: str, name: str) -> dict[str, Any]:
-    """The section that a variable writes to; SettingsInvalid when the file has something else there."""
+    """The section that a variable writes to.
+
+    SettingsInvalid when the file has something else there.
+    """
     target = raw.setdefault(section, {})
     if not isinstance(target, dict):
-        raise SettingsInvalid(f"{name}: {section!r} is a {type(target).__name__}: expected a section of keys")
+        raise SettingsInvalid(
+            f"{name}: {section!r} is a {type(target).__name__}: expected a section of keys"
+        )
     return target
 
 
@@ -120,8 +144,12 @@ def _scalar(name: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
-        secret = name.startswith(("STREAMS_DATABASE", "STREAMS_BROKER", "STREAMS_CONNECT", "STREAMS_WEB"))
-        raise SettingsInvalid(f"{name} is {'***' if secret else repr(text)}: expected a YAML value") from None
+        secret = name.startswith(
+            ("STREAMS_DATABASE", "STREAMS_BROKER", "STREAMS_CONNECT", "STREAMS_WEB")
+        )
+        raise SettingsInvalid(
+            f"{name} is {'***' if secret else repr(text)}: expected a YAML value"
+        ) from None
 
 
 def _dev_services(note: Path) -> dict[str, Any]:

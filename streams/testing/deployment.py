@@ -43,7 +43,8 @@ class NotPersisted(StreamsError):
 class Deployment(AbstractContextManager["Deployment"]):
     """A test's processes: `environ` is what they get beside the environment without our own names, `directory` has their logs.
 
-    Leaving the block kills them, and prints how they ended and what they said last: pytest shows that of a test that failed.
+    Leaving the block kills them, and prints how they ended and what they said last: pytest shows
+    that of a test that failed.
     """
 
     environ: dict[str, str]
@@ -61,7 +62,10 @@ class Deployment(AbstractContextManager["Deployment"]):
         return cls({"STREAMS_CONFIG": str(file)}, directory)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for number, process in enumerate(self.processes):
             ended = "running" if process.running else f"ended with status {process.returncode}"
@@ -106,7 +110,11 @@ class Deployment(AbstractContextManager["Deployment"]):
     def start(self, *command: str, **environ: str) -> Process:
         """Run a command of this environment as a subprocess, its output in `directory`."""
         log = self.directory / f"{command[0]}-{len(self.processes)}.log"
-        process = Process([program(command[0]), *command[1:]], log, environ={**inherited(), **self.environ, **environ})
+        process = Process(
+            [program(command[0]), *command[1:]],
+            log,
+            environ={**inherited(), **self.environ, **environ},
+        )
         process.launch()
         self.processes.append(process)
         return process
@@ -123,14 +131,19 @@ class Deployment(AbstractContextManager["Deployment"]):
             rows = connection.execute(query("fates"), {"ids": list(ids)}).fetchall()
         return Fates(rows, sum(row[3] == "consumed" for row in rows))
 
-    async def until_persisted(self, ids: int | Iterable[int], seconds: float = PERSIST_SECONDS) -> Fates:
+    async def until_persisted(
+        self, ids: int | Iterable[int], seconds: float = PERSIST_SECONDS
+    ) -> Fates:
         """Wait until all these messages are consumed; returns their fates.
 
-        NotPersisted, with the state of each, when one is dead, the time is over, or a process has ended.
+        NotPersisted, with the state of each, when one is dead, the time is over, or a process has
+        ended.
         """
         return await asyncio.to_thread(self.until_persisted_sync, ids, seconds)
 
-    def until_persisted_sync(self, ids: int | Iterable[int], seconds: float = PERSIST_SECONDS) -> Fates:
+    def until_persisted_sync(
+        self, ids: int | Iterable[int], seconds: float = PERSIST_SECONDS
+    ) -> Fates:
         """Like `until_persisted`, for a test without an event loop."""
         wanted = [ids] if isinstance(ids, int) else list(ids)
         deadline = time.monotonic() + seconds
@@ -139,21 +152,27 @@ class Deployment(AbstractContextManager["Deployment"]):
             if fates.written == len(wanted):
                 return fates
             left = [fate for fate in fates if fate.status != "consumed"]
-            state = "; ".join(map(str, left[:10])) or f"only {len(fates)} of {len(wanted)} have an outbox row"
+            state = (
+                "; ".join(map(str, left[:10]))
+                or f"only {len(fates)} of {len(wanted)} have an outbox row"
+            )
             if any(fate.status in ("dead", "discarded") for fate in left):
                 raise NotPersisted(f"not persisted: {state}")
             self._still(deadline, f"not persisted within {seconds:g} s: {state}")
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
-        while not (self._leads() and all(health(f"http://{HOST}:{port}/").ready for port in self.ports)):
+        while not (
+            self._leads() and all(health(f"http://{HOST}:{port}/").ready for port in self.ports)
+        ):
             self._still(deadline, f"relay and workers are not ready within {READY_SECONDS:g} s")
 
     def _leads(self) -> bool:
         """Whether one of our processes is the leading relay."""
         return bool(
             self.query(
-                "SELECT pid FROM relay_position WHERE pid = ANY(%s)", [process.pid for process in self.processes]
+                "SELECT pid FROM relay_position WHERE pid = ANY(%s)",
+                [process.pid for process in self.processes],
             )
         )
 
@@ -161,7 +180,9 @@ class Deployment(AbstractContextManager["Deployment"]):
         """Wait a little; NotPersisted when the time is over, or when a process has ended that nobody has stopped."""
         for process in self.processes:
             if process.returncode not in (None, 0, -signal.SIGKILL, -signal.SIGTERM):
-                raise NotPersisted(f"a process ended with status {process.returncode}: {process.last_words()}")
+                raise NotPersisted(
+                    f"a process ended with status {process.returncode}: {process.last_words()}"
+                )
         if time.monotonic() > deadline:
             raise NotPersisted(f"{complaint} (logs in {self.directory})")
         time.sleep(EVERY)

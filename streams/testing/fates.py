@@ -9,10 +9,12 @@ from typing import Any, overload
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """One message: `status` is consumed, retrying, parked, replaying, dead or discarded; pending if nothing took it yet.
+    """One message: `status` is consumed, retrying, parked, replaying, dead or discarded.
 
-    `attempts` is how often it failed, `error_code` and `error` say why the last time; `delay` is how many seconds after
-    that failure a worker tries it again.
+    Pending if nothing took it yet.
+
+    `attempts` is how often it failed, `error_code` and `error` say why the last time; `delay` is
+    how many seconds after that failure a worker tries it again.
     """
 
     outbox_id: int

@@ -1,8 +1,8 @@
 """Events through your agents without Kafka: what a worker decides and writes, on a real PostgreSQL.
 
-The rows are real outbox rows, and what they carry is encoded, decoded, claimed, handed to the handlers and set aside by the
-code that a worker runs, its pipeline and its attempts.  Only Kafka is missing, and waiting: where a worker would wait,
-WouldWait says for what.
+The rows are real outbox rows, and what they carry is encoded, decoded, claimed, handed to the
+handlers and set aside by the code that a worker runs, its pipeline and its attempts.  Only Kafka is
+missing, and waiting: where a worker would wait, WouldWait says for what.
 """
 
 from __future__ import annotations
@@ -49,17 +49,24 @@ MOST_REST = 30.0  # seconds that one call may rest for what others commit
 
 
 class WouldWait(StreamsError):
-    """Not the messages' fault, so a worker would wait and try them again, without end if need be; its cause is chained."""
+    """Not the messages' fault, so a worker would wait and try them again, without end if need be.
+
+    Its cause is chained.
+    """
 
 
-async def persist(where: Where, events: Sequence[object], *, settings: Settings | None = None) -> Fates:
+async def persist(
+    where: Where, events: Sequence[object], *, settings: Settings | None = None
+) -> Fates:
     """Enqueue these events, deliver them once, and say what became of each.
 
-    `where` is the URL of a migrated database, and everything is committed; or your AsyncConnection or AsyncSession, and it
-    all happens in its transaction.  An outbox id in place of an event: what was enqueued before is delivered (again).
-    `settings` default to faust.yml and the environment, as everywhere.
+    `where` is the URL of a migrated database, and everything is committed; or your AsyncConnection
+    or AsyncSession, and it all happens in its transaction.  An outbox id in place of an event: what
+    was enqueued before is delivered (again). `settings` default to faust.yml and the environment,
+    as everywhere.
 
-    Raises PayloadInvalid where `enqueue` does, WouldWait, UsageError, NotMigrated or ServiceUnreachable.
+    Raises PayloadInvalid where `enqueue` does, WouldWait, UsageError, NotMigrated or
+    ServiceUnreachable.
     """
     async with InlineWorker(where, settings) as worker:
         return await worker.persist(events)
@@ -68,7 +75,8 @@ async def persist(where: Where, events: Sequence[object], *, settings: Settings 
 async def retry(where: Where, *, settings: Settings | None = None) -> Fates:
     """Try everything again that waits, as if its time had come: one more attempt for each conversation.
 
-    Its first message goes first, and those parked behind it follow when it is through.  Says what became of all that waited.
+    Its first message goes first, and those parked behind it follow when it is through.  Says what
+    became of all that waited.
     """
     async with InlineWorker(where, settings) as worker:
         return await worker.retry()
@@ -105,7 +113,9 @@ class InlineWorker:
     def __init__(self, where: Where, settings: Settings | None) -> None:
         if not isinstance(where, Where):
             kind = type(where).__name__
-            raise UsageError(f"a {kind} was given: expected a database URL, an AsyncConnection or an AsyncSession")
+            raise UsageError(
+                f"a {kind} was given: expected a database URL, an AsyncConnection or an AsyncSession"
+            )
         self._where = where
         self._settings = _at(where, settings or load())
         self._registry = configured(self._settings)
@@ -128,7 +138,11 @@ class InlineWorker:
             await self._engine.dispose()
 
     async def persist(self, events: Sequence[object]) -> Fates:
-        rows = [outbox_row(each, self._settings, self._registry) for each in events if not isinstance(each, int)]
+        rows = [
+            outbox_row(each, self._settings, self._registry)
+            for each in events
+            if not isinstance(each, int)
+        ]
         async with self._transaction() as connection:
             # Ids ascend in the order given, whatever order the server returns them in.
             new = iter(sorted(await _inserted(connection, rows)) if rows else [])
@@ -139,7 +153,9 @@ class InlineWorker:
                 f"no outbox row has the id {min(missing)}: expected an event, or the id of an enqueued one"
             )
         # One topic at a time, each in a transaction of its own: a worker has an agent for each.
-        for topic, of_topic in groupby(sorted(records, key=attrgetter("topic")), key=attrgetter("topic")):
+        for topic, of_topic in groupby(
+            sorted(records, key=attrgetter("topic")), key=attrgetter("topic")
+        ):
             run = Run(topic, PARTITION, list(of_topic))
             await self._work(run, partial(work_run, partitions={PARTITION}, records=run.records))
         return await self._fates(ids)
@@ -151,7 +167,9 @@ class InlineWorker:
         waiting.sort(key=lambda row: row[1:3])
         for (topic, partition), rows in groupby(waiting, key=lambda row: row[1:3]):
             keys = list(dict.fromkeys(row[3] for row in rows))
-            calls = [_Record(topic, number, key.encode(), b"", [], 0) for number, key in enumerate(keys)]
+            calls = [
+                _Record(topic, number, key.encode(), b"", [], 0) for number, key in enumerate(keys)
+            ]
             most = MANY * len(keys)
             work = partial(work_conversations, partition=partition, keys=keys, most=most)
             await self._work(Run(topic, partition, calls), work)
@@ -163,7 +181,9 @@ class InlineWorker:
             raise WouldWait(
                 f"{error}, a bug or something that is missing: a worker would wait until it is mended"
             ) from (error.__cause__ or error)
-        raise WouldWait(f"a worker would wait and try again: {_why(error)}") from (error.__cause__ or error)
+        raise WouldWait(f"a worker would wait and try again: {_why(error)}") from (
+            error.__cause__ or error
+        )
 
     async def rest(self, seconds: float) -> None:
         """Pause, for a while in all."""
@@ -179,7 +199,9 @@ class InlineWorker:
     async def _work(self, run: Run, work: Work) -> None:
         """As a worker does it, but for waiting: all at once, then in pieces to find who is guilty."""
         attempt = partial(self._attempt, run.topic, work)
-        outcome = await until_done(run, attempt, Strategy.WHOLE, self._attempts.history(run.topic), self)
+        outcome = await until_done(
+            run, attempt, Strategy.WHOLE, self._attempts.history(run.topic), self
+        )
         if outcome is not None:
             self._outcome.add(outcome)
 
@@ -195,7 +217,9 @@ class InlineWorker:
                     async with attempt.spans:
                         outcome = await work(attempt)
                         await attempt.settle()
-                except Exception:  # raised again: only now is it known whether the connection survived
+                except (
+                    Exception
+                ):  # raised again: only now is it known whether the connection survived
                     lost = is_lost(connection, driver)
                     raise
         except Exception as error:
@@ -218,7 +242,9 @@ class InlineWorker:
                 await commit(await driver_of(connection))
             return
         assert not isinstance(self._where, str)
-        connection = await self._where.connection() if isinstance(self._where, AsyncSession) else self._where
+        connection = (
+            await self._where.connection() if isinstance(self._where, AsyncSession) else self._where
+        )
         async with connection.begin_nested():
             yield connection
 
@@ -227,7 +253,9 @@ def _at(where: Where, settings: Settings) -> Settings:
     """The settings with the database to use: a test touches no other one."""
     if not isinstance(where, str):
         return settings
-    return msgspec.structs.replace(settings, database=msgspec.structs.replace(settings.database, url=where))
+    return msgspec.structs.replace(
+        settings, database=msgspec.structs.replace(settings.database, url=where)
+    )
 
 
 def _check(settings: Settings) -> None:
@@ -235,7 +263,9 @@ def _check(settings: Settings) -> None:
         migrate.check(connection)
 
 
-async def _inserted(connection: AsyncConnection, rows: Sequence[tuple[str, str, str, str]]) -> list[int]:
+async def _inserted(
+    connection: AsyncConnection, rows: Sequence[tuple[str, str, str, str]]
+) -> list[int]:
     name, parameters = insert_rows(rows)
     return [row[0] for row in await connection.execute(statement(name), parameters)]
 
@@ -246,8 +276,15 @@ async def _rows(connection: AsyncConnection, name: str, **parameters: Any) -> li
 
 def _record(row: Sequence[Any]) -> _Record:
     outbox_id, topic, key, payload, biz_type, traceparent, resend_of, created_ms = row
-    headers = {"id": outbox_id, "biz_type": biz_type, "traceparent": traceparent, "resend_of": resend_of}
-    encoded = [(name, None if value is None else str(value).encode()) for name, value in headers.items()]
+    headers = {
+        "id": outbox_id,
+        "biz_type": biz_type,
+        "traceparent": traceparent,
+        "resend_of": resend_of,
+    }
+    encoded = [
+        (name, None if value is None else str(value).encode()) for name, value in headers.items()
+    ]
     return _Record(topic, outbox_id, key.encode(), payload.encode(), encoded, created_ms)
 
 

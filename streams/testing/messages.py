@@ -16,15 +16,20 @@ from streams.worker.run.decode import milliseconds
 E = TypeVar("E")
 
 
-def batch(events: Sequence[E], *, first_id: int = 1, attempts: int = 0, created_at: datetime | None = None) -> Batch[E]:
+def batch(
+    events: Sequence[E], *, first_id: int = 1, attempts: int = 0, created_at: datetime | None = None
+) -> Batch[E]:
     """The events of one biz_type as a handler gets them, with outbox ids that ascend from `first_id`.
 
-    Each was encoded and decoded as on its way through the outbox: PayloadInvalid when `enqueue` would refuse it.
-    `created_at` is UTC without a time zone (default: now), `attempts` how often they failed before.
+    Each was encoded and decoded as on its way through the outbox: PayloadInvalid when `enqueue`
+    would refuse it. `created_at` is UTC without a time zone (default: now), `attempts` how often
+    they failed before.
     """
     kinds = {declared(type(event)).biz_type: declared(type(event)) for event in events}
     if len(kinds) > 1:
-        raise UsageError(f"a batch holds one biz_type, these events are of {', '.join(sorted(kinds))}")
+        raise UsageError(
+            f"a batch holds one biz_type, these events are of {', '.join(sorted(kinds))}"
+        )
     created_ms = time.time_ns() // 1_000_000 if created_at is None else milliseconds(created_at)
     messages = []
     for outbox_id, event in enumerate(events, first_id):

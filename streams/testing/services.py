@@ -55,7 +55,10 @@ def postgres(directory: Path) -> Iterator[PostgresServer]:
 
 @contextmanager
 def kafka(directory: Path, config: pytest.Config) -> Iterator[KafkaBroker]:
-    """A broker for as long as the block; the download that the first start on a machine needs is shown."""
+    """A broker for as long as the block.
+
+    The download that the first start on a machine needs is shown.
+    """
     broker = KafkaBroker(directory, report=shown(config))
     asyncio.run(broker.start())
     try:
@@ -67,7 +70,9 @@ def kafka(directory: Path, config: pytest.Config) -> Iterator[KafkaBroker]:
 def migrated(server: PostgresServer) -> str:
     """The URL of a new database with our tables and the biz_types that faust.yml names, without a replication slot."""
     url = _created(server, f"template_{os.getpid()}")
-    settings = load(environ={**os.environ, "STREAMS_DATABASE__URL": url, "STREAMS_RELAY__MODE": "poll"})
+    settings = load(
+        environ={**os.environ, "STREAMS_DATABASE__URL": url, "STREAMS_RELAY__MODE": "poll"}
+    )
     for _ in migrate.migrate(settings, configured(settings)):
         pass
     return url
@@ -108,16 +113,20 @@ def _drop(server: PostgresServer, name: str) -> None:
     with connect_sync(server.url) as connection:
         connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(database))
         connection.execute(
-            "SELECT pg_terminate_backend(pid, %s) FROM pg_stat_activity WHERE datname = %s", [GONE_MILLISECONDS, name]
+            "SELECT pg_terminate_backend(pid, %s) FROM pg_stat_activity WHERE datname = %s",
+            [GONE_MILLISECONDS, name],
         )
         connection.execute(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s", [name]
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s",
+            [name],
         )
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
 
 
 def _created(server: PostgresServer, name: str, template: str = "template1") -> str:
-    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+        sql.Identifier(name), sql.Identifier(template)
+    )
     with connect_sync(server.url) as connection:
         try:
             connection.execute(create)

@@ -1,7 +1,7 @@
 """Who asks: this machine, somebody who logged in, a proxy that says who, a token, or the host.
 
-Nothing is kept: a session is a signed cookie (`streams.web.passwords`), and what a proxy says counts
-for the request that it says it with.
+Nothing is kept: a session is a signed cookie (`streams.web.passwords`), and what a proxy says
+counts for the request that it says it with.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ class Access:
         return by_access[self._web.access](request)
 
     async def log_in(self, request: Request, name: str, password: str) -> str:
-        """The cookie for whoever knows the password; Refusal when it is wrong, or tried too often."""
+        """The cookie for whoever knows the password.
+
+        Refusal when it is wrong, or tried too often.
+        """
         client = request.peer or ""
         if (seconds := self._failures.delay(client, time.monotonic())) > 0:
             raise Refusal(429, f"too many failed logins from your address: wait {seconds:.0f} s")
@@ -83,7 +86,10 @@ class Access:
                 " set web.access to users or proxy",
             )
         if not _is_loopback(request.peer):
-            raise Refusal(403, "web.access is local: only this machine is served, set web.access to users or proxy")
+            raise Refusal(
+                403,
+                "web.access is local: only this machine is served, set web.access to users or proxy",
+            )
         return self._machine
 
     def _by_cookie(self, request: Request) -> Identity | None:
@@ -99,7 +105,11 @@ class Access:
     def _by_proxy(self, request: Request) -> Identity | None:
         """A header counts only from a trusted address, on a socket of ours, exactly once, with the secret."""
         peer = _address(request.peer)
-        if not request.ours or peer is None or not any(peer in network for network in self._networks):
+        if (
+            not request.ours
+            or peer is None
+            or not any(peer in network for network in self._networks)
+        ):
             return None
         secret, name = request.header(SECRET), request.header(USER)
         known = self._web.proxy_secret or ""
@@ -115,7 +125,9 @@ class Access:
             return None
         # A lookup by the hash tells nothing about the token by the time that it takes.
         name = self._tokens.get(hashlib.sha256(token.strip().encode()).hexdigest())
-        return Identity(f"token {name}", ROLES[self._web.tokens[name].role], "token") if name else None
+        return (
+            Identity(f"token {name}", ROLES[self._web.tokens[name].role], "token") if name else None
+        )
 
 
 class _Failures:

@@ -22,7 +22,9 @@ from streams.web.routes import FORM_BYTES, Call, Route
 EDIT_BYTES = 3_000_000
 """A form with a payload; a larger one goes by `streams dead replay --payload`."""
 
-Why = Annotated[str, msgspec.Meta(min_length=1, max_length=2000, description="the reason, written down")]
+Why = Annotated[
+    str, msgspec.Meta(min_length=1, max_length=2000, description="the reason, written down")
+]
 
 
 class ReleaseForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,7 +88,9 @@ async def replay(call: Call) -> Response:
     return await _one(
         call,
         "replay",
-        lambda connection, ids, operator, choice: operate.replay(connection, ids, operator, choice, force=True),
+        lambda connection, ids, operator, choice: operate.replay(
+            connection, ids, operator, choice, force=True
+        ),
     )
 
 
@@ -119,24 +123,38 @@ async def edit(call: Call) -> Response:
     form = call.parameters(EditForm)
     name, site = _name(form.message), call.site
     if Right.OPERATE not in call.who.rights:
-        raise Refusal(403, f"this needs the right operate, which {call.who.name!r:.60} does not have")
+        raise Refusal(
+            403, f"this needs the right operate, which {call.who.name!r:.60} does not have"
+        )
     payload, most = form.payload.encode(), site.settings.outbox.max_bytes
     operator = operate.Operator(call.who.name, form.why)
     registry = await site.registry()
     if call.route.is_api or form.confirmed:
-        await site.acts.run(lambda connection: operate.edit(connection, name, payload, registry, most, operator))
+        await site.acts.run(
+            lambda connection: operate.edit(connection, name, payload, registry, most, operator)
+        )
         return _done(call, Done("replay", [name]), f"messages/{name}")
-    old, new = await site.acts.run(lambda connection: operate.compare(connection, name, payload, registry, most))
+    old, new = await site.acts.run(
+        lambda connection: operate.compare(connection, name, payload, registry, most)
+    )
     before, after = _laid_out(old).splitlines(), _laid_out(new).splitlines()
     changes = list(difflib.ndiff(before, after))
     return _page(
-        call, "difference.html", name, changes=changes, payload=form.payload, why=form.why, same=before == after
+        call,
+        "difference.html",
+        name,
+        changes=changes,
+        payload=form.payload,
+        why=form.why,
+        same=before == after,
     )
 
 
 def _page(call: Call, template: str, name: MessageId, **values: Any) -> Response:
     middle = render.page(template, name=name, base=call.base, **values)
-    return messages.html(shell(call, title=f"Text of message {name}", nav="messages", middle=middle))
+    return messages.html(
+        shell(call, title=f"Text of message {name}", nav="messages", middle=middle)
+    )
 
 
 def _laid_out(text: str) -> str:
@@ -171,11 +189,19 @@ def _name(text: str) -> MessageId:
     try:
         return read_name(text)
     except ValueError:
-        raise Refusal(400, f"'message' is {text!r:.40}: expected an id of at most 2^63 - 1") from None
+        raise Refusal(
+            400, f"'message' is {text!r:.40}: expected an id of at most 2^63 - 1"
+        ) from None
 
 
 def _both(
-    path: str, right: Right, answer: Any, about: str, takes: Any, gives: Any, most_bytes: int = FORM_BYTES
+    path: str,
+    right: Right,
+    answer: Any,
+    about: str,
+    takes: Any,
+    gives: Any,
+    most_bytes: int = FORM_BYTES,
 ) -> tuple[Route, Route]:
     """The route of a form, and that of the API."""
     limits: dict[str, Any] = {"long": frozenset({"why", "payload"}), "most_bytes": most_bytes}
@@ -186,9 +212,30 @@ def _both(
 
 
 ROUTES: tuple[Route, ...] = (
-    *_both("/conversation/release", Right.OPERATE, release, "Let a held conversation go on.", ReleaseForm, Done),
-    *_both("/messages/{message}/replay", Right.OPERATE, replay, "Send one dead message again.", MessageForm, Done),
-    *_both("/messages/{message}/discard", Right.DISCARD, discard, "Give one dead message up.", MessageForm, Done),
+    *_both(
+        "/conversation/release",
+        Right.OPERATE,
+        release,
+        "Let a held conversation go on.",
+        ReleaseForm,
+        Done,
+    ),
+    *_both(
+        "/messages/{message}/replay",
+        Right.OPERATE,
+        replay,
+        "Send one dead message again.",
+        MessageForm,
+        Done,
+    ),
+    *_both(
+        "/messages/{message}/discard",
+        Right.DISCARD,
+        discard,
+        "Give one dead message up.",
+        MessageForm,
+        Done,
+    ),
     *_both(
         "/messages/{message}/edit",
         Right.TEXT,

@@ -19,7 +19,9 @@ from streams.web.site import Site
 
 
 def pages(settings: Settings | None = None, access: HostAccess | None = None) -> web.Application:
-    """The pages to add as a sub-application; `access` says who asks, else `web.access` in the settings does.
+    """The pages to add as a sub-application.
+
+    `access` says who asks, else `web.access` in the settings does.
 
     Settings are those of faust.yml and the environment unless given.
     """
@@ -38,7 +40,10 @@ def pages(settings: Settings | None = None, access: HostAccess | None = None) ->
 
 
 async def served(site: Site, request: web.Request, path: str, *, ours: bool) -> web.StreamResponse:
-    """What the site answers to this request; `path` is below the mount, `ours` says that the socket is ours."""
+    """What the site answers to this request.
+
+    `path` is below the mount, `ours` says that the socket is ours.
+    """
     asked = asked_of(request, path, ours=ours)
     try:
         body = await read_body(_chunks(request), site.most_bytes(asked))

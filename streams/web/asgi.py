@@ -51,7 +51,10 @@ class Pages:
             scope["method"],
             below,
             scope.get("query_string", b"").decode("latin-1"),
-            [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]],
+            [
+                (name.decode("latin-1").lower(), value.decode("latin-1"))
+                for name, value in scope["headers"]
+            ],
             scheme=scope.get("scheme", "http"),
             peer=client[0] if client else None,
             native=scope,
@@ -93,7 +96,10 @@ async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
 
 
 async def _send(send: Send, response: Response) -> None:
-    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
+    headers = [
+        (name.lower().encode("latin-1"), value.encode("latin-1"))
+        for name, value in response.headers.items()
+    ]
     if response.status != 304:
         headers.append((b"content-length", str(len(response.body)).encode()))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})

@@ -32,7 +32,11 @@ def rates(figures: Series, what: str) -> Markup:
     """Counts a second of the six busiest biz_types over a span."""
     shown = lines(figures, what)[:6]
     layers = [
-        Layer(line.biz_type, number, _thinned([count / figures.width for count in getattr(line, what)]))
+        Layer(
+            line.biz_type,
+            number,
+            _thinned([count / figures.width for count in getattr(line, what)]),
+        )
         for number, line in enumerate(shown, 1)
     ]
     return stacked(layers, f"{what} a second", "/s", SPANS_SAID[figures.span])
@@ -44,7 +48,12 @@ def latency(figures: Series) -> Markup:
         1: [each.p50 for each in figures.latency],
         2: [each.p99 for each in figures.latency],
     }
-    top = nice(max((value for values in percentiles.values() for value in values if value is not None), default=0))
+    top = nice(
+        max(
+            (value for values in percentiles.values() for value in values if value is not None),
+            default=0,
+        )
+    )
     count = max(1, figures.buckets)
     drawn = Markup("").join(
         Markup('<polyline class="l{}" points="{}"/>').format(colour, points)
@@ -58,7 +67,10 @@ def latency(figures: Series) -> Markup:
 def stacked(layers: Sequence[Layer], title: str, unit: str, span: str) -> Markup:
     """Bars of several layers on top of each other; `span` says in words which time they cover."""
     count = max((len(each.values) for each in layers), default=0)
-    totals = [sum(each.values[at] or 0.0 for each in layers if at < len(each.values)) for at in range(count)]
+    totals = [
+        sum(each.values[at] or 0.0 for each in layers if at < len(each.values))
+        for at in range(count)
+    ]
     top = nice(max(totals, default=0.0))
     step = WIDTH / max(1, count)
     feet = [0.0] * count
@@ -73,7 +85,11 @@ def stacked(layers: Sequence[Layer], title: str, unit: str, span: str) -> Markup
                     f"M{_n(at * step)} {_n(HEIGHT - feet[at])}h{_n(max(0.8, step - 1))}v{_n(tall)}h-{_n(max(0.8, step - 1))}"
                 )
         drawn += Markup('<path class="c{}" d="{}"/>').format(layer.colour, "".join(path))
-    said = f"{title}, {span}: at most {top_of(totals)} {unit}" if count else f"{title}, {span}: no figures"
+    said = (
+        f"{title}, {span}: at most {top_of(totals)} {unit}"
+        if count
+        else f"{title}, {span}: no figures"
+    )
     return _svg("chart", said, _grid(top, unit) + drawn)
 
 
@@ -81,7 +97,9 @@ def sparkline(values: Sequence[float], title: str) -> Markup:
     """A small row of bars for a table."""
     top = max([*values, 1])
     bars = Markup("").join(
-        Markup('<rect x="{}" y="{}" width="3" height="{}"/>').format(at * 4, _n(16 - tall), _n(tall))
+        Markup('<rect x="{}" y="{}" width="3" height="{}"/>').format(
+            at * 4, _n(16 - tall), _n(tall)
+        )
         for at, value in enumerate(values)
         if (tall := max(1.0, value / top * 16) if value else 0.0)
     )
@@ -144,11 +162,18 @@ def _stretches(values: Sequence[float | None], top: float, count: int) -> list[s
             stretches.append([])
             continue
         height = _n(HEIGHT - min(1.0, value / top) * HEIGHT)
-        stretches[-1] += [f"{_n(at * WIDTH / count)},{height}", f"{_n((at + 1) * WIDTH / count)},{height}"]
+        stretches[-1] += [
+            f"{_n(at * WIDTH / count)},{height}",
+            f"{_n((at + 1) * WIDTH / count)},{height}",
+        ]
     return [" ".join(points) for points in stretches if points]
 
 
 def _thinned(values: Sequence[float], most: int = 180) -> list[float]:
     """Neighbours put together to their mean, until no more than so many are left: a page stays small."""
     size = -(-len(values) // most)
-    return [sum(part) / len(part) for start in range(0, len(values), size) if (part := values[start : start + size])]
+    return [
+        sum(part) / len(part)
+        for start in range(0, len(values), size)
+        if (part := values[start : start + size])
+    ]

@@ -1,7 +1,7 @@
 """What stands before everything on a socket of ours: health, pages, and rights for the rest.
 
-A worker's web server has pages of Faust's own; whoever may see ours may see those, by the same rules.
-`GET /` leads a browser to the pages and gives everybody else what it always gave.
+A worker's web server has pages of Faust's own; whoever may see ours may see those, by the same
+rules. `GET /` leads a browser to the pages and gives everybody else what it always gave.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ async def _other(site: Site, request: web.Request, handler: Handler) -> web.Stre
         if identity is None:
             raise Refusal(401, "nobody is logged in")
         if Right.VIEW not in identity.rights:
-            raise Refusal(403, f"this needs the right {Right.VIEW}, which {identity.name!r:.60} does not have")
+            raise Refusal(
+                403, f"this needs the right {Right.VIEW}, which {identity.name!r:.60} does not have"
+            )
         if request.method not in ("GET", "HEAD"):
             raise Refusal(405, f"{request.method[:10]} is not served here: expected GET")
     except Refusal as refusal:

@@ -1,9 +1,9 @@
 """Which requests are let in at all: by Host, by origin, by size; and what every response carries.
 
 A page of another origin can make a browser send us a form, but cannot make it say `Sec-Fetch-Site:
-same-origin`, nor another Origin than its own. A name that an attacker owns can be made to resolve to
-our address (DNS rebinding): the browser then believes that we are of one origin with the attacker's
-page, but it sends that name as Host. IP addresses cannot be rebound.
+same-origin`, nor another Origin than its own. A name that an attacker owns can be made to resolve
+to our address (DNS rebinding): the browser then believes that we are of one origin with the
+attacker's page, but it sends that name as Host. IP addresses cannot be rebound.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ def check_origin(request: Request, origins: Collection[str], *, bearer: bool) ->
 
 
 def check_parameters(parameters: Mapping[str, str], *, long: Collection[str] = ()) -> None:
-    """Refusal for a value with NUL, or longer than a key may be; those in `long` have their own limit."""
+    """Refusal for a value with NUL, or longer than a key may be.
+
+    Those in `long` have their own limit.
+    """
     for name, value in parameters.items():
         size = len(value.encode("utf-8", errors="surrogatepass"))
         if name not in long and size > LONGEST:
@@ -88,7 +91,10 @@ def own_origin(request: Request) -> str:
 
 
 def host_name(given: str) -> str | None:
-    """The host of a Host header without its port and brackets, in small letters; None when it is none."""
+    """The host of a Host header without its port and brackets, in small letters.
+
+    None when it is none.
+    """
     try:
         parts = urlsplit(f"//{given}")
         _ = parts.port  # ValueError when it is no port

@@ -25,12 +25,16 @@ async def log_in(call: Call) -> Response:
     """Check name and password, and leave a cookie."""
     _check(call)
     try:
-        cookie = await call.site.access.log_in(call.request, call.given.get("name", ""), call.given.get("password", ""))
+        cookie = await call.site.access.log_in(
+            call.request, call.given.get("name", ""), call.given.get("password", "")
+        )
     except Refusal as refusal:
         return messages.html(_form(call, refusal.line), refusal.status)
     # Of HTTPS before a proxy only the browser knows: it says so itself.
     https = call.request.scheme == "https" or call.request.header("origin").startswith("https://")
-    return messages.redirect(f"./{_next(call)}", set_cookie=_cookie(cookie, SESSION_SECONDS, secure=https))
+    return messages.redirect(
+        f"./{_next(call)}", set_cookie=_cookie(cookie, SESSION_SECONDS, secure=https)
+    )
 
 
 async def log_out(call: Call) -> Response:
@@ -41,7 +45,9 @@ async def log_out(call: Call) -> Response:
 
 def _cookie(value: str, seconds: int, *, secure: bool) -> str:
     """Without a path: it counts for the folder that the browser knows us in, whatever proxies make of it."""
-    return f"{COOKIE}={value}; Max-Age={seconds}; HttpOnly; SameSite=Lax" + ("; Secure" if secure else "")
+    return f"{COOKIE}={value}; Max-Age={seconds}; HttpOnly; SameSite=Lax" + (
+        "; Secure" if secure else ""
+    )
 
 
 def _next(call: Call) -> str:

@@ -17,8 +17,8 @@ FORM = "application/x-www-form-urlencoded"
 class Request:
     """One request; `path` is decoded and below the mount, header names are in small letters.
 
-    `peer` is the address at the other end of the socket, `ours` says that we listen there ourselves,
-    and `native` is what the host application's framework made of the request.
+    `peer` is the address at the other end of the socket, `ours` says that we listen there
+    ourselves, and `native` is what the host application's framework made of the request.
     """
 
     method: str
@@ -36,7 +36,10 @@ class Request:
         return [value for key, value in self.headers if key == name]
 
     def header(self, name: str) -> str:
-        """The value of a header that may be there once; '' when it is absent, or there more often."""
+        """The value of a header that may be there once.
+
+        '' when it is absent, or there more often.
+        """
         values = self.all(name)
         return values[0] if len(values) == 1 else ""
 

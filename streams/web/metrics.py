@@ -37,6 +37,12 @@ async def process(call: Call) -> Response:
 
 
 ROUTES = (
-    Route("GET", "/metrics", Right.VIEW, process, "What this process did since it began, for Prometheus."),
+    Route(
+        "GET",
+        "/metrics",
+        Right.VIEW,
+        process,
+        "What this process did since it began, for Prometheus.",
+    ),
     Route("GET", "/metrics/cluster", Right.VIEW, cluster, "The whole deployment, for Prometheus."),
 )

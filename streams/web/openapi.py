@@ -33,14 +33,22 @@ async def answer(call: Call) -> Response:
 @cache
 def description() -> dict[str, Any]:
     """The whole API."""
-    calls = [route for route in DESCRIBED if route.path.startswith("/api/") and route.gives is not None]
-    kinds = [route.gives for route in calls] + [route.takes for route in calls if route.takes] + [Problem]
+    calls = [
+        route for route in DESCRIBED if route.path.startswith("/api/") and route.gives is not None
+    ]
+    kinds = (
+        [route.gives for route in calls]
+        + [route.takes for route in calls if route.takes]
+        + [Problem]
+    )
     schemas, components = msgspec.json.schema_components(kinds, ref_template=REF)
     by_kind = dict(zip(map(str, kinds), schemas, strict=True))
     paths: dict[str, Any] = {}
     for route in calls:
         taken = components.get(route.takes.__name__, {}) if route.takes else {}
-        paths.setdefault(route.path.removeprefix("/api"), {})[route.method.lower()] = _operation(route, taken, by_kind)
+        paths.setdefault(route.path.removeprefix("/api"), {})[route.method.lower()] = _operation(
+            route, taken, by_kind
+        )
     return {
         "openapi": "3.1.0",
         "info": {
@@ -85,7 +93,9 @@ def _operation(route: Route, taken: dict[str, Any], by_kind: dict[str, Any]) -> 
     if route.method == "POST":
         fields = {name: schema for name, schema in properties.items() if name not in named}
         form = {"type": "object", "properties": fields, "required": sorted(required - named)}
-        operation["requestBody"] = {"content": {"application/x-www-form-urlencoded": {"schema": form}}}
+        operation["requestBody"] = {
+            "content": {"application/x-www-form-urlencoded": {"schema": form}}
+        }
     return operation
 
 

@@ -33,7 +33,8 @@ AGAIN_SECONDS = 5.0
 class PreviewForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which dead messages, and why: parts that are not given let everything through.
 
-    `error` is an error code or a cause's fingerprint. `force`: also those that were replayed three times already.
+    `error` is an error code or a cause's fingerprint. `force`: also those that were replayed three
+    times already.
     """
 
     why: Why
@@ -54,7 +55,10 @@ class OperationForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def preview(call: Call, act: str, *, at_once: bool = False) -> Response:
-    """Write down what an act would do; nothing is done before it is submitted, unless it is to one message."""
+    """Write down what an act would do.
+
+    Nothing is done before it is submitted, unless it is to one message.
+    """
     form = call.parameters(PreviewForm)
     if at_once and form.limit != 1:
         raise Refusal(400, f"'limit' is {form.limit}: expected 1, try one")
@@ -84,7 +88,9 @@ async def submit(call: Call) -> Response:
     def run(connection: Connection) -> Operation:
         act = operations.operation(connection, number).act
         if act == "discard" and Right.DISCARD not in call.who.rights:
-            raise Refusal(403, f"this needs the right discard, which {call.who.name!r:.60} does not have")
+            raise Refusal(
+                403, f"this needs the right discard, which {call.who.name!r:.60} does not have"
+            )
         return operations.submit(connection, number, Operator(call.who.name))
 
     return await _done(call, run)
@@ -93,13 +99,17 @@ async def submit(call: Call) -> Response:
 async def stop(call: Call) -> Response:
     """Work no further step of it."""
     number = call.parameters(OperationForm).operation
-    return await _done(call, lambda connection: operations.stop(connection, number, Operator(call.who.name)))
+    return await _done(
+        call, lambda connection: operations.stop(connection, number, Operator(call.who.name))
+    )
 
 
 async def resume(call: Call) -> Response:
     """Let a stopped operation go on."""
     number = call.parameters(OperationForm).operation
-    return await _done(call, lambda connection: operations.resume(connection, number, Operator(call.who.name)))
+    return await _done(
+        call, lambda connection: operations.resume(connection, number, Operator(call.who.name))
+    )
 
 
 async def _done(call: Call, run: Callable[[Connection], Operation]) -> Response:
@@ -164,7 +174,13 @@ def _both(
 
 
 ROUTES: tuple[Route, ...] = (
-    *_both("/operations/replay", Right.OPERATE, partial(preview, act="replay"), "Preview a bulk replay.", PreviewForm),
+    *_both(
+        "/operations/replay",
+        Right.OPERATE,
+        partial(preview, act="replay"),
+        "Preview a bulk replay.",
+        PreviewForm,
+    ),
     *_both(
         "/operations/try",
         Right.OPERATE,
@@ -173,9 +189,27 @@ ROUTES: tuple[Route, ...] = (
         PreviewForm,
     ),
     *_both(
-        "/operations/discard", Right.DISCARD, partial(preview, act="discard"), "Preview a bulk discard.", PreviewForm
+        "/operations/discard",
+        Right.DISCARD,
+        partial(preview, act="discard"),
+        "Preview a bulk discard.",
+        PreviewForm,
     ),
-    *_both("/operations/{operation}/submit", Right.OPERATE, submit, "Let a preview be worked.", OperationForm),
-    *_both("/operations/{operation}/stop", Right.OPERATE, stop, "Stop an operation.", OperationForm),
-    *_both("/operations/{operation}/resume", Right.OPERATE, resume, "Let a stopped operation go on.", OperationForm),
+    *_both(
+        "/operations/{operation}/submit",
+        Right.OPERATE,
+        submit,
+        "Let a preview be worked.",
+        OperationForm,
+    ),
+    *_both(
+        "/operations/{operation}/stop", Right.OPERATE, stop, "Stop an operation.", OperationForm
+    ),
+    *_both(
+        "/operations/{operation}/resume",
+        Right.OPERATE,
+        resume,
+        "Let a stopped operation go on.",
+        OperationForm,
+    ),
 )

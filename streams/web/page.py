@@ -45,10 +45,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Q]):
-    """One page; `path` may name a parameter of `query`; `/api` before it is its call, of `/` it is `/api/overview`.
+    """One page; `path` may name a parameter of `query`.
 
-    `read` finds what is shown, in a thread, on a read-only connection; `template` shows it, as `seen`.
-    `command` is what shows the same on a terminal.
+    `/api` before it is its call, of `/` it is `/api/overview`.
+
+    `read` finds what is shown, in a thread, on a read-only connection; `template` shows it, as
+    `seen`. `command` is what shows the same on a terminal.
     """
 
     path: str
@@ -68,7 +70,15 @@ class Page(Generic[Q]):
         api = f"/api{self.path}".rstrip("/") if self.path != "/" else "/api/overview"
         return (
             Route("GET", self.path, Right.VIEW, partial(_shown, self), self.about),
-            Route("GET", api, Right.VIEW, partial(_told, self), self.about, self.query, gives=self.gives),
+            Route(
+                "GET",
+                api,
+                Right.VIEW,
+                partial(_told, self),
+                self.about,
+                self.query,
+                gives=self.gives,
+            ),
         )
 
 
@@ -87,7 +97,9 @@ async def _shown(page: Page[Any], call: Call) -> Response:
     whole = not call.given.get(PART)
     # At once: a page that has to wait waits for both.
     try:
-        answer, badges = await asyncio.gather(_made(page, call, query), _badges(call) if whole else _nothing())
+        answer, badges = await asyncio.gather(
+            _made(page, call, query), _badges(call) if whole else _nothing()
+        )
     except ServiceUnreachable as error:
         if not whole or isinstance(error, DatabaseRefuses):
             raise
@@ -99,7 +111,9 @@ async def _shown(page: Page[Any], call: Call) -> Response:
     if not whole:
         if call.request.header("if-none-match") == made.etag:
             return Response(304, b"", headers)
-        return Response(200, made.html.encode(), {"Content-Type": "text/html; charset=utf-8", **headers})
+        return Response(
+            200, made.html.encode(), {"Content-Type": "text/html; charset=utf-8", **headers}
+        )
     text = shell(
         call,
         title=page.title,
@@ -137,11 +151,15 @@ async def _made(page: Page[Any], call: Call, query: msgspec.Struct) -> Answer[_M
     site = call.site
     base = "../" * (page.path.count("/") - 1) or "./"
 
-    given = {name: value for name, value in msgspec.structs.asdict(query).items() if value is not None}
+    given = {
+        name: value for name, value in msgspec.structs.asdict(query).items() if value is not None
+    }
 
     def make(connection: Connection) -> _Made:
         seen = page.read(Source(connection, site.settings), query)
-        html = render.page(page.template, seen=seen, query=query, base=base, rights=call.who.rights, given=given)
+        html = render.page(
+            page.template, seen=seen, query=query, base=base, rights=call.who.rights, given=given
+        )
         return _Made(seen, html, render.etag(html), datetime.now(UTC))
 
     key = (page.path, query, call.who.rights)
@@ -162,7 +180,11 @@ async def _badges(call: Call) -> dict[str, str]:
     except StreamsError:
         return {}
     shown = {"dead": answer.value[0], "conversations": answer.value[1]}
-    return {name: f"{count:,}" if count < MOST else f"{MOST - 1}+" for name, count in shown.items() if count}
+    return {
+        name: f"{count:,}" if count < MOST else f"{MOST - 1}+"
+        for name, count in shown.items()
+        if count
+    }
 
 
 async def _nothing() -> dict[str, str]:
@@ -207,5 +229,9 @@ def _api_address(page: Page[Any], call: Call, query: msgspec.Struct) -> str:
     address = page.routes[1].path.removeprefix("/")
     for name in named:
         address = address.replace(f"{{{name}}}", render.path(str(getattr(query, name))))
-    given = {name: value for name, value in call.given.items() if value and name not in named and name != PART}
+    given = {
+        name: value
+        for name, value in call.given.items()
+        if value and name not in named and name != PART
+    }
     return render.link(address, given).unescape()

@@ -31,7 +31,9 @@ def fits(password: str, known: str) -> bool:
     log_n, r, p = (int(number) for number in cost)
     if not all(1 <= number <= most for number, most in zip((log_n, r, p), MOST, strict=True)):
         return False
-    return hmac.compare_digest(_derived(password, bytes.fromhex(salt), (log_n, r, p)).hex(), derived)
+    return hmac.compare_digest(
+        _derived(password, bytes.fromhex(salt), (log_n, r, p)).hex(), derived
+    )
 
 
 NOBODY = ":".join(("scrypt", *map(str, COST), "0" * 32, "0" * 64))
@@ -59,14 +61,22 @@ def valid(cookie: str, name: str, known: str, secret: str, now: float) -> bool:
     until, _, mac = rest.partition(".")
     expected = _mac(name, until, known, secret)
     fresh = until.isascii() and until.isdigit() and len(until) < 12 and now < int(until)
-    return fresh and encoded == _encoded(name) and hmac.compare_digest(mac.encode(), expected.encode())
+    return (
+        fresh and encoded == _encoded(name) and hmac.compare_digest(mac.encode(), expected.encode())
+    )
 
 
 def _derived(password: str, salt: bytes, cost: tuple[int, int, int]) -> bytes:
     log_n, r, p = cost
     memory = 2**log_n * r * 128 + 2**20
     return hashlib.scrypt(
-        password.encode("utf-8", "surrogatepass"), salt=salt, n=2**log_n, r=r, p=p, maxmem=memory, dklen=32
+        password.encode("utf-8", "surrogatepass"),
+        salt=salt,
+        n=2**log_n,
+        r=r,
+        p=p,
+        maxmem=memory,
+        dklen=32,
     )
 
 

@@ -28,7 +28,8 @@ T = TypeVar("T")
 
 SILENT = "PostgreSQL does not answer: "
 IDLE_SECONDS = 60.0
-GRACE = 1.5  # seconds beyond a statement's own limit after which a server that says nothing is a lost one
+# Seconds beyond a statement's own limit after which a server that says nothing is a lost one
+GRACE = 1.5
 READ: Session = {"statement_timeout": "2000", "default_transaction_read_only": "on"}
 ACT: Session = {"statement_timeout": "30000", "lock_timeout": "5000"}
 
@@ -53,12 +54,14 @@ class Pool:
     def run(self, work: Callable[[Connection], T]) -> asyncio.Future[T]:
         """Do this with a connection, in no transaction, in a thread.
 
-        The future's error is ServiceUnreachable when there is none, or it goes away or takes too long, DatabaseRefuses when
-        it says no; else the work's own.
+        The future's error is ServiceUnreachable when there is none, or it goes away or takes too
+        long, DatabaseRefuses when it says no; else the work's own.
         """
         loop = asyncio.get_running_loop()
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._size, thread_name_prefix=f"pages-{self._purpose}")
+            self._threads = ThreadPoolExecutor(
+                self._size, thread_name_prefix=f"pages-{self._purpose}"
+            )
         if self._idle is not None:
             self._idle.cancel()
         self._idle = loop.call_later(IDLE_SECONDS, self._rest)
@@ -112,7 +115,9 @@ class Pool:
         except DBAPIError as error:
             raise _told(error) from error
         except SQLAlchemyError as error:
-            raise DatabaseRefuses(f"the pages' database cannot be used: {type(error).__name__}") from error
+            raise DatabaseRefuses(
+                f"the pages' database cannot be used: {type(error).__name__}"
+            ) from error
 
     def _opened(self) -> Engine:
         with self._lock:

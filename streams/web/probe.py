@@ -12,7 +12,10 @@ from streams.web.health import WorkerHealth, add_health
 
 
 def add_probe(app: web.Application, address: str | None, health: WorkerHealth) -> None:
-    """Serve health at `address` (host:port) from the start of this application to its end; nothing when it is None."""
+    """Serve health at `address` (host:port) from the start of this application to its end.
+
+    Nothing when it is None.
+    """
     if address is None:
         return
     host, port = place(address)
@@ -47,12 +50,16 @@ def check_free(setting: str, host: str, port: int, advice: str = "") -> None:
     """UsageError when nobody can listen there."""
     try:
         # As a web server itself does it: a port that was in use a moment ago is free.
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        ).close()
     except OSError as error:
         raise refused(setting, str(port), error, host, advice) from None
 
 
-def refused(setting: str, value: str, error: OSError, host: str = "", advice: str = "") -> UsageError:
+def refused(
+    setting: str, value: str, error: OSError, host: str = "", advice: str = ""
+) -> UsageError:
     """One line about an address that cannot be had."""
 
     where = f"a port of {host}" if host else "an address"

@@ -101,7 +101,9 @@ def as_of(moment: datetime) -> Markup:
     """When the figures of a page were read; the script keeps it."""
     utc = moment.astimezone(UTC)
     shown = utc.strftime("%H:%M:%S")
-    return Markup('<time id="as-of" datetime="{}">{} UTC</time>').format(utc.isoformat(timespec="milliseconds"), shown)
+    return Markup('<time id="as-of" datetime="{}">{} UTC</time>').format(
+        utc.isoformat(timespec="milliseconds"), shown
+    )
 
 
 def number(value: float | None) -> str:
@@ -121,7 +123,11 @@ def seconds(value: float | None) -> str:
         return f"{value * 1000:.0f} ms"
     if value < 60:
         return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
-    for size, unit, smaller, name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+    for size, unit, smaller, name in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
         if value >= size:
             rest = int(value % size // smaller)
             return f"{int(value // size)} {unit}" + (f" {rest} {name}" if rest else "")
@@ -174,7 +180,8 @@ def ticked(text: str) -> Markup:
     """Words with `commands` in them."""
     parts = printable(text.rstrip(".")).split("`")
     return Markup("").join(
-        Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
+        Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
+        for number, part in enumerate(parts)
     )
 
 
@@ -185,7 +192,11 @@ def path(part: str) -> str:
 
 def link(where: str, given: Mapping[str, Any] | None = None, **more: Any) -> Markup:
     """An address with a query; what is None is left out."""
-    values = {name: value for name, value in {**(given or {}), **more}.items() if value not in (None, "", False)}
+    values = {
+        name: value
+        for name, value in {**(given or {}), **more}.items()
+        if value not in (None, "", False)
+    }
     query = urlencode({name: _said(value) for name, value in values.items()})
     return escape(f"{where}?{query}" if query else where)
 
@@ -193,7 +204,9 @@ def link(where: str, given: Mapping[str, Any] | None = None, **more: Any) -> Mar
 def message_link(base: str, name: MessageId) -> Markup:
     """A link to one message."""
     parts_of(name)
-    return Markup('<a class="id" href="{}messages/{}">{}</a>').format(base, quote(str(name), safe=":"), name)
+    return Markup('<a class="id" href="{}messages/{}">{}</a>').format(
+        base, quote(str(name), safe=":"), name
+    )
 
 
 def _said(value: Any) -> str:

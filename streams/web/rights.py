@@ -30,7 +30,8 @@ ROLES: Mapping[str, frozenset[Right]] = {
 class Identity:
     """Who asks: the name that acts are written down with, and the rights.
 
-    `how` says how we know: local, user, proxy, token or host (the application that we are mounted in).
+    `how` says how we know: local, user, proxy, token or host (the application that we are mounted
+    in).
     """
 
     name: str

@@ -35,7 +35,10 @@ class Call:
     given: Mapping[str, str]
 
     def parameters(self, kind: type[P]) -> P:
-        """What was given, as this type; what is empty counts as not given. Refusal names what is wrong."""
+        """What was given, as this type.
+
+        What is empty counts as not given. Refusal names what is wrong.
+        """
         values = {name: value for name, value in self.given.items() if value and name != PART}
         try:
             return msgspec.convert(values, kind, strict=False)
@@ -44,7 +47,9 @@ class Call:
             if expected == "expected only declared fields":
                 unknown = next(name for name in values if name not in kind.__struct_fields__)
                 known = ", ".join(kind.__struct_fields__) or "none"
-                raise Refusal(400, f"unknown parameter {unknown!r:.40}: expected one of {known}") from None
+                raise Refusal(
+                    400, f"unknown parameter {unknown!r:.40}: expected one of {known}"
+                ) from None
             if "RFC3339" in expected:
                 expected = "expected a time like 2026-01-31T12:00:00Z"
             raise Refusal(400, f"{name!r} is {values.get(name, '')!r:.80}: {expected}") from None

@@ -1,4 +1,7 @@
-"""The search box: everything that was typed may mean; it jumps only when exactly one of that exists."""
+"""The search box: everything that was typed may mean.
+
+It jumps only when exactly one of that exists.
+"""
 
 from __future__ import annotations
 

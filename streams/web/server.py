@@ -63,4 +63,6 @@ async def _until_told() -> None:
 
 
 async def _what_is_here(_: web.Request) -> web.Response:
-    return web.json_response({"pages": f"{MOUNT}/", "api": f"{MOUNT}/api/openapi.json", "health": "/health/ready"})
+    return web.json_response(
+        {"pages": f"{MOUNT}/", "api": f"{MOUNT}/api/openapi.json", "health": "/health/ready"}
+    )

@@ -58,7 +58,10 @@ class Shared:
             entry.work = start()
             entry.work.add_done_callback(lambda done: _settle(entry, done))
         if entry.work is not None:
-            await asyncio.wait({entry.work}, timeout=WAIT_SECONDS if now - entry.at < KEPT_SECONDS else FIRST_SECONDS)
+            await asyncio.wait(
+                {entry.work},
+                timeout=WAIT_SECONDS if now - entry.at < KEPT_SECONDS else FIRST_SECONDS,
+            )
             # The work's own callback comes after ours: whoever waited has it settled here.
             if entry.work is not None and entry.work.done():
                 _settle(entry, entry.work)

@@ -6,7 +6,13 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from streams.errors import NotMigrated, ServiceUnreachable, SettingsInvalid, StreamsError, UsageError
+from streams.errors import (
+    NotMigrated,
+    ServiceUnreachable,
+    SettingsInvalid,
+    StreamsError,
+    UsageError,
+)
 from streams.registry import Registry, configured
 from streams.settings import Settings
 from streams.web import guard, messages, render
@@ -23,7 +29,9 @@ logger = logging.getLogger(__name__)
 
 
 class Site:
-    """All pages and the API of one deployment; `host` says who asks, where an application mounts them.
+    """All pages and the API of one deployment.
+
+    `host` says who asks, where an application mounts them.
 
     `process` tells the metrics of the process around it, where that is a worker.
 
@@ -42,7 +50,10 @@ class Site:
         self._registry: Registry | None = None
 
     async def answer(self, request: Request) -> Response:
-        """The response to a request, never an exception; with the headers that every response has."""
+        """The response to a request, never an exception.
+
+        With the headers that every response has.
+        """
         try:
             response = await self._answer(request)
         except Refusal as refusal:
@@ -50,7 +61,9 @@ class Site:
         except Exception as error:
             # Never the request itself: what somebody typed is in it.
             logger.exception("a page failed", extra={"error": type(error).__name__})
-            response = self._refused(request, Refusal(500, "the page failed, the log of this process says why"))
+            response = self._refused(
+                request, Refusal(500, "the page failed, the log of this process says why")
+            )
         if request.method == "HEAD":
             response = Response(response.status, b"", response.headers)
         return guard.guarded(response)
@@ -87,7 +100,10 @@ class Site:
             bearer = identity is not None and identity.how == "token"
             guard.check_origin(request, self.settings.web.origins, bearer=bearer)
         if route.right is not None and identity is not None and route.right not in identity.rights:
-            raise Refusal(403, f"this needs the right {route.right}, which {identity.name!r:.60} does not have")
+            raise Refusal(
+                403,
+                f"this needs the right {route.right}, which {identity.name!r:.60} does not have",
+            )
         given = {**(request.form if route.method == "POST" else request.parameters), **named}
         guard.check_parameters(given, long=route.long)
         response = await self._served(Call(self, request, route, identity, given))
@@ -113,10 +129,18 @@ class Site:
         return identity
 
     def _refused(self, request: Request, refusal: Refusal) -> Response:
-        """One line, as a page for a person and as JSON for a program; a person who is nobody logs in."""
+        """One line, as a page for a person and as JSON for a program.
+
+        A person who is nobody logs in.
+        """
         wants_page = request.wants_page and not request.path.startswith(("/api/", "/metrics"))
         base = "../" * max(0, request.path.count("/") - 1) or "./"
-        if refusal.status == 401 and wants_page and self.access.has_login and request.method in ("GET", "HEAD"):
+        if (
+            refusal.status == 401
+            and wants_page
+            and self.access.has_login
+            and request.method in ("GET", "HEAD")
+        ):
             asked = request.path.lstrip("/") + (f"?{request.query}" if request.query else "")
             return messages.redirect(render.link(f"{base}login", next=asked).unescape())
         headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else {}

@@ -24,5 +24,7 @@ def add_pages(app: Any, settings: Settings, health: WorkerHealth) -> Site:
     add_health(server.web_app, health)
     add_probe(server.web_app, settings.web.probe, health)
     # Faust's own runner lets an open page keep a worker that was told to stop for a minute.
-    server._runner = web.AppRunner(server.web_app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+    server._runner = web.AppRunner(
+        server.web_app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
+    )
     return site

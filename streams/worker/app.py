@@ -21,14 +21,19 @@ from streams.worker.run.persister import Persister
 from streams.worker.topic_agent import TopicAgent
 
 FETCH_BYTES = 384 * 1024
-RAW: dict[str, Any] = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
+RAW: dict[str, Any] = {
+    "key_type": bytes,
+    "value_type": bytes,
+    "key_serializer": "raw",
+    "value_serializer": "raw",
+}
 
 
 class App(faust.App):
     """A Faust app whose settings are ours alone, and which writes no file.
 
-    Faust lets dozens of environment variables with common names (WEB_BIND, APP_VERSION, PRODUCER_ACKS) win over what it
-    was given; this one reads an empty environment.
+    Faust lets dozens of environment variables with common names (WEB_BIND, APP_VERSION,
+    PRODUCER_ACKS) win over what it was given; this one reads an empty environment.
     """
 
     def __init__(self, group: str, **options: Any) -> None:
@@ -54,13 +59,17 @@ def assemble(
     urls = [URL(f"kafka://{server}") for server in settings.broker_url.split(",")]
     retries = {topic: topic + RETRY_SUFFIX for topic in registry.consumed}
     topics = [*retries, *retries.values()]
-    transport = run_transport(topics, worker.run_records, worker.run_bytes, persister.suspects, topic_ids)
+    transport = run_transport(
+        topics, worker.run_records, worker.run_bytes, persister.suspects, topic_ids
+    )
     app.transport = transport(urls, app)
     for topic, retry in retries.items():
         partitions = settings.topic_settings(topic).partitions
         tables, schedule = AsideTables(app, topic, partitions), Schedule()
         both = app.topic(topic, retry, partitions=partitions, **RAW)
-        consume = TopicAgent(app, topic, tables, persister, schedule, persister.slots, worker.run_records, figures)
+        consume = TopicAgent(
+            app, topic, tables, persister, schedule, persister.slots, worker.run_records, figures
+        )
         app.agent(both, name=f"persist-{topic}")(consume)
         calls = app.topic(retry, partitions=partitions, **RAW)
         app.task(Scheduler(app, topic, calls, tables, persister, schedule).run)
@@ -77,13 +86,17 @@ def _options(settings: Settings) -> dict[str, Any]:
         "broker_rebalance_timeout": max(30.0, worker.session_timeout),
         "broker_commit_interval": worker.commit_interval,
         "consumer_auto_offset_reset": "earliest",
-        # Of each partition; a larger record comes alone (KIP-74).  Compressed: in memory it is a few times as much.
+        # Of each partition; a larger record comes alone (KIP-74).  Compressed: in memory it is a
+        # few times as much.
         "consumer_max_fetch_size": FETCH_BYTES,
-        # What one fetch may bring stays compressed until it is asked for; records are many times as large.
+        # What one fetch may bring stays compressed until it is asked for; records are many times as
+        # large.
         "broker_max_poll_records": worker.run_records,
-        # Runs, not messages: a few are enough to keep the lanes busy, and each may hold worker.run_bytes.
+        # Runs, not messages: a few are enough to keep the lanes busy, and each may hold
+        # worker.run_bytes.
         "stream_buffer_maxsize": 16,
-        # Wait for nothing at shutdown: what is not acked is not committed and will be delivered again.
+        # Wait for nothing at shutdown: what is not acked is not committed and will be delivered
+        # again.
         "stream_wait_empty": False,
         "store": "memory://",
         "table_standby_replicas": 0,
@@ -103,7 +116,11 @@ def _options(settings: Settings) -> dict[str, Any]:
 def credentials(settings: Settings) -> SASLCredentials | SSLCredentials | None:
     """How Faust logs in to Kafka: as `streams.broker.kafka.client` does for the relay and the command line."""
     broker = settings.broker
-    context = ssl.create_default_context(cafile=broker.ssl_cafile) if broker.security_protocol.endswith("SSL") else None
+    context = (
+        ssl.create_default_context(cafile=broker.ssl_cafile)
+        if broker.security_protocol.endswith("SSL")
+        else None
+    )
     if broker.sasl_mechanism is None:
         return SSLCredentials(context) if context is not None else None
     return SASLCredentials(

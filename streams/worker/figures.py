@@ -1,7 +1,8 @@
 """What a worker tells of itself every few seconds: counts, a sign of life, how far it is.
 
-On a connection of the worker's pool, beside the transactions of runs and never inside one.  Nobody waits for it: when the
-database is away, or this role may not write these tables, messages are worked all the same.
+On a connection of the worker's pool, beside the transactions of runs and never inside one.  Nobody
+waits for it: when the database is away, or this role may not write these tables, messages are
+worked all the same.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ GOODBYE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class PartitionLag:
-    """How far a worker is in one partition; `worked` is the time of the last record it persisted, in epoch seconds."""
+    """How far a worker is in one partition.
+
+    `worked` is the time of the last record it persisted, in epoch seconds.
+    """
 
     topic: str
     partition: int
@@ -79,7 +83,9 @@ class WorkerFigures:
         """The time of the last record worked here, in epoch seconds."""
         return self._worked.get((topic, partition))
 
-    async def run(self, vitals: Callable[[], Vitals], lags: Callable[[], list[PartitionLag]]) -> None:
+    async def run(
+        self, vitals: Callable[[], Vitals], lags: Callable[[], list[PartitionLag]]
+    ) -> None:
         """Tell, again and again, until cancelled."""
         while True:
             pause = BEAT_SECONDS
@@ -94,7 +100,9 @@ class WorkerFigures:
         """What was counted last, and that this process ends in order; as far as there is time."""
         try:
             async with asyncio.timeout(GOODBYE_SECONDS):
-                await self._database.tell([self._flush(), (query("process_end"), {"id": incarnation()})])
+                await self._database.tell(
+                    [self._flush(), (query("process_end"), {"id": incarnation()})]
+                )
         except (psycopg.Error, SQLAlchemyError, OSError, TimeoutError):
             logger.debug("figures not flushed")
 
@@ -119,8 +127,13 @@ class WorkerFigures:
         return query("figures_flush"), parameters
 
     def _report(self, error: Exception) -> float:
-        """Say it once, unless the database is away: whoever waits for it says that; seconds to wait."""
-        outage = isinstance(error, psycopg.OperationalError | SQLAlchemyError | OSError | TimeoutError)
+        """Say it once, unless the database is away: whoever waits for it says that.
+
+        Seconds to wait.
+        """
+        outage = isinstance(
+            error, psycopg.OperationalError | SQLAlchemyError | OSError | TimeoutError
+        )
         if not outage and not self._refused:
             about = {"error": type(error).__name__, "sqlstate": getattr(error, "sqlstate", None)}
             logger.warning("figures not written, messages are worked all the same", extra=about)

@@ -43,7 +43,8 @@ class Readiness:
 class WorkerHealth:
     """Beats once a second in the worker's own event loop, and only while every agent is running.
 
-    When the loop stands still for `patience` seconds, the process stops.  `change` says what is not as it was in Kafka.
+    When the loop stands still for `patience` seconds, the process stops.  `change` says what is not
+    as it was in Kafka.
     """
 
     def __init__(
@@ -95,8 +96,13 @@ class WorkerHealth:
     def _partitions(self) -> dict[str, list[int]]:
         # Asked before it has started, Faust's consumer raises.
         with contextlib.suppress(ConsumerNotStarted):
-            assigned: Any = self._app.consumer.assignment() if self._app._consumer is not None else ()
-            return {name: sorted(tp.partition for tp in assigned if tp.topic == name) for name in self._topics}
+            assigned: Any = (
+                self._app.consumer.assignment() if self._app._consumer is not None else ()
+            )
+            return {
+                name: sorted(tp.partition for tp in assigned if tp.topic == name)
+                for name in self._topics
+            }
         return {name: [] for name in self._topics}
 
     async def _assigned(self, *_: Any, **__: Any) -> None:
@@ -104,7 +110,9 @@ class WorkerHealth:
 
     def _positions(self) -> dict[str, Any]:
         with contextlib.suppress(ConsumerNotStarted):
-            positions: dict[str, Any] = self._app.consumer.positions() if self._app._consumer is not None else {}
+            positions: dict[str, Any] = (
+                self._app.consumer.positions() if self._app._consumer is not None else {}
+            )
             return positions
         return {}
 
@@ -129,8 +137,13 @@ class WorkerHealth:
             # Ticks, not time: a process that was stopped and continued has not hung.
             seen, still = (self._turns, 0) if seen != self._turns else (seen, still + 1)
             if still * BEAT > self._patience:
-                fail_stop("the event loop is blocked and the worker stops, to be started again", seconds=still * BEAT)
+                fail_stop(
+                    "the event loop is blocked and the worker stops, to be started again",
+                    seconds=still * BEAT,
+                )
 
 
 def _running(agent: Any) -> bool:
-    return any(actor.actor_task is not None and not actor.actor_task.done() for actor in agent._actors)
+    return any(
+        actor.actor_task is not None and not actor.actor_task.done() for actor in agent._actors
+    )

@@ -10,7 +10,10 @@ LARGE = 256 * 1024  # bytes; a run's JSON text is a few times as much
 
 
 def return_large_buffers() -> None:
-    """Keep glibc from raising the size from which it maps buffers by themselves; nothing happens with another libc."""
+    """Keep glibc from raising the size from which it maps buffers by themselves.
+
+    Nothing happens with another libc.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE)

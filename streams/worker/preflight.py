@@ -15,7 +15,10 @@ from streams.worker.retries.tables import TABLES
 
 
 def check(
-    settings: Settings, registry: Registry, pages: tuple[str, int] | None = None, survey: Survey | None = None
+    settings: Settings,
+    registry: Registry,
+    pages: tuple[str, int] | None = None,
+    survey: Survey | None = None,
 ) -> Cluster:
     """Database reachable and migrated, biz_types known to it, broker reachable, topics with the right partition count.
 
@@ -31,13 +34,18 @@ def check(
         migrate.register(connection, settings, registry)
     refuse_unserved(settings, registry)
     names = [*registry.consumed, *(topic + RETRY_SUFFIX for topic in registry.consumed)]
-    # Faust would make them itself, after it has looked at them: a worker that comes first would find them without partitions.
+    # Faust would make them itself, after it has looked at them: a worker that comes first would
+    # find them without partitions.
     changelogs = {
-        f"{settings.worker.group}-{topic}-{table}-changelog": topic for topic in registry.consumed for table in TABLES
+        f"{settings.worker.group}-{topic}-{table}-changelog": topic
+        for topic in registry.consumed
+        for table in TABLES
     }
     cluster = topics.prepare(settings, survey or Survey(settings), names, changelogs)
     # Another system's envelopes are compared with no row.
-    kafka.check_times(settings, [topic for topic in registry.consumed if topic not in registry.envelopes])
+    kafka.check_times(
+        settings, [topic for topic in registry.consumed if topic not in registry.envelopes]
+    )
     beat.prepare_topic(settings)
     check_beat(settings)
     return cluster
@@ -46,10 +54,13 @@ def check(
 def refuse_unserved(settings: Settings, registry: Registry) -> None:
     """UsageError when messages wait of a biz_type that no agent here knows, on a topic that nobody reads any more.
 
-    An agent that was left out would stop silently otherwise.  Where other workers read the topic, they have the agent.
+    An agent that was left out would stop silently otherwise.  Where other workers read the topic,
+    they have the agent.
     """
     if not registry.consumed:
-        raise UsageError(f"setting 'agents' is {list(settings.agents)}: expected a package with an agent in it")
+        raise UsageError(
+            f"setting 'agents' is {list(settings.agents)}: expected a package with an agent in it"
+        )
     with migrate.connection(settings) as connection:
         known = {"known": list(registry.agents), "consumed": list(registry.consumed)}
         rows = connection.exec_driver_sql(query("unserved_biz_types"), known).all()
@@ -58,7 +69,11 @@ def refuse_unserved(settings: Settings, registry: Registry) -> None:
     topics = {row.topic for row in rows}
     group = consumers.consumer_group(settings, topics)
     # Of a group that is being dealt out anew nobody knows yet who reads what.
-    served = topics if group.members and not group.settled else {topic for topic in topics if group.assigned.get(topic)}
+    served = (
+        topics
+        if group.members and not group.settled
+        else {topic for topic in topics if group.assigned.get(topic)}
+    )
     unread = consumers.unread(settings, topics - served)
     for row in rows:
         if row.topic not in served and (row.open or row.topic in unread):
@@ -79,7 +94,9 @@ def check_beat(settings: Settings) -> None:
 def _check_port(host: str, port: int) -> None:
     try:
         # As the web server itself does it: a port that was in use a moment ago is free.
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        ).close()
     except OSError as error:
         raise UsageError(
             f"setting 'web.port' is {port}: expected a port of {host} to listen on ({os.strerror(error.errno or 0)}):"

@@ -23,7 +23,10 @@ GOODBYE = 4.5  # seconds between being told to stop and ending, whatever is stil
 
 
 class WorkerProcess(faust.Worker):
-    """What `faust ... worker` starts, after `check`; Faust's `-l`, its log format and its spinner have no effect."""
+    """What `faust ... worker` starts, after `check`.
+
+    Faust's `-l`, its log format and its spinner have no effect.
+    """
 
     def __init__(
         self,
@@ -55,7 +58,8 @@ class WorkerProcess(faust.Worker):
             backstop.daemon = True
             backstop.start()
             if self._leave is not None:
-                # At once: whatever is still worked when the backstop ends the process has killed nobody.
+                # At once: whatever is still worked when the backstop ends the process has killed
+                # nobody.
                 self._leaving = asyncio.ensure_future(self._leave(), loop=self.loop)
         super()._schedule_shutdown(told)
 
@@ -70,7 +74,10 @@ class WorkerProcess(faust.Worker):
         await super().on_startup_finished()
         spare_the_collector()
         conf = self.app.conf
-        logger.info("worker starts", extra={"group": conf.id, "web": str(conf.canonical_url), "pid": os.getpid()})
+        logger.info(
+            "worker starts",
+            extra={"group": conf.id, "web": str(conf.canonical_url), "pid": os.getpid()},
+        )
 
     async def on_shutdown(self) -> None:
         """Say that it ends as told."""
@@ -84,6 +91,8 @@ class WorkerProcess(faust.Worker):
 
 def _leave() -> None:
     """What is not committed is delivered again, to whoever has the partition then."""
-    logger.warning("worker stopped without waiting any longer", extra={"seconds": GOODBYE, "pid": os.getpid()})
+    logger.warning(
+        "worker stopped without waiting any longer", extra={"seconds": GOODBYE, "pid": os.getpid()}
+    )
     logging.shutdown()
     os._exit(0)

@@ -37,4 +37,6 @@ class SetAside:
 
 def parked(delivery: Delivery) -> SetAside:
     """It waits behind an open message of its conversation, as often as it has failed itself."""
-    return SetAside(delivery.outbox_id, delivery.key, delivery.partition, "parked", delivery.attempts)
+    return SetAside(
+        delivery.outbox_id, delivery.key, delivery.partition, "parked", delivery.attempts
+    )

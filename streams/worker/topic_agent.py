@@ -48,9 +48,12 @@ class TopicAgent:
 
     async def __call__(self, stream: Any) -> None:
         """Work what the stream delivers until it ends."""
-        # Faust acks in a finally block, even after an exception: acks are off, each run is acked by hand.
+        # Faust acks in a finally block, even after an exception: acks are off, each run is acked by
+        # hand.
         transport: Any = self._app.consumer
-        lanes = Dispatcher(self._work, self._slots, self._most, transport.on_buffer_full, transport.on_buffer_drop)
+        lanes = Dispatcher(
+            self._work, self._slots, self._most, transport.on_buffer_full, transport.on_buffer_drop
+        )
         try:
             async with lanes:
                 async for event in stream.noack().events():
@@ -80,7 +83,9 @@ class TopicAgent:
                     outcome = await count_crashes(self._persister, job)
                     if outcome is None:
                         return True
-                    keys = outcome.woken | {(first.partition, key) for key in getattr(job, "keys", ())}
+                    keys = outcome.woken | {
+                        (first.partition, key) for key in getattr(job, "keys", ())
+                    }
                 await self._note(events, outcome, keys)
                 for event in events:
                     event.ack()
@@ -88,7 +93,8 @@ class TopicAgent:
                 self._app.monitor.count("consumed", outcome.consumed)
                 self._count(runs, outcome)
             except Exception:  # foreseen is only what the persister waits out
-                # An orderly shutdown would commit offsets and could hang: the run is not acked, it will be delivered again.
+                # An orderly shutdown would commit offsets and could hang: the run is not acked, it
+                # will be delivered again.
                 where = {"topic": first.topic, "partition": first.partition, "offset": first.first}
                 fail_stop("a run failed for an unexpected reason, the process stops", **where)
         return True
@@ -104,18 +110,31 @@ class TopicAgent:
             return PersistRun(self._persister, run)
         return WakeConversations(self._persister, self._topic, run)
 
-    async def _note(self, events: Sequence[Any], outcome: Outcome, keys: set[tuple[int, str]]) -> None:
-        """Bring schedule and tables up to what was committed; what fails here is made up for by the next comparison."""
-        retrying = {(fate.partition, fate.key): fate for fate in outcome.set_aside if fate.status == "retrying"}
+    async def _note(
+        self, events: Sequence[Any], outcome: Outcome, keys: set[tuple[int, str]]
+    ) -> None:
+        """Bring schedule and tables up to what was committed.
+
+        What fails here is made up for by the next comparison.
+        """
+        retrying = {
+            (fate.partition, fate.key): fate
+            for fate in outcome.set_aside
+            if fate.status == "retrying"
+        }
         dead = [fate for fate in outcome.set_aside if fate.status == "dead"]
         if not (keys or retrying or dead):
             return
         try:
-            heads = await self._persister.heads(self._topic, [key for _, key in keys]) if keys else []
+            heads = (
+                await self._persister.heads(self._topic, [key for _, key in keys]) if keys else []
+            )
             shown = self._tables.dead_of([key for _, key in keys])
             still = await self._persister.still_dead(self._topic, shown) if shown else set()
         except (psycopg.Error, SQLAlchemyError, OSError) as error:
-            logger.warning("tables not updated", extra={"topic": self._topic, "error": type(error).__name__})
+            logger.warning(
+                "tables not updated", extra={"topic": self._topic, "error": type(error).__name__}
+            )
             return
         known = {where: head for where, head in retrying.items() if where not in keys}
         known |= {(head.partition, head.key): head for head in heads}
@@ -141,16 +160,28 @@ class TopicAgent:
 
 
 def _report(topic: str, source: str, outcome: Outcome) -> None:
-    """One line for those of each partition, status and error code, with one of them; those parked behind them are counted."""
+    """One line for those of each partition, status and error code, with one of them.
+
+    Those parked behind them are counted.
+    """
     failed: dict[tuple[int, str, str | None], list[SetAside]] = {}
     for fate in outcome.set_aside:
         if fate.status != "parked":
             failed.setdefault((fate.partition, fate.status, fate.code), []).append(fate)
     for (partition, status, code), fates in failed.items():
         first = fates[0]
-        about = {"status": status, "error_code": code, "count": len(fates), "attempts": first.attempts}
+        about = {
+            "status": status,
+            "error_code": code,
+            "count": len(fates),
+            "attempts": first.attempts,
+        }
         about |= {"reason": first.error} if first.error else {}
-        where = {"topic": topic, "partition": partition, "outbox_id": name_of(source, first.outbox_id)}
+        where = {
+            "topic": topic,
+            "partition": partition,
+            "outbox_id": name_of(source, first.outbox_id),
+        }
         logger.warning("messages set aside", extra={**where, **about})
     if count := sum(fate.status == "parked" for fate in outcome.set_aside):
         logger.info("messages parked behind an open one", extra={"topic": topic, "count": count})

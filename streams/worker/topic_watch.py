@@ -1,8 +1,9 @@
 """A worker ends when its topics or its cluster are not those that it began with any more.
 
-Faust and aiokafka believe for ever what they learned at their start: positions, partition counts, the addresses of brokers.
-A process that starts again learns anew, and makes what is missing.  Two looks have to agree, as one broker may not know yet
-what the others do; until then the worker is not ready.
+Faust and aiokafka believe for ever what they learned at their start: positions, partition counts,
+the addresses of brokers. A process that starts again learns anew, and makes what is missing.  Two
+looks have to agree, as one broker may not know yet what the others do; until then the worker is not
+ready.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ LOOK_SECONDS = 3.0
 class TopicWatch:
     """Knows the worker's topics since `begin`; a thread of its own looks at Kafka, which blocks.
 
-    `ids` are Kafka's ids of the topics, empty until then; `change` is what the last look found, None while all is as it was.
+    `ids` are Kafka's ids of the topics, empty until then; `change` is what the last look found,
+    None while all is as it was.
     """
 
     def __init__(self) -> None:
@@ -34,7 +36,9 @@ class TopicWatch:
         self.ids = MappingProxyType(self._ids)
         self.change: str | None = None
 
-    def begin(self, survey: topics.Survey, cluster: Cluster, lost: Callable[[Collection[str]], bool]) -> None:
+    def begin(
+        self, survey: topics.Survey, cluster: Cluster, lost: Callable[[Collection[str]], bool]
+    ) -> None:
         """These are the topics.  `lost` tells whether Faust's consumer has lost brokers that are at these addresses now."""
         self._survey, self._cluster, self._lost = survey, cluster, lost
         self._ids.update((name, topic.id) for name, topic in cluster.topics.items())
@@ -51,7 +55,10 @@ class TopicWatch:
         if self.change is None and self._lost(now.brokers):
             self.change = f"Kafka answers at other addresses: {', '.join(sorted(now.brokers))}"
         if self.change and before:
-            fail_stop("Kafka is not as it was and the worker stops, to be started again", reason=self.change)
+            fail_stop(
+                "Kafka is not as it was and the worker stops, to be started again",
+                reason=self.change,
+            )
 
     def _run(self) -> None:
         while True:

@@ -78,7 +78,11 @@ class WorkerVitals:
             return Readiness(reasons=["it starts"])
 
     def _runs(self, positions: Mapping[str, Any]) -> int:
-        return sum(int(position["in_flight"] or 0) for topic in positions.values() for position in topic.values())
+        return sum(
+            int(position["in_flight"] or 0)
+            for topic in positions.values()
+            for position in topic.values()
+        )
 
     def _figures(self) -> dict[str, float]:
         """Those of Faust's figures that runs leave right; it counts events, and a run is one."""

@@ -65,7 +65,9 @@ def stored(world: World) -> dict[str, int]:
     """As plain SQL counts it."""
     counts = dict.fromkeys(STATUSES, 0)
     counts |= dict(
-        world.query("SELECT status, count(*) FROM outbox_messages WHERE status <> 'consumed' GROUP BY status")
+        world.query(
+            "SELECT status, count(*) FROM outbox_messages WHERE status <> 'consumed' GROUP BY status"
+        )
     )
     rows = world.query("SELECT fingerprint, count(*) FROM outbox_dead GROUP BY fingerprint")
     return counts | {f"cause {fingerprint}": count for fingerprint, count in rows}
@@ -98,7 +100,14 @@ async def test_everything_that_shows_numbers_shows_the_same(
     good = ALL - sum(CAUSES) - 2
     enqueue(world.url, world.topic, [payload(number, f"c{number % 500}") for number in range(good)])
 
-    expected = {"pending": 0, "published": 0, "retrying": 1, "parked": 1, "replaying": 0, "dead": sum(CAUSES)}
+    expected = {
+        "pending": 0,
+        "published": 0,
+        "retrying": 1,
+        "parked": 1,
+        "replaying": 0,
+        "dead": sum(CAUSES),
+    }
 
     def at_rest() -> Snapshot | None:
         found = snapshot(world)
@@ -106,7 +115,9 @@ async def test_everything_that_shows_numbers_shows_the_same(
 
     found = await eventually(at_rest, 90)
     agreed = shown(found)
-    assert sorted(count for name, count in agreed.items() if name.startswith("cause")) == sorted(CAUSES)
+    assert sorted(count for name, count in agreed.items() if name.startswith("cause")) == sorted(
+        CAUSES
+    )
     assert agreed == told(found) == said() == stored(world)
     whole = {"enqueued": ALL, "relayed": ALL, "consumed": good, "dead": sum(CAUSES)}
     await eventually(lambda: flowed(world) == whole, 30)

@@ -1,4 +1,7 @@
-"""The whole path under fire: processes killed, stopped and moved while messages flow; nothing lost, doubled or reordered."""
+"""The whole path under fire: processes killed, stopped and moved while messages flow.
+
+Nothing lost, doubled or reordered.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,9 @@ async def committed_to_the_end(world: World, eventually: Eventually) -> None:
     last: list[object] = []
 
     def equal() -> bool:
-        committed, ends = offsets(settings.broker_url, settings.worker.group, world.topic, settings.topic.partitions)
+        committed, ends = offsets(
+            settings.broker_url, settings.worker.group, world.topic, settings.topic.partitions
+        )
         last[:] = [committed, ends]
         return bool(ends) and committed == ends
 
@@ -47,13 +52,18 @@ async def finish(world: World, load: Load, count: int, eventually: Eventually) -
 
 
 @pytest.mark.parametrize(
-    ("count", "kills"), [(20_000, 6), pytest.param(200_000, 20, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
+    ("count", "kills"),
+    [(20_000, 6), pytest.param(200_000, 20, marks=[pytest.mark.long, pytest.mark.timeout(1800)])],
 )
 async def test_kill_9_of_workers_and_relay_at_random(
     world: World, eventually: Eventually, count: int, kills: int
 ) -> None:
     chance = random.Random(count)
-    running: dict[str, Process] = {"relay": world.relay(), "worker-1": world.worker(), "worker-2": world.worker()}
+    running: dict[str, Process] = {
+        "relay": world.relay(),
+        "worker-1": world.worker(),
+        "worker-2": world.worker(),
+    }
     load = Load(world.url, world.topic, count)
     load.start()
     await eventually(lambda: world.query("SELECT 1 FROM chat_histories LIMIT 1"), 60)
@@ -67,7 +77,9 @@ async def test_kill_9_of_workers_and_relay_at_random(
     await finish(world, load, count, eventually)
 
 
-async def test_a_rebalance_while_runs_are_in_flight(world: World, eventually: Eventually, tmp_path: Path) -> None:
+async def test_a_rebalance_while_runs_are_in_flight(
+    world: World, eventually: Eventually, tmp_path: Path
+) -> None:
     """The first worker is slow: its transactions end, and its acks arrive, after partitions have moved to the second."""
     world.query(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.7); RETURN NULL; END $$"
@@ -80,21 +92,29 @@ async def test_a_rebalance_while_runs_are_in_flight(world: World, eventually: Ev
     await eventually(lambda: world.query("SELECT 1 FROM chat_histories LIMIT 1"), 60)
     second = world.worker(STREAMS_WORKER__RUN_RECORDS="50")
     third = world.worker(STREAMS_WORKER__RUN_RECORDS="50")
-    await eventually(lambda: world.query("SELECT count(*) > 2500 FROM chat_histories") == [(True,)], 120)
+    await eventually(
+        lambda: world.query("SELECT count(*) > 2500 FROM chat_histories") == [(True,)], 120
+    )
     await third.stop()
-    await eventually(lambda: world.query("SELECT count(*) > 4000 FROM chat_histories") == [(True,)], 120)
+    await eventually(
+        lambda: world.query("SELECT count(*) > 4000 FROM chat_histories") == [(True,)], 120
+    )
     await second.stop()
     world.query("DROP TRIGGER slow ON chat_histories")
     await finish(world, load, 6000, eventually)
     assert first.running
 
 
-async def test_a_worker_stopped_for_longer_than_its_session_and_continued(world: World, eventually: Eventually) -> None:
+async def test_a_worker_stopped_for_longer_than_its_session_and_continued(
+    world: World, eventually: Eventually
+) -> None:
     world.relay()
     zombie, other = world.worker(), world.worker()
     load = Load(world.url, world.topic, 10_000)
     load.start()
-    await eventually(lambda: world.query("SELECT count(*) > 500 FROM chat_histories") == [(True,)], 60)
+    await eventually(
+        lambda: world.query("SELECT count(*) > 500 FROM chat_histories") == [(True,)], 60
+    )
     assert zombie.pid is not None
     os.killpg(os.getpgid(zombie.pid), signal.SIGSTOP)
     await asyncio.sleep(9)  # longer than the session timeout of 6 s: this wait is the fault itself
@@ -103,11 +123,15 @@ async def test_a_worker_stopped_for_longer_than_its_session_and_continued(world:
     assert other.running
 
 
-async def test_sigterm_under_load_ends_with_0_within_5_seconds(world: World, eventually: Eventually) -> None:
+async def test_sigterm_under_load_ends_with_0_within_5_seconds(
+    world: World, eventually: Eventually
+) -> None:
     relay, worker = world.relay(), world.worker()
     load = Load(world.url, world.topic, 20_000)
     load.start()
-    await eventually(lambda: world.query("SELECT count(*) > 1000 FROM chat_histories") == [(True,)], 60)
+    await eventually(
+        lambda: world.query("SELECT count(*) > 1000 FROM chat_histories") == [(True,)], 60
+    )
     for process in (worker, relay):
         assert process.pid is not None
         os.kill(process.pid, signal.SIGTERM)

@@ -35,7 +35,10 @@ LOUD = ("WARNING", "ERROR", "CRITICAL")
 
 @dataclass
 class Running:
-    """A relay and two workers at work; the first worker and the relay reach the database through proxies."""
+    """A relay and two workers at work.
+
+    The first worker and the relay reach the database through proxies.
+    """
 
     world: World
     role: str
@@ -46,16 +49,22 @@ class Running:
     @property
     def logs(self) -> dict[str, Path]:
         """Where each process reports."""
-        files = sorted(self.world.directory.glob("*.log"), key=lambda file: int(file.stem.rpartition("-")[2]))
+        files = sorted(
+            self.world.directory.glob("*.log"), key=lambda file: int(file.stem.rpartition("-")[2])
+        )
         return dict(zip(self.processes, files, strict=True))
 
     def memory(self) -> dict[str, int]:
         """Resident bytes of each process."""
-        return {name: psutil.Process(one.pid).memory_info().rss for name, one in self.processes.items()}
+        return {
+            name: psutil.Process(one.pid).memory_info().rss for name, one in self.processes.items()
+        }
 
     def connections(self) -> int:
         """How many connections the workers have."""
-        [(count,)] = self.world.query("SELECT count(*) FROM pg_stat_activity WHERE usename = %s", self.role)
+        [(count,)] = self.world.query(
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = %s", self.role
+        )
         return int(count)
 
     def reasons(self) -> list[list[str]]:
@@ -69,7 +78,10 @@ class Running:
 
 @pytest.fixture(scope="module")
 def running(
-    postgres: PostgresServer, kafka: KafkaBroker, template: str, tmp_path_factory: pytest.TempPathFactory
+    postgres: PostgresServer,
+    kafka: KafkaBroker,
+    template: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Running]:
     """One deployment for every outage here: what the one before left behind is what the next one meets."""
     name = f"outages-{secrets.token_hex(3)}"
@@ -95,16 +107,26 @@ def running(
             for process in world.processes:
                 process.kill()
             with psycopg.connect(url, autocommit=True) as connection:
-                connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [role])
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s",
+                    [role],
+                )
                 connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role)))
                 connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
 
 
 @pytest.fixture
 async def flowing(running: Running, eventually: Eventually) -> AsyncIterator[Flow]:
-    """Messages flow through all of it, before the outage and during it; the test finishes the flow with `recovered`."""
+    """Messages flow through all of it, before the outage and during it.
+
+    The test finishes the flow with `recovered`.
+    """
     # Others may write where the database is read-only for relay and workers: a backlog waits.
-    flow = Flow(running.world.url + "?options=-cdefault_transaction_read_only%3Doff", running.world.topic, pause=0.02)
+    flow = Flow(
+        running.world.url + "?options=-cdefault_transaction_read_only%3Doff",
+        running.world.topic,
+        pause=0.02,
+    )
     await eventually(running.ready, 60)
     flow.start()
     await eventually(lambda: flow.sent and running.world.query(_ABOUT_THERE) == [(True,)], 30)
@@ -120,7 +142,9 @@ async def recovered(running: Running, flow: Flow, eventually: Eventually) -> Non
     [(others,)] = world.query("SELECT count(*) FROM outbox WHERE key NOT LIKE 'c%'")
     await eventually(lambda: unsettled(world.query) == 0, 90, every=0.2)
     check_effects(world.query, count + others)
-    charged = "SELECT count(*) FROM outbox_state JOIN outbox ON id = outbox_id WHERE outbox.key LIKE 'c%'"
+    charged = (
+        "SELECT count(*) FROM outbox_state JOIN outbox ON id = outbox_id WHERE outbox.key LIKE 'c%'"
+    )
     assert world.query(f"{charged} AND (attempts <> 0 OR status <> 'consumed')") == [(0,)]
     assert world.query("SELECT count(*) FROM outbox_rejects") == [(0,)]
     await eventually(lambda: _at_the_end(world), 30, every=0.5)
@@ -141,7 +165,11 @@ async def test_the_database_killed_and_restarted_at_once(
 
 @pytest.mark.parametrize("seconds", [AWAY, LONG])
 async def test_the_database_away(
-    running: Running, flowing: Flow, postgres: PostgresServer, eventually: Eventually, seconds: float
+    running: Running,
+    flowing: Flow,
+    postgres: PostgresServer,
+    eventually: Eventually,
+    seconds: float,
 ) -> None:
     with calm(running, seconds):
         postgres.kill()
@@ -175,7 +203,9 @@ async def test_a_failover_to_a_server_that_is_read_only(
     with calm(running, AWAY):
         try:
             _fail_over(running, "ROLE {role} IN DATABASE {database}", read_only=True)
-            await eventually(lambda: all("sqlstate=25006" in log.read_text() for log in workers), 20)
+            await eventually(
+                lambda: all("sqlstate=25006" in log.read_text() for log in workers), 20
+            )
             _fail_over(running, "DATABASE {database}", read_only=True)
             await eventually(lambda: "read-only" in relay.read_text(), 20)
             await asyncio.sleep(AWAY / 3)
@@ -216,7 +246,9 @@ async def test_a_network_that_swallows_everything(
         await recovered(running, flowing, eventually)
 
 
-async def test_a_network_that_resets_connections(running: Running, flowing: Flow, eventually: Eventually) -> None:
+async def test_a_network_that_resets_connections(
+    running: Running, flowing: Flow, eventually: Eventually
+) -> None:
     with calm(running, AWAY):
         for _ in range(10):
             before = flowing.sent
@@ -226,7 +258,9 @@ async def test_a_network_that_resets_connections(running: Running, flowing: Flow
         await recovered(running, flowing, eventually)
 
 
-async def test_commits_whose_answer_is_lost(running: Running, flowing: Flow, eventually: Eventually) -> None:
+async def test_commits_whose_answer_is_lost(
+    running: Running, flowing: Flow, eventually: Eventually
+) -> None:
     with calm(running, AWAY):
         running.worker_net.cut_commits(10)
         await eventually(lambda: running.worker_net.commits_left == 0, 60)
@@ -237,20 +271,35 @@ async def test_commits_whose_answer_is_lost(running: Running, flowing: Flow, eve
 async def test_retries_due_during_an_outage_return_in_portions(
     running: Running, flowing: Flow, postgres: PostgresServer, eventually: Eventually, count: int
 ) -> None:
-    """So many conversations wait for the same moment; what arrives meanwhile does not wait for them."""
+    """So many conversations wait for the same moment.
+
+    What arrives meanwhile does not wait for them.
+    """
 
     def failed() -> int:
         said = [line for log in running.logs.values() for line in log.read_text().splitlines()]
-        return sum(int(found[1]) for line in said if (found := re.search(r"error_code=P0001 count=(\d+)", line)))
+        return sum(
+            int(found[1])
+            for line in said
+            if (found := re.search(r"error_code=P0001 count=(\d+)", line))
+        )
 
     world, before = running.world, failed()
     world.query(_NOT_YET)
-    world.query("CREATE TRIGGER not_yet BEFORE INSERT ON chat_histories FOR EACH ROW EXECUTE FUNCTION not_yet()")
-    herd = enqueue(world.url, world.topic, [payload(n, f"h{n}", message="herd") for n in range(count)])
+    world.query(
+        "CREATE TRIGGER not_yet BEFORE INSERT ON chat_histories FOR EACH ROW EXECUTE FUNCTION not_yet()"
+    )
+    herd = enqueue(
+        world.url, world.topic, [payload(n, f"h{n}", message="herd") for n in range(count)]
+    )
     waiting = "SELECT count(*) FROM outbox_state WHERE status = 'retrying'"
     await eventually(lambda: world.query(waiting) == [(count,)], 60, every=0.2)
-    again = "UPDATE outbox_state SET next_retry_at = now() + interval '{}' WHERE status = 'retrying'"
-    world.query(again.format("1 hour"))  # waits for those that are being tried: now none is, and none is due
+    again = (
+        "UPDATE outbox_state SET next_retry_at = now() + interval '{}' WHERE status = 'retrying'"
+    )
+    world.query(
+        again.format("1 hour")
+    )  # waits for those that are being tried: now none is, and none is due
     world.query("DROP TRIGGER not_yet ON chat_histories")
     attempts = _attempts(world, herd)
     await eventually(lambda: failed() == before + sum(attempts.values()))
@@ -273,7 +322,9 @@ async def test_retries_due_during_an_outage_return_in_portions(
         await recovered(running, flowing, eventually)
     assert most <= 2 * MOST_CONNECTIONS
     assert _attempts(world, herd) == attempts
-    sizes = "SELECT count(*) AS size FROM chat_histories WHERE message_content = 'herd' GROUP BY xmin"
+    sizes = (
+        "SELECT count(*) AS size FROM chat_histories WHERE message_content = 'herd' GROUP BY xmin"
+    )
     [(portion,)] = world.query(f"SELECT max(size) FROM ({sizes}) AS portions")
     assert portion <= RUN_RECORDS
 
@@ -306,15 +357,21 @@ class calm:
         if kind is not None:
             return
         for name, size in self._running.memory().items():
-            assert size < self._memory[name] + GROWTH, f"{name} grew from {self._memory[name]:,} to {size:,}"
+            assert size < self._memory[name] + GROWTH, (
+                f"{name} grew from {self._memory[name]:,} to {size:,}"
+            )
         for name, file in self._running.logs.items():
             said = file.read_bytes()[self._sizes[name] :].decode().splitlines()
             loud = [line for line in said if line.split(" ")[1:2] and line.split(" ")[1] in LOUD]
-            assert len(loud) < self._lines, f"{name} said {len(loud)} loud lines, such as {loud[:5]}"
+            assert len(loud) < self._lines, (
+                f"{name} said {len(loud)} loud lines, such as {loud[:5]}"
+            )
 
 
 def _attempts(world: World, ids: list[int]) -> dict[int, int]:
-    return dict(world.query("SELECT outbox_id, attempts FROM outbox_state WHERE outbox_id = ANY(%s)", ids))
+    return dict(
+        world.query("SELECT outbox_id, attempts FROM outbox_state WHERE outbox_id = ANY(%s)", ids)
+    )
 
 
 def _environ(url: str, broker: str, name: str) -> dict[str, str]:
@@ -348,8 +405,13 @@ def _fail_over(running: Running, whose: str, *, read_only: bool) -> None:
     """What their clients see of one: every connection ends, and the server they find next takes writes or does not."""
     with psycopg.connect(running.world.url, autocommit=True) as connection:
         connection.execute("SET default_transaction_read_only = off")
-        names = {"role": sql.Identifier(running.role), "database": sql.Identifier(connection.info.dbname)}
-        alter = sql.SQL(f"ALTER {whose} SET default_transaction_read_only = {'on' if read_only else 'off'}")
+        names = {
+            "role": sql.Identifier(running.role),
+            "database": sql.Identifier(connection.info.dbname),
+        }
+        alter = sql.SQL(
+            f"ALTER {whose} SET default_transaction_read_only = {'on' if read_only else 'off'}"
+        )
         connection.execute(alter.format(**names))
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -359,5 +421,7 @@ def _fail_over(running: Running, whose: str, *, read_only: bool) -> None:
 
 def _at_the_end(world: World) -> bool:
     settings = world.settings
-    committed, ends = offsets(settings.broker_url, settings.worker.group, world.topic, settings.topic.partitions)
+    committed, ends = offsets(
+        settings.broker_url, settings.worker.group, world.topic, settings.topic.partitions
+    )
     return bool(ends) and committed == ends

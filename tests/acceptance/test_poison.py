@@ -41,7 +41,8 @@ async def save(messages: Batch[FrailSaid], db: AsyncConnection) -> None:
     ), {"m": messages.json()})
 """
 
-# What fails is decided in the database, by what is committed there: a killed worker's try counts for nothing.
+# What fails is decided in the database, by what is committed there: a killed worker's try counts
+# for nothing.
 POISONED = """
 CREATE TABLE frails (id bigint GENERATED ALWAYS AS IDENTITY, outbox_id bigint, chat_id text, message text);
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -67,7 +68,10 @@ SOUND = ("consumed", 0, None)
 
 
 class PoisonedLoad(Load):
-    """Conversations of equal length, shuffled into one another; the message in the middle of each is its poison."""
+    """Conversations of equal length, shuffled into one another.
+
+    The message in the middle of each is its poison.
+    """
 
     def __init__(self, url: str, topic: str, count: int, *, rate: float) -> None:
         super().__init__(url, topic, count, conversations=CONVERSATIONS, rate=rate)
@@ -78,7 +82,9 @@ class PoisonedLoad(Load):
         for number, one in enumerate(turns):
             said[one] += 1
             middle = said[one] == count // CONVERSATIONS // 2
-            self._messages.append(_poison(one) if middle else (CHAT, f"c{one}", payload(number, f"c{one}")))
+            self._messages.append(
+                _poison(one) if middle else (CHAT, f"c{one}", payload(number, f"c{one}"))
+            )
 
     def message(self, number: int) -> tuple[str, str, dict[str, Any]]:
         return self._messages[number]
@@ -107,18 +113,27 @@ async def world(world: World, tmp_path: Path) -> World:
 
 @pytest.mark.parametrize(
     ("count", "kills", "rate"),
-    [(4_000, 4, 400), pytest.param(20_000, 12, 700, marks=[pytest.mark.long, pytest.mark.timeout(600)])],
+    [
+        (4_000, 4, 400),
+        pytest.param(20_000, 12, 700, marks=[pytest.mark.long, pytest.mark.timeout(600)]),
+    ],
 )
 async def test_a_poison_in_each_conversation_costs_itself_alone_whatever_is_killed(
     world: World, eventually: Eventually, count: int, kills: int, rate: float
 ) -> None:
     chance = random.Random(count)
-    running: dict[str, Process] = {"relay": world.relay(), "worker-1": world.worker(), "worker-2": world.worker()}
+    running: dict[str, Process] = {
+        "relay": world.relay(),
+        "worker-1": world.worker(),
+        "worker-2": world.worker(),
+    }
     load = PoisonedLoad(world.url, world.topic, count, rate=rate)
     load.start()
     await eventually(lambda: world.query("SELECT 1 FROM chat_histories LIMIT 1"), 60)
     # Each dies at least once.
-    for kill, victim in enumerate([*running, *chance.choices(list(running), k=kills - len(running))]):
+    for kill, victim in enumerate(
+        [*running, *chance.choices(list(running), k=kills - len(running))]
+    ):
         goal = count * (kill + 1) // (kills + 1)
         await eventually(lambda goal=goal: load.sent >= goal or not load.is_alive(), 120)
         running[victim].kill()
@@ -151,7 +166,9 @@ def check_fates(world: World, count: int) -> None:
     )
     ended: dict[str, Counter[tuple[Any, ...]]] = {}
     for kind, status, attempts, code, number in rows:
-        ended.setdefault(kind if kind in FATES else "sound", Counter())[status, attempts, code] += number
+        ended.setdefault(kind if kind in FATES else "sound", Counter())[status, attempts, code] += (
+            number
+        )
     each = CONVERSATIONS // len(FATES)
     assert ended == {kind: {fate: each} for kind, (_, fate) in FATES.items()} | {
         "sound": {SOUND: count - CONVERSATIONS}
@@ -185,7 +202,9 @@ def check_order(world: World) -> None:
     """Persisted in the order in which they were enqueued, conversation by conversation, and parked where one waited."""
     for order in ("applied", 'partition, "offset"'):
         assert world.query(
-            "SELECT count(*) FROM (SELECT id < lag(id) OVER (PARTITION BY outbox.key ORDER BY " + order + ") AS wrong"
+            "SELECT count(*) FROM (SELECT id < lag(id) OVER (PARTITION BY outbox.key ORDER BY "
+            + order
+            + ") AS wrong"
             " FROM outbox JOIN outbox_state ON outbox_id = id WHERE status = 'consumed') AS steps WHERE wrong"
         ) == [(0,)], order
     assert world.query(
@@ -197,7 +216,8 @@ def check_order(world: World) -> None:
         " WHERE biz_type = %s AND status = 'consumed' AND arrived IS NOT NULL",
         CHAT,
     )
-    # Behind what fails and has an attempt left; behind what nobody knows, unless it had waited long enough on its way.
+    # Behind what fails and has an attempt left; behind what nobody knows, unless it had waited long
+    # enough on its way.
     kinds = {f"c{one}": list(FATES.values())[one % len(FATES)][0] for one in range(CONVERSATIONS)}
     waited = {key for (key,) in parked}
     assert {key for key, kind in kinds.items() if kind == FRAIL} <= waited

@@ -1,4 +1,7 @@
-"""Kafka changes under relay and workers: topics vanish, return, shrink, or it is another Kafka; all flows again, by itself."""
+"""Kafka changes under relay and workers: topics vanish, return, shrink, or it is another Kafka.
+
+All flows again, by itself.
+"""
 
 from __future__ import annotations
 
@@ -43,13 +46,17 @@ class Kept:
             if not process.running:
                 self.ended[name].append(process.returncode)
                 self._running[name] = self._starts[name]()
-        self.reasons.update(reason for answer in self.world.health() for reason in answer["reasons"])
+        self.reasons.update(
+            reason for answer in self.world.health() for reason in answer["reasons"]
+        )
         return True
 
     def goes_on(self) -> Callable[[], bool]:
         """Whether a message that is sent now is persisted, as well as everything before it."""
         self._number = getattr(self, "_number", 0) + 1
-        enqueue(self.world.url, self.world.topic, [payload(self._number, f"k{n}") for n in range(40)])
+        enqueue(
+            self.world.url, self.world.topic, [payload(self._number, f"k{n}") for n in range(40)]
+        )
         return lambda: self.tend() and self.world.query(LEFT) == [(0,)]
 
 
@@ -74,7 +81,9 @@ def topics(world: World) -> dict[str, int]:
     admin = AdminClient(kafka.client(world.settings))
     prefix = world.settings.worker.group
     listed = admin.list_topics(timeout=10).topics
-    return {name: len(topic.partitions) for name, topic in listed.items() if name.startswith(prefix)}
+    return {
+        name: len(topic.partitions) for name, topic in listed.items() if name.startswith(prefix)
+    }
 
 
 def report(world: World) -> audit.Report:
@@ -83,12 +92,16 @@ def report(world: World) -> audit.Report:
         return audit.audit(connection, settings, configured(settings), patience=20)
 
 
-async def test_a_topic_deleted_and_made_again_under_load(world: World, eventually: Eventually) -> None:
+async def test_a_topic_deleted_and_made_again_under_load(
+    world: World, eventually: Eventually
+) -> None:
     """By a person at once, and then by nobody but us."""
     kept = Kept(world)
     flow = Flow(world.url, world.topic, pause=0.05, conversations=50)
     flow.start()
-    await eventually(lambda: world.query("SELECT count(*) > 500 FROM chat_histories") == [(True,)], 60)
+    await eventually(
+        lambda: world.query("SELECT count(*) > 500 FROM chat_histories") == [(True,)], 60
+    )
     delete(world, world.topic)
     make(world, world.topic, 8)
     await eventually(lambda: kept.tend() and kept.ended["worker"] == [RESTART], 30)
@@ -120,7 +133,10 @@ async def test_a_broker_that_makes_what_it_is_asked_for_and_another_cluster(
             await eventually(kept.goes_on(), 60)
             ours = topics(world)
             # One by one: those that are made from PostgreSQL, and the one that carries messages.
-            for name in (f"{world.topic}-retry", next(each for each in ours if each.endswith("retries-changelog"))):
+            for name in (
+                f"{world.topic}-retry",
+                next(each for each in ours if each.endswith("retries-changelog")),
+            ):
                 delete(world, name)
                 await eventually(lambda: kept.tend() and topics(world) == ours, 30)
                 await eventually(kept.goes_on(), 60)
@@ -137,6 +153,8 @@ async def test_a_broker_that_makes_what_it_is_asked_for_and_another_cluster(
                 ends += 1
                 assert kept.ended == {"relay": [], "worker": [RESTART] * ends}
                 assert topics(world) == ours
-                assert any(reason in log.read_text() for log in world.directory.glob("faust-*.log")), reason
+                assert any(
+                    reason in log.read_text() for log in world.directory.glob("faust-*.log")
+                ), reason
                 found = report(world)
                 assert not found.wrong, found.wrong

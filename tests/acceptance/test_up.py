@@ -39,7 +39,13 @@ def environ() -> dict[str, str]:
 def streams(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = ("streams", *arguments)
     return subprocess.run(
-        command, cwd=folder, env=environ(), capture_output=True, text=True, check=False, timeout=START
+        command,
+        cwd=folder,
+        env=environ(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=START,
     )
 
 
@@ -47,7 +53,13 @@ def psql(folder: Path, statement: str) -> str:
     """What a plain psql in a shell says, settings from `streams env`."""
     script = 'eval "$(streams env)" && psql "$DATABASE_URL" -v ON_ERROR_STOP=1 -qAt'
     answer = subprocess.run(
-        ["bash", "-c", script], cwd=folder, env=environ(), input=statement, capture_output=True, text=True, check=True
+        ["bash", "-c", script],
+        cwd=folder,
+        env=environ(),
+        input=statement,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return answer.stdout.strip()
 
@@ -57,7 +69,9 @@ def processes(folder: Path) -> list[str]:
     found = []
     for process in psutil.process_iter(["cmdline", "cwd", "status"]):
         words = [process.info["cwd"] or "", *(process.info["cmdline"] or [])]
-        if process.info["status"] != psutil.STATUS_ZOMBIE and any(str(folder) in word for word in words):
+        if process.info["status"] != psutil.STATUS_ZOMBIE and any(
+            str(folder) in word for word in words
+        ):
             found.append(f"{process.pid} {' '.join(words)[:100]}")
     return found
 
@@ -72,7 +86,10 @@ def wait(condition: Callable[[], Any], seconds: float) -> Any:
 
 
 def status(folder: Path) -> Mapping[str, Any]:
-    """What `streams status` says; it ends with 1 exactly when something of it needs somebody now."""
+    """What `streams status` says.
+
+    It ends with 1 exactly when something of it needs somebody now.
+    """
     answer = streams(folder, "status", "--json")
     assert answer.returncode in (0, 1), answer.stderr
     found: Mapping[str, Any] = json.loads(answer.stdout)
@@ -106,9 +123,17 @@ def test_a_message_enqueued_with_plain_psql_is_persisted_within_a_second(up: Pat
 
 
 def test_a_message_of_a_transaction_that_rolled_back_never_appears(up: Path) -> None:
-    psql(up, f"BEGIN; SELECT outbox_enqueue('chat_history_persist', 'gone', '{HELLO.replace('c1', 'gone')}'); ROLLBACK")
-    psql(up, f"SELECT outbox_enqueue('chat_history_persist', 'after', '{HELLO.replace('c1', 'after')}')")
-    assert wait(lambda: psql(up, "SELECT count(*) FROM chat_histories WHERE chat_id = 'after'") == "1", 20)
+    psql(
+        up,
+        f"BEGIN; SELECT outbox_enqueue('chat_history_persist', 'gone', '{HELLO.replace('c1', 'gone')}'); ROLLBACK",
+    )
+    psql(
+        up,
+        f"SELECT outbox_enqueue('chat_history_persist', 'after', '{HELLO.replace('c1', 'after')}')",
+    )
+    assert wait(
+        lambda: psql(up, "SELECT count(*) FROM chat_histories WHERE chat_id = 'after'") == "1", 20
+    )
     assert psql(up, "SELECT count(*) FROM outbox WHERE key = 'gone'") == "0"
 
 
@@ -131,7 +156,10 @@ def test_status_has_its_stable_shape(up: Path) -> None:
 
 def test_settings_tell_where_they_come_from(up: Path) -> None:
     shown = streams(up, "settings").stdout.splitlines()
-    assert any(line.startswith("  url: 'postgresql://") and line.endswith("# .dev/services.json") for line in shown)
+    assert any(
+        line.startswith("  url: 'postgresql://") and line.endswith("# .dev/services.json")
+        for line in shown
+    )
     assert "  name: outbox" in shown
 
 
@@ -141,7 +169,10 @@ def test_nobody_else_reads_the_folder_or_sees_the_password(up: Path) -> None:
     assert stat.S_IMODE(root.stat().st_mode) & 0o066 == 0
     for name in ("services.json", "postgres/password", "postgres/pgpass"):
         assert stat.S_IMODE((root / name).stat().st_mode) == 0o600
-    said = [streams(up, *command) for command in (("env",), ("settings",), ("status",), ("status", "--json"), ("up",))]
+    said = [
+        streams(up, *command)
+        for command in (("env",), ("settings",), ("status",), ("status", "--json"), ("up",))
+    ]
     shown = "".join(answer.stdout + answer.stderr for answer in said)
     assert password not in shown
     assert "postgres:***@" in shown
@@ -180,7 +211,9 @@ def test_every_relay_does_the_same_work(tmp_path: Path, relay: str) -> None:
         assert (found["mode"], found["leader"]) == (relay, True)
         # Nobody consumes: that is said, however well the relay does.
         [title] = [fault["title"] for fault in status(tmp_path)["faults"]]
-        assert title.startswith("no worker is in consumer group outbox-streams, nobody reads chat-history")
+        assert title.startswith(
+            "no worker is in consumer group outbox-streams, nobody reads chat-history"
+        )
     finally:
         assert streams(tmp_path, "down").returncode == 0
     assert processes(tmp_path) == []
@@ -189,7 +222,9 @@ def test_every_relay_does_the_same_work(tmp_path: Path, relay: str) -> None:
 def test_without_services_commands_say_what_to_do(tmp_path: Path) -> None:
     answer = streams(tmp_path, "env")
     assert (answer.returncode, answer.stdout) == (3, "")
-    assert answer.stderr == "streams: nothing runs in this folder: `streams up` starts the services\n"
+    assert (
+        answer.stderr == "streams: nothing runs in this folder: `streams up` starts the services\n"
+    )
     assert streams(tmp_path, "status").returncode == 2
     assert streams(tmp_path, "down").stdout == "nothing runs in this folder\n"
 
@@ -203,15 +238,25 @@ def test_status_without_postgresql_ends_with_3(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_stops_everything_and_the_next_up_finds_the_data(tmp_path: Path) -> None:
-    first = _on_a_terminal(tmp_path, "up", "--demo", "--trouble", "--workers", "1", until="persisted 1")
+    first = _on_a_terminal(
+        tmp_path, "up", "--demo", "--trouble", "--workers", "1", until="persisted 1"
+    )
     assert "rolled back" in first
     assert processes(tmp_path) == []
     (tmp_path / "Procfile").write_text(SHOP)
     assert streams(tmp_path, "up", "--detach").returncode == 0
     assert int(psql(tmp_path, "SELECT count(*) FROM chat_histories")) > 0
     # What was enqueued in trouble is worked without more of it.
-    assert wait(lambda: int(psql(tmp_path, "SELECT count(*) FROM outbox_state WHERE status = 'consumed'")) > 0, 20)
-    assert psql(tmp_path, "SELECT topic FROM outbox_biz_types WHERE biz_type = 'demo_summaries'") == "demo-summaries"
+    assert wait(
+        lambda: (
+            int(psql(tmp_path, "SELECT count(*) FROM outbox_state WHERE status = 'consumed'")) > 0
+        ),
+        20,
+    )
+    assert (
+        psql(tmp_path, "SELECT topic FROM outbox_biz_types WHERE biz_type = 'demo_summaries'")
+        == "demo-summaries"
+    )
     assert streams(tmp_path, "down").stdout == "stopped\n"
     assert processes(tmp_path) == []
 
@@ -224,7 +269,10 @@ def test_a_supervisor_killed_with_9_leaves_nothing_and_the_next_up_recovers(tmp_
     wait(lambda: processes(tmp_path) == [], 20)
     assert streams(tmp_path, "env").returncode == 3
     assert streams(tmp_path, "up", "--detach").returncode == 0
-    assert json.loads((tmp_path / ".dev" / "services.json").read_text())["database_url"] == note["database_url"]
+    assert (
+        json.loads((tmp_path / ".dev" / "services.json").read_text())["database_url"]
+        == note["database_url"]
+    )
     assert streams(tmp_path, "down").returncode == 0
     assert processes(tmp_path) == []
 

@@ -28,7 +28,8 @@ PICTURED = bool(os.environ.get("WRITE_PICTURES"))
 BIZ_TYPE = "likes" if PICTURED else "<img src=x onerror=document.title='canary'>"
 KEY, TURNED = ("chat-311", "chat-204") if PICTURED else (CANARY, BIDI)
 
-# Chats that are persisted, one whose message cannot be read, and a biz_type that nobody knows, in conversations of odd names.
+# Chats that are persisted, one whose message cannot be read, and a biz_type that nobody knows, in
+# conversations of odd names.
 FILL = """
 INSERT INTO outbox_biz_types (biz_type, topic, max_bytes) VALUES (%(biz_type)s, %(topic)s, 900000);
 SELECT outbox_enqueue('chat_history_persist', key, json_build_object(
@@ -60,21 +61,39 @@ class Stack:
 
 @pytest.fixture(scope="session")
 def stack(
-    postgres: PostgresServer, kafka: KafkaBroker, template: str, tmp_path_factory: pytest.TempPathFactory
+    postgres: PostgresServer,
+    kafka: KafkaBroker,
+    template: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Stack]:
     """A relay, a worker and `streams web`, with some messages dead and one conversation waiting."""
     with ExitStack() as opened:
         url = opened.enter_context(copied(postgres, postgres.url_of(template)))
-        deployment = opened.enter_context(Deployment.on(url, kafka.url, tmp_path_factory.mktemp("stack")))
+        deployment = opened.enter_context(
+            Deployment.on(url, kafka.url, tmp_path_factory.mktemp("stack"))
+        )
         deployment.up()
-        stack = Stack(deployment, f"http://127.0.0.1:{deployment.ports[0]}/outbox/", _login(deployment))
-        [(topic,)] = stack.query("SELECT topic FROM outbox_biz_types WHERE biz_type = 'chat_history_persist'")
+        stack = Stack(
+            deployment, f"http://127.0.0.1:{deployment.ports[0]}/outbox/", _login(deployment)
+        )
+        [(topic,)] = stack.query(
+            "SELECT topic FROM outbox_biz_types WHERE biz_type = 'chat_history_persist'"
+        )
         values = {"biz_type": BIZ_TYPE, "topic": topic, "canary": KEY, "bidi": TURNED}
         for statement in FILL.split(";\n"):
             if statement.strip():
                 stack.query(statement.replace("n % 20", "n %% 20"), **values)
-        until(lambda: stack.query("SELECT count(*) FROM outbox_state WHERE status = 'dead'")[0][0] >= 9)
-        until(lambda: stack.query("SELECT count(*) FROM outbox_state WHERE status = 'consumed'")[0][0] >= 380)
+        until(
+            lambda: (
+                stack.query("SELECT count(*) FROM outbox_state WHERE status = 'dead'")[0][0] >= 9
+            )
+        )
+        until(
+            lambda: (
+                stack.query("SELECT count(*) FROM outbox_state WHERE status = 'consumed'")[0][0]
+                >= 380
+            )
+        )
         yield stack
 
 
@@ -112,7 +131,9 @@ def page(browser: Browser) -> Iterator[Page]:
     page = context.new_page()
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console", lambda message: wrong.append(message.text) if message.type == "error" else None
+    )
     yield page
     context.close()
     assert wrong == []

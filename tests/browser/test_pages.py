@@ -20,12 +20,25 @@ from tests.fixtures.scene import BIDI, CANARY
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 SERIOUS = ("serious", "critical")
-PATHS = ("", "dead/", "conversations/", "messages/", "workers/", "proof/", "acts/", "search?q=1", "CAUSE", "HELD")
+PATHS = (
+    "",
+    "dead/",
+    "conversations/",
+    "messages/",
+    "workers/",
+    "proof/",
+    "acts/",
+    "search?q=1",
+    "CAUSE",
+    "HELD",
+)
 
 
 def addresses(stack: Stack) -> list[str]:
     """Every page, with a cause and a conversation that there are."""
-    [(cause,)] = stack.query("SELECT fingerprint FROM outbox_dead_letters WHERE key = %(key)s LIMIT 1", key=KEY)
+    [(cause,)] = stack.query(
+        "SELECT fingerprint FROM outbox_dead_letters WHERE key = %(key)s LIMIT 1", key=KEY
+    )
     [(topic,)] = stack.query("SELECT topic FROM outbox_dead_letters LIMIT 1")
     [(dead,)] = stack.query("SELECT min(outbox_id) FROM outbox_dead_letters")
     odd = f"conversation?topic={topic}&key={quote(KEY)}"
@@ -49,7 +62,11 @@ def test_no_page_has_a_serious_violation_scrolls_sideways_or_runs_what_others_wr
                     if each["impact"] in SERIOUS
                 ]
                 assert wrong == [], (scheme, width, path)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, (scheme, width, path)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, (
+                scheme,
+                width,
+                path,
+            )
             assert "canary" not in page.title(), path
             seen = page.content()
             assert "canary-text" not in seen and BIDI not in seen and BIZ_TYPE not in seen, path
@@ -93,13 +110,17 @@ def test_a_forged_form_of_another_origin_is_refused(stack: Stack, browser: Brows
             expect(page.get_by_role("alert")).to_contain_text("another origin: nothing was done")
             # Nor can the pages be put into a frame, or be read from there.
             page.goto(elsewhere.replace("127.0.0.1", host))
-            said = page.evaluate(f"fetch('{stack.pages}api/overview').then(() => 'read', () => 'refused')")
+            said = page.evaluate(
+                f"fetch('{stack.pages}api/overview').then(() => 'read', () => 'refused')"
+            )
             assert said == "refused"
             page.close()
     assert stack.query("SELECT count(*) FROM outbox_actions") == acts
 
 
-def test_a_dead_message_appears_by_itself_and_what_somebody_holds_stays(stack: Stack, page: Page) -> None:
+def test_a_dead_message_appears_by_itself_and_what_somebody_holds_stays(
+    stack: Stack, page: Page
+) -> None:
     page.goto(f"{stack.pages}dead/")
     rows = page.locator("#p-causes tbody tr")
     before = rows.count()
@@ -132,8 +153,12 @@ def test_a_dead_message_appears_by_itself_and_what_somebody_holds_stays(stack: S
 
 
 @pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
-def test_try_one_fails_again_and_a_bulk_replay_stops_by_itself(stack: Stack, browser: Browser, script: bool) -> None:
-    context = browser.new_context(java_script_enabled=script, viewport={"width": 1440, "height": 900})
+def test_try_one_fails_again_and_a_bulk_replay_stops_by_itself(
+    stack: Stack, browser: Browser, script: bool
+) -> None:
+    context = browser.new_context(
+        java_script_enabled=script, viewport={"width": 1440, "height": 900}
+    )
     page = context.new_page()
     key = TURNED if script else KEY
     [(cause, held)] = stack.query(
@@ -161,19 +186,28 @@ def test_try_one_fails_again_and_a_bulk_replay_stops_by_itself(stack: Stack, bro
     page.goto(f"{stack.pages}dead/{cause}")
     page.get_by_label("why").fill("mended!")
     page.get_by_role("button", name="Replay all").click()
-    expect(page.locator("#p-operation")).to_contain_text(f"exactly these {held} messages will be sent again")
+    expect(page.locator("#p-operation")).to_contain_text(
+        f"exactly these {held} messages will be sent again"
+    )
     page.get_by_role("button", name=f"Replay {held} messages").click()
     stopped()
     expect(page.locator("#p-items tbody tr")).to_have_count(held)
-    assert stack.query("SELECT count(*) FROM outbox_operation_items WHERE outcome = 'failed'")[0][0] >= 2
+    assert (
+        stack.query("SELECT count(*) FROM outbox_operation_items WHERE outcome = 'failed'")[0][0]
+        >= 2
+    )
     context.close()
 
 
 @pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
 def test_log_in_look_and_act(stack: Stack, browser: Browser, script: bool) -> None:
-    context = browser.new_context(java_script_enabled=script, viewport={"width": 1440, "height": 900})
+    context = browser.new_context(
+        java_script_enabled=script, viewport={"width": 1440, "height": 900}
+    )
     page = context.new_page()
-    dead = stack.query("SELECT outbox_id FROM outbox_dead_letters WHERE key = 'chat-3' ORDER BY outbox_id")[0][0]
+    dead = stack.query(
+        "SELECT outbox_id FROM outbox_dead_letters WHERE key = 'chat-3' ORDER BY outbox_id"
+    )[0][0]
     page.goto(f"{stack.login}messages/{dead}")
     page.get_by_label("Name").fill("amy")
     page.get_by_label("Password").fill("wrong")
@@ -193,9 +227,17 @@ def test_log_in_look_and_act(stack: Stack, browser: Browser, script: bool) -> No
     page.get_by_label("why").fill(CANARY)
     page.get_by_role("button", name="Replay it").click()
     page.wait_for_url(f"{stack.login}messages/{dead}")
-    assert stack.query("SELECT who, why FROM outbox_actions ORDER BY id DESC LIMIT 1") == [("amy", CANARY)]
+    assert stack.query("SELECT who, why FROM outbox_actions ORDER BY id DESC LIMIT 1") == [
+        ("amy", CANARY)
+    ]
     # It fails again, and the page says so.
-    until(lambda: stack.query("SELECT status FROM outbox_state WHERE outbox_id = %(id)s", id=dead) == [("dead",)], 30)
+    until(
+        lambda: (
+            stack.query("SELECT status FROM outbox_state WHERE outbox_id = %(id)s", id=dead)
+            == [("dead",)]
+        ),
+        30,
+    )
     until(lambda: page.reload() and "dead" in page.locator("h1").inner_text(), 10)
     expect(page.locator("#p-steps")).to_contain_text(re.compile(r"dead.*replays\d", re.DOTALL))
     page.get_by_role("button", name="Log out").click()
@@ -211,7 +253,9 @@ new PerformanceObserver((list) => { for (const each of list.getEntries()) window
 """
 
 
-def test_nothing_jumps_under_load_and_the_pictures_are_taken(stack: Stack, browser: Browser, tmp_path: Path) -> None:
+def test_nothing_jumps_under_load_and_the_pictures_are_taken(
+    stack: Stack, browser: Browser, tmp_path: Path
+) -> None:
     folder = PICTURES if PICTURED else tmp_path
     folder.mkdir(exist_ok=True)
     rounds = 120 if PICTURED else 30
@@ -233,7 +277,12 @@ def test_nothing_jumps_under_load_and_the_pictures_are_taken(stack: Stack, brows
     assert page.evaluate("window.shifts") < 0.02
     page.screenshot(path=folder / "overview.png")
     dead, odd = addresses(stack)[8], addresses(stack)[9]
-    for name, path in (("dead-letters", "dead/"), ("cause", dead), ("conversation", odd), ("workers", "workers/")):
+    for name, path in (
+        ("dead-letters", "dead/"),
+        ("cause", dead),
+        ("conversation", odd),
+        ("workers", "workers/"),
+    ):
         page.goto(stack.pages + path)
         page.screenshot(path=folder / f"{name}.png")
     page.goto(stack.pages + dead)

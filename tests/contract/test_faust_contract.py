@@ -1,7 +1,7 @@
 """What the worker leans on inside Faust, mode and aiokafka: a new version that changes it fails here, by name.
 
-After reading what changed, and running the acceptance tests against it: `python -m tests.contract.test_faust_contract`
-prints the new fingerprints.
+After reading what changed, and running the acceptance tests against it: `python -m
+tests.contract.test_faust_contract` prints the new fingerprints.
 """
 
 from __future__ import annotations
@@ -183,8 +183,13 @@ FINGERPRINTS: dict[str, str] = {
 
 
 def fingerprints() -> dict[str, str]:
-    """Of each piece relied on: a digest of its source; of Cython's stream loop: of the source it was compiled from."""
-    found = {f"{piece.__module__}.{piece.__qualname__}": _digest(_source(piece)) for piece in RELIED_ON}
+    """Of each piece relied on: a digest of its source.
+
+    Of Cython's stream loop: of the source it was compiled from.
+    """
+    found = {
+        f"{piece.__module__}.{piece.__qualname__}": _digest(_source(piece)) for piece in RELIED_ON
+    }
     compiled = Path(faust.__file__).with_name("_cython") / "streams.pyx"
     return {**found, "faust._cython.streams": _digest(compiled.read_text())}
 
@@ -192,7 +197,11 @@ def fingerprints() -> dict[str, str]:
 def changed() -> list[str]:
     """The pieces whose source is not what the driver was written against."""
     found = fingerprints()
-    return sorted(name for name in found.keys() | FINGERPRINTS.keys() if found.get(name) != FINGERPRINTS.get(name))
+    return sorted(
+        name
+        for name in found.keys() | FINGERPRINTS.keys()
+        if found.get(name) != FINGERPRINTS.get(name)
+    )
 
 
 def _source(piece: Callable[..., Any]) -> str:

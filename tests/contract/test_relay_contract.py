@@ -34,7 +34,8 @@ Crash = Callable[[Process], Awaitable[None]]
 BATCH = [payload(n, f"c{n % 9}") for n in range(100)]
 
 
-# What only relays of ours promise: a row that no record can carry stops Debezium's connector, and Java has its own memory.
+# What only relays of ours promise: a row that no record can carry stops Debezium's connector, and
+# Java has its own memory.
 SHARDS = pytest.param("poll in shards", marks=pytest.mark.long)
 OURS = pytest.mark.parametrize("mode", ["cdc", "poll", SHARDS], indirect=True)
 
@@ -94,7 +95,9 @@ def confirmed(world: World) -> Callable[[], bool]:
         [(newest,)] = world.query("SELECT last_value FROM outbox_id_seq")
         return lambda: world.query("SELECT floor >= %s FROM relay_position", newest) == [(True,)]
     [(now,)] = world.query("SELECT pg_current_wal_insert_lsn()::text")
-    statement = "SELECT confirmed_flush_lsn >= %s::pg_lsn FROM pg_replication_slots WHERE slot_name = %s"
+    statement = (
+        "SELECT confirmed_flush_lsn >= %s::pg_lsn FROM pg_replication_slots WHERE slot_name = %s"
+    )
     return lambda: world.query(statement, now, world.settings.relay.name) == [(True,)]
 
 
@@ -105,12 +108,16 @@ def leads(world: World, process: Process) -> Callable[[], bool]:
 
 
 class Writers:
-    """Eight writers of shared conversations; every key's rows are serialized, one transaction in five is rolled back,
+    """Eight writers of shared conversations.
+
+    Every key's rows are serialized, one transaction in five is rolled back,
     and one in fifty takes its time."""
 
     def __init__(self, url: str, topic: str, transactions: int) -> None:
         self._url, self._topic, self._transactions = url, topic, transactions
-        self._threads = [threading.Thread(target=self._write, args=(n,), daemon=True) for n in range(8)]
+        self._threads = [
+            threading.Thread(target=self._write, args=(n,), daemon=True) for n in range(8)
+        ]
         self._locks = [threading.Lock() for _ in range(20)]
         self.committed: list[int] = []
         self.failures: list[BaseException] = []
@@ -156,7 +163,9 @@ def check_order(world: World, ids: list[int]) -> None:
         assert seen == sorted(seen), key
 
 
-async def test_a_record_is_what_debezium_would_have_sent(world: World, eventually: Eventually) -> None:
+async def test_a_record_is_what_debezium_would_have_sent(
+    world: World, eventually: Eventually
+) -> None:
     text = '{"user_id":1,  "conversation_id": "c1","role":"user","message":"\\u00e9 \U0001f40d"}'
     plain, traced = (
         world.query(
@@ -170,7 +179,11 @@ async def test_a_record_is_what_debezium_would_have_sent(world: World, eventuall
     # The first connector of a Connect worker that has just started.
     await eventually(published(world, [plain, traced]), 90)
     first, second = sorted(on_topic(world), key=lambda record: record.id)
-    assert (first.key, first.value, first.timestamp) == ("k\u00e9".encode(), text.encode(), 1769860800500)
+    assert (first.key, first.value, first.timestamp) == (
+        "k\u00e9".encode(),
+        text.encode(),
+        1769860800500,
+    )
     assert first.headers == [
         ("id", str(plain).encode()),
         ("biz_type", CHAT.encode()),
@@ -188,8 +201,12 @@ async def test_records_are_compressed_keyed_by_murmur2_and_readable_by_aiokafka(
     ids = enqueue(world.url, world.topic, [payload(n, f"c{n}") for n in range(200)])
     world.relay()
     await eventually(published(world, ids))
-    async with AIOKafkaConsumer(bootstrap_servers=world.settings.broker_url, auto_offset_reset="earliest") as consumer:
-        partitions = [TopicPartition(world.topic, number) for number in range(world.settings.topic.partitions)]
+    async with AIOKafkaConsumer(
+        bootstrap_servers=world.settings.broker_url, auto_offset_reset="earliest"
+    ) as consumer:
+        partitions = [
+            TopicPartition(world.topic, number) for number in range(world.settings.topic.partitions)
+        ]
         consumer.assign(partitions)
         seen: list[Any] = []
         while len(seen) < len(ids):
@@ -218,7 +235,9 @@ async def test_eight_writers_and_kill_9_lose_double_and_reorder_nothing(
 
 
 @pytest.mark.parametrize("rows", [1, 3, 3000, pytest.param(100_000, marks=pytest.mark.long)])
-async def test_a_transaction_of_any_size_comes_whole(world: World, eventually: Eventually, rows: int) -> None:
+async def test_a_transaction_of_any_size_comes_whole(
+    world: World, eventually: Eventually, rows: int
+) -> None:
     insert = (
         "INSERT INTO outbox (biz_type, topic, key, payload)"
         " SELECT %s, %s, 'c' || n %% 20, json_build_object('n', n) FROM generate_series(1, %s) AS n RETURNING id"
@@ -235,7 +254,9 @@ async def test_a_transaction_of_any_size_comes_whole(world: World, eventually: E
     await eventually(confirmed(world))
 
 
-async def test_rows_of_an_open_transaction_come_when_it_commits(world: World, eventually: Eventually) -> None:
+async def test_rows_of_an_open_transaction_come_when_it_commits(
+    world: World, eventually: Eventually
+) -> None:
     world.relay()
     with psycopg.connect(world.url) as connection:
         insert = "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c', '{}') RETURNING id"
@@ -266,7 +287,9 @@ async def test_a_broker_outage_is_waited_out(
     assert relay.running
 
 
-async def test_a_database_restart_is_waited_out(world: World, postgres: PostgresServer, eventually: Eventually) -> None:
+async def test_a_database_restart_is_waited_out(
+    world: World, postgres: PostgresServer, eventually: Eventually
+) -> None:
     relay = world.relay()
     ids = enqueue(world.url, world.topic, [payload(n, f"c{n % 9}") for n in range(100)])
     await eventually(published(world, ids))
@@ -298,7 +321,9 @@ async def test_a_standby_takes_over_within_seconds(world: World, eventually: Eve
 
 @OURS
 @pytest.mark.parametrize("rows", [100_000, pytest.param(400_000, marks=pytest.mark.long)])
-async def test_a_huge_transaction_takes_no_memory(world: World, eventually: Eventually, rows: int) -> None:
+async def test_a_huge_transaction_takes_no_memory(
+    world: World, eventually: Eventually, rows: int
+) -> None:
     relay = world.relay()
     await eventually(leads(world, relay))
     assert relay.pid
@@ -348,7 +373,9 @@ async def test_a_row_that_no_record_can_carry_is_dead_and_the_rest_goes_on(
     check_order(world, good)
     dead = {
         row[0]: row[1:]
-        for row in world.query("SELECT outbox_id, status, error_code, attempts, error FROM outbox_state")
+        for row in world.query(
+            "SELECT outbox_id, status, error_code, attempts, error FROM outbox_state"
+        )
     }
     assert dead.keys() == set(ids) - set(good)
     for found, (_, reason) in zip(ids, lines, strict=True):
@@ -359,7 +386,9 @@ async def test_a_row_that_no_record_can_carry_is_dead_and_the_rest_goes_on(
 
 
 @OURS
-async def test_a_record_that_the_broker_refuses_costs_one_message(world: World, eventually: Eventually) -> None:
+async def test_a_record_that_the_broker_refuses_costs_one_message(
+    world: World, eventually: Eventually
+) -> None:
     relay = world.relay()
     ids = enqueue(world.url, world.topic, [payload(0, "c")])
     await eventually(published(world, ids))
@@ -394,12 +423,16 @@ async def test_a_record_refused_for_what_only_the_broker_knows_costs_one_message
     good = ids + before + enqueue(world.url, world.topic, BATCH)
     await eventually(published(world, good), 60)
     check_order(world, good)
-    assert world.query("SELECT outbox_id, status, error_code FROM outbox_state") == [(old, "dead", "unpublishable")]
+    assert world.query("SELECT outbox_id, status, error_code FROM outbox_state") == [
+        (old, "dead", "unpublishable")
+    ]
     assert relay.running
 
 
 @OURS
-async def test_sigterm_ends_it_with_everything_confirmed(world: World, eventually: Eventually) -> None:
+async def test_sigterm_ends_it_with_everything_confirmed(
+    world: World, eventually: Eventually
+) -> None:
     ids = [found for _ in range(100) for found in enqueue(world.url, world.topic, BATCH)]
     relay = world.relay()
     await eventually(published(world, ids[:1]))
@@ -413,7 +446,9 @@ async def test_sigterm_ends_it_with_everything_confirmed(world: World, eventuall
 
 
 @OURS
-async def test_a_stopped_relay_leaves_nothing_unconfirmed(world: World, eventually: Eventually) -> None:
+async def test_a_stopped_relay_leaves_nothing_unconfirmed(
+    world: World, eventually: Eventually
+) -> None:
     relay = world.relay()
     ids = enqueue(world.url, world.topic, [payload(n, "c") for n in range(50)])
     done = confirmed(world)

@@ -106,7 +106,9 @@ def test_messages_that_hang_cost_one_timeout_each_and_three_for_their_run(
     stage.bench.handler.hung = 0
     stage.all_due()
     stage.wake_up(keys, 1000)
-    assert stage.bench.query("SELECT DISTINCT status, attempts FROM outbox_state") == [("retrying", 2)]
+    assert stage.bench.query("SELECT DISTINCT status, attempts FROM outbox_state") == [
+        ("retrying", 2)
+    ]
     assert stage.bench.handler.hung <= len(keys)
 
 
@@ -181,7 +183,10 @@ def test_a_topic_is_worked_with_care_for_a_minute_after_a_failure(
 def test_a_row_that_does_not_become_visible_is_waited_for_without_end(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A transaction may be open for hours; the growing pause was a number too large after 17 minutes."""
+    """A transaction may be open for hours.
+
+    The growing pause was a number too large after 17 minutes.
+    """
     worker, run = stage.bench.workers[0], a_run(stage)
     once, sleep = worker._once, asyncio.sleep
     pauses: list[float] = []
@@ -210,19 +215,25 @@ async def waiting(run: Any) -> None:
 
 def noted(stage: Stage) -> list[tuple[Any, ...]]:
     """How many deaths of each partition."""
-    return stage.bench.query("SELECT topic, partition, crashes FROM outbox_partition_crashes WHERE crashes > 0")
+    return stage.bench.query(
+        "SELECT topic, partition, crashes FROM outbox_partition_crashes WHERE crashes > 0"
+    )
 
 
 def struck(stage: Stage) -> list[tuple[Any, ...]]:
     """How many deaths of each message that was tried alone."""
-    return stage.bench.query("SELECT outbox_id, crashes FROM outbox_message_crashes WHERE crashes > 0")
+    return stage.bench.query(
+        "SELECT outbox_id, crashes FROM outbox_message_crashes WHERE crashes > 0"
+    )
 
 
 def suspect(stage: Stage, run: Any, worker: Any = None) -> Run:
     """The same records, as the first run after its partition was assigned."""
     suspects = (worker or stage.bench.workers[0]).suspects
     suspects.assigned([(run.topic, run.partition)])
-    again = Run(run.topic, run.partition, run.records, suspicion=suspects.of(run.topic, run.partition))
+    again = Run(
+        run.topic, run.partition, run.records, suspicion=suspects.of(run.topic, run.partition)
+    )
     assert again.suspicion is not None
     again.suspicion.delivered(10**6)
     return again
@@ -246,7 +257,9 @@ async def work(worker: Any, run: Run) -> Any:
         return await count_crashes(worker, PersistRun(worker, run))
 
 
-def test_a_retry_that_comes_by_its_own_record_and_by_one_that_sends_it_again_keeps_its_attempts(stage: Stage) -> None:
+def test_a_retry_that_comes_by_its_own_record_and_by_one_that_sends_it_again_keeps_its_attempts(
+    stage: Stage,
+) -> None:
     """Its own record came first, was taken for new, and began to count from one: tried for ever."""
     stage.insert(stage.bench.connection, "a", "plain")
     stage.bench.handler.faults[stage.name()] = "raise"
@@ -307,8 +320,13 @@ def test_a_run_that_waits_when_its_worker_ends_in_good_order_has_taken_nobody_do
     assert (noted(stage), struck(stage)) == ([], [])
 
 
-def test_a_process_that_is_told_to_end_while_a_slow_message_is_worked_has_not_died_of_it(stage: Stage) -> None:
-    """Six SIGTERMs, and it was dead; the note is taken back at once, whether its handler ends in time or not."""
+def test_a_process_that_is_told_to_end_while_a_slow_message_is_worked_has_not_died_of_it(
+    stage: Stage,
+) -> None:
+    """Six SIGTERMs, and it was dead.
+
+    The note is taken back at once, whether its handler ends in time or not.
+    """
     worker, run = stage.bench.workers[0], a_run(stage)
 
     async def slow(stopped: list[Any], _: AsyncConnection) -> None:
@@ -352,7 +370,9 @@ def test_who_is_told_to_end_hands_no_more_messages_to_handlers(stage: Stage) -> 
     assert stage.bench.query("SELECT count(*) FROM notes") == [(0,)]
 
 
-def test_who_waits_for_another_owners_lock_is_not_noted_and_lets_others_go_first(stage: Stage) -> None:
+def test_who_waits_for_another_owners_lock_is_not_noted_and_lets_others_go_first(
+    stage: Stage,
+) -> None:
     """The turn was kept for the whole of the lock's time limit."""
     for key in "ad":
         stage.insert(stage.bench.connection, key, "plain")
@@ -402,7 +422,9 @@ def test_a_run_that_waits_for_a_row_to_become_visible_has_taken_nobody_down(
     assert noted(stage) == []
 
 
-def test_a_run_that_is_known_calls_nobody_and_is_worked_as_a_whole_and_clears_nobody(stage: Stage) -> None:
+def test_a_run_that_is_known_calls_nobody_and_is_worked_as_a_whole_and_clears_nobody(
+    stage: Stage,
+) -> None:
     for _ in range(4):
         stage.insert(stage.bench.connection, "a", "plain")
     stage.send(stage.committed())
@@ -426,7 +448,9 @@ def test_a_run_that_is_known_calls_nobody_and_is_worked_as_a_whole_and_clears_no
     assert (noted(stage), struck(stage)) == ([], [])
 
 
-def test_a_message_that_was_tried_alone_three_times_is_dead_without_being_tried(stage: Stage) -> None:
+def test_a_message_that_was_tried_alone_three_times_is_dead_without_being_tried(
+    stage: Stage,
+) -> None:
     """By its id, wherever it comes from: here it is a retry behind another message of its conversation."""
     for _ in range(3):
         stage.insert(stage.bench.connection, "a", "plain")
@@ -438,7 +462,9 @@ def test_a_message_that_was_tried_alone_three_times_is_dead_without_being_tried(
     assert consumed(stage, run) == 0
     stage.all_due()
     stage.bench.handler.faults = {}
-    [(second,)] = stage.bench.query("SELECT outbox_id FROM outbox_state WHERE status = 'parked' ORDER BY 1 LIMIT 1")
+    [(second,)] = stage.bench.query(
+        "SELECT outbox_id FROM outbox_state WHERE status = 'parked' ORDER BY 1 LIMIT 1"
+    )
     stage.bench.query(
         "INSERT INTO outbox_message_crashes (topic, outbox_id, partition, crashes) VALUES (%s, %s, 0, 3) RETURNING 1",
         TOPIC,

@@ -23,7 +23,14 @@ GIVEN: dict[str, Any] = {
     "records": "'[]'",
     "digest": "'0'",
 }
-TYPES = {"first": "bigint", "last": "bigint", "checked": "boolean", "topic": "text", "source": "text", "digest": "text"}
+TYPES = {
+    "first": "bigint",
+    "last": "bigint",
+    "checked": "boolean",
+    "topic": "text",
+    "source": "text",
+    "digest": "text",
+}
 FILLED = (
     "INSERT INTO outbox (biz_type, topic, key, payload) SELECT 'x', 't', 'a', '{}' FROM generate_series(1, 3);"
     "INSERT INTO outbox_state (outbox_id, status) VALUES (100, 'consumed');"
@@ -34,7 +41,9 @@ FILLED = (
 
 @pytest.mark.parametrize("name", ["claim_all", "claim", "foreign_claim_all", "foreign_claim"])
 @pytest.mark.parametrize("before", ["SELECT 1", FILLED], ids=["empty", "nearly empty"])
-def test_the_plan_of_an_empty_table_is_good_for_a_full_one(database: str, name: str, before: str) -> None:
+def test_the_plan_of_an_empty_table_is_good_for_a_full_one(
+    database: str, name: str, before: str
+) -> None:
     """Reading the whole table is cheapest while there is nothing in it: 1,000 messages took half a second later on."""
     names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", query(name))))
     statement = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", query(name))
@@ -45,7 +54,9 @@ def test_the_plan_of_an_empty_table_is_good_for_a_full_one(database: str, name: 
         connection.execute(query("by_index"))
         connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
         connection.execute(f"PREPARE claims ({types}) AS {statement}".encode())
-        plan = "\n".join(line for (line,) in connection.execute(f"EXPLAIN EXECUTE claims ({values})".encode()))
+        plan = "\n".join(
+            line for (line,) in connection.execute(f"EXPLAIN EXECUTE claims ({values})".encode())
+        )
         connection.execute(query("as_planned"))
         assert connection.execute("SHOW enable_seqscan").fetchone() == ("on",)
     assert "Seq Scan" not in plan, plan

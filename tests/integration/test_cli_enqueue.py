@@ -34,10 +34,14 @@ def run(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
 
 
 def line(number: int, chat: str = "c1", **changes: Any) -> bytes:
-    return json.dumps({"biz_type": CHAT, "payload": payload(number, chat)} | changes).encode() + b"\n"
+    return (
+        json.dumps({"biz_type": CHAT, "payload": payload(number, chat)} | changes).encode() + b"\n"
+    )
 
 
-def test_a_file_is_enqueued_in_its_order(world: World, run: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_file_is_enqueued_in_its_order(
+    world: World, run: Callable[..., Result], tmp_path: Path
+) -> None:
     file = tmp_path / "messages.jsonl"
     file.write_bytes(b"\n".join(line(n, f"c{n % 3}", key=f"c{n % 3}") for n in range(2500)))
     result = run("enqueue", str(file))
@@ -79,16 +83,23 @@ def test_it_stops_at_the_first_line_that_cannot_be_taken(
     assert world.query("SELECT count(*) FROM outbox") == [(2,)]
 
 
-def test_check_names_every_broken_line_and_enqueues_nothing(world: World, run: Callable[..., Result]) -> None:
+def test_check_names_every_broken_line_and_enqueues_nothing(
+    world: World, run: Callable[..., Result]
+) -> None:
     result = run("enqueue", "--check", "-", lines=line(0) + b"nope\n" + line(1) + line(2, key="x"))
     assert isinstance(result.exception, StreamsError)
-    assert (result.exception.exit_code, str(result.exception)) == (1, "2 of 4 lines cannot be taken")
+    assert (result.exception.exit_code, str(result.exception)) == (
+        1,
+        "2 of 4 lines cannot be taken",
+    )
     assert [text.split(":")[0] for text in result.output.splitlines()] == ["line 2", "line 4"]
     assert run("enqueue", "--check", "-", lines=line(0)).output == "1 lines can be taken\n"
     assert world.query("SELECT count(*) FROM outbox") == [(0,)]
 
 
-async def test_tail_shows_records_without_their_text(world: World, run: Callable[..., Result]) -> None:
+async def test_tail_shows_records_without_their_text(
+    world: World, run: Callable[..., Result]
+) -> None:
     world.environ["STREAMS_RELAY__MODE"] = "cdc"
     world.migrate()
     [outbox_id] = enqueue(world.url, world.topic, [payload(7, "c\x1b[31m")])
@@ -97,7 +108,10 @@ async def test_tail_shows_records_without_their_text(world: World, run: Callable
     assert result is not None
     assert f"id={outbox_id} biz_type={CHAT} key=c\\x1b[31m time=" in result.output
     assert "m 7" not in result.output
-    assert '"m 7"' in run("topic", "tail", world.topic, "--from-beginning", "-n", "1", "--values").output
+    assert (
+        '"m 7"'
+        in run("topic", "tail", world.topic, "--from-beginning", "-n", "1", "--values").output
+    )
 
 
 def test_tail_of_a_topic_that_does_not_exist(run: Callable[..., Result]) -> None:

@@ -39,14 +39,25 @@ async def held(notes: Notes, eventually: Eventually) -> list[int]:
     ids = notes.send("a", *[f"a{n}" for n in range(5)])
     others = notes.send("b", "b0", "b1")
     await eventually(lambda: notes.all(others, "consumed"), 60)
-    await eventually(lambda: list(notes.states(ids).values()) == ["consumed", "dead", *["parked"] * 3], 30)
+    await eventually(
+        lambda: list(notes.states(ids).values()) == ["consumed", "dead", *["parked"] * 3], 30
+    )
     return ids
 
 
-async def test_a_held_conversation_is_listed_and_released(notes: Notes, run: Run, eventually: Eventually) -> None:
+async def test_a_held_conversation_is_listed_and_released(
+    notes: Notes, run: Run, eventually: Eventually
+) -> None:
     ids = await held(notes, eventually)
     [found] = json.loads(run("conversations", "list", "--held", "--json").output)
-    expected = {"topic": notes.topic, "key": "a", "open": 4, "head": ids[1], "status": "dead", "error_code": "22003"}
+    expected = {
+        "topic": notes.topic,
+        "key": "a",
+        "open": 4,
+        "head": ids[1],
+        "status": "dead",
+        "error_code": "22003",
+    }
     assert found | {"since": ""} == {**expected, "since": ""}
     assert "22003" in run("conversations", "list").output
     result = run("conversations", "release", "a", "--who", "ann", "--why", "go on")
@@ -65,13 +76,17 @@ async def test_a_replayed_head_goes_first(notes: Notes, run: Run, eventually: Ev
     ids = await held(notes, eventually)
     notes.mend()
     assert run("dead", "replay", str(ids[1])).exception is None
-    [(source,)] = notes.world.query("SELECT source_id FROM outbox_state WHERE outbox_id = %s", ids[1])
+    [(source,)] = notes.world.query(
+        "SELECT source_id FROM outbox_state WHERE outbox_id = %s", ids[1]
+    )
     notes.publish([source])
     await eventually(lambda: notes.all(ids, "consumed"), 60)
     assert notes.saved("a") == [f"a{n}" for n in range(5)]
 
 
-async def test_a_discarded_head_lets_its_conversation_go_on(notes: Notes, run: Run, eventually: Eventually) -> None:
+async def test_a_discarded_head_lets_its_conversation_go_on(
+    notes: Notes, run: Run, eventually: Eventually
+) -> None:
     ids = await held(notes, eventually)
     assert run("dead", "discard", "--key", "a").exception is None
     await eventually(lambda: notes.all(ids[2:], "consumed"), 60)
@@ -92,9 +107,15 @@ async def test_a_whole_conversation_of_dead_messages_is_replayed_in_order(
     for name, value in world.environ.items():
         if name != "PYTHONPATH":
             monkeypatch.setenv(name, value)
-    assert CliRunner().invoke(cli, ["dead", "replay", "--key", "a", "--yes"]).output == "replayed 40 messages\n"
+    assert (
+        CliRunner().invoke(cli, ["dead", "replay", "--key", "a", "--yes"]).output
+        == "replayed 40 messages\n"
+    )
     later = notes.send("a", "later")
-    again = [row[0] for row in world.query("SELECT id FROM outbox WHERE resend_of IS NOT NULL ORDER BY id")]
+    again = [
+        row[0]
+        for row in world.query("SELECT id FROM outbox WHERE resend_of IS NOT NULL ORDER BY id")
+    ]
     notes.publish(again)
     await eventually(lambda: notes.all(ids + later, "consumed"), 60)
     assert notes.saved("a") == [*texts, "later"]
@@ -138,14 +159,20 @@ async def test_a_filter_replayed_again_and_again_while_messages_still_fail_loses
         """What is dead now; what is replaying, retrying or parked is not."""
         error = (
             CliRunner()
-            .invoke(cli, ["dead", "replay", "--error", "P0001", "--yes", "--force"], standalone_mode=False)
+            .invoke(
+                cli,
+                ["dead", "replay", "--error", "P0001", "--yes", "--force"],
+                standalone_mode=False,
+            )
             .exception
         )
         assert error is None, error
 
     def stirred() -> bool:
         replay()
-        return world.query("SELECT min(replays) >= 2 FROM outbox_state WHERE outbox_id = ANY(%s)", first) == [(True,)]
+        return world.query(
+            "SELECT min(replays) >= 2 FROM outbox_state WHERE outbox_id = ANY(%s)", first
+        ) == [(True,)]
 
     await eventually(lambda: "dead" in notes.states(first).values(), 60)
     await eventually(stirred, 60, every=0.2)
@@ -156,7 +183,9 @@ async def test_a_filter_replayed_again_and_again_while_messages_still_fail_loses
         return notes.all(ids, "consumed")
 
     await eventually(settled, 60, every=0.2)
-    assert world.query("SELECT count(*) FROM outbox_state WHERE topic IS NOT NULL OR key IS NOT NULL") == [(0,)]
+    assert world.query(
+        "SELECT count(*) FROM outbox_state WHERE topic IS NOT NULL OR key IS NOT NULL"
+    ) == [(0,)]
     for book in books:
         saved = notes.saved(book)
         assert sorted(saved) == [f"{book} {n}" for n in range(5)]

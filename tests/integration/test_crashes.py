@@ -19,7 +19,11 @@ def world_of(world: World, tmp_path: Path) -> Callable[..., Notes]:
     """Notes in so many partitions, whose workers commit seldom and are missed soon when they die."""
 
     def make(partitions: int, **environ: str) -> Notes:
-        world.environ |= {"STREAMS_WORKER__SESSION_TIMEOUT": "6", "STREAMS_WORKER__COMMIT_INTERVAL": "30", **environ}
+        world.environ |= {
+            "STREAMS_WORKER__SESSION_TIMEOUT": "6",
+            "STREAMS_WORKER__COMMIT_INTERVAL": "30",
+            **environ,
+        }
         return Notes(world, tmp_path, partitions=partitions)
 
     return make
@@ -47,20 +51,30 @@ class Supervisor:
 
 
 def check(notes: Notes, ids: list[int], killers: list[int], deaths: int) -> None:
-    """The killers are dead, for that; everything else is consumed, and no note is left of anybody."""
+    """The killers are dead, for that.
+
+    Everything else is consumed, and no note is left of anybody.
+    """
     assert notes.states(ids) == {**dict.fromkeys(ids, "consumed"), **dict.fromkeys(killers, "dead")}
     codes = notes.world.query("SELECT DISTINCT error_code FROM outbox_state WHERE status = 'dead'")
     assert codes == [("crash",)]
     assert deaths <= 6 * len(killers)
-    assert notes.world.query("SELECT count(*) FROM outbox_message_crashes WHERE crashes > 0") == [(0,)]
+    assert notes.world.query("SELECT count(*) FROM outbox_message_crashes WHERE crashes > 0") == [
+        (0,)
+    ]
 
 
 async def test_a_message_that_kills_its_process_costs_one_message_and_six_deaths(
     world_of: Callable[..., Notes], eventually: Eventually
 ) -> None:
-    """Behind others that are known by then and uncommitted in Kafka; beside slow ones in other partitions."""
+    """Behind others that are known by then and uncommitted in Kafka.
+
+    Beside slow ones in other partitions.
+    """
     notes = world_of(4, STREAMS_WORKER__RUN_RECORDS="100")
-    killed = notes.enqueue("a", *[f"a{n}" for n in range(250)], "die late:a", *[f"A{n}" for n in range(50)])
+    killed = notes.enqueue(
+        "a", *[f"a{n}" for n in range(250)], "die late:a", *[f"A{n}" for n in range(50)]
+    )
     slow = [one for n in range(12) for one in notes.enqueue(f"b{n}", f"slow:{n}")]
     ids = killed + slow
     notes.publish(ids)
@@ -121,9 +135,15 @@ async def test_two_killers_in_two_partitions_of_two_workers_cost_two_messages(
     world_of: Callable[..., Notes], eventually: Eventually
 ) -> None:
     notes = world_of(4)
-    ids = [one for n in range(40) for one in notes.enqueue(f"b{n}", *[f"{n}-{m}" for m in range(5)])]
+    ids = [
+        one for n in range(40) for one in notes.enqueue(f"b{n}", *[f"{n}-{m}" for m in range(5)])
+    ]
     killers = notes.enqueue("b1", "die late:1") + notes.enqueue("b6", "die late:6")
-    ids += killers + [one for n in range(40) for one in notes.enqueue(f"b{n}", *[f"slow:{n}-{m}" for m in range(2)])]
+    ids += killers + [
+        one
+        for n in range(40)
+        for one in notes.enqueue(f"b{n}", *[f"slow:{n}-{m}" for m in range(2)])
+    ]
     notes.publish(ids)
     places = Supervisor(notes, 2)
     await eventually(lambda: places.settled(ids), 600, every=0.2)
@@ -135,14 +155,19 @@ async def test_two_killers_in_two_partitions_of_two_workers_cost_two_messages(
 async def test_a_killer_that_is_a_retry_costs_one_message_and_six_deaths(
     world_of: Callable[..., Notes], eventually: Eventually
 ) -> None:
-    """It comes at other offsets each time, from another topic; and those parked behind it wait for their turn."""
+    """It comes at other offsets each time, from another topic.
+
+    And those parked behind it wait for their turn.
+    """
     notes = world_of(2)
     worker = notes.world.worker()
     notes.fail("die late:a")
     ids = notes.send("a", "a0")
     await eventually(lambda: notes.all(ids, "consumed"), 60)
     await worker.stop()
-    ids += notes.send("a", "later:a1", "die late:a", "a2") + notes.send("b", *[f"b{n}" for n in range(20)])
+    ids += notes.send("a", "later:a1", "die late:a", "a2") + notes.send(
+        "b", *[f"b{n}" for n in range(20)]
+    )
     supervisor = Supervisor(notes, 1)
     await eventually(lambda: supervisor.settled(ids), 600, every=0.2)
     check(notes, ids, [ids[2]], supervisor.deaths)
@@ -169,14 +194,20 @@ async def test_no_message_dies_of_workers_that_are_killed_again_and_again(
 ) -> None:
     """By an operator, or for want of memory that no message took: each time at another moment."""
     notes = world_of(4)
-    ids = [one for n in range(400) for one in notes.enqueue(f"b{n}", f"slow:{n}" if n % 40 == 0 else f"{n}")]
+    ids = [
+        one
+        for n in range(400)
+        for one in notes.enqueue(f"b{n}", f"slow:{n}" if n % 40 == 0 else f"{n}")
+    ]
     notes.publish(ids)
     for wait in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8):
         worker = notes.world.worker()
-        noted = (
-            "SELECT 1 FROM outbox_partition_crashes WHERE crashes > 0 UNION ALL SELECT 1 FROM outbox_message_crashes"
+        noted = "SELECT 1 FROM outbox_partition_crashes WHERE crashes > 0 UNION ALL SELECT 1 FROM outbox_message_crashes"
+        await eventually(
+            lambda noted=noted: notes.world.query(noted) or notes.all(ids, "consumed"),
+            60,
+            every=0.005,
         )
-        await eventually(lambda noted=noted: notes.world.query(noted) or notes.all(ids, "consumed"), 60, every=0.005)
         await asyncio.sleep(wait)
         worker.kill()
     notes.world.worker()

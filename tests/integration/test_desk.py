@@ -36,7 +36,11 @@ def run(world: World, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def bury(
-    world: World, ids: list[int], *, code: str = "payload", error: str = "'user_id': expected int, got str"
+    world: World,
+    ids: list[int],
+    *,
+    code: str = "payload",
+    error: str = "'user_id': expected int, got str",
 ) -> None:
     """Messages that are dead, in the order of their ids in one partition."""
     world.query(
@@ -51,17 +55,26 @@ def bury(
 @pytest.fixture
 def ids(world: World, run: Run) -> list[int]:
     """Nine dead messages of three conversations."""
-    found = enqueue(world.url, world.topic, [payload(n, f"c{n % 3}", message="secret-canary") for n in range(9)])
+    found = enqueue(
+        world.url, world.topic, [payload(n, f"c{n % 3}", message="secret-canary") for n in range(9)]
+    )
     bury(world, found)
     return found
 
 
 def actions(world: World) -> list[tuple[Any, ...]]:
-    return world.query("SELECT who, act, outbox_id, what->'count', why FROM outbox_actions ORDER BY id")
+    return world.query(
+        "SELECT who, act, outbox_id, what->'count', why FROM outbox_actions ORDER BY id"
+    )
 
 
 def resent(world: World) -> list[int]:
-    return [row[0] for row in world.query("SELECT resend_of FROM outbox WHERE resend_of IS NOT NULL ORDER BY id")]
+    return [
+        row[0]
+        for row in world.query(
+            "SELECT resend_of FROM outbox WHERE resend_of IS NOT NULL ORDER BY id"
+        )
+    ]
 
 
 def test_dead_messages_are_listed_without_their_text(run: Run, ids: list[int]) -> None:
@@ -80,7 +93,10 @@ def test_dead_messages_are_listed_without_their_text(run: Run, ids: list[int]) -
 def test_every_filter_filters(run: Run, ids: list[int], world: World) -> None:
     other = enqueue(world.url, world.topic, [payload(1, "c0")], biz_type="other")
     bury(world, other, code="23514", error="CheckViolation (23514)")
-    world.query("UPDATE outbox_state SET updated_at = now() - interval '3 hours' WHERE outbox_id = ANY(%s)", ids[:2])
+    world.query(
+        "UPDATE outbox_state SET updated_at = now() - interval '3 hours' WHERE outbox_id = ANY(%s)",
+        ids[:2],
+    )
 
     def listed(*arguments: str) -> list[int]:
         return [one["outbox_id"] for one in json.loads(run("list", "--json", *arguments).output)]
@@ -97,7 +113,9 @@ def test_every_filter_filters(run: Run, ids: list[int], world: World) -> None:
 def test_errors_are_grouped_by_fingerprint(run: Run, ids: list[int], world: World) -> None:
     more = enqueue(world.url, world.topic, [payload(n, "c9") for n in range(3)])
     for number, one in enumerate(more):
-        bury(world, [one], code="json", error=f"the value is not JSON: broken at character {number}")
+        bury(
+            world, [one], code="json", error=f"the value is not JSON: broken at character {number}"
+        )
     found = json.loads(run("list", "--group", "--json").output)
     assert [(one["messages"], one["conversations"], one["error_code"]) for one in found] == [
         (9, 3, "payload"),
@@ -122,7 +140,9 @@ def test_show_of_a_message_that_is_not_dead_says_so(run: Run, ids: list[int], wo
     assert str(error).startswith(f"message {ids[0]} is consumed, expected dead")
 
 
-def test_one_message_is_replayed_as_a_new_row_that_names_its_root(run: Run, ids: list[int], world: World) -> None:
+def test_one_message_is_replayed_as_a_new_row_that_names_its_root(
+    run: Run, ids: list[int], world: World
+) -> None:
     result = run("replay", str(ids[4]), "--who", "ann", "--why", "fixed")
     assert (result.exception, result.output) == (None, "replayed 1 message\n")
     assert actions(world) == [("ann", "replay", ids[4], 1, "fixed")]
@@ -143,7 +163,9 @@ def test_what_a_message_died_of_is_told_after_it_was_replayed_and_persisted(
     run: Run, ids: list[int], world: World
 ) -> None:
     """A replay overwrites the state; the story ended with `persisted error=...`."""
-    [(at, error)] = world.query("SELECT updated_at, error FROM outbox_state WHERE outbox_id = %s", ids[0])
+    [(at, error)] = world.query(
+        "SELECT updated_at, error FROM outbox_state WHERE outbox_id = %s", ids[0]
+    )
     assert run("replay", str(ids[0]), str(ids[1]), "--yes").exception is None
     persist = "UPDATE outbox_state SET status = 'consumed', source_id = NULL, applied = 7 WHERE outbox_id = %s"
     world.query(persist, ids[0])
@@ -159,7 +181,8 @@ def test_what_a_message_died_of_is_told_after_it_was_replayed_and_persisted(
         # It failed once more before it was persisted: that is a step of its own.
         connection.rollback()
         world.query(
-            "UPDATE outbox_state SET attempts = 2, error_code = '23514', error = 'x' WHERE outbox_id = %s", ids[0]
+            "UPDATE outbox_state SET attempts = 2, error_code = '23514', error = 'x' WHERE outbox_id = %s",
+            ids[0],
         )
         [first] = history.messages(connection, ids[:1])
     assert [(step.stage, step.about.get("error_code")) for step in first.events][-2:] == [
@@ -167,14 +190,19 @@ def test_what_a_message_died_of_is_told_after_it_was_replayed_and_persisted(
     ]  # fmt: skip
 
 
-def test_a_whole_conversation_is_replayed_in_its_order(run: Run, ids: list[int], world: World) -> None:
+def test_a_whole_conversation_is_replayed_in_its_order(
+    run: Run, ids: list[int], world: World
+) -> None:
     # The ids were committed in another order than they were drawn.
     world.query(
-        'UPDATE outbox_state SET "offset" = 1000 - outbox_id WHERE outbox_id = ANY(%s)', [ids[0], ids[3], ids[6]]
+        'UPDATE outbox_state SET "offset" = 1000 - outbox_id WHERE outbox_id = ANY(%s)',
+        [ids[0], ids[3], ids[6]],
     )
     assert run("replay", "--key", "c0", "--yes").output == "replayed 3 messages\n"
     assert resent(world) == [ids[6], ids[3], ids[0]]
-    arrived = world.query("SELECT outbox_id FROM outbox_state WHERE arrived IS NOT NULL ORDER BY arrived")
+    arrived = world.query(
+        "SELECT outbox_id FROM outbox_state WHERE arrived IS NOT NULL ORDER BY arrived"
+    )
     assert [row[0] for row in arrived] == [ids[6], ids[3], ids[0]]
 
 
@@ -185,21 +213,30 @@ def test_arrival_decides_before_the_offset(run: Run, ids: list[int], world: Worl
     assert resent(world) == [ids[3], ids[6], ids[0]]
 
 
-def test_a_limit_never_leaves_out_an_earlier_message(run: Run, ids: list[int], world: World) -> None:
+def test_a_limit_never_leaves_out_an_earlier_message(
+    run: Run, ids: list[int], world: World
+) -> None:
     assert run("replay", "--all", "--limit", "4", "--yes").output == "replayed 4 messages\n"
     assert resent(world) == [ids[0], ids[3], ids[6], ids[1]]
 
 
-def test_a_second_replay_takes_the_payload_that_counts(run: Run, ids: list[int], world: World) -> None:
+def test_a_second_replay_takes_the_payload_that_counts(
+    run: Run, ids: list[int], world: World
+) -> None:
     edited = json.dumps(payload(1, "c0", message="mended"))
     assert run("replay", str(ids[0]), "--payload", "-", lines=edited).output == (
         f"replayed message {ids[0]} with the new payload\n"
     )
     world.query("UPDATE outbox_state SET status = 'dead' WHERE outbox_id = %s", ids[0])
     run("replay", str(ids[0]))
-    texts = [row[0] for row in world.query("SELECT payload->>'message' FROM outbox WHERE resend_of IS NOT NULL")]
+    texts = [
+        row[0]
+        for row in world.query("SELECT payload->>'message' FROM outbox WHERE resend_of IS NOT NULL")
+    ]
     assert texts == ["mended", "mended"]
-    assert world.query("SELECT payload->>'message' FROM outbox WHERE id = %s", ids[0]) == [("secret-canary",)]
+    assert world.query("SELECT payload->>'message' FROM outbox WHERE id = %s", ids[0]) == [
+        ("secret-canary",)
+    ]
     edits = world.query("SELECT what->'edited', what->'replaced' FROM outbox_actions ORDER BY id")
     assert edits[0] == (True, ids[0])
 
@@ -212,7 +249,9 @@ def test_a_second_replay_takes_the_payload_that_counts(run: Run, ids: list[int],
         (json.dumps(payload(1, "elsewhere")), "'conversation_id' is 'elsewhere', expected 'c0'"),
     ],
 )
-def test_an_edited_payload_is_checked(run: Run, ids: list[int], world: World, text: str, words: str) -> None:
+def test_an_edited_payload_is_checked(
+    run: Run, ids: list[int], world: World, text: str, words: str
+) -> None:
     error = run("replay", str(ids[0]), "--payload", "-", lines=text).exception
     assert isinstance(error, UsageError)
     assert words in str(error)
@@ -220,7 +259,9 @@ def test_an_edited_payload_is_checked(run: Run, ids: list[int], world: World, te
     assert actions(world) == []
 
 
-def test_replaying_in_circles_is_refused_without_force(run: Run, ids: list[int], world: World) -> None:
+def test_replaying_in_circles_is_refused_without_force(
+    run: Run, ids: list[int], world: World
+) -> None:
     for _ in range(operate.MOST_REPLAYS):
         assert run("replay", str(ids[0])).exception is None
         world.query("UPDATE outbox_state SET status = 'dead' WHERE outbox_id = %s", ids[0])
@@ -232,7 +273,9 @@ def test_replaying_in_circles_is_refused_without_force(run: Run, ids: list[int],
     assert run("replay", str(ids[0]), "--force").output == "replayed 1 message\n"
 
 
-def test_a_choice_with_a_message_that_is_not_dead_is_refused_whole(run: Run, ids: list[int], world: World) -> None:
+def test_a_choice_with_a_message_that_is_not_dead_is_refused_whole(
+    run: Run, ids: list[int], world: World
+) -> None:
     world.query("UPDATE outbox_state SET status = 'consumed' WHERE outbox_id = %s", ids[1])
     for verb in ("replay", "discard"):
         error = run(verb, *map(str, ids[:3]), "--yes").exception
@@ -267,17 +310,28 @@ def test_a_dry_run_does_nothing(run: Run, ids: list[int], world: World) -> None:
     assert (resent(world), actions(world)) == ([], [])
 
 
-def test_discarded_is_final_and_frees_its_conversation(run: Run, ids: list[int], world: World) -> None:
-    world.query("UPDATE outbox_state SET topic = %s, key = 'c0', arrived = 1 WHERE outbox_id = %s", world.topic, ids[0])
-    assert run("discard", str(ids[0]), "--why", "spam", "--who", "bob").output == "discarded 1 message\n"
-    assert world.query("SELECT status, topic, key FROM outbox_state WHERE outbox_id = %s", ids[0]) == [
-        ("discarded", None, None)
-    ]
+def test_discarded_is_final_and_frees_its_conversation(
+    run: Run, ids: list[int], world: World
+) -> None:
+    world.query(
+        "UPDATE outbox_state SET topic = %s, key = 'c0', arrived = 1 WHERE outbox_id = %s",
+        world.topic,
+        ids[0],
+    )
+    assert (
+        run("discard", str(ids[0]), "--why", "spam", "--who", "bob").output
+        == "discarded 1 message\n"
+    )
+    assert world.query(
+        "SELECT status, topic, key FROM outbox_state WHERE outbox_id = %s", ids[0]
+    ) == [("discarded", None, None)]
     assert actions(world) == [("bob", "discard", ids[0], 1, "spam")]
     assert isinstance(run("replay", str(ids[0])).exception, operate.NotDead)
 
 
-def test_two_replays_of_one_filter_at_once_replay_once(run: Run, ids: list[int], world: World) -> None:
+def test_two_replays_of_one_filter_at_once_replay_once(
+    run: Run, ids: list[int], world: World
+) -> None:
     """The second waits for the row locks of the first, and then finds nothing dead."""
     settings = world.settings
     with migrate.connection(settings) as first, migrate.connection(settings) as second:
@@ -287,13 +341,19 @@ def test_two_replays_of_one_filter_at_once_replay_once(run: Run, ids: list[int],
         with first.begin():
             first.exec_driver_sql("SELECT FROM outbox_state WHERE status = 'dead' FOR UPDATE")
             waiting = threading.Thread(
-                target=lambda: done.extend(operate.replay(second, plans[1], ANN, operate.Choice(key="c0")))
+                target=lambda: done.extend(
+                    operate.replay(second, plans[1], ANN, operate.Choice(key="c0"))
+                )
             )
             waiting.start()
-            first.exec_driver_sql("UPDATE outbox_state SET status = 'replaying' WHERE outbox_id = %s", (ids[0],))
+            first.exec_driver_sql(
+                "UPDATE outbox_state SET status = 'replaying' WHERE outbox_id = %s", (ids[0],)
+            )
         waiting.join(30)
         assert done == [operate.Step(2, gone=1)]
-        assert list(operate.replay(first, plans[0], ANN, operate.Choice(key="c0"))) == [operate.Step(0, gone=3)]
+        assert list(operate.replay(first, plans[0], ANN, operate.Choice(key="c0"))) == [
+            operate.Step(0, gone=3)
+        ]
     assert sorted(resent(world)) == [ids[3], ids[6]]
     assert [row[:4] for row in actions(world)] == [("ann", "replay", None, 2)]
 

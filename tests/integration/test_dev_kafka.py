@@ -69,11 +69,15 @@ async def test_topics_are_not_made_by_accident(kafka: KafkaBroker) -> None:
 async def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UsageError, match=rf"^Kafka cannot listen on {HOST}:{port}: the port is taken$"):
+        with pytest.raises(
+            UsageError, match=rf"^Kafka cannot listen on {HOST}:{port}: the port is taken$"
+        ):
             await KafkaBroker(tmp_path, port=port).start()
 
 
 async def test_a_broker_that_does_not_start_is_one_line_with_its_last_words(tmp_path: Path) -> None:
-    with pytest.raises(ServiceUnreachable, match=r"log: .*kafka\.log\): .*num\.io\.threads") as caught:
+    with pytest.raises(
+        ServiceUnreachable, match=r"log: .*kafka\.log\): .*num\.io\.threads"
+    ) as caught:
         await KafkaBroker(tmp_path, settings={"num.io.threads": "many"}).start()
     assert "\n" not in str(caught.value)

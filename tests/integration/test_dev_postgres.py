@@ -59,7 +59,9 @@ def value(server: PostgresServer, statement: LiteralString) -> object:
     return row[0] if row else None
 
 
-async def test_it_listens_on_loopback_only_and_is_ready_for_logical_decoding(tmp_path: Path) -> None:
+async def test_it_listens_on_loopback_only_and_is_ready_for_logical_decoding(
+    tmp_path: Path,
+) -> None:
     async with PostgresServer(tmp_path) as server:
         assert value(server, "SHOW listen_addresses") == HOST
         assert value(server, "SHOW unix_socket_directories") == ""
@@ -75,8 +77,14 @@ async def test_nobody_gets_in_without_the_password_that_only_we_can_read(tmp_pat
             assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert len(server.password) == 64
         bare = f"postgresql://postgres@{HOST}:{server.port}/streams"
-        for url in (bare, bare.replace("postgres@", "postgres:wrong@"), bare.replace("postgres@", "somebody@")):
-            with pytest.raises(psycopg.OperationalError, match=r"no password supplied|authentication failed"):
+        for url in (
+            bare,
+            bare.replace("postgres@", "postgres:wrong@"),
+            bare.replace("postgres@", "somebody@"),
+        ):
+            with pytest.raises(
+                psycopg.OperationalError, match=r"no password supplied|authentication failed"
+            ):
                 psycopg.connect(url)
         assert server.password not in (tmp_path / "postgres.log").read_text()
         with psycopg.connect(bare, passfile=str(server.passfile)) as connection:
@@ -87,7 +95,9 @@ async def test_nobody_gets_in_without_the_password_that_only_we_can_read(tmp_pat
         assert value(server, "SELECT 1") == 1
 
 
-async def test_a_folder_of_an_older_version_that_let_everybody_in_gets_a_password(tmp_path: Path) -> None:
+async def test_a_folder_of_an_older_version_that_let_everybody_in_gets_a_password(
+    tmp_path: Path,
+) -> None:
     async with PostgresServer(tmp_path, trusting=True) as server:
         value(server, "CREATE TABLE kept (seven) AS VALUES (7)")
         bare = server.url
@@ -128,19 +138,25 @@ async def test_a_stale_pid_of_somebody_else_does_not_keep_it_from_starting(tmp_p
 
 async def test_a_second_server_on_the_folder_is_one_clear_line(tmp_path: Path) -> None:
     async with PostgresServer(tmp_path) as server:
-        with pytest.raises(UsageError, match=rf"already runs on {tmp_path}/data \(pid {server.pid}\)$"):
+        with pytest.raises(
+            UsageError, match=rf"already runs on {tmp_path}/data \(pid {server.pid}\)$"
+        ):
             await PostgresServer(tmp_path).start()
 
 
 async def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UsageError, match=rf"^PostgreSQL cannot listen on {HOST}:{port}: the port is taken$"):
+        with pytest.raises(
+            UsageError, match=rf"^PostgreSQL cannot listen on {HOST}:{port}: the port is taken$"
+        ):
             await PostgresServer(tmp_path, port=port).start()
 
 
 async def test_a_server_that_does_not_start_is_one_line_with_its_last_words(tmp_path: Path) -> None:
-    with pytest.raises(ServiceUnreachable, match=r"log: .*postgres\.log.*invalid value for parameter") as caught:
+    with pytest.raises(
+        ServiceUnreachable, match=r"log: .*postgres\.log.*invalid value for parameter"
+    ) as caught:
         await PostgresServer(tmp_path, settings={"wal_level": "nonsense"}).start()
     assert "\n" not in str(caught.value)
 
@@ -156,7 +172,8 @@ async def test_its_psql_works_through_a_link(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not ROOT, reason="not root: every other test here shows it")
 def test_it_starts_for_an_ordinary_user(open_folder: Path) -> None:
-    # In a namespace of its own the test is that user, and can still read an interpreter that lives in root's home.
+    # In a namespace of its own the test is that user, and can still read an interpreter that lives
+    # in root's home.
     ordinary = ("unshare", "-U", "--map-user=1000", "--map-group=1000")
     command = (*ordinary, sys.executable, "-c", ORDINARY_USER, open_folder / "postgres")
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -179,5 +196,7 @@ async def test_without_user_namespaces_root_runs_it_as_nobody(open_folder: Path)
 async def test_where_nobody_cannot_reach_the_folder_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     os.chown(tmp_path / "data", NOBODY, NOBODY)
-    with pytest.raises(ServiceUnreachable, match=r"cannot reach .*: run as an ordinary user, or in a folder that"):
+    with pytest.raises(
+        ServiceUnreachable, match=r"cannot reach .*: run as an ordinary user, or in a folder that"
+    ):
         await PostgresServer(tmp_path).start()

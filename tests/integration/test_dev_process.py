@@ -41,7 +41,11 @@ async def test_a_parent_killed_with_9_leaves_no_child(tmp_path: Path) -> None:
     parent.launch()
     assert await until(lambda: len(parent.last_words().split()) == 2, 30), parent.last_words()
     server, sleeper = map(int, parent.last_words().split())
-    family = [server, sleeper, *(child.pid for child in psutil.Process(server).children(recursive=True))]
+    family = [
+        server,
+        sleeper,
+        *(child.pid for child in psutil.Process(server).children(recursive=True)),
+    ]
     assert len(family) > 4
     assert parent.pid is not None
     os.kill(parent.pid, signal.SIGKILL)

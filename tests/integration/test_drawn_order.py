@@ -39,7 +39,9 @@ GIVEN: dict[str, Any] = {
     "source": "s",
     "messages": orjson.dumps(ROWS).decode(),
     "records": orjson.dumps(ROWS).decode(),
-    "digest": md5((b"a" + SINCE_2000.to_bytes(8, "big")) * len(ORDER), usedforsecurity=False).hexdigest(),
+    "digest": md5(
+        (b"a" + SINCE_2000.to_bytes(8, "big")) * len(ORDER), usedforsecurity=False
+    ).hexdigest(),
     "ids": ORDER,
     "first": min(ORDER),
     "last": max(ORDER),
@@ -54,9 +56,7 @@ OURS = (
     f" SELECT one, 'x', 't', 'a', '{{}}', timestamp '1970-01-01' + {WRITTEN} * interval '1 ms'"
     " FROM generate_series(1, 5) AS one; SELECT setval('outbox_id_seq', 100);"
 )
-OUR_STATES = (
-    f"{OURS} INSERT INTO outbox_state (outbox_id, status) SELECT one, 'consumed' FROM generate_series(1, 5) AS one"
-)
+OUR_STATES = f"{OURS} INSERT INTO outbox_state (outbox_id, status) SELECT one, 'consumed' FROM generate_series(1, 5) AS one"
 FOREIGN = (
     "INSERT INTO outbox_foreign (source, outbox_id, biz_type, topic, key, created_at, status, open)"
     " SELECT 's', one, 'x', 't', 'a', now(), 'consumed', true FROM generate_series(1, 5) AS one"

@@ -28,14 +28,18 @@ async def test_options_of_the_url_and_ours_both_count(database: str) -> None:
 
 
 async def test_of_options_given_twice_the_last_counts(database: str) -> None:
-    twice = f"{database}?options={quote('-c search_path=old')}&options={quote('-c search_path=app')}"
+    twice = (
+        f"{database}?options={quote('-c search_path=old')}&options={quote('-c search_path=app')}"
+    )
     for url in (twice, twice.replace(f"@{HOST}:", f"@{HOST}:1,{HOST}:")):
         with sync_engine(url, poolclass=NullPool).connect() as connection:
             assert connection.execute(text("SHOW search_path")).scalar_one() == "app, pg_temp"
 
 
 async def test_an_engine_keeps_them_too(database: str) -> None:
-    with sync_engine(with_options(database), poolclass=NullPool, session=OURS).connect() as connection:
+    with sync_engine(
+        with_options(database), poolclass=NullPool, session=OURS
+    ).connect() as connection:
         shown = [connection.execute(text(f"SHOW {name}")).scalar_one() for name in SHOWN]
         assert shown == ["app, pg_temp", "German, DMY"]
     engine = async_engine(with_options(database))
@@ -44,7 +48,9 @@ async def test_an_engine_keeps_them_too(database: str) -> None:
     await engine.dispose()
 
 
-async def test_of_several_servers_the_primary_is_found_unless_the_url_says_otherwise(database: str) -> None:
+async def test_of_several_servers_the_primary_is_found_unless_the_url_says_otherwise(
+    database: str,
+) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         [[name]] = connection.execute("SELECT current_database()").fetchall()
         connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
@@ -62,5 +68,7 @@ async def test_of_several_servers_the_primary_is_found_unless_the_url_says_other
             await async_engine(each, poolclass=NullPool).connect()
     # As libpq reads it: the first port is the default one.
     assert _engine(both, {})[2]["connect_args"]["port"] == f",{port}"
-    with sync_engine(f"{both}?target_session_attrs=any", poolclass=NullPool).connect() as any_of_them:
+    with sync_engine(
+        f"{both}?target_session_attrs=any", poolclass=NullPool
+    ).connect() as any_of_them:
         assert any_of_them.execute(text("SHOW transaction_read_only")).scalar_one() == "on"

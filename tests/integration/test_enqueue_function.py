@@ -30,8 +30,12 @@ def connection(database: str) -> Iterator[psycopg.Connection[Any]]:
 
 @pytest.fixture
 def enqueue(connection: psycopg.Connection[Any]) -> Enqueue:
-    def enqueue(biz_type: str | None = TYPE, key: str | None = "c1", payload: str | None = GOOD) -> int:
-        cursor = connection.execute("SELECT outbox_enqueue(%s, %s, %s::json)", [biz_type, key, payload])
+    def enqueue(
+        biz_type: str | None = TYPE, key: str | None = "c1", payload: str | None = GOOD
+    ) -> int:
+        cursor = connection.execute(
+            "SELECT outbox_enqueue(%s, %s, %s::json)", [biz_type, key, payload]
+        )
         [(outbox_id,)] = cursor.fetchall()
         assert isinstance(outbox_id, int)
         return outbox_id
@@ -40,7 +44,9 @@ def enqueue(connection: psycopg.Connection[Any]) -> Enqueue:
 
 
 def rows(connection: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
-    return connection.execute("SELECT id, biz_type, topic, key, payload::text FROM outbox ORDER BY id").fetchall()
+    return connection.execute(
+        "SELECT id, biz_type, topic, key, payload::text FROM outbox ORDER BY id"
+    ).fetchall()
 
 
 def test_it_returns_the_outbox_id_and_keeps_the_payload_verbatim(
@@ -84,12 +90,30 @@ def limited(size: int) -> str:
         ({"payload": "null"}, f"{TYPE}: payload is null, expected a JSON object"),
         ({"payload": "[1]"}, f"{TYPE}: payload is array, expected a JSON object"),
         ({"payload": '"hi"'}, f"{TYPE}: payload is string, expected a JSON object"),
-        ({"payload": limited(900_001)}, f"{TYPE}: payload has 900001 bytes, expected at most 900000"),
-        ({"payload": '{"a": "x\\u0000y"}'}, f"{TYPE}: payload holds a NUL character (\\u0000), which text cannot hold"),
-        ({"payload": '{"\\u0000": 1}'}, f"{TYPE}: payload holds a NUL character (\\u0000), which text cannot hold"),
-        ({"payload": '{"a": [{"b": "\\ud83d"}]}'}, f"{TYPE}: payload holds a lone surrogate, which is no character"),
-        ({"payload": '{"a": "\\ude00"}'}, f"{TYPE}: payload holds a lone surrogate, which is no character"),
-        ({"payload": '{"a": "\\ud83d\\ud83d"}'}, f"{TYPE}: payload holds a lone surrogate, which is no character"),
+        (
+            {"payload": limited(900_001)},
+            f"{TYPE}: payload has 900001 bytes, expected at most 900000",
+        ),
+        (
+            {"payload": '{"a": "x\\u0000y"}'},
+            f"{TYPE}: payload holds a NUL character (\\u0000), which text cannot hold",
+        ),
+        (
+            {"payload": '{"\\u0000": 1}'},
+            f"{TYPE}: payload holds a NUL character (\\u0000), which text cannot hold",
+        ),
+        (
+            {"payload": '{"a": [{"b": "\\ud83d"}]}'},
+            f"{TYPE}: payload holds a lone surrogate, which is no character",
+        ),
+        (
+            {"payload": '{"a": "\\ude00"}'},
+            f"{TYPE}: payload holds a lone surrogate, which is no character",
+        ),
+        (
+            {"payload": '{"a": "\\ud83d\\ud83d"}'},
+            f"{TYPE}: payload holds a lone surrogate, which is no character",
+        ),
         ({"payload": '{"a": 1e999999}'}, f"{TYPE}: payload holds a number out of range"),
         (
             {"key": "OTHER"},
@@ -137,7 +161,9 @@ def test_a_setting_that_only_looks_wrong_is_accepted(
     assert rows(connection)[0][4] == payload
 
 
-@pytest.mark.parametrize("payload", ["", "{", "{'a': 1}", '{"a": NaN}', '{"a": "\x01"}', '{"a": 1} x'])
+@pytest.mark.parametrize(
+    "payload", ["", "{", "{'a': 1}", '{"a": NaN}', '{"a": "\x01"}', '{"a": 1} x']
+)
 def test_broken_json_never_reaches_the_function(payload: str, enqueue: Enqueue) -> None:
     with pytest.raises(errors.InvalidTextRepresentation):
         enqueue(payload=payload)

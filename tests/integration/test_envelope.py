@@ -34,10 +34,14 @@ def run(seed: Seed, monkeypatch: pytest.MonkeyPatch) -> Run:
         monkeypatch.setenv(name, value)
     monkeypatch.syspath_prepend(seed.world.environ["PYTHONPATH"])
     sys.modules.pop("notebook", None)  # that of another test
-    return lambda *arguments, lines=None: CliRunner().invoke(cli, arguments, input=lines, standalone_mode=False)
+    return lambda *arguments, lines=None: CliRunner().invoke(
+        cli, arguments, input=lines, standalone_mode=False
+    )
 
 
-def envelope(outbox_id: object, payload: object = CHAT, biz_type: object = "chat_history_persist") -> bytes:
+def envelope(
+    outbox_id: object, payload: object = CHAT, biz_type: object = "chat_history_persist"
+) -> bytes:
     return orjson.dumps({"outbox_id": outbox_id, "biz_type": biz_type, "payload": payload})
 
 
@@ -56,18 +60,25 @@ async def test_messages_are_persisted_once_beside_ours_with_the_same_ids(
     await eventually(lambda: seed.all([1, 2, 3, 4, 14, 15], "consumed"), 60)
     await eventually(lambda: seed.notes.all(ours, "consumed"), 30)
     assert (seed.saved("a"), seed.saved("b")) == (["a0", "a1", "a2", "a3"], ["b0"])
-    assert seed.world.query("SELECT note FROM notes WHERE source = '' ORDER BY id") == [("ours 0",), ("ours 1",)]
-    assert seed.world.query("SELECT source, outbox_id, chat_id, message_content FROM chat_histories") == [
-        ("seed", 15, "c", CHAT["message"])
+    assert seed.world.query("SELECT note FROM notes WHERE source = '' ORDER BY id") == [
+        ("ours 0",),
+        ("ours 1",),
     ]
-    [(topic, key, payload)] = seed.world.query("SELECT topic, key, payload FROM outbox_foreign WHERE outbox_id = 4")
+    assert seed.world.query(
+        "SELECT source, outbox_id, chat_id, message_content FROM chat_histories"
+    ) == [("seed", 15, "c", CHAT["message"])]
+    [(topic, key, payload)] = seed.world.query(
+        "SELECT topic, key, payload FROM outbox_foreign WHERE outbox_id = 4"
+    )
     assert (topic, key, payload) == (seed.topic, "b", None)
     assert seed.world.query("SELECT count(*) FROM outbox_rejects") == [(0,)]
     told = run("topic", "tail", seed.topic, "--from-beginning", "-n", "9").output
     assert "id=15 biz_type=chat_history_persist key=null" in told
 
 
-async def test_bad_envelopes_are_rejected_and_what_cannot_be_read_is_dead(seed: Seed, eventually: Eventually) -> None:
+async def test_bad_envelopes_are_rejected_and_what_cannot_be_read_is_dead(
+    seed: Seed, eventually: Eventually
+) -> None:
     numbers = (None, True, 0, -1, 1.5, 2**63, 10**30, "", "x", "1 ", "\u0663", [1], {"id": 1})
     bad = [
         None, b"", b"{", b"\xff\xfe", b"null", b"[1]", b'"text"', b"7", b"\x00", b"{}", b'{"outbox_id": 1}',
@@ -88,7 +99,9 @@ async def test_bad_envelopes_are_rejected_and_what_cannot_be_read_is_dead(seed: 
     await eventually(lambda: seed.all([300], "consumed"), 60)
     broken = [100 + n for n in range(len(dead))] + [200, 201]
     await eventually(lambda: seed.all(broken, "dead"), 30)
-    reasons = dict(seed.world.query("SELECT outbox_id, error FROM outbox_foreign WHERE status = 'dead'"))
+    reasons = dict(
+        seed.world.query("SELECT outbox_id, error FROM outbox_foreign WHERE status = 'dead'")
+    )
     assert reasons[101] == "'user_id': expected int, got str"
     assert reasons[104] == "'conversation_id': expected 1 to 1024 bytes, it is the key"
     assert reasons[200].startswith("unknown biz_type 'who_knows")
@@ -99,8 +112,13 @@ async def test_bad_envelopes_are_rejected_and_what_cannot_be_read_is_dead(seed: 
     assert "the value is null, expected an envelope" in rejects
     assert "the value is no envelope: expected object, got array" in rejects
     assert "the envelope's 'payload' is missing (outbox_id 1)" in rejects
-    assert "canary" not in str(reasons) + str(rejects) + (seed.world.directory / "faust-0.log").read_text()
-    kept = dict(seed.world.query("SELECT outbox_id, key FROM outbox_foreign WHERE payload IS NOT NULL"))
+    assert (
+        "canary"
+        not in str(reasons) + str(rejects) + (seed.world.directory / "faust-0.log").read_text()
+    )
+    kept = dict(
+        seed.world.query("SELECT outbox_id, key FROM outbox_foreign WHERE payload IS NOT NULL")
+    )
     assert kept == {one: "some key" if one in (100, 104, 105, *range(106, 112)) else "c" for one in broken[:-2]} | {
         200: "", 201: "",
     }  # fmt: skip
@@ -115,7 +133,9 @@ async def test_a_failing_message_is_retried_and_its_conversation_keeps_its_order
     ids = seed.send("a", "a0", "a1", "a2", "a3")
     others = seed.send("b", "b0", "b1")
     await eventually(lambda: seed.all(others, "consumed"), 60)
-    await eventually(lambda: list(seed.states(ids).values()) == ["consumed", "retrying", "parked", "parked"], 30)
+    await eventually(
+        lambda: list(seed.states(ids).values()) == ["consumed", "retrying", "parked", "parked"], 30
+    )
     [head] = json.loads(run("conversations", "list", "--json").output)
     assert (head["head"], head["status"], head["open"]) == ("seed:2", "retrying", 3)
     assert run("conversations", "list", "--source", "").output == "no conversation waits\n"
@@ -129,32 +149,45 @@ async def test_a_failing_message_is_retried_and_its_conversation_keeps_its_order
     seed.again("a", "a0", "another text", "a2")
     last = seed.send("a", "a4")
     await eventually(lambda: seed.all(last, "parked"), 30)
-    await eventually(lambda: seed.world.query("SELECT max(attempts) FROM outbox_foreign") >= [(3,)], 30)
+    await eventually(
+        lambda: seed.world.query("SELECT max(attempts) FROM outbox_foreign") >= [(3,)], 30
+    )
     seed.notes.mend()
     await eventually(lambda: seed.all(ids + last, "consumed"), 30)
     assert seed.saved("a") == [f"a{n}" for n in range(5)]
     left = "SELECT count(*) FROM outbox_foreign WHERE open OR payload IS NOT NULL OR next_retry_at IS NOT NULL"
     assert seed.world.query(left) == [(0,)]
-    applied = seed.world.query("SELECT outbox_id FROM outbox_foreign WHERE key = 'a' ORDER BY applied")
+    applied = seed.world.query(
+        "SELECT outbox_id FROM outbox_foreign WHERE key = 'a' ORDER BY applied"
+    )
     assert [one for (one,) in applied] == ids + last
 
 
-async def test_the_dead_are_replayed_edited_and_discarded(seed: Seed, run: Run, eventually: Eventually) -> None:
+async def test_the_dead_are_replayed_edited_and_discarded(
+    seed: Seed, run: Run, eventually: Eventually
+) -> None:
     for note in ("a0", "a1", "a3"):
         seed.notes.fail(note, "22003")
     worker = seed.world.worker()
     ids = seed.send("a", "a0", "a1", "a2", "a3", "reject:a4")
     seed.raw(envelope(90, {"book": 5, "note": "n"}, "note_added"), envelope(91, {}, "note_added"))
-    await eventually(lambda: list(seed.states(ids).values()) == ["dead", "dead", "consumed", "dead", "dead"], 60)
+    await eventually(
+        lambda: list(seed.states(ids).values()) == ["dead", "dead", "consumed", "dead", "dead"], 60
+    )
     await eventually(lambda: seed.all([90, 91], "dead"), 30)
     seed.again("a", "a0")
     later = seed.send("a", "later")
     await eventually(lambda: seed.all(later, "consumed"), 30)
     await worker.stop()
     seed.notes.mend()
-    assert run("dead", "replay", "--key", "a", "--error", "22003", "--yes").output == "replayed 3 messages\n"
+    assert (
+        run("dead", "replay", "--key", "a", "--error", "22003", "--yes").output
+        == "replayed 3 messages\n"
+    )
     fixed = json.dumps({"book": "a", "note": "a4"})
-    edited = run("dead", "replay", "seed:5", "--payload", "-", "--who", "ann", "--why", "mended", lines=fixed)
+    edited = run(
+        "dead", "replay", "seed:5", "--payload", "-", "--who", "ann", "--why", "mended", lines=fixed
+    )
     assert edited.output == "replayed message seed:5 with the new payload\n"
     assert run("dead", "discard", "seed:90").output == "discarded 1 message\n"
     assert run("dead", "replay", "seed:91").output == "replayed 1 message\n"
@@ -163,10 +196,18 @@ async def test_the_dead_are_replayed_edited_and_discarded(seed: Seed, run: Run, 
     await eventually(lambda: seed.all(ids, "consumed"), 60)
     assert seed.saved("a") == ["a2", "later", "a0", "a1", "a3", "a4"]
     await eventually(lambda: seed.states([90, 91]) == {90: "discarded", 91: "dead"}, 30)
-    [(payload, replaced)] = seed.world.query("SELECT payload, replaced FROM outbox_foreign WHERE outbox_id = 5")
+    [(payload, replaced)] = seed.world.query(
+        "SELECT payload, replaced FROM outbox_foreign WHERE outbox_id = 5"
+    )
     assert (payload, orjson.loads(replaced)["note"]) == (None, "reject:a4")
     story = json.loads(run("trace", "seed:5", "--json").output)
-    assert [event["stage"] for event in story["events"]] == ["produced", "relayed", "dead", "replay", "persisted"]
+    assert [event["stage"] for event in story["events"]] == [
+        "produced",
+        "relayed",
+        "dead",
+        "replay",
+        "persisted",
+    ]
     assert story["events"][3]["about"] == {"who": "ann", "why": "mended"}
 
 
@@ -176,14 +217,24 @@ async def test_a_dead_message_holds_the_conversation_that_it_names(
     seed = Seed(world, tmp_path, on_dead="hold")
     world.worker()
     ids = seed.send("a", "a0", "reject:a1", "a2")
-    broken = [envelope(70 + n, payload, "note_added") for n, payload in enumerate([{"book": "b"}, {"note": "no book"}])]
+    broken = [
+        envelope(70 + n, payload, "note_added")
+        for n, payload in enumerate([{"book": "b"}, {"note": "no book"}])
+    ]
     seed.raw(*broken, envelope(72, {"book": "b", "note": "b0"}, "note_added"), key=b"\0")
     expected = ["consumed", "dead", "parked", "dead", "dead", "parked"]
     await eventually(lambda: list(seed.states([*ids, 70, 71, 72]).values()) == expected, 60)
-    assert world.query("SELECT outbox_id FROM outbox_foreign WHERE open ORDER BY 1") == [(2,), (3,), (70,), (72,)]
+    assert world.query("SELECT outbox_id FROM outbox_foreign WHERE open ORDER BY 1") == [
+        (2,),
+        (3,),
+        (70,),
+        (72,),
+    ]
 
 
-async def test_a_conversation_in_several_partitions_waits_as_one(seed: Seed, eventually: Eventually) -> None:
+async def test_a_conversation_in_several_partitions_waits_as_one(
+    seed: Seed, eventually: Eventually
+) -> None:
     """Records without a key go anywhere: then there is no order to keep, but nothing gets past a message that waits."""
     seed.notes.fail("first")
     seed.world.worker()
@@ -197,7 +248,9 @@ async def test_a_conversation_in_several_partitions_waits_as_one(seed: Seed, eve
     assert seed.saved("a")[0] == "first"
 
 
-async def test_a_worker_killed_in_the_middle_leaves_one_effect_each(seed: Seed, eventually: Eventually) -> None:
+async def test_a_worker_killed_in_the_middle_leaves_one_effect_each(
+    seed: Seed, eventually: Eventually
+) -> None:
     books = "abcdefgh"
     ids = [one for n in range(40) for book in books for one in seed.send(book, f"{book}{n}")]
     seed.world.query("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
@@ -214,26 +267,36 @@ async def test_a_worker_killed_in_the_middle_leaves_one_effect_each(seed: Seed, 
         assert seed.saved(book) == [f"{book}{n}" for n in range(40)]
 
 
-async def test_a_worker_goes_on_where_the_old_consumers_committed(seed: Seed, eventually: Eventually) -> None:
+async def test_a_worker_goes_on_where_the_old_consumers_committed(
+    seed: Seed, eventually: Eventually
+) -> None:
     """And leaves alone what an operator notes as persisted by them after that."""
     seed.world.environ["STREAMS_WORKER__GROUP"] = group = f"{seed.world.settings.worker.group}-old"
     seed.send("a", *[f"a{n}" for n in range(6)])
     ends = seed.ends()
     [partition] = [number for number, end in ends.items() if end]
     commit(seed.world.settings.broker_url, group, seed.topic, {partition: 3})
-    seed.world.query("INSERT INTO outbox_foreign (source, outbox_id, status) VALUES ('seed', 4, 'consumed')")
+    seed.world.query(
+        "INSERT INTO outbox_foreign (source, outbox_id, status) VALUES ('seed', 4, 'consumed')"
+    )
     seed.world.worker()
     await eventually(lambda: seed.all([4, 5, 6], "consumed"), 60)
     assert seed.saved("a") == ["a4", "a5"]
     assert set(seed.states()) == {4, 5, 6}
 
 
-async def test_the_audit_compares_states_and_effects(seed: Seed, run: Run, eventually: Eventually) -> None:
+async def test_the_audit_compares_states_and_effects(
+    seed: Seed, run: Run, eventually: Eventually
+) -> None:
     def audit() -> Any:
-        return json.loads(run("audit", "--json", "--full", "--patience", "5", "--grace", "3600").output)
+        return json.loads(
+            run("audit", "--json", "--full", "--patience", "5", "--grace", "3600").output
+        )
 
     worker = seed.world.worker()
-    seed.raw(*[envelope(n, CHAT | {"conversation_id": f"c{n}"}) for n in range(1, 9)], envelope(9, {}))
+    seed.raw(
+        *[envelope(n, CHAT | {"conversation_id": f"c{n}"}) for n in range(1, 9)], envelope(9, {})
+    )
     await eventually(lambda: len(seed.states()) == 9, 60)
     found = audit()
     assert (found["ok"], found["foreign"]) == (True, {"seed": 9}), found
@@ -250,8 +313,13 @@ async def test_the_audit_compares_states_and_effects(seed: Seed, run: Run, event
     seed.world.query("DELETE FROM chat_histories WHERE outbox_id = 2")
     seed.world.query("DELETE FROM outbox_foreign WHERE outbox_id = 4")
     # Taken over: persisted by others.
-    seed.world.query("INSERT INTO outbox_foreign (source, outbox_id, status) VALUES ('seed', 50, 'consumed')")
-    wrong = {kind: [one.get("outbox_id") for one in each["examples"]] for kind, each in audit()["wrong"].items()}
+    seed.world.query(
+        "INSERT INTO outbox_foreign (source, outbox_id, status) VALUES ('seed', 50, 'consumed')"
+    )
+    wrong = {
+        kind: [one.get("outbox_id") for one in each["examples"]]
+        for kind, each in audit()["wrong"].items()
+    }
     # Whether the group has noticed yet that its worker is gone is another matter.
     wrong.pop("no_sign_of_life", None)
     assert wrong == {
@@ -272,7 +340,9 @@ async def test_a_message_that_workers_passed_without_a_trace_is_found(
 
     def audit(*options: str) -> list[dict[str, Any]]:
         told = run("audit", "--json", "--patience", "2", "--grace", "3600", *options)
-        found: list[dict[str, Any]] = json.loads(told.output)["wrong"].get("skipped", {"examples": []})["examples"]
+        found: list[dict[str, Any]] = json.loads(told.output)["wrong"].get(
+            "skipped", {"examples": []}
+        )["examples"]
         return found
 
     worker = seed.world.worker()
@@ -294,8 +364,12 @@ async def test_a_message_that_workers_passed_without_a_trace_is_found(
     assert {one["topic"] for one in lost} == {seed.topic}
     assert audit() == []  # reported once, and again by a full one
     seed.send("b", "b0")
-    old = json.loads(run("audit", "--json", "--patience", "0", "--grace", "3600", "--age", "0").output)["wrong"]
+    old = json.loads(
+        run("audit", "--json", "--patience", "0", "--grace", "3600", "--age", "0").output
+    )["wrong"]
     assert set(old) == {"unread", "no_sign_of_life"}
     [unread] = old["unread"]["examples"]
     assert (unread["topic"], unread["end"] - (unread.get("committed") or 0)) == (seed.topic, 1)
-    assert old["no_sign_of_life"]["examples"] == [{"who": "workers", "group": seed.world.settings.worker.group}]
+    assert old["no_sign_of_life"]["examples"] == [
+        {"who": "workers", "group": seed.world.settings.worker.group}
+    ]

@@ -44,7 +44,9 @@ def ask(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
 async def nodes(world: World, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Nodes]:
     """Both running, and the database migrated."""
     directory = tmp_path_factory.mktemp("nodes")
-    primary = PostgresServer(directory / "one", settings={"synchronized_standby_slots": "two"}, trusting=True)
+    primary = PostgresServer(
+        directory / "one", settings={"synchronized_standby_slots": "two"}, trusting=True
+    )
     async with primary:
         ask(primary.url, "SELECT pg_create_physical_replication_slot('two', true)")
         standby = await follow(primary, directory / "two")
@@ -59,8 +61,18 @@ async def nodes(world: World, tmp_path_factory: pytest.TempPathFactory) -> Async
 async def follow(primary: PostgresServer, directory: Path) -> PostgresServer:
     """A standby of this primary, to be started."""
     directory.mkdir()
-    command = [postgres_bin() / "pg_basebackup", "-D", directory / "data", "-h", "127.0.0.1", "-p", primary.port]
-    process = await asyncio.create_subprocess_exec(*map(str, [*command, "-U", "postgres", "-c", "fast"]))
+    command = [
+        postgres_bin() / "pg_basebackup",
+        "-D",
+        directory / "data",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        primary.port,
+    ]
+    process = await asyncio.create_subprocess_exec(
+        *map(str, [*command, "-U", "postgres", "-c", "fast"])
+    )
     assert await process.wait() == 0
     (directory / "data" / "standby.signal").touch()
     where = make_conninfo(host="127.0.0.1", port=primary.port, user="postgres", dbname="streams")
@@ -86,7 +98,9 @@ async def test_a_failover_that_lost_nothing_goes_on_by_itself(
     first = messages(nodes, world, "first")
     await eventually(persisted(world, first), 60)
     slot = world.settings.relay.name
-    assert ask(nodes.primary.url, "SELECT failover FROM pg_replication_slots WHERE slot_name = %s", slot) == [(True,)]
+    assert ask(
+        nodes.primary.url, "SELECT failover FROM pg_replication_slots WHERE slot_name = %s", slot
+    ) == [(True,)]
     ready = "SELECT synced AND NOT temporary FROM pg_replication_slots WHERE slot_name = %s"
     await eventually(lambda: ask(nodes.standby.url, ready, slot) == [(True,)], 60)
 
@@ -102,14 +116,16 @@ async def test_a_failover_that_lost_nothing_goes_on_by_itself(
     await eventually(persisted(world, after), 90)
     assert relay.running
     assert worker.running
-    assert world.query("SELECT count(*), count(DISTINCT outbox_id) FROM outbox_state WHERE status = 'consumed'") == [
-        (30, 30)
-    ]
+    assert world.query(
+        "SELECT count(*), count(DISTINCT outbox_id) FROM outbox_state WHERE status = 'consumed'"
+    ) == [(30, 30)]
     assert world.query("SELECT count(*) FROM chat_histories") == [(30,)]
     assert {record.id for record in on_topic(world)} == {*first, *last, *after}
 
 
-async def test_nothing_is_published_that_the_standby_lacks(nodes: Nodes, world: World, eventually: Eventually) -> None:
+async def test_nothing_is_published_that_the_standby_lacks(
+    nodes: Nodes, world: World, eventually: Eventually
+) -> None:
     world.relay(STREAMS_RELAY__MODE="cdc")
     first = messages(nodes, world, "first")
     await eventually(lambda: {record.id for record in on_topic(world)} == set(first), 60)
@@ -144,7 +160,9 @@ async def test_a_failover_that_lost_the_last_second_is_refused(
     assert "the database went back" in said(world, worker)
 
 
-async def test_a_slot_from_before_goes_along_once_a_relay_streams(world: World, eventually: Eventually) -> None:
+async def test_a_slot_from_before_goes_along_once_a_relay_streams(
+    world: World, eventually: Eventually
+) -> None:
     world.migrate()
     slot = world.settings.relay.name
     world.query("SELECT pg_drop_replication_slot(%s)", slot)

@@ -35,17 +35,25 @@ async def test_a_failing_message_is_retried_and_its_conversation_keeps_its_order
     assert error.startswith("RaiseException (P0001), at notebook/__init__.py:")
     more = notes.send("a", "a10", "a11")
     await eventually(lambda: notes.all(more, "parked"), 30)
-    await eventually(lambda: notes.world.query("SELECT max(attempts) FROM outbox_state") >= [(3,)], 30)
+    await eventually(
+        lambda: notes.world.query("SELECT max(attempts) FROM outbox_state") >= [(3,)], 30
+    )
     notes.mend()
     await eventually(lambda: notes.all(mine + more, "consumed"), 30)
     assert notes.saved("a") == [f"a{n}" for n in range(12)]
-    assert notes.world.query("SELECT count(*) FROM outbox_state WHERE topic IS NOT NULL OR key IS NOT NULL") == [(0,)]
-    applied = notes.world.query("SELECT outbox_id FROM outbox_state WHERE outbox_id = ANY(%s) ORDER BY applied", mine)
+    assert notes.world.query(
+        "SELECT count(*) FROM outbox_state WHERE topic IS NOT NULL OR key IS NOT NULL"
+    ) == [(0,)]
+    applied = notes.world.query(
+        "SELECT outbox_id FROM outbox_state WHERE outbox_id = ANY(%s) ORDER BY applied", mine
+    )
     assert [one for (one,) in applied] == mine
     assert worker.running
 
 
-async def test_attempts_are_counted_and_used_up(world: World, tmp_path: Path, eventually: Eventually) -> None:
+async def test_attempts_are_counted_and_used_up(
+    world: World, tmp_path: Path, eventually: Eventually
+) -> None:
     notes = Notes(world, tmp_path, attempts=4)
     notes.fail("a1")
     world.worker()
@@ -53,9 +61,9 @@ async def test_attempts_are_counted_and_used_up(world: World, tmp_path: Path, ev
     await eventually(lambda: notes.states(ids)[ids[1]] == "dead", 60)
     await eventually(lambda: notes.all(ids[2:], "consumed"), 30)
     assert notes.saved("a") == ["a0", "a2", "a3"]
-    assert world.query("SELECT attempts, topic, key, next_retry_at FROM outbox_state WHERE status = 'dead'") == [
-        (4, None, None, None)
-    ]
+    assert world.query(
+        "SELECT attempts, topic, key, next_retry_at FROM outbox_state WHERE status = 'dead'"
+    ) == [(4, None, None, None)]
 
 
 async def test_a_dead_message_holds_its_conversation_where_the_biz_type_says_so(
@@ -72,7 +80,9 @@ async def test_a_dead_message_holds_its_conversation_where_the_biz_type_says_so(
     unread = [*notes.enqueue("c", "c0"), *notes.enqueue("c", "c1", "c2")]
     world.query("UPDATE outbox SET payload = '{}' WHERE id = %s", unread[1])
     notes.publish(unread)
-    await eventually(lambda: list(notes.states(unread).values()) == ["consumed", "dead", "parked"], 30)
+    await eventually(
+        lambda: list(notes.states(unread).values()) == ["consumed", "dead", "parked"], 30
+    )
     assert (notes.saved("a"), notes.saved("c")) == (["a0"], ["c0"])
 
 
@@ -82,9 +92,9 @@ async def test_the_handler_says_reject_or_retry(notes: Notes, eventually: Eventu
     await eventually(lambda: notes.states(ids)[ids[3]] == "consumed", 60)
     assert notes.states(ids)[ids[1]] == "dead"
     assert notes.saved("a") == ["a0", "later:a2", "a3"]
-    assert notes.world.query("SELECT error_code, error FROM outbox_state WHERE status = 'dead'") == [
-        ("closed", "the book is closed")
-    ]
+    assert notes.world.query(
+        "SELECT error_code, error FROM outbox_state WHERE status = 'dead'"
+    ) == [("closed", "the book is closed")]
     assert notes.world.query("SELECT attempts FROM notes WHERE note = 'later:a2'") == [(1,)]
 
 
@@ -97,12 +107,19 @@ async def test_data_that_time_cannot_heal_is_dead_at_once_and_nothing_waits(
     texts[100] = texts[200] = "bomb secret-canary"
     ids = notes.send("a", *texts)
     await eventually(lambda: set(notes.states(ids).values()) == {"consumed", "dead"}, 60)
-    assert [one for one, status in notes.states(ids).items() if status == "dead"] == [ids[100], ids[200]]
+    assert [one for one, status in notes.states(ids).items() if status == "dead"] == [
+        ids[100],
+        ids[200],
+    ]
     assert notes.saved("a") == [text for text in texts if "bomb" not in text]
-    [reasons] = notes.world.query("SELECT DISTINCT error_code, error FROM outbox_state WHERE status = 'dead'")
+    [reasons] = notes.world.query(
+        "SELECT DISTINCT error_code, error FROM outbox_state WHERE status = 'dead'"
+    )
     code, error = reasons
     assert code == "23514"
-    assert error.startswith("CheckViolation (23514): table notes, constraint no_bombs, at notebook/__init__.py:")
+    assert error.startswith(
+        "CheckViolation (23514): table notes, constraint no_bombs, at notebook/__init__.py:"
+    )
     assert "canary" not in Path(notes.world.directory / "faust-0.log").read_text()
     assert worker.running
 
@@ -120,10 +137,13 @@ async def test_a_failing_message_and_a_later_one_of_its_conversation_in_one_run(
     assert notes.saved("a") == ["a0", "a1", "a2"]
 
 
-async def test_the_biz_type_changes_within_a_conversation(notes: Notes, eventually: Eventually) -> None:
+async def test_the_biz_type_changes_within_a_conversation(
+    notes: Notes, eventually: Eventually
+) -> None:
     texts = [f"a{n}" for n in range(12)]
     ids = [
-        notes.enqueue("a", text, biz_type="mark_added" if n % 3 else "note_added")[0] for n, text in enumerate(texts)
+        notes.enqueue("a", text, biz_type="mark_added" if n % 3 else "note_added")[0]
+        for n, text in enumerate(texts)
     ]
     notes.publish(ids)
     notes.fail("a7")
@@ -134,7 +154,9 @@ async def test_the_biz_type_changes_within_a_conversation(notes: Notes, eventual
     assert notes.saved("a") == texts
 
 
-async def test_the_same_record_twice_in_one_run_has_one_effect(notes: Notes, eventually: Eventually) -> None:
+async def test_the_same_record_twice_in_one_run_has_one_effect(
+    notes: Notes, eventually: Eventually
+) -> None:
     ids = notes.enqueue("a", "a0", "a1", "a2")
     notes.publish([ids[0], ids[1], ids[0], ids[1], ids[2], ids[2]])
     notes.world.worker()
@@ -142,7 +164,9 @@ async def test_the_same_record_twice_in_one_run_has_one_effect(notes: Notes, eve
     assert notes.saved("a") == ["a0", "a1", "a2"]
 
 
-async def test_a_resend_of_a_parked_conversations_head_keeps_its_order(notes: Notes, eventually: Eventually) -> None:
+async def test_a_resend_of_a_parked_conversations_head_keeps_its_order(
+    notes: Notes, eventually: Eventually
+) -> None:
     notes.fail("a0")
     notes.world.worker()
     ids = notes.send("a", "a0", "a1", "a2")
@@ -155,7 +179,9 @@ async def test_a_resend_of_a_parked_conversations_head_keeps_its_order(notes: No
     assert notes.saved("a") == ["a0", "a1", "a2"]
 
 
-async def test_a_resend_of_what_never_arrived_is_worked_once(notes: Notes, eventually: Eventually) -> None:
+async def test_a_resend_of_what_never_arrived_is_worked_once(
+    notes: Notes, eventually: Eventually
+) -> None:
     [lost] = notes.enqueue("a", "a0")
     notes.world.worker()
     notes.resend(lost)
@@ -199,7 +225,9 @@ async def test_an_original_that_comes_after_an_edited_replay_undoes_nothing(
     assert notes.saved("a") == ["edited", "a1", "a2"]
 
 
-async def test_an_edited_replay_that_has_to_retry_keeps_its_edit(notes: Notes, eventually: Eventually) -> None:
+async def test_an_edited_replay_that_has_to_retry_keeps_its_edit(
+    notes: Notes, eventually: Eventually
+) -> None:
     notes.world.worker()
     [dead] = notes.send("a", "reject:a0")
     await eventually(lambda: notes.all([dead], "dead"), 60)
@@ -224,7 +252,10 @@ async def test_terminal_is_terminal(notes: Notes, eventually: Eventually) -> Non
         notes.resend(one)
     last = notes.send("a", "last")
     await eventually(lambda: notes.all(last, "consumed"), 30)
-    assert notes.world.query("SELECT * FROM outbox_state WHERE outbox_id = ANY(%s) ORDER BY 1", ids) == before
+    assert (
+        notes.world.query("SELECT * FROM outbox_state WHERE outbox_id = ANY(%s) ORDER BY 1", ids)
+        == before
+    )
     assert notes.saved("a") == ["a0", "last"]
 
 
@@ -235,7 +266,9 @@ async def test_ids_that_commit_in_the_other_order_keep_the_order_of_the_topic(
     notes.fail("a2")
     notes.publish([ids[2], ids[0], ids[1]])
     notes.world.worker()
-    await eventually(lambda: notes.states(ids) == {ids[0]: "parked", ids[1]: "parked", ids[2]: "retrying"}, 60)
+    await eventually(
+        lambda: notes.states(ids) == {ids[0]: "parked", ids[1]: "parked", ids[2]: "retrying"}, 60
+    )
     notes.mend()
     await eventually(lambda: notes.all(ids, "consumed"), 30)
     assert notes.saved("a") == ["a2", "a0", "a1"]
@@ -266,22 +299,40 @@ async def test_unknown_biz_types_and_broken_payloads_are_dead_with_a_reason(
     notes.publish(bad + good)
     await eventually(lambda: notes.all(good, "consumed"), 60)
     assert notes.all(bad, "dead"), notes.states(bad)
-    reasons = [row[0] for row in notes.world.query("SELECT error FROM outbox_state WHERE status = 'dead' ORDER BY 1")]
+    reasons = [
+        row[0]
+        for row in notes.world.query(
+            "SELECT error FROM outbox_state WHERE status = 'dead' ORDER BY 1"
+        )
+    ]
     assert all(reasons), reasons
 
 
 async def test_a_handler_that_hangs_costs_one_message(notes: Notes, eventually: Eventually) -> None:
-    notes.world.environ |= {"STREAMS_WORKER__HANDLER_TIMEOUT": "1", "STREAMS_WORKER__LOCK_TIMEOUT": "0.5"}
+    notes.world.environ |= {
+        "STREAMS_WORKER__HANDLER_TIMEOUT": "1",
+        "STREAMS_WORKER__LOCK_TIMEOUT": "0.5",
+    }
     worker = notes.world.worker()
     ids = notes.send("a", "a0", "hang:a1", "a2") + notes.send("b", *[f"b{n}" for n in range(50)])
     await eventually(lambda: notes.all(ids[3:], "consumed"), 90)
-    await eventually(lambda: notes.states(ids[:3]) == {ids[0]: "consumed", ids[1]: "retrying", ids[2]: "parked"}, 90)
-    assert notes.world.query("SELECT error_code FROM outbox_state WHERE status = 'retrying'") == [("timeout",)]
+    await eventually(
+        lambda: notes.states(ids[:3]) == {ids[0]: "consumed", ids[1]: "retrying", ids[2]: "parked"},
+        90,
+    )
+    assert notes.world.query("SELECT error_code FROM outbox_state WHERE status = 'retrying'") == [
+        ("timeout",)
+    ]
     assert worker.running
 
 
-async def test_a_handler_that_blocks_the_event_loop_ends_its_process(notes: Notes, eventually: Eventually) -> None:
-    notes.world.environ |= {"STREAMS_WORKER__HANDLER_TIMEOUT": "1", "STREAMS_WORKER__LOCK_TIMEOUT": "0.5"}
+async def test_a_handler_that_blocks_the_event_loop_ends_its_process(
+    notes: Notes, eventually: Eventually
+) -> None:
+    notes.world.environ |= {
+        "STREAMS_WORKER__HANDLER_TIMEOUT": "1",
+        "STREAMS_WORKER__LOCK_TIMEOUT": "0.5",
+    }
     worker = notes.world.worker()
     notes.send("a", "block:a0")
     await eventually(lambda: not worker.running, 60)
@@ -301,7 +352,9 @@ async def test_a_statement_that_cannot_work_for_one_message_is_that_messages_fau
     assert "a bug or a missing column" not in (notes.world.directory / "faust-0.log").read_text()
 
 
-async def test_a_missing_column_waits_and_no_message_pays(notes: Notes, eventually: Eventually) -> None:
+async def test_a_missing_column_waits_and_no_message_pays(
+    notes: Notes, eventually: Eventually
+) -> None:
     notes.world.query("ALTER TABLE notes RENAME COLUMN note TO moved")
     worker = notes.world.worker()
     ids = notes.send("a", "a0", "a1") + notes.send("b", "b0")
@@ -314,7 +367,9 @@ async def test_a_missing_column_waits_and_no_message_pays(notes: Notes, eventual
     assert worker.running
 
 
-async def test_a_worker_killed_before_it_acked_a_retrying_message(notes: Notes, eventually: Eventually) -> None:
+async def test_a_worker_killed_before_it_acked_a_retrying_message(
+    notes: Notes, eventually: Eventually
+) -> None:
     notes.fail("a0")
     worker = notes.world.worker()
     ids = notes.send("a", "a0", "a1")
@@ -326,7 +381,9 @@ async def test_a_worker_killed_before_it_acked_a_retrying_message(notes: Notes, 
     assert notes.saved("a") == ["a0", "a1"]
 
 
-async def test_a_worker_killed_between_the_heads_commit_and_its_table(notes: Notes, eventually: Eventually) -> None:
+async def test_a_worker_killed_between_the_heads_commit_and_its_table(
+    notes: Notes, eventually: Eventually
+) -> None:
     """The database as such a worker leaves it: the head is consumed, nobody was told to go on with those behind it."""
     ids = notes.enqueue("a", "a0", "a1", "a2")
     notes.world.query(
@@ -334,13 +391,17 @@ async def test_a_worker_killed_between_the_heads_commit_and_its_table(notes: Not
         " SELECT id, 'parked', 0, id, id, topic, key FROM outbox WHERE id = ANY(%s)",
         ids[1:],
     )
-    notes.world.query("INSERT INTO outbox_state (outbox_id, status, partition) VALUES (%s, 'consumed', 0)", ids[0])
+    notes.world.query(
+        "INSERT INTO outbox_state (outbox_id, status, partition) VALUES (%s, 'consumed', 0)", ids[0]
+    )
     notes.world.worker()
     await eventually(lambda: notes.all(ids, "consumed"), 60)
     assert notes.saved("a") == ["a1", "a2"]
 
 
-async def test_retries_survive_the_loss_of_fausts_tables(notes: Notes, eventually: Eventually) -> None:
+async def test_retries_survive_the_loss_of_fausts_tables(
+    notes: Notes, eventually: Eventually
+) -> None:
     notes.fail("a0")
     worker = notes.world.worker()
     ids = notes.send("a", "a0", "a1")
@@ -357,12 +418,19 @@ async def test_retries_survive_the_loss_of_fausts_tables(notes: Notes, eventuall
     assert notes.saved("a") == ["a0", "a1"]
 
 
-async def test_two_groups_claiming_the_same_messages_make_no_deadlock(notes: Notes, eventually: Eventually) -> None:
+async def test_two_groups_claiming_the_same_messages_make_no_deadlock(
+    notes: Notes, eventually: Eventually
+) -> None:
     notes.fail("a7")
     ids = [one for n in range(150) for book in "abcd" for one in notes.enqueue(book, f"{book}{n}")]
     notes.publish(ids)
-    workers = [notes.world.worker(), notes.world.worker(STREAMS_WORKER__GROUP=f"{notes.world.settings.worker.group}-2")]
-    await eventually(lambda: len(notes.states(ids)) == 600 and "" not in notes.states(ids).values(), 90)
+    workers = [
+        notes.world.worker(),
+        notes.world.worker(STREAMS_WORKER__GROUP=f"{notes.world.settings.worker.group}-2"),
+    ]
+    await eventually(
+        lambda: len(notes.states(ids)) == 600 and "" not in notes.states(ids).values(), 90
+    )
     notes.mend()
     await eventually(lambda: notes.all(ids, "consumed"), 60)
     for book in "abcd":

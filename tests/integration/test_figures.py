@@ -23,10 +23,14 @@ def counted(world: World) -> dict[str, int]:
         " coalesce(sum((SELECT sum(n) FROM unnest(latency) AS n)), 0)"
         " FROM outbox_stats WHERE width = 10"
     )
-    return dict(zip(("enqueued", "relayed", "consumed", "dead", "latencies"), map(int, row), strict=True))
+    return dict(
+        zip(("enqueued", "relayed", "consumed", "dead", "latencies"), map(int, row), strict=True)
+    )
 
 
-async def test_processes_tell_what_they_did_and_how_they_ended(world: World, eventually: Eventually) -> None:
+async def test_processes_tell_what_they_did_and_how_they_ended(
+    world: World, eventually: Eventually
+) -> None:
     world.environ["STREAMS_RELAY__MODE"] = "poll"
     world.up(workers=2)
     good, bad = 300, 7
@@ -66,7 +70,9 @@ async def test_processes_tell_what_they_did_and_how_they_ended(world: World, eve
     await relay.stop()
     await eventually(
         lambda: (
-            world.query("SELECT kind, count(*) FROM outbox_processes WHERE ended IS NOT NULL GROUP BY kind ORDER BY 1")
+            world.query(
+                "SELECT kind, count(*) FROM outbox_processes WHERE ended IS NOT NULL GROUP BY kind ORDER BY 1"
+            )
             == [("relay", 1), ("worker", 1)]
         ),
         30,

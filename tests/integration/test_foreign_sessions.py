@@ -1,4 +1,7 @@
-"""What keeps a promise from being kept stops a start with one line; our functions work in any session."""
+"""What keeps a promise from being kept stops a start with one line.
+
+Our functions work in any session.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,11 @@ ENQUEUE = "SELECT {}.outbox_enqueue('chat_history_persist', 'c1', %s)"
 def starts(world: World) -> list[Callable[[], Any]]:
     settings = world.settings
     registry = configured(settings)
-    return [lambda: preflight.check(settings, registry), lambda: check_database(settings), world.migrate]
+    return [
+        lambda: preflight.check(settings, registry),
+        lambda: check_database(settings),
+        world.migrate,
+    ]
 
 
 @pytest.fixture
@@ -35,29 +42,38 @@ def role(world: World, name: str) -> Iterator[str]:
         identifier = sql.Identifier(name)
         connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(identifier))
         for what in ("TABLES", "SEQUENCES"):
-            connection.execute(sql.SQL(f"GRANT ALL ON ALL {what} IN SCHEMA public TO {{}}").format(identifier))
+            connection.execute(
+                sql.SQL(f"GRANT ALL ON ALL {what} IN SCHEMA public TO {{}}").format(identifier)
+            )
     owner = world.url
     yield name
     with psycopg.connect(owner, autocommit=True) as connection:
         connection.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(name)))
 
 
-@pytest.mark.parametrize("table", ["outbox", "outbox_state", "relay_position", "chat_histories", "outbox_biz_types"])
+@pytest.mark.parametrize(
+    "table", ["outbox", "outbox_state", "relay_position", "chat_histories", "outbox_biz_types"]
+)
 def test_row_level_security_stops_the_start(world: World, role: str, table: str) -> None:
     world.migrate()
     with psycopg.connect(world.url, autocommit=True) as connection:
-        connection.execute(sql.SQL("ALTER TABLE {} ENABLE ROW LEVEL SECURITY").format(sql.Identifier(table)))
+        connection.execute(
+            sql.SQL("ALTER TABLE {} ENABLE ROW LEVEL SECURITY").format(sql.Identifier(table))
+        )
     check_database(world.settings)  # the owner sees all
     world.environ["DATABASE_URL"] = world.url.replace("postgres@", f"{role}@")
     # A relay has nothing to do with the tables of an agent.
     for start in starts(world)[: 1 if table == "chat_histories" else 2]:
         with pytest.raises(
-            UsageError, match=rf"row level security hides rows of {table} from this role: run ALTER ROLE"
+            UsageError,
+            match=rf"row level security hides rows of {table} from this role: run ALTER ROLE",
         ):
             start()
 
 
-async def test_row_level_security_that_comes_later_is_an_error_and_no_answer(world: World, role: str) -> None:
+async def test_row_level_security_that_comes_later_is_an_error_and_no_answer(
+    world: World, role: str
+) -> None:
     with psycopg.connect(world.url, autocommit=True) as connection:
         connection.execute("ALTER TABLE outbox ENABLE ROW LEVEL SECURITY")
         connection.execute(ENQUEUE.format("public"), [PAYLOAD])
@@ -70,12 +86,16 @@ async def test_row_level_security_that_comes_later_is_an_error_and_no_answer(wor
 
 
 @pytest.mark.parametrize("change", ["CACHE 20", "INCREMENT 2", "CYCLE"])
-async def test_ids_that_are_not_drawn_one_by_one_stop_start_and_leader(world: World, change: str) -> None:
+async def test_ids_that_are_not_drawn_one_by_one_stop_start_and_leader(
+    world: World, change: str
+) -> None:
     world.migrate()
     async with Leadership(world.settings, "poll") as leadership:
         await leadership.look()
         world.query(f"ALTER SEQUENCE outbox_id_seq {change}")
-        with pytest.raises(UsageError, match="run ALTER SEQUENCE outbox_id_seq CACHE 1 INCREMENT 1 NO CYCLE"):
+        with pytest.raises(
+            UsageError, match="run ALTER SEQUENCE outbox_id_seq CACHE 1 INCREMENT 1 NO CYCLE"
+        ):
             await leadership.look()
     for start in starts(world):
         with pytest.raises(UsageError, match="sequence outbox_id_seq has CACHE"):
@@ -85,7 +105,10 @@ async def test_ids_that_are_not_drawn_one_by_one_stop_start_and_leader(world: Wo
 async def test_a_floor_waits_while_sessions_may_keep_ids(world: World, name: str) -> None:
     """A session that has kept smaller ids holds no lock between its transactions: nothing tells of them."""
     world.query("ALTER SEQUENCE outbox_id_seq CACHE 20")
-    with psycopg.connect(world.url, autocommit=True) as keeper, psycopg.connect(world.url, autocommit=True) as other:
+    with (
+        psycopg.connect(world.url, autocommit=True) as keeper,
+        psycopg.connect(world.url, autocommit=True) as other,
+    ):
         for connection in (keeper, other):
             connection.execute(ENQUEUE.format("public"), [PAYLOAD])
         async with PollSource(world.url, name=name, interval=0.05) as source:
@@ -110,7 +133,8 @@ def test_enqueue_works_with_any_search_path_and_date_style(database: str, path: 
             "CREATE SCHEMA elsewhere CREATE TABLE outbox_biz_types (biz_type text, topic text, max_bytes int)"
         )
         connection.execute(
-            "SELECT set_config('search_path', %s, false), set_config('datestyle', 'SQL, DMY', false)", [path]
+            "SELECT set_config('search_path', %s, false), set_config('datestyle', 'SQL, DMY', false)",
+            [path],
         )
         connection.execute(ENQUEUE.format("public"), [PAYLOAD])
         assert connection.execute("SELECT count(*) FROM public.outbox").fetchone() == (1,)
@@ -134,7 +158,9 @@ def test_a_database_of_bytes_is_refused(world: World) -> None:
         connection.execute(sql.SQL(create).format(sql.Identifier(name)))
     world.environ["DATABASE_URL"] = f"{world.url.rpartition('/')[0]}/{name}"
     for start in starts(world):
-        with pytest.raises(StreamsError, match=r"SQL_ASCII.*CREATE DATABASE \.\.\. ENCODING 'UTF8'") as refused:
+        with pytest.raises(
+            StreamsError, match=r"SQL_ASCII.*CREATE DATABASE \.\.\. ENCODING 'UTF8'"
+        ) as refused:
             start()
         assert (refused.value.exit_code, "\n" in str(refused.value)) == (2, False)
     with psycopg.connect(whole, autocommit=True) as connection:

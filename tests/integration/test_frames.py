@@ -63,7 +63,9 @@ def ours(codes: Iterator[CodeType]) -> list[str]:
 
 
 @pytest.mark.parametrize("suspect", [False, True])
-def test_a_delivered_run_reaches_its_handler_through_few_functions(bench: Workbench, suspect: bool) -> None:
+def test_a_delivered_run_reaches_its_handler_through_few_functions(
+    bench: Workbench, suspect: bool
+) -> None:
     """From the lane that works it on; a partition's first run after its assignment is suspect."""
     walked: list[str] = []
 
@@ -77,7 +79,9 @@ def test_a_delivered_run_reaches_its_handler_through_few_functions(bench: Workbe
         unused: Any = nothing
         figures = WorkerFigures(worker.database, "group")
         agent = TopicAgent(app, TOPIC, unused, worker, unused, worker.slots, worker.most, figures)
-        async with Dispatcher(agent._work, worker.slots, worker.most, lambda _: None, lambda _: None) as lanes:
+        async with Dispatcher(
+            agent._work, worker.slots, worker.most, lambda _: None, lambda _: None
+        ) as lanes:
             lanes.submit(0, TOPIC, SimpleNamespace(value=run, ack=acked.set), len(run))
             await asyncio.wait_for(acked.wait(), 20)
 
@@ -90,7 +94,9 @@ def test_a_delivered_run_reaches_its_handler_through_few_functions(bench: Workbe
     assert len(walked) <= MOST_TO_HANDLER, walked
 
 
-def test_a_row_is_produced_a_few_functions_behind_the_command(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_is_produced_a_few_functions_behind_the_command(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In this process, which gets the signal that ends the command once a record is handed to Kafka."""
     walked: list[str] = []
 

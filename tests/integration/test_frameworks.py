@@ -102,7 +102,9 @@ def test_alembics_autogenerate_leaves_our_tables_alone(database: str) -> None:
     """Nineteen drop_table, the outbox first."""
     mine = MetaData()
     Table("orders", mine, Column("id", Integer, primary_key=True))
-    Table("agent_chats", mine, Column("id", Integer, primary_key=True))  # a name that the business has too
+    Table(
+        "agent_chats", mine, Column("id", Integer, primary_key=True)
+    )  # a name that the business has too
     engine = sync_engine(database)
     with engine.connect() as connection:
 
@@ -110,7 +112,9 @@ def test_alembics_autogenerate_leaves_our_tables_alone(database: str) -> None:
             context = MigrationContext.configure(connection, opts=options)
             found = [each for each in compare_metadata(context, mine) if isinstance(each, tuple)]
             # Of a column: (kind, schema, table, column).
-            return {(each[0], each[1].name if hasattr(each[1], "name") else each[2]) for each in found}
+            return {
+                (each[0], each[1].name if hasattr(each[1], "name") else each[2]) for each in found
+            }
 
         assert ("remove_table", "outbox") in differences()
         found = differences(include_object=include_object)
@@ -120,12 +124,17 @@ def test_alembics_autogenerate_leaves_our_tables_alone(database: str) -> None:
     assert {name for kind, name in found if kind.endswith("_column")} == {"agent_chats"}
 
 
-async def test_everything_works_in_a_schema_of_its_own(world: World, eventually: Eventually) -> None:
+async def test_everything_works_in_a_schema_of_its_own(
+    world: World, eventually: Eventually
+) -> None:
     """As docs/frameworks.md recommends it: ours first in our sessions, last in those of the business."""
     plain = world.url
     with psycopg.connect(plain, autocommit=True) as connection:
-        # What the template has made in `public` is nobody's: somebody else's tables of the same names.
-        connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public; CREATE SCHEMA streams")
+        # What the template has made in `public` is nobody's: somebody else's tables of the same
+        # names.
+        connection.execute(
+            "DROP SCHEMA public CASCADE; CREATE SCHEMA public; CREATE SCHEMA streams"
+        )
         connection.execute("CREATE TABLE public.chat_histories (id int)")
         [(name,)] = connection.execute("SELECT current_database()")
         connection.execute(f"ALTER DATABASE {name} SET search_path = public, streams".encode())
@@ -133,18 +142,28 @@ async def test_everything_works_in_a_schema_of_its_own(world: World, eventually:
     world.up()
     with psycopg.connect(plain, autocommit=True) as connection:
         message = '{"user_id": 1, "conversation_id": "c1", "role": "user", "message": "hi"}'
-        [(first,)] = connection.execute("SELECT outbox_enqueue('chat_history_persist', 'c1', %s)", [message])
+        [(first,)] = connection.execute(
+            "SELECT outbox_enqueue('chat_history_persist', 'c1', %s)", [message]
+        )
         [(second,)] = connection.execute(
             "INSERT INTO outbox (biz_type, topic, key, payload) VALUES ('chat_history_persist', %s, 'c1', %s) RETURNING id",
             [world.topic, message],
         )
         await world.until_persisted([first, second])
-        assert connection.execute("SELECT count(*) FROM streams.chat_histories").fetchall() == [(2,)]
+        assert connection.execute("SELECT count(*) FROM streams.chat_histories").fetchall() == [
+            (2,)
+        ]
         assert connection.execute("SELECT count(*) FROM public.chat_histories").fetchall() == [(0,)]
         tables = connection.execute(
             "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v')"
         ).fetchall()
         assert tables == [("chat_histories",)]
-    for command in (["trace", str(first)], ["dead", "list"], ["audit"], ["biz-types", "list"], ["migrate"]):
+    for command in (
+        ["trace", str(first)],
+        ["dead", "list"],
+        ["audit"],
+        ["biz-types", "list"],
+        ["migrate"],
+    ):
         process = world.start("streams", *command)
         assert await process.finish(60) == 0, process.log.read_text()

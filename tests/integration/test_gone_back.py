@@ -57,7 +57,9 @@ class Copy:
 
 def persisted(world: World, ids: list[int]) -> Callable[[], bool]:
     """Whether all of these are consumed."""
-    statement = "SELECT count(*) FROM outbox_state WHERE status = 'consumed' AND outbox_id = ANY(%s)"
+    statement = (
+        "SELECT count(*) FROM outbox_state WHERE status = 'consumed' AND outbox_id = ANY(%s)"
+    )
     return lambda: world.query(statement, ids) == [(len(ids),)]
 
 
@@ -80,7 +82,9 @@ async def test_a_database_set_back_is_refused_by_relay_and_worker_until_it_is_ad
     await copy.take()
     await eventually(persisted(own, messages(own, "lost")), 60)
     [(counted,)] = own.query("SELECT beat FROM relay_position")
-    await eventually(lambda: own.query("SELECT beat > %s FROM relay_position", counted + 1) == [(True,)])
+    await eventually(
+        lambda: own.query("SELECT beat > %s FROM relay_position", counted + 1) == [(True,)]
+    )
 
     await copy.restore()
     await eventually(lambda: relay.returncode is not None and worker.returncode is not None, 60)
@@ -103,7 +107,9 @@ async def test_a_database_set_back_is_refused_by_relay_and_worker_until_it_is_ad
     await eventually(persisted(own, messages(own, "after")), 60)
 
 
-async def test_a_beat_that_kafka_lost_refuses_nobody_and_is_written_anew(world: World, eventually: Eventually) -> None:
+async def test_a_beat_that_kafka_lost_refuses_nobody_and_is_written_anew(
+    world: World, eventually: Eventually
+) -> None:
     world.migrate()
     relay = world.relay()
     await eventually(lambda: beat.read(world.settings))
@@ -114,7 +120,9 @@ async def test_a_beat_that_kafka_lost_refuses_nobody_and_is_written_anew(world: 
     assert relay.running
 
 
-async def test_kafka_never_counts_ahead_of_the_database(world: World, eventually: Eventually) -> None:
+async def test_kafka_never_counts_ahead_of_the_database(
+    world: World, eventually: Eventually
+) -> None:
     world.migrate()
     world.relay()
     await eventually(lambda: beat.read(world.settings))
@@ -123,4 +131,6 @@ async def test_kafka_never_counts_ahead_of_the_database(world: World, eventually
         [(counted, identity)] = world.query("SELECT beat, identity FROM relay_position")
         assert known.identity == identity
         assert known.count <= counted
-    await eventually(lambda: world.query("SELECT beat > %s FROM relay_position", counted) == [(True,)])
+    await eventually(
+        lambda: world.query("SELECT beat > %s FROM relay_position", counted) == [(True,)]
+    )

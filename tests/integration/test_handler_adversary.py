@@ -45,7 +45,9 @@ def names(messages: Messages) -> list[str]:
 
 def fates_but(bench: Workbench, bad: str, *fate: Any) -> list[tuple[Any, ...]]:
     """Every note consumed at its first attempt, but for one."""
-    return [(note, *fate) if note == bad else (note, "consumed", 0, None) for note, *_ in bench.fates()]
+    return [
+        (note, *fate) if note == bad else (note, "consumed", 0, None) for note, *_ in bench.fates()
+    ]
 
 
 # Errors that no `execute` raises.
@@ -53,7 +55,9 @@ def fates_but(bench: Workbench, bad: str, *fate: Any) -> list[tuple[Any, ...]]:
 
 async def copy_in(db: AsyncConnection, state: str) -> None:
     driver = await driver_of(db)
-    await driver.execute("CREATE TABLE IF NOT EXISTS copied (state text DEFAULT NULL CHECK (fail(state) IS NULL))")
+    await driver.execute(
+        "CREATE TABLE IF NOT EXISTS copied (state text DEFAULT NULL CHECK (fail(state) IS NULL))"
+    )
     with suppress(psycopg.Error):
         async with driver.cursor() as cursor, cursor.copy("COPY copied FROM STDIN") as copy:
             await copy.write(f"{state}\n")
@@ -105,7 +109,9 @@ WAYS = [
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_outage_that_is_swallowed_is_one_whichever_way_the_statement_was_sent(bench: Workbench, way: Any) -> None:
+def test_an_outage_that_is_swallowed_is_one_whichever_way_the_statement_was_sent(
+    bench: Workbench, way: Any
+) -> None:
     broken = True
 
     async def swallows(messages: Messages, db: AsyncConnection) -> None:
@@ -184,9 +190,17 @@ async def leave_a_stream(db: AsyncConnection) -> None:
 
 @pytest.mark.parametrize(
     "leave",
-    [leave_a_pipeline, leave_a_pipeline_with_something_in_it, leave_a_copy, leave_a_copy_out, leave_a_stream],
+    [
+        leave_a_pipeline,
+        leave_a_pipeline_with_something_in_it,
+        leave_a_copy,
+        leave_a_copy_out,
+        leave_a_stream,
+    ],
 )
-def test_a_connection_that_is_left_in_the_middle_of_something_costs_one_message(either: Workbench, leave: Any) -> None:
+def test_a_connection_that_is_left_in_the_middle_of_something_costs_one_message(
+    either: Workbench, leave: Any
+) -> None:
     async def leaves(messages: Messages, db: AsyncConnection) -> None:
         await save(messages, db)
         if "bad" in names(messages):
@@ -213,7 +227,9 @@ def test_a_savepoint_that_is_left_open_undoes_nothing(bench: Workbench) -> None:
 
 
 @pytest.mark.parametrize("how", ["again", "released"])
-def test_a_savepoint_of_our_name_keeps_nothing_of_a_message_that_fails(bench: Workbench, how: str) -> None:
+def test_a_savepoint_of_our_name_keeps_nothing_of_a_message_that_fails(
+    bench: Workbench, how: str
+) -> None:
     async def takes_it(messages: Messages, db: AsyncConnection) -> None:
         await save(messages, db)
         if "bad" in names(messages):
@@ -286,7 +302,9 @@ def test_a_handler_that_goes_on_after_its_time_has_lost_its_connection(
         await asyncio.wait(kept_on, timeout=10)
         await save(messages, db)
 
-    with Workbench(database, STREAMS_WORKER__HANDLER_TIMEOUT="1", STREAMS_WORKER__LOCK_TIMEOUT="0.5") as bench:
+    with Workbench(
+        database, STREAMS_WORKER__HANDLER_TIMEOUT="1", STREAMS_WORKER__LOCK_TIMEOUT="0.5"
+    ) as bench:
         monkeypatch.setattr(bench.worker.database, "patience", 0.5)
         bench.handler = goes_on
         bench.persist(bench.send("n0", "bad", "n1"))
@@ -299,7 +317,9 @@ def test_a_handler_that_goes_on_after_its_time_has_lost_its_connection(
 
 # What is left in the session.
 
-BROKEN = "CREATE SCHEMA elsewhere; CREATE ROLE nobody_{0}; GRANT SELECT, INSERT ON notes TO nobody_{0}"
+BROKEN = (
+    "CREATE SCHEMA elsewhere; CREATE ROLE nobody_{0}; GRANT SELECT, INSERT ON notes TO nobody_{0}"
+)
 
 
 def says(*statements: str) -> Any:
@@ -392,7 +412,10 @@ def test_a_setting_that_a_handler_leaves_reaches_neither_our_statements_nor_the_
             raise ValueError
 
     async def work() -> None:
-        for notes in ([f"leaves {leaves}"], [f"n0 {leaves}", f"leaves it {leaves}", f"bad {leaves}", f"n1 {leaves}"]):
+        for notes in (
+            [f"leaves {leaves}"],
+            [f"n0 {leaves}", f"leaves it {leaves}", f"bad {leaves}", f"n1 {leaves}"],
+        ):
             await asyncio.wait_for(bench.worker.persist(bench.send(*notes), care), 15)
         await asyncio.wait_for(bench.worker.persist(bench.send(f"n2 {leaves}")), 15)
 
@@ -408,7 +431,9 @@ def test_a_setting_that_a_handler_leaves_reaches_neither_our_statements_nor_the_
 
 
 @pytest.mark.parametrize("care", [Strategy.WHOLE, Strategy.BISECT, Strategy.SINGLE])
-def test_a_connection_is_kept_as_long_as_no_handler_has_changed_its_session(bench: Workbench, care: Strategy) -> None:
+def test_a_connection_is_kept_as_long_as_no_handler_has_changed_its_session(
+    bench: Workbench, care: Strategy
+) -> None:
     """Each run of a time of failures opened a new one, and took the many times as long."""
     sessions = set()
 
@@ -420,7 +445,9 @@ def test_a_connection_is_kept_as_long_as_no_handler_has_changed_its_session(benc
 
     bench.handler = note_session
     for number in range(4):
-        bench.run(asyncio.wait_for(bench.worker.persist(bench.send(f"n{number}", "bad", "n"), care), 15))
+        bench.run(
+            asyncio.wait_for(bench.worker.persist(bench.send(f"n{number}", "bad", "n"), care), 15)
+        )
     assert len(sessions) == 1
 
 
@@ -515,12 +542,16 @@ def test_a_strange_error_costs_one_message(bench: Workbench) -> None:
     fates = [fate for fate in bench.fates() if fate[0].startswith("bad")]
     assert {attempts for _, _, attempts, _ in fates} == {1}
     assert {status for _, status, _, _ in fates} == {"retrying", "dead"}
-    unscheduled = "SELECT count(*) FROM outbox_state WHERE status = 'retrying' AND next_retry_at IS NULL"
+    unscheduled = (
+        "SELECT count(*) FROM outbox_state WHERE status = 'retrying' AND next_retry_at IS NULL"
+    )
     assert bench.query(unscheduled) == [(0,)]
 
 
 @pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError, KeyError])
-def test_an_error_before_there_is_something_to_await_costs_one_message(bench: Workbench, error: Any) -> None:
+def test_an_error_before_there_is_something_to_await_costs_one_message(
+    bench: Workbench, error: Any
+) -> None:
     def handle(messages: Messages, db: AsyncConnection) -> Any:
         if "bad" in names(messages):
             raise error
@@ -572,7 +603,9 @@ def test_a_state_that_one_message_alone_meets_costs_one_message(either: Workbenc
     either.handler = fails
     either.persist(either.send("n0", *STATES, "n1"), 30)
     assert either.saved() == ["n0", "n1"]
-    assert [fate for fate in either.fates() if fate[0] in STATES] == [(one, "retrying", 1, one) for one in STATES]
+    assert [fate for fate in either.fates() if fate[0] in STATES] == [
+        (one, "retrying", 1, one) for one in STATES
+    ]
 
 
 def test_a_trigger_that_drops_rows_misleads_nobody(bench: Workbench) -> None:
@@ -581,7 +614,9 @@ def test_a_trigger_that_drops_rows_misleads_nobody(bench: Workbench) -> None:
         " IF NEW.note LIKE '%3' THEN RETURN NULL; END IF;"
         " IF NEW.note = 'n17' THEN RAISE EXCEPTION 'no'; END IF; RETURN NEW; END$$"
     )
-    bench.query("CREATE TRIGGER odd BEFORE INSERT ON notes FOR EACH ROW EXECUTE FUNCTION drop_odd()")
+    bench.query(
+        "CREATE TRIGGER odd BEFORE INSERT ON notes FOR EACH ROW EXECUTE FUNCTION drop_odd()"
+    )
     bench.persist(bench.send(*[f"n{n}" for n in range(40)]))
     assert bench.fates() == fates_but(bench, "n17", "retrying", 1, "P0001")
     assert len(bench.saved()) == 35

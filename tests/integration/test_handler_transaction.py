@@ -41,7 +41,9 @@ def ours(database: str) -> Iterator[Workbench]:
 
 def fates_but(bench: Workbench, bad: str, *fate: Any) -> list[tuple[Any, ...]]:
     """Every note consumed at its first attempt, but for one."""
-    return [(note, *fate) if note == bad else (note, "consumed", 0, None) for note, *_ in bench.fates()]
+    return [
+        (note, *fate) if note == bad else (note, "consumed", 0, None) for note, *_ in bench.fates()
+    ]
 
 
 async def fail(db: AsyncConnection, state: str) -> None:
@@ -73,7 +75,9 @@ async def swallow_far_below(messages: Messages, db: AsyncConnection) -> None:
             )
 
 
-@pytest.mark.parametrize("handler", [swallow_a_duplicate, swallow_each_duplicate, swallow_far_below])
+@pytest.mark.parametrize(
+    "handler", [swallow_a_duplicate, swallow_each_duplicate, swallow_far_below]
+)
 @pytest.mark.parametrize("place", [0, 4, 9])
 def test_a_message_whose_error_was_swallowed_is_guilty_and_the_rest_is_persisted(
     bench: Workbench, handler: Any, place: int
@@ -86,7 +90,9 @@ def test_a_message_whose_error_was_swallowed_is_guilty_and_the_rest_is_persisted
     assert outcome.consumed == len(GOOD)
     assert bench.fates() == fates_but(bench, "twice", "retrying", 1, "23505")
     assert sorted(bench.saved()) == sorted([*GOOD, "twice"])
-    assert bench.query("SELECT count(*) FROM notes WHERE note = 'twice' AND outbox_id IS NULL") == [(1,)]
+    assert bench.query("SELECT count(*) FROM notes WHERE note = 'twice' AND outbox_id IS NULL") == [
+        (1,)
+    ]
 
 
 def test_an_error_swallowed_in_one_piece_undoes_nothing_of_the_others(bench: Workbench) -> None:
@@ -97,7 +103,11 @@ def test_an_error_swallowed_in_one_piece_undoes_nothing_of_the_others(bench: Wor
     outcome = bench.run(bench.worker.persist(bench.send(*notes), Strategy.BISECT))
     assert outcome is not None
     assert outcome.consumed == 197
-    assert {note for note, status, *_ in bench.fates() if status == "retrying"} == {"n50", "n120", "n121"}
+    assert {note for note, status, *_ in bench.fates() if status == "retrying"} == {
+        "n50",
+        "n120",
+        "n121",
+    }
     assert len(bench.saved()) == 200
 
 
@@ -193,7 +203,9 @@ def test_a_handler_that_ends_the_transaction_for_one_message_is_refused_and_the_
 
 
 @pytest.mark.parametrize("end", [commit, roll_a_session_back], ids=lambda end: end.__name__)
-def test_the_same_on_an_envelope_topic(database: str, end: Callable[[AsyncConnection], Any]) -> None:
+def test_the_same_on_an_envelope_topic(
+    database: str, end: Callable[[AsyncConnection], Any]
+) -> None:
     with Workbench(database, envelopes=True) as bench:
         end_for_one_message(bench, end)
 
@@ -270,7 +282,9 @@ def test_text_that_only_speaks_of_a_commit_is_sent(ours: Workbench) -> None:
     assert ours.persist(ours.send(*GOOD)).consumed == len(GOOD)
 
 
-def test_a_transaction_that_was_ended_below_everything_leaves_dead_letters_and_no_silence(bench: Workbench) -> None:
+def test_a_transaction_that_was_ended_below_everything_leaves_dead_letters_and_no_silence(
+    bench: Workbench,
+) -> None:
     """Nobody can undo a COMMIT; what was claimed would be skipped by every later delivery."""
 
     async def ends(messages: Messages, db: AsyncConnection) -> None:
@@ -285,7 +299,9 @@ def test_a_transaction_that_was_ended_below_everything_leaves_dead_letters_and_n
 
 
 @pytest.mark.parametrize("how", ["after", "beside"])
-def test_a_task_that_a_handler_leaves_behind_reaches_no_other_transaction(ours: Workbench, how: str) -> None:
+def test_a_task_that_a_handler_leaves_behind_reaches_no_other_transaction(
+    ours: Workbench, how: str
+) -> None:
     left: list[asyncio.Task[Any]] = []
 
     async def leaves(messages: Messages, db: AsyncConnection) -> None:
@@ -363,7 +379,9 @@ async def stop_iterating(db: AsyncConnection) -> None:
         (stop_iterating, "StopAsyncIteration"),
     ],
 )
-def test_an_exit_that_is_no_error_is_charged_like_one(bench: Workbench, let_out: Any, code: str) -> None:
+def test_an_exit_that_is_no_error_is_charged_like_one(
+    bench: Workbench, let_out: Any, code: str
+) -> None:
     """A CancelledError that a handler let out stopped its partition for ever, with health 200."""
 
     async def lets_out(messages: Messages, db: AsyncConnection) -> None:
@@ -433,7 +451,9 @@ WRAPS = [wrap, wrap_by_context, hide, fail_as_a_group, reject_for_it, go_on_in_v
 
 @pytest.mark.parametrize("wraps", WRAPS)
 @pytest.mark.parametrize("state", ["42501", "57P01", "40001", "55P03"])
-def test_an_outage_stays_one_whatever_a_handler_makes_of_it(ours: Workbench, wraps: Any, state: str) -> None:
+def test_an_outage_stays_one_whatever_a_handler_makes_of_it(
+    ours: Workbench, wraps: Any, state: str
+) -> None:
     """A missing grant was charged to the message when the handler raised an error of its own about it."""
     broken = True
 
@@ -460,7 +480,9 @@ def test_an_outage_stays_one_whatever_a_handler_makes_of_it(ours: Workbench, wra
     [(wrap, "22003"), (fail_as_a_group, "22003"), (go_on_in_vain, "22003"), (swallow, "22003"), (hide, "SaveFailed"),
      (reject_for_it, "rejected")],
 )  # fmt: skip
-def test_the_cause_of_a_wrapped_error_decides_about_its_message(ours: Workbench, wraps: Any, code: str) -> None:
+def test_the_cause_of_a_wrapped_error_decides_about_its_message(
+    ours: Workbench, wraps: Any, code: str
+) -> None:
     async def wraps_it(messages: Messages, db: AsyncConnection) -> None:
         if "bad" in names(messages):
             await wraps(db, "22003")
@@ -472,7 +494,9 @@ def test_the_cause_of_a_wrapped_error_decides_about_its_message(ours: Workbench,
     assert ours.fates() == fates_but(ours, "bad", "dead" if dead else "retrying", 1, code)
 
 
-def test_a_retry_that_a_handler_asks_for_while_it_handles_an_error_of_its_own_is_given(ours: Workbench) -> None:
+def test_a_retry_that_a_handler_asks_for_while_it_handles_an_error_of_its_own_is_given(
+    ours: Workbench,
+) -> None:
     async def retries(messages: Messages, db: AsyncConnection) -> None:
         try:
             async with db.begin_nested():
@@ -518,7 +542,9 @@ def test_memory_that_one_message_lacks_is_its_own_fault(bench: Workbench) -> Non
     assert bench.fates() == fates_but(bench, "large", "retrying", 1, "53200")
 
 
-def test_a_table_that_is_dropped_charges_nobody_although_messages_worked_a_moment_ago(bench: Workbench) -> None:
+def test_a_table_that_is_dropped_charges_nobody_although_messages_worked_a_moment_ago(
+    bench: Workbench,
+) -> None:
     """A success within the last minute was taken for proof: three of three were dead after 36 seconds."""
     bench.persist(bench.send("before"))
     bench.query("ALTER TABLE notes RENAME TO hidden")
@@ -558,7 +584,9 @@ def test_a_retry_meets_a_dropped_table_uncharged_and_holds_nobody_up(bench: Work
     assert bench.fates()[0][1] == "consumed"
 
 
-def test_a_message_whose_own_statement_does_not_fit_is_charged_as_long_as_others_work(bench: Workbench) -> None:
+def test_a_message_whose_own_statement_does_not_fit_is_charged_as_long_as_others_work(
+    bench: Workbench,
+) -> None:
     """Alone it proves nothing against the handler: one that worked is tried again, and leaves no trace."""
 
     async def misfits(messages: Messages, db: AsyncConnection) -> None:
@@ -579,7 +607,9 @@ def test_a_message_whose_own_statement_does_not_fit_is_charged_as_long_as_others
     assert bench.saved() == ["n0", "n1"]
 
 
-def test_a_message_alone_whose_statement_does_not_fit_waits_while_none_has_worked(bench: Workbench) -> None:
+def test_a_message_alone_whose_statement_does_not_fit_waits_while_none_has_worked(
+    bench: Workbench,
+) -> None:
     bench.query("ALTER TABLE notes RENAME TO hidden")
     run = bench.send("n0")
 
@@ -592,10 +622,17 @@ def test_a_message_alone_whose_statement_does_not_fit_waits_while_none_has_worke
     assert bench.fates() == [("n0", "consumed", 0, None)]
 
 
-def test_a_message_that_a_deferred_constraint_refuses_is_found_although_every_call_succeeds(bench: Workbench) -> None:
-    """COMMIT failed, each time, whole and in pieces; the process stopped, and so did every one after it."""
+def test_a_message_that_a_deferred_constraint_refuses_is_found_although_every_call_succeeds(
+    bench: Workbench,
+) -> None:
+    """COMMIT failed, each time, whole and in pieces.
+
+    The process stopped, and so did every one after it.
+    """
     bench.query("ALTER TABLE notes DROP CONSTRAINT notes_once")
-    bench.query("ALTER TABLE notes ADD CONSTRAINT notes_once UNIQUE (note) DEFERRABLE INITIALLY DEFERRED")
+    bench.query(
+        "ALTER TABLE notes ADD CONSTRAINT notes_once UNIQUE (note) DEFERRABLE INITIALLY DEFERRED"
+    )
     bench.query("INSERT INTO notes (note) VALUES ('twice')")
     bench.persist(bench.send(*GOOD, "twice"))
     assert bench.fates() == fates_but(bench, "twice", "retrying", 1, "23505")

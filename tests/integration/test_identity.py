@@ -28,7 +28,9 @@ def stage(database: str) -> Iterator[Stage]:
 def foreign(stage: Stage, rows: Sequence[Row], key: str, age: int) -> None:
     """Records of another life, with these rows' ids."""
     for row in rows:
-        elder = row._replace(created_ms=row.created_ms - age, payload='{"book": "b", "note": "of another life"}')
+        elder = row._replace(
+            created_ms=row.created_ms - age, payload='{"book": "b", "note": "of another life"}'
+        )
         stage.log.append(elder, key.encode(), elder.payload.encode())
 
 
@@ -41,7 +43,9 @@ def work(stage: Stage, size: int) -> None:
 
 def rejects(stage: Stage) -> list[tuple[object, ...]]:
     """Every range there is."""
-    return stage.bench.query('SELECT "offset", last_offset, count, reason FROM outbox_rejects ORDER BY 1')
+    return stage.bench.query(
+        'SELECT "offset", last_offset, count, reason FROM outbox_rejects ORDER BY 1'
+    )
 
 
 @pytest.mark.parametrize("size", [7, 1000])
@@ -54,9 +58,14 @@ def test_records_of_another_life_are_rejected_and_the_rows_own_persisted(
     stage.send(rows)
     foreign(stage, rows, key, ELDER)
     work(stage, size)
-    assert stage.bench.query("SELECT note FROM notes ORDER BY id") == [(f"n{n + 1:04}",) for n in range(MANY)]
-    assert stage.bench.query("SELECT status, count(*) FROM outbox_state GROUP BY 1") == [("consumed", MANY)]
+    assert stage.bench.query("SELECT note FROM notes ORDER BY id") == [
+        (f"n{n + 1:04}",) for n in range(MANY)
+    ]
+    assert stage.bench.query("SELECT status, count(*) FROM outbox_state GROUP BY 1") == [
+        ("consumed", MANY)
+    ]
     ranges = rejects(stage)
     assert {reason for *_, reason in ranges} == {why}
-    # Before the rows' own records there is one range; behind them they are settled, and it is skipped.
+    # Before the rows' own records there is one range; behind them they are settled, and it is
+    # skipped.
     assert ranges[0][:3] == (0, MANY - 1, MANY) if size < MANY else len(ranges) == 1

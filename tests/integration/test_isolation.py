@@ -54,13 +54,17 @@ def deliver(stage: Stage) -> None:
     assert run is not None
     assert stage.bench.run(stage.bench.workers[0].persist(run)) is not None
     [(bad,)] = stage.bench.query("SELECT outbox_id FROM outbox_state WHERE status = 'dead'")
-    assert stage.bench.query("SELECT count(*) FROM outbox_state WHERE status = 'consumed'") == [(COUNT - 1,)]
+    assert stage.bench.query("SELECT count(*) FROM outbox_state WHERE status = 'consumed'") == [
+        (COUNT - 1,)
+    ]
     notes = [one for (one,) in stage.bench.query("SELECT DISTINCT outbox_id FROM notes ORDER BY 1")]
     assert notes == [one for one in range(notes[0], notes[-1] + 1) if one != bad]
     assert notes[BAD - 1] + 1 == bad
 
 
-def test_the_rows_that_were_inserted_lead_to_the_one_that_was_not(stage: Stage, calls: list[int]) -> None:
+def test_the_rows_that_were_inserted_lead_to_the_one_that_was_not(
+    stage: Stage, calls: list[int]
+) -> None:
     deliver(stage)
     everything, piece, before, alone, *rest = calls
     assert (everything, before, alone) == (COUNT, BAD, 1)
@@ -84,7 +88,8 @@ def test_a_table_of_partitions_counts_too(stage: Stage, calls: list[int]) -> Non
     "save",
     [
         pytest.param(
-            "INSERT INTO notes (outbox_id, book, note) SELECT 0, 'x', 'x' FROM generate_series(1, 20)", id="more rows"
+            "INSERT INTO notes (outbox_id, book, note) SELECT 0, 'x', 'x' FROM generate_series(1, 20)",
+            id="more rows",
         ),
         pytest.param("SELECT 1", id="no rows"),
     ],

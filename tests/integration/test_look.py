@@ -141,7 +141,10 @@ def test_a_dead_message_is_noted_once_whoever_changes_its_state(filled: Connecti
     for statement, expected in (
         ("UPDATE outbox_state SET topic = NULL, key = NULL WHERE outbox_id = 61", 13),
         ("UPDATE outbox_state SET status = 'replaying' WHERE outbox_id = 62", 12),
-        ("UPDATE outbox_state SET status = 'dead', error_code = 'payload' WHERE outbox_id = 62", 13),
+        (
+            "UPDATE outbox_state SET status = 'dead', error_code = 'payload' WHERE outbox_id = 62",
+            13,
+        ),
         ("UPDATE outbox_state SET status = 'discarded' WHERE outbox_id = 63", 12),
         ("DELETE FROM outbox_state WHERE outbox_id = 64", 11),
         ("UPDATE outbox_foreign SET status = 'discarded', payload = NULL WHERE outbox_id = 1", 10),
@@ -152,7 +155,9 @@ def test_a_dead_message_is_noted_once_whoever_changes_its_state(filled: Connecti
     # When a message died is not changed by what is done to it while it is dead.
     died = "SELECT died_at, died FROM outbox_dead_letters WHERE outbox_id = 65"
     at = filled.exec_driver_sql(died).one()
-    filled.exec_driver_sql("UPDATE outbox_state SET updated_at = now() + interval '1 h' WHERE outbox_id = 65")
+    filled.exec_driver_sql(
+        "UPDATE outbox_state SET updated_at = now() + interval '1 h' WHERE outbox_id = 65"
+    )
     assert filled.exec_driver_sql(died).one() == at
 
 
@@ -185,7 +190,10 @@ def test_pages_are_read_a_piece_at_a_time(filled: Connection) -> None:
     assert acts.acts(filled, who="bob") == []
     assert [audit.messages for audit in acts.audits(filled)] == [50]
 
-    kinds = {text: {each.kind for each in readings.readings(filled, text)} for text in ("61", "k1", "23505", "", "\0")}
+    kinds = {
+        text: {each.kind for each in readings.readings(filled, text)}
+        for text in ("61", "k1", "23505", "", "\0")
+    }
     assert kinds == {
         "61": {"message", "conversation"},
         "k1": {"conversation"},
@@ -215,7 +223,11 @@ def test_a_replica_shows_relays_as_a_leader_saw_them(filled: Connection) -> None
         "held": 77,
     }  # fmt: skip
     seen = json.dumps({"relays": [row], "settled": 60})
-    filled.exec_driver_sql("INSERT INTO outbox_primary (relay, seen) VALUES ('outbox', %s)", (seen,))
+    filled.exec_driver_sql(
+        "INSERT INTO outbox_primary (relay, seen) VALUES ('outbox', %s)", (seen,)
+    )
     filled.commit()
     relays, _ = look._relays(filled, True, look.primary_of(filled), found.at)
-    assert [(relay.name, relay.slot.held_bytes) for relay in relays if relay.slot] == [("outbox", 77)]
+    assert [(relay.name, relay.slot.held_bytes) for relay in relays if relay.slot] == [
+        ("outbox", 77)
+    ]

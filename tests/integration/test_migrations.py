@@ -90,7 +90,8 @@ def catalog(url: str) -> dict[str, list[Any]]:
             kind: [
                 row
                 for row in connection.execute(query.encode()).fetchall()
-                if not PARTITION.fullmatch(row[0]) and not row[0].startswith(revisions.VERSION_TABLE)
+                if not PARTITION.fullmatch(row[0])
+                and not row[0].startswith(revisions.VERSION_TABLE)
             ]
             for kind, query in queries.items()
         }
@@ -108,7 +109,9 @@ def test_no_table_of_ours_is_forgotten_when_policies_are_looked_for(database: st
     assert {*TABLES, *CHAT_TABLES} == tables
 
 
-def test_the_files_are_named_by_their_revisions(database: str, at: Callable[[str], Connection]) -> None:
+def test_the_files_are_named_by_their_revisions(
+    database: str, at: Callable[[str], Connection]
+) -> None:
     config = Config()
     config.set_main_option("script_location", str(revisions.MIGRATIONS))
     scripts = ScriptDirectory.from_config(config)
@@ -129,11 +132,17 @@ def test_migrating_twice_changes_nothing_the_second_time(empty: str, name: str) 
 
 
 def test_four_processes_at_once_migrate_once(empty: str, name: str, tmp_path: Path) -> None:
-    environ = {**os.environ, "DATABASE_URL": empty, "STREAMS_RELAY__NAME": name, "PYTHONPATH": str(ROOT)}
+    environ = {
+        **os.environ,
+        "DATABASE_URL": empty,
+        "STREAMS_RELAY__NAME": name,
+        "PYTHONPATH": str(ROOT),
+    }
     command = [sys.executable, "-c", "from streams.cli import main; main(['migrate'])"]
     pipe = subprocess.PIPE
     started = [
-        subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=pipe, stderr=pipe, text=True) for _ in range(4)
+        subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=pipe, stderr=pipe, text=True)
+        for _ in range(4)
     ]
     ended = [(*process.communicate(timeout=120), process.returncode) for process in started]
     assert [(error, code) for _, error, code in ended] == [("", 0)] * 4
@@ -149,7 +158,9 @@ def test_publication_and_slot_are_made_under_the_lock_too(empty: str, name: str)
 
     def free() -> bool:
         with psycopg.connect(empty) as connection:
-            return connection.execute("SELECT pg_try_advisory_lock(%s)", [revisions.LOCK]).fetchall() == [(True,)]
+            return connection.execute(
+                "SELECT pg_try_advisory_lock(%s)", [revisions.LOCK]
+            ).fetchall() == [(True,)]
 
     found = settings(empty, name)
     steps = migrations.migrate(found, configured(found))
@@ -159,7 +170,9 @@ def test_publication_and_slot_are_made_under_the_lock_too(empty: str, name: str)
     assert free()
 
 
-def test_the_publication_is_older_than_the_slot(empty: str, name: str, at: Callable[[str], Connection]) -> None:
+def test_the_publication_is_older_than_the_slot(
+    empty: str, name: str, at: Callable[[str], Connection]
+) -> None:
     """PostgreSQL 18 skips rows silently otherwise."""
     migrate(settings(empty, name))
     with psycopg.connect(empty) as connection:
@@ -167,8 +180,12 @@ def test_the_publication_is_older_than_the_slot(empty: str, name: str, at: Calla
             "SELECT pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot, puballtables FROM pg_publication"
         ).fetchall()
         assert shape == [(True, False, False, False, True, False)]
-        assert connection.execute("SELECT * FROM pg_publication_tables").fetchall()[0][2] == "outbox"
-        connection.execute("SELECT outbox_enqueue('chat_history_persist', 'c', '{\"conversation_id\": \"c\"}')")
+        assert (
+            connection.execute("SELECT * FROM pg_publication_tables").fetchall()[0][2] == "outbox"
+        )
+        connection.execute(
+            "SELECT outbox_enqueue('chat_history_persist', 'c', '{\"conversation_id\": \"c\"}')"
+        )
         connection.commit()
         # A slot made before its publication reports it as missing here.
         changes = connection.execute(
@@ -180,13 +197,17 @@ def test_the_publication_is_older_than_the_slot(empty: str, name: str, at: Calla
 
 
 def test_in_poll_mode_there_is_neither_publication_nor_slot(empty: str, name: str) -> None:
-    assert migrate(settings(empty, name, STREAMS_RELAY__MODE="poll")) == [f"database at revision {revisions.head()}"]
+    assert migrate(settings(empty, name, STREAMS_RELAY__MODE="poll")) == [
+        f"database at revision {revisions.head()}"
+    ]
     with psycopg.connect(empty) as connection:
         assert connection.execute("SELECT FROM pg_publication").fetchall() == []
 
 
 async def test_without_logical_decoding_the_slot_is_only_noted(tmp_path: Path, name: str) -> None:
-    async with PostgresServer(tmp_path / "replica", settings={"wal_level": "replica"}, trusting=True) as server:
+    async with PostgresServer(
+        tmp_path / "replica", settings={"wal_level": "replica"}, trusting=True
+    ) as server:
         lines = migrate(settings(server.url, name))
     assert lines == [
         f"database at revision {revisions.head()}",
@@ -195,10 +216,13 @@ async def test_without_logical_decoding_the_slot_is_only_noted(tmp_path: Path, n
     ]
 
 
-def test_an_unmigrated_database_says_so(empty: str, name: str, at: Callable[[str], Connection]) -> None:
+def test_an_unmigrated_database_says_so(
+    empty: str, name: str, at: Callable[[str], Connection]
+) -> None:
     connection = at(empty)
     with pytest.raises(
-        NotMigrated, match=rf"is at revision \(none\), expected {revisions.head()}: run `streams migrate`"
+        NotMigrated,
+        match=rf"is at revision \(none\), expected {revisions.head()}: run `streams migrate`",
     ):
         migrations.check(connection)
     connection.rollback()
@@ -211,13 +235,17 @@ def test_another_alembic_of_the_business_is_left_alone(empty: str, name: str) ->
         connection.execute("CREATE TABLE alembic_version (version_num text)")
         connection.execute("INSERT INTO alembic_version VALUES ('theirs')")
         migrate(settings(empty, name, STREAMS_RELAY__MODE="poll"))
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("theirs",)]
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
+            ("theirs",)
+        ]
 
 
 def test_the_biz_types_are_known_with_topic_and_limit(empty: str, name: str) -> None:
     def known() -> list[tuple[Any, ...]]:
         with psycopg.connect(empty) as connection:
-            return connection.execute("SELECT biz_type, topic, max_bytes FROM outbox_biz_types").fetchall()
+            return connection.execute(
+                "SELECT biz_type, topic, max_bytes FROM outbox_biz_types"
+            ).fetchall()
 
     migrate(settings(empty, name, STREAMS_RELAY__MODE="poll"))
     assert known() == [("chat_history_persist", "chat-history", 900_000)]
@@ -227,31 +255,45 @@ def test_the_biz_types_are_known_with_topic_and_limit(empty: str, name: str) -> 
 
 
 def test_partitions_have_the_configured_width(empty: str, name: str) -> None:
-    migrate(settings(empty, name, STREAMS_RELAY__MODE="poll", STREAMS_OUTBOX__PARTITION_ROWS="1000"))
+    migrate(
+        settings(empty, name, STREAMS_RELAY__MODE="poll", STREAMS_OUTBOX__PARTITION_ROWS="1000")
+    )
     with psycopg.connect(empty) as connection:
-        bound = connection.execute("SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE relname = 'outbox_0'")
+        bound = connection.execute(
+            "SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE relname = 'outbox_0'"
+        )
         assert bound.fetchall() == [("FOR VALUES FROM ('0') TO ('1000')",)]
 
 
 def test_a_server_that_does_not_answer_is_unreachable_in_one_line(name: str) -> None:
     with pytest.raises(ServiceUnreachable) as caught:
         migrate(settings("postgresql://me:hunter2@127.0.0.1:1/d", name))
-    assert str(caught.value).startswith("PostgreSQL at postgresql://me:***@127.0.0.1:1/d cannot be reached: ")
+    assert str(caught.value).startswith(
+        "PostgreSQL at postgresql://me:***@127.0.0.1:1/d cannot be reached: "
+    )
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 3
 
 
-def test_an_option_that_libpq_does_not_know_is_a_setting_to_change(name: str, postgres: PostgresServer) -> None:
-    with pytest.raises(SettingsInvalid, match=r"setting 'database.url' is '.*\?\*\*\*': .*\"nope\""):
+def test_an_option_that_libpq_does_not_know_is_a_setting_to_change(
+    name: str, postgres: PostgresServer
+) -> None:
+    with pytest.raises(
+        SettingsInvalid, match=r"setting 'database.url' is '.*\?\*\*\*': .*\"nope\""
+    ):
         migrate(settings(f"{postgres.url}?nope=hunter2", name))
 
 
-def test_a_role_that_may_not_is_refused_in_one_line(empty: str, name: str, postgres: PostgresServer) -> None:
+def test_a_role_that_may_not_is_refused_in_one_line(
+    empty: str, name: str, postgres: PostgresServer
+) -> None:
     role = f"{name}_role"
     with psycopg.connect(empty, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {role} LOGIN")
     try:
-        with pytest.raises(UsageError, match=r"refuses to migrate: permission denied for schema public") as caught:
+        with pytest.raises(
+            UsageError, match=r"refuses to migrate: permission denied for schema public"
+        ) as caught:
             migrate(settings(empty.replace("postgres@", f"{role}@"), name))
         assert "\n" not in str(caught.value)
     finally:
@@ -265,14 +307,19 @@ def test_our_own_agent_can_be_left_out_with_its_tables(empty: str, name: str) ->
     with psycopg.connect(empty, autocommit=True) as connection:
         connection.execute("CREATE TABLE chat_histories (id int, text text)")
         assert migrate(without) == [f"database at revision {revisions.head()}"]
-        there = "SELECT to_regclass('agent_chats') IS NOT NULL, (SELECT count(*) FROM outbox_biz_types)"
+        there = (
+            "SELECT to_regclass('agent_chats') IS NOT NULL, (SELECT count(*) FROM outbox_biz_types)"
+        )
         assert connection.execute(there.encode()).fetchall() == [(False, 0)]
         with pytest.raises(
             UsageError,
             match=r"table chat_histories is there and is not ours: leave streams\.agents out of `agents` in faust\.yml, or",
         ):
             migrate(settings(empty, name, STREAMS_RELAY__MODE="poll"))
-        assert [row[1] for row in catalog(empty)["columns"] if row[0] == "chat_histories"] == ["id", "text"]
+        assert [row[1] for row in catalog(empty)["columns"] if row[0] == "chat_histories"] == [
+            "id",
+            "text",
+        ]
         connection.execute("DROP TABLE chat_histories")
     migrate(settings(empty, name, STREAMS_RELAY__MODE="poll"))
     [line] = [each for each in migrate(without) if "biz_type" in each]
@@ -292,7 +339,9 @@ def test_tables_of_chat_history_that_an_earlier_version_made_are_taken_over(
     with psycopg.connect(empty, autocommit=True) as connection:
         connection.execute("INSERT INTO agent_chats VALUES (1, 'c', 1, now())")
         connection.execute(f"DROP TABLE {revisions.CHAT_HISTORY_VERSION_TABLE}".encode())
-        with pytest.raises(NotMigrated, match="the tables chat_histories and agent_chats are not there, or are old"):
+        with pytest.raises(
+            NotMigrated, match="the tables chat_histories and agent_chats are not there, or are old"
+        ):
             migrations.check(at(empty), configured(found))
         migrate(found)
         migrations.check(at(empty), configured(found))
@@ -300,10 +349,15 @@ def test_tables_of_chat_history_that_an_earlier_version_made_are_taken_over(
     assert catalog(empty) == before
 
 
-def test_a_slot_or_publication_of_somebody_else_is_named(empty: str, name: str, postgres: PostgresServer) -> None:
+def test_a_slot_or_publication_of_somebody_else_is_named(
+    empty: str, name: str, postgres: PostgresServer
+) -> None:
     """Slots have one name for the whole server, publications one for all schemas of a database."""
     found = settings(empty, name)
-    with psycopg.connect(postgres.url, autocommit=True) as other, psycopg.connect(empty, autocommit=True) as connection:
+    with (
+        psycopg.connect(postgres.url, autocommit=True) as other,
+        psycopg.connect(empty, autocommit=True) as connection,
+    ):
         other.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [name])
         try:
             assert migrate(found)[-1] == (
@@ -322,8 +376,15 @@ def test_a_slot_or_publication_of_somebody_else_is_named(empty: str, name: str, 
             migrate(ours)
         with pytest.raises(UsageError, match=re.escape(line)):
             checks.check_log(ours)
-        own = settings(f"{empty}?options=-csearch_path%3Dours", f"{name}_2", STREAMS_RELAY__PUBLICATION=f"{name}_2")
-        assert migrate(own)[1:] == [f"publication {name}_2 created", f"replication slot {name}_2 created"]
+        own = settings(
+            f"{empty}?options=-csearch_path%3Dours",
+            f"{name}_2",
+            STREAMS_RELAY__PUBLICATION=f"{name}_2",
+        )
+        assert migrate(own)[1:] == [
+            f"publication {name}_2 created",
+            f"replication slot {name}_2 created",
+        ]
         checks.check_log(own)
 
 
@@ -341,9 +402,14 @@ def test_older_code_works_with_a_newer_schema_that_only_added_something(
         ]
         assert migrations.plan(found) == []
         connection.execute(f"COMMENT ON TABLE {revisions.VERSION_TABLE} IS '9999'".encode())
-        for refused in (lambda: migrations.check(at(empty)), lambda: migrate(found), lambda: migrations.plan(found)):
+        for refused in (
+            lambda: migrations.check(at(empty)),
+            lambda: migrate(found),
+            lambda: migrations.plan(found),
+        ):
             with pytest.raises(
-                UsageError, match=r"at revision 9999, which outbox-streams .* does not know .*: install a"
+                UsageError,
+                match=r"at revision 9999, which outbox-streams .* does not know .*: install a",
             ):
                 refused()
         # Before there was such a comment nobody could say so.
@@ -371,7 +437,12 @@ def test_the_plan_says_what_each_revision_is_for_and_what_it_locks(
 
 
 def test_every_revision_says_what_it_locks() -> None:
-    """`streams migrate --plan` tells an operator; the first ones come together, to an empty database."""
+    """`streams migrate --plan` tells an operator.
+
+    The first ones come together, to an empty database.
+    """
     for file in sorted((revisions.MIGRATIONS / "versions").glob("*.py")):
         if file.name > "0013":
-            assert re.search(r'^locks = "', file.read_text(), re.MULTILINE), f'{file.name}: add locks = "..."'
+            assert re.search(r'^locks = "', file.read_text(), re.MULTILINE), (
+                f'{file.name}: add locks = "..."'
+            )

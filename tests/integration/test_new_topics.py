@@ -34,7 +34,9 @@ def partitions(world: World, topic: str) -> int:
 
 
 @MODES
-async def test_its_topic_is_made_as_it_was_registered(world: World, eventually: Eventually, mode: str) -> None:
+async def test_its_topic_is_made_as_it_was_registered(
+    world: World, eventually: Eventually, mode: str
+) -> None:
     world.environ["STREAMS_RELAY__MODE"] = mode
     world.migrate()
     world.relay()
@@ -49,7 +51,9 @@ async def test_its_topic_is_made_as_it_was_registered(world: World, eventually: 
     assert world.query(STATES) == []
 
 
-async def test_a_topic_that_cannot_be_made_is_waited_for_loudly(world: World, eventually: Eventually) -> None:
+async def test_a_topic_that_cannot_be_made_is_waited_for_loudly(
+    world: World, eventually: Eventually
+) -> None:
     world.environ["STREAMS_RELAY__MODE"] = "cdc"
     world.migrate()
     relay = world.relay()
@@ -64,11 +68,15 @@ async def test_a_topic_that_cannot_be_made_is_waited_for_loudly(world: World, ev
     await eventually(lambda: "topic missing, the relay waits" in log.read_text())
     waiting = await streams(world, "relay", "status")
     assert waiting.code == 1
-    assert f"is waiting: topic {old} of biz_type {old} does not exist, and nobody has registered" in waiting.error
+    assert (
+        f"is waiting: topic {old} of biz_type {old} does not exist, and nobody has registered"
+        in waiting.error
+    )
     assert world.query(STATES) == []
     # A worker of the newer version starts.
     world.query(
-        "UPDATE outbox_biz_types SET partitions = 2, replication_factor = 1, retention_hours = 24 WHERE topic = %s", old
+        "UPDATE outbox_biz_types SET partitions = 2, replication_factor = 1, retention_hours = 24 WHERE topic = %s",
+        old,
     )
     await eventually(lambda: partitions(world, old) == 2, 60)
 
@@ -81,7 +89,9 @@ async def test_a_topic_that_cannot_be_made_is_waited_for_loudly(world: World, ev
     assert relay.running
 
 
-async def test_a_topic_that_nobody_registered_costs_its_own_message(world: World, eventually: Eventually) -> None:
+async def test_a_topic_that_nobody_registered_costs_its_own_message(
+    world: World, eventually: Eventually
+) -> None:
     world.environ["STREAMS_RELAY__MODE"] = "poll"
     world.migrate()
     world.relay()

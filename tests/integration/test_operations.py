@@ -56,10 +56,17 @@ def fate(business: psycopg.Connection[Any], status: str, attempts: int = 0) -> i
 
 
 def sent(business: psycopg.Connection[Any]) -> list[int]:
-    return [row[0] for row in business.execute("SELECT resend_of FROM outbox WHERE resend_of IS NOT NULL ORDER BY id")]
+    return [
+        row[0]
+        for row in business.execute(
+            "SELECT resend_of FROM outbox WHERE resend_of IS NOT NULL ORDER BY id"
+        )
+    ]
 
 
-def begun(desk: Connection, choice: Choice = CODE, act: str = "replay", **options: Any) -> Operation:
+def begun(
+    desk: Connection, choice: Choice = CODE, act: str = "replay", **options: Any
+) -> Operation:
     previewed = operations.preview(desk, act, choice, ANN, **options)
     return operations.submit(desk, previewed.id, ANN)
 
@@ -70,10 +77,14 @@ def test_a_preview_binds(business: psycopg.Connection[Any], desk: Connection) ->
     die(business, 1, "P0001")
     previewed = operations.preview(desk, "replay", CODE, ANN)
     assert (previewed.state, previewed.planned, previewed.late) == ("preview", 12, 12)
-    # What dies meanwhile is not touched: a new message, and an older one that dies of the same cause only now.
+    # What dies meanwhile is not touched: a new message, and an older one that dies of the same
+    # cause only now.
     die(business, 5)
     business.execute("UPDATE outbox_state SET status = 'consumed' WHERE outbox_id = %s", waiting)
-    business.execute("UPDATE outbox_state SET status = 'dead', error_code = '23503' WHERE outbox_id = %s", waiting)
+    business.execute(
+        "UPDATE outbox_state SET status = 'dead', error_code = '23503' WHERE outbox_id = %s",
+        waiting,
+    )
     running = operations.submit(desk, previewed.id, ANN)
     assert running.state == "running"
     again = operations.submit(desk, previewed.id, Operator("bob"))
@@ -83,8 +94,14 @@ def test_a_preview_binds(business: psycopg.Connection[Any], desk: Connection) ->
     ended = operations.operation(desk, running.id)
     assert (ended.state, ended.done, ended.failed, ended.left_alone) == ("done", 12, 0, 0)
     assert sorted(sent(business)) == ids
-    acts = business.execute("SELECT who, what->>'operation', (what->>'count')::int FROM outbox_actions ORDER BY id")
-    assert acts.fetchall() == [("ann", str(ended.id), 1), ("ann", str(ended.id), 10), ("ann", str(ended.id), 1)]
+    acts = business.execute(
+        "SELECT who, what->>'operation', (what->>'count')::int FROM outbox_actions ORDER BY id"
+    )
+    assert acts.fetchall() == [
+        ("ann", str(ended.id), 1),
+        ("ann", str(ended.id), 10),
+        ("ann", str(ended.id), 1),
+    ]
 
 
 def test_a_preview_that_fits_no_more_is_refused_and_an_old_one_is_gone(
@@ -93,7 +110,9 @@ def test_a_preview_that_fits_no_more_is_refused_and_an_old_one_is_gone(
     ids = die(business, 3)
     previewed = operations.preview(desk, "discard", CODE, ANN)
     business.execute("UPDATE outbox_state SET status = 'discarded' WHERE outbox_id = %s", [ids[1]])
-    with pytest.raises(PreviewChanged, match=r"preview \d+ is of 3 messages, and 2 of them are dead as they were"):
+    with pytest.raises(
+        PreviewChanged, match=r"preview \d+ is of 3 messages, and 2 of them are dead as they were"
+    ):
         operations.submit(desk, previewed.id, ANN)
     # One that is dead again is another death.
     previewed = operations.preview(desk, "replay", CODE, ANN)
@@ -139,7 +158,10 @@ def test_what_fails_again_stops_it(
 
 
 def test_whoever_takes_it_up_goes_on_and_nothing_is_sent_twice(
-    business: psycopg.Connection[Any], desk: Connection, database: str, monkeypatch: pytest.MonkeyPatch
+    business: psycopg.Connection[Any],
+    desk: Connection,
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ids = die(business, 15)
     operation = begun(desk)
@@ -156,7 +178,10 @@ def test_whoever_takes_it_up_goes_on_and_nothing_is_sent_twice(
         send(*arguments)
         raise Killed
 
-    with sync_engine(database, poolclass=NullPool).connect() as other, operations.held(desk, operation.id) as mine:
+    with (
+        sync_engine(database, poolclass=NullPool).connect() as other,
+        operations.held(desk, operation.id) as mine,
+    ):
         assert mine
         with operations.held(other, operation.id) as theirs:
             assert not theirs
@@ -174,7 +199,9 @@ def test_whoever_takes_it_up_goes_on_and_nothing_is_sent_twice(
     assert [item.outcome for item in operations.items(desk, operation.id)] == ["done"] * 15
 
 
-def test_a_discard_is_done_at_once_and_says_what_was_gone(business: psycopg.Connection[Any], desk: Connection) -> None:
+def test_a_discard_is_done_at_once_and_says_what_was_gone(
+    business: psycopg.Connection[Any], desk: Connection
+) -> None:
     ids = die(business, 4)
     operation = begun(desk, act="discard")
     business.execute("UPDATE outbox_state SET status = 'replaying' WHERE outbox_id = %s", [ids[0]])

@@ -39,7 +39,9 @@ TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 def chat(conversation: str = "c1", message: str = "hi", user: int = 7) -> ChatHistoryPersist:
-    return ChatHistoryPersist(user_id=user, conversation_id=conversation, role="user", message=message)
+    return ChatHistoryPersist(
+        user_id=user, conversation_id=conversation, role="user", message=message
+    )
 
 
 @pytest.fixture
@@ -76,7 +78,9 @@ def rows(database: str) -> Callable[..., list[tuple[Any, ...]]]:
 
     def rows(columns: str = "id, key", table: str = "outbox") -> list[tuple[Any, ...]]:
         with psycopg.connect(database) as connection:
-            return connection.execute(f"SELECT {columns} FROM {table} ORDER BY 1".encode()).fetchall()
+            return connection.execute(
+                f"SELECT {columns} FROM {table} ORDER BY 1".encode()
+            ).fetchall()
 
     return rows
 
@@ -85,7 +89,9 @@ Rows = Callable[..., list[tuple[Any, ...]]]
 
 
 @pytest.mark.usefixtures("enabled")
-async def test_an_async_session_enqueues_in_its_transaction(aengine: AsyncEngine, rows: Rows) -> None:
+async def test_an_async_session_enqueues_in_its_transaction(
+    aengine: AsyncEngine, rows: Rows
+) -> None:
     async with AsyncSession(aengine) as session, session.begin():
         outbox_id = await outbox.enqueue(session, chat(), traceparent=TRACE)
         assert rows() == []
@@ -103,14 +109,18 @@ async def test_an_async_session_enqueues_in_its_transaction(aengine: AsyncEngine
 
 
 @pytest.mark.usefixtures("enabled")
-async def test_an_async_connection_enqueues_in_its_transaction(aengine: AsyncEngine, rows: Rows) -> None:
+async def test_an_async_connection_enqueues_in_its_transaction(
+    aengine: AsyncEngine, rows: Rows
+) -> None:
     async with aengine.begin() as connection:
         outbox_id = await outbox.enqueue(connection, chat())
     assert rows() == [(outbox_id, "c1")]
 
 
 @pytest.mark.usefixtures("enabled")
-def test_a_session_and_a_connection_enqueue_in_their_transaction(engine: Engine, rows: Rows) -> None:
+def test_a_session_and_a_connection_enqueue_in_their_transaction(
+    engine: Engine, rows: Rows
+) -> None:
     with Session(engine) as session, session.begin():
         first = outbox.enqueue_sync(session, chat())
         assert rows() == []
@@ -145,17 +155,23 @@ async def test_any_driver_of_sqlalchemy_enqueues(database: str, rows: Rows) -> N
         aengine = create_async_engine(url.set(drivername=name))
         async with AsyncSession(aengine) as asession, asession.begin():
             ids.append(await outbox.enqueue(asession, chat("one", text_of), ordered=True))
-            ids += await outbox.enqueue(asession, [chat("a", text_of), chat("b", text_of)], traceparent=TRACE)
+            ids += await outbox.enqueue(
+                asession, [chat("a", text_of), chat("b", text_of)], traceparent=TRACE
+            )
         await aengine.dispose()
     for name in ("postgresql+psycopg2", "postgresql+psycopg"):
         engine = create_engine(url.set(drivername=name))
         with Session(engine) as session, session.begin():
             ids.append(outbox.enqueue_sync(session, chat("one", text_of), ordered=True))
-            ids += outbox.enqueue_sync(session, [chat("a", text_of), chat("b", text_of)], traceparent=TRACE)
+            ids += outbox.enqueue_sync(
+                session, [chat("a", text_of), chat("b", text_of)], traceparent=TRACE
+            )
         engine.dispose()
     assert rows("id, key, payload->>'message', traceparent") == [
         (outbox_id, key, text_of, trace)
-        for outbox_id, (key, trace) in zip(ids, [("one", None), ("a", TRACE), ("b", TRACE)] * 4, strict=True)
+        for outbox_id, (key, trace) in zip(
+            ids, [("one", None), ("a", TRACE), ("b", TRACE)] * 4, strict=True
+        )
     ]
 
 
@@ -165,18 +181,24 @@ async def test_what_is_no_connection_is_refused_with_the_name_of_what_takes_it(
 ) -> None:
     anything: Any = Session(engine)
     with pytest.raises(
-        UsageError, match=r"a sqlalchemy\.orm\.session\.Session was given: .*; enqueue_sync takes this one"
+        UsageError,
+        match=r"a sqlalchemy\.orm\.session\.Session was given: .*; enqueue_sync takes this one",
     ):
         await outbox.enqueue(anything, chat())
     anything = AsyncSession(aengine)
     with pytest.raises(
-        UsageError, match=r"expected a Session, scoped_session or Connection .*; enqueue takes this one"
+        UsageError,
+        match=r"expected a Session, scoped_session or Connection .*; enqueue takes this one",
     ):
         outbox.enqueue_sync(anything, chat())
     anything = engine
-    with pytest.raises(UsageError, match=r"a sqlalchemy\.engine\.base\.Engine was given: expected a Session"):
+    with pytest.raises(
+        UsageError, match=r"a sqlalchemy\.engine\.base\.Engine was given: expected a Session"
+    ):
         outbox.enqueue_sync(anything, chat())
-    with psycopg.connect(engine.url.render_as_string(hide_password=False).replace("+psycopg", "")) as connection:
+    with psycopg.connect(
+        engine.url.render_as_string(hide_password=False).replace("+psycopg", "")
+    ) as connection:
         anything = connection
         with pytest.raises(UsageError, match=r"a psycopg\.Connection was given"):
             outbox.enqueue_sync(anything, chat())
@@ -188,14 +210,18 @@ def test_more_ordered_keys_than_the_server_has_locks_for_are_refused_before_anyt
 ) -> None:
     many = [chat(f"c{number}") for number in range(outbox.ORDERED_KEYS + 1)]
     with engine.begin() as connection:
-        with pytest.raises(UsageError, match=r"ordered=True with 1001 keys in one call: expected at most 1000"):
+        with pytest.raises(
+            UsageError, match=r"ordered=True with 1001 keys in one call: expected at most 1000"
+        ):
             outbox.enqueue_sync(connection, many, ordered=True)
         assert len(outbox.enqueue_sync(connection, many[1:], ordered=True)) == outbox.ORDERED_KEYS
     assert len(rows()) == outbox.ORDERED_KEYS
 
 
 @pytest.mark.usefixtures("enabled")
-async def test_nothing_commits_but_the_caller(aengine: AsyncEngine, engine: Engine, rows: Rows) -> None:
+async def test_nothing_commits_but_the_caller(
+    aengine: AsyncEngine, engine: Engine, rows: Rows
+) -> None:
     commits: list[object] = []
     event.listen(engine, "commit", commits.append)
     event.listen(aengine.sync_engine, "commit", commits.append)
@@ -210,7 +236,9 @@ async def test_nothing_commits_but_the_caller(aengine: AsyncEngine, engine: Engi
 
 
 @pytest.mark.usefixtures("enabled")
-async def test_rolled_back_nothing_is_left(aengine: AsyncEngine, engine: Engine, rows: Rows) -> None:
+async def test_rolled_back_nothing_is_left(
+    aengine: AsyncEngine, engine: Engine, rows: Rows
+) -> None:
     with pytest.raises(ZeroDivisionError):
         async with AsyncSession(aengine) as session, session.begin():
             await outbox.enqueue(session, [chat(), chat("c2")])
@@ -254,7 +282,9 @@ async def test_many_events_are_one_statement_with_ids_in_their_order(
     assert [len(found) for found in seen] == [1, 1]
     assert all("INSERT INTO outbox " in found[0] for found in seen)
     assert ids == sorted(set(ids))
-    expected = [(outbox_id, f"message {number % 1000}") for number, outbox_id in enumerate([*ids, *more])]
+    expected = [
+        (outbox_id, f"message {number % 1000}") for number, outbox_id in enumerate([*ids, *more])
+    ]
     assert rows("id, payload->>'message'") == expected
 
 
@@ -273,7 +303,8 @@ def test_one_bad_event_among_many_and_nothing_is_written(engine: Engine, rows: R
     seen = statements(engine)
     with engine.begin() as connection:
         with pytest.raises(
-            PayloadInvalid, match="chat_history_persist: 'message' is of type int: expected str, got int"
+            PayloadInvalid,
+            match="chat_history_persist: 'message' is of type int: expected str, got int",
         ):
             outbox.enqueue_sync(connection, [chat(), chat(message=5), chat()])  # type: ignore[arg-type]
         assert seen == []
@@ -284,7 +315,10 @@ def test_one_bad_event_among_many_and_nothing_is_written(engine: Engine, rows: R
 @pytest.mark.usefixtures("enabled")
 @pytest.mark.parametrize("thing", [object(), "text", {"user_id": 1}, {1}, None, [None]])
 def test_an_object_that_is_no_event_is_named(engine: Engine, thing: object) -> None:
-    with engine.connect() as connection, pytest.raises(RegistryInvalid, match=r"builtins\.\w+ is not an event"):
+    with (
+        engine.connect() as connection,
+        pytest.raises(RegistryInvalid, match=r"builtins\.\w+ is not an event"),
+    ):
         outbox.enqueue_sync(connection, thing)
 
 
@@ -299,7 +333,9 @@ async def test_ordered_transactions_of_one_key_take_turns_and_of_two_keys_do_not
     async with asyncio.timeout(60), asyncio.TaskGroup() as group, aengine.begin() as connection:
         first = await outbox.enqueue(connection, chat("shared"), ordered=True)
         waiting = group.create_task(enqueue("b", "shared", "a"))
-        await eventually(lambda: rows("pid", "pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+        await eventually(
+            lambda: rows("pid", "pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        )
         [other] = await enqueue("other")
         last = await outbox.enqueue(connection, chat("shared"))
         assert not waiting.done()
@@ -309,7 +345,9 @@ async def test_ordered_transactions_of_one_key_take_turns_and_of_two_keys_do_not
 
 
 @pytest.mark.usefixtures("enabled")
-async def test_ordered_transactions_over_many_keys_do_not_deadlock(aengine: AsyncEngine, rows: Rows) -> None:
+async def test_ordered_transactions_over_many_keys_do_not_deadlock(
+    aengine: AsyncEngine, rows: Rows
+) -> None:
     async def enqueue(keys: list[str]) -> None:
         async with aengine.begin() as connection:
             await outbox.enqueue(connection, [chat(key) for key in keys], ordered=True)
@@ -325,7 +363,10 @@ def test_before_start_and_after_close_it_is_not_configured(engine: Engine) -> No
     outbox.close()
     with engine.connect() as connection:
         for act in (outbox.enqueue_sync, outbox.record_sync):
-            with pytest.raises(OutboxNotConfigured, match=r"call streams\.outbox\.start\(\) when the process starts"):
+            with pytest.raises(
+                OutboxNotConfigured,
+                match=r"call streams\.outbox\.start\(\) when the process starts",
+            ):
                 act(connection, chat())
         outbox.start(Settings())
         outbox.enqueue_sync(connection, chat())
@@ -342,7 +383,9 @@ async def test_async_before_start_it_is_not_configured(aengine: AsyncEngine) -> 
                 await act(connection, chat())
 
 
-def test_start_and_close_are_safe_in_any_state(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_and_close_are_safe_in_any_state(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outbox.close()
     outbox.close()
     outbox.start(Settings())
@@ -362,10 +405,15 @@ def test_start_and_close_are_safe_in_any_state(engine: Engine, monkeypatch: pyte
 
 
 def test_the_topic_and_the_limit_are_the_configured_ones(engine: Engine, rows: Rows) -> None:
-    outbox.start(load(environ={"STREAMS_BROKER__TOPIC_PREFIX": "test.", "STREAMS_OUTBOX__MAX_BYTES": "100"}))
+    outbox.start(
+        load(environ={"STREAMS_BROKER__TOPIC_PREFIX": "test.", "STREAMS_OUTBOX__MAX_BYTES": "100"})
+    )
     with engine.begin() as connection:
         outbox.enqueue_sync(connection, chat())
-        with pytest.raises(PayloadInvalid, match="chat_history_persist: payload has 163 bytes, expected at most 100"):
+        with pytest.raises(
+            PayloadInvalid,
+            match="chat_history_persist: payload has 163 bytes, expected at most 100",
+        ):
             outbox.enqueue_sync(connection, chat(message="x" * 100))
     outbox.close()
     assert rows("topic") == [("test.chat-history",)]
@@ -381,12 +429,18 @@ async def test_disabled_enqueue_says_what_to_use(aengine: AsyncEngine, engine: E
 
 
 @pytest.mark.usefixtures("enabled")
-async def test_record_enqueues_while_enabled(aengine: AsyncEngine, engine: Engine, rows: Rows) -> None:
+async def test_record_enqueues_while_enabled(
+    aengine: AsyncEngine, engine: Engine, rows: Rows
+) -> None:
     async with AsyncSession(aengine) as session, session.begin():
         await outbox.record(session, [chat("a"), chat("b")], ordered=True, traceparent=TRACE)
     with Session(engine) as plain, plain.begin():
         outbox.record_sync(plain, chat("c"), traceparent=TRACE)
-    assert [row[1:] for row in rows("id, key, traceparent")] == [("a", TRACE), ("b", TRACE), ("c", TRACE)]
+    assert [row[1:] for row in rows("id, key, traceparent")] == [
+        ("a", TRACE),
+        ("b", TRACE),
+        ("c", TRACE),
+    ]
     assert rows("*", "chat_histories") == []
 
 
@@ -408,7 +462,9 @@ async def test_record_runs_the_handler_in_the_callers_transaction_while_disabled
 
 
 @pytest.mark.usefixtures("disabled")
-def test_record_sync_runs_the_handler_in_the_callers_transaction_while_disabled(engine: Engine, rows: Rows) -> None:
+def test_record_sync_runs_the_handler_in_the_callers_transaction_while_disabled(
+    engine: Engine, rows: Rows
+) -> None:
     with Session(engine) as session, session.begin():
         outbox.record_sync(session, chat("a"))
         assert rows("*", "chat_histories") == []
@@ -422,7 +478,9 @@ def test_record_sync_runs_the_handler_in_the_callers_transaction_while_disabled(
 
 
 @pytest.mark.usefixtures("disabled")
-async def test_record_checks_the_payload_while_disabled_too(aengine: AsyncEngine, engine: Engine) -> None:
+async def test_record_checks_the_payload_while_disabled_too(
+    aengine: AsyncEngine, engine: Engine
+) -> None:
     bad = chat(message="\x00")
     async with aengine.connect() as connection:
         with pytest.raises(PayloadInvalid):
@@ -444,13 +502,18 @@ def test_ids_of_direct_writes_never_meet_ids_of_the_outbox(engine: Engine, rows:
     assert max(direct) > enqueued > min(direct)
 
 
-def test_a_handler_that_waits_for_something_else_cannot_run_without_a_loop(engine: Engine, rows: Rows) -> None:
+def test_a_handler_that_waits_for_something_else_cannot_run_without_a_loop(
+    engine: Engine, rows: Rows
+) -> None:
     async def handler(connection: AsyncConnection) -> None:
         await connection.exec_driver_sql("INSERT INTO agent_chats VALUES (1, 'x', 1, now())")
         await asyncio.sleep(0)
 
     with engine.connect() as connection:
-        with pytest.raises(UsageError, match=r"awaits more than its connection: call outbox\.record from async code"):
+        with pytest.raises(
+            UsageError,
+            match=r"awaits more than its connection: call outbox\.record from async code",
+        ):
             run_sync(connection, handler)
         connection.rollback()
     assert rows("*", "agent_chats") == []
@@ -464,7 +527,9 @@ def test_an_error_that_a_handler_raises_reaches_the_caller(engine: Engine) -> No
         run_sync(connection, handler)
 
 
-def test_a_handler_may_use_its_connection_in_every_usual_way_without_a_loop(engine: Engine, rows: Rows) -> None:
+def test_a_handler_may_use_its_connection_in_every_usual_way_without_a_loop(
+    engine: Engine, rows: Rows
+) -> None:
     async def handler(connection: AsyncConnection) -> None:
         assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
         assert await connection.scalar(text("SELECT 2")) == 2

@@ -52,7 +52,11 @@ async def test_ten_thousand_messages_behind_one_head(notes: Notes, eventually: E
     ids = [row[0] for row in notes.world.query("SELECT id FROM outbox ORDER BY id")]
     publish(notes.world.settings.broker_url, notes.topic, notes.world.url, ids[1:])
     await eventually(
-        lambda: notes.world.query("SELECT count(*) FROM outbox_state WHERE status = 'parked'") == [(MANY,)], 60
+        lambda: (
+            notes.world.query("SELECT count(*) FROM outbox_state WHERE status = 'parked'")
+            == [(MANY,)]
+        ),
+        60,
     )
     beside = notes.send("b", "b0", "b1")
     await eventually(lambda: notes.all(beside, "consumed"), 30)
@@ -63,24 +67,35 @@ async def test_ten_thousand_messages_behind_one_head(notes: Notes, eventually: E
     assert worker.running
 
 
-async def test_conversations_with_odd_keys_wait_and_go_on(notes: Notes, eventually: Eventually) -> None:
+async def test_conversations_with_odd_keys_wait_and_go_on(
+    notes: Notes, eventually: Eventually
+) -> None:
     notes.world.worker()
     for key in KEYS:
         notes.fail(f"{key} 1")
     ids = {key: notes.send(key, *[f"{key} {n}" for n in range(3)]) for key in KEYS}
     expected = ["consumed", "retrying", "parked"]
-    await eventually(lambda: all(list(notes.states(some).values()) == expected for some in ids.values()), 60)
+    await eventually(
+        lambda: all(list(notes.states(some).values()) == expected for some in ids.values()), 60
+    )
     late = [one for key in KEYS for one in notes.send(key, f"{key} 3")]
     await eventually(lambda: notes.all(late, "parked"), 30)
     notes.mend()
-    await eventually(lambda: notes.all([one for some in ids.values() for one in some] + late, "consumed"), 60)
+    await eventually(
+        lambda: notes.all([one for some in ids.values() for one in some] + late, "consumed"), 60
+    )
     for key in KEYS:
         assert notes.saved(key) == [f"{key} {n}" for n in range(4)]
 
 
-async def test_a_retry_that_hangs_costs_its_own_conversation(notes: Notes, eventually: Eventually) -> None:
+async def test_a_retry_that_hangs_costs_its_own_conversation(
+    notes: Notes, eventually: Eventually
+) -> None:
     """The message fails at first, and hangs when it is retried: time is counted as an attempt, and others go on."""
-    notes.world.environ |= {"STREAMS_WORKER__HANDLER_TIMEOUT": "1", "STREAMS_WORKER__LOCK_TIMEOUT": "0.5"}
+    notes.world.environ |= {
+        "STREAMS_WORKER__HANDLER_TIMEOUT": "1",
+        "STREAMS_WORKER__LOCK_TIMEOUT": "0.5",
+    }
     notes.world.query(
         "CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$;"
         " CREATE TRIGGER hang BEFORE INSERT ON notes FOR EACH ROW"
@@ -96,7 +111,9 @@ async def test_a_retry_that_hangs_costs_its_own_conversation(notes: Notes, event
     await eventually(lambda: notes.all(others, "consumed"), 60)
 
     def timed_out() -> bool:
-        rows = notes.world.query("SELECT attempts, error_code FROM outbox_state WHERE outbox_id = %s", ids[0])
+        rows = notes.world.query(
+            "SELECT attempts, error_code FROM outbox_state WHERE outbox_id = %s", ids[0]
+        )
         return bool(rows) and rows[0][0] >= 2 and rows[0][1] in ("timeout", "57014")
 
     await eventually(timed_out, 60)

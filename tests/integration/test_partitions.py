@@ -45,7 +45,9 @@ async def bounds(connection: psycopg.AsyncConnection[Any]) -> dict[str, str]:
     return {name: bound.removeprefix("FOR VALUES ") for name, bound in await cursor.fetchall()}
 
 
-async def test_a_migrated_database_has_partitions_to_write_to(connection: psycopg.AsyncConnection[Any]) -> None:
+async def test_a_migrated_database_has_partitions_to_write_to(
+    connection: psycopg.AsyncConnection[Any],
+) -> None:
     assert await bounds(connection) == {
         "outbox_0": "FROM ('0') TO ('5000000')",
         "outbox_state_0": "FROM ('0') TO ('5000000')",
@@ -58,7 +60,8 @@ async def test_partitions_are_made_while_an_enqueue_is_open_and_others_go_on(
 ) -> None:
     async with asyncio.timeout(10):
         async with connection.transaction():
-            # Of two tables each: up to 5, 10, 15 million there is one more, and here it is not committed yet.
+            # Of two tables each: up to 5, 10, 15 million there is one more, and here it is not
+            # committed yet.
             assert await ensure(connection, ahead=2 * WIDTH, width=WIDTH) == 4
             async with await connect(database, session={"lock_timeout": "5s"}) as other:
                 await other.execute(ENQUEUE)
@@ -68,16 +71,21 @@ async def test_partitions_are_made_while_an_enqueue_is_open_and_others_go_on(
     assert await (await connection.execute("SELECT count(*) FROM outbox")).fetchone() == (3,)
 
 
-async def test_two_at_once_make_each_partition_once(connection: psycopg.AsyncConnection[Any], database: str) -> None:
+async def test_two_at_once_make_each_partition_once(
+    connection: psycopg.AsyncConnection[Any], database: str
+) -> None:
     async with await connect(database) as other, asyncio.timeout(20):
         made = await asyncio.gather(
-            ensure(connection, ahead=3 * WIDTH, width=WIDTH), ensure(other, ahead=3 * WIDTH, width=WIDTH)
+            ensure(connection, ahead=3 * WIDTH, width=WIDTH),
+            ensure(other, ahead=3 * WIDTH, width=WIDTH),
         )
     assert sorted(made) == [0, 6]
     assert len(await bounds(connection)) == 8
 
 
-async def test_a_changed_width_goes_on_where_the_last_partition_ends(connection: psycopg.AsyncConnection[Any]) -> None:
+async def test_a_changed_width_goes_on_where_the_last_partition_ends(
+    connection: psycopg.AsyncConnection[Any],
+) -> None:
     await ensure(connection, ahead=WIDTH, width=3_000_000)
     await ensure(connection, ahead=WIDTH + 2_000_000, width=1_000_000)
     found = await bounds(connection)
@@ -103,7 +111,9 @@ async def test_rows_cross_into_the_next_partition(connection: psycopg.AsyncConne
     ]
 
 
-async def test_a_new_partition_has_what_the_old_ones_have(connection: psycopg.AsyncConnection[Any]) -> None:
+async def test_a_new_partition_has_what_the_old_ones_have(
+    connection: psycopg.AsyncConnection[Any],
+) -> None:
     await ensure(connection, ahead=WIDTH, width=WIDTH)
     for parent in ("outbox", "outbox_state"):
         shapes = []
@@ -130,7 +140,9 @@ async def test_without_a_partition_enqueue_fails_loudly_and_works_again_with_one
     connection: psycopg.AsyncConnection[Any],
 ) -> None:
     await connection.execute("SELECT setval('outbox_id_seq', 4999999)")
-    with pytest.raises(errors.CheckViolation, match='no partition of relation "outbox" found for row'):
+    with pytest.raises(
+        errors.CheckViolation, match='no partition of relation "outbox" found for row'
+    ):
         await connection.execute(ENQUEUE)
     assert await ensure(connection, ahead=1, width=WIDTH) == 2
     await connection.execute(ENQUEUE)
@@ -144,7 +156,9 @@ async def test_after_a_jump_of_the_sequence_the_gap_gets_no_partitions(
     await connection.execute(ENQUEUE)
 
 
-async def test_rows_of_a_rolled_back_transaction_are_gone(connection: psycopg.AsyncConnection[Any]) -> None:
+async def test_rows_of_a_rolled_back_transaction_are_gone(
+    connection: psycopg.AsyncConnection[Any],
+) -> None:
     with pytest.raises(ZeroDivisionError):
         async with connection.transaction():
             await ensure(connection, ahead=WIDTH, width=WIDTH)
@@ -166,7 +180,9 @@ def test_the_sync_twin_leaves_the_commit_to_its_caller(database: str) -> None:
     engine.dispose()
 
 
-def test_status_says_how_long_the_partitions_last(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_says_how_long_the_partitions_last(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DATABASE_URL", database)
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(
@@ -204,5 +220,7 @@ def test_the_first_error_is_the_one_that_migrate_shows(database: str) -> None:
         connection.execute("CREATE TABLE outbox_5000000 (id int)")
         connection.execute("SELECT setval('outbox_id_seq', 4999999)")
     settings = load(environ={"DATABASE_URL": database, "STREAMS_RELAY__MODE": "poll"})
-    with pytest.raises(UsageError, match='refuses to migrate: relation "outbox_5000000" already exists'):
+    with pytest.raises(
+        UsageError, match='refuses to migrate: relation "outbox_5000000" already exists'
+    ):
         list(migrate.migrate(settings, configured(settings)))

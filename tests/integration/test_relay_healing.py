@@ -29,7 +29,9 @@ def log(world: World, number: int = 0) -> str:
 
 def doing(world: World) -> tuple[Any, ...]:
     """(mode, what the leader does)."""
-    [found] = world.query("SELECT mode, doing FROM relay_position WHERE name = %s", world.settings.relay.name)
+    [found] = world.query(
+        "SELECT mode, doing FROM relay_position WHERE name = %s", world.settings.relay.name
+    )
     return found
 
 
@@ -38,7 +40,10 @@ def streaming(world: World) -> Callable[[], bool]:
 
 
 async def drop(world: World, eventually: Eventually) -> None:
-    """Drop the slot while a relay reads it, which takes its walsender first; the relay is quick to be back."""
+    """Drop the slot while a relay reads it, which takes its walsender first.
+
+    The relay is quick to be back.
+    """
 
     def dropped() -> bool:
         with psycopg.connect(world.url, autocommit=True) as connection:
@@ -105,13 +110,17 @@ async def test_a_slot_whose_wal_is_gone_is_made_anew_without_a_gap(
 def spend(world: World) -> bool:
     """Some WAL that has nothing to do with the outbox."""
     for _ in range(3):
-        world.query("SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000)) FROM generate_series(1, 20)")
+        world.query(
+            "SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000)) FROM generate_series(1, 20)"
+        )
         world.query("SELECT pg_switch_wal()")
     world.query("CHECKPOINT")
     return True
 
 
-async def test_a_slot_that_somebody_made_anew_meanwhile_is_not_trusted(world: World, eventually: Eventually) -> None:
+async def test_a_slot_that_somebody_made_anew_meanwhile_is_not_trusted(
+    world: World, eventually: Eventually
+) -> None:
     """As after a failover: the name is there, what was written before it began is not in it."""
     world.migrate()
     first = world.relay(STREAMS_RELAY__MODE="cdc")
@@ -120,7 +129,9 @@ async def test_a_slot_that_somebody_made_anew_meanwhile_is_not_trusted(world: Wo
     first.kill()
     ids += enqueue(world.url, world.topic, [payload(n, f"c{n % 9}") for n in range(100)])
     await drop(world, eventually)
-    world.query("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", world.settings.relay.name)
+    world.query(
+        "SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", world.settings.relay.name
+    )
     writers = Writers(world.url, world.topic, 30)
     world.relay(STREAMS_RELAY__MODE="cdc")
     ids += await asyncio.to_thread(writers.join)
@@ -159,7 +170,10 @@ async def test_a_role_that_may_not_make_a_slot_polls_and_says_what_mends_it(
     world.migrate()
     world.query(f"CREATE ROLE {name} LOGIN REPLICATION IN ROLE pg_read_all_data, pg_write_all_data")
     try:
-        environ = {"STREAMS_RELAY__MODE": "cdc", "DATABASE_URL": world.url.replace("postgres@", f"{name}@")}
+        environ = {
+            "STREAMS_RELAY__MODE": "cdc",
+            "DATABASE_URL": world.url.replace("postgres@", f"{name}@"),
+        }
         relay = world.relay(**environ)
         ids = enqueue(world.url, world.topic, [payload(n, f"c{n % 9}") for n in range(20)])
         await eventually(published(world, ids))
@@ -169,7 +183,9 @@ async def test_a_role_that_may_not_make_a_slot_polls_and_says_what_mends_it(
         await eventually(published(world, ids))
         await eventually(lambda: f"ALTER ROLE {name} REPLICATION" in log(world))
         statement = "SELECT mode, reason FROM relay_position"
-        await eventually(lambda: f"run ALTER ROLE {name} REPLICATION" in (world.query(statement)[0][1] or ""))
+        await eventually(
+            lambda: f"run ALTER ROLE {name} REPLICATION" in (world.query(statement)[0][1] or "")
+        )
         world.query(f"ALTER ROLE {name} REPLICATION")
         await eventually(streaming(world), 60)
         relay.kill()
@@ -180,7 +196,9 @@ async def test_a_role_that_may_not_make_a_slot_polls_and_says_what_mends_it(
         world.query(f"DROP OWNED BY {name}; DROP ROLE {name}")
 
 
-async def test_rows_from_before_the_first_slot_are_published(world: World, eventually: Eventually) -> None:
+async def test_rows_from_before_the_first_slot_are_published(
+    world: World, eventually: Eventually
+) -> None:
     ids = enqueue(world.url, world.topic, [payload(n, f"c{n % 9}") for n in range(50)])
     world.migrate()
     ids += enqueue(world.url, world.topic, [payload(n, f"c{n % 9}") for n in range(50)])

@@ -19,13 +19,13 @@ from tests.fixtures.command import streams
 from tests.fixtures.publish import enqueue, payload
 
 BACK = "ALTER TABLE outbox ALTER COLUMN id RESTART WITH 3"
-ELSEWHERE = (
-    "UPDATE relay_position SET identity = '7/' || split_part(identity, '/', 2) || '/' || split_part(identity, '/', 3)"
-)
+ELSEWHERE = "UPDATE relay_position SET identity = '7/' || split_part(identity, '/', 2) || '/' || split_part(identity, '/', 3)"
 
 
 @pytest.fixture(params=["cdc", "poll"])
-async def relayed(world: World, request: pytest.FixtureRequest, eventually: Eventually) -> AsyncIterator[World]:
+async def relayed(
+    world: World, request: pytest.FixtureRequest, eventually: Eventually
+) -> AsyncIterator[World]:
     """A world whose relay has published 50 rows and saved that."""
     world.environ["STREAMS_RELAY__MODE"] = request.param
     world.migrate()
@@ -83,11 +83,15 @@ async def test_a_copy_of_the_database_is_refused_and_can_be_adopted(
     original, relayed.environ["DATABASE_URL"] = relayed.url, postgres.url_of(copy)
     relayed.environ["STREAMS_RELAY__MODE"] = "poll"
     try:
-        assert "this is not the database that relay" in await refusal(relayed, relayed.relay(), eventually)
+        assert "this is not the database that relay" in await refusal(
+            relayed, relayed.relay(), eventually
+        )
         assert (await streams(relayed, "relay", "status")).code == 1
         asked = await streams(relayed, "relay", "adopt")
         assert (asked.code, "expected --yes, or a terminal to ask" in asked.error) == (2, True)
-        done = await streams(relayed, "relay", "adopt", "--yes", "--skip", "1000", "--why", "a drill")
+        done = await streams(
+            relayed, "relay", "adopt", "--yes", "--skip", "1000", "--why", "a drill"
+        )
         assert (done.code, "goes on at floor 50" in done.out) == (0, True)
         relay = relayed.relay()
         ids = enqueue(relayed.url, relayed.topic, [payload(n, f"c{n % 5}") for n in range(20)])
@@ -109,7 +113,10 @@ async def test_a_copy_of_the_database_is_refused_and_can_be_adopted(
 async def test_a_dump_restored_on_another_server_is_refused_and_can_be_adopted(
     relayed: World, tmp_path_factory: pytest.TempPathFactory, eventually: Eventually
 ) -> None:
-    """What the dump holds unpublished is published from there; what the first server published meanwhile is not of it."""
+    """What the dump holds unpublished is published from there.
+
+    What the first server published meanwhile is not of it.
+    """
     await relayed.processes[0].stop(grace=8)
     waiting = enqueue(relayed.url, relayed.topic, [payload(n, f"c{n % 5}") for n in range(10)])
     directory = tmp_path_factory.mktemp("second")
@@ -119,7 +126,9 @@ async def test_a_dump_restored_on_another_server_is_refused_and_can_be_adopted(
         await run(postgres_bin() / "pg_restore", "--exit-on-error", f"--dbname={second.url}", dump)
         original, relayed.environ["DATABASE_URL"] = relayed.url, second.url
         try:
-            assert "this is not the database that relay" in await refusal(relayed, relayed.relay(), eventually)
+            assert "this is not the database that relay" in await refusal(
+                relayed, relayed.relay(), eventually
+            )
             done = await streams(relayed, "relay", "adopt", "--yes")
             assert (done.code, "goes on at floor 50" in done.out) == (0, True)
             relayed.migrate()  # a dump holds no replication slot
@@ -136,7 +145,9 @@ async def test_a_dump_restored_on_another_server_is_refused_and_can_be_adopted(
 
 async def run(*command: str | Path) -> None:
     """A program of PostgreSQL's, to its end."""
-    process = await asyncio.create_subprocess_exec(*map(str, command), stderr=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *map(str, command), stderr=asyncio.subprocess.PIPE
+    )
     _, errors = await process.communicate()
     assert process.returncode == 0, errors.decode()
 
@@ -164,7 +175,9 @@ async def test_a_relay_that_leads_is_not_adopted_under_its_feet(relayed: World) 
     assert answer.code == 0 or "leads at this moment: stop it first" in answer.error
 
 
-async def test_after_a_failover_that_lost_its_tail_ids_are_left_out(relayed: World, eventually: Eventually) -> None:
+async def test_after_a_failover_that_lost_its_tail_ids_are_left_out(
+    relayed: World, eventually: Eventually
+) -> None:
     """Nothing in the database tells: the floor was replicated, ids after it were drawn, published, and are lost."""
     await relayed.processes[0].stop(signal.SIGTERM, grace=8)
     refused = await streams(relayed, "relay", "adopt", "--yes")

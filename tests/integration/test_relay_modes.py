@@ -20,7 +20,9 @@ from tests.contract.test_relay_contract import check_order, confirmed, leads, on
 from tests.fixtures.publish import CHAT, commit, enqueue, payload
 
 PAGE = Path(__file__).parents[2] / "docs" / "relays.md"
-PRIVILEGES = re.findall(r"^```sql\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+PRIVILEGES = re.findall(
+    r"^```sql\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+)
 
 ODD = """
 INSERT INTO outbox (biz_type, topic, key, payload, traceparent, resend_of, created_at) VALUES
@@ -62,7 +64,9 @@ async def test_records_are_the_same_bytes_in_every_mode(
     await Connect(connect.url, f"{name}d").delete()
     found = on_topic(world)
     for one in ids:
-        by_log, by_poll, by_debezium = [record._replace(offset=0) for record in found if record.id == one]
+        by_log, by_poll, by_debezium = [
+            record._replace(offset=0) for record in found if record.id == one
+        ]
         assert by_log == by_poll == by_debezium
 
 
@@ -107,7 +111,9 @@ async def test_the_least_privileges_of_polling_are_enough_and_auto_says_why_it_p
     relay = world.relay(STREAMS_RELAY__MODE="auto", DATABASE_URL=least)
     ids = enqueue(world.url, world.topic, [payload(n, f"c{n % 9}") for n in range(200)])
     await eventually(published(world, ids))
-    await eventually(lambda: world.query("SELECT mode, floor FROM relay_position") == [("poll", ids[-1])])
+    await eventually(
+        lambda: world.query("SELECT mode, floor FROM relay_position") == [("poll", ids[-1])]
+    )
     log = world.directory / "streams-0.log"
     assert "ALTER ROLE outbox_relay REPLICATION" in log.read_text()
     lost(world)
@@ -125,10 +131,14 @@ async def test_the_least_privileges_of_a_relay_that_reads_the_log_are_enough(
     _, replicate = PRIVILEGES
     world.query(replicate)
     debezium = {"STREAMS_CONNECT__URL": connect.url, "STREAMS_CONNECT__REGISTER": "true"}
-    relay = world.relay(STREAMS_RELAY__MODE=mode, DATABASE_URL=least, **(debezium if mode == "debezium" else {}))
+    relay = world.relay(
+        STREAMS_RELAY__MODE=mode, DATABASE_URL=least, **(debezium if mode == "debezium" else {})
+    )
     ids = enqueue(world.url, world.topic, [payload(n, f"c{n % 9}") for n in range(200)])
     await eventually(published(world, ids), 60)
-    await eventually(lambda: world.query("SELECT mode, floor FROM relay_position") == [(mode, ids[-1])])
+    await eventually(
+        lambda: world.query("SELECT mode, floor FROM relay_position") == [(mode, ids[-1])]
+    )
     log = world.directory / "streams-0.log"
     lost(world)
     await eventually(lambda: "messages sent again" in log.read_text())
@@ -142,7 +152,9 @@ def lost(world: World) -> None:
     settings = world.settings
     consumer = Consumer(kafka.client(settings, group_id="nobody"))
     places = [TopicPartition(world.topic, number) for number in range(settings.topic.partitions)]
-    ends = {place.partition: consumer.get_watermark_offsets(place, timeout=10)[1] for place in places}
+    ends = {
+        place.partition: consumer.get_watermark_offsets(place, timeout=10)[1] for place in places
+    }
     consumer.close()
     commit(settings.broker_url, settings.worker.group, world.topic, ends)
 

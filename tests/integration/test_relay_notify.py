@@ -31,7 +31,12 @@ def woken(world: World) -> World:
 
 async def asleep(world: World, eventually: Eventually) -> None:
     """The relay has looked and waits."""
-    await eventually(lambda: world.query(f"SELECT wait_event = 'ClientRead' AND state = 'idle' {POLLER}") == [(True,)])
+    await eventually(
+        lambda: (
+            world.query(f"SELECT wait_event = 'ClientRead' AND state = 'idle' {POLLER}")
+            == [(True,)]
+        )
+    )
 
 
 async def test_it_looks_when_somebody_has_committed(woken: World, eventually: Eventually) -> None:
@@ -46,7 +51,9 @@ async def test_it_looks_when_somebody_has_committed(woken: World, eventually: Ev
     assert relay.returncode == 0
 
 
-async def test_it_is_woken_again_after_its_connection_was_lost(woken: World, eventually: Eventually) -> None:
+async def test_it_is_woken_again_after_its_connection_was_lost(
+    woken: World, eventually: Eventually
+) -> None:
     relay = woken.relay()
     await eventually(leads(woken, relay))
     await asleep(woken, eventually)
@@ -61,14 +68,19 @@ async def test_it_is_woken_again_after_its_connection_was_lost(woken: World, eve
     assert relay.running
 
 
-async def test_without_being_told_it_looks_at_its_interval_and_says_why(woken: World, eventually: Eventually) -> None:
+async def test_without_being_told_it_looks_at_its_interval_and_says_why(
+    woken: World, eventually: Eventually
+) -> None:
     woken.query("DROP TRIGGER outbox_notify ON outbox")
     woken.relay(STREAMS_RELAY__POLL_INTERVAL="1")
     ids = enqueue(woken.url, woken.topic, [payload(1, "c")])
     await eventually(published(woken, ids), 15)
     ids = enqueue(woken.url, woken.topic, [payload(2, "c")])
     await eventually(published(woken, ids), 15)
-    assert "has no trigger that notifies: run `streams migrate`" in (woken.directory / "streams-0.log").read_text()
+    assert (
+        "has no trigger that notifies: run `streams migrate`"
+        in (woken.directory / "streams-0.log").read_text()
+    )
 
 
 def test_migrate_makes_the_trigger_and_removes_it(woken: World) -> None:
@@ -85,7 +97,10 @@ async def test_migrate_waits_for_writers_without_holding_others_up(
 ) -> None:
     monkeypatch.setattr(streams.database.notify, "ATTEMPTS", 2)
     woken.environ["STREAMS_RELAY__NOTIFY"] = "false"
-    with psycopg.connect(woken.url) as open_one, psycopg.connect(woken.url, autocommit=True) as other:
+    with (
+        psycopg.connect(woken.url) as open_one,
+        psycopg.connect(woken.url, autocommit=True) as other,
+    ):
         insert = "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c', '{}')"
         open_one.execute(insert, (CHAT, woken.topic))
         other.execute("SET lock_timeout = '5s'")

@@ -36,7 +36,9 @@ def floor(world: World) -> int:
     return int(world.query("SELECT coalesce(max(floor), 0) FROM relay_position")[0][0])
 
 
-async def test_sigterm_sends_nothing_twice(backlog: tuple[World, Process], eventually: Eventually) -> None:
+async def test_sigterm_sends_nothing_twice(
+    backlog: tuple[World, Process], eventually: Eventually
+) -> None:
     world, relay = backlog
     await relay.stop(signal.SIGTERM, grace=8)
     assert relay.returncode == 0
@@ -48,7 +50,9 @@ async def test_sigterm_sends_nothing_twice(backlog: tuple[World, Process], event
     assert len(on_topic(world)) == ROWS
 
 
-async def test_kill_9_does_not_begin_the_backlog_again(backlog: tuple[World, Process], eventually: Eventually) -> None:
+async def test_kill_9_does_not_begin_the_backlog_again(
+    backlog: tuple[World, Process], eventually: Eventually
+) -> None:
     world, relay = backlog
     relay.kill()
     saved, sent = floor(world), len(on_topic(world))
@@ -64,11 +68,15 @@ async def test_a_published_row_survives_a_crash_of_the_server(
     world: World, tmp_path: Path, eventually: Eventually
 ) -> None:
     """A row is visible before it is durable, for who commits asynchronously: its id would be drawn again for another."""
-    async with PostgresServer(tmp_path / "asynchronous", settings={"wal_writer_delay": "10s"}, trusting=True) as server:
+    async with PostgresServer(
+        tmp_path / "asynchronous", settings={"wal_writer_delay": "10s"}, trusting=True
+    ) as server:
         world.environ |= {"DATABASE_URL": server.url, "STREAMS_RELAY__MODE": "poll"}
         world.migrate()
         world.relay()
-        await eventually(lambda: world.query("SELECT pid FROM relay_position WHERE doing <> 'waiting'"))
+        await eventually(
+            lambda: world.query("SELECT pid FROM relay_position WHERE doing <> 'waiting'")
+        )
         with psycopg.connect(server.url, autocommit=True) as connection:
             connection.execute("SET synchronous_commit = off")
             connection.execute("CREATE PUBLICATION others")
@@ -82,5 +90,7 @@ async def test_a_published_row_survives_a_crash_of_the_server(
         assert world.query("SELECT max(id) FROM outbox") == [(found,)]
         changes = "pg_logical_slot_get_binary_changes('others', NULL, NULL, 'proto_version', '1',"
         options = "'publication_names', 'others', 'messages', 'true')"
-        messages = world.query(f"SELECT count(*) FROM {changes} {options} WHERE substring(data FOR 1) = 'M'")
+        messages = world.query(
+            f"SELECT count(*) FROM {changes} {options} WHERE substring(data FOR 1) = 'M'"
+        )
         assert messages == [(0,)], "who else reads this database's log would publish them"

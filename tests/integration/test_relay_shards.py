@@ -36,9 +36,15 @@ def led(world: World, *relays: Process, shards: int = 4) -> Callable[[], bool]:
     most = -(-shards // len(relays))
 
     def condition() -> bool:
-        rows = world.query("SELECT pid FROM relay_shards WHERE heartbeat > now() - interval '1 second'")
+        rows = world.query(
+            "SELECT pid FROM relay_shards WHERE heartbeat > now() - interval '1 second'"
+        )
         pids = [pid for (pid,) in rows]
-        return set(pids) == {each.pid for each in relays} and len(pids) == shards and pids.count(pids[0]) <= most
+        return (
+            set(pids) == {each.pid for each in relays}
+            and len(pids) == shards
+            and pids.count(pids[0]) <= most
+        )
 
     return condition
 
@@ -94,7 +100,9 @@ async def test_status_tells_who_leads_which_shards(world: World, eventually: Eve
     third = world.relay(STREAMS_RELAY__SHARDS="2")
     await eventually(lambda: "relay stands by" in log(world, 2))
     # Its heartbeat comes from the leader of the first shard only.
-    await eventually(lambda: world.query("SELECT count(*) FROM relay_position WHERE pid IS NOT NULL") == [(1,)])
+    await eventually(
+        lambda: world.query("SELECT count(*) FROM relay_position WHERE pid IS NOT NULL") == [(1,)]
+    )
     with migrate.connection(world.settings) as connection:
         [found] = standing(connection, world.settings.relay.name)
         shown = relays([found], [])
@@ -137,7 +145,9 @@ async def test_an_orderly_end_sends_nothing_twice(world: World, eventually: Even
     assert sorted(record.id for record in on_topic(world)) == ids
 
 
-async def test_another_number_of_shards_waits_until_the_old_ones_are_gone(world: World, eventually: Eventually) -> None:
+async def test_another_number_of_shards_waits_until_the_old_ones_are_gone(
+    world: World, eventually: Eventually
+) -> None:
     first = world.relay()
     await eventually(led(world, first))
     second = world.relay(STREAMS_RELAY__SHARDS="3")
@@ -197,6 +207,8 @@ async def test_only_polling_can_be_shared(world: World) -> None:
 
 
 def test_conversations_are_spread_over_the_shards(world: World) -> None:
-    counts = world.query("SELECT outbox_shard('c' || n, 4), count(*) FROM generate_series(1, 4000) AS n GROUP BY 1")
+    counts = world.query(
+        "SELECT outbox_shard('c' || n, 4), count(*) FROM generate_series(1, 4000) AS n GROUP BY 1"
+    )
     assert {shard for shard, _ in counts} == {0, 1, 2, 3}
     assert all(800 < count < 1200 for _, count in counts)

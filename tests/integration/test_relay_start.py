@@ -30,12 +30,28 @@ async def refusal(world: World) -> StreamsError:
 
 MENDED = [
     ("DROP PUBLICATION outbox_pub", NotMigrated, "streams migrate"),
-    ("ALTER PUBLICATION outbox_pub SET (publish = 'insert, update')", UsageError, "SET (publish = 'insert'"),
-    ("ALTER PUBLICATION outbox_pub SET (publish = 'delete')", UsageError, "SET (publish = 'insert'"),
-    ("ALTER PUBLICATION outbox_pub SET (publish_via_partition_root = false)", UsageError, "publish_via_partition_root"),
+    (
+        "ALTER PUBLICATION outbox_pub SET (publish = 'insert, update')",
+        UsageError,
+        "SET (publish = 'insert'",
+    ),
+    (
+        "ALTER PUBLICATION outbox_pub SET (publish = 'delete')",
+        UsageError,
+        "SET (publish = 'insert'",
+    ),
+    (
+        "ALTER PUBLICATION outbox_pub SET (publish_via_partition_root = false)",
+        UsageError,
+        "publish_via_partition_root",
+    ),
     ("ALTER PUBLICATION outbox_pub ADD TABLE agent_chats", UsageError, "SET TABLE outbox"),
     ("ALTER PUBLICATION outbox_pub SET TABLE agent_chats", UsageError, "SET TABLE outbox"),
-    ("ALTER PUBLICATION outbox_pub SET TABLE outbox WHERE (id > 5)", UsageError, "SET TABLE outbox"),
+    (
+        "ALTER PUBLICATION outbox_pub SET TABLE outbox WHERE (id > 5)",
+        UsageError,
+        "SET TABLE outbox",
+    ),
     ("ALTER PUBLICATION outbox_pub SET TABLE outbox (id, key)", UsageError, "SET TABLE outbox"),
     ("DROP TABLE outbox_streams_version", NotMigrated, "streams migrate"),
 ]
@@ -57,7 +73,10 @@ async def test_a_missing_slot(world: World, name: str) -> None:
     world.migrate()
     world.query("SELECT pg_drop_replication_slot(%s)", name)
     error = await refusal(world)
-    assert (error.exit_code, f"slot {name} does not exist: run `streams migrate`" in str(error)) == (2, True)
+    assert (
+        error.exit_code,
+        f"slot {name} does not exist: run `streams migrate`" in str(error),
+    ) == (2, True)
 
 
 async def test_a_slot_of_another_system(world: World, name: str) -> None:
@@ -88,7 +107,9 @@ async def test_a_topic_with_another_partition_count(world: World) -> None:
     assert (error.exit_code, "topics.chat-history.partitions to 8" in str(error)) == (2, True)
 
 
-async def test_a_topic_that_gets_more_partitions_meanwhile(world: World, eventually: Eventually) -> None:
+async def test_a_topic_that_gets_more_partitions_meanwhile(
+    world: World, eventually: Eventually
+) -> None:
     """Later messages of a conversation would go to another partition, and overtake."""
     world.migrate()
     relay = world.relay(STREAMS_RELAY__MODE="cdc")
@@ -138,14 +159,18 @@ async def test_services_that_do_not_answer(world: World) -> None:
 
 
 async def test_a_server_without_logical_decoding(world: World, tmp_path: Path) -> None:
-    async with PostgresServer(tmp_path / "replica", settings={"wal_level": "replica"}, trusting=True) as server:
+    async with PostgresServer(
+        tmp_path / "replica", settings={"wal_level": "replica"}, trusting=True
+    ) as server:
         world.environ["DATABASE_URL"] = server.url
         world.migrate()
         error = await refusal(world)
     assert (error.exit_code, "ALTER SYSTEM SET wal_level = 'logical'" in str(error)) == (2, True)
 
 
-async def test_the_command_ends_with_one_line_and_the_code(world: World, eventually: Eventually) -> None:
+async def test_the_command_ends_with_one_line_and_the_code(
+    world: World, eventually: Eventually
+) -> None:
     relay = world.start("streams", "relay", "--mode", "cdc")
     await eventually(lambda: relay.returncode is not None)
     assert relay.returncode == 2
@@ -174,7 +199,9 @@ async def test_a_publication_dropped_later_ends_it_and_what_it_missed_is_sent(
     check_order(world, ids)
 
 
-async def test_in_mode_auto_it_polls_while_there_is_no_publication(world: World, eventually: Eventually) -> None:
+async def test_in_mode_auto_it_polls_while_there_is_no_publication(
+    world: World, eventually: Eventually
+) -> None:
     world.migrate()
     relay = world.relay(STREAMS_RELAY__MODE="auto")
     ids = enqueue(world.url, world.topic, [payload(n, "c") for n in range(10)])

@@ -1,4 +1,7 @@
-"""`streams relay status`: who leads and stands by, how far it is; exit code 1 when that is bad news."""
+"""`streams relay status`: who leads and stands by, how far it is.
+
+Exit code 1 when that is bad news.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from tests.fixtures.command import streams
 from tests.fixtures.publish import enqueue, payload
 
 
-async def test_it_tells_leader_standbys_floor_lag_and_slot(world: World, name: str, eventually: Eventually) -> None:
+async def test_it_tells_leader_standbys_floor_lag_and_slot(
+    world: World, name: str, eventually: Eventually
+) -> None:
     world.migrate()
     leader = world.relay(STREAMS_RELAY__MODE="cdc")
     await eventually(leads(world, leader))
@@ -26,10 +31,26 @@ async def test_it_tells_leader_standbys_floor_lag_and_slot(world: World, name: s
     found = answer.json
     assert (answer.code, found["faults"]) == (0, [])
     assert list(found) == [
-        *("name", "mode", "asked", "wish", "doing", "reason", "leader", "silent_seconds", "sharing", "standbys"),
+        *(
+            "name",
+            "mode",
+            "asked",
+            "wish",
+            "doing",
+            "reason",
+            "leader",
+            "silent_seconds",
+            "sharing",
+            "standbys",
+        ),
         *("floor", "position", "lag", "rate", "slot", "strange", "faults"),
     ]
-    assert (found["name"], found["mode"], found["asked"], found["doing"]) == (name, "cdc", "cdc", "streaming")
+    assert (found["name"], found["mode"], found["asked"], found["doing"]) == (
+        name,
+        "cdc",
+        "cdc",
+        "streaming",
+    )
     assert found["leader"]["pid"] == leader.pid
     assert [(each["pid"], each["mode"]) for each in found["standbys"]] == [(standby.pid, "auto")]
     assert (found["floor"], found["lag"]["rows"], found["lag"]["seconds"]) == (ids[-1], 0, 0)
@@ -43,10 +64,18 @@ async def test_it_tells_leader_standbys_floor_lag_and_slot(world: World, name: s
     assert found["rate"] > 0
     shown = await streams(world, "relay", "status")
     assert shown.code == 0
-    for words in ("streaming", f":{leader.pid} (cdc)", f":{standby.pid} (auto)", "reserved, read, holds back"):
+    for words in (
+        "streaming",
+        f":{leader.pid} (cdc)",
+        f":{standby.pid} (auto)",
+        "reserved, read, holds back",
+    ):
         assert words in shown.out
     both = (await streams(world, "status", "--json")).json["relays"]
-    assert [(each["pid"], each["leader"]) for each in both] == [(leader.pid, True), (standby.pid, False)]
+    assert [(each["pid"], each["leader"]) for each in both] == [
+        (leader.pid, True),
+        (standby.pid, False),
+    ]
 
 
 async def test_nobody_leading_is_bad_news(world: World) -> None:
@@ -54,7 +83,11 @@ async def test_nobody_leading_is_bad_news(world: World) -> None:
     assert (never.code, "nobody leads relay" in never.error) == (1, True)
     world.migrate()
     migrated = await streams(world, "relay", "status", "--json")
-    assert (migrated.code, migrated.json["leader"], migrated.json["slot"]["active"]) == (1, None, False)
+    assert (migrated.code, migrated.json["leader"], migrated.json["slot"]["active"]) == (
+        1,
+        None,
+        False,
+    )
     assert "nobody leads relay" in (await streams(world, "status")).out
 
 
@@ -73,7 +106,9 @@ async def test_a_slot_that_cannot_be_made_is_bad_news_with_what_mends_it(
     await eventually(leads(world, second))
     answer = await streams(world, "relay", "status")
     assert answer.code == 1
-    assert "is healing: publication outbox_pub does not exist: run `streams migrate`" in answer.error
+    assert (
+        "is healing: publication outbox_pub does not exist: run `streams migrate`" in answer.error
+    )
     world.migrate()
     await eventually(lambda: world.query("SELECT doing FROM relay_position") == [("streaming",)])
     assert (await streams(world, "relay", "status")).code == 0
@@ -88,7 +123,9 @@ async def test_relays_that_differ_say_so(world: World, eventually: Eventually) -
     assert "mode=cdc leader_mode=poll" in log.read_text()
 
 
-async def test_a_slot_that_another_system_reads_is_named(world: World, name: str, eventually: Eventually) -> None:
+async def test_a_slot_that_another_system_reads_is_named(
+    world: World, name: str, eventually: Eventually
+) -> None:
     world.migrate()
     # It answers nothing: without this the server would take it for dead, and give its slot away.
     patient: Any = {"application_name": "another system", "options": "-c wal_sender_timeout=0"}
@@ -107,7 +144,9 @@ async def test_a_slot_that_another_system_reads_is_named(world: World, name: str
 
         await eventually(said)
         # The leader's position is saved a moment after its line in the log.
-        reason = "SELECT doing, reason LIKE 'replication slot%%' FROM relay_position WHERE name = %s"
+        reason = (
+            "SELECT doing, reason LIKE 'replication slot%%' FROM relay_position WHERE name = %s"
+        )
         await eventually(lambda: world.query(reason, name) == [("waiting", True)])
         assert (await streams(world, "relay", "status")).code == 1
     await eventually(lambda: world.query("SELECT doing FROM relay_position") == [("streaming",)])

@@ -18,7 +18,9 @@ MODE = "SELECT mode, doing, wish FROM relay_position"
 
 
 @pytest.mark.parametrize("transactions", [400, pytest.param(4000, marks=pytest.mark.long)])
-async def test_there_and_back_under_load(world: World, name: str, eventually: Eventually, transactions: int) -> None:
+async def test_there_and_back_under_load(
+    world: World, name: str, eventually: Eventually, transactions: int
+) -> None:
     world.migrate()
     relay = world.relay(STREAMS_RELAY__MODE="auto")
     await eventually(leads(world, relay))
@@ -70,13 +72,18 @@ async def test_a_wish_outlives_the_relay_and_migrate_makes_no_slot_against_it(
     assert (await streams(world, "relay", "switch", "--to", "poll")).code == 0
     await eventually(lambda: world.query(SLOTS, name) == [(0,)])
     await relay.stop(grace=8)
-    assert f"no replication slot: relay {name} was switched to poll" in (await streams(world, "migrate")).out
+    assert (
+        f"no replication slot: relay {name} was switched to poll"
+        in (await streams(world, "migrate")).out
+    )
     second = world.relay(STREAMS_RELAY__MODE="auto")
     await eventually(leads(world, second))
     assert world.query(MODE) == [("poll", "polling", "poll")]
 
 
-async def test_a_relay_that_cannot_be_switched_says_why(world: World, eventually: Eventually) -> None:
+async def test_a_relay_that_cannot_be_switched_says_why(
+    world: World, eventually: Eventually
+) -> None:
     never = await streams(world, "relay", "switch", "--to", "poll")
     assert (never.code, "never ran here: start it" in never.error) == (2, True)
     world.migrate()
@@ -88,12 +95,17 @@ async def test_a_relay_that_cannot_be_switched_says_why(world: World, eventually
     assert world.query("SELECT count(*) FROM outbox_actions") == [(0,)]
 
 
-async def test_a_switch_that_takes_too_long_is_bad_news_and_goes_on(world: World, eventually: Eventually) -> None:
+async def test_a_switch_that_takes_too_long_is_bad_news_and_goes_on(
+    world: World, eventually: Eventually
+) -> None:
     world.migrate()
     relay = world.relay(STREAMS_RELAY__MODE="auto")
     await eventually(leads(world, relay))
     await relay.stop(grace=8)
     late = await streams(world, "relay", "switch", "--to", "poll", "--timeout", "0.5")
-    assert (late.code, "is not in mode poll after 0.5 s, and goes on trying" in late.error) == (1, True)
+    assert (late.code, "is not in mode poll after 0.5 s, and goes on trying" in late.error) == (
+        1,
+        True,
+    )
     world.relay(STREAMS_RELAY__MODE="auto")
     await eventually(lambda: world.query(MODE) == [("poll", "polling", "poll")])

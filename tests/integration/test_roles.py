@@ -52,7 +52,9 @@ def granted(world: World) -> Iterator[World]:
 def reset(url: str) -> None:
     """The database as it is before the first migration: the fixture's was migrated by a superuser."""
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT USAGE ON SCHEMA public TO PUBLIC")
+        connection.execute(
+            "DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT USAGE ON SCHEMA public TO PUBLIC"
+        )
         connection.execute("DROP PUBLICATION IF EXISTS outbox_pub")
 
 
@@ -60,7 +62,9 @@ def as_role(world: World, role: str) -> str:
     return re.sub(r"//\w+@", f"//{role}@", world.url)
 
 
-async def test_each_role_does_its_job(granted: World, eventually: Eventually, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_role_does_its_job(
+    granted: World, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = granted
     for name, value in world.environ.items():
         monkeypatch.setenv(name, value)
@@ -75,7 +79,9 @@ async def test_each_role_does_its_job(granted: World, eventually: Eventually, mo
     good, bad = payload(0, "c1"), payload(1, "c2", user_id="x")
     with psycopg.connect(as_role(world, BUSINESS)) as business:
         for key, message in (("c1", good), ("c2", bad)):
-            business.execute("SELECT outbox_enqueue(%s, %s, %s::json)", [CHAT, key, json.dumps(message)])
+            business.execute(
+                "SELECT outbox_enqueue(%s, %s, %s::json)", [CHAT, key, json.dumps(message)]
+            )
     await _enqueue_in_python(world)
     states = "SELECT status, count(*) FROM outbox_state GROUP BY status ORDER BY status"
     await eventually(lambda: world.query(states) == [("consumed", 2), ("dead", 1)], 90)
@@ -95,7 +101,11 @@ async def test_each_role_does_its_job(granted: World, eventually: Eventually, mo
     assert run(OPERATOR, "relay", "switch", "--to", "cdc").exit_code == 0
     assert run(OPERATOR, "dead", "replay", "2", "--why", "again").exit_code == 0
     await eventually(
-        lambda: world.query("SELECT status, replays FROM outbox_state WHERE outbox_id = 2") == [("dead", 1)], 60
+        lambda: (
+            world.query("SELECT status, replays FROM outbox_state WHERE outbox_id = 2")
+            == [("dead", 1)]
+        ),
+        60,
     )
     assert run(OPERATOR, "dead", "discard", "2", "--yes").exit_code == 0
     for options in ((), ("--undo",)):
@@ -111,8 +121,12 @@ async def _look_at_every_page(world: World) -> None:
     for role in (OPERATOR, WORKER):
         site = Site(load(environ=world.environ | {"DATABASE_URL": as_role(world, role)}))
         refused = 0
-        for page in (page for page in PAGES if "{" not in page.path and page.path != "/conversation"):
-            answer = await site.answer(Request("GET", page.path, headers=[("host", "localhost")], peer="127.0.0.1"))
+        for page in (
+            page for page in PAGES if "{" not in page.path and page.path != "/conversation"
+        ):
+            answer = await site.answer(
+                Request("GET", page.path, headers=[("host", "localhost")], peer="127.0.0.1")
+            )
             if role == OPERATOR:
                 assert answer.status == 200, (page.path, answer.body)
             refused += b"web.database_url and web.acts_url may name a role that may" in answer.body
@@ -123,7 +137,10 @@ async def _look_at_every_page(world: World) -> None:
 # A statement, and who may do it beside the owner.
 RIGHTS: list[tuple[str, set[str]]] = [
     ("SELECT payload FROM outbox", {RELAY, WORKER, OPERATOR, AUDITOR}),
-    ("INSERT INTO outbox (biz_type, topic, key, payload) VALUES ('x', 't', 'c', '{}')", {RELAY, BUSINESS, OPERATOR}),
+    (
+        "INSERT INTO outbox (biz_type, topic, key, payload) VALUES ('x', 't', 'c', '{}')",
+        {RELAY, BUSINESS, OPERATOR},
+    ),
     (
         "INSERT INTO outbox (biz_type, topic, key, payload, resend_of) VALUES ('x', 't', 'c', '{}', 1)",
         {RELAY, OPERATOR},

@@ -50,16 +50,27 @@ def test_a_new_project_has_an_agent_with_its_table_and_its_tests_pass(here: Path
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("new", "agent", "likes"), "`agents` names no package of your own: run `streams init`, or give --package"),
-        (("new", "agent", "likes", "--package", "shop"), "package 'shop' has no folder shop/agents here"),
+        (
+            ("new", "agent", "likes"),
+            "`agents` names no package of your own: run `streams init`, or give --package",
+        ),
+        (
+            ("new", "agent", "likes", "--package", "shop"),
+            "package 'shop' has no folder shop/agents here",
+        ),
         (
             ("new", "agent", "../likes"),
             "agent '../likes': expected a name of lower case letters, digits and underscores",
         ),
-        (("init", "--package", "my-app"), "package 'my-app': expected a name of lower case letters"),
+        (
+            ("init", "--package", "my-app"),
+            "package 'my-app': expected a name of lower case letters",
+        ),
     ],
 )
-def test_what_cannot_be_written_is_refused_in_one_line(here: Path, arguments: tuple[str, ...], line: str) -> None:
+def test_what_cannot_be_written_is_refused_in_one_line(
+    here: Path, arguments: tuple[str, ...], line: str
+) -> None:
     error = streams(*arguments).exception
     assert isinstance(error, UsageError)
     assert str(error).startswith(line)

@@ -84,7 +84,9 @@ def role(database: str, name: str) -> Iterator[str]:
         connection.execute(sql.SQL("CREATE ROLE {} LOGIN REPLICATION").format(sql.Identifier(name)))
         for setting, value in {**OTHERS, **LIMITS, "synchronous_commit": "off"}.items():
             connection.execute(
-                sql.SQL("ALTER ROLE {} SET {} = {}").format(sql.Identifier(name), sql.Identifier(setting), value)
+                sql.SQL("ALTER ROLE {} SET {} = {}").format(
+                    sql.Identifier(name), sql.Identifier(setting), value
+                )
             )
     yield name
     with psycopg.connect(database, autocommit=True) as connection:
@@ -92,11 +94,16 @@ def role(database: str, name: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("opener", OPENERS)
-async def test_a_role_changes_nothing_that_we_rely_on(database: str, role: str, opener: Shown) -> None:
+async def test_a_role_changes_nothing_that_we_rely_on(
+    database: str, role: str, opener: Shown
+) -> None:
     shown = await opener(database.replace("postgres@", f"{role}@"))
     assert {name: shown[name] for name in REQUIRED} == REQUIRED
     assert {shown[name] for name in LIMITS} == {"0"}
-    assert (shown["transaction_isolation"], shown["synchronous_commit"]) == ("read committed", "local")
+    assert (shown["transaction_isolation"], shown["synchronous_commit"]) == (
+        "read committed",
+        "local",
+    )
     assert shown["search_path"] == '"$user", public, pg_temp'
 
 
@@ -124,7 +131,9 @@ async def test_a_session_that_waits_for_standbys_still_does(database: str) -> No
 async def test_a_temporary_table_hides_none_of_ours(database: str) -> None:
     with sync_engine(database, poolclass=NullPool).begin() as connection:
         connection.execute(text("CREATE TEMPORARY TABLE outbox (id bigint)"))
-        assert connection.execute(text("SELECT 'outbox'::regclass::oid = 'public.outbox'::regclass::oid")).scalar_one()
+        assert connection.execute(
+            text("SELECT 'outbox'::regclass::oid = 'public.outbox'::regclass::oid")
+        ).scalar_one()
 
 
 async def test_limits_that_a_url_sets_stay(database: str) -> None:
@@ -140,5 +149,7 @@ async def test_triggers_that_do_not_fire_are_refused(database: str) -> None:
             )
         )
     for opener in OPENERS:
-        with pytest.raises(Exception, match="session_replication_role is replica, so triggers do not fire"):
+        with pytest.raises(
+            Exception, match="session_replication_role is replica, so triggers do not fire"
+        ):
             await opener(database)

@@ -32,9 +32,19 @@ def refused(world: World, tmp_path: Path) -> Refused:
 
     def run(command: tuple[str, ...], code: int, **environ: str) -> str:
         program = str(Path(sys.executable).with_name(command[0]))
-        clean = {name: value for name, value in {**os.environ, **world.environ, **environ}.items() if value}
+        clean = {
+            name: value
+            for name, value in {**os.environ, **world.environ, **environ}.items()
+            if value
+        }
         answer = subprocess.run(
-            [program, *command[1:]], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False, timeout=120
+            [program, *command[1:]],
+            cwd=tmp_path,
+            env=clean,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
         )
         assert answer.returncode == code, answer.stdout + answer.stderr
         # Beside what it did: a relay without a broker makes room for the business all the same.
@@ -49,7 +59,10 @@ def refused(world: World, tmp_path: Path) -> Refused:
 @BOTH
 def test_without_a_database(refused: Refused, command: tuple[str, ...]) -> None:
     said = refused(command, 2, DATABASE_URL="")
-    assert said == "no database: set DATABASE_URL or database.url in faust.yml, or run `streams up` here"
+    assert (
+        said
+        == "no database: set DATABASE_URL or database.url in faust.yml, or run `streams up` here"
+    )
 
 
 @BOTH
@@ -63,16 +76,34 @@ def test_without_a_broker(world: World, refused: Refused, command: tuple[str, ..
 def test_pages_for_everybody(world: World, refused: Refused, address: str) -> None:
     world.migrate()
     said = refused((*WORKER, "--web-bind", address), 2)
-    assert said.startswith(f"--web-bind is {address!r}: expected a loopback address (127.0.0.1, ::1, localhost) unless")
+    assert said.startswith(
+        f"--web-bind is {address!r}: expected a loopback address (127.0.0.1, ::1, localhost) unless"
+    )
 
 
 WRONG = [
-    ("STREAMS_WORKER__LOCK_TIMEOUT", "60", "setting 'worker.lock_timeout' is 60.0: expected less than worker.handler_"),
-    ("STREAMS_BROKER__SASL_MECHANISM", "PLAIN", "setting 'broker.sasl_mechanism' is 'PLAIN': expected one exactly"),
-    ("STREAMS_WORKER__RUN_RECORDS", "many", "setting 'worker.run_records' is 'many': expected a whole number"),
+    (
+        "STREAMS_WORKER__LOCK_TIMEOUT",
+        "60",
+        "setting 'worker.lock_timeout' is 60.0: expected less than worker.handler_",
+    ),
+    (
+        "STREAMS_BROKER__SASL_MECHANISM",
+        "PLAIN",
+        "setting 'broker.sasl_mechanism' is 'PLAIN': expected one exactly",
+    ),
+    (
+        "STREAMS_WORKER__RUN_RECORDS",
+        "many",
+        "setting 'worker.run_records' is 'many': expected a whole number",
+    ),
     ("STREAMS_WEB__PROT", "1", "unknown setting 'web.prot': expected one of host, port"),
     ("STREAMS_AGENTS", "[nowhere]", "nowhere"),
-    ("STREAMS_WEB__HOST", "0.0.0.0", "setting 'web.host' is '0.0.0.0': expected a loopback address"),
+    (
+        "STREAMS_WEB__HOST",
+        "0.0.0.0",
+        "setting 'web.host' is '0.0.0.0': expected a loopback address",
+    ),
     ("STREAMS_CONFIG", "gone.yml", "settings file gone.yml does not exist"),
 ]
 
@@ -93,28 +124,38 @@ def test_a_database_that_does_not_answer(refused: Refused, command: tuple[str, .
 
 
 @BOTH
-def test_a_database_that_does_not_exist(refused: Refused, command: tuple[str, ...], world: World) -> None:
+def test_a_database_that_does_not_exist(
+    refused: Refused, command: tuple[str, ...], world: World
+) -> None:
     said = refused(command, 3, DATABASE_URL=world.url.rpartition("/")[0] + "/nowhere")
     assert 'database "nowhere" does not exist' in said
 
 
 @BOTH
-def test_a_broker_that_does_not_answer(refused: Refused, command: tuple[str, ...], world: World) -> None:
+def test_a_broker_that_does_not_answer(
+    refused: Refused, command: tuple[str, ...], world: World
+) -> None:
     world.migrate()
     said = refused(command, 3, BROKER_URL="127.0.0.1:1")
     assert said.startswith("Kafka at 127.0.0.1:1 cannot be reached: ")
 
 
 @BOTH
-def test_a_database_that_was_never_migrated(refused: Refused, command: tuple[str, ...], world: World) -> None:
+def test_a_database_that_was_never_migrated(
+    refused: Refused, command: tuple[str, ...], world: World
+) -> None:
     world.query("DROP TABLE outbox_streams_version")
     said = refused(command, 2)
     assert said.startswith("the database is at revision (none), expected ")
     assert said.endswith(": run `streams migrate`")
 
 
-@pytest.mark.parametrize("command", [RELAY, WORKER, ("streams", "migrate"), ("streams", "status")], ids=str)
-def test_a_newer_database_that_took_something_away(refused: Refused, command: tuple[str, ...], world: World) -> None:
+@pytest.mark.parametrize(
+    "command", [RELAY, WORKER, ("streams", "migrate"), ("streams", "status")], ids=str
+)
+def test_a_newer_database_that_took_something_away(
+    refused: Refused, command: tuple[str, ...], world: World
+) -> None:
     world.query("UPDATE outbox_streams_version SET version_num = '9999'")
     world.query("COMMENT ON TABLE outbox_streams_version IS '9999'")
     said = refused(command, 2)
@@ -126,7 +167,8 @@ def test_a_missing_publication(refused: Refused, world: World) -> None:
     world.migrate()
     world.query("DROP PUBLICATION outbox_pub")
     assert (
-        refused(RELAY, 2, STREAMS_RELAY__MODE="cdc") == "publication outbox_pub does not exist: run `streams migrate`"
+        refused(RELAY, 2, STREAMS_RELAY__MODE="cdc")
+        == "publication outbox_pub does not exist: run `streams migrate`"
     )
 
 
@@ -134,16 +176,21 @@ def test_a_missing_slot(refused: Refused, world: World, name: str) -> None:
     world.migrate()
     world.query("SELECT pg_drop_replication_slot(%s)", name)
     assert (
-        refused(RELAY, 2, STREAMS_RELAY__MODE="cdc") == f"replication slot {name} does not exist: run `streams migrate`"
+        refused(RELAY, 2, STREAMS_RELAY__MODE="cdc")
+        == f"replication slot {name} does not exist: run `streams migrate`"
     )
 
 
 @BOTH
-def test_a_topic_with_another_partition_count(refused: Refused, command: tuple[str, ...], world: World) -> None:
+def test_a_topic_with_another_partition_count(
+    refused: Refused, command: tuple[str, ...], world: World
+) -> None:
     world.migrate()
     kafka.prepare_topics(world.settings, [world.topic])
     said = refused(command, 2, STREAMS_TOPIC__PARTITIONS="5")
-    assert said.startswith(f"topic '{world.topic}' has 8 partitions, faust.yml says 5: set topics.chat-history.part")
+    assert said.startswith(
+        f"topic '{world.topic}' has 8 partitions, faust.yml says 5: set topics.chat-history.part"
+    )
 
 
 @pytest.fixture
@@ -157,7 +204,9 @@ def taken() -> Iterator[str]:
 
 def test_a_web_port_that_is_taken(refused: Refused, taken: str) -> None:
     said = refused(WORKER, 2, STREAMS_WEB__PORT=taken)
-    assert said.startswith(f"setting 'web.port' is {taken}: expected a port of 127.0.0.1 to listen on (Address already")
+    assert said.startswith(
+        f"setting 'web.port' is {taken}: expected a port of 127.0.0.1 to listen on (Address already"
+    )
 
 
 def test_a_role_without_rights(refused: Refused, world: World, name: str) -> None:
@@ -175,7 +224,13 @@ def test_messages_that_nobody_here_would_work(world: World) -> None:
     world.environ["STREAMS_RELAY__MODE"] = "poll"
     world.migrate()
     kafka.prepare_topics(world.settings, [world.topic])
-    without = load(environ={**world.environ, "STREAMS_AGENTS": "[]", "STREAMS_TOPICS": "{seed: {format: envelope}}"})
+    without = load(
+        environ={
+            **world.environ,
+            "STREAMS_AGENTS": "[]",
+            "STREAMS_TOPICS": "{seed: {format: envelope}}",
+        }
+    )
     registry = configured(without)
     preflight.refuse_unserved(without, registry)
     [outbox_id] = enqueue(world.url, world.topic, [payload(1, "c1")])
@@ -187,7 +242,9 @@ def test_messages_that_nobody_here_would_work(world: World) -> None:
         preflight.refuse_unserved(without, registry)
     preflight.refuse_unserved(world.settings, configured(world.settings))
     # Once it is published only Kafka knows that nobody has read it.
-    world.query("INSERT INTO relay_position (name, mode, floor) VALUES ('r', 'poll', %s)", outbox_id)
+    world.query(
+        "INSERT INTO relay_position (name, mode, floor) VALUES ('r', 'poll', %s)", outbox_id
+    )
     preflight.refuse_unserved(without, registry)
     publish(world.settings.broker_url, world.topic, world.url, [outbox_id])
     with pytest.raises(UsageError, match=expected):
@@ -195,5 +252,7 @@ def test_messages_that_nobody_here_would_work(world: World) -> None:
     world.query("UPDATE outbox_biz_types SET retired_at = now()")
     preflight.refuse_unserved(without, registry)
     nothing = load(environ={**world.environ, "STREAMS_AGENTS": "[]"})
-    with pytest.raises(UsageError, match=r"setting 'agents' is \[\]: expected a package with an agent in it"):
+    with pytest.raises(
+        UsageError, match=r"setting 'agents' is \[\]: expected a package with an agent in it"
+    ):
         preflight.refuse_unserved(nothing, configured(nothing))

@@ -1,6 +1,7 @@
 """Everything that may happen to messages, in any order, on the real transaction and a real database, against a model.
 
-After each step states, order and effects are what the model says; in the end everything is settled and the audit is clean.
+After each step states, order and effects are what the model says; in the end everything is settled
+and the audit is clean.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from streams import operate as operations
 from streams.relay.leader import sweep
@@ -31,8 +38,12 @@ from tests.fixtures.stage import MISDEEDS, OUTAGES, Stage
 KEYS = st.sampled_from("aaabd")
 SOME = st.lists(st.sampled_from(["plain", "plain", "held", "nobodys"]), min_size=1, max_size=4)
 NATURES = st.sampled_from(["good", "fault", "fault", "unreadable"])
-FAULTS = st.sampled_from(["raise", "later", "reject", "P0001", "23514", "swallow", "cancel", "wrap"])
-WAYS = st.sampled_from(["now"] * 5 + ["kept", "lost", "null", "broken", "no key", "not json", "another life"])
+FAULTS = st.sampled_from(
+    ["raise", "later", "reject", "P0001", "23514", "swallow", "cancel", "wrap"]
+)
+WAYS = st.sampled_from(
+    ["now"] * 5 + ["kept", "lost", "null", "broken", "no key", "not json", "another life"]
+)
 ACTS = ["replay", "replay", "replay conversation", "edit", "edit", "discard", "release"]
 
 
@@ -45,15 +56,24 @@ class Fates(RuleBasedStateMachine):
         super().__init__()
         self.stage = Stage(self.bench)
 
-    @initialize(loads=st.lists(st.tuples(KEYS, SOME, NATURES, st.integers(0, 3), FAULTS), min_size=2, max_size=4))
+    @initialize(
+        loads=st.lists(
+            st.tuples(KEYS, SOME, NATURES, st.integers(0, 3), FAULTS), min_size=2, max_size=4
+        )
+    )
     def begin(self, loads: list[tuple[str, list[str], str, int, str]]) -> None:
         """Something is there to begin with."""
         for load in loads:
             self.enqueue(*load, "now")
 
     @rule(key=KEYS, kinds=SOME, nature=NATURES, at=st.integers(0, 3), fault=FAULTS, how=WAYS)
-    def enqueue(self, key: str, kinds: list[str], nature: str, at: int, fault: str, how: str) -> None:
-        """Some messages of one conversation, of which one may be bad; usually published at once, and whole."""
+    def enqueue(
+        self, key: str, kinds: list[str], nature: str, at: int, fault: str, how: str
+    ) -> None:
+        """Some messages of one conversation, of which one may be bad.
+
+        Usually published at once, and whole.
+        """
         for place, kind in enumerate(kinds):
             bad = nature if place == at % len(kinds) else "good"
             self.stage.insert(self.bench.connection, key, kind, readable=bad != "unreadable")
@@ -72,13 +92,24 @@ class Fates(RuleBasedStateMachine):
                 self.stage.model.rolled_back(early)
         self.stage.send(sorted(self.stage.committed(), key=lambda row: row.id == early))
 
-    @rule(what=st.sampled_from(["kept", "again", "found", "forged"]), count=st.integers(1, 6), key=KEYS)
+    @rule(
+        what=st.sampled_from(["kept", "again", "found", "forged"]),
+        count=st.integers(1, 6),
+        key=KEYS,
+    )
     def relay(self, what: str, count: int, key: str) -> None:
-        """Publish what was kept; begin again from the confirmed position; or what was lost, or never was, turns up."""
+        """Publish what was kept; begin again from the confirmed position.
+
+        Or what was lost, or never was, turns up.
+        """
         if what == "forged":
             self.stage.forge(key)
             return
-        source = {"kept": self.stage.kept, "again": self.stage.sent[-count:], "found": self.stage.lost}[what]
+        source = {
+            "kept": self.stage.kept,
+            "again": self.stage.sent[-count:],
+            "found": self.stage.lost,
+        }[what]
         rows = source[:count]
         del source[:count]
         for row in rows:
@@ -86,7 +117,10 @@ class Fates(RuleBasedStateMachine):
 
     @rule(again=st.booleans())
     def recreate_topic(self, again: bool) -> None:
-        """Somebody deletes the topic and makes it again; the relay may begin from its confirmed position."""
+        """Somebody deletes the topic and makes it again.
+
+        The relay may begin from its confirmed position.
+        """
         self.stage.recreate_topic()
         if again:
             self.relay("again", 6, "a")
@@ -107,7 +141,9 @@ class Fates(RuleBasedStateMachine):
         number=st.sampled_from([0, 0, 1]),
         size=st.sampled_from([1, 2, 3, 100, 100]),
         worker=st.integers(0, 1),
-        how=st.sampled_from(["acked"] * 4 + ["not acked", "together", "crash", *OUTAGES, *MISDEEDS]),
+        how=st.sampled_from(
+            ["acked"] * 4 + ["not acked", "together", "crash", *OUTAGES, *MISDEEDS]
+        ),
         at=st.integers(1, 8),
     )
     def deliver(self, number: int, size: int, worker: int, how: str, at: int) -> None:
@@ -128,7 +164,9 @@ class Fates(RuleBasedStateMachine):
     def freeze(self, number: int, when: str, start: int, sizes: tuple[int, int], act: str) -> None:
         """An owner is frozen, before its transaction or inside it, while the next one works or an operator acts."""
         if when == "before":
-            if pipeline := self.stage.log.partitions[number][: self.stage.reached[number]][start : start + sizes[0]]:
+            if pipeline := self.stage.log.partitions[number][: self.stage.reached[number]][
+                start : start + sizes[0]
+            ]:
                 self.stage.persist(1, Run(TOPIC, number, pipeline), "not acked")
             return
         old, new = (self.stage.next_run(number, size) for size in sizes)
@@ -144,7 +182,10 @@ class Fates(RuleBasedStateMachine):
         dies_in=st.sampled_from([0, 0, 0, 2, 3, 4]),
     )
     def wake(self, keys: set[str], due: bool, most: int, dies_in: int) -> None:
-        """Wake-up calls, perhaps when the time for every retry has come; too many or too early ones cost nothing."""
+        """Wake-up calls, perhaps when the time for every retry has come.
+
+        Too many or too early ones cost nothing.
+        """
         if due:
             self.stage.all_due()
         for number in (0, 1):
@@ -173,7 +214,9 @@ class Fates(RuleBasedStateMachine):
         if sys.exc_info()[0] is None:
             self.stage.drain()
 
-    def _act(self, act: str, dead: list[Told], at: int, fault: str | None, how: str = "now") -> None:
+    def _act(
+        self, act: str, dead: list[Told], at: int, fault: str | None, how: str = "now"
+    ) -> None:
         if not dead:
             return
         one = dead[at % len(dead)]
@@ -181,8 +224,12 @@ class Fates(RuleBasedStateMachine):
             case "replay":
                 self.stage.replay([one.root], operations.Choice(ids=[one.root]), force=True)
             case "replay conversation":
-                line = sorted((each for each in dead if each.key == one.key), key=lambda each: each.line or 0)
-                self.stage.replay([each.root for each in line], operations.Choice(key=one.key), force=False)
+                line = sorted(
+                    (each for each in dead if each.key == one.key), key=lambda each: each.line or 0
+                )
+                self.stage.replay(
+                    [each.root for each in line], operations.Choice(key=one.key), force=False
+                )
             case "edit" if one.kind.known:
                 self.stage.edit(one, fault)
             case "discard":
@@ -198,7 +245,9 @@ def bench(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(attempt, "Transaction", Fragile)
     monkeypatch.setattr(persister, "MOST_WAIT", 0.001)
     monkeypatch.setattr(sweep, "PATIENCE", -10.0)
-    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # a falsifying example is long enough
+    monkeypatch.setattr(
+        logging.root.manager, "disable", logging.CRITICAL
+    )  # a falsifying example is long enough
     with Bench(database) as found:
         yield found
 
@@ -206,7 +255,11 @@ def bench(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
 def play(bench: Bench, examples: int, **options: Any) -> None:
     """So many examples; what fails is printed as the steps that lead there."""
     machine = type("Fates", (Fates,), {"bench": bench})
-    own: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
+    own: dict[str, Any] = {
+        "deadline": None,
+        "suppress_health_check": list(HealthCheck),
+        "print_blob": True,
+    }
     steps = settings(max_examples=examples, stateful_step_count=40, **own, **options)
     run_state_machine_as_test(machine, settings=steps)
 
@@ -222,7 +275,11 @@ def test_whatever_happens_at_length(bench: Bench) -> None:
     play(bench, 3000)
 
 
-def _decides(status: str | None, wrong: Decision, when: Callable[[int, Fact], bool] = lambda record, fact: True) -> Any:
+def _decides(
+    status: str | None,
+    wrong: Decision,
+    when: Callable[[int, Fact], bool] = lambda record, fact: True,
+) -> Any:
     """A policy that decides this for messages of that status."""
 
     def decided(record_id: int, outbox_id: int, fact: Fact, *, blocked: bool) -> Decision:
@@ -256,16 +313,25 @@ LONG = pytest.mark.long
         pytest.param(_decides("parked", Decision.AGAIN), id="a parked message overtakes"),
         pytest.param(_decides(None, Decision.NEW), id="nothing is parked"),
         pytest.param(_decides("consumed", Decision.AGAIN), id="consumed again"),
-        pytest.param((Isolation, "_without_blocked", lambda self, piece: list(piece)), id="past one that failed"),
+        pytest.param(
+            (Isolation, "_without_blocked", lambda self, piece: list(piece)),
+            id="past one that failed",
+        ),
         pytest.param((Transaction, "set_aside", _backwards), id="parked in the wrong order"),
         pytest.param((pipeline, "reclaim", _silent), id="nobody is woken", marks=LONG),
         pytest.param(_decides("dead", Decision.AGAIN), id="dead and consumed", marks=LONG),
-        pytest.param(_decides("discarded", Decision.AGAIN), id="discarded and consumed", marks=LONG),
         pytest.param(
-            _decides("retrying", Decision.AGAIN, lambda _, fact: fact.first), id="retried too early", marks=LONG
+            _decides("discarded", Decision.AGAIN), id="discarded and consumed", marks=LONG
         ),
         pytest.param(
-            _decides("replaying", Decision.AGAIN, lambda _, fact: fact.first), id="a late original", marks=LONG
+            _decides("retrying", Decision.AGAIN, lambda _, fact: fact.first),
+            id="retried too early",
+            marks=LONG,
+        ),
+        pytest.param(
+            _decides("replaying", Decision.AGAIN, lambda _, fact: fact.first),
+            id="a late original",
+            marks=LONG,
         ),
         pytest.param(
             _decides("replaying", Decision.AGAIN, lambda row, fact: row == fact.source_id),
@@ -273,7 +339,9 @@ LONG = pytest.mark.long
             marks=LONG,
         ),
         pytest.param(
-            (pipeline, "independent_of", _independent), id="claimed in another order than handled", marks=LONG
+            (pipeline, "independent_of", _independent),
+            id="claimed in another order than handled",
+            marks=LONG,
         ),
     ],
 )

@@ -1,4 +1,7 @@
-"""`streams status` says in one line each what is missing, and ends with 1 then; with 0 when all is well."""
+"""`streams status` says in one line each what is missing, and ends with 1 then.
+
+With 0 when all is well.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ def status(world: World, monkeypatch: pytest.MonkeyPatch) -> Status:
     for name, value in world.environ.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(world.directory)
-    return lambda *arguments: CliRunner().invoke(cli, ["status", *arguments], catch_exceptions=False)
+    return lambda *arguments: CliRunner().invoke(
+        cli, ["status", *arguments], catch_exceptions=False
+    )
 
 
 async def test_status_says_who_is_missing_until_all_is_well(
@@ -34,7 +39,10 @@ async def test_status_says_who_is_missing_until_all_is_well(
     assert nobody.exit_code == 1
     assert f"nobody leads relay {world.settings.relay.name}: start `streams relay`" in nobody.output
     assert f"consumed topic {world.topic} does not exist" in nobody.output
-    assert f"no worker is in consumer group {group}, nobody reads {world.topic}: start a worker" in nobody.output
+    assert (
+        f"no worker is in consumer group {group}, nobody reads {world.topic}: start a worker"
+        in nobody.output
+    )
 
     relay, worker = world.relay(), world.worker()
     well = await eventually(lambda: result if (result := status()).exit_code == 0 else None, 60)
@@ -45,7 +53,10 @@ async def test_status_says_who_is_missing_until_all_is_well(
     await eventually(lambda: f"no worker is in consumer group {group}" in status().output, 30)
     relay.kill()
     gone = await eventually(
-        lambda: result if "the last leader is silent" in (result := status("--json")).output else None, 30
+        lambda: (
+            result if "the last leader is silent" in (result := status("--json")).output else None
+        ),
+        30,
     )
     assert gone.exit_code == 1
     world.worker()
@@ -61,7 +72,9 @@ def test_a_broker_that_does_not_answer_is_missing_too(
     assert "Kafka at 127.0.0.1:1 cannot be reached" in gone.output
 
 
-def test_a_run_that_waits_is_named_and_what_is_only_to_be_watched_is_no_failure(world: World, status: Status) -> None:
+def test_a_run_that_waits_is_named_and_what_is_only_to_be_watched_is_no_failure(
+    world: World, status: Status
+) -> None:
     world.query(
         "INSERT INTO outbox_processes (id, kind, name, host, pid, version, waits_for, waits_code, waits_since) VALUES"
         " (gen_random_uuid(), 'worker', 'g', 'h', 7, '1', 'every chat fails with 42703', '42703', now() - interval '1 min')"
@@ -72,7 +85,9 @@ def test_a_run_that_waits_is_named_and_what_is_only_to_be_watched_is_no_failure(
     assert re.search(waits, told.output)
     doctor = CliRunner().invoke(cli, ["doctor"], catch_exceptions=False)
     assert doctor.exit_code == 1
-    assert re.search(f"bad: {waits}\n  do: the handler and the database's schema do not fit", doctor.output)
+    assert re.search(
+        f"bad: {waits}\n  do: the handler and the database's schema do not fit", doctor.output
+    )
     assert "docs/monitoring/runbook.md#run-waits" in doctor.output
     same = json.loads(CliRunner().invoke(cli, ["doctor", "--json"]).output)
     assert {fault["code"] for fault in same} == {

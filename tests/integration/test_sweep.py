@@ -32,14 +32,20 @@ async def test_a_lost_record_is_sent_again_and_a_lagging_one_is_not(
         MOST + 1,
     )
     [lost] = notes.enqueue("a", "lost")
-    # The slot never sees the row, and it is noted as published: as if its record had been lost on the way.
-    world.query("SELECT pg_replication_slot_advance(%s, pg_current_wal_insert_lsn())", world.settings.relay.name)
+    # The slot never sees the row, and it is noted as published: as if its record had been lost on
+    # the way.
+    world.query(
+        "SELECT pg_replication_slot_advance(%s, pg_current_wal_insert_lsn())",
+        world.settings.relay.name,
+    )
     world.query("UPDATE relay_position SET lsn = pg_current_wal_insert_lsn()")
     world.relay()
     ids = notes.enqueue("a", "a0") + notes.enqueue("b", "b0")
     floor = "SELECT coalesce(max(floor), 0) FROM relay_position"
     await eventually(lambda: world.query(floor)[0][0] >= ids[-1], 60)
-    await asyncio.sleep(3)  # several rounds of the sweep while nobody consumes: nothing may be sent again
+    await asyncio.sleep(
+        3
+    )  # several rounds of the sweep while nobody consumes: nothing may be sent again
     assert world.query("SELECT count(*) FROM outbox WHERE resend_of IS NOT NULL") == [(0,)]
     world.worker()
     await eventually(lambda: notes.all([*ids, lost], "consumed"), 90)
@@ -77,7 +83,8 @@ async def test_messages_that_kafka_deleted_unread_are_sent_again_in_order_within
 ) -> None:
     notes = cdc(world, tmp_path)
     world.relay()
-    # One key: its partition is emptied before anybody has read it, the other one has never held anything.
+    # One key: its partition is emptied before anybody has read it, the other one has never held
+    # anything.
     texts = [f"a{number}" for number in range(3 * MOST)]
     ids = notes.enqueue("a", *texts)
     floor = "SELECT coalesce(max(floor), 0) FROM relay_position"

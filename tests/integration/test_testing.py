@@ -35,7 +35,12 @@ def chat(number: int, **changes: Any) -> ChatHistoryPersist:
 def note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, database: str) -> Iterator[Any]:
     """A user's project whose notes fail on demand, as the working folder: makes one note."""
     source = AGENT
-    for name, value in {"FIRST_DELAY": 4.0, "MOST_DELAY": 8.0, "ATTEMPTS": 3, "ON_DEAD": "continue"}.items():
+    for name, value in {
+        "FIRST_DELAY": 4.0,
+        "MOST_DELAY": 8.0,
+        "ATTEMPTS": 3,
+        "ON_DEAD": "continue",
+    }.items():
         source = source.replace(name, str(value))
     (tmp_path / "notepad.py").write_text(source)
     (tmp_path / "faust.yml").write_text("agents: [streams.agents, notepad]\n")
@@ -83,13 +88,19 @@ async def test_each_event_has_its_fate_in_the_order_given(note: Any, database: s
     assert [fate.attempts for fate in fates] == [0, 1, 0, 1, 0, 1]
     assert (fates[1].error_code, fates[1].error) == ("closed", "the book is closed")
     assert fates[3].error_code == "ValueError"
-    assert re.fullmatch(r"the handler raised ValueError, at notepad\.py:\d+ in save", fates[3].error or "")
+    assert re.fullmatch(
+        r"the handler raised ValueError, at notepad\.py:\d+ in save", fates[3].error or ""
+    )
     # What pytest shows where the statuses are not the expected ones.
     assert repr(fates.statuses[2:4]) == f"['consumed', 'retrying' (ValueError: {fates[3].error})]"
     assert 3.0 <= (fates[3].delay or 0) <= 5.0 and fates[5].delay == 0.5
     assert fates.written == 2
     assert rows(database, "SELECT book, note FROM notes ORDER BY id") == [("b1", "a"), ("b2", "b")]
-    assert repr(fates[1]) != str(fates[1]) == f"note_added {fates.ids[1]} is dead (closed: the book is closed)"
+    assert (
+        repr(fates[1])
+        != str(fates[1])
+        == f"note_added {fates.ids[1]} is dead (closed: the book is closed)"
+    )
 
 
 async def test_retries_do_not_wait_and_keep_the_order(note: Any, database: str) -> None:
@@ -97,21 +108,33 @@ async def test_retries_do_not_wait_and_keep_the_order(note: Any, database: str) 
     fates = await persist(database, [note("x"), note("y"), note("z")])
     assert fates.statuses == ["retrying", "parked", "parked"]
     again = await retry(database)
-    assert (again.statuses, again[0].attempts, again.ids) == (["retrying", "parked", "parked"], 2, fates.ids)
+    assert (again.statuses, again[0].attempts, again.ids) == (
+        ["retrying", "parked", "parked"],
+        2,
+        fates.ids,
+    )
     rows(database, "DELETE FROM faults")
     assert (await retry(database)).statuses == ["consumed"] * 3
-    assert rows(database, "SELECT note, attempts FROM notes ORDER BY id") == [("x", 2), ("y", 0), ("z", 0)]
+    assert rows(database, "SELECT note, attempts FROM notes ORDER BY id") == [
+        ("x", 2),
+        ("y", 0),
+        ("z", 0),
+    ]
     assert len(await retry(database)) == 0
 
 
-async def test_a_message_whose_attempts_are_used_up_is_dead_and_the_next_follow(note: Any, database: str) -> None:
+async def test_a_message_whose_attempts_are_used_up_is_dead_and_the_next_follow(
+    note: Any, database: str
+) -> None:
     await persist(database, [note("raise"), note("y")])
     await retry(database)
     last = await retry(database)
     assert (last.statuses, last[0].attempts) == (["dead", "consumed"], 3)
 
 
-async def test_a_message_that_was_delivered_before_has_no_second_effect(note: Any, database: str) -> None:
+async def test_a_message_that_was_delivered_before_has_no_second_effect(
+    note: Any, database: str
+) -> None:
     fates = await persist(database, [note("a"), note("raise", "b2"), note("reject", "b3")])
     again = await persist(database, fates.ids + fates.ids)
     assert again.statuses == fates.statuses * 2
@@ -119,24 +142,28 @@ async def test_a_message_that_was_delivered_before_has_no_second_effect(note: An
     assert rows(database, "SELECT count(*) FROM notes") == [(1,)]
 
 
-async def test_in_a_callers_transaction_nothing_is_committed(note: Any, database: str, engine: AsyncEngine) -> None:
+async def test_in_a_callers_transaction_nothing_is_committed(
+    note: Any, database: str, engine: AsyncEngine
+) -> None:
     async with engine.connect() as connection:
         fates = await persist(connection, [note("a"), note("raise", "b2"), chat(1)])
         assert fates.statuses == ["consumed", "retrying", "consumed"]
         assert (await retry(connection)).statuses == ["retrying"]
         assert await connection.scalar(text("SELECT count(*) FROM notes")) == 1
         await connection.rollback()
-    assert rows(database, "SELECT (SELECT count(*) FROM notes), (SELECT count(*) FROM outbox)") == [(0, 0)]
+    assert rows(database, "SELECT (SELECT count(*) FROM notes), (SELECT count(*) FROM outbox)") == [
+        (0, 0)
+    ]
 
 
-async def test_a_message_that_business_code_enqueued_is_delivered_by_its_id(note: Any, engine: AsyncEngine) -> None:
+async def test_a_message_that_business_code_enqueued_is_delivered_by_its_id(
+    note: Any, engine: AsyncEngine
+) -> None:
     outbox.start()
     try:
         async with AsyncSession(engine) as session:
             ids = await outbox.enqueue(session, [note("a"), note("b")])
-            by_sql = (
-                "SELECT outbox_enqueue('chat_history_persist', 'c9', '{\"user_id\": 1, \"conversation_id\": \"c9\"}')"
-            )
+            by_sql = "SELECT outbox_enqueue('chat_history_persist', 'c9', '{\"user_id\": 1, \"conversation_id\": \"c9\"}')"
             broken = await session.scalar(text(by_sql))
             fates = await persist(session, [*ids, broken])
             assert fates.statuses == ["consumed", "consumed", "dead"]
@@ -163,10 +190,15 @@ async def test_time_and_memory_are_charged_to_the_guilty_message(note: Any, data
             "INSERT INTO faults VALUES ('a', '42501')",
             r"a worker would wait and try again: InsufficientPrivilege \(42501\)",
         ),
-        ("INSERT INTO faults VALUES ('a', '55P03')", r"a worker would wait and try again: LockNotAvailable \(55P03\)"),
+        (
+            "INSERT INTO faults VALUES ('a', '55P03')",
+            r"a worker would wait and try again: LockNotAvailable \(55P03\)",
+        ),
     ],
 )
-async def test_where_a_worker_would_wait_the_test_is_told(note: Any, database: str, spoil: str, complaint: str) -> None:
+async def test_where_a_worker_would_wait_the_test_is_told(
+    note: Any, database: str, spoil: str, complaint: str
+) -> None:
     rows(database, spoil)
     with pytest.raises(WouldWait, match=complaint) as caught:
         await persist(database, [note("a")])
@@ -180,28 +212,37 @@ async def test_an_event_that_enqueue_refuses_is_refused(note: Any, database: str
     with pytest.raises(RegistryInvalid, match="is not an event: decorate it"):
         await persist(database, ["a"])
     with pytest.raises(
-        UsageError, match="no outbox row has the id 999: expected an event, or the id of an enqueued one"
+        UsageError,
+        match="no outbox row has the id 999: expected an event, or the id of an enqueued one",
     ):
         await persist(database, [999])
     Path("faust.yml").write_text("agents: []\n")
-    with pytest.raises(PayloadInvalid, match="note_added: no agent for it was discovered; add its package to `agents`"):
+    with pytest.raises(
+        PayloadInvalid,
+        match="note_added: no agent for it was discovered; add its package to `agents`",
+    ):
         await persist(database, [note("a")])
     assert rows(database, "SELECT count(*) FROM outbox") == [(0,)]
     with pytest.raises(
-        UsageError, match="a PosixPath was given: expected a database URL, an AsyncConnection or an AsyncSession"
+        UsageError,
+        match="a PosixPath was given: expected a database URL, an AsyncConnection or an AsyncSession",
     ):
         await persist(Path("faust.yml"), [note("a")])  # type: ignore[arg-type]
 
 
 async def test_a_database_that_is_not_ready_is_one_clear_line(postgres: PostgresServer) -> None:
-    with pytest.raises(NotMigrated, match=r"at revision \(none\), expected .*: run `streams migrate`"):
+    with pytest.raises(
+        NotMigrated, match=r"at revision \(none\), expected .*: run `streams migrate`"
+    ):
         await persist(postgres.url, [chat(1)])
     engine = async_engine(postgres.url)
     async with engine.connect() as connection:
         with pytest.raises(NotMigrated):
             await persist(connection, [chat(1)])
     await engine.dispose()
-    with pytest.raises(ServiceUnreachable, match=r"PostgreSQL at postgresql://me@127\.0\.0\.1:1/d cannot be"):
+    with pytest.raises(
+        ServiceUnreachable, match=r"PostgreSQL at postgresql://me@127\.0\.0\.1:1/d cannot be"
+    ):
         await persist("postgresql://me@127.0.0.1:1/d", [chat(1)])
 
 
@@ -211,16 +252,24 @@ def test_without_an_event_loop_the_twins_do_the_same(note: Any, database: str) -
 
 
 def test_a_batch_holds_what_a_handler_gets() -> None:
-    found = batch([chat(1), chat(2, tokens_consumed=5)], first_id=7, attempts=2, created_at=datetime(2026, 1, 31, 12))
+    found = batch(
+        [chat(1), chat(2, tokens_consumed=5)],
+        first_id=7,
+        attempts=2,
+        created_at=datetime(2026, 1, 31, 12),
+    )
     assert found[1] == Message(8, "c1", chat(2, tokens_consumed=5), 1_769_860_800_000, 2)
     assert found[0].created_at == datetime(2026, 1, 31, 12)
-    with pytest.raises(PayloadInvalid, match=r"'user_id' is of type str \(1 characters\): expected int"):
+    with pytest.raises(
+        PayloadInvalid, match=r"'user_id' is of type str \(1 characters\): expected int"
+    ):
         batch([chat(1, user_id="x")])
 
 
 def test_a_batch_of_two_biz_types_is_refused(note: Any) -> None:
     with pytest.raises(
-        UsageError, match="a batch holds one biz_type, these events are of chat_history_persist, note_added"
+        UsageError,
+        match="a batch holds one biz_type, these events are of chat_history_persist, note_added",
     ):
         batch([chat(1), note("a")])
 
@@ -236,7 +285,10 @@ def test_large_messages_behind_a_failing_one_are_read_in_portions(note: Any, dat
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("INSERT INTO faults VALUES ('first')")
         large = [os.urandom(300_000).hex() for _ in range(6)]
-        assert persist_sync(database, [note("first"), *map(note, large)]).statuses == ["retrying", *["parked"] * 6]
+        assert persist_sync(database, [note("first"), *map(note, large)]).statuses == [
+            "retrying",
+            *["parked"] * 6,
+        ]
         connection.execute("DELETE FROM faults")
         portions = [retry_sync(database).statuses.count("consumed")]
         while portions[-1]:

@@ -66,22 +66,41 @@ BAD = {
     "too deep for anybody": Bad(nested(20_000), b"[" * 20_000 + b"]" * 20_000),
 }
 
-PYTHON, FUNCTION, LINES, INSERT, RECORD = "outbox.enqueue", "outbox_enqueue()", "streams enqueue", "INSERT", "record"
+PYTHON, FUNCTION, LINES, INSERT, RECORD = (
+    "outbox.enqueue",
+    "outbox_enqueue()",
+    "streams enqueue",
+    "INSERT",
+    "record",
+)
 NOT_UTF8 = 'invalid byte sequence for encoding "UTF8"'
 
-# Where each bad payload ends, by its entry: "refused" with an error, "dead" with a code, and words of the reason.
+# Where each bad payload ends, by its entry: "refused" with an error, "dead" with a code, and words
+# of the reason.
 ENDS: dict[tuple[str, str], tuple[str, str]] = {
     (PYTHON, "NUL"): ("refused", "expected text without NUL"),
     (PYTHON, "lone surrogate"): ("refused", "expected text without lone surrogates"),
     (PYTHON, "surrogates swapped"): ("refused", "expected text without lone surrogates"),
     (PYTHON, "not UTF-8"): ("refused", "expected a value that JSON has"),
-    (PYTHON, "64 bits and more"): ("refused", "'user_id' is of type int: expected int <= 9223372036854775807"),
+    (PYTHON, "64 bits and more"): (
+        "refused",
+        "'user_id' is of type int: expected int <= 9223372036854775807",
+    ),
     (PYTHON, "no float"): ("refused", "'user_id' is of type float: expected a finite number"),
     (PYTHON, "too deep"): ("refused", "expected at most 254 levels of nesting"),
     (PYTHON, "too deep for anybody"): ("refused", "expected at most 254 levels of nesting"),
-    (FUNCTION, "NUL"): ("refused", "payload holds a NUL character (\\u0000), which text cannot hold"),
-    (FUNCTION, "lone surrogate"): ("refused", "payload holds a lone surrogate, which is no character"),
-    (FUNCTION, "surrogates swapped"): ("refused", "payload holds a lone surrogate, which is no character"),
+    (FUNCTION, "NUL"): (
+        "refused",
+        "payload holds a NUL character (\\u0000), which text cannot hold",
+    ),
+    (FUNCTION, "lone surrogate"): (
+        "refused",
+        "payload holds a lone surrogate, which is no character",
+    ),
+    (FUNCTION, "surrogates swapped"): (
+        "refused",
+        "payload holds a lone surrogate, which is no character",
+    ),
     (FUNCTION, "not UTF-8"): ("refused", NOT_UTF8),
     (FUNCTION, "64 bits and more"): ("payload", "'user_id': expected int <= 9223372036854775807"),
     (FUNCTION, "no float"): ("refused", "payload holds a number out of range"),
@@ -98,12 +117,27 @@ ENDS: dict[tuple[str, str], tuple[str, str]] = {
     ),
     (LINES, "not UTF-8"): ("refused", "line 1: the value is not UTF-8 at byte "),
     (LINES, "64 bits and more"): ("refused", "'user_id': expected int <= 9223372036854775807"),
-    (LINES, "no float"): ("refused", "line 1: the value holds a number out of range, at character "),
-    (LINES, "too deep"): ("refused", "line 1: the value holds values nested too deep, at character "),
-    (LINES, "too deep for anybody"): ("refused", "line 1: the value holds values nested too deep, at character "),
+    (LINES, "no float"): (
+        "refused",
+        "line 1: the value holds a number out of range, at character ",
+    ),
+    (LINES, "too deep"): (
+        "refused",
+        "line 1: the value holds values nested too deep, at character ",
+    ),
+    (LINES, "too deep for anybody"): (
+        "refused",
+        "line 1: the value holds values nested too deep, at character ",
+    ),
     (INSERT, "NUL"): ("payload", "'message' holds a NUL character, which text cannot hold"),
-    (INSERT, "lone surrogate"): ("json", "the value holds a lone surrogate, which is no character, at character "),
-    (INSERT, "surrogates swapped"): ("json", "the value holds a lone surrogate, which is no character, at character "),
+    (INSERT, "lone surrogate"): (
+        "json",
+        "the value holds a lone surrogate, which is no character, at character ",
+    ),
+    (INSERT, "surrogates swapped"): (
+        "json",
+        "the value holds a lone surrogate, which is no character, at character ",
+    ),
     (INSERT, "not UTF-8"): ("refused", NOT_UTF8),
     (INSERT, "64 bits and more"): ("payload", "'user_id': expected int <= 9223372036854775807"),
     (INSERT, "no float"): ("json", "the value holds a number out of range, at character "),
@@ -114,7 +148,10 @@ ENDS: dict[tuple[str, str], tuple[str, str]] = {
 
 @pytest.fixture(scope="module")
 def world(
-    postgres: PostgresServer, kafka: KafkaBroker, template: str, tmp_path_factory: pytest.TempPathFactory
+    postgres: PostgresServer,
+    kafka: KafkaBroker,
+    template: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[World]:
     """One relay and one worker for all of it."""
     name = f"text_{os.getpid()}"
@@ -160,7 +197,9 @@ async def by_function(world: World, key: str, _: dict[str, Any], raw: bytes) -> 
 async def by_lines(world: World, key: str, _: dict[str, Any], raw: bytes) -> None:
     line = b'{"biz_type": "%b", "key": "%b", "payload": %b}\n' % (CHAT.encode(), key.encode(), raw)
     environ = {**world.environ, "STREAMS_CONFIG": ""}
-    result = CliRunner(env=environ).invoke(cli, ["enqueue", "-"], input=io.BytesIO(line), standalone_mode=False)
+    result = CliRunner(env=environ).invoke(
+        cli, ["enqueue", "-"], input=io.BytesIO(line), standalone_mode=False
+    )
     outbox.close()
     if result.exception is not None:
         raise result.exception
@@ -202,7 +241,9 @@ async def test_text_is_persisted_byte_for_byte(
     await ENTRIES[entry](world, key, fields, raw)
     await eventually(lambda: fate(world, key), 30, every=0.02)
     assert fate(world, key) == [("consumed", None, None)]
-    [(found,)] = world.query("SELECT convert_to(message_content, 'UTF8') FROM chat_histories WHERE chat_id = %s", key)
+    [(found,)] = world.query(
+        "SELECT convert_to(message_content, 'UTF8') FROM chat_histories WHERE chat_id = %s", key
+    )
     assert found == fields["message"].encode()
 
 
@@ -232,13 +273,21 @@ async def test_bytes_that_are_no_text_are_refused_or_dead_with_a_reason(
 async def test_records_that_nobody_enqueued_are_rejected_whatever_they_hold(
     world: World, eventually: Eventually
 ) -> None:
-    values = [json.dumps(payload(0, CANARY, message=text), ensure_ascii=False).encode() for text in EXACT.values()]
-    values += [json.dumps(payload(0, CANARY, message="@")).encode().replace(b'"@"', bad.raw) for bad in BAD.values()]
+    values = [
+        json.dumps(payload(0, CANARY, message=text), ensure_ascii=False).encode()
+        for text in EXACT.values()
+    ]
+    values += [
+        json.dumps(payload(0, CANARY, message="@")).encode().replace(b'"@"', bad.raw)
+        for bad in BAD.values()
+    ]
     with Publisher(world.settings.broker_url, world.topic, world.url) as publisher:
         for number, value in enumerate(values):
             publisher.send(10**9 + number, CANARY, value)
             publisher.send(CANARY[:6] + "\0", CANARY.encode() + b"\xff", value)
-    await eventually(lambda: world.query("SELECT sum(count) FROM outbox_rejects") == [(2 * len(values),)], 30)
+    await eventually(
+        lambda: world.query("SELECT sum(count) FROM outbox_rejects") == [(2 * len(values),)], 30
+    )
     assert world.query("SELECT reason, sum(count) FROM outbox_rejects GROUP BY 1 ORDER BY 1") == [
         ("header 'id' is not an outbox id: b'canary\\x00'", len(values)),
         ("no outbox row has this id", len(values)),
@@ -252,7 +301,11 @@ async def test_a_broken_record_of_a_message_is_judged_by_its_outbox_row(
 ) -> None:
     """It comes before the row is committed, and so before the relay's own record of it."""
     text = EXACT["combining"]
-    value = json.dumps({**payload(0, key), BAD[name].field: "@"}).encode().replace(b'"@"', BAD[name].raw)
+    value = (
+        json.dumps({**payload(0, key), BAD[name].field: "@"})
+        .encode()
+        .replace(b'"@"', BAD[name].raw)
+    )
     with psycopg.connect(world.url) as connection:
         [(outbox_id, created_ms)] = connection.execute(
             "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, %s, %s::json)"
@@ -267,7 +320,9 @@ async def test_a_broken_record_of_a_message_is_judged_by_its_outbox_row(
         await committing
     await eventually(lambda: fate(world, key), 30, every=0.02)
     assert fate(world, key)[0][0] == "consumed"
-    assert world.query("SELECT message_content FROM chat_histories WHERE chat_id = %s", key) == [(text,)]
+    assert world.query("SELECT message_content FROM chat_histories WHERE chat_id = %s", key) == [
+        (text,)
+    ]
 
 
 def test_no_log_holds_any_of_it(world: World) -> None:

@@ -32,18 +32,56 @@ def run(world: World, monkeypatch: pytest.MonkeyPatch) -> Run:
 @pytest.fixture
 def story(world: World, run: Run) -> list[int]:
     """A conversation with a message in each status; one was replayed."""
-    ids = enqueue(world.url, world.topic, [payload(n, "c\x1b1", message="secret-canary") for n in range(7)])
+    ids = enqueue(
+        world.url, world.topic, [payload(n, "c\x1b1", message="secret-canary") for n in range(7)]
+    )
     world.query("INSERT INTO relay_position (name, mode, floor) VALUES ('r', 'cdc', %s)", ids[5])
     columns = 'outbox_id, status, partition, "offset", applied, arrived, topic, key, attempts, error_code, error'
     held = (world.topic, "c\x1b1")
     for row in (
         (ids[0], "consumed", 3, 10, 100, None, None, None, 0, None, None),
-        (ids[1], "retrying", 3, 11, None, 5, *held, 2, "23514", "CheckViolation (23514): table chat_histories"),
+        (
+            ids[1],
+            "retrying",
+            3,
+            11,
+            None,
+            5,
+            *held,
+            2,
+            "23514",
+            "CheckViolation (23514): table chat_histories",
+        ),
         (ids[2], "parked", 3, 12, None, 6, *held, 0, None, None),
-        (ids[3], "dead", 3, 13, None, None, None, None, 20, "payload", "'user_id': expected int, got str"),
-        (ids[4], "replaying", 3, 14, None, 7, *held, 0, "payload", "'user_id': expected int, got str"),
+        (
+            ids[3],
+            "dead",
+            3,
+            13,
+            None,
+            None,
+            None,
+            None,
+            20,
+            "payload",
+            "'user_id': expected int, got str",
+        ),
+        (
+            ids[4],
+            "replaying",
+            3,
+            14,
+            None,
+            7,
+            *held,
+            0,
+            "payload",
+            "'user_id': expected int, got str",
+        ),
     ):
-        world.query(f"INSERT INTO outbox_state ({columns}) VALUES ({', '.join(['%s'] * len(row))})", *row)
+        world.query(
+            f"INSERT INTO outbox_state ({columns}) VALUES ({', '.join(['%s'] * len(row))})", *row
+        )
     world.query(
         "WITH again AS (INSERT INTO outbox (biz_type, topic, key, payload, resend_of)"
         " SELECT biz_type, topic, key, payload, id FROM outbox WHERE id = %s RETURNING id)"
@@ -111,7 +149,9 @@ def test_a_conversation_is_told_oldest_first_without_its_text(run: Run, story: l
 def test_a_conversation_is_found_across_windows_and_since(
     run: Run, story: list[int], world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.query("UPDATE outbox SET created_at = created_at - interval '2 hours' WHERE id = %s", story[0])
+    world.query(
+        "UPDATE outbox SET created_at = created_at - interval '2 hours' WHERE id = %s", story[0]
+    )
     enqueue(world.url, world.topic, [payload(n, "other") for n in range(50)])
     monkeypatch.setattr(history, "WINDOW", 3)
     found = json.loads(run("trace", "--key", "c\x1b1", "--json").output)

@@ -71,7 +71,9 @@ def started(database: str) -> Iterator[None]:
 
 
 async def stored(db: AsyncConnection) -> list[str | None]:
-    return [row[0] for row in await db.exec_driver_sql("SELECT traceparent FROM outbox ORDER BY id")]
+    return [
+        row[0] for row in await db.exec_driver_sql("SELECT traceparent FROM outbox ORDER BY id")
+    ]
 
 
 def traceparent(span: ReadableSpan) -> str:
@@ -91,7 +93,9 @@ def named(exporter: InMemorySpanExporter, name: str) -> list[ReadableSpan]:
     return [span for span in exporter.get_finished_spans() if span.name == name]
 
 
-async def test_enqueue_writes_the_context_of_its_own_span(db: AsyncConnection, exporter: InMemorySpanExporter) -> None:
+async def test_enqueue_writes_the_context_of_its_own_span(
+    db: AsyncConnection, exporter: InMemorySpanExporter
+) -> None:
     with opentelemetry.trace.get_tracer("business").start_as_current_span("request"):
         await outbox.enqueue(db, [chat(), chat()])
     await outbox.enqueue(db, chat(), traceparent=SAMPLED)
@@ -124,12 +128,18 @@ async def test_nobody_traces_and_nothing_is_written(db: AsyncConnection) -> None
     assert await stored(db) == [None]
 
 
-async def test_a_failed_enqueue_is_marked_without_any_text(db: AsyncConnection, exporter: InMemorySpanExporter) -> None:
+async def test_a_failed_enqueue_is_marked_without_any_text(
+    db: AsyncConnection, exporter: InMemorySpanExporter
+) -> None:
     await db.execute(text("ALTER TABLE outbox ADD CHECK (payload::text = '')"))
     with pytest.raises(DBAPIError):
         await outbox.enqueue(db, chat())
     [span] = exporter.get_finished_spans()
-    assert (span.status.is_ok, span.status.description, about(span)["error.type"]) == (False, None, "IntegrityError")
+    assert (span.status.is_ok, span.status.description, about(span)["error.type"]) == (
+        False,
+        None,
+        "IntegrityError",
+    )
     assert SECRET not in span.to_json()
 
 
@@ -156,8 +166,13 @@ async def test_a_message_and_its_handler_are_children_of_the_caller(
     assert [link.context for link in message.links] == [transaction.context]
 
 
-async def test_callers_of_one_batch_keep_their_traces(db: AsyncConnection, exporter: InMemorySpanExporter) -> None:
-    ids = [await outbox.enqueue(db, chat(), traceparent=each) for each in (SAMPLED, f"{OTHER}-01", UNSAMPLED)]
+async def test_callers_of_one_batch_keep_their_traces(
+    db: AsyncConnection, exporter: InMemorySpanExporter
+) -> None:
+    ids = [
+        await outbox.enqueue(db, chat(), traceparent=each)
+        for each in (SAMPLED, f"{OTHER}-01", UNSAMPLED)
+    ]
     await persist(db, ids)
     [transaction] = named(exporter, "persist chat-history")
     messages = named(exporter, "process chat-history")
@@ -212,7 +227,12 @@ async def test_each_attempt_is_a_span_with_its_number_and_its_outcome(
     await retry(db)
     spans = [about(span) for span in named(exporter, "process chat-history")]
     told = [
-        (int(span["messaging.message.id"]), span.get("outbox.attempt"), span["outbox.status"], span.get("error.type"))
+        (
+            int(span["messaging.message.id"]),
+            span.get("outbox.attempt"),
+            span["outbox.status"],
+            span.get("error.type"),
+        )
         for span in spans
     ]
     assert sorted(told[:4], key=lambda one: one[0]) == [
@@ -261,7 +281,9 @@ async def save(notes: Batch[NoteAdded], db: AsyncConnection) -> None:
 def test_who_does_not_trace_does_not_load_opentelemetry() -> None:
     code = "import sys, streams.relay, streams.app; print([name for name in sys.modules if 'opentelemetry' in name])"
     environ = {"DATABASE_URL": "postgresql://127.0.0.1:1/d", "BROKER_URL": "127.0.0.1:1"}
-    ended = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    )
     assert ended.stdout == "[]\n"
 
 
@@ -269,7 +291,9 @@ def test_who_does_not_trace_does_not_load_opentelemetry() -> None:
 def diary(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """The module of a user's agent, in this process and in those of its world."""
     (tmp_path / "diary.py").write_text(NOTES)
-    (tmp_path / "faust.yml").write_text("agents: [streams.agents, diary]\ntelemetry: {enabled: true}\n")
+    (tmp_path / "faust.yml").write_text(
+        "agents: [streams.agents, diary]\ntelemetry: {enabled: true}\n"
+    )
     world.environ |= {"STREAMS_CONFIG": str(tmp_path / "faust.yml"), "PYTHONPATH": str(tmp_path)}
     importable(tmp_path, monkeypatch)
     outbox.start(world.settings)
@@ -278,7 +302,11 @@ def diary(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
 
 
 async def test_one_trace_leads_from_the_request_through_relay_and_worker_into_the_handler(
-    world: World, diary: Any, engine: AsyncEngine, eventually: Eventually, exporter: InMemorySpanExporter
+    world: World,
+    diary: Any,
+    engine: AsyncEngine,
+    eventually: Eventually,
+    exporter: InMemorySpanExporter,
 ) -> None:
     topic = f"{world.settings.broker.topic_prefix}notes"
 
@@ -308,7 +336,11 @@ async def test_one_trace_leads_from_the_request_through_relay_and_worker_into_th
     assert {span.name for span in collector.spans if span.trace != trace} <= {"my handler"}
     assert UNSAMPLED.split("-")[1] not in {span.trace for span in collector.spans}
     [published] = collector.named(f"publish {topic}")
-    assert (published.service, published.parent, published.failed) == ("outbox-streams-relay", caller, False)
+    assert (published.service, published.parent, published.failed) == (
+        "outbox-streams-relay",
+        caller,
+        False,
+    )
     assert published.about["messaging.message.id"] == str(note)
     first, second = collector.named(f"process {topic}")
     assert (first.service, first.parent, second.parent) == ("outbox-streams-worker", caller, caller)
@@ -338,8 +370,14 @@ async def test_one_trace_leads_from_the_request_through_relay_and_worker_into_th
 )
 def test_without_the_extra_the_start_says_what_to_install(command: str, database: str) -> None:
     code = f"import sys; sys.modules['opentelemetry'] = None; {command}"
-    environ = {"DATABASE_URL": database, "BROKER_URL": "127.0.0.1:1", "STREAMS_TELEMETRY__ENABLED": "true"}
-    ended = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
+    environ = {
+        "DATABASE_URL": database,
+        "BROKER_URL": "127.0.0.1:1",
+        "STREAMS_TELEMETRY__ENABLED": "true",
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1] == (
         "streams: setting 'telemetry.enabled' is True: expected OpenTelemetry (opentelemetry is missing):"

@@ -28,7 +28,10 @@ def stage(database: str) -> Iterator[Stage]:
 
 
 def deliver(stage: Stage) -> None:
-    """Everything of the first partition in one run; then the database has to be as the model says."""
+    """Everything of the first partition in one run.
+
+    Then the database has to be as the model says.
+    """
     run = stage.next_run(0, 1000)
     assert run is not None
     stage.persist(0, run)
@@ -47,7 +50,9 @@ def test_a_message_and_its_resend_in_one_run_have_one_effect(stage: Stage) -> No
     assert stage.bench.query("SELECT status FROM outbox_state") == [("consumed",)]
 
 
-def test_a_message_its_resend_and_a_broken_one_in_one_run_have_one_effect_each(stage: Stage) -> None:
+def test_a_message_its_resend_and_a_broken_one_in_one_run_have_one_effect_each(
+    stage: Stage,
+) -> None:
     """With something odd beside them the two took another way, and the message was consumed without an effect."""
     for _ in range(2):
         stage.insert(stage.bench.connection, "a", "plain")
@@ -81,13 +86,18 @@ def test_a_message_that_cannot_be_read_holds_those_behind_it_in_its_run(stage: S
     assert states == [("consumed", None), ("dead", "notes"), ("parked", "notes")]
 
 
-def test_one_that_fails_stays_before_a_later_one_that_cannot_be_read_and_holds(stage: Stage) -> None:
+def test_one_that_fails_stays_before_a_later_one_that_cannot_be_read_and_holds(
+    stage: Stage,
+) -> None:
     stage.insert(stage.bench.connection, "a", "plain")
     stage.bench.handler.faults[stage.name()] = "raise"
     stage.insert(stage.bench.connection, "a", "held", readable=False)
     stage.send(stage.committed())
     deliver(stage)
-    assert stage.bench.query("SELECT status FROM outbox_state ORDER BY arrived") == [("retrying",), ("dead",)]
+    assert stage.bench.query("SELECT status FROM outbox_state ORDER BY arrived") == [
+        ("retrying",),
+        ("dead",),
+    ]
 
 
 def test_a_run_that_is_not_ours_any_more_shares_no_transaction(stage: Stage) -> None:
@@ -111,7 +121,10 @@ def test_a_frozen_owner_keeps_its_partition_no_longer_than_the_server_lets_it(
     async def look(transaction: Transaction, *what: Any) -> list[Any]:
         found = await together(transaction, *what)
         states.extend(
-            stage.bench.query("SELECT state FROM pg_stat_activity WHERE pid = %s", transaction._driver.info.backend_pid)
+            stage.bench.query(
+                "SELECT state FROM pg_stat_activity WHERE pid = %s",
+                transaction._driver.info.backend_pid,
+            )
         )
         return found
 
@@ -135,13 +148,18 @@ def test_a_fate_that_another_transaction_decides_in_this_moment_is_seen_in_the_n
     assert run is not None
 
     async def overtaken() -> Any:
-        async with await psycopg.AsyncConnection.connect(stage.bench.settings.database_url) as other:
+        async with await psycopg.AsyncConnection.connect(
+            stage.bench.settings.database_url
+        ) as other:
             await other.execute(
-                "INSERT INTO outbox_state (outbox_id, status) VALUES (%s, 'discarded')", (rows[1].root,)
+                "INSERT INTO outbox_state (outbox_id, status) VALUES (%s, 'discarded')",
+                (rows[1].root,),
             )
             working = asyncio.create_task(stage.bench.workers[0].persist(run, care))
             deadline = time.monotonic() + 20
-            while not stage.bench.query("SELECT FROM pg_stat_activity WHERE wait_event = 'transactionid'"):
+            while not stage.bench.query(
+                "SELECT FROM pg_stat_activity WHERE wait_event = 'transactionid'"
+            ):
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.01)
             await other.commit()
@@ -151,7 +169,10 @@ def test_a_fate_that_another_transaction_decides_in_this_moment_is_seen_in_the_n
     assert (outcome.consumed, outcome.skipped) == (2, 1)
     states = [("consumed",), ("discarded",), ("consumed",)]
     assert stage.bench.query("SELECT status FROM outbox_state ORDER BY outbox_id") == states
-    assert stage.bench.query("SELECT outbox_id FROM notes ORDER BY id") == [(rows[0].root,), (rows[2].root,)]
+    assert stage.bench.query("SELECT outbox_id FROM notes ORDER BY id") == [
+        (rows[0].root,),
+        (rows[2].root,),
+    ]
 
 
 def test_a_message_behind_one_that_fails_again_is_not_touched(stage: Stage) -> None:
@@ -189,16 +210,24 @@ def test_a_network_that_falls_silent_before_the_rollback_is_given_up(stage: Stag
 
     with Proxy(stage.bench.settings.database_url) as proxy:
         short = {"STREAMS_WORKER__HANDLER_TIMEOUT": "1", "STREAMS_WORKER__LOCK_TIMEOUT": "0.5"}
-        worker = Persister(load(environ={"DATABASE_URL": proxy.url("postgres"), **short}), stage.bench.registry)
+        worker = Persister(
+            load(environ={"DATABASE_URL": proxy.url("postgres"), **short}), stage.bench.registry
+        )
         stage.bench.handler.hook = silence
-        # The server learns of it by its own timeout only, and keeps the partition locked until then.
+        # The server learns of it by its own timeout only, and keeps the partition locked until
+        # then.
         assert stage.bench.run(asyncio.wait_for(worker.persist(run), 60)) is not None
         stage.bench.run(worker.database.close())
     assert stage.bench.query("SELECT status, attempts FROM outbox_state") == [("consumed", 0)]
 
 
-def test_a_retry_is_due_by_the_databases_clock(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker whose clock is an hour behind would wait for an hour; one an hour ahead would call without end."""
+def test_a_retry_is_due_by_the_databases_clock(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose clock is an hour behind would wait for an hour.
+
+    One an hour ahead would call without end.
+    """
     worker = stage.bench.workers[0]
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() - 3600)

@@ -27,7 +27,9 @@ class Old:
 
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
-        self.worker = Persister(bench.settings, Registry({}, {TOPIC: SYSTEM} if bench.envelopes else {}))
+        self.worker = Persister(
+            bench.settings, Registry({}, {TOPIC: SYSTEM} if bench.envelopes else {})
+        )
 
     def persist(self, run: Run) -> None:
         """Work this run until it is done."""
@@ -47,7 +49,10 @@ def wake(bench: Workbench, worker: Persister, *books: str) -> None:
 @pytest.fixture(params=[False, True], ids=["outbox", "envelopes"])
 def bench(database: str, request: pytest.FixtureRequest) -> Iterator[Workbench]:
     with Workbench(database, envelopes=request.param) as found:
-        found.query("INSERT INTO outbox_biz_types (biz_type, topic, max_bytes) VALUES ('note_added', %s, 1000)", TOPIC)
+        found.query(
+            "INSERT INTO outbox_biz_types (biz_type, topic, max_bytes) VALUES ('note_added', %s, 1000)",
+            TOPIC,
+        )
         yield found
 
 
@@ -63,7 +68,9 @@ def table(bench: Workbench) -> str:
 
 
 def statuses(bench: Workbench) -> list[tuple[Any, ...]]:
-    return bench.query(f"SELECT status, attempts, error_code FROM {table(bench)} ORDER BY outbox_id")
+    return bench.query(
+        f"SELECT status, attempts, error_code FROM {table(bench)} ORDER BY outbox_id"
+    )
 
 
 def deadline(bench: Workbench) -> float:
@@ -78,10 +85,16 @@ def pass_deadline(bench: Workbench) -> None:
     bench.query(f"UPDATE {table(bench)} SET next_retry_at = now() WHERE status = 'retrying'")
 
 
-def test_it_waits_with_its_conversation_and_goes_on_in_order_when_a_worker_knows_it(bench: Workbench, old: Old) -> None:
+def test_it_waits_with_its_conversation_and_goes_on_in_order_when_a_worker_knows_it(
+    bench: Workbench, old: Old
+) -> None:
     run = bench.send("a", "b", "c", book="x")
     old.persist(run)
-    assert statuses(bench) == [("retrying", 0, "biz_type"), ("parked", 0, None), ("parked", 0, None)]
+    assert statuses(bench) == [
+        ("retrying", 0, "biz_type"),
+        ("parked", 0, None),
+        ("parked", 0, None),
+    ]
     assert deadline(bench) == pytest.approx(MINUTES if bench.envelopes else DAY, abs=60)
     old.wake("x")
     assert [status for status, *_ in statuses(bench)] == ["retrying", "parked", "parked"]
@@ -90,7 +103,9 @@ def test_it_waits_with_its_conversation_and_goes_on_in_order_when_a_worker_knows
     assert bench.saved() == ["a", "b", "c"]
 
 
-def test_a_later_message_that_a_worker_knows_does_not_overtake_it(bench: Workbench, old: Old) -> None:
+def test_a_later_message_that_a_worker_knows_does_not_overtake_it(
+    bench: Workbench, old: Old
+) -> None:
     old.persist(bench.send("a", book="x"))
     bench.persist(bench.send("b", book="x"))
     assert bench.saved() == []
@@ -99,7 +114,9 @@ def test_a_later_message_that_a_worker_knows_does_not_overtake_it(bench: Workben
     assert bench.saved() == ["a", "b"]
 
 
-def test_nobody_is_woken_for_it_before_its_deadline_but_an_owner_that_knows_it(bench: Workbench, old: Old) -> None:
+def test_nobody_is_woken_for_it_before_its_deadline_but_an_owner_that_knows_it(
+    bench: Workbench, old: Old
+) -> None:
     old.persist(bench.send("a", "b"))
     for head in bench.run(old.worker.all_heads(TOPIC, [0])):
         assert head.due is not None
@@ -108,7 +125,9 @@ def test_nobody_is_woken_for_it_before_its_deadline_but_an_owner_that_knows_it(b
     assert [head.due for head in bench.run(bench.worker.heads(TOPIC, ["book of a"]))] == [0.0]
 
 
-def test_at_its_deadline_it_is_dead_and_its_conversation_goes_on(bench: Workbench, old: Old) -> None:
+def test_at_its_deadline_it_is_dead_and_its_conversation_goes_on(
+    bench: Workbench, old: Old
+) -> None:
     old.persist(bench.send("a", book="x"))
     bench.query(f"UPDATE {table(bench)} SET updated_at = now() - interval '2 days'")
     bench.persist(bench.send("b", book="x"))
@@ -120,7 +139,9 @@ def test_at_its_deadline_it_is_dead_and_its_conversation_goes_on(bench: Workbenc
     assert bench.saved() == ["b"]
 
 
-def test_what_waited_parked_for_that_long_does_not_wait_as_long_again(bench: Workbench, old: Old) -> None:
+def test_what_waited_parked_for_that_long_does_not_wait_as_long_again(
+    bench: Workbench, old: Old
+) -> None:
     old.persist(bench.send("a", "b", "c", book="x"))
     bench.query(f"UPDATE {table(bench)} SET updated_at = now() - interval '2 days'")
     pass_deadline(bench)
@@ -128,7 +149,9 @@ def test_what_waited_parked_for_that_long_does_not_wait_as_long_again(bench: Wor
     assert {status for status, *_ in statuses(bench)} == {"dead"}
 
 
-def test_a_second_delivery_changes_nothing_and_a_worker_that_knows_it_takes_it(bench: Workbench, old: Old) -> None:
+def test_a_second_delivery_changes_nothing_and_a_worker_that_knows_it_takes_it(
+    bench: Workbench, old: Old
+) -> None:
     run = bench.send("a")
     old.persist(run)
     before = deadline(bench)
@@ -139,12 +162,16 @@ def test_a_second_delivery_changes_nothing_and_a_worker_that_knows_it_takes_it(b
     assert bench.saved() == ["a"]
 
 
-def test_a_retry_that_comes_to_a_worker_of_an_older_version_is_not_charged(bench: Workbench, old: Old) -> None:
+def test_a_retry_that_comes_to_a_worker_of_an_older_version_is_not_charged(
+    bench: Workbench, old: Old
+) -> None:
     bench.query("ALTER TABLE notes ADD CONSTRAINT no_a CHECK (note <> 'a')")
     run = bench.send("a")
     bench.persist(run)
     assert statuses(bench) == [("retrying", 1, "23514")] or statuses(bench)[0][0] == "dead"
-    bench.query(f"UPDATE {table(bench)} SET status = 'retrying', attempts = 2, error_code = 'P0001'")
+    bench.query(
+        f"UPDATE {table(bench)} SET status = 'retrying', attempts = 2, error_code = 'P0001'"
+    )
     pass_deadline(bench)
     if not bench.envelopes:
         bench.query("UPDATE outbox_state SET topic = %s, key = 'book of a', arrived = 1", TOPIC)
@@ -164,10 +191,14 @@ def test_where_nobody_registered_it_it_waits_ten_minutes(bench: Workbench, old: 
     assert deadline(bench) == pytest.approx(MINUTES, abs=60)
 
 
-def test_a_retired_one_is_dead_at_once(bench: Workbench, old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retired_one_is_dead_at_once(
+    bench: Workbench, old: Old, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DATABASE_URL", bench.url)
     old.persist(bench.send("a"))
-    done = CliRunner().invoke(cli, ["biz-types", "retire", "note_added", "--why", "gone"], catch_exceptions=False)
+    done = CliRunner().invoke(
+        cli, ["biz-types", "retire", "note_added", "--why", "gone"], catch_exceptions=False
+    )
     assert done.output == "note_added is retired, 1 messages waited\n"
     old.wake("book of a")
     old.persist(bench.send("b"))
@@ -177,7 +208,9 @@ def test_a_retired_one_is_dead_at_once(bench: Workbench, old: Old, monkeypatch: 
     assert refused.value.sqlstate == "22023"
     listed = CliRunner().invoke(cli, ["biz-types", "list"], catch_exceptions=False).output
     assert "note_added" in listed
-    done = CliRunner().invoke(cli, ["biz-types", "retire", "note_added", "--undo"], catch_exceptions=False)
+    done = CliRunner().invoke(
+        cli, ["biz-types", "retire", "note_added", "--undo"], catch_exceptions=False
+    )
     assert done.output == "note_added is no longer retired\n"
     bench.query("SELECT outbox_enqueue('note_added', 'x', '{}')")
 
@@ -197,7 +230,12 @@ def test_status_and_audit_say_so_from_the_first_moment(
     assert (biz_type, count) == ("note_added", 2)
 
 
-def test_one_that_is_not_registered_cannot_be_retired(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_is_not_registered_cannot_be_retired(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DATABASE_URL", database)
     refused = CliRunner().invoke(cli, ["biz-types", "retire", "nope"])
-    assert str(refused.exception) == "biz_type 'nope' is not registered: expected one of chat_history_persist"
+    assert (
+        str(refused.exception)
+        == "biz_type 'nope' is not registered: expected one of chat_history_persist"
+    )

@@ -68,7 +68,13 @@ FATES = [
 
 @pytest.mark.parametrize(("status", "source", "buried", "holds", "then", "open_then"), FATES)
 async def test_only_who_waits_for_that_row_is_dead(
-    world: World, status: str, source: int | None, buried: int, holds: bool, then: str, open_then: bool
+    world: World,
+    status: str,
+    source: int | None,
+    buried: int,
+    holds: bool,
+    then: str,
+    open_then: bool,
 ) -> None:
     world.migrate()
     world.query(
@@ -81,7 +87,9 @@ async def test_only_who_waits_for_that_row_is_dead(
     await DeadRows(world.settings, Registry({CHAT: agent})).mark_dead(
         row(world, buried, None if buried == 5 else 5), "too large"
     )
-    [found] = world.query("SELECT status, topic IS NOT NULL, key IS NOT NULL FROM outbox_state WHERE outbox_id = 5")
+    [found] = world.query(
+        "SELECT status, topic IS NOT NULL, key IS NOT NULL FROM outbox_state WHERE outbox_id = 5"
+    )
     assert found == (then, open_then, open_then)
 
 
@@ -92,7 +100,10 @@ async def test_a_dead_message_that_cannot_be_written_down_does_not_hold_the_line
     world.query("ALTER TABLE outbox_state ADD CONSTRAINT nobody CHECK (status <> 'dead')")
     with caplog.at_level("WARNING", logger="streams.relay"):
         await asyncio.wait_for(
-            DeadRows(world.settings, configured(world.settings)).mark_dead(row(world, 5), "too large"), 30
+            DeadRows(world.settings, configured(world.settings)).mark_dead(
+                row(world, 5), "too large"
+            ),
+            30,
         )
     assert world.query("SELECT count(*) FROM outbox_state") == [(0,)]
     [last] = [record for record in caplog.records if record.levelname == "ERROR"]
@@ -101,7 +112,9 @@ async def test_a_dead_message_that_cannot_be_written_down_does_not_hold_the_line
 
 
 @MODES
-async def test_headers_that_are_too_large_cost_one_message(world: World, eventually: Eventually, mode: str) -> None:
+async def test_headers_that_are_too_large_cost_one_message(
+    world: World, eventually: Eventually, mode: str
+) -> None:
     world.environ["STREAMS_RELAY__MODE"] = mode
     world.migrate()
     ids = enqueue(world.url, world.topic, [payload(0, "c")])
@@ -114,12 +127,16 @@ async def test_headers_that_are_too_large_cost_one_message(world: World, eventua
     relay = world.relay()
     await eventually(published(world, ids))
     check_order(world, ids)
-    assert world.query("SELECT outbox_id, status, error_code FROM outbox_state") == [(long, "dead", "unpublishable")]
+    assert world.query("SELECT outbox_id, status, error_code FROM outbox_state") == [
+        (long, "dead", "unpublishable")
+    ]
     assert relay.running
 
 
 @MODES
-async def test_a_backlog_of_rows_as_large_as_they_may_be(world: World, eventually: Eventually, mode: str) -> None:
+async def test_a_backlog_of_rows_as_large_as_they_may_be(
+    world: World, eventually: Eventually, mode: str
+) -> None:
     """140 MB at once are more than librdkafka holds."""
     world.environ |= {"STREAMS_RELAY__MODE": mode, "STREAMS_OUTBOX__MAX_BYTES": "1500000"}
     world.migrate()

@@ -1,4 +1,7 @@
-"""A record without an outbox row is decided soon, whoever keeps a transaction open; one in commit is waited for."""
+"""A record without an outbox row is decided soon, whoever keeps a transaction open.
+
+One in commit is waited for.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +100,10 @@ def test_status_names_who_holds_the_floor_and_since_when(
     engine = sync_engine(bench.url)
     with engine.connect() as connection:
         assert look.look(connection).pins == ()
-        with psycopg.connect(bench.url, application_name="shop") as idle, psycopg.connect(bench.url) as prepared:
+        with (
+            psycopg.connect(bench.url, application_name="shop") as idle,
+            psycopg.connect(bench.url) as prepared,
+        ):
             prepared.tpc_begin(prepared.xid(1, name, ""))
             prepared.execute(WRITE)
             prepared.tpc_prepare()
@@ -112,7 +118,9 @@ def test_status_names_who_holds_the_floor_and_since_when(
     first, second = [fault.line for fault in faults if fault.code == "floor.pinned"]
     assert first.startswith("prepared transaction '1_")
     assert "ROLLBACK PREPARED '1_" in first
-    assert second.startswith(f"the transaction of pid {pid} (shop, idle in transaction) is open since 20")
+    assert second.startswith(
+        f"the transaction of pid {pid} (shop, idle in transaction) is open since 20"
+    )
     assert told.exit_code == 1
     assert f"the transaction of pid {pid} (shop, idle in transaction)" in told.output
 

@@ -26,7 +26,9 @@ async def refuse(messages: Batch[Note], db: AsyncConnection) -> None:
         await db.execute(text("SELECT fail('P0001')"))
 
 
-def test_what_died_stays_dead_when_the_next_message_of_its_conversation_fails_at_once(bench: Workbench) -> None:
+def test_what_died_stays_dead_when_the_next_message_of_its_conversation_fails_at_once(
+    bench: Workbench,
+) -> None:
     bench.handler = refuse
     bench.persist(bench.send("bad 1", "bad 2", "good", book="one"))
     for _ in range(2):
@@ -39,4 +41,6 @@ def test_what_died_stays_dead_when_the_next_message_of_its_conversation_fails_at
     fates = [(note, status) for note, status, _, _ in bench.fates()]
     assert fates == [("bad 1", "dead"), ("bad 2", "dead"), ("good", "consumed")]
     with psycopg.connect(bench.url) as connection:
-        assert connection.execute("SELECT outbox_id FROM outbox_dead_letters ORDER BY 1").fetchall() == [(1,), (2,)]
+        assert connection.execute(
+            "SELECT outbox_id FROM outbox_dead_letters ORDER BY 1"
+        ).fetchall() == [(1,), (2,)]

@@ -65,8 +65,15 @@ async def _alone(settings: Settings, world: Deployment) -> AsyncIterator[str]:
                 await asyncio.sleep(0.05)
     async with aiohttp.ClientSession() as client:
         # Probes come from elsewhere, by whatever name, and find nothing but health.
-        for path, status in (("/health/live", 200), ("/health/ready", 200), ("/", 404), ("/outbox/", 404)):
-            async with client.get(f"http://{probe}{path}", headers={"Host": "pod.example"}) as answer:
+        for path, status in (
+            ("/health/live", 200),
+            ("/health/ready", 200),
+            ("/", 404),
+            ("/outbox/", 404),
+        ):
+            async with client.get(
+                f"http://{probe}{path}", headers={"Host": "pod.example"}
+            ) as answer:
                 assert answer.status == status, path
     yield address
     # Ten open pages keep nobody from ending.
@@ -84,7 +91,9 @@ async def _alone(settings: Settings, world: Deployment) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def _in_aiohttp(settings: Settings, world: Deployment, prefix: str = "/team/outbox") -> AsyncIterator[str]:
+async def _in_aiohttp(
+    settings: Settings, world: Deployment, prefix: str = "/team/outbox"
+) -> AsyncIterator[str]:
     host = web.Application()
     host.add_subapp(f"{prefix}/", on_aiohttp.pages(settings))
     runner = web.AppRunner(host, shutdown_timeout=1)
@@ -96,12 +105,16 @@ async def _in_aiohttp(settings: Settings, world: Deployment, prefix: str = "/tea
 
 
 @asynccontextmanager
-async def _in_fastapi(settings: Settings, world: Deployment, prefix: str = "/ops") -> AsyncIterator[str]:
+async def _in_fastapi(
+    settings: Settings, world: Deployment, prefix: str = "/ops"
+) -> AsyncIterator[str]:
     host = FastAPI()
     pages = asgi.pages(settings)
     host.mount(prefix, pages)
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(host, port=port, log_level="warning", proxy_headers=False))
+    server = uvicorn.Server(
+        uvicorn.Config(host, port=port, log_level="warning", proxy_headers=False)
+    )
     serving = asyncio.ensure_future(server.serve())
     while not server.started:
         await asyncio.sleep(0.02)
@@ -122,7 +135,9 @@ MOUNTS: dict[str, Callable[[Settings, Deployment], Any]] = {
 @pytest.fixture
 def world(database: str, tmp_path: Path) -> Iterator[Deployment]:
     """A database; pages need no Kafka."""
-    with Deployment({"DATABASE_URL": database, "BROKER_URL": "127.0.0.1:1"}, tmp_path) as deployment:
+    with Deployment(
+        {"DATABASE_URL": database, "BROKER_URL": "127.0.0.1:1"}, tmp_path
+    ) as deployment:
         yield deployment
 
 
@@ -132,7 +147,9 @@ async def test_a_mount_serves_all_that_every_mount_serves(mount: str, world: Dep
     async with MOUNTS[mount](settings, world) as at, aiohttp.ClientSession() as client:
 
         async def ask(path: str, method: str = "GET", **options: Any) -> tuple[int, Any, str]:
-            async with client.request(method, at + path, allow_redirects=False, **options) as answer:
+            async with client.request(
+                method, at + path, allow_redirects=False, **options
+            ) as answer:
                 return answer.status, answer.headers, await answer.text()
 
         # Pages, whose addresses are all relative.

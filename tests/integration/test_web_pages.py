@@ -43,7 +43,9 @@ ADDRESSES = {
 async def site(database: str) -> AsyncIterator[Site]:
     """The pages of the scene, for a viewer, an operator and an admin by token."""
     fill(database)
-    tokens = {role: {"sha256": hashlib.sha256(role.encode()).hexdigest(), "role": role} for role in ROLES}
+    tokens = {
+        role: {"sha256": hashlib.sha256(role.encode()).hexdigest(), "role": role} for role in ROLES
+    }
     site = Site(load(environ={"DATABASE_URL": database, "STREAMS_WEB__TOKENS": json.dumps(tokens)}))
     yield site
     site.close()
@@ -62,7 +64,9 @@ async def quiet(streams_template: str) -> AsyncIterator[Site]:
 ROLES = ("viewer", "operator", "admin")
 
 
-async def get(site: Site, address: str, *, accept: str = "text/html", role: str = "viewer") -> Response:
+async def get(
+    site: Site, address: str, *, accept: str = "text/html", role: str = "viewer"
+) -> Response:
     path, _, query = address.partition("?")
     headers = [("host", "127.0.0.1"), ("accept", accept), ("authorization", f"Bearer {role}")]
     return await site.answer(Request("GET", path, query, headers=headers, peer="127.0.0.1"))
@@ -88,7 +92,8 @@ async def test_every_page_shows_what_its_call_tells_and_no_text(site: Site) -> N
         text = answer.body.decode()
         assert answer.status == 200, (address, text[-500:])
         assert len(answer.body) < MOST_BYTES, address
-        # Nothing runs, nothing turns letters around, nothing a user wrote, no word of a template that is not filled.
+        # Nothing runs, nothing turns letters around, nothing a user wrote, no word of a template
+        # that is not filled.
         assert CANARY not in text and BIDI not in text and TEXT not in text, address
         assert "None" not in re.sub(r"<[^>]*>", " ", text), address
         assert text.count("<h1") == 1, address
@@ -107,7 +112,9 @@ async def test_pages_and_sql_agree(site: Site, database: str) -> None:
     overview = json.loads((await get(site, "/api/overview", accept="*/*")).body)
     dead = json.loads((await get(site, "/api/dead", accept="*/*")).body)
     with connect_sync(database) as connection:
-        counts = dict(connection.execute("SELECT status, count(*) FROM outbox_state GROUP BY 1").fetchall())
+        counts = dict(
+            connection.execute("SELECT status, count(*) FROM outbox_state GROUP BY 1").fetchall()
+        )
     totals = overview["snapshot"]["totals"]
     assert {name: totals[name] for name in ("dead", "retrying", "parked")} == {
         name: counts[name] for name in ("dead", "retrying", "parked")
@@ -119,7 +126,9 @@ async def test_pages_and_sql_agree(site: Site, database: str) -> None:
 
 async def test_a_conversation_says_what_it_waits_for(site: Site) -> None:
     held = (await get(site, f"/conversation?topic=chat-history&key={HELD}")).body.decode()
-    assert re.search(r"Held by dead message .*2012.*waits for you to replay, discard or release it", held)
+    assert re.search(
+        r"Held by dead message .*2012.*waits for you to replay, discard or release it", held
+    )
     assert "24 messages wait behind it" in re.sub(r"\s+", " ", held)
     retried = (await get(site, f"/conversation?topic=chat-history&key={RETRIED}")).body.decode()
     assert re.search(r"failed 4 times with <code>OSError</code>; next try <time", retried)
@@ -148,7 +157,9 @@ async def test_a_conversation_says_what_it_waits_for(site: Site) -> None:
         ("/acts/?before=-1", 400, "'before' is '-1': expected"),
     ],
 )
-async def test_what_is_wrong_is_said_in_one_line(site: Site, address: str, status: int, line: str) -> None:
+async def test_what_is_wrong_is_said_in_one_line(
+    site: Site, address: str, status: int, line: str
+) -> None:
     call = "/api" + address.replace("/?", "?" if address[1] != "?" else "/overview?")
     told = await get(site, call, accept="*/*")
     shown = await get(site, address)
@@ -158,7 +169,20 @@ async def test_what_is_wrong_is_said_in_one_line(site: Site, address: str, statu
 
 ODD = st.one_of(
     st.sampled_from(
-        ["", "0", "-1", "1", "true", "10m", "9" * 30, "1e9", "../..", "2026-01-01T00:00:00Z", CANARY, BIDI]
+        [
+            "",
+            "0",
+            "-1",
+            "1",
+            "true",
+            "10m",
+            "9" * 30,
+            "1e9",
+            "../..",
+            "2026-01-01T00:00:00Z",
+            CANARY,
+            BIDI,
+        ]
     ),
     st.text(max_size=40),
 )
@@ -170,18 +194,29 @@ async def test_nothing_that_is_sent_makes_a_page_fail(quiet: Site, route: Route)
     given = st.dictionaries(st.sampled_from(names), ODD, max_size=4)
     seen: list[tuple[dict[str, str], str]] = []
 
-    @hypothesis.settings(max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @hypothesis.settings(
+        max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
     @hypothesis.given(given, ODD)
     def choose(form: dict[str, str], part: str) -> None:
         seen.append((form, part))
 
     choose()
     for form, part in seen:
-        path = "/".join(part.replace("/", "") if "{" in word else word for word in route.path.split("/"))
+        path = "/".join(
+            part.replace("/", "") if "{" in word else word for word in route.path.split("/")
+        )
         query = urlencode({name: value.encode(errors="replace") for name, value in form.items()})
         body = query.encode() if route.method == "POST" else b""
-        headers = [("host", "127.0.0.1"), ("authorization", "Bearer admin"), ("content-type", FORM), ("accept", "*/*")]
-        asked = Request(route.method, path, "" if body else query, headers=headers, body=body, peer="127.0.0.1")
+        headers = [
+            ("host", "127.0.0.1"),
+            ("authorization", "Bearer admin"),
+            ("content-type", FORM),
+            ("accept", "*/*"),
+        ]
+        asked = Request(
+            route.method, path, "" if body else query, headers=headers, body=body, peer="127.0.0.1"
+        )
         answer = await quiet.answer(asked)
         assert answer.status < 500, (path, form, answer.body)
 
@@ -200,7 +235,10 @@ async def test_search_jumps_only_to_what_exists_alone(site: Site) -> None:
 
 
 async def test_lists_go_on_where_they_ended(site: Site) -> None:
-    for path, key, name in (("/api/dead", "page", "outbox_id"), ("/api/messages", "messages", "outbox_id")):
+    for path, key, name in (
+        ("/api/dead", "page", "outbox_id"),
+        ("/api/messages", "messages", "outbox_id"),
+    ):
         seen: list[int] = []
         before = ""
         while True:
@@ -240,7 +278,10 @@ async def test_acts_are_done_once_and_written_down(site: Site, database: str) ->
     held = f"/conversation?topic=chat-history&key={HELD}"
     assert b"waits for you to replay" in (await get(site, held)).body
     answer = await post(site, "/conversation/release", role="operator", **form)
-    assert (answer.status, answer.headers["Location"]) == (303, f"../conversation?topic=chat-history&key={HELD}")
+    assert (answer.status, answer.headers["Location"]) == (
+        303,
+        f"../conversation?topic=chat-history&key={HELD}",
+    )
     # Who is led there sees what came of it.
     assert b"waits for you to replay" not in (await get(site, held)).body
     again = await post(site, "/api/conversation/release", role="operator", **form)
@@ -250,12 +291,16 @@ async def test_acts_are_done_once_and_written_down(site: Site, database: str) ->
     assert (await post(site, "/messages/2012/replay", role="operator", why="mended")).headers[
         "Location"
     ] == "../../messages/2012"
-    assert (await post(site, "/api/messages/2012/replay", role="operator", why="mended")).status == 409
+    assert (
+        await post(site, "/api/messages/2012/replay", role="operator", why="mended")
+    ).status == 409
     assert json.loads((await post(site, "/api/messages/43/discard", why="spam")).body) == {
         "act": "discard",
         "messages": [43],
     }
-    assert query("SELECT status FROM outbox_state WHERE outbox_id IN (2012, 43) ORDER BY outbox_id") == [
+    assert query(
+        "SELECT status FROM outbox_state WHERE outbox_id IN (2012, 43) ORDER BY outbox_id"
+    ) == [
         ("discarded",),
         ("replaying",),
     ]
@@ -268,10 +313,14 @@ async def test_acts_are_done_once_and_written_down(site: Site, database: str) ->
     assert '<span class="old">-   &#34;text&#34;: &#34;canary-text 83&#34;</span>' in page
     assert '<span class="new">+   &#34;user_id&#34;: 7,</span>' in page
     assert query("SELECT status FROM outbox_state WHERE outbox_id = 83") == [("dead",)]
-    wrong = await post(site, "/api/messages/83/edit", payload=json.dumps(chat | {"conversation_id": "x"}), why="y")
+    wrong = await post(
+        site, "/api/messages/83/edit", payload=json.dumps(chat | {"conversation_id": "x"}), why="y"
+    )
     assert (wrong.status, b"expected 'conversation-3'" in wrong.body) == (400, True)
     assert (await post(site, "/api/messages/83/edit", payload="{", why="y")).status == 400
-    assert (await post(site, "/messages/83/edit", **form, confirmed="1")).headers["Location"] == "../../messages/83"
+    assert (await post(site, "/messages/83/edit", **form, confirmed="1")).headers[
+        "Location"
+    ] == "../../messages/83"
     assert query("SELECT payload::text FROM outbox WHERE resend_of = 83") == [
         (json.dumps(chat, separators=(",", ":")),)
     ]
@@ -298,7 +347,9 @@ async def test_an_operation_does_what_its_preview_said_and_stops_by_itself(
         "SELECT fingerprint, count(*) FROM outbox_dead_letters WHERE error_code = 'payload' GROUP BY 1 ORDER BY 2 DESC LIMIT 1"
     )
     assert (await told("replay", why="x"))["error"].startswith("expected a filter")
-    assert (await told("try", why="x", error=cause))["error"] == "'limit' is None: expected 1, try one"
+    assert (await told("try", why="x", error=cause))[
+        "error"
+    ] == "'limit' is None: expected 1, try one"
     assert (await told("discard", why="x", error=cause))["status"] == 403
     assert (await told("99/submit"))["error"].startswith("there is no operation 99")
 
@@ -323,9 +374,15 @@ async def test_an_operation_does_what_its_preview_said_and_stops_by_itself(
     # One goes first; it dies again, and the operation stops by itself and says why.
     sent = "SELECT outbox_id FROM outbox_state WHERE status = 'replaying'"
     [(first,)] = await eventually(lambda: query(sent), 10)
-    query(f"UPDATE outbox_state SET status = 'dead', topic = NULL, key = NULL WHERE outbox_id = {first}")
-    stopped = "SELECT state, failed, reason FROM outbox_operations WHERE id = 2 AND state <> 'running'"
-    assert await eventually(lambda: query(stopped), 10) == [("stopped", 1, "1 of 1 messages of this step failed again")]
+    query(
+        f"UPDATE outbox_state SET status = 'dead', topic = NULL, key = NULL WHERE outbox_id = {first}"
+    )
+    stopped = (
+        "SELECT state, failed, reason FROM outbox_operations WHERE id = 2 AND state <> 'running'"
+    )
+    assert await eventually(lambda: query(stopped), 10) == [
+        ("stopped", 1, "1 of 1 messages of this step failed again")
+    ]
     text = (await get(site, "/operations/2")).body.decode()
     assert "1 of 1 messages of this step failed again" in text
     assert query(sent) == []
@@ -333,7 +390,9 @@ async def test_an_operation_does_what_its_preview_said_and_stops_by_itself(
     assert "operations/2" in listed and "operations/1" not in listed
 
 
-async def test_without_a_database_the_last_figures_stay_with_their_age(site: Site, database: str) -> None:
+async def test_without_a_database_the_last_figures_stay_with_their_age(
+    site: Site, database: str
+) -> None:
     first = await get(site, "/dead/")
     assert (first.status, "X-Figures-Old" in first.headers) == (200, False)
     site.pool.close()
@@ -363,7 +422,9 @@ async def test_a_database_that_falls_silent_costs_a_second_and_is_back_when_it_i
             began = time.monotonic()
             path, _, query = address.partition("?")
             headers = [("host", "127.0.0.1"), ("accept", "text/html")]
-            response = await site.answer(Request("GET", path, query, headers=headers, peer="127.0.0.1"))
+            response = await site.answer(
+                Request("GET", path, query, headers=headers, peer="127.0.0.1")
+            )
             return response, time.monotonic() - began
 
         assert (await ask("/dead/"))[0].status == 200
@@ -399,7 +460,9 @@ async def test_pages_have_two_connections_and_give_them_back(site: Site, databas
     await asyncio.gather(*(get(site, page.path) for page in PAGES if "{" not in page.path))
     assert 1 <= connections() <= 2
     with pytest.raises(DatabaseRefuses, match="takes no writes"):
-        await site.pool.run(lambda connection: connection.exec_driver_sql("DELETE FROM outbox_actions"))
+        await site.pool.run(
+            lambda connection: connection.exec_driver_sql("DELETE FROM outbox_actions")
+        )
     site.pool._rest()
     assert connections() == 0
 
@@ -419,7 +482,9 @@ WHERE relname ~ '^outbox(_state)?_[0-9]+$'
 
 async def test_no_page_reads_a_large_table_whole_or_asks_much(database: str) -> None:
     with connect_sync(database) as connection:
-        for (name,) in connection.execute("SELECT inhrelid::regclass::text FROM pg_inherits").fetchall():
+        for (name,) in connection.execute(
+            "SELECT inhrelid::regclass::text FROM pg_inherits"
+        ).fetchall():
             if name.rpartition("_")[0] in ("outbox", "outbox_state"):
                 connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(name)))
     engine = sync_engine(database)
@@ -447,7 +512,9 @@ async def test_no_page_reads_a_large_table_whole_or_asks_much(database: str) -> 
 
     async def look(address: str) -> Response:
         path, _, query = address.partition("?")
-        return await site.answer(Request("GET", path, query, headers=[("host", "localhost")], peer="127.0.0.1"))
+        return await site.answer(
+            Request("GET", path, query, headers=[("host", "localhost")], peer="127.0.0.1")
+        )
 
     def count(*_: Any) -> None:
         nonlocal asked

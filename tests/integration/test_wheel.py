@@ -67,7 +67,17 @@ async def save(messages: Batch[LikeAdded], db: AsyncConnection) -> None:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file."""
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(folder),
+        str(ROOT),
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     [file] = folder.glob("outbox_streams-*.whl")
@@ -82,11 +92,15 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         file.extractall(folder)
     # What .pth files name, such as this checkout, is on no PYTHONPATH.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return kept | {"PYTHONPATH": f"{folder}:{sysconfig.get_path('purelib')}:{sysconfig.get_path('platlib')}"}
+    return kept | {
+        "PYTHONPATH": f"{folder}:{sysconfig.get_path('purelib')}:{sysconfig.get_path('platlib')}"
+    }
 
 
 @pytest.fixture(scope="module")
-def environment(installed: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, str]]:
+def environment(
+    installed: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., dict[str, str]]:
     """`environment(extra)`: a Python that has what `pip install outbox-streams[extra]` brings, and nothing else."""
     unpacked = Path(installed["PYTHONPATH"].split(":")[0])
 
@@ -116,19 +130,26 @@ def brought(unpacked: Path, extras: Iterable[str]) -> set[str]:
         done.add((name, chosen))
         found = Distribution.at(metadata) if name == "outbox-streams" else distribution(name)
         names |= {name} - {"outbox-streams"}
-        needed = [each for each in map(Requirement, found.requires or ()) if applies(each, chosen or {""})]
+        needed = [
+            each for each in map(Requirement, found.requires or ()) if applies(each, chosen or {""})
+        ]
         wanted += [(canonicalize_name(each.name), frozenset(each.extras)) for each in needed]
     return names
 
 
 def applies(requirement: Requirement, extras: Iterable[str]) -> bool:
     """Whether an installer that was asked for these extras meets it."""
-    return requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras)
+    return requirement.marker is None or any(
+        requirement.marker.evaluate({"extra": extra}) for extra in extras
+    )
 
 
 def python(*arguments: str) -> list[str]:
     """The interpreter below the virtual environment."""
-    return [str(Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"), *arguments]
+    return [
+        str(Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"),
+        *arguments,
+    ]
 
 
 def test_it_brings_two_names_and_the_sql(wheel: Path) -> None:
@@ -136,7 +157,9 @@ def test_it_brings_two_names_and_the_sql(wheel: Path) -> None:
         names = file.namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"streams", "pytest_outbox_streams.py"}
-    assert {"streams/py.typed", "streams/_sql/schema.sql", "streams/_sql/queries/run.sql"} <= set(names)
+    assert {"streams/py.typed", "streams/_sql/schema.sql", "streams/_sql/queries/run.sql"} <= set(
+        names
+    )
     assert any(name.startswith("streams/_sql/migrations/versions/0001") for name in names)
 
 
@@ -166,7 +189,9 @@ async def test_a_users_own_db_queries_and_tests_shadow_nothing(
     assert all(process.running for process in running)
 
 
-def test_a_users_agent_passes_a_strict_type_check(installed: dict[str, str], tmp_path: Path) -> None:
+def test_a_users_agent_passes_a_strict_type_check(
+    installed: dict[str, str], tmp_path: Path
+) -> None:
     (tmp_path / "likes.py").write_text(AGENT)
     ended = subprocess.run(
         python("-m", "mypy", "--strict", "likes.py"),
@@ -176,7 +201,9 @@ def test_a_users_agent_passes_a_strict_type_check(installed: dict[str, str], tmp
         text=True,
         check=False,
     )
-    assert (ended.returncode, ended.stdout) == (0, "Success: no issues found in 1 source file\n"), ended.stdout
+    assert (ended.returncode, ended.stdout) == (0, "Success: no issues found in 1 source file\n"), (
+        ended.stdout
+    )
 
 
 def test_what_enqueue_needs_is_small_and_has_nothing_of_kafka(installed: dict[str, str]) -> None:
@@ -206,7 +233,12 @@ async def test_a_service_that_only_enqueues_lacks_nothing_and_is_told_what_a_com
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            python("-c", *arguments), cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
+            python("-c", *arguments),
+            cwd=tmp_path,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     ended = run(ENQUEUE)
@@ -218,7 +250,12 @@ async def test_a_service_that_only_enqueues_lacks_nothing_and_is_told_what_a_com
     ended = run(MAIN, "--help")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "Needs the extra 'relay'" in ended.stdout
-    for command, extra in (("relay", "relay"), ("migrate", "relay"), ("audit --full", "relay"), ("up --demo", "dev")):
+    for command, extra in (
+        ("relay", "relay"),
+        ("migrate", "relay"),
+        ("audit --full", "relay"),
+        ("up --demo", "dev"),
+    ):
         ended = run(MAIN, *command.split())
         assert (ended.returncode, ended.stdout) == (2, ""), command
         assert re.fullmatch(
@@ -239,6 +276,11 @@ def test_the_extra_relay_is_enough_for_every_command_of_an_operator(
         "import streams.relay, alembic.command\n"
     )
     ended = subprocess.run(
-        python("-c", code), cwd=tmp_path, env=environment("relay"), capture_output=True, text=True, check=False
+        python("-c", code),
+        cwd=tmp_path,
+        env=environment("relay"),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -29,14 +29,19 @@ def ready(world: World) -> World:
 
 def settled(world: World, ids: list[int]) -> Callable[[], bool]:
     """Whether each of these ids has a state."""
-    return lambda: world.query("SELECT count(*) FROM outbox_state WHERE outbox_id = ANY(%s)", ids) == [(len(ids),)]
+    return lambda: (
+        world.query("SELECT count(*) FROM outbox_state WHERE outbox_id = ANY(%s)", ids)
+        == [(len(ids),)]
+    )
 
 
 def states(world: World) -> dict[int, str]:
     return dict(world.query("SELECT outbox_id, status FROM outbox_state"))
 
 
-async def test_messages_are_persisted_once_in_order_per_conversation(ready: World, eventually: Eventually) -> None:
+async def test_messages_are_persisted_once_in_order_per_conversation(
+    ready: World, eventually: Eventually
+) -> None:
     messages = [payload(n, f"c{n % 7}", user_id=n % 7) for n in range(700)]
     ids = enqueue(ready.url, ready.topic, messages)
     publish(ready.settings.broker_url, ready.topic, ready.url, ids + ids[:100])
@@ -56,12 +61,20 @@ async def test_messages_are_persisted_once_in_order_per_conversation(ready: Worl
     ) == [(700,)]
 
 
-async def test_broken_values_are_judged_by_their_outbox_row(ready: World, eventually: Eventually) -> None:
+async def test_broken_values_are_judged_by_their_outbox_row(
+    ready: World, eventually: Eventually
+) -> None:
     ids = enqueue(ready.url, ready.topic, [payload(n, "c1") for n in range(6)])
-    bad = enqueue(ready.url, ready.topic, [{"conversation_id": "c2", "user_id": "x"}, payload(1, "c2", message=None)])
+    bad = enqueue(
+        ready.url,
+        ready.topic,
+        [{"conversation_id": "c2", "user_id": "x"}, payload(1, "c2", message=None)],
+    )
     [unknown] = enqueue(ready.url, ready.topic, [payload(1, "c3")], biz_type="who_knows")
     with Publisher(ready.settings.broker_url, ready.topic, ready.url) as publisher:
-        for outbox_id, value in zip(ids, (b"{", b"\xff\xfe", None, b"[1]", b"", b"\x00"), strict=True):
+        for outbox_id, value in zip(
+            ids, (b"{", b"\xff\xfe", None, b"[1]", b"", b"\x00"), strict=True
+        ):
             publisher.send(outbox_id, "c1", value)
         for outbox_id in bad:
             publisher.send(outbox_id, "c2", b"{}")
@@ -69,8 +82,15 @@ async def test_broken_values_are_judged_by_their_outbox_row(ready: World, eventu
     ready.worker(STREAMS_WORKER__UNKNOWN_DAYS="0.00001")
     fates = {**dict.fromkeys(ids, "consumed"), **dict.fromkeys([*bad, unknown], "dead")}
     await eventually(lambda: states(ready) == fates, 60)
-    assert ready.query("SELECT message_content FROM chat_histories ORDER BY id") == [(f"m {n}",) for n in range(6)]
-    reasons = [row[0] for row in ready.query("SELECT error FROM outbox_state WHERE status = 'dead' ORDER BY outbox_id")]
+    assert ready.query("SELECT message_content FROM chat_histories ORDER BY id") == [
+        (f"m {n}",) for n in range(6)
+    ]
+    reasons = [
+        row[0]
+        for row in ready.query(
+            "SELECT error FROM outbox_state WHERE status = 'dead' ORDER BY outbox_id"
+        )
+    ]
     assert reasons[0] == "'user_id': expected int, got str"
     assert reasons[1] == "'message': expected str, got null"
     assert reasons[2] == "unknown biz_type 'who_knows': expected one of chat_history_persist"
@@ -82,7 +102,18 @@ async def test_a_record_without_an_outbox_row_is_rejected_and_the_rest_goes_on(
     ids = enqueue(ready.url, ready.topic, [payload(n, "c1") for n in range(3)])
     topics.prepare_topics(ready.settings, [f"{ready.topic}-retry"])
     with Publisher(ready.settings.broker_url, ready.topic, ready.url) as publisher:
-        for forged in (None, "", "x", "-1", "0", "1.5", "99999999999999999999", "٣", 10**9, 2**63 - 1):
+        for forged in (
+            None,
+            "",
+            "x",
+            "-1",
+            "0",
+            "1.5",
+            "99999999999999999999",
+            "٣",
+            10**9,
+            2**63 - 1,
+        ):
             publisher.send(forged, "c1", b"{}")
         publisher.send(5 * 10**8, "c1", b"not json")
         publisher.send(ids[0], None, b"{}")
@@ -101,8 +132,13 @@ async def test_a_record_without_an_outbox_row_is_rejected_and_the_rest_goes_on(
     assert worker.running
 
 
-async def test_header_names_that_are_not_utf8_stop_nobody(ready: World, eventually: Eventually) -> None:
-    """Another client may write them; what a fetch had taken of other partitions before it met one comes again."""
+async def test_header_names_that_are_not_utf8_stop_nobody(
+    ready: World, eventually: Eventually
+) -> None:
+    """Another client may write them.
+
+    What a fetch had taken of other partitions before it met one comes again.
+    """
     broker, topic = ready.settings.broker_url, ready.topic
     ids = enqueue(ready.url, topic, [payload(n, "c0") for n in range(1500)])
     others = enqueue(ready.url, topic, [payload(n, f"c{n}") for n in range(1, 400)])
@@ -113,17 +149,28 @@ async def test_header_names_that_are_not_utf8_stop_nobody(ready: World, eventual
     await publish_batch(broker, topic, ready.url, records[:1000])
     publish(broker, topic, ready.url, others[:200])
     await publish_batch(
-        broker, topic, ready.url, [*records[1000:], ("\N{GREEK SMALL LETTER MU}", Odd.NAME, headers[1499][:2])]
+        broker,
+        topic,
+        ready.url,
+        [*records[1000:], ("\N{GREEK SMALL LETTER MU}", Odd.NAME, headers[1499][:2])],
     )
     worker = ready.worker()
     publish(broker, topic, ready.url, others[200:])
     await eventually(settled(ready, [*ids, *others]), 9)  # not the second net, which waits for ten
     assert set(states(ready).values()) == {"consumed"}
-    rows = ready.query("SELECT message_content FROM chat_histories WHERE chat_id = 'c0' ORDER BY id")
+    rows = ready.query(
+        "SELECT message_content FROM chat_histories WHERE chat_id = 'c0' ORDER BY id"
+    )
     assert rows == [(f"m {n}",) for n in range(1500)]
-    [(reason, partition, offset)] = ready.query('SELECT reason, partition, "offset" FROM outbox_rejects')
+    [(reason, partition, offset)] = ready.query(
+        'SELECT reason, partition, "offset" FROM outbox_rejects'
+    )
     assert (reason, partition) == ("header 'id' is not an outbox id: missing", 0)
-    said = [line for line in worker.log.read_text().splitlines() if "a header name that is not UTF-8" in line]
+    said = [
+        line
+        for line in worker.log.read_text().splitlines()
+        if "a header name that is not UTF-8" in line
+    ]
     assert len(said) == 4
     assert f"topic={topic} partition=0 offset={offset}" in said[-1]
     assert worker.running
@@ -149,7 +196,9 @@ async def test_a_second_biz_type_is_one_file_in_the_users_own_package(
         "    await db.execute(text('INSERT INTO likes SELECT outbox_id, post, by FROM json_to_recordset(:m)'\n"
         "        ' AS m (outbox_id bigint, post text, by bigint)'), {'m': messages.json()})\n"
     )
-    (tmp_path / "faust.yml").write_text("agents: [streams.agents, myapp.agents]\ntopics: {likes: {partitions: 3}}\n")
+    (tmp_path / "faust.yml").write_text(
+        "agents: [streams.agents, myapp.agents]\ntopics: {likes: {partitions: 3}}\n"
+    )
     ready.query("CREATE TABLE likes (outbox_id bigint PRIMARY KEY, post text, by bigint)")
     ready.environ["STREAMS_CONFIG"] = str(tmp_path / "faust.yml")
     ready.environ["PYTHONPATH"] = str(tmp_path)
@@ -157,7 +206,8 @@ async def test_a_second_biz_type_is_one_file_in_the_users_own_package(
     ready.worker()
     await eventually(lambda: ready.query("SELECT count(*) FROM outbox_biz_types") == [(2,)], 60)
     ids = [
-        ready.query("SELECT outbox_enqueue('like_added', 'p1', '{\"post\":\"p1\",\"by\":7}')")[0][0] for _ in range(3)
+        ready.query("SELECT outbox_enqueue('like_added', 'p1', '{\"post\":\"p1\",\"by\":7}')")[0][0]
+        for _ in range(3)
     ]
     chats = enqueue(ready.url, ready.topic, [payload(1, "c1")])
     publish(ready.settings.broker_url, likes, ready.url, ids)
@@ -174,7 +224,10 @@ async def test_a_second_biz_type_is_one_file_in_the_users_own_package(
 async def test_a_record_that_overtakes_the_visibility_of_its_row_waits_for_it(
     ready: World, eventually: Eventually
 ) -> None:
-    """A walsender may send a commit before other sessions see it; here its session is busy until then."""
+    """A walsender may send a commit before other sessions see it.
+
+    Here its session is busy until then.
+    """
     ready.worker()
     first = enqueue(ready.url, ready.topic, [payload(0, "c1")])
     publish(ready.settings.broker_url, ready.topic, ready.url, first)
@@ -185,14 +238,18 @@ async def test_a_record_that_overtakes_the_visibility_of_its_row_waits_for_it(
             " RETURNING id, (extract(epoch FROM created_at) * 1000)::bigint",
             (CHAT, ready.topic, orjson.dumps(payload(1, "c1")).decode()),
         )
-        committing = asyncio.get_running_loop().run_in_executor(None, connection.execute, "SELECT pg_sleep(3); COMMIT")
+        committing = asyncio.get_running_loop().run_in_executor(
+            None, connection.execute, "SELECT pg_sleep(3); COMMIT"
+        )
         with Publisher(ready.settings.broker_url, ready.topic) as publisher:
             publisher.send(early, "c1", orjson.dumps(payload(1, "c1")), timestamp=created_ms)
         late = enqueue(ready.url, ready.topic, [payload(2, "c1")])
         publish(ready.settings.broker_url, ready.topic, ready.url, late)
         await committing
     await eventually(settled(ready, [early, *late]), 30)
-    assert ready.query("SELECT message_content FROM chat_histories ORDER BY id") == [(f"m {n}",) for n in range(3)]
+    assert ready.query("SELECT message_content FROM chat_histories ORDER BY id") == [
+        (f"m {n}",) for n in range(3)
+    ]
     assert ready.query("SELECT count(*) FROM outbox_rejects") == [(0,)]
 
 

@@ -96,7 +96,9 @@ class Guarded(KafkaBroker):
         return file
 
 
-async def test_relay_and_worker_log_in(world: World, tmp_path: Path, eventually: Eventually) -> None:
+async def test_relay_and_worker_log_in(
+    world: World, tmp_path: Path, eventually: Eventually
+) -> None:
     world.migrate()
     guarded = Guarded(tmp_path / "broker")
     async with guarded:
@@ -167,7 +169,10 @@ async def test_a_log_that_loses_its_end_under_a_running_worker_is_read_again(
 async def test_what_was_committed_in_a_topic_that_is_gone_passes_over_nothing_in_the_new_one(
     world: World, tmp_path: Path, eventually: Eventually
 ) -> None:
-    """A worker commits once more before it notices; the new topic is longer than that when the next worker comes."""
+    """A worker commits once more before it notices.
+
+    The new topic is longer than that when the next worker comes.
+    """
     notes = Notes(world, tmp_path, partitions=1)
     broker, group = world.settings.broker_url, world.settings.worker.group
     worker = world.worker()
@@ -189,7 +194,10 @@ async def test_what_was_committed_in_a_topic_that_is_gone_passes_over_nothing_in
     world.worker()
     await eventually(lambda: notes.all(ids, "consumed"), 60)
     assert notes.saved("a") == [f"a{n}" for n in range(8)]
-    assert "the topic was made anew: it is read from its beginning" in (world.directory / "faust-1.log").read_text()
+    assert (
+        "the topic was made anew: it is read from its beginning"
+        in (world.directory / "faust-1.log").read_text()
+    )
     await eventually(lambda: offsets(broker, group, notes.topic, 1) == ({0: 5}, {0: 5}), 30)
 
 
@@ -232,7 +240,10 @@ async def test_partitions_that_somebody_adds_end_a_worker_and_its_next_start_say
     again = world.worker()
     await eventually(lambda: again.returncode is not None, 30)
     last = again.log.read_text().splitlines()[-1]
-    assert (again.returncode, "has 2 partitions, faust.yml says 1: set topics.notes.partitions to 2" in last) == (
+    assert (
+        again.returncode,
+        "has 2 partitions, faust.yml says 1: set topics.notes.partitions to 2" in last,
+    ) == (
         2,
         True,
     )

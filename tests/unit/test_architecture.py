@@ -18,10 +18,19 @@ from streams.extras import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 
-# Who may import whom, besides itself: rooms of `streams/`, the larger ones divided.  What is not named is the core.
+# Who may import whom, besides itself: rooms of `streams/`, the larger ones divided.  What is not
+# named is the core.
 RELAY = ("relay.postgres", "relay.source", "relay.sink", "relay.debezium", "relay.leader", "relay")
 VALUES = ("worker.delivery", "worker.set_aside")  # below every room that decides
-WORKER = (*VALUES, "worker.database", "worker.driver", "worker.failure", "worker.run", "worker.retries", "worker")
+WORKER = (
+    *VALUES,
+    "worker.database",
+    "worker.driver",
+    "worker.failure",
+    "worker.run",
+    "worker.retries",
+    "worker",
+)
 BELOW = {"core", "streams"}
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
@@ -79,7 +88,10 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Every import of a file, inside functions too; `from streams import kafka` counts as streams.broker.kafka."""
+    """Every import of a file, inside functions too.
+
+    `from streams import kafka` counts as streams.broker.kafka.
+    """
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, name.name) for name in node.names)
@@ -102,7 +114,11 @@ MODULES = list(modules())
 def test_imports_go_one_way(module: str, path: Path) -> None:
     mine = layer(module)
     allowed = {"core"} if mine in ("streams", None) else ALLOWED[mine] | {mine}
-    wrong = [f"{path}:{line} imports {name}" for line, name in imports(path) if layer(name) not in {None, *allowed}]
+    wrong = [
+        f"{path}:{line} imports {name}"
+        for line, name in imports(path)
+        if layer(name) not in {None, *allowed}
+    ]
     assert wrong == []
 
 
@@ -110,14 +126,20 @@ def test_imports_go_one_way(module: str, path: Path) -> None:
 def test_only_worker_web_and_app_import_faust(module: str, path: Path) -> None:
     if (layer(module) or "worker").partition(".")[0] in ("worker", "web", "app"):
         return
-    wrong = [f"{path}:{line} imports {name}" for line, name in imports(path) if name.split(".")[0] in ("faust", "mode")]
+    wrong = [
+        f"{path}:{line} imports {name}"
+        for line, name in imports(path)
+        if name.split(".")[0] in ("faust", "mode")
+    ]
     assert wrong == []
 
 
 def test_db_holds_no_python_that_is_imported() -> None:
     """A user's own `db` would shadow it; Alembic loads its revisions by their paths."""
     files = {str(path.relative_to(ROOT)) for path in (ROOT / "db").rglob("*.py")}
-    assert {file for file in files if not file.startswith("db/migrations/versions/")} == {"db/migrations/env.py"}
+    assert {file for file in files if not file.startswith("db/migrations/versions/")} == {
+        "db/migrations/env.py"
+    }
 
 
 def test_every_module_starts_with_a_sentence() -> None:
@@ -133,7 +155,11 @@ def test_every_module_starts_with_a_sentence() -> None:
 
 @pytest.mark.parametrize(
     "statement",
-    ["import streams", "from streams import outbox; outbox.start()", "import streams.web.asgi, streams.web.aiohttp"],
+    [
+        "import streams",
+        "from streams import outbox; outbox.start()",
+        "import streams.web.asgi, streams.web.aiohttp",
+    ],
 )
 def test_business_code_loads_neither_faust_nor_kafka(statement: str, tmp_path: Path) -> None:
     code = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
@@ -150,7 +176,9 @@ def test_business_code_loads_neither_faust_nor_kafka(statement: str, tmp_path: P
     assert set(ended.stdout.split()).isdisjoint(FORBIDDEN_TO_BUSINESS)
 
 
-def test_importing_the_outbox_loads_neither_sqlalchemy_nor_a_driver_and_takes_a_fraction_of_their_time() -> None:
+def test_importing_the_outbox_loads_neither_sqlalchemy_nor_a_driver_and_takes_a_fraction_of_their_time() -> (
+    None
+):
     """A service starts as fast as before: what its own sessions need is loaded by whoever makes them."""
     code = """
 import sys, time
@@ -161,10 +189,13 @@ began = time.process_time()
 import sqlalchemy.ext.asyncio, sqlalchemy.orm, psycopg
 print(len(loaded), took / (time.process_time() - began), *{name.split(".")[0] for name in loaded})
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     modules, ratio, *loaded = ended.stdout.split()
     assert {"sqlalchemy", "psycopg", "yaml", "click", "asyncio"}.isdisjoint(loaded)
-    # 130 modules in a quarter of the time that SQLAlchemy and psycopg take, which is 40 ms on a usual machine.
+    # 130 modules in a quarter of the time that SQLAlchemy and psycopg take, which is 40 ms on a
+    # usual machine.
     assert int(modules) < 200
     assert float(ratio) < 0.6
 
@@ -174,7 +205,10 @@ def test_every_extra_names_the_modules_that_it_brings() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     distributions = packages_distributions()
     for extra, modules in EXTRAS.items():
-        wanted = {canonicalize_name(Requirement(line).name) for line in project["optional-dependencies"][extra]}
+        wanted = {
+            canonicalize_name(Requirement(line).name)
+            for line in project["optional-dependencies"][extra]
+        }
         brought = {canonicalize_name(name) for module in modules for name in distributions[module]}
         if extra == "otel":  # a namespace of many
             assert wanted <= brought

@@ -16,7 +16,9 @@ KAFKA = {"outbox": Beat("1/2/3", 7), "other": Beat("1/2/3", 4)}
     [("outbox", 1, "9/2/3")],  # another database on this broker, or a dump: its identity says so
     [(None, None, "9/2/3")],
 ])  # fmt: skip
-def test_a_database_that_did_not_go_back_goes_on(rows: list[tuple[str | None, int | None, str]]) -> None:
+def test_a_database_that_did_not_go_back_goes_on(
+    rows: list[tuple[str | None, int | None, str]],
+) -> None:
     assert gone_back(KAFKA, rows, "outbox") is None
 
 
@@ -30,7 +32,9 @@ def test_an_offset_that_kafka_lost_proves_nothing() -> None:
     [("outbox", None, "1/2/3")],  # set back to a time before the first beat
     [(None, None, "1/2/3")],
 ])  # fmt: skip
-def test_a_database_that_counted_less_is_refused(rows: list[tuple[str | None, int | None, str]]) -> None:
+def test_a_database_that_counted_less_is_refused(
+    rows: list[tuple[str | None, int | None, str]],
+) -> None:
     reason = gone_back(KAFKA, rows, "outbox")
     assert reason is not None
     assert "went back" in reason

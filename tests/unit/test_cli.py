@@ -47,7 +47,9 @@ def test_a_user_without_a_name_acts_as_a_number(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("arguments", [["up"], ["up", "--detach"]])
-def test_a_folder_that_cannot_be_written_is_one_line(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_one_line(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir("/proc")  # nobody may make a folder there, whoever they are
     error = CliRunner().invoke(cli, arguments, standalone_mode=False).exception
     assert isinstance(error, UsageError)

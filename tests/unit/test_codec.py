@@ -49,7 +49,9 @@ class Order:
     size: Literal["s", "m"] | None = None
     price: float | None = None
     tags: dict[str, str] = field(default_factory=dict)
-    code: Annotated[str, msgspec.Meta(pattern="^[a-z]+$", description="lower case letters")] | None = None
+    code: (
+        Annotated[str, msgspec.Meta(pattern="^[a-z]+$", description="lower case letters")] | None
+    ) = None
     when: datetime | None = None
     more: Any = None
 
@@ -80,7 +82,9 @@ def unreadable(raw: bytes | str | None, payload: type[Any] = ChatHistoryPersist)
 
 
 def document(**changed: Any) -> bytes:
-    return orjson.dumps({"user_id": 1, "conversation_id": "c", "role": "user", "message": "hi"} | changed)
+    return orjson.dumps(
+        {"user_id": 1, "conversation_id": "c", "role": "user", "message": "hi"} | changed
+    )
 
 
 @given(
@@ -109,7 +113,9 @@ def test_a_payload_comes_back_from_text_and_from_bytes(payload: ChatHistoryPersi
     payload=st.builds(
         Order,
         ref=TEXT.filter(lambda text: 1 <= len(text.encode()) <= KEY_BYTES) | BIGINT,
-        items=st.lists(st.builds(Item, TEXT, st.none() | st.floats(allow_nan=False, allow_infinity=False))).map(tuple),
+        items=st.lists(
+            st.builds(Item, TEXT, st.none() | st.floats(allow_nan=False, allow_infinity=False))
+        ).map(tuple),
         colour=st.sampled_from(Colour),
         size=st.sampled_from(["s", "m", None]),
         tags=st.dictionaries(TEXT, TEXT),
@@ -123,7 +129,13 @@ def test_nested_payloads_come_back(payload: Order) -> None:
 
 def test_unset_optional_fields_are_not_stored() -> None:
     _, text = encode(chat(tokens_consumed=3), CHAT, LIMIT)
-    assert list(orjson.loads(text)) == ["user_id", "conversation_id", "role", "message", "tokens_consumed"]
+    assert list(orjson.loads(text)) == [
+        "user_id",
+        "conversation_id",
+        "role",
+        "message",
+        "tokens_consumed",
+    ]
 
 
 def test_the_names_that_json_has_and_the_event_has_not_are_ignored() -> None:
@@ -131,7 +143,11 @@ def test_the_names_that_json_has_and_the_event_has_not_are_ignored() -> None:
 
 
 def test_absent_and_null_are_the_same() -> None:
-    assert decode(document(retry_index=None), ChatHistoryPersist) == decode(document(), ChatHistoryPersist) == chat()
+    assert (
+        decode(document(retry_index=None), ChatHistoryPersist)
+        == decode(document(), ChatHistoryPersist)
+        == chat()
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,16 +158,40 @@ def test_absent_and_null_are_the_same() -> None:
         ({"user_id": 1.5}, "'user_id' is of type float: expected int, got float"),
         ({"user_id": None}, "'user_id' is of type NoneType: expected int, got null"),
         ({"user_id": 2**63}, f"'user_id' is of type int: expected int <= {2**63 - 1}"),
-        ({"user_id": -(2**63) - 1}, "'user_id' is of type int: expected a number of at most 64 bits"),
+        (
+            {"user_id": -(2**63) - 1},
+            "'user_id' is of type int: expected a number of at most 64 bits",
+        ),
         ({"user_id": 2**64}, "'user_id' is of type int: expected a number of at most 64 bits"),
-        ({"tokens_consumed": 2**63}, f"'tokens_consumed' is of type int: expected int <= {2**63 - 1}"),
-        ({"tokens_consumed": math.nan}, "'tokens_consumed' is of type float: expected a finite number"),
+        (
+            {"tokens_consumed": 2**63},
+            f"'tokens_consumed' is of type int: expected int <= {2**63 - 1}",
+        ),
+        (
+            {"tokens_consumed": math.nan},
+            "'tokens_consumed' is of type float: expected a finite number",
+        ),
         ({"user_id": math.nan}, "'user_id' is of type float: expected a finite number"),
-        ({"message": "a\x00b"}, "'message' is of type str (3 characters): expected text without NUL"),
-        ({"conversation_id": "\x00"}, "'conversation_id' is of type str (1 characters): expected text without NUL"),
-        ({"message": "\ud800"}, "'message' is of type str (1 characters): expected text without lone surrogates"),
-        ({"message": b"hi"}, "'message' is of type bytes (2 bytes): expected a value that JSON has (Type is not JSON"),
-        ({"message": {"a"}}, "'message' is of type set (1 entries): expected a value that JSON has (Type is not JSON"),
+        (
+            {"message": "a\x00b"},
+            "'message' is of type str (3 characters): expected text without NUL",
+        ),
+        (
+            {"conversation_id": "\x00"},
+            "'conversation_id' is of type str (1 characters): expected text without NUL",
+        ),
+        (
+            {"message": "\ud800"},
+            "'message' is of type str (1 characters): expected text without lone surrogates",
+        ),
+        (
+            {"message": b"hi"},
+            "'message' is of type bytes (2 bytes): expected a value that JSON has (Type is not JSON",
+        ),
+        (
+            {"message": {"a"}},
+            "'message' is of type set (1 entries): expected a value that JSON has (Type is not JSON",
+        ),
         ({"message": ["hi"]}, "'message' is of type list (1 entries): expected str, got array"),
         (
             {"conversation_id": ""},
@@ -160,7 +200,9 @@ def test_absent_and_null_are_the_same() -> None:
         ({"conversation_id": 7}, "'conversation_id' is of type int: expected str, got int"),
     ],
 )
-def test_a_refusal_names_field_type_size_and_expectation(changed: dict[str, Any], reason: str) -> None:
+def test_a_refusal_names_field_type_size_and_expectation(
+    changed: dict[str, Any], reason: str
+) -> None:
     assert refusal(chat(**changed)).startswith(reason)
 
 
@@ -173,17 +215,35 @@ def test_a_refusal_names_field_type_size_and_expectation(changed: dict[str, Any]
             Order(ref="r", items=(Item("a"), Item("b", math.nan))),
             "'items[1].weight' is of type float: expected a finite number",
         ),
-        (Order(ref="r", items=(Item("a"), Item(5))), "'items[1].name' is of type int: expected str, got int"),  # type: ignore[arg-type]
+        (
+            Order(ref="r", items=(Item("a"), Item(5))),  # type: ignore[arg-type]
+            "'items[1].name' is of type int: expected str, got int",
+        ),
         (
             Order(ref="r", items=(Item("a\x00"),)),
             "'items[0].name' is of type str (2 characters): expected text without NUL",
         ),
-        (Order(ref="r", tags={"a": 1}), "'tags[...]' is of type dict (1 entries): expected str, got int"),  # type: ignore[dict-item]
-        (Order(ref="r", tags={"\x00": "a"}), "'tags[...]' is of type dict (1 entries): expected text without NUL"),
+        (
+            Order(ref="r", tags={"a": 1}),  # type: ignore[dict-item]
+            "'tags[...]' is of type dict (1 entries): expected str, got int",
+        ),
+        (
+            Order(ref="r", tags={"\x00": "a"}),
+            "'tags[...]' is of type dict (1 entries): expected text without NUL",
+        ),
         (Order(ref="r", size="xl"), "'size' is of type str (2 characters): expected one of m, s"),  # type: ignore[arg-type]
-        (Order(ref="r", colour="green"), "'colour' is of type str (5 characters): expected one of red, blue"),  # type: ignore[arg-type]
-        (Order(ref="r", code="A1"), "'code' is of type str (2 characters): expected lower case letters"),
-        (Order(ref="r", when="noon"), "'when' is of type str (4 characters): invalid RFC3339 encoded datetime"),  # type: ignore[arg-type]
+        (
+            Order(ref="r", colour="green"),  # type: ignore[arg-type]
+            "'colour' is of type str (5 characters): expected one of red, blue",
+        ),
+        (
+            Order(ref="r", code="A1"),
+            "'code' is of type str (2 characters): expected lower case letters",
+        ),
+        (
+            Order(ref="r", when="noon"),  # type: ignore[arg-type]
+            "'when' is of type str (4 characters): invalid RFC3339 encoded datetime",
+        ),
     ],
 )
 def test_a_refusal_names_the_place_inside_nested_payloads(order: Order, reason: str) -> None:
@@ -228,19 +288,26 @@ def test_a_payload_nested_too_deep_is_refused_however_deep() -> None:
     deep: Any = "x"
     for _ in range(100_000):
         deep = [deep]
-    assert refusal(Order(ref="r", more=deep), ORDER).endswith("expected at most 254 levels of nesting")
+    assert refusal(Order(ref="r", more=deep), ORDER).endswith(
+        "expected at most 254 levels of nesting"
+    )
 
 
 def test_the_size_that_counts_is_what_is_stored() -> None:
     _, text = encode(chat(message="ü" * 100), CHAT, LIMIT)
     size = len(text.encode())
     assert encode(chat(message="ü" * 100), CHAT, size)[1] == text
-    assert refusal(chat(message="ü" * 100), limit=size - 1) == f"payload has {size} bytes, expected at most {size - 1}"
+    assert (
+        refusal(chat(message="ü" * 100), limit=size - 1)
+        == f"payload has {size} bytes, expected at most {size - 1}"
+    )
 
 
 def test_a_key_has_at_most_1024_bytes() -> None:
     assert encode(chat(conversation_id="ü" * 512), CHAT, LIMIT)[0] == "ü" * 512
-    assert "1026 bytes: expected 1 to 1024 bytes for a key" in refusal(chat(conversation_id="ü" * 513))
+    assert "1026 bytes: expected 1 to 1024 bytes for a key" in refusal(
+        chat(conversation_id="ü" * 513)
+    )
 
 
 def test_a_number_as_key_is_its_digits() -> None:
@@ -260,12 +327,18 @@ def test_a_backslash_u_that_was_typed_is_text() -> None:
         (b"{" + CANARY.encode(), "the value is not JSON: "),
         (b"NaN", "the value is not JSON: "),
         (b'{"user_id": NaN}', "the value is not JSON: "),
-        (b'{"message": "\\ud800"}', "the value holds a lone surrogate, which is no character, at character 13"),
+        (
+            b'{"message": "\\ud800"}',
+            "the value holds a lone surrogate, which is no character, at character 13",
+        ),
         (b"\xff\xfe", "the value is not UTF-8 at byte 0"),
         (document()[:-1] + b',"other":"\xff"}', "the value is not UTF-8 at byte 73"),
         (document()[:-1] + b',"retry_ind\xeax":1}', "the value is not UTF-8 at byte 74"),
         (b"[" * 100_000, "the value holds values nested too deep, at character "),
-        (b'{"other": ' + b"[" * 5000 + b"]" * 5000 + b"}", "the value holds values nested too deep, at character "),
+        (
+            b'{"other": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+            "the value holds values nested too deep, at character ",
+        ),
         (b"[]", "'payload': expected object, got array"),
         (b"null", "'payload': expected object, got null"),
         (b"7", "'payload': expected object, got int"),
@@ -274,11 +347,19 @@ def test_a_backslash_u_that_was_typed_is_text() -> None:
         (document(user_id=CANARY), "'user_id': expected int, got str"),
         (document(user_id=2**63), "'user_id': expected int <= 9223372036854775807"),
         (document(message=None), "'message': expected str, got null"),
-        (document(message=f"{CANARY}\x00"), "'message' holds a NUL character, which text cannot hold"),
-        (document(message=f"{CANARY}\x00").decode(), "'message' holds a NUL character, which text cannot hold"),
+        (
+            document(message=f"{CANARY}\x00"),
+            "'message' holds a NUL character, which text cannot hold",
+        ),
+        (
+            document(message=f"{CANARY}\x00").decode(),
+            "'message' holds a NUL character, which text cannot hold",
+        ),
     ],
 )
-def test_a_value_that_cannot_be_read_says_why_without_its_text(raw: bytes | str | None, reason: str) -> None:
+def test_a_value_that_cannot_be_read_says_why_without_its_text(
+    raw: bytes | str | None, reason: str
+) -> None:
     assert unreadable(raw).startswith(reason)
 
 
@@ -289,12 +370,17 @@ def test_a_value_that_cannot_be_read_says_why_without_its_text(raw: bytes | str 
         ({"colour": f"x' - at `$.{CANARY}`"}, "'colour': expected one of red, blue"),
         ({"code": CANARY}, "'code': expected lower case letters"),
         ({"tags": {CANARY: 1}}, "'tags[...]': expected str, got int"),
-        ({"tags": {f"{CANARY}\x00": "a"}}, "'tags[...]' holds a NUL character, which text cannot hold"),
+        (
+            {"tags": {f"{CANARY}\x00": "a"}},
+            "'tags[...]' holds a NUL character, which text cannot hold",
+        ),
         ({"items": [{"name": "a"}, {CANARY: 1}]}, "'items[1].name': expected a value, got none"),
         ({"when": CANARY}, "'when': invalid RFC3339 encoded datetime"),
     ],
 )
-def test_reasons_hold_no_message_text_for_any_kind_of_field(changed: dict[str, Any], reason: str) -> None:
+def test_reasons_hold_no_message_text_for_any_kind_of_field(
+    changed: dict[str, Any], reason: str
+) -> None:
     assert unreadable(orjson.dumps({"ref": "r"} | changed), Order) == reason
 
 
@@ -312,7 +398,10 @@ def test_what_a_post_init_raises_is_the_fault_of_the_message_and_is_not_repeated
     assert unreadable(orjson.dumps({"text": f"v {CANARY}"}), Picky) == (
         "'payload': expected what its __post_init__ accepts"
     )
-    assert unreadable(orjson.dumps({"text": CANARY}), Picky) == "Picky cannot be made of it: LookupError"
+    assert (
+        unreadable(orjson.dumps({"text": CANARY}), Picky)
+        == "Picky cannot be made of it: LookupError"
+    )
 
 
 @dataclass(frozen=True)
@@ -325,13 +414,18 @@ def test_a_payload_nested_as_deep_as_json_goes_is_read_or_refused() -> None:
     raw: Any = {"children": [], "name": "\x00"}
     for _ in range(100):
         raw = {"children": [raw]}
-    assert unreadable(orjson.dumps(raw), Tree).endswith("holds a NUL character, which text cannot hold")
+    assert unreadable(orjson.dumps(raw), Tree).endswith(
+        "holds a NUL character, which text cannot hold"
+    )
     deep = b'{"children":[' * 511 + b'{"children":[]}' + b"]}" * 511
     with suppress(Unreadable):
         decode(deep, Tree)
 
 
-@given(raw=st.binary() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(repr).map(str.encode))
+@given(
+    raw=st.binary()
+    | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(repr).map(str.encode)
+)
 def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
     with pytest.raises(Unreadable):
         decode(raw, ChatHistoryPersist)
@@ -356,10 +450,18 @@ def outcome(raw: str | bytes) -> Any:
     before=st.sampled_from(["", " ", "[", "\ufeff"]),
     after=st.sampled_from(["", "\n", ",", "{}"]),
 )
-def test_what_is_read_at_once_is_what_is_read_with_care(more: list[tuple[str, Any]], before: str, after: str) -> None:
+def test_what_is_read_at_once_is_what_is_read_with_care(
+    more: list[tuple[str, Any]], before: str, after: str
+) -> None:
     """Names that come twice too: the last one counts."""
     pairs = [*orjson.loads(document()).items(), *more]
-    raw = before + "{" + ",".join(f'"{name}":{orjson.dumps(value).decode()}' for name, value in pairs) + "}" + after
+    raw = (
+        before
+        + "{"
+        + ",".join(f'"{name}":{orjson.dumps(value).decode()}' for name, value in pairs)
+        + "}"
+        + after
+    )
     at_once = outcome(raw), outcome(raw.encode())
     with patch.object(codec, "_decoder", side_effect=LookupError):
         assert at_once == (outcome(raw), outcome(raw.encode()))
@@ -385,4 +487,8 @@ def test_any_json_is_read_or_refused(values: dict[str, Any]) -> None:
     except Unreadable as refused:
         assert refused.code in ("payload", "json")
     else:
-        assert encode(found, CHAT, LIMIT) if 0 < len(found.conversation_id.encode()) <= KEY_BYTES else True
+        assert (
+            encode(found, CHAT, LIMIT)
+            if 0 < len(found.conversation_id.encode()) <= KEY_BYTES
+            else True
+        )

@@ -7,7 +7,9 @@ from streams.broker.consumers import ConsumerGroup
 HAS = frozenset(range(4))
 
 
-def group(members: int, *assigned: int, settled: bool = True, has: frozenset[int] = HAS) -> ConsumerGroup:
+def group(
+    members: int, *assigned: int, settled: bool = True, has: frozenset[int] = HAS
+) -> ConsumerGroup:
     return ConsumerGroup("g", members, settled, {"t": has}, {"t": frozenset(assigned)})
 
 
@@ -21,7 +23,9 @@ def test_a_group_without_members_names_what_nobody_reads() -> None:
 
 def test_partitions_without_a_reader_are_named_once_they_were_dealt_out() -> None:
     [fault] = group(2, 0, 3).faults
-    assert fault.startswith("no worker reads partitions 1, 2 of topic t: 2 processes are in consumer group g")
+    assert fault.startswith(
+        "no worker reads partitions 1, 2 of topic t: 2 processes are in consumer group g"
+    )
     assert group(2, 0, 3, settled=False).faults == []
 
 

@@ -85,15 +85,22 @@ def test_kustomizations_name_every_file_and_selectors_select_pods() -> None:
         [kustomization] = documents(folder / "kustomization.yaml")
         named = {(folder / each).resolve() for each in kustomization["resources"]}
         assert all(each.exists() for each in named)
-        assert {file.resolve() for file in folder.glob("*.yaml") if file.name != "kustomization.yaml"} <= named
+        assert {
+            file.resolve() for file in folder.glob("*.yaml") if file.name != "kustomization.yaml"
+        } <= named
     [base] = documents(DEPLOY / "kubernetes/base/kustomization.yaml")
     [labels] = base["labels"]
     assert labels["includeTemplates"], "the network policy would select nothing"
     names = {template["metadata"]["labels"]["app.kubernetes.io/name"] for _, template in pods()}
     for file in MANIFESTS:
         for each in documents(file):
-            selector = (each["spec"].get("selector") or each["spec"].get("podSelector") or {}).get("matchLabels", {})
-            assert selector.items() <= labels["pairs"].items() or selector["app.kubernetes.io/name"] in names
+            selector = (each["spec"].get("selector") or each["spec"].get("podSelector") or {}).get(
+                "matchLabels", {}
+            )
+            assert (
+                selector.items() <= labels["pairs"].items()
+                or selector["app.kubernetes.io/name"] in names
+            )
 
 
 def test_probes_and_scaling_fit_the_settings() -> None:
@@ -118,13 +125,21 @@ def test_units_restart_but_for_what_restarting_cannot_mend(file: Path) -> None:
     service = unit["Service"]
     check_command(shlex.split(service["ExecStart"]))
     assert (service["Restart"], service["RestartPreventExitStatus"]) == ("always", "2")
-    assert (service["ProtectSystem"], service["NoNewPrivileges"], service["DynamicUser"]) == ("strict", "yes", "yes")
+    assert (service["ProtectSystem"], service["NoNewPrivileges"], service["DynamicUser"]) == (
+        "strict",
+        "yes",
+        "yes",
+    )
     assert unit["Unit"]["StartLimitIntervalSec"] == "0"
 
 
 def test_compose_runs_commands_that_exist_on_a_read_only_root() -> None:
     [compose] = documents(DEPLOY / "compose.yml")
-    ours = {name: each for name, each in compose["services"].items() if each.get("image") == "outbox-streams"}
+    ours = {
+        name: each
+        for name, each in compose["services"].items()
+        if each.get("image") == "outbox-streams"
+    }
     assert ours.keys() == {"migrate", "relay", "worker"}
     for each in ours.values():
         assert each["read_only"] and each["cap_drop"] == ["ALL"]

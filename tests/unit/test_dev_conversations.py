@@ -26,7 +26,9 @@ def test_a_chat_chains_conversations_and_user_and_assistant_take_turns(seed: int
 
 def test_what_is_broken_in_a_file_is_left_out(tmp_path: Path) -> None:
     file = tmp_path / "broken.yml"
-    file.write_text("conversations:\n- [Hello, Hi]\n- [Alone]\n- [Sure?, yes]\n- text\n- [Blank, ' ']\n- []\n")
+    file.write_text(
+        "conversations:\n- [Hello, Hi]\n- [Alone]\n- [Sure?, yes]\n- text\n- [Blank, ' ']\n- []\n"
+    )
     # YAML reads a bare yes as a boolean: nobody said that.
     assert conversations(file) == (("Hello", "Hi"),)
 

@@ -44,5 +44,7 @@ def test_broken_memory_is_forgotten(tmp_path: Path) -> None:
 def test_a_wanted_port_that_is_taken_is_one_clear_line(tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UsageError, match=rf"^Kafka cannot listen on {HOST}:{port}: the port is taken$"):
+        with pytest.raises(
+            UsageError, match=rf"^Kafka cannot listen on {HOST}:{port}: the port is taken$"
+        ):
             claim("Kafka", port, tmp_path / "port")

@@ -21,7 +21,9 @@ def test_the_procfile_of_this_project_is_the_default() -> None:
 
 
 def test_every_line_of_a_procfile_is_a_process(tmp_path: Path) -> None:
-    (tmp_path / "Procfile").write_text("# ours\nrelay: streams relay\n\nshop: python -m shop --port 80\n")
+    (tmp_path / "Procfile").write_text(
+        "# ours\nrelay: streams relay\n\nshop: python -m shop --port 80\n"
+    )
     assert lines(tmp_path) == {"relay": "streams relay", "shop": "python -m shop --port 80"}
 
 

@@ -9,7 +9,9 @@ import pytest
 from streams.dev.reload import changed, files_of
 
 
-def test_new_changed_and_removed_files_of_a_package_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_changed_and_removed_files_of_a_package_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     inner = tmp_path / "watched" / "agents"
     inner.mkdir(parents=True)

@@ -16,18 +16,28 @@ KAFKA = "org.apache.kafka:kafka_2.13:4.3.0+org.slf4j:slf4j-simple:1.7.36"
 
 
 def test_a_download_says_what_and_how_much() -> None:
-    assert describe(Progress(KAFKA, 23, 46, 31_200_000)) == "kafka_2.13 4.3.0, once: 23 of 46 files, 31.2 MB"
-    assert describe(Progress(KAFKA, 5, None, 100_000)).startswith("kafka_2.13 4.3.0, once: looking up what it needs")
+    assert (
+        describe(Progress(KAFKA, 23, 46, 31_200_000))
+        == "kafka_2.13 4.3.0, once: 23 of 46 files, 31.2 MB"
+    )
+    assert describe(Progress(KAFKA, 5, None, 100_000)).startswith(
+        "kafka_2.13 4.3.0, once: looking up what it needs"
+    )
 
 
-def test_without_a_terminal_progress_is_plain_lines_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_progress_is_plain_lines_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     out = StringIO()
     with Screen(Console(file=out, soft_wrap=True)) as shown:
         shown.line("postgresql  postgresql://postgres@127.0.0.1:1/streams")
         for files in range(100):
             shown.download(Progress(KAFKA, files, 100, files))
         monkeypatch.setattr(screen, "COUNTS_SECONDS", 0.0)
-        shown.counts(Counts(committed=12_000, relayed=11_990, persisted=11_980, lag_seconds=0.25), rolled_back=7)
+        shown.counts(
+            Counts(committed=12_000, relayed=11_990, persisted=11_980, lag_seconds=0.25),
+            rolled_back=7,
+        )
     assert out.getvalue().splitlines() == [
         "postgresql  postgresql://postgres@127.0.0.1:1/streams",
         "downloading kafka_2.13 4.3.0, once: 0 of 100 files, 0.0 MB",

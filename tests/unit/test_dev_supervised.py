@@ -17,14 +17,24 @@ from streams.dev.workplace import Workplace
 
 
 def test_the_pause_before_a_start_doubles_up_to_a_limit() -> None:
-    assert [delay(failure) for failure in range(1, 8)] == [0.5, 1.0, 2.0, 4.0, 8.0, LONGEST, LONGEST]
+    assert [delay(failure) for failure in range(1, 8)] == [
+        0.5,
+        1.0,
+        2.0,
+        4.0,
+        8.0,
+        LONGEST,
+        LONGEST,
+    ]
 
 
 def supervised(folder: Path, script: str, said: list[str]) -> Supervised:
     """A Python script under supervision."""
     place = Workplace(folder)
     place.logs.mkdir(parents=True)
-    return Supervised(Program("it", (sys.executable, "-c", script)), place, os.environ, said.append, lambda: None)
+    return Supervised(
+        Program("it", (sys.executable, "-c", script)), place, os.environ, said.append, lambda: None
+    )
 
 
 async def test_a_process_that_is_killed_starts_again(tmp_path: Path) -> None:
@@ -41,7 +51,9 @@ async def test_a_process_that_is_killed_starts_again(tmp_path: Path) -> None:
     assert line.startswith("it was killed by SIGKILL, starts again in 0.5 s")
 
 
-async def test_what_is_renewed_ends_in_order_and_starts_at_once_without_a_word(tmp_path: Path) -> None:
+async def test_what_is_renewed_ends_in_order_and_starts_at_once_without_a_word(
+    tmp_path: Path,
+) -> None:
     said: list[str] = []
     it = supervised(tmp_path, "import time; time.sleep(60)", said)
     async with kept_running([it]):
@@ -54,17 +66,19 @@ async def test_what_is_renewed_ends_in_order_and_starts_at_once_without_a_word(t
 
 async def test_the_end_of_a_process_is_told_with_its_last_words(tmp_path: Path) -> None:
     said: list[str] = []
-    async with kept_running([supervised(tmp_path, "raise SystemExit('the settings are wrong')", said)]):
+    async with kept_running(
+        [supervised(tmp_path, "raise SystemExit('the settings are wrong')", said)]
+    ):
         assert await until(lambda: len(said) == 1, 5)
     assert said[0].startswith("it ended with status 1, starts again in 0.5 s")
     assert said[0].endswith("the settings are wrong")
 
 
-async def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_process_that_ignores_sigterm_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("streams.dev.supervised.GRACE", 0.3)
-    deaf = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
-    )
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
     it = supervised(tmp_path, deaf, [])
     async with asyncio.timeout(10), kept_running([it]):
         assert await until(lambda: it.log.exists() and "deaf" in it.log.read_text(), 5)

@@ -11,7 +11,9 @@ from streams.dev.workplace import Note, Workplace
 from streams.errors import UsageError
 from streams.settings import load
 
-NOTE = Note(os.getpid(), True, "postgresql://postgres@127.0.0.1:1/streams", "127.0.0.1:2", None, None)
+NOTE = Note(
+    os.getpid(), True, "postgresql://postgres@127.0.0.1:1/streams", "127.0.0.1:2", None, None
+)
 
 
 def test_the_second_claim_says_who_has_the_folder(tmp_path: Path) -> None:
@@ -19,7 +21,8 @@ def test_the_second_claim_says_who_has_the_folder(tmp_path: Path) -> None:
         Workplace(tmp_path).write(NOTE)
         with (
             pytest.raises(
-                UsageError, match=rf"already runs in {tmp_path} \(pid {os.getpid()}, postgresql .*:1/streams"
+                UsageError,
+                match=rf"already runs in {tmp_path} \(pid {os.getpid()}, postgresql .*:1/streams",
             ),
             Workplace(tmp_path).claimed(),
         ):

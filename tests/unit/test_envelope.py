@@ -30,7 +30,9 @@ class Record:
     timestamp: int = 1_700_000_000_123
 
 
-def envelope(outbox_id: object = 7, payload: object = PAYLOAD, biz_type: str = "chat_history_persist") -> bytes:
+def envelope(
+    outbox_id: object = 7, payload: object = PAYLOAD, biz_type: str = "chat_history_persist"
+) -> bytes:
     return orjson.dumps({"outbox_id": outbox_id, "biz_type": biz_type, "payload": payload})
 
 
@@ -47,7 +49,12 @@ def test_an_id_may_be_a_number_or_its_text_and_the_payload_an_object_or_its_text
 ) -> None:
     [one] = read(Record(envelope(outbox_id, payload), key=None))
     assert one.message is not None
-    assert (one.outbox_id, one.key, one.message.payload.message, one.message.source) == (7, "c", "hi", "seed")
+    assert (one.outbox_id, one.key, one.message.payload.message, one.message.source) == (
+        7,
+        "c",
+        "hi",
+        "seed",
+    )
     assert one.message.created_at.isoformat() == "2023-11-14T22:13:20.123000"
 
 
@@ -61,10 +68,16 @@ def test_the_payload_is_kept_as_its_producer_wrote_it() -> None:
 
 
 def test_the_first_record_of_an_id_counts_and_order_stays() -> None:
-    assert [one.outbox_id for one in read(*[Record(envelope(n)) for n in (3, 1, 3, 2, 1)])] == [3, 1, 2]
+    assert [one.outbox_id for one in read(*[Record(envelope(n)) for n in (3, 1, 3, 2, 1)])] == [
+        3,
+        1,
+        2,
+    ]
 
 
-@pytest.mark.parametrize(("timestamp", "kept"), [(-1, 0), (2**62, MOST_MS), (1_700_000_000_123, 1_700_000_000_123)])
+@pytest.mark.parametrize(
+    ("timestamp", "kept"), [(-1, 0), (2**62, MOST_MS), (1_700_000_000_123, 1_700_000_000_123)]
+)
 def test_a_time_that_no_database_takes_is_brought_into_range(timestamp: int, kept: int) -> None:
     [one] = read(Record(envelope(), timestamp=timestamp))
     assert one.message is not None
@@ -78,7 +91,10 @@ def test_a_time_that_no_database_takes_is_brought_into_range(timestamp: int, kep
         (None, "the value is null, expected an envelope"),
         (b"", "the value is not JSON: "),
         (b"\xff", "the value is not UTF-8 at byte 0"),
-        (b'{"payload": "\\ud800"}', "the value holds a lone surrogate, which is no character, at character 13"),
+        (
+            b'{"payload": "\\ud800"}',
+            "the value holds a lone surrogate, which is no character, at character 13",
+        ),
         (
             b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
             "the value is nested too deep, expected at most 254 levels",
@@ -92,7 +108,10 @@ def test_a_time_that_no_database_takes_is_brought_into_range(timestamp: int, kep
         (b'{"outbox_id": 1.0}', "the envelope's 'outbox_id' is 1.0, expected"),
         (b'{"outbox_id": "secret"}', "the envelope's 'outbox_id' is no number, expected"),
         (b'{"outbox_id": 5}', "the envelope's 'biz_type' is missing, expected text (outbox_id 5)"),
-        (b'{"outbox_id": 5, "biz_type": 7}', "the envelope's 'biz_type' is of type int, expected text (outbox_id 5)"),
+        (
+            b'{"outbox_id": 5, "biz_type": 7}',
+            "the envelope's 'biz_type' is of type int, expected text (outbox_id 5)",
+        ),
         (b'{"outbox_id": 5, "biz_type": "b"}', "the envelope's 'payload' is missing (outbox_id 5)"),
     ],
 )
@@ -149,7 +168,9 @@ def test_a_key_that_is_none_names_no_conversation(key: bytes | None) -> None:
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
         lambda inner: (
             st.lists(inner, max_size=3)
-            | st.dictionaries(st.sampled_from(["outbox_id", "biz_type", "payload", "conversation_id", "x"]), inner)
+            | st.dictionaries(
+                st.sampled_from(["outbox_id", "biz_type", "payload", "conversation_id", "x"]), inner
+            )
         ),
     ).map(lambda value: json.dumps(value).encode()),
     st.none() | st.binary(max_size=10),

@@ -35,13 +35,19 @@ class Child(Fine):
 
 
 def declaration(**changed: Any) -> Callable[[type[Any]], type[Any]]:
-    values: dict[str, Any] = {"biz_type": "events_test", "topic": "events-test", "key": "ref"} | changed
+    values: dict[str, Any] = {
+        "biz_type": "events_test",
+        "topic": "events-test",
+        "key": "ref",
+    } | changed
     return event(values["biz_type"], topic=values["topic"], key=values["key"])
 
 
 @pytest.mark.parametrize("cls", [NotFrozen, NotADataclass, Child])
 def test_only_a_frozen_dataclass_can_be_an_event(cls: type[Any]) -> None:
-    with pytest.raises(RegistryInvalid, match=rf"test_events\.{cls.__name__} \(.*\) is not a frozen data"):
+    with pytest.raises(
+        RegistryInvalid, match=rf"test_events\.{cls.__name__} \(.*\) is not a frozen data"
+    ):
         declaration()(cls)
 
 
@@ -58,7 +64,9 @@ def test_only_a_frozen_dataclass_can_be_an_event(cls: type[Any]) -> None:
         ({"topic": "a\n"}, r"topic is 'a\n', expected"),
     ],
 )
-def test_a_bad_declaration_names_the_class_and_what_is_wrong(changed: dict[str, Any], reason: str) -> None:
+def test_a_bad_declaration_names_the_class_and_what_is_wrong(
+    changed: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(RegistryInvalid) as caught:
         declaration(**changed)(Fine)
     assert str(caught.value).startswith(f"{__name__}.Fine ({__file__})")
@@ -67,13 +75,22 @@ def test_a_bad_declaration_names_the_class_and_what_is_wrong(changed: dict[str, 
 
 def test_what_was_declared_is_known_and_what_was_not_is_refused() -> None:
     found = declared(declaration()(Fine))
-    assert (found.biz_type, found.topic, found.key, found.payload) == ("events_test", "events-test", "ref", Fine)
-    with pytest.raises(RegistryInvalid, match=r"test_events\.NotADataclass is not an event: decorate it"):
+    assert (found.biz_type, found.topic, found.key, found.payload) == (
+        "events_test",
+        "events-test",
+        "ref",
+        Fine,
+    )
+    with pytest.raises(
+        RegistryInvalid, match=r"test_events\.NotADataclass is not an event: decorate it"
+    ):
         declared(NotADataclass)
 
 
 def messages(*refs: str) -> Batch[Fine]:
-    return Batch([Message(7 + index, ref, Fine(ref), 1_700_000_000_123) for index, ref in enumerate(refs)])
+    return Batch(
+        [Message(7 + index, ref, Fine(ref), 1_700_000_000_123) for index, ref in enumerate(refs)]
+    )
 
 
 def test_a_batch_is_a_sequence_of_messages() -> None:
@@ -130,10 +147,23 @@ class Optional:
 )
 def test_a_batch_as_json_may_lack_nulls_at_the_end(payload: Optional, absent: set[str]) -> None:
     """A record set reads both as NULL."""
-    pair = orjson.loads(Batch([Message(1, "a", payload, 0), Message(2, "a", Optional("b", note="c"), 0)]).json())
-    assert pair[0].keys() == {"outbox_id", "source", "created_at", "ref", "count", "note", "more"} - absent
-    assert Optional(**{name: pair[0][name] for name in {"ref", "count", "note", "more"} - absent}) == payload
-    assert (pair[1]["outbox_id"], pair[1]["ref"], pair[1]["note"], pair[1]["more"]) == (2, "b", "c", None)
+    pair = orjson.loads(
+        Batch([Message(1, "a", payload, 0), Message(2, "a", Optional("b", note="c"), 0)]).json()
+    )
+    assert (
+        pair[0].keys()
+        == {"outbox_id", "source", "created_at", "ref", "count", "note", "more"} - absent
+    )
+    assert (
+        Optional(**{name: pair[0][name] for name in {"ref", "count", "note", "more"} - absent})
+        == payload
+    )
+    assert (pair[1]["outbox_id"], pair[1]["ref"], pair[1]["note"], pair[1]["more"]) == (
+        2,
+        "b",
+        "c",
+        None,
+    )
 
 
 class Loud(str):
@@ -176,7 +206,9 @@ def test_a_batch_holds_every_kind_of_value_as_json_has_it() -> None:
         date(2026, 1, 2),
         noon,
     ]
-    payload = Nested([Inner(UUID(int=1), at) for at in moments], Colour.RED, 1e16, {"a": [None, True, 2**63]})
+    payload = Nested(
+        [Inner(UUID(int=1), at) for at in moments], Colour.RED, 1e16, {"a": [None, True, 2**63]}
+    )
     [found] = orjson.loads(Batch([Message(1, "a", payload, 0)]).json())
     assert [one["at"] for one in found["inner"]] == [
         "2026-01-02T03:04:05.000006Z",

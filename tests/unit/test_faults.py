@@ -71,7 +71,16 @@ WORKER = Process(
     partitions={"t": (0,)},
 )
 PART = Partition(
-    group="g", topic="t", partition=0, committed=5, end=9, log_start=0, moved=ago(5), at=NOW, worked=ago(5), owner="w"
+    group="g",
+    topic="t",
+    partition=0,
+    committed=5,
+    end=9,
+    log_start=0,
+    moved=ago(5),
+    at=NOW,
+    worked=ago(5),
+    owner="w",
 )
 PROOF = Proof(
     id=1,
@@ -96,7 +105,9 @@ CAUSE = Cause(
     last=ago(10),
     example=1,
 )
-TOTALS = Totals(pending=Count(0), published=Count(0), retrying=0, parked=0, replaying=0, held=1, dead=2)
+TOTALS = Totals(
+    pending=Count(0), published=Count(0), retrying=0, parked=0, replaying=0, held=1, dead=2
+)
 WELL = Snapshot(
     at=NOW,
     database="db",
@@ -143,9 +154,15 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "database.read_only": ({"read_only": True}, {"replica": True}),
     "database.went_back": ({"gone_back": "it went back"}, {"gone_back": None}),
     "broker.away": ({"broker": Broker(error="Kafka at x cannot be reached")}, {"broker": Broker()}),
-    "workers.incomplete": ({"broker": Broker(faults=("topic t does not exist: make it",))}, {"broker": Broker()}),
+    "workers.incomplete": (
+        {"broker": Broker(faults=("topic t does not exist: make it",))},
+        {"broker": Broker()},
+    ),
     "relay.strange": (relay(strange=True), relay(strange=False)),
-    "relay.nobody_leads": (relay(leader=None, silent_seconds=12.0), relay(standbys=(Member(2, "h", "cdc"),))),
+    "relay.nobody_leads": (
+        relay(leader=None, silent_seconds=12.0),
+        relay(standbys=(Member(2, "h", "cdc"),)),
+    ),
     "relay.waits": (relay(doing="waiting", reason="no topic"), relay(doing="polling")),
     "relay.heals": (relay(doing="healing"), relay(doing="connector")),
     "slot.lost": (slot(wal_status="lost"), slot(wal_status="extended")),
@@ -155,7 +172,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"limits": LIMITED, "trends": {"wal_held:outbox": Trend(0, GB, 600)}},
         {"limits": LIMITED, "trends": {"wal_held:outbox": Trend(GB, 1000, 600)}},
     ),
-    "floor.pinned": ({"pins": (Pin(7, None, "psql", "idle in transaction", ago(90)),)}, {"pins": ()}),
+    "floor.pinned": (
+        {"pins": (Pin(7, None, "psql", "idle in transaction", ago(90)),)},
+        {"pins": ()},
+    ),
     "outbox.partitions_end": ({"room": Room(10, 3599.0)}, {"room": Room(10, None)}),
     "outbox.partitions_ending": ({"room": Room(10, 3600.0)}, {"room": Room(10, 86_400.0)}),
     "workers.none": ({"processes": ()}, worker(state="silent")),
@@ -167,7 +187,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "partition.unowned": (part(owner=None, moved=ago(31)), part(owner=None, moved=ago(30))),
     "partition.stuck": (part(moved=ago(61)), part(moved=ago(61), committed=9)),
-    "lag.grows": ({"trends": {"lag:t": Trend(400, 1000, 600)}}, {"trends": {"lag:t": Trend(400, 999, 600)}}),
+    "lag.grows": (
+        {"trends": {"lag:t": Trend(400, 1000, 600)}},
+        {"trends": {"lag:t": Trend(400, 999, 600)}},
+    ),
     "retention.passed": (part(log_start=6), part(log_start=5)),
     "retention.near": (part(worked=ago(51)), part(worked=ago(49))),
     "versions.differ": (
@@ -179,7 +202,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"failing": (Rate("chat", dead=20 / 600),)},
         {"failing": (Rate("chat", dead=19 / 600),)},
     ),
-    "dead.new_cause": ({"causes": (replace(CAUSE, first=ago(899)),)}, {"causes": (replace(CAUSE, first=ago(900)),)}),
+    "dead.new_cause": (
+        {"causes": (replace(CAUSE, first=ago(899)),)},
+        {"causes": (replace(CAUSE, first=ago(900)),)},
+    ),
     "dead.spike": ({"recent_dead": 20}, {"recent_dead": 20, "usual_dead": 2.1}),
     "conversations.held": ({"held_since": ago(3601)}, {"held_since": ago(3600)}),
     "attempts.ending": ({"ending": 1}, {"ending": 0}),
@@ -222,7 +248,11 @@ def test_what_needs_somebody_now_comes_first() -> None:
 
 
 def test_a_fault_says_what_to_do_and_where_to_read_on() -> None:
-    [fault] = faults_of(replace(WELL, **worker(waits_for="it fails", waits_code="42703", waits_since=ago(60))))
-    assert fault.line.startswith("a run of worker h:1 waits for 60 s: it fails (42703): the handler and")
+    [fault] = faults_of(
+        replace(WELL, **worker(waits_for="it fails", waits_code="42703", waits_since=ago(60)))
+    )
+    assert fault.line.startswith(
+        "a run of worker h:1 waits for 60 s: it fails (42703): the handler and"
+    )
     assert fault.anchor == "run-waits"
     assert fault.since == ago(60)

@@ -44,7 +44,9 @@ def test_a_run_is_counted_as_each_message_would_be_alone(ages: list[int]) -> Non
     histogram.count_times(together, [now - age for age in ages], now)
     alone = [0] * histogram.SIZE
     for age in ages:
-        alone[next(place for place, bound in enumerate(histogram.BOUNDS) if age / 1000 <= bound)] += 1
+        alone[
+            next(place for place, bound in enumerate(histogram.BOUNDS) if age / 1000 <= bound)
+        ] += 1
     assert together == alone
 
 
@@ -82,7 +84,9 @@ def test_what_is_sent_twice_is_the_same_and_a_new_bucket_begins_at_zero() -> Non
     assert counters.total["chat"].consumed == 12
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["answered", "lost", "refused", "next"]))))
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["answered", "lost", "refused", "next"])))
+)
 def test_the_database_never_has_more_than_happened(steps: list[tuple[int, str]]) -> None:
     counters, stored, now, happened = Counters(), dict[datetime, int](), 1, 0
     counters.answered(bucket(now))
@@ -121,7 +125,8 @@ def test_what_was_set_aside_is_counted_by_what_it_is_now() -> None:
 
 def test_all_processes_become_one_row_in_each_width() -> None:
     taken = [
-        (bucket(place), "main", "chat", 0, 0, 10, 1, 2, 3, 4, [5] * 32, histogram.VERSION) for place in (0, 0, 5, 6)
+        (bucket(place), "main", "chat", 0, 0, 10, 1, 2, 3, 4, [5] * 32, histogram.VERSION)
+        for place in (0, 0, 5, 6)
     ]
     rows = rollup.merged(taken)
     assert {(row["width"], row["bucket"], row["consumed"]) for row in rows} == {

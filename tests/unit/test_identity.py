@@ -52,7 +52,9 @@ def test_times_after_their_rows_are_a_setting_and_no_other_life() -> None:
     check_times([(1001, 1000)], another_life=False)
     check_times([(999, 1000)] * 50, another_life=False)
     check_times([(1001, 1000)] * 50, another_life=True)
-    with pytest.raises(WrongTimes, match=r"2 records carry later times .* table\.field\.event\.timestamp"):
+    with pytest.raises(
+        WrongTimes, match=r"2 records carry later times .* table\.field\.event\.timestamp"
+    ):
         check_times([(1001, 1000)] * 2, another_life=False)
     with pytest.raises(WrongTimes, match=r"expected message\.timestamp\.type=CreateTime"):
         check_times([(None, 1000)], another_life=True)

@@ -25,7 +25,9 @@ def _restored() -> Iterator[None]:
 
 def test_text_shows_data_as_words(capsys: pytest.CaptureFixture[str]) -> None:
     setup(Log())
-    logging.getLogger("streams.x").warning("message dead", extra={"outbox_id": 7, "reason": "too\nlarge = 1"})
+    logging.getLogger("streams.x").warning(
+        "message dead", extra={"outbox_id": 7, "reason": "too\nlarge = 1"}
+    )
     line = capsys.readouterr().err
     assert line.endswith('WARNING streams.x: message dead outbox_id=7 reason="too\\nlarge = 1"\n')
     assert line.count("\n") == 1
@@ -41,7 +43,9 @@ def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_traceback_shows_only_when_debugging(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_traceback_shows_only_when_debugging(
+    form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for debug in (False, True):
         setup(Log(format=form), debug=debug)  # type: ignore[arg-type]
         try:
@@ -58,12 +62,18 @@ def test_errors_of_sqlalchemy_repeat_no_parameters() -> None:
     url = "postgresql://nobody@127.0.0.1:1/nothing"
     for engine in (sync_engine(url), async_engine(url).sync_engine):
         error = StatementError(
-            "no", "SELECT :text", {"text": "canary-4711"}, None, hide_parameters=engine.hide_parameters
+            "no",
+            "SELECT :text",
+            {"text": "canary-4711"},
+            None,
+            hide_parameters=engine.hide_parameters,
         )
         assert "canary-4711" not in str(error)
 
 
-def test_a_library_repeats_itself_seldom_whatever_the_number(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_library_repeats_itself_seldom_whatever_the_number(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     setup(Log())
     for size in range(3):
         formatted = f"producer buffer full size {size}"  # as Faust does
@@ -78,10 +88,16 @@ def test_a_library_repeats_itself_seldom_whatever_the_number(capsys: pytest.Capt
     assert lines[2:] == ["WARNING streams.x: ours is always heard"] * 3
 
 
-def test_what_a_pool_says_of_an_outage_is_left_to_whoever_waits(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_pool_says_of_an_outage_is_left_to_whoever_waits(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     setup(Log())
-    logging.getLogger("sqlalchemy.pool.impl.AsyncAdaptedQueuePool").error("Exception during reset or similar")
+    logging.getLogger("sqlalchemy.pool.impl.AsyncAdaptedQueuePool").error(
+        "Exception during reset or similar"
+    )
     assert capsys.readouterr().err == ""
     setup(Log(), debug=True)
-    logging.getLogger("sqlalchemy.pool.impl.AsyncAdaptedQueuePool").error("Exception during reset or similar")
+    logging.getLogger("sqlalchemy.pool.impl.AsyncAdaptedQueuePool").error(
+        "Exception during reset or similar"
+    )
     assert "Exception during reset" in capsys.readouterr().err

@@ -1,4 +1,7 @@
-"""Metrics are read as Prometheus reads them; rules are valid, and each alert fires when it should and not before."""
+"""Metrics are read as Prometheus reads them.
+
+Rules are valid, and each alert fires when it should and not before.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,17 @@ from tests.fixtures.programs import program
 from tests.unit.test_faults import WELL
 
 FOLDER = Path(__file__).parents[2] / "docs" / "monitoring"
-RULES: list[dict[str, Any]] = yaml.safe_load((FOLDER / "alerts.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+RULES: list[dict[str, Any]] = yaml.safe_load((FOLDER / "alerts.yml").read_text(encoding="utf-8"))[
+    "groups"
+][0]["rules"]
 # What no snapshot can say, and what only a command asks.
-UNTOLD = {"database.away", "worker.unready", "broker.away", "workers.incomplete", "database.went_back"}
+UNTOLD = {
+    "database.away",
+    "worker.unready",
+    "broker.away",
+    "workers.incomplete",
+    "database.went_back",
+}
 
 
 def samples(text: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -70,7 +81,9 @@ def test_every_fault_has_an_alert_with_its_section_of_the_runbook() -> None:
     for rule in RULES[1:]:
         code = rule["expr"].partition('code="')[2].partition('"')[0]
         assert rule["labels"]["severity"] == CODES[code]
-        assert rule["annotations"]["runbook_url"].endswith("#" + code.replace(".", "-").replace("_", "-"))
+        assert rule["annotations"]["runbook_url"].endswith(
+            "#" + code.replace(".", "-").replace("_", "-")
+        )
 
 
 def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
@@ -95,7 +108,10 @@ def test_each_alert_fires_and_does_not_fire(promtool: str, tmp_path: Path) -> No
     subprocess.run([promtool, "check", "rules", str(rules)], check=True, capture_output=True)
     (tmp_path / "tests.yml").write_text(yaml.safe_dump(_cases()), encoding="utf-8")
     ended = subprocess.run(
-        [promtool, "test", "rules", str(tmp_path / "tests.yml")], capture_output=True, text=True, check=False
+        [promtool, "test", "rules", str(tmp_path / "tests.yml")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
@@ -117,11 +133,21 @@ def _cases() -> dict[str, Any]:
 
     def alert(rule: dict[str, Any], code: str) -> dict[str, Any]:
         labels = {"severity": rule["labels"]["severity"], "code": code}
-        return {"alertname": rule["alert"], "eval_time": "20m",
-                "exp_alerts": [{"exp_labels": labels, "exp_annotations": rule["annotations"]}]}  # fmt: skip
+        return {
+            "alertname": rule["alert"],
+            "eval_time": "20m",
+            # Fmt: skip
+            "exp_alerts": [{"exp_labels": labels, "exp_annotations": rule["annotations"]}],
+        }
 
-    silent = {"alertname": RULES[0]["alert"], "eval_time": "20m",
-              "exp_alerts": [{"exp_labels": RULES[0]["labels"], "exp_annotations": RULES[0]["annotations"]}]}  # fmt: skip
+    silent = {
+        "alertname": RULES[0]["alert"],
+        "eval_time": "20m",
+        # Fmt: skip
+        "exp_alerts": [
+            {"exp_labels": RULES[0]["labels"], "exp_annotations": RULES[0]["annotations"]}
+        ],
+    }
     none = [{"alertname": rule["alert"], "eval_time": "20m", "exp_alerts": []} for rule in RULES]
     return {
         "rule_files": ["alerts.yml"],

@@ -17,14 +17,17 @@ from streams.message_id import MessageId, foreign, name_of, ours, parts_of, read
         ("7:7", "7:7", ("7", 7)),
     ],
 )
-def test_a_name_says_whose_message_it_is(text: str, name: MessageId, parts: tuple[str, int]) -> None:
+def test_a_name_says_whose_message_it_is(
+    text: str, name: MessageId, parts: tuple[str, int]
+) -> None:
     assert read_name(text) == name
     assert parts_of(name) == parts
     assert name_of(*parts) == name
 
 
 @pytest.mark.parametrize(
-    "text", ["", ":", "seed:", ":5", "seed:x", "seed:0", "0", "-1", str(2**63), f"seed:{2**63}", "a b:1"]
+    "text",
+    ["", ":", "seed:", ":5", "seed:x", "seed:0", "0", "-1", str(2**63), f"seed:{2**63}", "a b:1"],
 )
 def test_a_choice_that_names_nothing_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):

@@ -31,7 +31,11 @@ def test_a_query_starts_with_a_line_of_why_and_is_one_statement(name: str) -> No
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_query_is_used(name: str) -> None:
-    sources = (path.read_text(encoding="utf-8") for folder in ("streams",) for path in (ROOT / folder).rglob("*.py"))
+    sources = (
+        path.read_text(encoding="utf-8")
+        for folder in ("streams",)
+        for path in (ROOT / folder).rglob("*.py")
+    )
     assert any(f'"{name}"' in source for source in sources)
 
 
@@ -39,14 +43,22 @@ def test_no_statement_is_lost_between_headings() -> None:
     for file in FILES:
         text = file.read_text(encoding="utf-8")
         headings = re.findall(r"^-- (\S+) --$", text, flags=re.MULTILINE)
-        assert text.startswith(f"-- {headings[0]} --"), f"{file.name} begins with something that has no name"
-        assert set(headings) <= set(NAMES), f"{file.name} has a heading that is not lower case with underscores"
+        assert text.startswith(f"-- {headings[0]} --"), (
+            f"{file.name} begins with something that has no name"
+        )
+        assert set(headings) <= set(NAMES), (
+            f"{file.name} has a heading that is not lower case with underscores"
+        )
 
 
 def test_a_query_defined_twice_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "queries").mkdir()
     for file in ("a.sql", "b.sql"):
-        (tmp_path / "queries" / file).write_text("-- one --\n-- Why.\nSELECT 1;\n", encoding="utf-8")
+        (tmp_path / "queries" / file).write_text(
+            "-- one --\n-- Why.\nSELECT 1;\n", encoding="utf-8"
+        )
     monkeypatch.setattr(queries, "sql_folder", lambda: tmp_path)
-    with pytest.raises(ValueError, match=r"query 'one' is defined twice, again in db/queries/b\.sql"):
+    with pytest.raises(
+        ValueError, match=r"query 'one' is defined twice, again in db/queries/b\.sql"
+    ):
         queries._load.__wrapped__()

@@ -38,7 +38,10 @@ Write = Callable[..., str]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
-    """`write("orders.py", source, ...)`: the name of a new package on sys.path; {name} in a source is that name."""
+    """`write("orders.py", source, ...)`: the name of a new package on sys.path.
+
+    {name} in a source is that name.
+    """
     monkeypatch.syspath_prepend(tmp_path)
     made: list[str] = []
 
@@ -47,7 +50,9 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
         for module, source in modules.items():
-            (tmp_path / name / f"{module}.py").write_text(source.replace("{name}", name), encoding="utf-8")
+            (tmp_path / name / f"{module}.py").write_text(
+                source.replace("{name}", name), encoding="utf-8"
+            )
         made.append(name)
         return name
 
@@ -84,7 +89,9 @@ def test_a_package_may_be_a_single_module_or_hold_packages(write: Write, tmp_pat
     inner = tmp_path / name / "inner"
     inner.mkdir()
     (inner / "__init__.py").touch()
-    (inner / "deep.py").write_text((HEAD + ORDERS + SAVE).replace("{name}", f"{name}_deep"), encoding="utf-8")
+    (inner / "deep.py").write_text(
+        (HEAD + ORDERS + SAVE).replace("{name}", f"{name}_deep"), encoding="utf-8"
+    )
     assert f"{name}_deep_placed" in discover([name]).agents
 
 
@@ -97,12 +104,18 @@ def test_every_topic_gets_the_prefix(write: Write) -> None:
     name = write(orders=HEAD + ORDERS + SAVE)
     found = configured(Settings(agents=(AGENTS, name), broker=Broker(topic_prefix="test.")))
     assert found.topics == ("test.chat-history", f"test.{name}")
-    assert discover([name]).topics == (name,), "discovering with a prefix changed what is registered"
+    assert discover([name]).topics == (name,), (
+        "discovering with a prefix changed what is registered"
+    )
 
 
 @pytest.mark.parametrize("name", ["chat-histroy", "test.chat-history", "chat-history-retry-retry"])
 def test_settings_of_a_topic_that_nobody_has_are_refused(name: str) -> None:
-    topics = {name: Topic(partitions=3), "chat-history-retry": Topic(), "seed": Topic(format="envelope")}
+    topics = {
+        name: Topic(partitions=3),
+        "chat-history-retry": Topic(),
+        "seed": Topic(format="envelope"),
+    }
     with pytest.raises(
         SettingsInvalid,
         match=rf"setting 'topics\.{name}' is of a topic that no agent here has: expected one of chat-history, seed, or",
@@ -112,7 +125,11 @@ def test_settings_of_a_topic_that_nobody_has_are_refused(name: str) -> None:
 
 def test_envelope_topics_are_consumed_beside_those_of_our_events() -> None:
     envelope = Topic(format="envelope")
-    topics = {"seed": envelope, "other": replace(envelope, source="theirs"), "chat-history": Topic(partitions=3)}
+    topics = {
+        "seed": envelope,
+        "other": replace(envelope, source="theirs"),
+        "chat-history": Topic(partitions=3),
+    }
     found = configured(Settings(topics=topics, broker=Broker(topic_prefix="test.")))
     assert found.envelopes == {"test.seed": "seed", "test.other": "theirs"}
     assert found.topics == ("test.chat-history",)
@@ -126,7 +143,10 @@ def test_envelope_topics_are_consumed_beside_those_of_our_events() -> None:
             ["chat-history"],
             "'topics.chat-history.format' is 'envelope': expected 'outbox', because topic 'chat-history' is an",
         ),
-        (["chat-history-retry"], "because topic 'chat-history-retry' is the retry topic of chat-history"),
+        (
+            ["chat-history-retry"],
+            "because topic 'chat-history-retry' is the retry topic of chat-history",
+        ),
         (["seed", "seed-retry"], "because topic 'seed-retry' is the retry topic of seed"),
         (["a" * 244], "expected a topic of at most 243 characters"),
         (["no topic"], "expected a topic of at most 243 characters"),
@@ -140,7 +160,10 @@ def test_an_envelope_topic_that_is_taken_or_none_is_refused(names: list[str], me
 
 def test_a_topic_too_long_with_its_prefix_is_refused(write: Write) -> None:
     name = write(orders=HEAD + ORDERS.replace('topic="{name}"', f'topic="{"a" * 249}"') + SAVE)
-    with pytest.raises(RegistryInvalid, match=rf"topic 'p\.a+' of {name}\.orders\.Placed \(.*\) is too long with the"):
+    with pytest.raises(
+        RegistryInvalid,
+        match=rf"topic 'p\.a+' of {name}\.orders\.Placed \(.*\) is too long with the",
+    ):
         discover([name], "p.")
 
 
@@ -172,8 +195,13 @@ def test_a_biz_type_of_ours_cannot_be_taken(write: Write) -> None:
     assert f"{name}.orders.save" in message
 
 
-def test_an_event_without_agent_on_a_consumed_topic_is_refused_with_both_places(write: Write) -> None:
-    name = write(orders=HEAD + ORDERS + SAVE, lost=HEAD + ORDERS.replace("_placed", "_lost").replace("Placed", "Lost"))
+def test_an_event_without_agent_on_a_consumed_topic_is_refused_with_both_places(
+    write: Write,
+) -> None:
+    name = write(
+        orders=HEAD + ORDERS + SAVE,
+        lost=HEAD + ORDERS.replace("_placed", "_lost").replace("Placed", "Lost"),
+    )
     message = refusal(name)
     assert message.startswith(f"event '{name}_lost' ({name}.lost.Lost (")
     assert f"has no agent, but topic '{name}' is consumed by {name}.orders.save (" in message
@@ -193,7 +221,9 @@ def test_an_event_without_agent_on_a_topic_of_another_service_is_fine(write: Wri
         ("raise SystemError('x')", "SystemError: x ("),
     ],
 )
-def test_a_package_that_cannot_be_imported_says_why_and_where(write: Write, source: str, reason: str) -> None:
+def test_a_package_that_cannot_be_imported_says_why_and_where(
+    write: Write, source: str, reason: str
+) -> None:
     name = write(orders=source)
     message = refusal(name)
     assert message.startswith(f"agents: '{name}' cannot be imported: {reason}")
@@ -209,7 +239,9 @@ def test_a_package_in_the_working_folder_is_found_by_our_commands_behind_all_els
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lying_here").mkdir()
-    (tmp_path / "lying_here" / "orders.py").write_text(HEAD + ORDERS.replace("{name}", "lying_here") + SAVE)
+    (tmp_path / "lying_here" / "orders.py").write_text(
+        HEAD + ORDERS.replace("{name}", "lying_here") + SAVE
+    )
     (tmp_path / "json.py").write_text("raise ImportError(__file__)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
@@ -243,17 +275,23 @@ def test_a_package_in_the_working_folder_is_found_by_our_commands_behind_all_els
         ),
     ],
 )
-def test_a_bad_decoration_is_refused_in_its_own_words(write: Write, source: str, reason: str) -> None:
+def test_a_bad_decoration_is_refused_in_its_own_words(
+    write: Write, source: str, reason: str
+) -> None:
     message = refusal(write(orders=HEAD + source))
     assert reason in message
     assert "cannot be imported" not in message
 
 
-def test_a_package_that_was_mended_after_a_failed_import_is_not_registered_twice(write: Write, tmp_path: Path) -> None:
+def test_a_package_that_was_mended_after_a_failed_import_is_not_registered_twice(
+    write: Write, tmp_path: Path
+) -> None:
     name = write(orders=HEAD + ORDERS + SAVE + "\n1 / 0\n")
     assert "cannot be imported" in refusal(name)
     # A shorter file: its cached bytecode is recognized as old even within one second.
-    (tmp_path / name / "orders.py").write_text((HEAD + ORDERS + SAVE).replace("{name}", name), encoding="utf-8")
+    (tmp_path / name / "orders.py").write_text(
+        (HEAD + ORDERS + SAVE).replace("{name}", name), encoding="utf-8"
+    )
     assert f"{name}_placed" in discover([name]).agents
 
 

@@ -38,8 +38,15 @@ def test_it_reads_our_slot_of_our_database(settings: Settings) -> None:
 
 
 def test_it_reads_one_host() -> None:
-    settings = load(environ={"DATABASE_URL": "postgresql://app:canary@one:1,two:2/shop", "BROKER_URL": "kafka:9092"})
-    with pytest.raises(UsageError, match=r"reaches one host, and 'database\.url' names one,two: name the primary$"):
+    settings = load(
+        environ={
+            "DATABASE_URL": "postgresql://app:canary@one:1,two:2/shop",
+            "BROKER_URL": "kafka:9092",
+        }
+    )
+    with pytest.raises(
+        UsageError, match=r"reaches one host, and 'database\.url' names one,two: name the primary$"
+    ):
         connector(settings)
 
 
@@ -58,7 +65,10 @@ CHANGES = [
         {"transforms.outbox.table.field.event.timestamp": None},
         "transforms.outbox.table.field.event.timestamp is not set: set it to 'created_at'",
     ),
-    ({"transforms.outbox.route.topic.regex": "x"}, "transforms.outbox.route.topic.regex is 'x': remove it"),
+    (
+        {"transforms.outbox.route.topic.regex": "x"},
+        "transforms.outbox.route.topic.regex is 'x': remove it",
+    ),
     ({"column.mask.with.12.chars": "x"}, "column.mask.with.12.chars is 'x': remove it"),
     ({"slot.name": "debezium"}, "slot.name is 'debezium': set it to 'chat'"),
     ({"snapshot.mode": "initial"}, "snapshot.mode is 'initial': set it to 'no_data'"),
@@ -68,16 +78,28 @@ CHANGES = [
         {"table.include.list": r"public\.users,public.orders"},
         r"table.include.list is 'public\\.users,public.orders': set it to '[^.]+\\.outbox'",
     ),
-    ({"table.exclude.list": r"public\.outbox"}, r"table.exclude.list is 'public\\.outbox': remove it"),
-    ({"table.include.list": "outbox"}, r"table.include.list is 'outbox': set it to '[^.]+\\.outbox'"),
-    ({"table.include.list": "app.outbox"}, r"table.include.list is 'app.outbox': set it to '[^.]+\\.outbox'"),
+    (
+        {"table.exclude.list": r"public\.outbox"},
+        r"table.exclude.list is 'public\\.outbox': remove it",
+    ),
+    (
+        {"table.include.list": "outbox"},
+        r"table.include.list is 'outbox': set it to '[^.]+\\.outbox'",
+    ),
+    (
+        {"table.include.list": "app.outbox"},
+        r"table.include.list is 'app.outbox': set it to '[^.]+\\.outbox'",
+    ),
     ({"schema.include.list": "app"}, "schema.include.list is 'app': remove it"),
     ({"schema.exclude.list": "pub.*"}, "schema.exclude.list is 'pub.*': remove it"),
     ({"heartbeat.interval.ms": "0"}, "heartbeat.interval.ms is '0': set it to '1000'"),
     ({"heartbeat.interval.ms": None}, "heartbeat.interval.ms is not set: set it to '1000'"),
     ({"table.exclude.list": ".*"}, "table.exclude.list is '.*': remove it"),
     ({"skipped.operations": "c,t"}, "skipped.operations is 'c,t': remove it"),
-    ({"event.processing.failure.handling.mode": "skip"}, "event.processing.failure.handling.mode is 'skip': remove it"),
+    (
+        {"event.processing.failure.handling.mode": "skip"},
+        "event.processing.failure.handling.mode is 'skip': remove it",
+    ),
     ({"slot.drop.on.stop": "true"}, "slot.drop.on.stop is 'true': remove it"),
     ({"lsn.flush.mode": "manual"}, "lsn.flush.mode is 'manual': remove it"),
     (
@@ -95,13 +117,19 @@ CHANGES = [
 def test_a_connector_that_would_send_other_records_is_named(
     settings: Settings, change: dict[str, str | None], line: str
 ) -> None:
-    changed = {key: value for key, value in {**connector(settings), **change}.items() if value is not None}
+    changed = {
+        key: value for key, value in {**connector(settings), **change}.items() if value is not None
+    }
     assert differences(changed, settings, "public") == [line]
 
 
 def test_a_setting_that_only_changes_speed_is_nobodys_business(settings: Settings) -> None:
     assert (
-        differences(connector(settings) | {"max.batch.size": "100", "poll.interval.ms": "500"}, settings, "public")
+        differences(
+            connector(settings) | {"max.batch.size": "100", "poll.interval.ms": "500"},
+            settings,
+            "public",
+        )
         == []
     )
 
@@ -123,5 +151,7 @@ HARMLESS = [
 
 @pytest.mark.parametrize("change", HARMLESS, ids=[str(change) for change in HARMLESS])
 def test_what_loses_nothing_may_be_there(settings: Settings, change: dict[str, str | None]) -> None:
-    changed = {key: value for key, value in {**connector(settings), **change}.items() if value is not None}
+    changed = {
+        key: value for key, value in {**connector(settings), **change}.items() if value is not None
+    }
     assert differences(changed, settings, "public") == []

@@ -55,7 +55,9 @@ def test_a_refused_row_is_never_passed() -> None:
 
 
 @given(st.lists(st.integers(0, 4), max_size=30), st.randoms(use_true_random=False))
-def test_any_order_of_acknowledgements_confirms_exactly_the_prefix(sizes: Sequence[int], random: object) -> None:
+def test_any_order_of_acknowledgements_confirms_exactly_the_prefix(
+    sizes: Sequence[int], random: object
+) -> None:
     flights = InFlight()
     started = [flights.start(size, size, number) for number, size in enumerate(sizes)]
     pending = [number for number, size in enumerate(sizes) for _ in range(size)]

@@ -58,7 +58,9 @@ def test_an_id_that_others_read_is_no_gap() -> None:
 
 
 @given(st.sets(st.integers(1, 60)), st.sets(st.integers(1, 60)), st.integers(1, 60))
-def test_looking_leaves_what_is_not_visible_up_to_where_it_looked(visible: set[int], mine: set[int], upto: int) -> None:
+def test_looking_leaves_what_is_not_visible_up_to_where_it_looked(
+    visible: set[int], mine: set[int], upto: int
+) -> None:
     gaps, last = Gaps(0), max(visible, default=0)
     holes = sorted(set(range(1, last + 1)) - visible)
     gaps.look(min(upto, last), holes, holes)

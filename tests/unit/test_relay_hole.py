@@ -8,7 +8,12 @@ import pytest
 
 from streams.errors import NotMigrated, UsageError
 from streams.relay.leader.plan import Plan, possible_plan
-from streams.relay.postgres.continuity import refuse_foreign_slot, refuse_stranger, why_not_resumable, why_unreadable
+from streams.relay.postgres.continuity import (
+    refuse_foreign_slot,
+    refuse_stranger,
+    why_not_resumable,
+    why_unreadable,
+)
 from streams.relay.postgres.snapshot import RelaySnapshot, Slot
 from streams.settings import load
 
@@ -26,7 +31,10 @@ def test_a_slot_at_or_before_what_was_saved_can_be_read_on(confirmed: int) -> No
 
 
 def test_a_slot_past_what_was_saved_is_another_one() -> None:
-    assert why_not_resumable(slot(confirmed=101)) == "replication slot r begins at 0/65, what is published ends at 0/64"
+    assert (
+        why_not_resumable(slot(confirmed=101))
+        == "replication slot r begins at 0/65, what is published ends at 0/64"
+    )
     assert why_unreadable(slot(confirmed=101)) is None
 
 
@@ -48,7 +56,9 @@ def test_without_a_saved_position_no_slot_is_trusted() -> None:
 def test_a_slot_that_cannot_be_read_is_gone(found: RelaySnapshot, words: str) -> None:
     assert words in (why_unreadable(found) or "")
     assert words in (why_not_resumable(found) or "")
-    assert possible_plan(load(environ={}), Plan("cdc"), found) == Plan("poll", "cdc", why_not_resumable(found))
+    assert possible_plan(load(environ={}), Plan("cdc"), found) == Plan(
+        "poll", "cdc", why_not_resumable(found)
+    )
 
 
 @pytest.mark.parametrize("mark", ["7/2", None])
@@ -60,14 +70,20 @@ def test_with_another_publication_rows_may_be_missing(mark: str | None) -> None:
 
 
 def test_a_connector_of_others_cannot_be_healed_by_us() -> None:
-    with pytest.raises(UsageError, match="rows after outbox_id 5 may be missing; stop its connector"):
+    with pytest.raises(
+        UsageError, match="rows after outbox_id 5 may be missing; stop its connector"
+    ):
         possible_plan(load(environ={}), Plan("debezium"), replace(LOOK, slot=None))
     ours = load(environ={"STREAMS_CONNECT__URL": "http://h:1", "STREAMS_CONNECT__REGISTER": "true"})
-    assert possible_plan(ours, Plan("debezium"), replace(LOOK, slot=None)).recovering_to == "debezium"
+    assert (
+        possible_plan(ours, Plan("debezium"), replace(LOOK, slot=None)).recovering_to == "debezium"
+    )
 
 
 def test_debezium_confirms_by_itself() -> None:
-    assert possible_plan(load(environ={}), Plan("debezium"), slot(confirmed=500)) == Plan("debezium")
+    assert possible_plan(load(environ={}), Plan("debezium"), slot(confirmed=500)) == Plan(
+        "debezium"
+    )
 
 
 def test_polling_needs_no_slot() -> None:

@@ -16,7 +16,9 @@ OID = 77
 
 
 def relation(columns: tuple[str, ...] = COLUMNS, name: str = "outbox", oid: int = OID) -> bytes:
-    described = b"".join(b"\x01" + column.encode() + b"\0" + struct.pack("!Ii", 25, -1) for column in columns)
+    described = b"".join(
+        b"\x01" + column.encode() + b"\0" + struct.pack("!Ii", 25, -1) for column in columns
+    )
     return (
         b"R"
         + struct.pack("!I", oid)
@@ -29,7 +31,9 @@ def relation(columns: tuple[str, ...] = COLUMNS, name: str = "outbox", oid: int 
 
 
 def insert(*values: bytes | None, oid: int = OID) -> bytes:
-    columns = b"".join(b"n" if value is None else b"t" + struct.pack("!I", len(value)) + value for value in values)
+    columns = b"".join(
+        b"n" if value is None else b"t" + struct.pack("!I", len(value)) + value for value in values
+    )
     return b"I" + struct.pack("!I", oid) + b"N" + struct.pack("!H", len(values)) + columns
 
 
@@ -86,7 +90,15 @@ def test_rows_are_given_out_before_their_transaction_ends() -> None:
 
 def test_several_transactions_are_given_out_together_with_the_last_position() -> None:
     found = decoded(
-        relation(), begin(), insert(*PLAIN), commit(120), begin(), insert(*TRACED), commit(160), begin(), insert(*PLAIN)
+        relation(),
+        begin(),
+        insert(*PLAIN),
+        commit(120),
+        begin(),
+        insert(*TRACED),
+        commit(160),
+        begin(),
+        insert(*PLAIN),
     )
     assert found is not None
     assert (len(found.rows), found.position) == (3, 160)
@@ -98,7 +110,9 @@ def test_the_row_names_itself_and_the_message_it_resends() -> None:
 
 
 @pytest.mark.parametrize(("values", "row"), [(PLAIN, PLAIN_ROW), (TRACED, TRACED_ROW)])
-def test_columns_are_found_by_name_whatever_their_order(values: tuple[bytes | None, ...], row: Row) -> None:
+def test_columns_are_found_by_name_whatever_their_order(
+    values: tuple[bytes | None, ...], row: Row
+) -> None:
     columns = ("added", *reversed(COLUMNS))
     found = decoded(relation(columns), begin(), insert(b"x", *reversed(values)), commit(9))
     assert found is not None
@@ -106,7 +120,14 @@ def test_columns_are_found_by_name_whatever_their_order(values: tuple[bytes | No
 
 
 def test_a_relation_described_again_is_read_by_its_new_columns() -> None:
-    found = decoded(relation(), begin(), insert(*PLAIN), relation((*COLUMNS, "added")), insert(*PLAIN, b"x"), commit(9))
+    found = decoded(
+        relation(),
+        begin(),
+        insert(*PLAIN),
+        relation((*COLUMNS, "added")),
+        insert(*PLAIN, b"x"),
+        commit(9),
+    )
     assert found is not None
     assert found.rows == [PLAIN_ROW, PLAIN_ROW]
 
@@ -132,7 +153,9 @@ def test_an_idle_server_moves_the_position_but_not_within_a_transaction() -> Non
 
 
 def test_the_description_of_a_partition_is_passed_over() -> None:
-    found = decoded(relation(), relation(name="outbox_0", oid=78), begin(), insert(*PLAIN), commit(9))
+    found = decoded(
+        relation(), relation(name="outbox_0", oid=78), begin(), insert(*PLAIN), commit(9)
+    )
     assert found is not None
     assert found.rows == [PLAIN_ROW]
 
@@ -166,7 +189,9 @@ def read_once(*messages: bytes) -> Rows | None:
 
 def test_a_reading_goes_on_to_the_end_of_a_transaction_that_is_near() -> None:
     """Whoever was stopped between its last row and its COMMIT sent all of it again."""
-    rows = read_once(relation(), begin(), *[insert(*PLAIN)] * ROWS, commit(120), begin(), insert(*PLAIN))
+    rows = read_once(
+        relation(), begin(), *[insert(*PLAIN)] * ROWS, commit(120), begin(), insert(*PLAIN)
+    )
     assert rows is not None
     assert (len(rows.rows), rows.position) == (ROWS, 120)
 

@@ -43,7 +43,12 @@ def test_fractions_are_filled_up_to_milliseconds(text: bytes, millis: int) -> No
 def test_what_no_record_can_carry_is_none_and_spoils_nothing_after_it(text: bytes) -> None:
     read = Milliseconds()
     good = b"2026-01-31 12:00:00.5"
-    assert [read(good), read(text), read(good), read(text)] == [1769860800500, None, 1769860800500, None]
+    assert [read(good), read(text), read(good), read(text)] == [
+        1769860800500,
+        None,
+        1769860800500,
+        None,
+    ]
 
 
 @given(st.lists(st.datetimes(min_value=datetime(1970, 1, 2), max_value=datetime(9999, 12, 31))))

@@ -39,7 +39,9 @@ def outcomes(exporter: InMemorySpanExporter) -> list[tuple[object, object]]:
     return [(span["messaging.message.id"], span.get("error.type")) for span in spans]
 
 
-def test_rows_of_one_flight_end_together_when_all_have_landed(exporter: InMemorySpanExporter) -> None:
+def test_rows_of_one_flight_end_together_when_all_have_landed(
+    exporter: InMemorySpanExporter,
+) -> None:
     rows = [
         row(1, f"{TRACE}01"),
         row(2, None),
@@ -56,7 +58,9 @@ def test_rows_of_one_flight_end_together_when_all_have_landed(exporter: InMemory
     assert outcomes(exporter) == [("1", None), ("1", None)]
 
 
-def test_what_cannot_be_published_and_what_failed_say_so_by_a_code(exporter: InMemorySpanExporter) -> None:
+def test_what_cannot_be_published_and_what_failed_say_so_by_a_code(
+    exporter: InMemorySpanExporter,
+) -> None:
     rows = [row(1, f"{TRACE}01"), row(2, f"{TRACE}01")]
     flight = InFlight().start(2, 10, 1)
     flight.trace = trace = publication(rows)
@@ -68,7 +72,9 @@ def test_what_cannot_be_published_and_what_failed_say_so_by_a_code(exporter: InM
     assert outcomes(exporter) == [("1", "unpublishable"), ("2", "_PURGE_QUEUE")]
 
 
-def test_without_a_caller_who_traces_there_is_nothing_to_end(exporter: InMemorySpanExporter) -> None:
+def test_without_a_caller_who_traces_there_is_nothing_to_end(
+    exporter: InMemorySpanExporter,
+) -> None:
     assert publication([row(1, None), row(2, f"{TRACE}00")]) is None
 
 

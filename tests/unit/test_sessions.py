@@ -16,8 +16,16 @@ OPENING = re.compile(
 
 
 def test_one_module_opens_every_connection() -> None:
-    files = [*ROOT.glob("streams/**/*.py"), *ROOT.glob("db/**/*.py"), ROOT / "pytest_outbox_streams.py"]
-    opening = {str(file.relative_to(ROOT)) for file in files if OPENING.search(file.read_text(encoding="utf-8"))}
+    files = [
+        *ROOT.glob("streams/**/*.py"),
+        *ROOT.glob("db/**/*.py"),
+        ROOT / "pytest_outbox_streams.py",
+    ]
+    opening = {
+        str(file.relative_to(ROOT))
+        for file in files
+        if OPENING.search(file.read_text(encoding="utf-8"))
+    }
     assert opening == {"streams/database/engine.py"}
 
 
@@ -31,7 +39,9 @@ def test_one_module_opens_every_connection() -> None:
         ("--a --b=", {"b": ""}, "--a"),
     ],
 )
-def test_options_are_read_as_the_server_reads_them(options: str, settings: dict[str, str], rest: str) -> None:
+def test_options_are_read_as_the_server_reads_them(
+    options: str, settings: dict[str, str], rest: str
+) -> None:
     assert split_options(options) == (settings, rest)
 
 

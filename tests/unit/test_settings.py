@@ -1,4 +1,7 @@
-"""Settings: every kind of bad input is one line with key, value and expectation; secrets never print."""
+"""Settings: every kind of bad input is one line with key, value and expectation.
+
+Secrets never print.
+"""
 
 from __future__ import annotations
 
@@ -52,32 +55,80 @@ def test_an_empty_file_and_empty_sections_mean_defaults() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("foo: 1", "unknown setting 'foo': expected one of database, broker, agents, outbox, topic, topics, relay, "),
+        (
+            "foo: 1",
+            "unknown setting 'foo': expected one of database, broker, agents, outbox, topic, topics, relay, ",
+        ),
         ("relay: {mod: cdc}", "unknown setting 'relay.mod': expected one of name, mode, "),
-        ("topics: {a.b: {foo: 1}}", "unknown setting 'topics.a.b.foo': expected one of partitions, "),
-        ("relay: {mode: cdcc}", "setting 'relay.mode' is 'cdcc': expected one of auto, cdc, debezium, poll"),
+        (
+            "topics: {a.b: {foo: 1}}",
+            "unknown setting 'topics.a.b.foo': expected one of partitions, ",
+        ),
+        (
+            "relay: {mode: cdcc}",
+            "setting 'relay.mode' is 'cdcc': expected one of auto, cdc, debezium, poll",
+        ),
         ("relay: {mode: }", "setting 'relay.mode' is None: expected text, got nothing"),
-        ("broker: {sasl_mechanism: MD5}", "setting 'broker.sasl_mechanism' is 'MD5': expected one of PLAIN, SCRAM-"),
+        (
+            "broker: {sasl_mechanism: MD5}",
+            "setting 'broker.sasl_mechanism' is 'MD5': expected one of PLAIN, SCRAM-",
+        ),
         ("relay: 5", "setting 'relay' is 5: expected a section of keys, got a whole number"),
         ("relay: [cdc]", "setting 'relay' is ['cdc']: expected a section of keys, got a list"),
         ("agents: mine", "setting 'agents' is 'mine': expected a list, got text"),
         ("agents: [mine, 1]", "setting 'agents[1]' is 1: expected text, got a whole number"),
         ("topics: 5", "setting 'topics' is 5: expected a section of keys, got a whole number"),
-        ("topics: {a: {}, b: x}", "setting 'topics.b' is 'x': expected a section of keys, got text"),
-        ("topics: {a: {}, b.c: {partitions: 0}}", "setting 'topics.b.c.partitions' is 0: expected a whole number >= 1"),
+        (
+            "topics: {a: {}, b: x}",
+            "setting 'topics.b' is 'x': expected a section of keys, got text",
+        ),
+        (
+            "topics: {a: {}, b.c: {partitions: 0}}",
+            "setting 'topics.b.c.partitions' is 0: expected a whole number >= 1",
+        ),
         ("web: {port: 70000}", "setting 'web.port' is 70000: expected a whole number <= 65535"),
-        ("outbox: {max_bytes: '1'}", "setting 'outbox.max_bytes' is '1': expected a whole number, got text"),
-        ("outbox: {enabled: 1}", "setting 'outbox.enabled' is 1: expected true or false, got a whole number"),
-        ("relay: {floor_interval: 0}", "setting 'relay.floor_interval' is 0: expected a number > 0.0"),
-        ("relay: {floor_interval: .nan}", "setting 'relay.floor_interval' is nan: expected a number > 0.0"),
-        ("relay: {floor_interval: .inf}", "setting 'relay.floor_interval' is inf: expected a number <= 31536000.0"),
-        ("relay: {name: A b}", "setting 'relay.name' is 'A b': expected 1 to 60 lower case letters, digits and under"),
-        ('relay: {name: "a\\n"}', r"setting 'relay.name' is 'a\n': expected 1 to 60 lower case letters"),
-        ("worker: {group: ''}", "setting 'worker.group' is '': expected 1 to 150 letters, digits, dots, underscores"),
-        ("broker: {topic_prefix: a b}", "setting 'broker.topic_prefix' is 'a b': expected at most 100 letters, digits"),
+        (
+            "outbox: {max_bytes: '1'}",
+            "setting 'outbox.max_bytes' is '1': expected a whole number, got text",
+        ),
+        (
+            "outbox: {enabled: 1}",
+            "setting 'outbox.enabled' is 1: expected true or false, got a whole number",
+        ),
+        (
+            "relay: {floor_interval: 0}",
+            "setting 'relay.floor_interval' is 0: expected a number > 0.0",
+        ),
+        (
+            "relay: {floor_interval: .nan}",
+            "setting 'relay.floor_interval' is nan: expected a number > 0.0",
+        ),
+        (
+            "relay: {floor_interval: .inf}",
+            "setting 'relay.floor_interval' is inf: expected a number <= 31536000.0",
+        ),
+        (
+            "relay: {name: A b}",
+            "setting 'relay.name' is 'A b': expected 1 to 60 lower case letters, digits and under",
+        ),
+        (
+            'relay: {name: "a\\n"}',
+            r"setting 'relay.name' is 'a\n': expected 1 to 60 lower case letters",
+        ),
+        (
+            "worker: {group: ''}",
+            "setting 'worker.group' is '': expected 1 to 150 letters, digits, dots, underscores",
+        ),
+        (
+            "broker: {topic_prefix: a b}",
+            "setting 'broker.topic_prefix' is 'a b': expected at most 100 letters, digits",
+        ),
         ("1: 2", "setting '1' is a key of type int: expected text"),
         ("relay: {1: 2}", "setting 'relay.1' is a key of type int: expected text"),
-        ("web: {access: users}", "setting 'web.users' is not set: expected one, because web.access is users"),
+        (
+            "web: {access: users}",
+            "setting 'web.users' is not set: expected one, because web.access is users",
+        ),
         (
             "web: {access: users, users: {a: {password: x}}}",
             "setting 'web.users.a.password' is ***: expected a line that",
@@ -86,15 +137,27 @@ def test_an_empty_file_and_empty_sections_mean_defaults() -> None:
             "web: {users: {a.b: {passwort: x}}}",
             "unknown setting 'web.users.a.b.passwort': expected one of password, role",
         ),
-        ("web: {tokens: {a: hunter2}}", "setting 'web.tokens.a' is ***: expected a section of keys, got text"),
-        ("web: {access: proxy}", "setting 'web.trusted_proxies' is not set: expected one, because web.access is proxy"),
+        (
+            "web: {tokens: {a: hunter2}}",
+            "setting 'web.tokens.a' is ***: expected a section of keys, got text",
+        ),
+        (
+            "web: {access: proxy}",
+            "setting 'web.trusted_proxies' is not set: expected one, because web.access is proxy",
+        ),
         (
             "web: {trusted_proxies: [x]}",
             "setting 'web.trusted_proxies' names 'x': expected an address or a network like",
         ),
         ("web: {secret: short}", "setting 'web.secret' is ***: expected "),
-        ("web: {hosts: ['a:1']}", "setting 'web.hosts' names 'a:1': expected host names without scheme and port"),
-        ("web: {origins: [ops.example]}", "setting 'web.origins' names 'ops.example': expected scheme://host[:port]"),
+        (
+            "web: {hosts: ['a:1']}",
+            "setting 'web.hosts' names 'a:1': expected host names without scheme and port",
+        ),
+        (
+            "web: {origins: [ops.example]}",
+            "setting 'web.origins' names 'ops.example': expected scheme://host[:port]",
+        ),
         ("web: {probe: '6080'}", "setting 'web.probe' is '6080': expected host:port"),
         (
             "web: {acts_url: 'mysql://a:hunter2@h'}",
@@ -105,16 +168,37 @@ def test_an_empty_file_and_empty_sections_mean_defaults() -> None:
             "worker: {lock_timeout: 40}",
             "setting 'worker.lock_timeout' is 40.0: expected less than worker.handler_ti",
         ),
-        ("relay: {wal_limit: 5}", "setting 'relay.wal_limit' is 5: expected at least relay.wal_warn (1000000000)"),
-        ("relay: {shards: 2}", "setting 'relay.shards' is 2: expected 1 unless relay.mode (auto) is poll"),
+        (
+            "relay: {wal_limit: 5}",
+            "setting 'relay.wal_limit' is 5: expected at least relay.wal_warn (1000000000)",
+        ),
+        (
+            "relay: {shards: 2}",
+            "setting 'relay.shards' is 2: expected 1 unless relay.mode (auto) is poll",
+        ),
         ("relay: {mode: poll, shards: 65}", "setting 'relay.shards' is 65: expected"),
-        ("relay: {mode: cdc, notify: true}", "setting 'relay.notify' is True: expected False unless relay.mode (cdc)"),
+        (
+            "relay: {mode: cdc, notify: true}",
+            "setting 'relay.notify' is True: expected False unless relay.mode (cdc)",
+        ),
         ("broker: {url: kafka}", "setting 'broker.url' is 'kafka': expected host:port[,host:port]"),
-        ("broker: {url: 'a:1,b:x'}", "setting 'broker.url' is 'a:1,b:x': expected host:port[,host:port]"),
+        (
+            "broker: {url: 'a:1,b:x'}",
+            "setting 'broker.url' is 'a:1,b:x': expected host:port[,host:port]",
+        ),
         ("broker: {url: 'a:0'}", "setting 'broker.url' is 'a:0': expected host:port[,host:port]"),
-        ("database: {url: 'mysql://h/d'}", "setting 'database.url' is 'mysql://h/d': expected postgresql://user@host"),
-        ("database: {url: 'postgresql://h:x/d'}", "setting 'database.url' is 'postgresql://h:x/d': expected postgres"),
-        ("database: {url: 'postgresql://[::1/d'}", "setting 'database.url' is 'postgresql://[::1/d': expected postgr"),
+        (
+            "database: {url: 'mysql://h/d'}",
+            "setting 'database.url' is 'mysql://h/d': expected postgresql://user@host",
+        ),
+        (
+            "database: {url: 'postgresql://h:x/d'}",
+            "setting 'database.url' is 'postgresql://h:x/d': expected postgres",
+        ),
+        (
+            "database: {url: 'postgresql://[::1/d'}",
+            "setting 'database.url' is 'postgresql://[::1/d': expected postgr",
+        ),
         (
             "broker: {security_protocol: SASL_SSL}",
             "setting 'broker.sasl_mechanism' is None: expected one exactly when broker.security_protocol (SASL_SSL)",
@@ -127,7 +211,10 @@ def test_an_empty_file_and_empty_sections_mean_defaults() -> None:
             "broker: {sasl_username: me}",
             "setting 'broker.sasl_username' is '***': expected one exactly when broker.security_protocol (PLAINTEXT)",
         ),
-        ("broker: {ssl_cafile: ca.pem}", "setting 'broker.ssl_cafile' is 'ca.pem': expected none unless"),
+        (
+            "broker: {ssl_cafile: ca.pem}",
+            "setting 'broker.ssl_cafile' is 'ca.pem': expected none unless",
+        ),
         (
             "broker: {security_protocol: SSL, ssl_cafile: ca.pem}",
             "setting 'broker.ssl_cafile' is 'ca.pem': expected a file of certificates (PEM): No such file",
@@ -136,9 +223,18 @@ def test_an_empty_file_and_empty_sections_mean_defaults() -> None:
             "broker: {security_protocol: SSL, ssl_cafile: faust.yml}",
             "setting 'broker.ssl_cafile' is 'faust.yml': expected a file of certificates (PEM): [X509",
         ),
-        ("database: {url: 'postgresql://h:1,i:x/d'}", "setting 'database.url' is 'postgresql://h:1,i:x/d': expected"),
-        ("database: {url: 'postgresql://h:0/d'}", "setting 'database.url' is 'postgresql://h:0/d': expected"),
-        ("database: {url: 'postgresql://h:65536/d'}", "setting 'database.url' is 'postgresql://h:65536/d': expected"),
+        (
+            "database: {url: 'postgresql://h:1,i:x/d'}",
+            "setting 'database.url' is 'postgresql://h:1,i:x/d': expected",
+        ),
+        (
+            "database: {url: 'postgresql://h:0/d'}",
+            "setting 'database.url' is 'postgresql://h:0/d': expected",
+        ),
+        (
+            "database: {url: 'postgresql://h:65536/d'}",
+            "setting 'database.url' is 'postgresql://h:65536/d': expected",
+        ),
     ],
 )
 def test_a_refusal_names_key_value_and_expectation(text: str, message: str) -> None:
@@ -216,7 +312,9 @@ def test_our_own_variables_win_over_the_generic_ones_and_those_over_the_file() -
     generic = {"DATABASE_URL": "postgresql://url/d", "BROKER_URL": "kafka://url:1"}
     found = read(text, **generic)
     assert (found.database_url, found.broker_url) == ("postgresql://url/d", "url:1")
-    found = read(text, **generic, STREAMS_DATABASE__URL="postgresql://key/d", STREAMS_BROKER__URL="key:1")
+    found = read(
+        text, **generic, STREAMS_DATABASE__URL="postgresql://key/d", STREAMS_BROKER__URL="key:1"
+    )
     assert (found.database_url, found.broker_url) == ("postgresql://key/d", "key:1")
     assert read(text, STREAMS_BROKER__URL="key:1", BROKER_URL="").broker_url == "key:1"
 
@@ -262,11 +360,14 @@ def test_what_names_another_system_is_no_address_of_ours_and_is_named_where_one_
     found = load()
     with pytest.raises(SettingsInvalid) as caught:
         _ = found.broker_url
-    assert f"(BROKER_URL is {scheme}://..., which is not Kafka's: STREAMS_BROKER__URL is ours alone)" in str(
-        caught.value
+    assert (
+        f"(BROKER_URL is {scheme}://..., which is not Kafka's: STREAMS_BROKER__URL is ours alone)"
+        in str(caught.value)
     )
     assert SECRET not in str(caught.value)
-    with pytest.raises(SettingsInvalid, match=r"\(DATABASE_URL is mysql://\.\.\., which is not PostgreSQL's"):
+    with pytest.raises(
+        SettingsInvalid, match=r"\(DATABASE_URL is mysql://\.\.\., which is not PostgreSQL's"
+    ):
         _ = found.database_url
 
 
@@ -282,7 +383,10 @@ def test_what_kubernetes_says_of_services_called_like_us_is_nothing_to_us() -> N
         "STREAMS_PORT_80_TCP_ADDR": "10.0.0.1",
     }
     for service in ("STREAMS", "STREAMS_RELAY", "STREAMS_WORKER_CHAT", "STREAMS_WEB", "STREAMS_2"):
-        assert read(**{name.replace("STREAMS", service, 1): value for name, value in links.items()}) == Settings()
+        assert (
+            read(**{name.replace("STREAMS", service, 1): value for name, value in links.items()})
+            == Settings()
+        )
     assert refused(STREAMS_PORTS="1").startswith("unknown setting 'ports'")
     assert read(STREAMS_WEB__PORT="7000").web.port == 7000
 
@@ -311,24 +415,52 @@ def test_text_from_the_environment_is_taken_as_it_is(text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("STREAMS_RELAY__MODE", "off", "setting 'relay.mode' is 'off': expected one of auto, cdc, debezium, poll"),
+        (
+            "STREAMS_RELAY__MODE",
+            "off",
+            "setting 'relay.mode' is 'off': expected one of auto, cdc, debezium, poll",
+        ),
         ("STREAMS_RELAY__MOD", "cdc", "unknown setting 'relay.mod': expected one of name, mode"),
         ("STREAMS_FOO__BAR", "1", "unknown setting 'foo': expected one of database"),
-        ("STREAMS_RELAY", "5", "setting 'relay' is 5: expected a section of keys, got a whole number"),
+        (
+            "STREAMS_RELAY",
+            "5",
+            "setting 'relay' is 5: expected a section of keys, got a whole number",
+        ),
         ("STREAMS_AGENTS", "a, b", "setting 'agents' is 'a, b': expected a list, got text"),
-        ("STREAMS_OUTBOX__MAX_BYTES", "ten", "setting 'outbox.max_bytes' is 'ten': expected a whole number, got text"),
-        ("STREAMS_OUTBOX__MAX_BYTES", "{", "STREAMS_OUTBOX__MAX_BYTES is '{': expected a YAML value"),
-        ("STREAMS_AGENTS__X", "1", "STREAMS_AGENTS__X: 'agents' is a list: expected a section of keys"),
+        (
+            "STREAMS_OUTBOX__MAX_BYTES",
+            "ten",
+            "setting 'outbox.max_bytes' is 'ten': expected a whole number, got text",
+        ),
+        (
+            "STREAMS_OUTBOX__MAX_BYTES",
+            "{",
+            "STREAMS_OUTBOX__MAX_BYTES is '{': expected a YAML value",
+        ),
+        (
+            "STREAMS_AGENTS__X",
+            "1",
+            "STREAMS_AGENTS__X: 'agents' is a list: expected a section of keys",
+        ),
     ],
 )
-def test_a_refused_variable_names_key_value_and_expectation(name: str, value: str, message: str) -> None:
-    assert refused("agents: [a]" if name.endswith("__X") else "", **{name: value}).startswith(message)
+def test_a_refused_variable_names_key_value_and_expectation(
+    name: str, value: str, message: str
+) -> None:
+    assert refused("agents: [a]" if name.endswith("__X") else "", **{name: value}).startswith(
+        message
+    )
 
 
 def test_no_database_and_no_broker_say_what_to_set() -> None:
-    with pytest.raises(SettingsInvalid, match=r"no database: set DATABASE_URL or database.url in faust.yml, or run"):
+    with pytest.raises(
+        SettingsInvalid, match=r"no database: set DATABASE_URL or database.url in faust.yml, or run"
+    ):
         _ = Settings().database_url
-    with pytest.raises(SettingsInvalid, match=r"no broker: set BROKER_URL or broker.url in faust.yml, or run"):
+    with pytest.raises(
+        SettingsInvalid, match=r"no broker: set BROKER_URL or broker.url in faust.yml, or run"
+    ):
         _ = Settings().broker_url
 
 
@@ -352,7 +484,9 @@ def test_dev_services_of_a_dead_supervisor_are_not_used(folder: Path) -> None:
     assert load(environ={}) == Settings()
 
 
-@pytest.mark.parametrize("values", [{}, {"pid": "x"}, {"pid": 10**18}, {"pid": 0}, {"pid": -1}, {"pid": None}])
+@pytest.mark.parametrize(
+    "values", [{}, {"pid": "x"}, {"pid": 10**18}, {"pid": 0}, {"pid": -1}, {"pid": None}]
+)
 def test_a_broken_note_is_no_note(folder: Path, values: dict[str, object]) -> None:
     note(folder, database_url="postgresql://dev/d", **values)
     assert load(environ={}) == Settings()
@@ -371,7 +505,14 @@ def test_secrets_are_in_no_text_of_the_settings() -> None:
         DATABASE_URL=f"postgresql://me:{SECRET}@db:5432/app?password={SECRET}",
         STREAMS_BROKER__SASL_PASSWORD=SECRET,
     )
-    for text in (str(found), repr(found), repr(found.broker), repr(found.database), f"{found}", str(public(found))):
+    for text in (
+        str(found),
+        repr(found),
+        repr(found.broker),
+        repr(found.database),
+        f"{found}",
+        str(public(found)),
+    ):
         assert SECRET not in text
         assert "kafka:1" in text or "postgresql://me:***@db:5432/app?***" in text
     assert public(found)["broker"]["sasl_password"] == "***"
@@ -415,7 +556,9 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
 
 
 def test_a_topic_has_its_own_settings_under_its_name_without_prefix() -> None:
-    found = read("broker: {topic_prefix: test.}\ntopic: {partitions: 2}\ntopics: {chat-history: {partitions: 5}}")
+    found = read(
+        "broker: {topic_prefix: test.}\ntopic: {partitions: 2}\ntopics: {chat-history: {partitions: 5}}"
+    )
     assert found.topic_settings("test.chat-history").partitions == 5
     assert found.topic_settings("test.other").partitions == 2
 
@@ -427,7 +570,10 @@ def test_a_topic_has_its_own_settings_under_its_name_without_prefix() -> None:
             "topic: {format: envelope}",
             "setting 'topic.format' is 'envelope': expected 'outbox', an envelope topic is named",
         ),
-        ("topic: {source: s}", "setting 'topic.source' is 's': expected none unless topic.format is envelope"),
+        (
+            "topic: {source: s}",
+            "setting 'topic.source' is 's': expected none unless topic.format is envelope",
+        ),
         (
             "topics: {a: {source: s}}",
             "setting 'topics.a.source' is 's': expected none unless topics.a.format is envelope",

@@ -54,7 +54,10 @@ async def test_the_first_thing_that_goes_wrong_is_raised_and_ends_the_others() -
 
 async def test_the_first_value_ends_all_and_none_ends_nothing() -> None:
     ended = asyncio.Event()
-    assert await first_to_end(forever(ended), value(None), value("done", after=asyncio.sleep(0.01))) == "done"
+    assert (
+        await first_to_end(forever(ended), value(None), value("done", after=asyncio.sleep(0.01)))
+        == "done"
+    )
     assert ended.is_set()
     await leaves_nothing_behind()
 

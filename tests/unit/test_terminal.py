@@ -93,7 +93,9 @@ def test_a_record_of_somebody_else_is_one_harmless_line(headers: Any) -> None:
     assert topic.describe(record, values=True).isprintable()
 
 
-@pytest.mark.parametrize("raw", [b"9" * 5000, b"", b"-1", "٣".encode(), NASTY.encode(), b"0", str(2**63).encode()])
+@pytest.mark.parametrize(
+    "raw", [b"9" * 5000, b"", b"-1", "٣".encode(), NASTY.encode(), b"0", str(2**63).encode()]
+)
 def test_an_id_header_that_is_none_names_no_message(raw: bytes) -> None:
     assert _root({"id": raw}) == _root({"resend_of": raw}) == 0
 
@@ -106,11 +108,15 @@ def test_a_trace_is_harmless() -> None:
 
 @pytest.mark.parametrize("formatter", [_Text(tracebacks=True), _Json(tracebacks=True)])
 def test_a_log_line_is_harmless(formatter: logging.Formatter) -> None:
-    record = logging.makeLogRecord({"msg": f"said {NASTY}", "key": NASTY, "deep": {NASTY: [NASTY]}, "name": "x"})
+    record = logging.makeLogRecord(
+        {"msg": f"said {NASTY}", "key": NASTY, "deep": {NASTY: [NASTY]}, "name": "x"}
+    )
     assert formatter.format(record).isprintable()
 
 
-def test_an_error_is_harmless(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_is_harmless(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from streams.cli import main
 
     with pytest.raises(SystemExit):
@@ -124,6 +130,8 @@ def test_every_command_prints_through_one_function() -> None:
         (path.name, node.func.attr)
         for path in (ROOT / "streams" / "cli").glob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("echo", "secho")
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("echo", "secho")
     }
     assert raw == {("choose.py", "echo"), ("services.py", "echo")}

@@ -15,7 +15,9 @@ BROKERS = frozenset({"kafka:9092"})
 BEFORE = Cluster("one", BROKERS, {"a": Topic("A", 8), "b": Topic("B", 2)})
 
 
-def cluster(topics: Mapping[str, Topic], id: str = "one", brokers: frozenset[str] = BROKERS) -> Cluster:
+def cluster(
+    topics: Mapping[str, Topic], id: str = "one", brokers: frozenset[str] = BROKERS
+) -> Cluster:
     return Cluster(id, brokers, {**BEFORE.topics, **topics})
 
 
@@ -61,10 +63,13 @@ class Kafka:
         return seen
 
 
-def watching(monkeypatch: pytest.MonkeyPatch, *looks: Cluster | None, lost: bool = False) -> TopicWatch:
+def watching(
+    monkeypatch: pytest.MonkeyPatch, *looks: Cluster | None, lost: bool = False
+) -> TopicWatch:
     """A worker's watch without its thread."""
     monkeypatch.setattr(
-        "streams.worker.topic_watch.threading.Thread", lambda **_: type("", (), {"start": lambda _: None})()
+        "streams.worker.topic_watch.threading.Thread",
+        lambda **_: type("", (), {"start": lambda _: None})(),
     )
     watch, kafka = TopicWatch(), Kafka(*looks)
     watch.begin(kafka, BEFORE, lambda brokers: lost and brokers == BROKERS)  # type: ignore[arg-type]
@@ -75,7 +80,9 @@ def watching(monkeypatch: pytest.MonkeyPatch, *looks: Cluster | None, lost: bool
 def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Why the process would have ended."""
     reasons: list[str] = []
-    monkeypatch.setattr("streams.worker.topic_watch.fail_stop", lambda _, reason: reasons.append(reason))
+    monkeypatch.setattr(
+        "streams.worker.topic_watch.fail_stop", lambda _, reason: reasons.append(reason)
+    )
     return reasons
 
 
@@ -95,7 +102,9 @@ def test_a_worker_is_not_ready_at_once_and_ends_when_two_looks_agree(
     assert ended == ["topic 'a' does not exist any more"]
 
 
-def test_one_broker_that_does_not_know_yet_ends_nothing(monkeypatch: pytest.MonkeyPatch, ended: list[str]) -> None:
+def test_one_broker_that_does_not_know_yet_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, ended: list[str]
+) -> None:
     gone = Cluster("one", BROKERS, {})
     watch = watching(monkeypatch, gone, BEFORE, gone)
     for reason in ("topic 'a' does not exist any more", None, "topic 'a' does not exist any more"):

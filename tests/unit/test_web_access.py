@@ -60,7 +60,9 @@ async def test_a_login_lasts_until_the_password_line_changes() -> None:
     identity = await ours.identify(ask(("cookie", f"a=b; {COOKIE}={cookie}")))
     assert identity == Identity("amy", ROLES["operator"], "user")
     # Another process with the same secret knows it, whoever asks from wherever.
-    assert await access(access="users", users=users, secret=SECRET).identify(ask(("cookie", f"{COOKIE}={cookie}")))
+    assert await access(access="users", users=users, secret=SECRET).identify(
+        ask(("cookie", f"{COOKIE}={cookie}"))
+    )
     changed = {"amy": {"password": passwords.line(PASSWORD), "role": "operator"}}
     for other in (
         access(access="users", users=changed, secret=SECRET),
@@ -81,11 +83,21 @@ def test_a_cookie_ends_and_cannot_be_changed() -> None:
     assert not passwords.valid(cookie, "amy", LINE, SECRET, now + passwords.SESSION_SECONDS + 1)
     name, until, mac = cookie.split(".")
     later = f"{name}.{int(until) + 9999}.{mac}"
-    for forged in (later, f"{name}.{until}.", f"{name}.{until}", "", "..", f"{name}.x.{mac}", f"{name}.{until}.é"):
+    for forged in (
+        later,
+        f"{name}.{until}.",
+        f"{name}.{until}",
+        "",
+        "..",
+        f"{name}.x.{mac}",
+        f"{name}.{until}.é",
+    ):
         assert not passwords.valid(forged, "amy", LINE, SECRET, now), forged
 
 
-async def test_failed_logins_delay_by_address_and_tell_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_logins_delay_by_address_and_tell_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     tried: list[str] = []
 
     def fits(password: str, known: str) -> bool:
@@ -120,7 +132,9 @@ SAID = (("x-outbox-user", "amy"), ("x-outbox-secret", SECRET))
 
 async def test_a_proxy_says_who_asks() -> None:
     ours = access(**PROXY)
-    assert await ours.identify(ask(*SAID, peer="10.1.1.1")) == Identity("amy", ROLES["viewer"], "proxy")
+    assert await ours.identify(ask(*SAID, peer="10.1.1.1")) == Identity(
+        "amy", ROLES["viewer"], "proxy"
+    )
     admin = await ours.identify(ask(*SAID, ("x-outbox-role", "admin"), peer="10.1.1.1"))
     assert admin is not None and admin.rights == ROLES["admin"]
 
@@ -143,14 +157,21 @@ async def test_whoever_is_not_the_proxy_says_nothing(request_: Request) -> None:
 
 
 async def test_an_unknown_role_of_a_proxy_is_no_right() -> None:
-    for roles in ([("x-outbox-role", "root")], [("x-outbox-role", "admin"), ("x-outbox-role", "admin")]):
+    for roles in (
+        [("x-outbox-role", "root")],
+        [("x-outbox-role", "admin"), ("x-outbox-role", "admin")],
+    ):
         identity = await access(**PROXY).identify(ask(*SAID, *roles, peer="10.1.1.1"))
         assert identity is not None and identity.rights == frozenset()
 
 
 async def test_a_token_counts_beside_any_access_and_a_wrong_one_counts_for_nothing() -> None:
     tokens = {"grafana": {"sha256": hashlib.sha256(b"t0ken").hexdigest(), "role": "viewer"}}
-    for ours in (access(tokens=tokens), access(lambda _: None, tokens=tokens), access(**PROXY, tokens=tokens)):
+    for ours in (
+        access(tokens=tokens),
+        access(lambda _: None, tokens=tokens),
+        access(**PROXY, tokens=tokens),
+    ):
         known = await ours.identify(ask(("authorization", "Bearer t0ken"), peer="9.9.9.9"))
         assert known == Identity("token grafana", ROLES["viewer"], "token")
         for wrong in ("Bearer other", "Bearer", "Basic t0ken", ""):
@@ -170,14 +191,20 @@ async def test_the_host_application_says_who_asks() -> None:
 
 async def test_the_commands_print_lines_that_let_somebody_in() -> None:
     run = CliRunner().invoke
-    printed = run(cli, ["web", "password", "amy", "--role", "support"], input=f"{PASSWORD}\n").output
+    printed = run(
+        cli, ["web", "password", "amy", "--role", "support"], input=f"{PASSWORD}\n"
+    ).output
     user = yaml.safe_load(printed)
     ours = access(access="users", users=user, secret=SECRET)
     cookie = await ours.log_in(ask(), "amy", PASSWORD)
-    assert await ours.identify(ask(("cookie", f"{COOKIE}={cookie}"))) == Identity("amy", ROLES["support"], "user")
+    assert await ours.identify(ask(("cookie", f"{COOKIE}={cookie}"))) == Identity(
+        "amy", ROLES["support"], "user"
+    )
     drawn = run(cli, ["web", "token", "grafana"])
     token = drawn.stderr.rpartition(" ")[2].strip()
-    known = await access(tokens=yaml.safe_load(drawn.stdout)).identify(ask(("authorization", f"Bearer {token}")))
+    known = await access(tokens=yaml.safe_load(drawn.stdout)).identify(
+        ask(("authorization", f"Bearer {token}"))
+    )
     assert known == Identity("token grafana", ROLES["viewer"], "token")
     for arguments, text, line in (
         (["password", "amy"], "short\n", "the password has 5 characters: expected at least 12"),

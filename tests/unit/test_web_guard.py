@@ -14,7 +14,15 @@ def request(*headers: tuple[str, str], method: str = "POST", scheme: str = "http
 
 @pytest.mark.parametrize(
     "host",
-    ["127.0.0.1:6066", "[::1]:6066", "10.1.2.3", "localhost", "LOCALHOST:1", "localhost.", "outbox.example:443"],
+    [
+        "127.0.0.1:6066",
+        "[::1]:6066",
+        "10.1.2.3",
+        "localhost",
+        "LOCALHOST:1",
+        "localhost.",
+        "outbox.example:443",
+    ],
 )
 def test_a_host_that_cannot_be_rebound_or_is_named_is_let_in(host: str) -> None:
     check_host(request(("host", host)), ["outbox.example"])

@@ -51,7 +51,11 @@ def test_whatever_is_referred_to_is_there() -> None:
 
 def test_no_answer_of_a_get_has_a_place_for_text() -> None:
     told = description()
-    texts = [name for name, schema in told["components"]["schemas"].items() if "text" in schema.get("properties", {})]
+    texts = [
+        name
+        for name, schema in told["components"]["schemas"].items()
+        if "text" in schema.get("properties", {})
+    ]
     assert texts == ["Text"]
     for path, operations in told["paths"].items():
         assert "Text" not in str(operations.get("get", {})), path

@@ -17,7 +17,15 @@ TEMPLATES = sorted((render.FOLDER / "templates").glob("*.html"))
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0, "0"), (1234567, "1,234,567"), (44.04, "44"), (9.96, "10.0"), (2.34, "2.3"), (0.5, "0.50"), (None, "unknown")],
+    [
+        (0, "0"),
+        (1234567, "1,234,567"),
+        (44.04, "44"),
+        (9.96, "10.0"),
+        (2.34, "2.3"),
+        (0.5, "0.50"),
+        (None, "unknown"),
+    ],
 )
 def test_numbers_as_a_person_reads_them(value: float | None, shown: str) -> None:
     assert render.number(value) == shown
@@ -39,14 +47,21 @@ def test_durations_as_a_person_says_them(value: float | None, shown: str) -> Non
     assert render.seconds(value) == shown
 
 
-@pytest.mark.parametrize(("value", "shown"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2**40, "1.1 TB")])
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2**40, "1.1 TB")]
+)
 def test_sizes_in_the_unit_that_fits(value: int, shown: str) -> None:
     assert render.bytes_(value) == shown
 
 
 def test_what_others_wrote_is_harmless_wherever_it_is_put() -> None:
     evil = "<script>\u202e\x1b[2J`rm`"
-    for made in (render.short(evil), render.short(evil * 99), render.prose(evil), render.ticked(evil)):
+    for made in (
+        render.short(evil),
+        render.short(evil * 99),
+        render.prose(evil),
+        render.ticked(evil),
+    ):
         assert isinstance(made, Markup)
         assert "<script>" not in made and "\u202e" not in made and "\x1b" not in made
     address = render.link("conversation", key=evil, none=None, empty="")
@@ -77,7 +92,9 @@ def test_a_chart_is_drawn_from_numbers_alone_and_says_what_it_shows() -> None:
 
 
 def test_codes_have_words_by_themselves_or_by_their_class() -> None:
-    names = {code: meaning(code) for code in ("23503", "23P01", "OSError", "retry", "made-up", None)}
+    names = {
+        code: meaning(code) for code in ("23503", "23P01", "OSError", "retry", "made-up", None)
+    }
     assert names["23503"] == MEANINGS["23503"]
     assert names["23P01"] == MEANINGS["23"]
     assert names["retry"] == MEANINGS["retry"]
@@ -89,11 +106,16 @@ def test_codes_have_words_by_themselves_or_by_their_class() -> None:
 def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
     for file in TEMPLATES:
         text = file.read_text(encoding="utf-8")
-        assert not re.search(r"\sstyle=|\son[a-z]+=|<style|javascript:|https?://|\|\s*safe", text), file.name
+        assert not re.search(
+            r"\sstyle=|\son[a-z]+=|<style|javascript:|https?://|\|\s*safe", text
+        ), file.name
         assert not re.search(r"<script(?! src=)", text), file.name
 
 
 def test_files_stay_small() -> None:
-    sizes = {name: (render.FOLDER / "static" / name).stat().st_size for name in ("style.css", "script.js")}
+    sizes = {
+        name: (render.FOLDER / "static" / name).stat().st_size
+        for name in ("style.css", "script.js")
+    }
     assert sizes["style.css"] <= 15_000
     assert sizes["script.js"] <= 8_000

@@ -28,7 +28,8 @@ ROLES: dict[str | None, set[str]] = {
     "operator": {"view", "operate"},
     "admin": {"view", "text", "operate", "discard", "admin"},
 }
-# Written down a second time: a route that is added, or changes its right, has to be changed here too.
+# Written down a second time: a route that is added, or changes its right, has to be changed here
+# too.
 NEEDED: dict[tuple[str, str], str | None] = {
     ("GET", "/login"): None,
     ("POST", "/login"): None,
@@ -90,9 +91,14 @@ NEEDED: dict[tuple[str, str], str | None] = {
 
 @pytest.fixture(scope="module")
 def settings() -> Settings:
-    """Users' access with a token of each role; the database does not answer, which comes after every right."""
+    """Users' access with a token of each role.
+
+    The database does not answer, which comes after every right.
+    """
     tokens = {
-        str(role): {"sha256": hashlib.sha256(str(role).encode()).hexdigest(), "role": role} for role in ROLES if role
+        str(role): {"sha256": hashlib.sha256(str(role).encode()).hexdigest(), "role": role}
+        for role in ROLES
+        if role
     }
     environ = {
         "DATABASE_URL": f"postgresql://nobody@127.0.0.1:{free_port()}/none",
@@ -106,14 +112,18 @@ def settings() -> Settings:
 
 
 def test_the_table_is_what_is_written_here() -> None:
-    assert {(route.method, route.path): route.right and str(route.right) for route in ROUTES} == NEEDED
+    assert {
+        (route.method, route.path): route.right and str(route.right) for route in ROUTES
+    } == NEEDED
     assert {str(right) for right in Right} == ROLES["admin"]
 
 
 def test_whatever_changes_anything_is_posted() -> None:
     assert {route.method for route in ROUTES} == {"GET", "POST"}
     # A role that may only look may change nothing but its own login.
-    assert [route.path for route in ROUTES if route.method == "POST" and route.right in (None, "view")] == [
+    assert [
+        route.path for route in ROUTES if route.method == "POST" and route.right in (None, "view")
+    ] == [
         "/login",
         "/logout",
     ]
@@ -133,10 +143,14 @@ async def test_every_route_with_every_method(settings: Settings, role: str | Non
                 .replace("{operation}", "7")
                 .replace("{fingerprint}", "0" * 8)
             )
-            status = (await site.answer(Request(method, real, headers=headers, peer="9.9.9.9"))).status
+            status = (
+                await site.answer(Request(method, real, headers=headers, peer="9.9.9.9"))
+            ).status
             known = ("GET" if method == "HEAD" else method, path)
             if known not in NEEDED:
-                expected = {401, 303} if role is None else {404} if path == "/nothing/here" else {405}
+                expected = (
+                    {401, 303} if role is None else {404} if path == "/nothing/here" else {405}
+                )
             elif NEEDED[known] is None:
                 # Without Sec-Fetch-Site and Origin even a login is refused.
                 expected = {403} if method == "POST" else {200}
@@ -168,7 +182,16 @@ async def worker(settings: Settings) -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-FAUST = ("/", "/assignment/", "/table/", "/table/x/", "/table/x/y/", "/router/", "/router/topics", "/router/x/")
+FAUST = (
+    "/",
+    "/assignment/",
+    "/table/",
+    "/table/x/",
+    "/table/x/y/",
+    "/router/",
+    "/router/topics",
+    "/router/x/",
+)
 
 
 async def test_fausts_own_routes_follow_the_same_rules(worker: str) -> None:
@@ -193,7 +216,9 @@ async def test_fausts_own_routes_follow_the_same_rules(worker: str) -> None:
                 assert answer.status == 200
 
 
-async def test_the_root_leads_a_browser_to_the_pages_and_tells_a_program_fausts_figures(worker: str) -> None:
+async def test_the_root_leads_a_browser_to_the_pages_and_tells_a_program_fausts_figures(
+    worker: str,
+) -> None:
     async with aiohttp.ClientSession() as client:
         html = {"Accept": "text/html,application/xhtml+xml"}
         async with client.get(f"{worker}/", headers=html, allow_redirects=False) as answer:
@@ -205,7 +230,9 @@ async def test_the_root_leads_a_browser_to_the_pages_and_tells_a_program_fausts_
             assert (answer.status, answer.headers["Location"]) == (308, "outbox/")
         async with client.get(f"{worker}/outbox/", headers=html, allow_redirects=False) as answer:
             assert (answer.status, answer.headers["Location"]) == (303, "./login")
-        async with client.get(f"{worker}/outbox/dead/?key=a", headers=html, allow_redirects=False) as answer:
+        async with client.get(
+            f"{worker}/outbox/dead/?key=a", headers=html, allow_redirects=False
+        ) as answer:
             assert answer.headers["Location"] == "../login?next=dead%2F%3Fkey%3Da"
         async with client.get(f"{worker}/outbox/login") as answer:
             assert answer.status == 200

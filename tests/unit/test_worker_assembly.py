@@ -51,7 +51,9 @@ def values(app: App) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("value", ["17", "0.0.0.0", "1.4.2", ""])
-def test_no_environment_variable_of_fausts_changes_a_setting(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_environment_variable_of_fausts_changes_a_setting(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = {"web_bind": "127.0.0.1", "consumer_auto_offset_reset": "earliest"}
     plain, same = values(App("group", **options)), values(App("group", **options))
     random = {name for name in plain if plain[name] != same[name]}

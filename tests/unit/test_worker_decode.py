@@ -28,7 +28,11 @@ class Record:
 
 
 def record(
-    outbox_id: object, *, resend_of: object = None, biz_type: bytes = b"chat_history_persist", **more: object
+    outbox_id: object,
+    *,
+    resend_of: object = None,
+    biz_type: bytes = b"chat_history_persist",
+    **more: object,
 ) -> Record:
     raw = None if outbox_id is None else str(outbox_id).encode()
     root = None if resend_of is None else str(resend_of).encode()
@@ -69,7 +73,10 @@ def test_an_unknown_biz_type_names_what_is_known() -> None:
         st.builds(
             Record,
             headers=st.lists(
-                st.tuples(st.sampled_from(["id", "biz_type", "resend_of", "x"]), st.none() | st.binary(max_size=30)),
+                st.tuples(
+                    st.sampled_from(["id", "biz_type", "resend_of", "x"]),
+                    st.none() | st.binary(max_size=30),
+                ),
                 max_size=5,
             ).map(tuple),
             key=st.none() | st.binary(max_size=10),

@@ -29,7 +29,19 @@ from streams.worker.failure.classify import (
 )
 
 AGENT = discover().agents["chat_history_persist"]
-OUTAGES = ["08006", "25006", "40001", "40P01", "42501", "53100", "53300", "55P03", "57P01", "57P03", "58030"]
+OUTAGES = [
+    "08006",
+    "25006",
+    "40001",
+    "40P01",
+    "42501",
+    "53100",
+    "53300",
+    "55P03",
+    "57P01",
+    "57P03",
+    "58030",
+]
 GUILTY = ["22P05", "23505", "23514", "42703", "42P01", "54000", "P0001"]
 RESOURCE_STATES = ["53200", "57014", "25P03"]
 
@@ -37,7 +49,10 @@ RESOURCE_STATES = ["53200", "57014", "25P03"]
 @pytest.mark.parametrize("state", OUTAGES)
 def test_an_outage_waits(state: str) -> None:
     assert verdict_on(errors.lookup(state)("x"), connection_lost=False) is Verdict.WAIT
-    assert verdict_on(DBAPIError("x", {}, errors.lookup(state)("x")), connection_lost=False) is Verdict.WAIT
+    assert (
+        verdict_on(DBAPIError("x", {}, errors.lookup(state)("x")), connection_lost=False)
+        is Verdict.WAIT
+    )
 
 
 @pytest.mark.parametrize("state", GUILTY)
@@ -82,12 +97,20 @@ def test_retry_after_is_taken_as_it_is() -> None:
 
 
 def test_a_lost_connection_is_judged_by_its_state_not_by_the_class() -> None:
-    assert verdict_on(psycopg.OperationalError("the connection is lost"), connection_lost=True) is Verdict.WAIT
+    assert (
+        verdict_on(psycopg.OperationalError("the connection is lost"), connection_lost=True)
+        is Verdict.WAIT
+    )
     # Too many bind parameters raise OperationalError too, with the connection intact.
-    assert verdict_on(psycopg.OperationalError("number of parameters"), connection_lost=False) is Verdict.ISOLATE
+    assert (
+        verdict_on(psycopg.OperationalError("number of parameters"), connection_lost=False)
+        is Verdict.ISOLATE
+    )
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), TimeoutError(), Reject("no"), Retry()])
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), KeyError("x"), TimeoutError(), Reject("no"), Retry()]
+)
 def test_an_error_that_a_handler_raises_is_isolated(error: Exception) -> None:
     assert verdict_on(error, connection_lost=False) is Verdict.ISOLATE
 
@@ -99,7 +122,10 @@ def test_delays_double_up_to_half_a_minute_with_jitter() -> None:
 
 def test_a_description_holds_no_text_of_the_message() -> None:
     code, reason = describe(ValueError("canary"))
-    assert (code, reason) == ("ValueError", "the handler raised ValueError")  # never raised: it comes from nowhere
+    assert (code, reason) == (
+        "ValueError",
+        "the handler raised ValueError",
+    )  # never raised: it comes from nowhere
     assert describe(Reject("a\0b \ud800")) == ("rejected", "a\N{REPLACEMENT CHARACTER}b ?")
     assert describe(Reject("the chat is closed", code="closed")) == ("closed", "the chat is closed")
 
@@ -150,7 +176,9 @@ def test_what_is_hidden_does_not_decide() -> None:
     assert verdict_on(hidden, connection_lost=False) is Verdict.ISOLATE
     code, reason = describe(hidden)
     assert code == "SaveFailed"
-    assert re.fullmatch(r"the handler raised SaveFailed, at tests/unit/test_worker_fate.py:\d+ in wrapped", reason)
+    assert re.fullmatch(
+        r"the handler raised SaveFailed, at tests/unit/test_worker_fate.py:\d+ in wrapped", reason
+    )
 
 
 def test_a_handlers_own_word_counts_whatever_it_wraps() -> None:
@@ -179,7 +207,9 @@ def test_errors_that_wrap_each_other_in_a_circle_are_judged() -> None:
         (ValueError("x"), None),
     ],
 )
-def test_what_may_be_nobodys_fault_when_everybody_meets_it(error: Exception, expected: tuple[str, int] | None) -> None:
+def test_what_may_be_nobodys_fault_when_everybody_meets_it(
+    error: Exception, expected: tuple[str, int] | None
+) -> None:
     assert meets_everybody(error) == expected
 
 

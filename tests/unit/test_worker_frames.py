@@ -112,7 +112,10 @@ class _Result:
     [
         ('column "notte" of relation "canary_1" does not exist', "column notte"),
         ("column l.notte does not exist", "column notte"),
-        ('column "canary_2 said" does not exist', None),  # a handler that formats text into its statement
+        (
+            'column "canary_2 said" does not exist',
+            None,
+        ),  # a handler that formats text into its statement
     ],
 )
 def test_a_missing_name_is_told_when_the_code_has_it(message: str, names: str | None) -> None:
@@ -131,9 +134,13 @@ def test_a_package_that_is_installed_is_the_users_when_it_has_agents(
 ) -> None:
     """In a container the user's own wheel lies beside the libraries."""
     monkeypatch.setattr("streams.worker.failure.frames._LIBRARIES", (str(tmp_path),))
-    module = load(tmp_path / "likes/agents/likes.py", "likes.agents.likes", "def save():\n    return 1 / 0\n")
+    module = load(
+        tmp_path / "likes/agents/likes.py", "likes.agents.likes", "def save():\n    return 1 / 0\n"
+    )
     assert "likes/agents" not in describe(raised(module.save))[1]
-    monkeypatch.setattr("streams.worker.failure.frames.packages_of_agents", lambda: frozenset({"likes"}))
+    monkeypatch.setattr(
+        "streams.worker.failure.frames.packages_of_agents", lambda: frozenset({"likes"})
+    )
     assert ", at likes/agents/likes.py:2 in save" in describe(raised(module.save))[1]
 
 
@@ -179,7 +186,9 @@ def test_a_log_line_has_class_state_and_place_and_no_words_of_the_handler() -> N
 
     def swallow() -> None:
         cause = raised(lambda: Saver().save([7]))
-        raise SwallowedError("save") from named('relation "likes" does not exist', "42P01") if cause else None
+        raise SwallowedError("save") from (
+            named('relation "likes" does not exist', "42P01") if cause else None
+        )
 
     about = without_text(raised(swallow))
     assert (about["error"], about["sqlstate"]) == ("UndefinedTable", "42P01")

@@ -83,7 +83,9 @@ async def test_runs_that_come_at_once_share_a_transaction_though_nothing_is_unde
     assert groups == [["a", "b", "c"], ["last"]]
 
 
-async def test_a_row_after_a_transaction_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_row_after_a_transaction_does_not_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """What arrived while it was under way was to wait this long, and went with its end: that is over then."""
     monkeypatch.setattr("streams.worker.driver.dispatcher.GATHER", 1000)
     groups = []
@@ -164,7 +166,13 @@ async def test_a_full_source_is_held_back_and_let_go_again() -> None:
         await go.wait()
         return True
 
-    lanes = Dispatcher(work, Slots(1), 3, lambda tp: calls.append(("full", tp)), lambda tp: calls.append(("room", tp)))
+    lanes = Dispatcher(
+        work,
+        Slots(1),
+        3,
+        lambda tp: calls.append(("full", tp)),
+        lambda tp: calls.append(("room", tp)),
+    )
     async with lanes:
         for item in range(5):
             lanes.submit("a", "tp", item, 1)

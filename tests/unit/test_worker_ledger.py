@@ -92,7 +92,10 @@ def test_split_keeps_every_record_in_order_within_both_limits(most: int, sizes: 
     runs = split("t", 3, records, most, 500)
     assert [record for one in runs for record in one.records] == records
     assert all(len(one) <= most for one in runs)
-    assert all(len(one) == 1 or sum(max(r.serialized_value_size, 0) for r in one.records) <= 500 for one in runs)
+    assert all(
+        len(one) == 1 or sum(max(r.serialized_value_size, 0) for r in one.records) <= 500
+        for one in runs
+    )
     assert [(one.first, one.end) for one in runs] == [
         (one.records[0].offset, one.records[-1].offset + 1) for one in runs
     ]

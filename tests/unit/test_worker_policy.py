@@ -41,14 +41,23 @@ def test_a_retry_moves_when_it_is_due_and_first(due: bool, first: bool, expected
 
 @pytest.mark.parametrize(("first", "expected"), [(True, Decision.AGAIN), (False, Decision.SKIP)])
 def test_a_parked_message_moves_when_it_is_first(first: bool, expected: Decision) -> None:
-    assert decision_on(1, 1, Fact(known=True, status="parked", first=first), blocked=True) is expected
+    assert (
+        decision_on(1, 1, Fact(known=True, status="parked", first=first), blocked=True) is expected
+    )
 
 
 @pytest.mark.parametrize(
     ("record_id", "first", "expected"),
-    [(9, True, Decision.AGAIN), (9, False, Decision.QUEUE), (1, True, Decision.SKIP), (8, True, Decision.SKIP)],
+    [
+        (9, True, Decision.AGAIN),
+        (9, False, Decision.QUEUE),
+        (1, True, Decision.SKIP),
+        (8, True, Decision.SKIP),
+    ],
 )
-def test_a_replay_moves_only_by_its_own_record(record_id: int, first: bool, expected: Decision) -> None:
+def test_a_replay_moves_only_by_its_own_record(
+    record_id: int, first: bool, expected: Decision
+) -> None:
     fact = Fact(known=True, status="replaying", source_id=9, first=first)
     assert decision_on(record_id, 1, fact, blocked=True) is expected
 
@@ -72,11 +81,16 @@ class Reachable:
 
 async def test_a_partition_that_two_groups_take_from_each_other_is_tried_again_at_once() -> None:
     """Who waited found it taken again, and the other one too: both waited for ever."""
-    run, tries = Run("t", 0, []), iter([TakenOver("the other group's"), TakenOver("the other group's"), None])
+    run, tries = (
+        Run("t", 0, []),
+        iter([TakenOver("the other group's"), TakenOver("the other group's"), None]),
+    )
 
     async def attempt(strategy: Strategy) -> Outcome:
         if (error := next(tries)) is not None:
             raise TransactionFailed(error, False, at_commit=False)
         return Outcome()
 
-    assert await until_done(run, attempt, Strategy.WHOLE, FailureHistory(), Reachable()) == Outcome()
+    assert (
+        await until_done(run, attempt, Strategy.WHOLE, FailureHistory(), Reachable()) == Outcome()
+    )

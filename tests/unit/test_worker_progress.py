@@ -37,7 +37,9 @@ def test_runs_lead_from_one_expected_offset_to_the_next(partition: PartitionProg
     assert (partition.expected, partition.ledger.committable()) == (10, None)
 
 
-def test_a_hole_is_believed_when_it_is_seen_twice_in_one_epoch(partition: PartitionProgress) -> None:
+def test_a_hole_is_believed_when_it_is_seen_twice_in_one_epoch(
+    partition: PartitionProgress,
+) -> None:
     assert partition.judge(8, epoch=1) is Fetched.HOLE
     assert partition.judge(8, epoch=2) is Fetched.HOLE, "the same fetch, dropped in between"
     assert partition.judge(9, epoch=2) is Fetched.HOLE, "another hole"
@@ -68,7 +70,9 @@ def test_acks_from_before_a_positioning_count_no_more(partition: PartitionProgre
     assert partition.ledger.committable() == 8
 
 
-def test_a_stretch_without_records_is_passed_over_once_nothing_came_again(partition: PartitionProgress) -> None:
+def test_a_stretch_without_records_is_passed_over_once_nothing_came_again(
+    partition: PartitionProgress,
+) -> None:
     assert not partition.passed_over(7, epoch=1), "it was not read again yet"
     partition.read_again(epoch=1)
     assert not partition.passed_over(5, epoch=1), "aiokafka was not there"

@@ -20,7 +20,9 @@ from tests.fixtures.crashes import TOPIC, Plan, Simulation
 def check(plan: Plan) -> Simulation:
     """Carry it out: the killers are dead after six deaths at most, everything else is persisted."""
     done = Simulation(plan).run()
-    killers = {(partition, offset) for (_, partition), some in plan.killers.items() for offset in some}
+    killers = {
+        (partition, offset) for (_, partition), some in plan.killers.items() for offset in some
+    }
     dead = {where for where, fate in done.stored.fates.items() if fate == "dead"}
     assert dead == killers, plan
     assert all(deaths <= 6 for deaths in done.deaths.values()), (done.deaths, plan)
@@ -34,7 +36,9 @@ def planned(seed: int) -> Plan:
     messages = chance.choice([30, 300, 1500])
     killers: dict[tuple[str, int], set[int]] = {}
     for _ in range(chance.choice([1, 1, 2, 3])):
-        killers.setdefault((TOPIC, chance.randrange(partitions)), set()).add(chance.randrange(messages))
+        killers.setdefault((TOPIC, chance.randrange(partitions)), set()).add(
+            chance.randrange(messages)
+        )
     return Plan(
         seed=seed,
         partitions=partitions,
@@ -100,6 +104,9 @@ async def test_a_partition_that_another_group_took_is_taken_again_within_the_try
     assert suspicion is not None
     await suspects.take(suspicion)
     first = suspicion.owner
-    async with suspects.trying(Run("t", 0, [SimpleNamespace(offset=0)]), "t", suspicion) as trial, trial.permitted():
+    async with (
+        suspects.trying(Run("t", 0, [SimpleNamespace(offset=0)]), "t", suspicion) as trial,
+        trial.permitted(),
+    ):
         await trial.begin([cast("Any", SimpleNamespace(offset=0, outbox_id=1))], {})
     assert suspicion.owner != first

@@ -94,7 +94,9 @@ def consumer(faust: Faust, monkeypatch: pytest.MonkeyPatch) -> RunConsumer:
     monkeypatch.setattr(driver.Consumer, "_getmany", fetch)
     found: Any = run_transport(["source"], 10, 1000).Consumer()
     parts: dict[str, Any] = {
-        "app": SimpleNamespace(monitor=SimpleNamespace(track_tp_end_offset=lambda *_: None), client_only=False),
+        "app": SimpleNamespace(
+            monitor=SimpleNamespace(track_tp_end_offset=lambda *_: None), client_only=False
+        ),
         "flow_active": True,
         "can_resume_flow": asyncio.Event(),
         "suspend_flow": asyncio.Event(),
@@ -110,7 +112,9 @@ def consumer(faust: Faust, monkeypatch: pytest.MonkeyPatch) -> RunConsumer:
         "_seek": seek,
         "not_waiting_next_records": asyncio.Event(),
         "_get_active_partitions": lambda: {SOURCE, FRESH, CHANGELOG},
-        "_to_message": lambda _, record: SimpleNamespace(offset=record.offset, key=None, value=None),
+        "_to_message": lambda _, record: SimpleNamespace(
+            offset=record.offset, key=None, value=None
+        ),
     }
     for name, value in parts.items():
         monkeypatch.setattr(found, name, value, raising=False)
@@ -121,7 +125,9 @@ async def delivered(consumer: RunConsumer) -> set[TP]:
     return {tp async for tp, _ in consumer.getmany(0.1)}
 
 
-async def test_records_that_a_seek_outran_are_fetched_again_changelogs_too(consumer: RunConsumer, faust: Faust) -> None:
+async def test_records_that_a_seek_outran_are_fetched_again_changelogs_too(
+    consumer: RunConsumer, faust: Faust
+) -> None:
     await consumer.seek_wait({CHANGELOG: 0})
     faust.meanwhile = lambda: consumer.perform_seek()
     assert await delivered(consumer) == set()
@@ -162,7 +168,9 @@ async def test_records_dropped_while_an_abandoned_fetch_ends_are_fetched_again(
     assert SOURCE in await again
 
 
-async def test_a_message_that_is_not_handed_over_is_fetched_again(consumer: RunConsumer, faust: Faust) -> None:
+async def test_a_message_that_is_not_handed_over_is_fetched_again(
+    consumer: RunConsumer, faust: Faust
+) -> None:
     """The flow stops while Faust has a message in its hands: it drops that one."""
     await consumer.seek_wait({CHANGELOG: 0})
     await consumer.perform_seek()
@@ -194,7 +202,9 @@ async def test_a_rebalance_while_a_silent_partition_is_positioned_ends_no_worker
     assert len(sought) == 1
 
 
-async def test_records_left_when_somebody_stops_listening_are_fetched_again(consumer: RunConsumer) -> None:
+async def test_records_left_when_somebody_stops_listening_are_fetched_again(
+    consumer: RunConsumer,
+) -> None:
     await consumer.seek_wait({CHANGELOG: 0})
     await consumer.perform_seek()
     handing: Any = consumer.getmany(0.1)
@@ -203,7 +213,9 @@ async def test_records_left_when_somebody_stops_listening_are_fetched_again(cons
     assert await delivered(consumer) == {SOURCE, FRESH, CHANGELOG}
 
 
-async def test_records_fetched_while_a_seek_ends_are_fetched_again(consumer: RunConsumer, faust: Faust) -> None:
+async def test_records_fetched_while_a_seek_ends_are_fetched_again(
+    consumer: RunConsumer, faust: Faust
+) -> None:
     """Fetched after Faust's part of it, dropped because of the driver's: it was positioned, and is not any more."""
     fetching: list[asyncio.Task[set[TP]]] = []
     fetched, ended = asyncio.Event(), asyncio.Event()
@@ -236,20 +248,26 @@ async def test_records_that_faust_clears_from_its_queues_before_it_goes_on_are_f
     assert SOURCE in await delivered(consumer)
     consumer.resume_flow()
     assert SOURCE in await delivered(consumer)
-    for run in [run for partition in consumer.progress.values() for run in partition.ledger.in_flight]:
+    for run in [
+        run for partition in consumer.progress.values() for run in partition.ledger.in_flight
+    ]:
         run.taken = True
     consumer.resume_flow()
     assert await delivered(consumer) == set()
 
 
-async def test_a_hole_is_read_again_before_it_is_believed(consumer: RunConsumer, faust: Faust) -> None:
+async def test_a_hole_is_read_again_before_it_is_believed(
+    consumer: RunConsumer, faust: Faust
+) -> None:
     await consumer.perform_seek()
     faust.holes[SOURCE] = COMMITTED + 3
     assert SOURCE not in await delivered(consumer)
     assert SOURCE in await delivered(consumer)
 
 
-async def test_a_hole_seen_before_a_positioning_proves_nothing(consumer: RunConsumer, faust: Faust) -> None:
+async def test_a_hole_seen_before_a_positioning_proves_nothing(
+    consumer: RunConsumer, faust: Faust
+) -> None:
     """The same fetch, dropped twice, would look like a hole that stays."""
     await consumer.perform_seek()
     faust.holes[SOURCE] = COMMITTED + 3
@@ -306,7 +324,9 @@ async def test_a_stretch_read_in_another_epoch_is_not_passed_over(
     assert consumer.progress[SOURCE].expected == COMMITTED
 
 
-async def test_a_broker_waits_long_only_while_nothing_is_under_way(consumer: RunConsumer, faust: Faust) -> None:
+async def test_a_broker_waits_long_only_while_nothing_is_under_way(
+    consumer: RunConsumer, faust: Faust
+) -> None:
     """A request for empty partitions keeps those waiting that have records: aiokafka has one under way for each broker."""
     assert await delivered(consumer) == {SOURCE, FRESH, CHANGELOG}
     assert faust._fetch_max_wait_ms == 500, "nothing had come yet"
@@ -324,8 +344,13 @@ async def test_a_broker_waits_long_only_while_nothing_is_under_way(consumer: Run
     assert faust._fetch_max_wait_ms == 500
 
 
-async def test_a_fetch_beside_a_held_back_partition_ends_soon(consumer: RunConsumer, faust: Faust) -> None:
-    """That partition may be free again long before the others have anything; if it is not, asking costs less and less."""
+async def test_a_fetch_beside_a_held_back_partition_ends_soon(
+    consumer: RunConsumer, faust: Faust
+) -> None:
+    """That partition may be free again long before the others have anything.
+
+    If it is not, asking costs less and less.
+    """
     await delivered(consumer)
     consumer._buffered_partitions.add(SOURCE)
     for _ in range(7):
@@ -343,7 +368,10 @@ async def test_a_fetch_that_broke_off_is_read_on_and_the_rest_of_it_comes_again(
     """A broker that does not answer meanwhile costs a second, not the worker."""
     await consumer.seek_wait({CHANGELOG: 0})
     await consumer.perform_seek()
-    answers: list[Any] = [NotLeaderForPartitionError(), {SOURCE: [SimpleNamespace(offset=COMMITTED)]}]
+    answers: list[Any] = [
+        NotLeaderForPartitionError(),
+        {SOURCE: [SimpleNamespace(offset=COMMITTED)]},
+    ]
 
     async def break_off() -> None:
         if answers:
@@ -401,7 +429,9 @@ class Thread:
         self.verified.append(self.state.subscription.assignment.state_value(tp).position)
 
 
-async def test_a_partition_that_is_positioned_anew_while_faust_looks_whether_it_moves_ends_no_worker() -> None:
+async def test_a_partition_that_is_positioned_anew_while_faust_looks_whether_it_moves_ends_no_worker() -> (
+    None
+):
     tp = TopicPartition("source", 0)
     consumer, thread = object.__new__(RunConsumer), Thread(tp)
     consumer._thread = thread  # type: ignore[assignment]

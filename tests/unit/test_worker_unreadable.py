@@ -7,7 +7,11 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchBuilderPy, _DefaultRecordBatchPy
+from aiokafka.record.default_records import (
+    DefaultRecordBatch,
+    _DefaultRecordBatchBuilderPy,
+    _DefaultRecordBatchPy,
+)
 from faust.types import TP
 
 from streams.worker.driver.undecodable import decoded
@@ -45,7 +49,12 @@ def test_the_names_alone_are_changed(compression: int, caplog: pytest.LogCapture
 
 def test_nothing_but_the_name_is_touched_whatever_its_bytes_are() -> None:
     """A name's bytes may be those of a length behind it, or of its value."""
-    for name, value in ((b"\xe4", b"v" * 114), (b"\xc8", b"v" * 100), (b"\xff", b"\xff"), (b"\xd0", b"\xd0" * 104)):
+    for name, value in (
+        (b"\xe4", b"v" * 114),
+        (b"\xc8", b"v" * 100),
+        (b"\xff", b"\xff"),
+        (b"\xd0", b"\xd0" * 104),
+    ):
         builder = _DefaultRecordBatchBuilderPy(2, 0, 0, -1, -1, -1, 1 << 16)
         odd = Odd("x")
         odd.NAME = name
@@ -62,7 +71,10 @@ def test_names_are_read_once_however_many_there_are() -> None:
     builder = _DefaultRecordBatchBuilderPy(2, 0, 0, -1, -1, -1, 1 << 20)
     builder.append(0, 1000, b"k", b"v", [(name, None) for name in names])
     with mock.patch.object(
-        _DefaultRecordBatchPy, "_read_msg", autospec=True, side_effect=_DefaultRecordBatchPy._read_msg
+        _DefaultRecordBatchPy,
+        "_read_msg",
+        autospec=True,
+        side_effect=_DefaultRecordBatchPy._read_msg,
     ) as reads:
         [found] = decoded(bytes(builder.build()), TP("topic", 0))
     assert len(found.headers) == len(names)
@@ -85,7 +97,12 @@ def test_records_of_aborted_transactions_are_left_out() -> None:
     fetched = b"".join(batches)
     assert [one.offset for one in decoded(fetched, TP("topic", 0))] == [0, 1, 2, 4, 5, 7]
     assert [one.offset for one in decoded(fetched, TP("topic", 0), [(7, 0)])] == [1, 4, 5, 7]
-    assert [one.offset for one in decoded(fetched, TP("topic", 0), [(7, 7), (8, 1)])] == [0, 2, 4, 5]
+    assert [one.offset for one in decoded(fetched, TP("topic", 0), [(7, 7), (8, 1)])] == [
+        0,
+        2,
+        4,
+        5,
+    ]
 
 
 def _of(producer: int, at: int, *, control: bool = False) -> bytes:

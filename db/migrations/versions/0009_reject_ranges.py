@@ -8,4 +8,6 @@ down_revision = "0008"
 
 def upgrade() -> None:
     # What an older worker adds is a range of one record: without a last offset.
-    op.execute("ALTER TABLE outbox_rejects ADD COLUMN last_offset bigint, ADD COLUMN count bigint NOT NULL DEFAULT 1")
+    op.execute(
+        "ALTER TABLE outbox_rejects ADD COLUMN last_offset bigint, ADD COLUMN count bigint NOT NULL DEFAULT 1"
+    )

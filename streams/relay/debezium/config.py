@@ -1,7 +1,7 @@
 """The configuration with which Debezium's connector sends the records that other relays send.
 
-Every setting is here for a reason: it decides bytes, order, or what is lost.  `BYTES` are those that a connector which
-somebody else made must have; the others may be tuned.
+Every setting is here for a reason: it decides bytes, order, or what is lost.  `BYTES` are those
+that a connector which somebody else made must have; the others may be tuned.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ BYTES: Mapping[str, str] = {
     ROUTER + "table.field.event.payload": "payload",
     # Unset it would be the time of Debezium's work.
     ROUTER + "table.field.event.timestamp": "created_at",
-    ROUTER + "table.fields.additional.placement": "biz_type:header,traceparent:header,resend_of:header",
+    ROUTER
+    + "table.fields.additional.placement": "biz_type:header,traceparent:header,resend_of:header",
     ROUTER + "table.expand.json.payload": "false",
     ROUTER + "route.by.field": "topic",
     ROUTER + "route.topic.replacement": "${routedByValue}",
@@ -57,12 +58,13 @@ SAFETY: Mapping[str, str] = {
     # A snapshot would publish everything again after a change of relay.
     "snapshot.mode": "no_data",
     "errors.tolerance": "none",
-    # Debezium confirms what it has seen, and an idle outbox shows it nothing: without this the slot holds back the log of
-    # all other tables, and the floor of the last messages waits for the next one.
+    # Debezium confirms what it has seen, and an idle outbox shows it nothing: without this the slot
+    # holds back the log of all other tables, and the floor of the last messages waits for the next
+    # one.
     "heartbeat.action.query": "SELECT pg_logical_emit_message(false, 'heartbeat', '')",
     "message.prefix.exclude.list": "heartbeat",
-    # A task that waits for a broker cannot be stopped: Connect leaves it behind, and it keeps the slot.  One that fails
-    # after some seconds lets go, and is started again.
+    # A task that waits for a broker cannot be stopped: Connect leaves it behind, and it keeps the
+    # slot.  One that fails after some seconds lets go, and is started again.
     "producer.override.max.block.ms": "4000",
     "producer.override.acks": "all",
     "producer.override.enable.idempotence": "true",
@@ -124,16 +126,23 @@ def heartbeats(settings: Settings) -> str:
 
 
 def differences(configuration: Mapping[str, str], settings: Settings, schema: str) -> list[str]:
-    """What a running connector must have and has not, one line each; `schema` is the one that the outbox is in."""
+    """What a running connector must have and has not, one line each.
+
+    `schema` is the one that the outbox is in.
+    """
     names = {"slot.name": settings.relay.name, "publication.name": settings.relay.publication}
     lines = []
     for key, expected in {**BYTES, **SAFETY, **names}.items():
         if configuration.get(key) != expected:
             value = f"is {configuration[key]!r}" if key in configuration else "is not set"
             lines.append(f"{key} {value}: set it to {expected!r}")
-    unknown = {key for key in configuration if key.startswith((ROUTER, *REWRITING)) and key not in BYTES}
+    unknown = {
+        key for key in configuration if key.startswith((ROUTER, *REWRITING)) and key not in BYTES
+    }
     unknown |= {
-        key for key, fits in HARMLESS.items() if key in configuration and not re.fullmatch(fits, configuration[key])
+        key
+        for key, fits in HARMLESS.items()
+        if key in configuration and not re.fullmatch(fits, configuration[key])
     }
     table = f"{schema}.outbox"
     unknown |= {
@@ -179,4 +188,8 @@ def _database(url: str) -> dict[str, str]:
         "sslrootcert": "database.sslrootcert",
     }
     defaults = {"host": "localhost", "port": "5432"}
-    return {name: str(value) for part, name in names.items() if (value := parts.get(part, defaults.get(part)))}
+    return {
+        name: str(value)
+        for part, name in names.items()
+        if (value := parts.get(part, defaults.get(part)))
+    }

@@ -30,7 +30,10 @@ class State:
 
 
 class Connect:
-    """One connector at one address; ServiceUnreachable when nobody answers, UsageError when Connect refuses."""
+    """One connector at one address.
+
+    ServiceUnreachable when nobody answers, UsageError when Connect refuses.
+    """
 
     def __init__(self, url: str, name: str) -> None:
         self._url = url.rstrip("/")
@@ -67,7 +70,9 @@ class Connect:
                 return State("FAILED", _line(part.get("trace", "")))
         if answer["connector"]["state"] == "RUNNING" and not answer["tasks"]:
             return State("UNASSIGNED")
-        return State(next((part["state"] for part in parts if part["state"] != "RUNNING"), "RUNNING"))
+        return State(
+            next((part["state"] for part in parts if part["state"] != "RUNNING"), "RUNNING")
+        )
 
     async def restart(self) -> None:
         """Start again what failed."""
@@ -101,13 +106,19 @@ class Connect:
             message = _line(answer.get("message", "") if isinstance(answer, dict) else "")
             # 5xx and a rebalance without end: it has lost its broker, or is still starting.
             if status >= 500 or status == REBALANCING:
-                raise ServiceUnreachable(f"Kafka Connect at {redact(self._url)} cannot work: {message or status}")
-            raise UsageError(f"Kafka Connect at {redact(self._url)} refuses connector {self._name}: {message}")
+                raise ServiceUnreachable(
+                    f"Kafka Connect at {redact(self._url)} cannot work: {message or status}"
+                )
+            raise UsageError(
+                f"Kafka Connect at {redact(self._url)} refuses connector {self._name}: {message}"
+            )
         return answer
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, Any]:
         payload = None if body is None else orjson.dumps(dict(body))
-        request = urllib.request.Request(self._url + path, payload, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            self._url + path, payload, {"Content-Type": "application/json"}, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
                 return answer.status, _json(answer.read())
@@ -116,7 +127,9 @@ class Connect:
                 return error.code, _json(error.read())
         except OSError as error:
             reason = getattr(error, "reason", error)
-            raise ServiceUnreachable(f"Kafka Connect at {redact(self._url)} cannot be reached: {reason}") from None
+            raise ServiceUnreachable(
+                f"Kafka Connect at {redact(self._url)} cannot be reached: {reason}"
+            ) from None
 
 
 def _json(text: bytes) -> Any:

@@ -55,7 +55,10 @@ class ConnectorSupervisor:
             await self._connect.configuration()
 
     async def begin(self) -> None:
-        """The connector is there and as it must be, or UsageError says what to set; ours is made and started."""
+        """The connector is there and as it must be, or UsageError says what to set.
+
+        Ours is made and started.
+        """
         if self._connect is None:
             return
         wanted = connector(self._settings)
@@ -66,7 +69,9 @@ class ConnectorSupervisor:
         if {**wanted, "name": self._settings.relay.name} != configuration:
             faults = await self._connect.faults(wanted)
             if faults:
-                raise UsageError(f"Kafka Connect refuses connector {self._settings.relay.name}: {'; '.join(faults)}")
+                raise UsageError(
+                    f"Kafka Connect refuses connector {self._settings.relay.name}: {'; '.join(faults)}"
+                )
             await self._connect.register(wanted)
         await self._connect.resume()
 
@@ -90,12 +95,17 @@ class ConnectorSupervisor:
                 break
             await asyncio.sleep(0.1)
         else:
-            raise ServiceUnreachable(f"Kafka Connect does not stop connector {self._settings.relay.name}")
+            raise ServiceUnreachable(
+                f"Kafka Connect does not stop connector {self._settings.relay.name}"
+            )
         if forget:
             await self._connect.forget()
 
     async def watch(self) -> None:
-        """Until cancelled, or at once when there is no Connect to ask; UsageError when the connector was changed."""
+        """Until cancelled, or at once when there is no Connect to ask.
+
+        UsageError when the connector was changed.
+        """
         if self._connect is None:
             return
         pause, said = RESTART_SECONDS, State("RUNNING")
@@ -135,8 +145,12 @@ class ConnectorSupervisor:
         """Where the outbox is."""
         if self._outbox_schema is None:
             timeout = self._settings.database.connect_timeout
-            async with await connect(self._settings.database_url, connect_timeout=timeout) as connection:
-                [self._outbox_schema] = await (await connection.execute(query("outbox_schema"))).fetchone() or [None]
+            async with await connect(
+                self._settings.database_url, connect_timeout=timeout
+            ) as connection:
+                [self._outbox_schema] = await (
+                    await connection.execute(query("outbox_schema"))
+                ).fetchone() or [None]
         return self._outbox_schema or "public"
 
     def _say(self, state: State) -> None:

@@ -1,9 +1,10 @@
 """What only a leader can tell of a deployment, written down every other second.
 
-Rows that came and rows that were relayed, counted from ids between the old and the new floor: producers are other programs
-that roll back, and a relay that starts anew reads rows twice.  What the primary alone knows (slot, log, who holds the
-floor), what Kafka alone knows (ends, what is deleted, how far the workers are), gauges over time; and processes' counts,
-made one row for all.  Everything on the connection that the leader's upkeep has anyway.
+Rows that came and rows that were relayed, counted from ids between the old and the new floor:
+producers are other programs that roll back, and a relay that starts anew reads rows twice.  What
+the primary alone knows (slot, log, who holds the floor), what Kafka alone knows (ends, what is
+deleted, how far the workers are), gauges over time; and processes' counts, made one row for all.
+Everything on the connection that the leader's upkeep has anyway.
 """
 
 from __future__ import annotations
@@ -140,7 +141,9 @@ class LeaderFigures:
     async def _gauge(self, connection: psycopg.AsyncConnection[Any]) -> None:
         group = self._settings.worker.group
         values: list[tuple[str, str, float]] = [
-            ("lag", topic, lag) for topic, lag in await _rows(connection, "lag_topics", group=group) if lag is not None
+            ("lag", topic, lag)
+            for topic, lag in await _rows(connection, "lag_topics", group=group)
+            if lag is not None
         ]
         [(waiting,)] = await _rows(connection, "oldest_open")
         values.append(("oldest_waiting", "", waiting or 0.0))
@@ -184,17 +187,21 @@ class LeaderFigures:
 
 
 class GroupOffsets:
-    """How far the workers' group is in each partition of the consumed topics, asked of Kafka; blocking.
+    """How far the workers' group is in each partition of the consumed topics, asked of Kafka.
 
-    The consumer never joins the group, it only asks: the admin client's own request for a group's offsets takes the
-    process down (confluent-kafka 2.16.1).
+    Blocking.
+
+    The consumer never joins the group, it only asks: the admin client's own request for a group's
+    offsets takes the process down (confluent-kafka 2.16.1).
     """
 
     def __init__(self, settings: Settings, names: Iterable[str]) -> None:
         self._settings, self._names = settings, tuple(names)
         options = kafka.client(settings)
         self._admin = AdminClient(options)
-        self._consumer = Consumer(options | {"group.id": settings.worker.group, "enable.auto.commit": False})
+        self._consumer = Consumer(
+            options | {"group.id": settings.worker.group, "enable.auto.commit": False}
+        )
         self._survey = topics.Survey(settings)
         self._known: Mapping[str, topics.Topic] = {}
         self._known_until = 0.0
@@ -202,12 +209,21 @@ class GroupOffsets:
         self.looked_at = 0.0
 
     def look(self) -> list[dict[str, Any]]:
-        """One row a partition, as `lag_note` takes them; KafkaException when Kafka does not answer."""
+        """One row a partition, as `lag_note` takes them.
+
+        KafkaException when Kafka does not answer.
+        """
         if time.monotonic() >= self._known_until:
             self._known = self._survey.look(self._names).topics
-            self.retention = kafka.retention(self._settings, self._admin, self._known) if self._known else {}
+            self.retention = (
+                kafka.retention(self._settings, self._admin, self._known) if self._known else {}
+            )
             self._known_until = time.monotonic() + TOPICS_SECONDS
-        places = [(name, number) for name, topic in self._known.items() for number in range(topic.partitions)]
+        places = [
+            (name, number)
+            for name, topic in self._known.items()
+            for number in range(topic.partitions)
+        ]
         if not places:
             return []
         self.looked_at = time.monotonic()
@@ -237,7 +253,9 @@ class GroupOffsets:
         ]
 
 
-async def _rows(connection: psycopg.AsyncConnection[Any], name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+async def _rows(
+    connection: psycopg.AsyncConnection[Any], name: str, **parameters: Any
+) -> list[tuple[Any, ...]]:
     cursor = await connection.execute(query(name), parameters)
     return await cursor.fetchall() if cursor.description else []
 

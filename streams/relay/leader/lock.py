@@ -20,8 +20,9 @@ from streams.relay.postgres.snapshot import RelaySnapshot, read_snapshot, reader
 from streams.settings import Settings
 
 PATIENCE = 5.0
-# A leader that vanished with its machine gives the lock back after about this long; one whose connection something in the
-# middle keeps alive, when it has asked nothing for so long: it asks every second.
+# A leader that vanished with its machine gives the lock back after about this long; one whose
+# connection something in the middle keeps alive, when it has asked nothing for so long: it asks
+# every second.
 KEEPALIVES = {
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "2",
@@ -31,9 +32,12 @@ KEEPALIVES = {
 
 
 class Leadership:
-    """One session that leads or stands by; others see it there as long as it is entered (`relay_attendance`).
+    """One session that leads or stands by.
 
-    `why_not` says more about why it does not lead, where there is more to say; `turn` why what it leads has to change.
+    Others see it there as long as it is entered (`relay_attendance`).
+
+    `why_not` says more about why it does not lead, where there is more to say; `turn` why what it
+    leads has to change.
     """
 
     why_not = ""
@@ -53,14 +57,21 @@ class Leadership:
         )
         self._life = ProcessLife("relay", self._settings.relay.name)
         try:
-            await self._connection.execute(query("relay_attend"), {"name": self._settings.relay.name})
-        except BaseException:  # cancelled too: a connection that nobody closes would keep what it locked
+            await self._connection.execute(
+                query("relay_attend"), {"name": self._settings.relay.name}
+            )
+        except (
+            BaseException
+        ):  # cancelled too: a connection that nobody closes would keep what it locked
             await self._connection.close()
             raise
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if error is None:
             with contextlib.suppress(psycopg.Error):
@@ -81,7 +92,10 @@ class Leadership:
             raise psycopg.OperationalError("the leader's connection does not answer") from None
 
     async def refuse_gone_back(self) -> None:
-        """UsageError when the database went back, by the beat that Kafka knows; ServiceUnreachable without Kafka."""
+        """UsageError when the database went back, by the beat that Kafka knows.
+
+        ServiceUnreachable without Kafka.
+        """
         await refuse_gone_back(self._settings, self._connection)
 
     async def reader(self) -> str | None:
@@ -93,7 +107,9 @@ class Leadership:
         if sequence is not None:
             raise UsageError(sequence_fault(*sequence))
         await self._life.beat(self._connection)
-        return await read_snapshot(self._connection, self._settings.relay.name, self._settings.relay.publication)
+        return await read_snapshot(
+            self._connection, self._settings.relay.name, self._settings.relay.publication
+        )
 
     async def _value(self, name: str, /, **parameters: Any) -> Any:
         row = await (await self._connection.execute(query(name), parameters)).fetchone()

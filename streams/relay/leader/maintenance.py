@@ -32,7 +32,8 @@ BEAT_SECONDS = 1.0
 GOODBYE_SECONDS = 1.0
 BEATS_HELD = 10_000
 PARTITIONS_SECONDS = 60.0
-# A burst is not the rate of the coming days: what the next hour needs is made at once, the rest at so many partitions a minute.
+# A burst is not the rate of the coming days: what the next hour needs is made at once, the rest at
+# so many partitions a minute.
 PARTITIONS_A_LOOK = 10
 HOUR = 3600.0
 LOCK_TIMEOUT = "5s"
@@ -64,10 +65,13 @@ class Activity:
 class LeaderMaintenance:
     """Runs until cancelled; a lost connection costs the sample that was being watched, nothing else.
 
-    Of several leaders, each of some shards, the `first` saves the relay's position and makes partitions.
+    Of several leaders, each of some shards, the `first` saves the relay's position and makes
+    partitions.
     """
 
-    def __init__(self, settings: Settings, asked: str, doing: Activity, topics: Iterable[str] = ()) -> None:
+    def __init__(
+        self, settings: Settings, asked: str, doing: Activity, topics: Iterable[str] = ()
+    ) -> None:
         self.first = True
         self._figures = LeaderFigures(settings, topics)
         self._settings = settings
@@ -99,9 +103,9 @@ class LeaderMaintenance:
     ) -> None:
         """From now on this is what the leader does, how its floor is known, and how many rows it has delivered.
 
-        `publication_identity` is that of the publication it reads with: what is read with another one proves
-        nothing, and is not saved.
-        `saved` is then the confirmed log position as far as it is written down: what may be confirmed to the slot.
+        `publication_identity` is that of the publication it reads with: what is read with another
+        one proves nothing, and is not saved. `saved` is then the confirmed log position as far as
+        it is written down: what may be confirmed to the slot.
         """
         self._doing, self._floor, self._delivered = doing, floor or NoFloor(), delivered
         self._rate, self.saved, self._publication_identity = Rate(), None, publication_identity
@@ -139,14 +143,16 @@ class LeaderMaintenance:
             except psycopg.Error as error:
                 self._attempt += 1
                 logger.warning(
-                    "leader maintenance interrupted", extra={"sqlstate": error.sqlstate, "error": _line(error)}
+                    "leader maintenance interrupted",
+                    extra={"sqlstate": error.sqlstate, "error": _line(error)},
                 )
             await asyncio.sleep(delay(self._attempt, self._settings.relay.backoff_limit))
 
     async def make_room(self) -> None:
         """Make partitions once; psycopg.Error when the database does not answer.
 
-        Before anything is known of the rate: for as many rows as came of late in a few minutes, and more.
+        Before anything is known of the rate: for as many rows as came of late in a few minutes, and
+        more.
         """
         async with await connect(
             self._settings.database_url,
@@ -180,7 +186,8 @@ class LeaderMaintenance:
         self._counted.clear()
         looked = -PARTITIONS_SECONDS
         while True:
-            # One at a time: what is saved must not be part of a transaction that may be rolled back.
+            # One at a time: what is saved must not be part of a transaction that may be rolled
+            # back.
             async with self._busy:
                 if self.first and time.monotonic() - looked >= PARTITIONS_SECONDS:
                     looked = time.monotonic()
@@ -195,7 +202,10 @@ class LeaderMaintenance:
             await asyncio.sleep(self._settings.relay.floor_interval)
 
     async def _compare(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        """Count on only in a database that did not go back, or Kafka would forget what was lost; UsageError when it did."""
+        """Count on only in a database that did not go back, or Kafka would forget what was lost.
+
+        UsageError when it did.
+        """
         if self._compared and not self._beats.topic_missing:
             return
         # Without Kafka nothing is published, and there is nothing to compare with.
@@ -248,8 +258,8 @@ class LeaderMaintenance:
     def _write_beat(self, lsn: str | None) -> None:
         """Tell Kafka the newest beat that the log was read past, or is committed where no log is read.
 
-        A log that is held back for a standby (`synchronized_standby_slots`) holds the beat back too: what Kafka knows, that
-        standby has.
+        A log that is held back for a standby (`synchronized_standby_slots`) holds the beat back
+        too: what Kafka knows, that standby has.
         """
         if lsn is None and self._doing.mode != "poll":
             return  # nothing was read yet
@@ -263,14 +273,18 @@ class LeaderMaintenance:
         width = self._settings.outbox.partition_rows
         newest, now = await _value(connection, "last_id"), time.monotonic()
         reached = await partitions.reach(connection) - newest
-        ahead = needed_ahead(self._ids, (now, newest), self._settings.outbox.partitions_ahead_days, width, reached)
+        ahead = needed_ahead(
+            self._ids, (now, newest), self._settings.outbox.partitions_ahead_days, width, reached
+        )
         self._ids = (now, newest)
         try:
             made = await partitions.ensure(connection, ahead=ahead, width=width)
         except psycopg.Error as error:
             if connection.broken or connection.closed:
                 raise
-            logger.warning("partitions not made", extra={"sqlstate": error.sqlstate, "error": _line(error)})
+            logger.warning(
+                "partitions not made", extra={"sqlstate": error.sqlstate, "error": _line(error)}
+            )
             return
         if made:
             logger.info("partitions made", extra={"count": made, "newest_id": newest})

@@ -22,7 +22,10 @@ REPEAT_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class PlanChanged:
-    """Another plan has to be made; `orderly` when what is in flight can be waited for and confirmed first."""
+    """Another plan has to be made.
+
+    `orderly` when what is in flight can be waited for and confirmed first.
+    """
 
     reason: str
     orderly: bool
@@ -31,7 +34,8 @@ class PlanChanged:
 class Monitor:
     """Looks while it runs; whoever carries out a plan waits in `changed` for what ends it.
 
-    `run` ends with psycopg.Error when the lead is lost, UsageError when the database is another one.
+    `run` ends with psycopg.Error when the lead is lost, UsageError when the database is another
+    one.
     """
 
     def __init__(self, settings: Settings, asked: str, leadership: Leadership) -> None:
@@ -100,7 +104,11 @@ class Monitor:
 
     def _warn(self, snapshot: RelaySnapshot) -> None:
         slot, now = snapshot.slot, time.monotonic()
-        if slot is None or slot.held <= self._settings.relay.wal_warn or now - self._warned < REPEAT_SECONDS:
+        if (
+            slot is None
+            or slot.held <= self._settings.relay.wal_warn
+            or now - self._warned < REPEAT_SECONDS
+        ):
             return
         self._warned = now
         extra = {"relay": snapshot.relay, "held_bytes": slot.held, "wal_status": slot.wal_status}

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from streams.errors import UsageError
 from streams.relay.debezium.supervisor import ConnectorSupervisor
 from streams.relay.postgres.checks import MayNotReplicate, check_log, check_replication
-from streams.relay.postgres.continuity import refuse_foreign_slot, why_incomplete, why_not_resumable, why_unreadable
+from streams.relay.postgres.continuity import (
+    refuse_foreign_slot,
+    why_incomplete,
+    why_not_resumable,
+    why_unreadable,
+)
 from streams.relay.postgres.snapshot import RelaySnapshot
 from streams.settings import Settings
 
@@ -18,7 +23,8 @@ class Plan:
     """How rows are published now.
 
     mode             what publishes
-    recovering_to    the mode that goes on as soon as there is a slot that it can read without a gap; None when
+    recovering_to    the mode that goes on as soon as there is a slot that it can read without a
+                     gap; None when
                      `mode` is the goal
     reason           why it is not simply what was asked for
     """
@@ -41,10 +47,12 @@ class Plan:
 
 
 async def desired_plan(settings: Settings, asked: str, snapshot: RelaySnapshot) -> Plan:
-    """What to do if the slot is fine.  Mode auto follows an operator's wish; without one it is cdc where that can be.
+    """What to do if the slot is fine.  Mode auto follows an operator's wish.
 
-    UsageError or ServiceUnreachable when another mode cannot be.  One that led before and has lost its right goes on by
-    polling, until it has it back.
+    Without one it is cdc where that can be.
+
+    UsageError or ServiceUnreachable when another mode cannot be.  One that led before and has lost
+    its right goes on by polling, until it has it back.
     """
     mode, refused = (asked, None) if asked != "auto" else _wish(settings, snapshot)
     if mode == "poll":
@@ -69,7 +77,9 @@ def possible_plan(settings: Settings, desired: Plan, snapshot: RelaySnapshot) ->
     """What to do as the slot is; UsageError when it was lost under a connector that this relay cannot stop."""
     # Debezium confirms the slot itself, and tells nobody before.
     fault = (
-        why_not_resumable(snapshot) if desired.mode == "cdc" else why_unreadable(snapshot) or why_incomplete(snapshot)
+        why_not_resumable(snapshot)
+        if desired.mode == "cdc"
+        else why_unreadable(snapshot) or why_incomplete(snapshot)
     )
     if desired.mode == "poll" or fault is None:
         return desired
@@ -83,5 +93,8 @@ def possible_plan(settings: Settings, desired: Plan, snapshot: RelaySnapshot) ->
 
 def _wish(settings: Settings, snapshot: RelaySnapshot) -> tuple[str, str | None]:
     if snapshot.wish == "debezium" and not (settings.connect.url and settings.connect.register):
-        return "cdc", "debezium was asked for, but connect.url and connect.register are not set here"
+        return (
+            "cdc",
+            "debezium was asked for, but connect.url and connect.register are not set here",
+        )
     return snapshot.wish or "cdc", None

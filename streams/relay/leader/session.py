@@ -1,7 +1,8 @@
 """A leader's session: one plan after another, until the lead is lost or it is told to stop.
 
 plan by plan: rows are read and published, until ...
-PlanChanged      an operator switches the mode, or the slot is gone: confirm what is in flight, if that can be; next plan
+PlanChanged      an operator switches the mode, or the slot is gone: confirm what is in flight, if
+                 that can be; next plan
 BrokerDown       the broker is away, or refuses a record: a pause, and the next plan
 SlotBusy         another process reads the slot: a pause, and the next plan
 Stopped          it is told to stop: confirm what is in flight, and return
@@ -86,7 +87,12 @@ class LeaderSession:
     """Runs while it leads; psycopg.Error when the database is lost, UsageError when a person has to change something."""
 
     def __init__(
-        self, settings: Settings, registry: Registry, asked: str, leadership: Leadership, stop: asyncio.Event
+        self,
+        settings: Settings,
+        registry: Registry,
+        asked: str,
+        leadership: Leadership,
+        stop: asyncio.Event,
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -101,7 +107,9 @@ class LeaderSession:
     async def run(self) -> None:
         """Publish until told to stop, with everything in flight confirmed."""
         activity, topics_consumed = await self._first_activity(), self._registry.consumed
-        self._maintenance = LeaderMaintenance(self._settings, self._asked, activity, topics_consumed)
+        self._maintenance = LeaderMaintenance(
+            self._settings, self._asked, activity, topics_consumed
+        )
         attempt = 0
         async with ended_by(*self._beside()):
             while not self._stop.is_set():
@@ -118,7 +126,11 @@ class LeaderSession:
                         return
                     case PlanChanged(why, orderly):
                         extra = {"relay": self._settings.relay.name, "reason": why}
-                        logger.log(logging.INFO if orderly else logging.WARNING, "relay changes mode", extra=extra)
+                        logger.log(
+                            logging.INFO if orderly else logging.WARNING,
+                            "relay changes mode",
+                            extra=extra,
+                        )
                     case SlotBusy():
                         self._maintenance.wait(await self._slot.taken(outcome))
                         await self._pause(TAKEN_SECONDS)
@@ -132,7 +144,9 @@ class LeaderSession:
 
     async def drop_oversized_slot(self) -> None:
         """Do what a leader does for the database when it cannot even begin to publish: its disk, and room for new rows."""
-        await LeaderMaintenance(self._settings, self._asked, Activity("waiting", "waiting")).make_room()
+        await LeaderMaintenance(
+            self._settings, self._asked, Activity("waiting", "waiting")
+        ).make_room()
         snapshot = await self._monitor.look()
         desired = await desired_plan(self._settings, self._asked, snapshot)
         await self._slot.drop_oversized_slot(snapshot, desired.goal)
@@ -144,7 +158,11 @@ class LeaderSession:
 
     def _beside(self) -> list[Coroutine[Any, Any, None]]:
         """What a leader does all the time, whatever its plan is."""
-        return [self._maintenance.run(), self._monitor.run(), Sweep(self._settings, self._registry).run()]
+        return [
+            self._maintenance.run(),
+            self._monitor.run(),
+            Sweep(self._settings, self._registry).run(),
+        ]
 
     async def _plan(self) -> Plan:
         """What to do now; a slot that holds back too much is dropped first."""
@@ -154,7 +172,12 @@ class LeaderSession:
             snapshot = await self._monitor.look()
         plan = possible_plan(self._settings, desired, snapshot)
         slot = snapshot.slot
-        if plan.mode == "poll" and snapshot.mode == "debezium" and slot is not None and slot.pid is not None:
+        if (
+            plan.mode == "poll"
+            and snapshot.mode == "debezium"
+            and slot is not None
+            and slot.pid is not None
+        ):
             raise SlotBusy("Debezium still reads the slot")
         self._monitor.follow(plan, snapshot)
         if plan.reason:
@@ -181,11 +204,14 @@ class LeaderSession:
         return await self._read_and_send(plan, cluster)
 
     async def _read_and_send(self, plan: Plan, cluster: Cluster) -> Ended:
-        # Before reading begins: the server ends a stream of which it hears nothing for some seconds.
+        # Before reading begins: the server ends a stream of which it hears nothing for some
+        # seconds.
         await asyncio.to_thread(check_database, self._settings)
         if plan.mode == "cdc":
             await self._let_fail_over()
-        limits = RecordLimits(self._settings, self._refused, NewTopics(self._settings, self._tell(plan)))
+        limits = RecordLimits(
+            self._settings, self._refused, NewTopics(self._settings, self._tell(plan))
+        )
         await limits.learn(self._registry.topics)
         mark_dead = DeadRows(self._settings, self._registry).mark_dead
 
@@ -195,12 +221,17 @@ class LeaderSession:
         ):
             floor = source.floor(lambda: publisher.confirmed)
             self._leads(plan)
-            activity, identity = Activity(plan.mode, plan.doing, plan.reason), self._monitor.publication_identity
+            activity, identity = (
+                Activity(plan.mode, plan.doing, plan.reason),
+                self._monitor.publication_identity,
+            )
             self._maintenance.set_activity(activity, floor, lambda: publisher.delivered, identity)
             beside: list[Coroutine[Any, Any, Ended | None]]
             beside = [*self._until(cluster), self._confirm(source, publisher)]
             if plan.recovering_to is not None:
-                beside.append(SlotRecovery(self._settings, lambda: floor.value, self._maintenance.say).run())
+                beside.append(
+                    SlotRecovery(self._settings, lambda: floor.value, self._maintenance.say).run()
+                )
             elif self._asked == "auto" and self._monitor.wish == "poll":
                 beside.append(self._slot.drop_unwanted())
 
@@ -231,7 +262,10 @@ class LeaderSession:
         return ended
 
     def _until(self, cluster: Cluster) -> list[Coroutine[Any, Any, Ended | None]]:
-        """What ends the work on a plan; TopicsChanged when a topic is not the one of this cluster any more."""
+        """What ends the work on a plan.
+
+        TopicsChanged when a topic is not the one of this cluster any more.
+        """
         return [watch_topics(self._survey, cluster), self._monitor.changed(), self._stopped()]
 
     def _tell(self, plan: Plan) -> Callable[[str | None], None]:
@@ -249,7 +283,9 @@ class LeaderSession:
         snapshot = await self._monitor.look()
         if snapshot.slot is not None and snapshot.slot.failover is False:
             timeout = self._settings.database.connect_timeout
-            async with await replication_connection(self._settings.database_url, timeout) as connection:
+            async with await replication_connection(
+                self._settings.database_url, timeout
+            ) as connection:
                 await let_fail_over(connection, snapshot)
 
     async def _confirm(self, source: Source, publisher: Publisher) -> NoReturn:
@@ -273,7 +309,9 @@ class LeaderSession:
         if plan.mode == "poll":
             return PollSource(url, **self._polling())
         patience = self._settings.database.connect_timeout
-        return CdcSource(url, slot=relay.name, publication=relay.publication, connect_timeout=patience)
+        return CdcSource(
+            url, slot=relay.name, publication=relay.publication, connect_timeout=patience
+        )
 
     def _polling(self) -> dict[str, Any]:
         relay, patience = self._settings.relay, self._settings.database.connect_timeout
@@ -286,7 +324,9 @@ class LeaderSession:
         }
 
     async def _prepare_topics(self, plan: Plan) -> Cluster:
-        return await asyncio.to_thread(prepare_topics, self._settings, self._registry, plan.mode, self._survey)
+        return await asyncio.to_thread(
+            prepare_topics, self._settings, self._registry, plan.mode, self._survey
+        )
 
     async def _stopped(self) -> Stopped:
         await self._stop.wait()

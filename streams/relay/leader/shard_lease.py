@@ -1,7 +1,8 @@
 """A relay's share of the shards: conversations by the hash of their key, one leader a shard.
 
-Relays that share the work hold the lock of their name together (shared); whoever leads alone holds it alone, whatever its
-mode.  How many hold it says how many shards are due to each: who has more gives back, who has less takes what is free.
+Relays that share the work hold the lock of their name together (shared); whoever leads alone holds
+it alone, whatever its mode.  How many hold it says how many shards are due to each: who has more
+gives back, who has less takes what is free.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ def due(shards: int, relays: int) -> int:
 class ShardLease(Leadership):
     """A session that leads some shards, `shards`.  When a look shows that this has to change `turn` says so; `deal` does it.
 
-    It leads none while another one leads alone, or relays with another number of shards are running.
+    It leads none while another one leads alone, or relays with another number of shards are
+    running.
     """
 
     def __init__(self, settings: Settings, mode: str) -> None:
@@ -35,12 +37,17 @@ class ShardLease(Leadership):
         return 0 in self.shards
 
     async def take(self) -> bool:
-        """Join the relays of this name; the first one settles how many shards there are, and where they begin."""
+        """Join the relays of this name.
+
+        The first one settles how many shards there are, and where they begin.
+        """
         names = {"name": self._name, "shards": self._count}
         async with self._connection.transaction():
             await self._connection.execute(query("join_relays"), names)
             others = await self._value("relays_sharing", name=self._name)
-            running = await self._value("shards_running", name=self._name) if others else self._count
+            running = (
+                await self._value("shards_running", name=self._name) if others else self._count
+            )
             if running != self._count:
                 self.why_not = f"relays of this name run with {running} shards, here relay.shards is {self._count}"
                 return False
@@ -78,7 +85,9 @@ class ShardLease(Leadership):
         for shard in range(self._count):
             if len(self.shards) >= most:
                 break
-            if shard not in self.shards and await self._value("take_shard", name=self._name, shard=shard):
+            if shard not in self.shards and await self._value(
+                "take_shard", name=self._name, shard=shard
+            ):
                 self.shards.append(shard)
         self.shards.sort()
         return len(self.shards) > had

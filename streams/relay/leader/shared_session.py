@@ -24,9 +24,14 @@ logger = logging.getLogger("streams.relay")
 
 
 class SharedLeaderSession(LeaderSession):
-    """Runs while it may have shards, also when it has none; what is done once is done by the leader of the first."""
+    """Runs while it may have shards, also when it has none.
 
-    def __init__(self, settings: Settings, registry: Registry, lease: ShardLease, stop: asyncio.Event) -> None:
+    What is done once is done by the leader of the first.
+    """
+
+    def __init__(
+        self, settings: Settings, registry: Registry, lease: ShardLease, stop: asyncio.Event
+    ) -> None:
         super().__init__(settings, registry, "poll", lease, stop)
         self._lease = lease
 
@@ -43,11 +48,17 @@ class SharedLeaderSession(LeaderSession):
         return await super()._plan()
 
     async def _read_and_send(self, plan: Plan, cluster: Cluster) -> Ended:
-        extra = {"relay": self._settings.relay.name, "pid": os.getpid(), "of": self._settings.relay.shards}
+        extra = {
+            "relay": self._settings.relay.name,
+            "pid": os.getpid(),
+            "of": self._settings.relay.shards,
+        }
         if not self._lease.shards:
             logger.info("relay stands by", extra=extra | {"reason": "all shards have leaders"})
             return await first_to_end(*self._until(cluster))
-        logger.info("relay has shards", extra=extra | {"shards": ",".join(map(str, self._lease.shards))})
+        logger.info(
+            "relay has shards", extra=extra | {"shards": ",".join(map(str, self._lease.shards))}
+        )
         return await super()._read_and_send(plan, cluster)
 
     def _until(self, cluster: Cluster) -> list[Coroutine[Any, Any, Ended | None]]:
@@ -56,4 +67,6 @@ class SharedLeaderSession(LeaderSession):
 
     def _source(self, plan: Plan) -> Source:
         shards = self._settings.relay.shards
-        return ShardSource(self._settings.database_url, shards=shards, mine=self._lease.shards, **self._polling())
+        return ShardSource(
+            self._settings.database_url, shards=shards, mine=self._lease.shards, **self._polling()
+        )

@@ -1,8 +1,8 @@
 """From polling to the slot without a gap: poll up to its start, make it, poll past its start.
 
-A slot gives what is committed after its start.  The newest id drawn once it is there bounds what was committed before:
-when polling has its floor there, all of that is with the broker, and the slot goes on.  What was polled beyond comes twice,
-in the same order.
+A slot gives what is committed after its start.  The newest id drawn once it is there bounds what
+was committed before: when polling has its floor there, all of that is with the broker, and the slot
+goes on.  What was polled beyond comes twice, in the same order.
 """
 
 from __future__ import annotations
@@ -35,9 +35,14 @@ RETRY_LIMIT = 30.0
 
 
 class SlotRecovery:
-    """Runs beside a source that polls; `floor` is that source's.  Ends with PlanChanged when the slot can go on."""
+    """Runs beside a source that polls.
 
-    def __init__(self, settings: Settings, floor: Callable[[], int], say: Callable[[str], None]) -> None:
+    `floor` is that source's.  Ends with PlanChanged when the slot can go on.
+    """
+
+    def __init__(
+        self, settings: Settings, floor: Callable[[], int], say: Callable[[str], None]
+    ) -> None:
         self._settings = settings
         self._floor = floor
         self._say = say
@@ -91,10 +96,16 @@ class SlotRecovery:
     async def _look(self, connection: psycopg.AsyncConnection[Any]) -> RelaySnapshot:
         return await read_snapshot(connection, self._name, self._settings.relay.publication)
 
-    async def _save(self, connection: psycopg.AsyncConnection[Any], snapshot: RelaySnapshot) -> None:
+    async def _save(
+        self, connection: psycopg.AsyncConnection[Any], snapshot: RelaySnapshot
+    ) -> None:
         assert snapshot.slot is not None
         assert snapshot.slot.confirmed is not None
-        healed = {"relay": self._name, "lsn": lsn_text(snapshot.slot.confirmed), "mark": snapshot.publication}
+        healed = {
+            "relay": self._name,
+            "lsn": lsn_text(snapshot.slot.confirmed),
+            "mark": snapshot.publication,
+        }
         await connection.execute(query("relay_healed"), healed)
 
     async def _until(self, newest: int) -> None:

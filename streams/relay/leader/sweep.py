@@ -1,9 +1,10 @@
 """Send again what was published and got no fate, or should have moved long ago.
 
 A message is lost only when the workers are past everything that its own partition held when it was
-already published, and PostgreSQL still knows no fate of it.  What merely lags is left alone.  An example:
-the floor is 700 while partition 3 ends at offset 90.  Once the workers have committed 90, or Kafka has
-deleted everything before 90, each message of partition 3 with an id up to 700 was read or is lost.
+already published, and PostgreSQL still knows no fate of it.  What merely lags is left alone.  An
+example: the floor is 700 while partition 3 ends at offset 90.  Once the workers have committed 90,
+or Kafka has deleted everything before 90, each message of partition 3 with an id up to 700 was read
+or is lost.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from streams.settings import Settings
 
 logger = logging.getLogger("streams.relay")
 
-PATIENCE = 120.0  # seconds an open message may be overdue: workers compare their schedule every half minute
+# Seconds an open message may be overdue: workers compare their schedule every half minute
+PATIENCE = 120.0
 IDS = 500_000  # ids looked at in one step
 MOST = 1000  # messages read, and sent again, in one step
 MOST_SENT = 20_000  # messages of one topic sent again in one round
@@ -68,7 +70,10 @@ class Progress:
     passed: dict[int, int] = field(default_factory=dict)
 
     def note(self, topic: Topic, floor: int) -> None:
-        """Take in the topic as it is now; `floor` was read before: all up to it was published then."""
+        """Take in the topic as it is now.
+
+        `floor` was read before: all up to it was published then.
+        """
         if (topic.uuid, len(topic.ends)) != (self.uuid, self.partitions):
             self.uuid, self.partitions = topic.uuid, len(topic.ends)
             self.marks, self.passed = {}, {}
@@ -96,8 +101,8 @@ class Progress:
 class Pass:
     """One way through a topic's messages without a fate, of one or several rounds.
 
-    What counts as passed stays as it was at the beginning: if it grew on the way, a later message of
-    a conversation could be sent again before an earlier one.
+    What counts as passed stays as it was at the beginning: if it grew on the way, a later message
+    of a conversation could be sent again before an earlier one.
     """
 
     uuid: str
@@ -140,8 +145,14 @@ class Sweep:
         """Look once; returns how many messages were sent again."""
         # The floor first: what it covers was published before the ends that are asked for next.
         [(floor, oldest)] = await _rows(connection, "sweep_reach", relay=self._settings.relay.name)
-        waiting = {name for name in self._topics if await self._any_fateless(connection, name, floor, oldest)}
-        overdue = await _rows(connection, "sweep_overdue", patience=PATIENCE, floor=floor, most=MOST)
+        waiting = {
+            name
+            for name in self._topics
+            if await self._any_fateless(connection, name, floor, oldest)
+        }
+        overdue = await _rows(
+            connection, "sweep_overdue", patience=PATIENCE, floor=floor, most=MOST
+        )
         wanted = waiting | {topic for _, topic, _, _ in overdue}
         if not wanted:
             return 0
@@ -178,7 +189,9 @@ class Sweep:
         """Whether a message of the topic has no fate; remembers from where all before have one."""
         after = max(self._swept[topic], oldest - 1)
         upto = min(floor, after + IDS)
-        first = await _rows(connection, "sweep_lost", topic=topic, after=after, upto=upto, floor=floor, most=1)
+        first = await _rows(
+            connection, "sweep_lost", topic=topic, after=after, upto=upto, floor=floor, most=1
+        )
         self._swept[topic] = first[0][0] - 1 if first else max(self._swept[topic], upto)
         return bool(first)
 
@@ -199,7 +212,13 @@ class Sweep:
                 break
             upto = min(last, current.after + IDS)
             rows = await _rows(
-                connection, "sweep_lost", topic=name, after=current.after, upto=upto, floor=floor, most=MOST
+                connection,
+                "sweep_lost",
+                topic=name,
+                after=current.after,
+                upto=upto,
+                floor=floor,
+                most=MOST,
             )
             read += len(rows)
             lost = progress.lost(rows, current.passed)
@@ -207,7 +226,9 @@ class Sweep:
             current.after = rows[-1][0] if len(rows) == MOST else upto
         return sent
 
-    async def _resend(self, connection: psycopg.AsyncConnection[Any], ids: list[int]) -> list[tuple[int, int]]:
+    async def _resend(
+        self, connection: psycopg.AsyncConnection[Any], ids: list[int]
+    ) -> list[tuple[int, int]]:
         if not ids:
             return []
         async with connection.transaction():
@@ -229,8 +250,14 @@ class Sweep:
                 # Committed offsets first: they only grow.
                 places = [(name, tp.partition) for tp in asked]
                 offsets = topics.committed(consumer, places, {name: uuid}, timeout=TIMEOUT)
-                committed = {number: -1 if offset is None else offset for (_, number), offset in offsets.items()}
-                bounds = {tp.partition: consumer.get_watermark_offsets(tp, timeout=TIMEOUT) for tp in asked}
+                committed = {
+                    number: -1 if offset is None else offset
+                    for (_, number), offset in offsets.items()
+                }
+                bounds = {
+                    tp.partition: consumer.get_watermark_offsets(tp, timeout=TIMEOUT)
+                    for tp in asked
+                }
             except KafkaException as error:
                 if name not in self._unreadable:
                     reason = kafka.reason(error)
@@ -259,8 +286,12 @@ def _report(reason: str, sent: list[tuple[int, int]]) -> None:
     """One line a round, with an example."""
     if sent:
         example = {"outbox_id": sent[0][1], "resent_as": sent[0][0]}
-        logger.warning("messages sent again", extra={"count": len(sent), "reason": reason, **example})
+        logger.warning(
+            "messages sent again", extra={"count": len(sent), "reason": reason, **example}
+        )
 
 
-async def _rows(connection: psycopg.AsyncConnection[Any], name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+async def _rows(
+    connection: psycopg.AsyncConnection[Any], name: str, **parameters: Any
+) -> list[tuple[Any, ...]]:
     return await (await connection.execute(query(name), parameters)).fetchall()

@@ -19,7 +19,8 @@ from streams.settings import Settings
 logger = logging.getLogger("streams.relay")
 
 TAKEN_SECONDS = 1.0
-# A slot that is still taken after this long is not one whose last reader the server has yet to miss.
+# A slot that is still taken after this long is not one whose last reader the server has yet to
+# miss.
 TAKEN_LONG_SECONDS = 8.0
 
 
@@ -33,7 +34,10 @@ class SlotCare:
         self._said = False
 
     async def drop_oversized_slot(self, snapshot: RelaySnapshot, goal: str) -> bool:
-        """Drop the slot if it holds back too much, whatever is lost with it is in the outbox; SlotBusy while it is read."""
+        """Drop the slot if it holds back too much, whatever is lost with it is in the outbox.
+
+        SlotBusy while it is read.
+        """
         exceeds_wal_limit = self._monitor.exceeds_wal_limit(snapshot, goal)
         if exceeds_wal_limit:
             await self._drop(snapshot, goal)
@@ -57,7 +61,9 @@ class SlotCare:
             return str(error)
         reason = await self._monitor.reader() or str(error)
         if not self._said:
-            logger.warning("slot taken", extra={"relay": self._settings.relay.name, "reason": reason})
+            logger.warning(
+                "slot taken", extra={"relay": self._settings.relay.name, "reason": reason}
+            )
         self._said = True
         return reason
 
@@ -66,16 +72,25 @@ class SlotCare:
         self._taken_since, self._said = None, False
 
     async def _drop(self, snapshot: RelaySnapshot, goal: str) -> None:
-        """Drop the slot from which a relay reads that means to publish so; when this role may not, say that and leave it."""
+        """Drop the slot from which a relay reads that means to publish so.
+
+        When this role may not, say that and leave it.
+        """
         assert snapshot.slot is not None
         if goal == "debezium":
             await ConnectorSupervisor(self._settings).release()
         timeout = self._settings.database.connect_timeout
-        async with await connect(self._settings.database_url, connect_timeout=timeout) as connection:
+        async with await connect(
+            self._settings.database_url, connect_timeout=timeout
+        ) as connection:
             try:
                 await slot.drop(connection, snapshot.relay)
             except UsageError as error:
                 self._monitor.may_drop = False
-                logger.warning("slot not dropped", extra={"relay": snapshot.relay, "reason": str(error)})
+                logger.warning(
+                    "slot not dropped", extra={"relay": snapshot.relay, "reason": str(error)}
+                )
                 return
-        logger.warning("slot dropped", extra={"relay": snapshot.relay, "held_bytes": snapshot.slot.held})
+        logger.warning(
+            "slot dropped", extra={"relay": snapshot.relay, "held_bytes": snapshot.slot.held}
+        )

@@ -44,9 +44,13 @@ async def check_replication(settings: Settings) -> None:
     except psycopg.OperationalError as error:
         role = await _role_without_replication(settings)
         if role is not None:
-            raise MayNotReplicate(f"role {role} may not replicate: run ALTER ROLE {role} REPLICATION") from None
+            raise MayNotReplicate(
+                f"role {role} may not replicate: run ALTER ROLE {role} REPLICATION"
+            ) from None
         reason = (str(error).strip().splitlines() or [""])[-1].strip()
-        raise ServiceUnreachable(f"PostgreSQL at {redact(url)} refuses a replication connection: {reason}") from None
+        raise ServiceUnreachable(
+            f"PostgreSQL at {redact(url)} refuses a replication connection: {reason}"
+        ) from None
     await connection.close()
 
 
@@ -60,7 +64,9 @@ def _check_wal_level(connection: Connection) -> None:
 
 
 def _check_publication(connection: Connection, name: str) -> None:
-    publication = connection.exec_driver_sql(query("publication"), {"publication": name}).mappings().first()
+    publication = (
+        connection.exec_driver_sql(query("publication"), {"publication": name}).mappings().first()
+    )
     if publication is None:
         raise NotMigrated(f"publication {name} does not exist: run `streams migrate`")
     if publication["other_outbox"]:

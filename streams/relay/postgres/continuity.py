@@ -1,7 +1,7 @@
 """When a slot or a database cannot be gone on from: judged by what was saved.  Policy only.
 
-A relay saves a log position before it confirms it to the slot.  So the slot is never past what was saved, unless it is
-another slot, made since: then rows between the two were read by nobody.
+A relay saves a log position before it confirms it to the slot.  So the slot is never past what was
+saved, unless it is another slot, made since: then rows between the two were read by nobody.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def refuse_foreign_slot(snapshot: RelaySnapshot) -> None:
             f" {'this' if slot.here else 'another'} database): set relay.name to a name of its own"
         )
     if slot is None and not snapshot.led:
-        raise NotMigrated(f"replication slot {snapshot.relay} does not exist: run `streams migrate`")
+        raise NotMigrated(
+            f"replication slot {snapshot.relay} does not exist: run `streams migrate`"
+        )
 
 
 def _difference(snapshot: RelaySnapshot) -> str:

@@ -1,8 +1,9 @@
 """The floor: every outbox row with an id at or below it is published or was rolled back.  Policy only.
 
-Ids are drawn before rows commit, so the newest id proves nothing.  A sample is the newest id drawn and the transactions
-that may still write an id drawn before: those which hold the lock that an INSERT takes before it draws.  When they have
-ended, whatever they committed lies before the end of the WAL of that moment; once the relay is past it, so are they.
+Ids are drawn before rows commit, so the newest id proves nothing.  A sample is the newest id drawn
+and the transactions that may still write an id drawn before: those which hold the lock that an
+INSERT takes before it draws.  When they have ended, whatever they committed lies before the end of
+the WAL of that moment; once the relay is past it, so are they.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ class Floor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """`newest` was drawn, `writers` may still write it or an older id; `lsn` is set when the last of them has ended."""
+    """`newest` was drawn, `writers` may still write it or an older id.
+
+    `lsn` is set when the last of them has ended.
+    """
 
     newest: int
     writers: frozenset[str]

@@ -13,7 +13,10 @@ from streams.settings import Settings
 
 
 async def refuse_gone_back(settings: Settings, connection: psycopg.AsyncConnection[Any]) -> None:
-    """UsageError when the database behind this connection counted less than Kafka knows; ServiceUnreachable without Kafka."""
+    """UsageError when the database behind this connection counted less than Kafka knows.
+
+    ServiceUnreachable without Kafka.
+    """
     beats = await asyncio.to_thread(beat.read, settings)
     rows = await (await connection.execute(query("beats"))).fetchall()
     beat.refuse_gone_back(beats, rows, settings.relay.name)

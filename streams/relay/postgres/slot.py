@@ -39,7 +39,10 @@ async def make(connection: psycopg.AsyncConnection[Any], look: RelaySnapshot) ->
 
 
 async def let_fail_over(connection: psycopg.AsyncConnection[Any], look: RelaySnapshot) -> None:
-    """A slot that nobody reads goes along in a failover from now on; `connection` is one for replication."""
+    """A slot that nobody reads goes along in a failover from now on.
+
+    `connection` is one for replication.
+    """
     if look.slot is None or look.slot.failover is not False or look.slot.pid is not None:
         return
     alter = sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER true)").format(sql.Identifier(look.relay))
@@ -53,12 +56,21 @@ async def let_fail_over(connection: psycopg.AsyncConnection[Any], look: RelaySna
 
 
 async def drop(connection: psycopg.AsyncConnection[Any], name: str) -> None:
-    """The slot is gone, and with it what it held back; SlotBusy while it is read, UsageError when it may not be dropped."""
-    await _change(connection, query("drop_slot"), name, "drop", "SELECT pg_drop_replication_slot('{}')")
+    """The slot is gone, and with it what it held back.
+
+    SlotBusy while it is read, UsageError when it may not be dropped.
+    """
+    await _change(
+        connection, query("drop_slot"), name, "drop", "SELECT pg_drop_replication_slot('{}')"
+    )
 
 
 async def _change(
-    connection: psycopg.AsyncConnection[Any], statement: LiteralString, name: str, verb: str, by_hand: str
+    connection: psycopg.AsyncConnection[Any],
+    statement: LiteralString,
+    name: str,
+    verb: str,
+    by_hand: str,
 ) -> None:
     try:
         await connection.execute(statement, {"slot": name})

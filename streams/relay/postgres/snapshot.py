@@ -33,8 +33,9 @@ class Slot:
 @dataclass(frozen=True, slots=True)
 class RelaySnapshot:
     """The slot of this relay, and its saved position: every row up to `floor`, and every one committed before `lsn`, is
-    with the broker; the log was read with the publication as in `read_with`.  `led` when a relay of this name ever led;
-    `newest` is the newest id drawn."""
+    with the broker; the log was read with the publication as in `read_with`.  `led` when a relay of
+    this name ever led; `newest` is the newest id drawn.
+    """
 
     relay: str
     slot: Slot | None
@@ -51,9 +52,12 @@ class RelaySnapshot:
     publication: str | None
 
 
-async def read_snapshot(connection: psycopg.AsyncConnection[Any], relay: str, publication: str) -> RelaySnapshot:
+async def read_snapshot(
+    connection: psycopg.AsyncConnection[Any], relay: str, publication: str
+) -> RelaySnapshot:
     """Read it once."""
-    # The slot first: what is confirmed to it was saved before, so it never seems to be ahead of that.
+    # The slot first: what is confirmed to it was saved before, so it never seems to be ahead of
+    # that.
     slot = await (await connection.execute(query("slot"), {"slot": relay})).fetchone()
     names = {"relay": relay, "publication": publication}
     saved = await (await connection.execute(query("relay_saved"), names)).fetchone()
@@ -89,4 +93,12 @@ async def reader(connection: psycopg.AsyncConnection[Any], relay: str) -> str | 
 
 def _slot(row: tuple[Any, ...]) -> Slot:
     plugin, here, pid, wal_status, confirmed, held, _, failover = row
-    return Slot(plugin, bool(here), pid, wal_status, lsn_number(confirmed) if confirmed else None, held or 0, failover)
+    return Slot(
+        plugin,
+        bool(here),
+        pid,
+        wal_status,
+        lsn_number(confirmed) if confirmed else None,
+        held or 0,
+        failover,
+    )

@@ -34,7 +34,8 @@ class WalFloor:
         """One look at the writers; raises the floor when the sample is below what is confirmed."""
         sample = self._sample
         if sample is None:
-            # The id first: who drew it or an older one held the lock by then, and holds it still, or has ended.
+            # The id first: who drew it or an older one held the lock by then, and holds it still,
+            # or has ended.
             newest = await _value(connection, "sampled_id") or 0
             sample = Sample(newest, await _writers(connection))
             if not sample.writers:

@@ -16,7 +16,8 @@ from streams.settings import Settings
 logger = logging.getLogger("streams.relay")
 
 TRIES = 3
-# What passes by itself: connections, conflicts, resources, a server in another state, an operator, the system.
+# What passes by itself: connections, conflicts, resources, a server in another state, an operator,
+# the system.
 OUTAGES = ("08", "40", "53", "55", "57", "58")
 
 
@@ -28,10 +29,13 @@ class DeadRows:
         self._holding = {name for name, agent in registry.agents.items() if agent.on_dead == "hold"}
 
     async def mark_dead(self, row: Row, reason: str) -> None:
-        """Mark the row's message dead; returns when that is committed, however long the database is away.
+        """Mark the row's message dead.
 
-        What the database refuses for another reason than an outage is given up after TRIES: the rows behind it go on.  Its
-        message has neither a record nor a fate then, so that the audit finds it and the sweep sends it again.
+        Returns when that is committed, however long the database is away.
+
+        What the database refuses for another reason than an outage is given up after TRIES: the
+        rows behind it go on.  Its message has neither a record nor a fate then, so that the audit
+        finds it and the sweep sends it again.
         """
         attempt = refused = 0
         while True:
@@ -43,7 +47,9 @@ class DeadRows:
                 extra = {"outbox_id": row.id, "sqlstate": error.sqlstate, "attempt": attempt}
                 if refused >= TRIES:
                     said = extra | {"reason": reason}
-                    logger.error("dead message not written down, the sweep sends it again", extra=said)
+                    logger.error(
+                        "dead message not written down, the sweep sends it again", extra=said
+                    )
                     return
                 logger.warning("dead message not written yet", extra=extra)
                 await asyncio.sleep(delay(attempt, self._settings.relay.backoff_limit))
@@ -61,12 +67,23 @@ class DeadRows:
     async def _write(self, row: Row, reason: str) -> bool:
         """Whether that is what became of the message."""
         timeout = self._settings.database.connect_timeout
-        async with await connect(self._settings.database_url, connect_timeout=timeout) as connection:
-            which = {"outbox_id": row.root_id, "row_id": row.id, "hold": row.biz_type in self._holding}
-            rows = await connection.execute(query("bury_unpublishable"), which | {"reason": reason[:2000]})
+        async with await connect(
+            self._settings.database_url, connect_timeout=timeout
+        ) as connection:
+            which = {
+                "outbox_id": row.root_id,
+                "row_id": row.id,
+                "hold": row.biz_type in self._holding,
+            }
+            rows = await connection.execute(
+                query("bury_unpublishable"), which | {"reason": reason[:2000]}
+            )
             return rows.rowcount == 1
 
 
 def _is_outage(error: psycopg.Error) -> bool:
-    """Whether the database is away, busy or read-only; without an SQLSTATE the connection failed."""
+    """Whether the database is away, busy or read-only.
+
+    Without an SQLSTATE the connection failed.
+    """
     return error.sqlstate is None or error.sqlstate == "25006" or error.sqlstate.startswith(OUTAGES)

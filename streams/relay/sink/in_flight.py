@@ -24,7 +24,10 @@ class InFlight:
         self._queue: deque[Flight] = deque()
 
     def start(self, rows: int, size: int, position: int | None) -> Flight:
-        """Rows that are about to be produced; without rows the position waits for those before it."""
+        """Rows that are about to be produced.
+
+        Without rows the position waits for those before it.
+        """
         flight = Flight(self, rows, size, position)
         self._queue.append(flight)
         self.rows += rows

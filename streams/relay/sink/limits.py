@@ -12,19 +12,26 @@ from streams.relay.sink.new_topics import NewTopics
 from streams.relay.source.rows import Row
 from streams.settings import Settings
 
-# A topic that was just created takes a moment until every broker knows it; a missing one is not waited for again soon.
+# A topic that was just created takes a moment until every broker knows it; a missing one is not
+# waited for again soon.
 PATIENCE_SECONDS = 5.0
 FORGET_SECONDS = 30.0
 
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
-# Around a record: the batch's header, lengths, attributes; measured 61 + 21 at most, header names included below.
+# Around a record: the batch's header, lengths, attributes; measured 61 + 21 at most, header names
+# included below.
 _FRAME = 256
 
 
 class RecordLimits:
-    """What is known of the topics; `roomy` maps a topic to the payload size that fits without a closer look."""
+    """What is known of the topics.
 
-    def __init__(self, settings: Settings, refused: dict[int, str], new_topics: NewTopics | None = None) -> None:
+    `roomy` maps a topic to the payload size that fits without a closer look.
+    """
+
+    def __init__(
+        self, settings: Settings, refused: dict[int, str], new_topics: NewTopics | None = None
+    ) -> None:
         self.largest = max(kafka.record_limit(settings), 1_000_000)
         self.smallest = self.largest
         self.safe_payload: dict[str, int] = {}
@@ -36,7 +43,9 @@ class RecordLimits:
 
     async def learn(self, topics: Iterable[str], *, patience: float = 0.0) -> None:
         """Ask the broker about these topics; ServiceUnreachable when it does not answer."""
-        limits = await asyncio.to_thread(kafka.topic_limits, self._settings, list(topics), patience=patience)
+        limits = await asyncio.to_thread(
+            kafka.topic_limits, self._settings, list(topics), patience=patience
+        )
         for topic, limit in limits.items():
             self._limits[topic] = min(limit, self.largest)
             self.smallest = min(self.smallest, limit)
@@ -57,7 +66,12 @@ class RecordLimits:
             return f"topic {row.topic[:249]!r} is not a valid name: expected letters, digits, '.', '_' and '-'"
         if row.topic not in self._limits and not await self._exists(row.topic):
             return f"topic {row.topic!r} does not exist on the broker, and no biz_type is registered for it"
-        size = _FRAME + len(row.key) + len(row.value) + sum(len(value or b"") for _, value in row.headers)
+        size = (
+            _FRAME
+            + len(row.key)
+            + len(row.value)
+            + sum(len(value or b"") for _, value in row.headers)
+        )
         if size > self._limits[row.topic]:
             return f"the record has {size} bytes, topic {row.topic!r} takes at most {self._limits[row.topic]}"
         return None

@@ -1,8 +1,9 @@
 """Topics of biz_types that this relay does not know: made as the database says, or waited for.
 
-A newer version registers a biz_type, and business code enqueues it, while an older relay runs.  Its topic has to have the
-partitions that the newer version will look for, so that nobody guesses: `outbox_biz_types` holds them.  Where it does not, or
-Kafka refuses, the relay waits, and everything behind that row with it: commits are published in their order.
+A newer version registers a biz_type, and business code enqueues it, while an older relay runs.  Its
+topic has to have the partitions that the newer version will look for, so that nobody guesses:
+`outbox_biz_types` holds them.  Where it does not, or Kafka refuses, the relay waits, and everything
+behind that row with it: commits are published in their order.
 """
 
 from __future__ import annotations
@@ -36,16 +37,22 @@ class TopicShape(NamedTuple):
 
 
 class NewTopics:
-    """Makes topics of registered biz_types; `tell` takes why the relay waits, and None when it goes on."""
+    """Makes topics of registered biz_types.
 
-    def __init__(self, settings: Settings, tell: Callable[[str | None], None] = lambda reason: None) -> None:
+    `tell` takes why the relay waits, and None when it goes on.
+    """
+
+    def __init__(
+        self, settings: Settings, tell: Callable[[str | None], None] = lambda reason: None
+    ) -> None:
         self._settings = settings
         self._tell = tell
 
     async def made(self, topic: str) -> bool:
         """Whether this missing topic exists now; False when no biz_type is registered for it.
 
-        Waits as long as one is, and its topic cannot be made.  ServiceUnreachable or psycopg.Error in an outage.
+        Waits as long as one is, and its topic cannot be made.  ServiceUnreachable or psycopg.Error
+        in an outage.
         """
         attempt, said = 0, -SAY_SECONDS
         try:
@@ -75,8 +82,12 @@ class NewTopics:
     async def _registered(self, topic: str) -> TopicShape | None:
         timeout = self._settings.database.connect_timeout
         try:
-            async with await connect(self._settings.database_url, connect_timeout=timeout) as connection:
-                row = await (await connection.execute(query("topic_shape"), {"topic": topic})).fetchone()
+            async with await connect(
+                self._settings.database_url, connect_timeout=timeout
+            ) as connection:
+                row = await (
+                    await connection.execute(query("topic_shape"), {"topic": topic})
+                ).fetchone()
         except psycopg.errors.InsufficientPrivilege:
             raise UsageError(
                 f"topic {topic} does not exist, and this role may not see who registered it: run GRANT SELECT ON"
@@ -89,7 +100,11 @@ class NewTopics:
         # Somebody else may have been faster.
         if await asyncio.to_thread(kafka.topic_limits, self._settings, [topic]):
             return None
-        if shape.partitions is None or shape.replication_factor is None or shape.retention_hours is None:
+        if (
+            shape.partitions is None
+            or shape.replication_factor is None
+            or shape.retention_hours is None
+        ):
             return (
                 f"topic {topic} of biz_type {shape.biz_type} does not exist, and nobody has registered how many partitions"
                 " it has: start a worker that knows it, run `streams migrate` there, or make the topic"
@@ -102,5 +117,7 @@ class NewTopics:
         try:
             await asyncio.to_thread(kafka.make_topic, self._settings, topic, **wanted)
         except UsageError as error:
-            raise UsageError(f"{error}; make it, or run `streams biz-types retire {shape.biz_type}`") from None
+            raise UsageError(
+                f"{error}; make it, or run `streams biz-types retire {shape.biz_type}`"
+            ) from None
         return None

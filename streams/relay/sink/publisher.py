@@ -43,13 +43,18 @@ class DeliveryFailed(StreamsError):
 class Publisher:
     """One producer; `confirmed` is the position up to which all rows are with the broker.
 
-    `careful` sends one row at a time, so that a record the broker refuses is known by itself, until as many as may have
-    been in flight with it are through.
-    Raises DeliveryFailed when records were refused or lost: begin again, from the confirmed position, with a new one.
+    `careful` sends one row at a time, so that a record the broker refuses is known by itself, until
+    as many as may have been in flight with it are through. Raises DeliveryFailed when records were
+    refused or lost: begin again, from the confirmed position, with a new one.
     """
 
     def __init__(
-        self, settings: Settings, admission: RecordLimits, mark_dead: MarkDead, *, careful: bool = False
+        self,
+        settings: Settings,
+        admission: RecordLimits,
+        mark_dead: MarkDead,
+        *,
+        careful: bool = False,
     ) -> None:
         self._settings = settings
         self._admission = admission
@@ -63,9 +68,13 @@ class Publisher:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        # What is left was never confirmed; without this the producer's end would wait for a broker that is away.
+        # What is left was never confirmed; without this the producer's end would wait for a broker
+        # that is away.
         self._producer.purge()
         self._producer.poll(0)
 
@@ -89,16 +98,28 @@ class Publisher:
         await self._room()
         flight = self._flights.start(len(rows.rows), rows.size, rows.position)
         flight.trace = publication(rows.rows)
-        safe_payload, produce, acknowledged = self._admission.safe_payload, self._producer.produce, flight.acknowledged
+        safe_payload, produce, acknowledged = (
+            self._admission.safe_payload,
+            self._producer.produce,
+            flight.acknowledged,
+        )
         for row in rows.rows:
             topic, key, value, timestamp, headers = row
             if timestamp is None or self._careful or len(value) > safe_payload.get(topic, -1):
                 await self._publish_one(row, flight)
                 continue
             try:
-                produce(topic, value, key, on_delivery=acknowledged, timestamp=timestamp, headers=headers)
+                produce(
+                    topic,
+                    value,
+                    key,
+                    on_delivery=acknowledged,
+                    timestamp=timestamp,
+                    headers=headers,
+                )
             except (KafkaException, BufferError):
-                # Not handed over, perhaps for what only librdkafka counts: then this row is looked at.
+                # Not handed over, perhaps for what only librdkafka counts: then this row is looked
+                # at.
                 await self._publish_one(row, flight)
         self.poll()
 
@@ -168,7 +189,10 @@ class Publisher:
                 return
 
     async def _landing(self, row: Row) -> None:
-        """Until the broker has this row; a refusal is remembered, for the producer that comes after this one."""
+        """Until the broker has this row.
+
+        A refusal is remembered, for the producer that comes after this one.
+        """
         try:
             while len(self._producer):
                 self.poll()
@@ -205,6 +229,11 @@ class Publisher:
 
     def _on_error(self, error: KafkaError) -> None:
         # librdkafka says it with every try to connect.
-        if error.code() == KafkaError._ALL_BROKERS_DOWN and time.monotonic() - self._away >= AWAY_SECONDS:
+        if (
+            error.code() == KafkaError._ALL_BROKERS_DOWN
+            and time.monotonic() - self._away >= AWAY_SECONDS
+        ):
             self._away = time.monotonic()
-            logger.warning("broker away", extra={"in_flight": self._flights.rows, "error": error.str()})
+            logger.warning(
+                "broker away", extra={"in_flight": self._flights.rows, "error": error.str()}
+            )

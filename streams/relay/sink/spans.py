@@ -15,7 +15,10 @@ TRACEPARENT = 2  # its place among the headers
 
 
 class Publication:
-    """The open spans of rows that were read together; they end together, when all are with the broker."""
+    """The open spans of rows that were read together.
+
+    They end together, when all are with the broker.
+    """
 
     def __init__(self, spans: dict[int, Span]) -> None:
         self._spans = spans
@@ -56,5 +59,7 @@ def publication(rows: Sequence[Row]) -> Publication | None:
                 },
             )
             # Not a producer's by the conventions: the context that travels on is the caller's.
-            spans[row.id] = tracer.start_span(f"publish {row.topic}", parent, SpanKind.CLIENT, attributes)
+            spans[row.id] = tracer.start_span(
+                f"publish {row.topic}", parent, SpanKind.CLIENT, attributes
+            )
     return Publication(spans) if spans else None

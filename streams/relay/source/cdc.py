@@ -1,7 +1,8 @@
 """Committed outbox rows, in commit order, streamed from a replication slot by psycopg's `pgconn`.
 
-psycopg has no replication interface; START_REPLICATION, COPY BOTH and the feedback are libpq calls, which it exposes.
-Reading and feedback are separate: who reads slowly still answers the server, so it is never taken for dead.
+psycopg has no replication interface; START_REPLICATION, COPY BOTH and the feedback are libpq calls,
+which it exposes. Reading and feedback are separate: who reads slowly still answers the server, so
+it is never taken for dead.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from streams.relay.postgres.wal_floor import WalFloor
 from streams.relay.source.pgoutput import Decoder
 from streams.relay.source.rows import Rows
 
-# What is read at once: small enough to keep the event loop and the broker fed, large enough to cost nothing per row.
+# What is read at once: small enough to keep the event loop and the broker fed, large enough to cost
+# nothing per row.
 ROWS, SIZE = 500, 1_000_000
 FEEDBACK_SECONDS = 1.0
 CONFIRM_SECONDS = 0.1
@@ -69,7 +71,10 @@ class CdcSource:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         try:
             with contextlib.suppress(psycopg.Error, TimeoutError):
@@ -91,7 +96,10 @@ class CdcSource:
                 raise psycopg.OperationalError(self._why_ended())
 
     def confirm(self, position: int | None) -> None:
-        """Everything up to `position` is with the broker (None: nothing yet); the server hears of it soon."""
+        """Everything up to `position` is with the broker (None: nothing yet).
+
+        The server hears of it soon.
+        """
         if position is not None and position > self._confirmed:
             self._confirmed = position
         now = time.monotonic()
@@ -128,7 +136,9 @@ class CdcSource:
         """
         get, feed, decoder = self._pgconn.get_copy_data, self._decoder.feed, self._decoder
         asked = False
-        while (decoder.count < ROWS and decoder.size < SIZE) or decoder.ends_soon(2 * ROWS, 2 * SIZE):
+        while (decoder.count < ROWS and decoder.size < SIZE) or decoder.ends_soon(
+            2 * ROWS, 2 * SIZE
+        ):
             size, data = get(1)
             if size > 0:
                 asked, self._silent = False, 0
@@ -147,13 +157,17 @@ class CdcSource:
     def _keepalive(self, data: memoryview) -> None:
         _, end, _, asks = _keepalive.unpack_from(data)
         self._received = max(self._received, end)
-        # Rows before `end` were sent before this message, so the idle outbox holds back no other table's WAL.
+        # Rows before `end` were sent before this message, so the idle outbox holds back no other
+        # table's WAL.
         self._decoder.idle(end)
         if asks:
             self._send_status()
 
     async def _wait(self) -> None:
-        """Until the server sends something or a second has passed; a server that does not answer for long is gone."""
+        """Until the server sends something or a second has passed.
+
+        A server that does not answer for long is gone.
+        """
         if self._silent > SILENCE_SECONDS:
             raise psycopg.OperationalError("the server has gone silent")
         loop = asyncio.get_running_loop()
@@ -189,7 +203,10 @@ class CdcSource:
         self._told, self._told_position = time.monotonic(), confirmed
 
     async def _goodbye(self) -> None:
-        """The last confirmation and the end of COPY; when the server has answered, it has heard both."""
+        """The last confirmation and the end of COPY.
+
+        When the server has answered, it has heard both.
+        """
         if self._ended or self._pgconn.status != pq.ConnStatus.OK:
             return
         self._send_status()
@@ -204,7 +221,11 @@ class CdcSource:
 
     def _why_ended(self) -> str:
         result = self._pgconn.get_result()
-        return result.error_message.decode(errors="replace").strip() if result else "the server ended the stream"
+        return (
+            result.error_message.decode(errors="replace").strip()
+            if result
+            else "the server ended the stream"
+        )
 
 
 def _refused(result: Any) -> Exception:

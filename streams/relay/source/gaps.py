@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 
 
 class Gaps:
-    """Ranges of unread ids in ascending order, and the newest id read; memory goes with the ranges, not with the ids."""
+    """Ranges of unread ids in ascending order, and the newest id read.
+
+    Memory goes with the ranges, not with the ids.
+    """
 
     def __init__(self, floor: int) -> None:
         self.newest = floor

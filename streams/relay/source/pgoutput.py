@@ -1,7 +1,7 @@
 """pgoutput protocol version 1, text format, without I/O: messages in, rows and positions out.
 
-Only what a publication of INSERTs sends is read: Begin, Relation, Insert, Commit; everything else is passed over.
-https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html
+Only what a publication of INSERTs sends is read: Begin, Relation, Insert, Commit; everything else
+is passed over. https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Decoder:
         if kind == _INSERT:
             self._insert(message)
         elif kind == _COMMIT:
-            # Kind, flags, the commit's own LSN, then where it ends: confirming less would send it again.
+            # Kind, flags, the commit's own LSN, then where it ends: confirming less would send it
+            # again.
             self._position = _end_lsn(message, 10)[0]
             self.in_transaction = False
         elif kind == _BEGIN:
@@ -124,7 +125,12 @@ class Decoder:
 
     def _row(self, columns: list[Any]) -> Row:
         outbox_id, biz_type, topic, key, payload, traceparent, resend_of, created_at = columns
-        headers = [("id", outbox_id), ("biz_type", biz_type), ("traceparent", traceparent), ("resend_of", resend_of)]
+        headers = [
+            ("id", outbox_id),
+            ("biz_type", biz_type),
+            ("traceparent", traceparent),
+            ("resend_of", resend_of),
+        ]
         return Row(topic.decode(), key, payload, self._milliseconds(created_at), headers)
 
     def _relation(self, message: bytes) -> None:
@@ -141,7 +147,9 @@ class Decoder:
             return  # pgoutput describes a leaf partition too, though every row names the root
         if not set(COLUMNS) <= set(names):
             missing = ", ".join(sorted(set(COLUMNS) - set(names)))
-            raise UnknownRelation(f"the publication sends the outbox without {missing}: run `streams migrate`")
+            raise UnknownRelation(
+                f"the publication sends the outbox without {missing}: run `streams migrate`"
+            )
         oid = message[1:5]
         self._order[oid] = tuple(names.index(column) for column in COLUMNS)
         if tuple(names) == COLUMNS:

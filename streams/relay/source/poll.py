@@ -1,10 +1,11 @@
 """Committed outbox rows read by polling: no logical replication, no role, no status in the row.
 
-A pass reads what is visible beyond the newest id read, then what has become visible in the gaps left behind, and sends the
-gaps first.  Who writes a conversation after an earlier message of it was committed draws a higher id and is never visible
-without it; the gaps are read later, so they hold whatever a newer row may have to wait for.  The floor rises towards a sampled
-id once all who could still write an id up to it had ended before a pass, as far as that pass has come and is with the broker:
-also in the middle of a backlog, which a restart must not begin again.
+A pass reads what is visible beyond the newest id read, then what has become visible in the gaps
+left behind, and sends the gaps first.  Who writes a conversation after an earlier message of it was
+committed draws a higher id and is never visible without it; the gaps are read later, so they hold
+whatever a newer row may have to wait for.  The floor rises towards a sampled id once all who could
+still write an id up to it had ended before a pass, as far as that pass has come and is with the
+broker: also in the middle of a backlog, which a restart must not begin again.
 """
 
 from __future__ import annotations
@@ -39,10 +40,13 @@ UNSAVED_SECONDS = 0.05  # between two looks while upkeep has not saved anything 
 
 
 class PollSource:
-    """Passes over the outbox: iterate for Rows, `confirm` what is with the broker; its `floor` is what that proves.
+    """Passes over the outbox: iterate for Rows, `confirm` what is with the broker.
 
-    A position is the number of a batch.  psycopg.Error when the connection is lost.  What is confirmed is saved when
-    this is left, after a last look, so that an orderly end sends nothing twice.
+    Its `floor` is what that proves.
+
+    A position is the number of a batch.  psycopg.Error when the connection is lost.  What is
+    confirmed is saved when this is left, after a last look, so that an orderly end sends nothing
+    twice.
     """
 
     def __init__(
@@ -73,7 +77,8 @@ class PollSource:
             self._url,
             application_name="outbox-streams relay",
             connect_timeout=self._timeout,
-            # `local`: what it commits itself is flushed, whatever others do; a standby is not waited for.
+            # `local`: what it commits itself is flushed, whatever others do; a standby is not
+            # waited for.
             session={"synchronous_commit": "local"},
         )
         if self._notify:
@@ -83,7 +88,10 @@ class PollSource:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         try:
             with contextlib.suppress(psycopg.Error, TimeoutError):
@@ -165,13 +173,18 @@ class PollSource:
 
     async def _end(self) -> None:
         """What is known is saved."""
-        await self._connection.execute(query("raise_floor"), {"relay": self._name, "floor": self._floor})
+        await self._connection.execute(
+            query("raise_floor"), {"relay": self._name, "floor": self._floor}
+        )
 
     async def _listen(self) -> None:
         await self._connection.execute(query("listen"))
         if not await self._value("has_notify_trigger"):
             reason = "the outbox has no trigger that notifies: run `streams migrate`"
-            logger.warning("LISTEN trigger missing, polling only", extra={"relay": self._name, "reason": reason})
+            logger.warning(
+                "LISTEN trigger missing, polling only",
+                extra={"relay": self._name, "reason": reason},
+            )
 
     async def _pause(self) -> None:
         """Until the next look is due, or until PostgreSQL says that somebody has committed rows."""
@@ -191,7 +204,8 @@ class PollSource:
     async def _settled(self) -> int | None:
         """The id up to which nobody could still write when this was called, if that is known of a new one."""
         if self._sample is None:
-            # The id first: who drew it or an older one held the lock by then, and holds it still, or has ended.
+            # The id first: who drew it or an older one held the lock by then, and holds it still,
+            # or has ended.
             newest = await self._value("sampled_id")
             if newest <= self._floor:
                 return None
@@ -215,12 +229,19 @@ class PollSource:
         return rows, whole
 
     async def _select(self, name: str, **parameters: Any) -> tuple[list[Row], bool]:
-        """What one statement sees, up to the size of a pass, and whether that is all; it ends before anything is sent."""
+        """What one statement sees, up to the size of a pass, and whether that is all.
+
+        It ends before anything is sent.
+        """
         rows: list[Row] = []
         size, most = 0, self._most
         # The numbers, which are ours, are quoted on this side.
-        statement = psycopg.AsyncClientCursor(self._connection).mogrify(query(name), parameters | {"most": most})
-        async with contextlib.aclosing(portions(self._connection, statement, self._portion)) as results:
+        statement = psycopg.AsyncClientCursor(self._connection).mogrify(
+            query(name), parameters | {"most": most}
+        )
+        async with contextlib.aclosing(
+            portions(self._connection, statement, self._portion)
+        ) as results:
             async for result in results:
                 portion = self._rows(result)
                 rows += portion
@@ -243,7 +264,9 @@ class PollSource:
             ]
             topic = (value(line, 0) or b"").decode()
             timestamp = milliseconds(value(line, 3) or b"")
-            rows.append(new_row((topic, value(line, 1) or b"", value(line, 2) or b"", timestamp, headers)))
+            rows.append(
+                new_row((topic, value(line, 1) or b"", value(line, 2) or b"", timestamp, headers))
+            )
         return rows
 
     async def _writers(self) -> frozenset[str]:

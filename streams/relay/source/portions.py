@@ -16,7 +16,9 @@ from psycopg import capabilities, generators, pq
 async def portions(
     connection: psycopg.AsyncConnection[Any], statement: str, portion: int
 ) -> AsyncGenerator[pq.abc.PGresult]:
-    """What one statement sees, at most `portion` rows in each result; who leaves early has it cancelled.
+    """What one statement sees, at most `portion` rows in each result.
+
+    Who leaves early has it cancelled.
 
     psycopg.Error when it fails.
     """

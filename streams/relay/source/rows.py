@@ -7,7 +7,8 @@ from datetime import datetime
 from functools import partial
 from typing import NamedTuple, cast
 
-# An outbox id as the text PostgreSQL sent, kept as bytes: it goes into a header and is read by nobody on the way.
+# An outbox id as the text PostgreSQL sent, kept as bytes: it goes into a header and is read by
+# nobody on the way.
 Header = tuple[str, str | bytes | None]
 
 _EPOCH = datetime(1970, 1, 1)
@@ -16,8 +17,9 @@ _EPOCH = datetime(1970, 1, 1)
 class Row(NamedTuple):
     """One outbox row as a record: exactly what Debezium's Outbox Event Router emits for it.
 
-    `timestamp` is created_at in milliseconds since 1970, UTC; None when no record can carry it (infinity, before 1970).
-    `headers` are id, biz_type, traceparent, resend_of, in this order, null columns as headers with null.
+    `timestamp` is created_at in milliseconds since 1970, UTC; None when no record can carry it
+    (infinity, before 1970). `headers` are id, biz_type, traceparent, resend_of, in this order, null
+    columns as headers with null.
     """
 
     topic: str
@@ -43,13 +45,17 @@ class Row(NamedTuple):
 
 
 # A NamedTuple's own constructor is a function in Python.
-new_row = cast("Callable[[tuple[str, bytes, bytes, int | None, list[Header]]], Row]", partial(tuple.__new__, Row))
+new_row = cast(
+    "Callable[[tuple[str, bytes, bytes, int | None, list[Header]]], Row]",
+    partial(tuple.__new__, Row),
+)
 
 
 class Rows(NamedTuple):
     """Rows in commit order; once they and all before them are with the broker, everything up to `position` is.
 
-    `position` is None in the middle of a transaction; `rows` may be empty when only the position moved.
+    `position` is None in the middle of a transaction; `rows` may be empty when only the position
+    moved.
     """
 
     rows: list[Row]
@@ -58,9 +64,12 @@ class Rows(NamedTuple):
 
 
 class Milliseconds:
-    """`2026-01-31 12:00:00.123` as milliseconds since 1970; None for what a Kafka record cannot carry.
+    """`2026-01-31 12:00:00.123` as milliseconds since 1970.
 
-    Rows come nearly in the order of time, so the last text's and the last second's values are kept and mostly right.
+    None for what a Kafka record cannot carry.
+
+    Rows come nearly in the order of time, so the last text's and the last second's values are kept
+    and mostly right.
     """
 
     __slots__ = ("_found", "_second", "_start", "_text")
@@ -90,6 +99,10 @@ def _start_of_second(text: bytes) -> int | None:
 def _add(start: int | None, rest: bytes) -> int | None:
     """The second and its fraction, from which PostgreSQL drops trailing zeros: `.5` is 500 ms."""
     # Other text after the second is a year before Christ; librdkafka takes 0 for "now".
-    if start is None or start <= 0 or not (rest == b"" or (rest[:1] == b"." and rest[1:].isdigit())):
+    if (
+        start is None
+        or start <= 0
+        or not (rest == b"" or (rest[:1] == b"." and rest[1:].isdigit()))
+    ):
         return None
     return start + int(rest[1:4].ljust(3, b"0"))

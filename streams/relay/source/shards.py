@@ -15,10 +15,12 @@ from streams.relay.source.rows import Row
 
 
 class ShardSource(PollSource):
-    """A PollSource of the shards `mine` out of `shards`; a pass goes through all ids and takes the rows of these.
+    """A PollSource of the shards `mine` out of `shards`.
 
-    Its gaps are ids that are not visible to anybody.  They are looked for first, rows after them: a row that becomes
-    visible in between is read and no gap, or a gap and read in the next pass.
+    A pass goes through all ids and takes the rows of these.
+
+    Its gaps are ids that are not visible to anybody.  They are looked for first, rows after them: a
+    row that becomes visible in between is read and no gap, or a gap and read in the next pass.
     """
 
     def __init__(self, url: str, *, shards: int, mine: Sequence[int], **options: Any) -> None:
@@ -39,7 +41,9 @@ class ShardSource(PollSource):
 
     async def _begin(self) -> int:
         parameters = {"name": self._name, "mine": self._mine}
-        for shard, floor in await (await self._connection.execute(query("shard_floors"), parameters)).fetchall():
+        for shard, floor in await (
+            await self._connection.execute(query("shard_floors"), parameters)
+        ).fetchall():
             self._after[shard] = floor
         return min(floor for floor in self._after if floor is not None)
 
@@ -49,7 +53,12 @@ class ShardSource(PollSource):
 
     async def _save(self, connection: psycopg.AsyncConnection[Any]) -> int:
         who = {"leader": f"{socket.gethostname()}:{os.getpid()}", "pid": os.getpid()}
-        these = {"name": self._name, "shards": self._shards, "mine": self._mine, "floor": self._floor}
+        these = {
+            "name": self._name,
+            "shards": self._shards,
+            "mine": self._mine,
+            "floor": self._floor,
+        }
         row = await (await connection.execute(query("save_shards"), {**these, **who})).fetchone()
         return int(row[0]) if row else 0
 
@@ -60,14 +69,18 @@ class ShardSource(PollSource):
         newer: list[Row] = []
         whole = True
         if count:
-            newer, whole = await self._select("shard_newer", newest=self._gaps.newest, last=last, **where)
+            newer, whole = await self._select(
+                "shard_newer", newest=self._gaps.newest, last=last, **where
+            )
             last = last if whole else newer[-1].id
         older: list[Row] = []
         lows, highs = map(list, self._gaps.ranges)
         if lows:
             older, all_older = await self._select("shard_gaps", lows=lows, highs=highs, **where)
             self._gaps.read([row.id for row in older])
-            self._gaps.read(await self._others({"lows": lows, "highs": highs, "most": most, **where}))
+            self._gaps.read(
+                await self._others({"lows": lows, "highs": highs, "most": most, **where})
+            )
             if not all_older:
                 # A newer row may have to wait for one that is still unread.
                 return older, False

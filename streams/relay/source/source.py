@@ -11,11 +11,17 @@ from streams.relay.source.rows import Rows
 
 
 class Source(Protocol):
-    """Committed rows in the order in which they are sent; entered before, and left after the last confirmation."""
+    """Committed rows in the order in which they are sent.
+
+    Entered before, and left after the last confirmation.
+    """
 
     async def __aenter__(self) -> Self: ...
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None: ...
 
     def __aiter__(self) -> AsyncIterator[Rows]:
@@ -25,7 +31,10 @@ class Source(Protocol):
         """Take in that everything up to this position is with the broker; None: nothing yet."""
 
     def floor(self, confirmed: Callable[[], int | None]) -> Floor:
-        """How the floor is known while rows come from here; `confirmed` says up to where they are with the broker."""
+        """How the floor is known while rows come from here.
+
+        `confirmed` says up to where they are with the broker.
+        """
 
     def provable(self, confirmed: int | None, saved: int | None) -> int | None:
         """What may be confirmed, of the position that is with the broker and the one that is saved."""

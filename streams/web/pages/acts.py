@@ -32,7 +32,10 @@ class ActsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Acts:
-    """One page of acts, the newest first; `before` is where the next one begins, None on the last."""
+    """One page of acts, the newest first.
+
+    `before` is where the next one begins, None on the last.
+    """
 
     acts: list[Act]
     before: int | None
@@ -40,7 +43,9 @@ class Acts:
 
 def read(source: Source, query: ActsQuery) -> Acts:
     """The acts that fit."""
-    found = acts.acts(source.connection, before=query.before, who=query.who, act=query.act, limit=query.limit + 1)
+    found = acts.acts(
+        source.connection, before=query.before, who=query.who, act=query.act, limit=query.limit + 1
+    )
     shown = found[: query.limit]
     return Acts(shown, shown[-1].id if len(found) > query.limit else None)
 
@@ -49,13 +54,17 @@ async def export(call: Call) -> Response:
     """The same as CSV, the newest 10,000 that fit."""
     query = call.parameters(ActsQuery)
     found = await call.site.pool.run(
-        lambda connection: acts.acts(connection, before=query.before, who=query.who, act=query.act, limit=EXPORTED)
+        lambda connection: acts.acts(
+            connection, before=query.before, who=query.who, act=query.act, limit=EXPORTED
+        )
     )
     lines = io.StringIO()
     writer = csv.writer(lines)
     writer.writerow(COLUMNS)
     writer.writerows([cell(getattr(act, name)) for name in COLUMNS] for act in found)
-    return messages.text(lines.getvalue(), kind="text/csv", content_disposition='attachment; filename="acts.csv"')
+    return messages.text(
+        lines.getvalue(), kind="text/csv", content_disposition='attachment; filename="acts.csv"'
+    )
 
 
 def cell(value: object) -> str:

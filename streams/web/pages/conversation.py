@@ -24,7 +24,9 @@ class ConversationQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 def read(source: Source, query: ConversationQuery) -> Axis:
     """What is open or dead at once, the rest by looking back 200 ms."""
     with source.connection.begin():
-        return axis.axis(source.connection, query.topic, query.key, source=query.source, before=query.before)
+        return axis.axis(
+            source.connection, query.topic, query.key, source=query.source, before=query.before
+        )
 
 
 def command(query: ConversationQuery) -> tuple[str, ...]:

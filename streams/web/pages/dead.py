@@ -32,14 +32,25 @@ class DeadQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def narrow(self) -> bool:
         """Whether it leaves any out."""
         return (
-            bool(self.biz_type or self.error_code or self.cause or self.source or self.topic or self.key or self.since)
+            bool(
+                self.biz_type
+                or self.error_code
+                or self.cause
+                or self.source
+                or self.topic
+                or self.key
+                or self.since
+            )
             or self.held
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """All causes, the one that somebody died of last first; and of the messages that fit, those that died last."""
+    """All causes, the one that somebody died of last first.
+
+    And of the messages that fit, those that died last.
+    """
 
     causes: tuple[Cause, ...]
     page: DeadPage

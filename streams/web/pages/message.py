@@ -52,11 +52,15 @@ def read(source: Source, query: MessageQuery) -> Message:
     try:
         name = read_name(query.message)
     except ValueError:
-        raise Refusal(400, f"'message' is {query.message!r:.40}: expected an id of at most 2^63 - 1") from None
+        raise Refusal(
+            400, f"'message' is {query.message!r:.40}: expected an id of at most 2^63 - 1"
+        ) from None
     with source.connection.begin():
         stories = history.messages(source.connection, [name])
         if not stories and isinstance(name, int) and history.direct(source.connection, name):
-            raise Refusal(404, f"message {name} was written by its caller, while outbox.enabled was false")
+            raise Refusal(
+                404, f"message {name} was written by its caller, while outbox.enabled was false"
+            )
     if not stories:
         raise Refusal(404, f"there is no message {name}")
     story = stories[0]

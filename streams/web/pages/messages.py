@@ -52,7 +52,9 @@ def read(source: Source, query: MessagesQuery) -> Messages:
         shown = rows[: query.limit]
         ids = [row[0] for row in shown]
         bounds = {"ids": ids, "first": min(ids, default=0), "last": max(ids, default=0)}
-        states = {row[0]: row[1:] for row in source.connection.exec_driver_sql(named("states_of"), bounds)}
+        states = {
+            row[0]: row[1:] for row in source.connection.exec_driver_sql(named("states_of"), bounds)
+        }
     lines = tuple(_line(row, states.get(row[0])) for row in shown)
     return Messages(lines, ids[-1] if len(rows) > query.limit else None)
 

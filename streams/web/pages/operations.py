@@ -41,7 +41,10 @@ class Operations:
 
 @dataclass(frozen=True, slots=True)
 class OneOperation:
-    """One operation; its messages once it was submitted; `after` is where the list goes on, None at its end."""
+    """One operation; its messages once it was submitted.
+
+    `after` is where the list goes on, None at its end.
+    """
 
     operation: Operation
     items: list[Item]
@@ -61,7 +64,9 @@ def read_one(source: Source, query: OperationQuery) -> OneOperation:
         operation = operations.operation(source.connection, query.operation)
     except operations.NoSuchOperation as error:
         raise Refusal(404, str(error)) from None
-    found = operations.items(source.connection, operation.id, after=query.after, limit=query.limit + 1)
+    found = operations.items(
+        source.connection, operation.id, after=query.after, limit=query.limit + 1
+    )
     shown = found[: query.limit]
     return OneOperation(operation, shown, shown[-1].position if len(found) > query.limit else None)
 

@@ -10,7 +10,9 @@ from streams.message_id import MAX_ID
 
 Before = Annotated[int, msgspec.Meta(ge=1, le=MAX_ID, description="where the page before ended")]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=200, description="how many")]
-Fingerprint = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8}$", description="8 hex digits, the name of a cause")]
+Fingerprint = Annotated[
+    str, msgspec.Meta(pattern="^[0-9a-f]{8}$", description="8 hex digits, the name of a cause")
+]
 Topic = Annotated[str, msgspec.Meta(min_length=1, max_length=249)]
 Name = Annotated[
     str,

@@ -12,11 +12,16 @@ from streams.database.engine import KEEPALIVES, SERVER_KEEPALIVES
 from streams.errors import UsageError
 from streams.settings import Settings
 
-GRACE = 5.0  # what the server's own statement timeout gets before ours: it leaves the connection usable
+GRACE = (
+    5.0  # what the server's own statement timeout gets before ours: it leaves the connection usable
+)
 
 
 class TransactionFailed(Exception):
-    """One attempt did not commit, or nobody knows; `lost` if it cost the connection, `at_commit` if all else went well."""
+    """One attempt did not commit, or nobody knows.
+
+    `lost` if it cost the connection, `at_commit` if all else went well.
+    """
 
     def __init__(self, error: Exception, lost: bool, *, at_commit: bool = False) -> None:
         super().__init__(type(error).__name__)
@@ -30,7 +35,8 @@ class NotCommitted(Exception):
 def worker_engine(settings: Settings) -> AsyncEngine:
     """A pool of as many connections as a worker uses, with its limits of time."""
     worker = settings.worker
-    # idle_in_transaction_session_timeout frees a partition's lock from an owner that stopped in the middle.
+    # idle_in_transaction_session_timeout frees a partition's lock from an owner that stopped in the
+    # middle.
     timeouts = {
         "lock_timeout": worker.lock_timeout,
         "statement_timeout": worker.handler_timeout,
@@ -41,7 +47,8 @@ def worker_engine(settings: Settings) -> AsyncEngine:
         # One more for each way of asking beside the transactions: heartbeat, heads.
         pool_size=worker.transactions + 2,
         max_overflow=0,
-        session={name: str(round(seconds * 1000)) for name, seconds in timeouts.items()} | SERVER_KEEPALIVES,
+        session={name: str(round(seconds * 1000)) for name, seconds in timeouts.items()}
+        | SERVER_KEEPALIVES,
         connect_args={
             **KEEPALIVES,
             "connect_timeout": settings.database.connect_timeout,
@@ -51,7 +58,10 @@ def worker_engine(settings: Settings) -> AsyncEngine:
 
 
 async def driver_of(connection: AsyncConnection) -> psycopg.AsyncConnection[Any]:
-    """The psycopg connection that SQLAlchemy's stands on; UsageError when it stands on another driver's."""
+    """The psycopg connection that SQLAlchemy's stands on.
+
+    UsageError when it stands on another driver's.
+    """
     driver = (await connection.get_raw_connection()).driver_connection
     if not isinstance(driver, psycopg.AsyncConnection):
         raise UsageError(

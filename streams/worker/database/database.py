@@ -39,10 +39,15 @@ class Database:
         return time.time() + self._ahead
 
     async def reachable(self) -> bool:
-        """Whether the database answers soon; `newest_act` tells whether operators did something since the last time."""
+        """Whether the database answers soon.
+
+        `newest_act` tells whether operators did something since the last time.
+        """
         try:
             async with asyncio.timeout(2 * REACH), self._asking(REACH) as driver:
-                cursor = await driver.execute("SELECT extract(epoch FROM clock_timestamp())::double precision")
+                cursor = await driver.execute(
+                    "SELECT extract(epoch FROM clock_timestamp())::double precision"
+                )
                 [(clock,)] = await cursor.fetchall()
                 self._ahead = clock - time.time()
                 if self._may_see_acts:
@@ -51,16 +56,25 @@ class Database:
             return False
         return True
 
-    async def read(self, statement: LiteralString, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+    async def read(
+        self, statement: LiteralString, parameters: dict[str, Any]
+    ) -> list[tuple[Any, ...]]:
         """Commit one small statement by itself; its rows, if it has any."""
         async with self._asking(self.patience) as driver, driver.cursor() as cursor:
             await cursor.execute(statement, parameters)
             return await cursor.fetchall() if cursor.description else []
 
     async def tell(self, asked: Sequence[Asked]) -> list[list[tuple[Any, ...]]]:
-        """Commit some small statements together, soon or not at all; the rows of each, if it has any."""
+        """Commit some small statements together, soon or not at all.
+
+        The rows of each, if it has any.
+        """
         answers: list[list[tuple[Any, ...]]] = []
-        async with asyncio.timeout(2 * REACH), self._asking(REACH) as driver, driver.cursor() as cursor:
+        async with (
+            asyncio.timeout(2 * REACH),
+            self._asking(REACH) as driver,
+            driver.cursor() as cursor,
+        ):
             for statement, parameters in asked:
                 await cursor.execute(statement, parameters)
                 answers.append(await cursor.fetchall() if cursor.description else [])

@@ -1,6 +1,7 @@
 """A server that is silent for longer than it allows itself is gone, however alive it looks.
 
-Firewalls, proxies and load balancers swallow bytes without a word, and some acknowledge them: keepalives prove nothing then.
+Firewalls, proxies and load balancers swallow bytes without a word, and some acknowledge them:
+keepalives prove nothing then.
 """
 
 from __future__ import annotations
@@ -30,11 +31,17 @@ def response_deadline(driver: psycopg.AsyncConnection[Any], seconds: float) -> I
 
 def hang_up(driver: psycopg.AsyncConnection[Any]) -> None:
     """Shut the connection's line: whoever waits for the server learns that there is none."""
-    # The loop watches this socket for psycopg: shut down it tells so, closed it would say nothing more.
-    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(driver.fileno())) as line:
+    # The loop watches this socket for psycopg: shut down it tells so, closed it would say nothing
+    # more.
+    with (
+        contextlib.suppress(OSError, psycopg.Error),
+        socket.socket(fileno=os.dup(driver.fileno())) as line,
+    ):
         line.shutdown(socket.SHUT_RDWR)
 
 
 def _hang_up(driver: psycopg.AsyncConnection[Any], seconds: float) -> None:
     hang_up(driver)
-    logger.warning("a connection to the database is silent and is given up", extra={"seconds": seconds})
+    logger.warning(
+        "a connection to the database is silent and is given up", extra={"seconds": seconds}
+    )

@@ -1,8 +1,9 @@
 """Faust's consumer, delivering runs: it asks its progress what to do with what is fetched.
 
-Stock Faust creates four tasks a message and decides by offsets what may be committed.  Here one message is a Run, and the
-ledger of its partition decides.  Records that were fetched across a positioning of the consumer are never delivered, and a
-hole between two fetches is read again before it is believed.  What this leans on inside Faust is listed and checked in
+Stock Faust creates four tasks a message and decides by offsets what may be committed.  Here one
+message is a Run, and the ledger of its partition decides.  Records that were fetched across a
+positioning of the consumer are never delivered, and a hole between two fetches is read again before
+it is believed.  What this leans on inside Faust is listed and checked in
 tests/contract/test_faust_contract.py.
 """
 
@@ -40,7 +41,8 @@ GOODBYE = 2.0  # seconds that the last commit may take
 class RunConsumer(driver.Consumer):
     """Faust's consumer, handing out runs for the topics in `run_topics` and single records for every other.
 
-    `topic_ids` are Kafka's ids of its topics, `suspects` who has to know what becomes of its partitions.
+    `topic_ids` are Kafka's ids of its topics, `suspects` who has to know what becomes of its
+    partitions.
     """
 
     run_topics: frozenset[str] = frozenset()
@@ -54,9 +56,13 @@ class RunConsumer(driver.Consumer):
         self.progress = Progress()
         self._pace = Pace()
         self._fetch: asyncio.Future[Any] | None = None  # under way, or abandoned
-        self._changelogs: dict[TP, int] = {}  # up to where each was delivered since Faust positioned it
+        self._changelogs: dict[
+            TP, int
+        ] = {}  # up to where each was delivered since Faust positioned it
         self._sought: dict[TP, int] = {}
-        self._dirty = False  # something fetched was not delivered: position anew before the next fetch
+        self._dirty = (
+            False  # something fetched was not delivered: position anew before the next fetch
+        )
         self._room = asyncio.Event()
         self._unread = Unread()
         self._next_look = 0.0
@@ -81,7 +87,9 @@ class RunConsumer(driver.Consumer):
 
     async def perform_seek(self) -> None:
         """Position every partition at its committed offset."""
-        self._dirty = False  # before, not after: what is dropped while this waits may be from after the seek
+        self._dirty = (
+            False  # before, not after: what is dropped while this waits may be from after the seek
+        )
         self.progress.forget(self.assignment())
         await super().perform_seek()
         tps = [tp for tp in self.assignment() if tp.topic in self.run_topics]
@@ -90,7 +98,8 @@ class RunConsumer(driver.Consumer):
         known = {tp: self._sought[tp] for tp in tps if (self._sought.get(tp) or -1) >= 0}
         unknown = [tp for tp in tps if tp not in known]
         for tp, offset in (await self.earliest_offsets(*unknown) if unknown else {}).items():
-            # aiokafka leaves a partition without a committed offset where it was read to: that is no rewind.
+            # aiokafka leaves a partition without a committed offset where it was read to: that is
+            # no rewind.
             known[ensure_TP(tp)] = offset
             await self._seek(tp, offset)
         for tp, offset in known.items():
@@ -115,7 +124,11 @@ class RunConsumer(driver.Consumer):
 
     def resume_flow(self) -> None:
         """Fetch on.  Faust empties its agents' queues before that: what was delivered into them already comes again."""
-        self._dirty |= any(not run.taken for partition in self.progress.values() for run in partition.ledger.in_flight)
+        self._dirty |= any(
+            not run.taken
+            for partition in self.progress.values()
+            for run in partition.ledger.in_flight
+        )
         super().resume_flow()
 
     def on_buffer_drop(self, tp: TP) -> None:
@@ -125,7 +138,8 @@ class RunConsumer(driver.Consumer):
 
     # Fetching and delivering.
 
-    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:  # noqa: ASYNC109 - Faust's own signature
+    # Faust's own signature
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:  # noqa: ASYNC109
         """Fetch once and yield what came: (partition, message), a message's value being a Run for run topics."""
         if await self._end_abandoned_fetch():
             self._dirty = True
@@ -141,11 +155,14 @@ class RunConsumer(driver.Consumer):
         records, active = await self._wait_next_records(
             self._pace.fetch_wait(held_back=bool(self._buffered_partitions))
         )
-        self._pace.fetched(0 if self.should_stop else sum(map(len, records.values())) if records else 0)
+        self._pace.fetched(
+            0 if self.should_stop else sum(map(len, records.values())) if records else 0
+        )
         if not records or self.should_stop:
             return
         if epoch != self.progress.epoch or not self.flow_active:
-            # Fetched across a seek: these may be from before it, or from after it, and nothing tells which.
+            # Fetched across a seek: these may be from before it, or from after it, and nothing
+            # tells which.
             self._dirty = True
             return
         whole = False
@@ -213,7 +230,10 @@ class RunConsumer(driver.Consumer):
         return not any(partition.ledger.in_flight for partition in self.progress.values())
 
     async def _wait_for_room(self, seconds: float) -> None:
-        """Faust sleeps a whole second when every partition is held back; this wakes up with the first that is not."""
+        """Faust sleeps a whole second when every partition is held back.
+
+        This wakes up with the first that is not.
+        """
         if self.flow_active and self._buffered_partitions and not self._get_active_partitions():
             self._room.clear()
             try:
@@ -224,16 +244,20 @@ class RunConsumer(driver.Consumer):
     def _set_broker_wait(self, seconds: float) -> None:
         """How long the broker may keep a request for partitions that have nothing.
 
-        aiokafka has one request a broker under way.  While some partitions have records that nobody took yet, it asks for the
-        others only; if those are empty, everything waits for that answer: 1.5 seconds, if Faust had its way.
+        aiokafka has one request a broker under way.  While some partitions have records that nobody
+        took yet, it asks for the others only; if those are empty, everything waits for that answer:
+        1.5 seconds, if Faust had its way.
         """
         if (consumer := self._thread._consumer) is not None:
             consumer._fetcher._fetch_max_wait_ms = round(1000 * seconds)
 
-    # What is fetched again: a fetch that was given up, one that broke off, a log that goes on behind what came.
+    # What is fetched again: a fetch that was given up, one that broke off, a log that goes on
+    # behind what came.
 
-    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:  # noqa: ASYNC109 - Faust's own signature
-        # A rebalance cancels who waits for a fetch; the fetch goes on in the consumer's thread, and takes what comes.
+    # Faust's own signature
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:  # noqa: ASYNC109
+        # A rebalance cancels who waits for a fetch; the fetch goes on in the consumer's thread, and
+        # takes what comes.
         self._fetch = asyncio.ensure_future(super()._getmany(active_partitions, timeout))
         try:
             fetched = await asyncio.shield(self._fetch)
@@ -252,12 +276,20 @@ class RunConsumer(driver.Consumer):
         return not ended.cancelled() and (ended.exception() is not None or bool(ended.result()))
 
     async def _read_on(self) -> dict[TP, Any] | None:
-        """What a fetch would have brought of a partition that aiokafka cannot go on decoding; None when there is none."""
+        """What a fetch would have brought of a partition that aiokafka cannot go on decoding.
+
+        None when there is none.
+        """
         try:
-            read: dict[TP, Any] = await self._thread.call_thread(undecodable.read_on, self._thread._consumer)
+            read: dict[TP, Any] = await self._thread.call_thread(
+                undecodable.read_on, self._thread._consumer
+            )
         except KafkaError as error:
-            # A broker that went away or leads no more: the next fetch breaks off here again, and is read on then.
-            logger.warning("a partition cannot be read on now", extra={"error": type(error).__name__})
+            # A broker that went away or leads no more: the next fetch breaks off here again, and is
+            # read on then.
+            logger.warning(
+                "a partition cannot be read on now", extra={"error": type(error).__name__}
+            )
             await asyncio.sleep(AGAIN)
             read = {}
         else:
@@ -297,7 +329,9 @@ class RunConsumer(driver.Consumer):
         self._next_look = now + 1
         epoch = self.progress.epoch
         for tp in self._get_active_partitions():
-            if epoch != self.progress.epoch:  # a rebalance while one was positioned: what was delivered is nobody's now
+            if (
+                epoch != self.progress.epoch
+            ):  # a rebalance while one was positioned: what was delivered is nobody's now
                 return
             partition, position = self.progress[tp], self.position_of(tp) or 0
             if (delivered := partition.expected) is None:
@@ -338,8 +372,11 @@ class RunConsumer(driver.Consumer):
         wanted: bool = super()._should_commit(tp, offset)
         return wanted
 
-    async def _commit_offsets(self, offsets: Mapping[TP, int], start_new_transaction: bool = True) -> bool:
-        # Faust notes an offset as committed even when the commit failed, and would never send it again.
+    async def _commit_offsets(
+        self, offsets: Mapping[TP, int], start_new_transaction: bool = True
+    ) -> bool:
+        # Faust notes an offset as committed even when the commit failed, and would never send it
+        # again.
         epoch = self.progress.epoch
         done: bool = await super()._commit_offsets(offsets, start_new_transaction)
         if done and epoch == self.progress.epoch:
@@ -366,7 +403,8 @@ class RunConsumer(driver.Consumer):
         consumer = self._thread._consumer
         if consumer is None or consumer._coordinator.coordinator_id is None:
             return False
-        # Where packets vanish a request waits for its time limit, which is longer, and the coordinator is not given up.
+        # Where packets vanish a request waits for its time limit, which is longer, and the
+        # coordinator is not given up.
         connections = list(consumer._client._conns.values())
         heard = max((connection._last_action for connection in connections), default=0.0)
         return time.monotonic() - heard < float(self.app.conf.broker_session_timeout)
@@ -376,10 +414,14 @@ class RunConsumer(driver.Consumer):
         consumer = self._thread._consumer
         if consumer is None or self.in_touch():
             return False
-        return {f"{each.host}:{each.port}" for each in consumer._client.cluster.brokers()}.isdisjoint(brokers)
+        return {
+            f"{each.host}:{each.port}" for each in consumer._client.cluster.brokers()
+        }.isdisjoint(brokers)
 
     def end_of(self, tp: TP) -> int:
-        """The end of what may be read of the partition, as the last fetch saw it; 0 while there was none.
+        """The end of what may be read of the partition, as the last fetch saw it.
+
+        0 while there was none.
 
         What an open transaction wrote, and everything behind it, is not there yet.
         """
@@ -387,7 +429,10 @@ class RunConsumer(driver.Consumer):
         return 0 if state is None else max(state.lso or 0, 0)
 
     def position_of(self, tp: TP) -> int | None:
-        """Up to where aiokafka has given what the partition holds, transaction markers included; None while unknown."""
+        """Up to where aiokafka has given what the partition holds, transaction markers included.
+
+        None while unknown.
+        """
         state = self._state(tp)
         return None if state is None else state._position
 
@@ -418,7 +463,10 @@ class RunConsumer(driver.Consumer):
         return topics
 
     def _state(self, tp: TP) -> Any:
-        """What aiokafka knows of an assigned partition, in its thread; None when it was taken away in this moment."""
+        """What aiokafka knows of an assigned partition, in its thread.
+
+        None when it was taken away in this moment.
+        """
         consumer = self._thread._consumer
         subscription = None if consumer is None else consumer._subscription.subscription
         assignment = None if subscription is None else subscription.assignment

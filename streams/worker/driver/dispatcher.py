@@ -1,7 +1,8 @@
 """One lane a partition: several partitions make progress at once, never two items of one partition.
 
-What waits is worked together: while traffic is thin, one transaction serves every partition that has something, instead of
-one each.  A group that fails is taken apart, so that no partition waits for another one's trouble.
+What waits is worked together: while traffic is thin, one transaction serves every partition that
+has something, instead of one each.  A group that fails is taken apart, so that no partition waits
+for another one's trouble.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from streams.groups import TaskGroup
 
 T = TypeVar("T")
 
-GATHER = 0.02  # seconds that little work may wait for a transaction under way to end, to be gathered meanwhile
+# Seconds that little work may wait for a transaction under way to end, to be gathered meanwhile
+GATHER = 0.02
 ENOUGH = 0.25  # the part of a full group that does not wait for it
 
 
@@ -62,10 +64,12 @@ class _Waiting(Generic[T]):
 
 
 class Dispatcher(Generic[T]):
-    """Works groups of items, at most `slots` at once; `most` is the weight of a group, which one item may exceed.
+    """Works groups of items, at most `slots` at once.
 
-    `work(items)` says whether it is done; otherwise its items are worked one by one.  `full(source)` and `room(source)`
-    tell where items come from to hold back and to go on.
+    `most` is the weight of a group, which one item may exceed.
+
+    `work(items)` says whether it is done; otherwise its items are worked one by one.
+    `full(source)` and `room(source)` tell where items come from to hold back and to go on.
     """
 
     def __init__(
@@ -90,7 +94,10 @@ class Dispatcher(Generic[T]):
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         try:
             if error is None:
@@ -100,7 +107,9 @@ class Dispatcher(Generic[T]):
             self._cancel_timer()
             self._slots.freed.remove(self._dispatch)
 
-    def submit(self, lane: Hashable, source: Hashable, item: T, weight: int, *, alone: bool = False) -> None:
+    def submit(
+        self, lane: Hashable, source: Hashable, item: T, weight: int, *, alone: bool = False
+    ) -> None:
         """Queue the item behind the others of its lane; one that is `alone` shares no group."""
         self._lanes.setdefault(lane, deque()).append(_Waiting(lane, source, item, weight, alone))
         self._weights[source] += weight
@@ -120,12 +129,17 @@ class Dispatcher(Generic[T]):
             group = self._gather()
             if not group:
                 return
-            enough = group[0].alone or sum(waiting.weight for waiting in group) >= self._most * ENOUGH
+            enough = (
+                group[0].alone or sum(waiting.weight for waiting in group) >= self._most * ENOUGH
+            )
             if not enough and not waited:
-                # What one fetch brought comes run by run: with nothing under way the rest of it is there in a moment.
+                # What one fetch brought comes run by run: with nothing under way the rest of it is
+                # there in a moment.
                 if self._timer is None:
                     wait = GATHER if self._active else 0
-                    self._timer = asyncio.get_running_loop().call_later(wait, partial(self._dispatch, waited=True))
+                    self._timer = asyncio.get_running_loop().call_later(
+                        wait, partial(self._dispatch, waited=True)
+                    )
                 return
             self._start(group)
             waited = False

@@ -6,9 +6,9 @@ IDLE_WAIT = 0.5  # seconds one fetch may wait for data: a rebalance waits for it
 HELD_WAIT = 0.003  # the same while some partitions are held back, so that they resume soon
 HELD_MOST = 0.05  # and after several fetches in vain, each of which waits twice as long
 BUSY_WAIT = 0.02  # seconds a broker may wait for data while anything is under way
-LINGER = (
-    0.005  # seconds that thin traffic may gather before the next fetch: each costs the same, however little it brings
-)
+# Seconds that thin traffic may gather before the next fetch: each costs the same, however little it
+# brings
+LINGER = 0.005
 THIN = 100  # records of one fetch below which traffic is thin
 
 

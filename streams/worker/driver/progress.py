@@ -1,7 +1,8 @@
 """How far each partition is: what comes next, is in flight, may be committed and is confirmed.
 
-Nothing here knows Faust.  Every positioning starts an epoch: what was fetched across one is never delivered, acks of runs from
-before it count no more, and what was seen in another epoch proves nothing.
+Nothing here knows Faust.  Every positioning starts an epoch: what was fetched across one is never
+delivered, acks of runs from before it count no more, and what was seen in another epoch proves
+nothing.
 
     position(5)            fetched 5 to 9     NEXT       handed out as a run, `expected` is 10
                            fetched 12 to 14   HOLE       two records are missing: read again from 10
@@ -39,8 +40,12 @@ class PartitionProgress:
         self.ledger = Ledger()
         self.expected: int | None = None
         self.confirmed: int | None = None
-        self._hole: tuple[int, int, int] | None = None  # from where to where, and in which epoch it was seen
-        self._reading_again: tuple[int | None, int] | None = None  # from which offset, and in which epoch
+        self._hole: tuple[int, int, int] | None = (
+            None  # from where to where, and in which epoch it was seen
+        )
+        self._reading_again: tuple[int | None, int] | None = (
+            None  # from which offset, and in which epoch
+        )
 
     def forget(self) -> None:
         """It is positioned anew, or not ours any more: what was in flight will be delivered again."""
@@ -51,8 +56,9 @@ class PartitionProgress:
         """What records from this offset on mean."""
         if self.expected is None or first == self.expected:
             return Fetched.NEXT
-        # Compaction, retention and transaction markers leave holes that stay; a race with a seek does not.  What was
-        # seen in another epoch proves nothing: the same fetch may have been dropped again.
+        # Compaction, retention and transaction markers leave holes that stay; a race with a seek
+        # does not.  What was seen in another epoch proves nothing: the same fetch may have been
+        # dropped again.
         hole = (self.expected, first, epoch)
         if self._hole != hole:
             self._hole = hole
@@ -83,7 +89,11 @@ class PartitionProgress:
         if self.ledger.in_flight:
             self._reading_again = None
             return False
-        if self.expected is None or position <= self.expected or self._reading_again != (self.expected, epoch):
+        if (
+            self.expected is None
+            or position <= self.expected
+            or self._reading_again != (self.expected, epoch)
+        ):
             return False
         self._reading_again = None
         self.expected = position

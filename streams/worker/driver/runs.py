@@ -1,7 +1,7 @@
 """Which runs of one partition are in flight, and up to which offset all before them are done.
 
-A run is known by itself, never by an offset: after a rebalance the same offsets come again as another run, and an ack that
-arrives late for the old one must not count for the new one.
+A run is known by itself, never by an offset: after a rebalance the same offsets come again as
+another run, and an ack that arrives late for the old one must not count for the new one.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from streams.worker.driver.suspicion import Suspicion
 
 @dataclass(eq=False, slots=True)
 class Run:
-    """Consecutive records of one partition; `current` until it is positioned anew, `taken` once an agent has it.
+    """Consecutive records of one partition.
 
-    `suspicion` is that of its partition, None where nobody suspects anything, and `trial` the one under way; `waiting` while it
-    waits for something that is no message's fault, which the log says to be `reason`, an SQLSTATE.  `weight` counts
-    records, or more than that where they are large.  `progressed` is when something last ended of the attempt under way,
-    None while there is none.
+    `current` until it is positioned anew, `taken` once an agent has it.
+
+    `suspicion` is that of its partition, None where nobody suspects anything, and `trial` the one
+    under way; `waiting` while it waits for something that is no message's fault, which the log says
+    to be `reason`, an SQLSTATE.  `weight` counts records, or more than that where they are large.
+    `progressed` is when something last ended of the attempt under way, None while there is none.
     """
 
     topic: str
@@ -56,11 +58,16 @@ class Run:
         return self.suspicion is not None and not self.suspicion.over
 
     def pieces(self, first: int = 0) -> list[Run]:
-        """The same records, one a run, but for those before offset `first`: one run; given up together with this one."""
+        """The same records, one a run, but for those before offset `first`: one run.
+
+        Given up together with this one.
+        """
         before = [record for record in self.records if record.offset < first]
         some = [before] if before else []
         some += [[record] for record in self.records if record.offset >= first]
-        self.parts = [Run(self.topic, self.partition, records, current=self.current) for records in some]
+        self.parts = [
+            Run(self.topic, self.partition, records, current=self.current) for records in some
+        ]
         return self.parts
 
     def give_up(self) -> None:
@@ -85,7 +92,10 @@ class Ledger:
         self._in_flight.append(run)
 
     def committable(self) -> int | None:
-        """End of the longest acked prefix; None while nothing is acked since the partition was positioned."""
+        """End of the longest acked prefix.
+
+        None while nothing is acked since the partition was positioned.
+        """
         while self._in_flight and self._in_flight[0].acked:
             self._done = self._in_flight.popleft().end
         return self._done
@@ -111,14 +121,18 @@ class Ledger:
         return tuple(self._in_flight)
 
 
-def split(topic: str, partition: int, records: Sequence[Any], most: int, most_bytes: int) -> list[Run]:
+def split(
+    topic: str, partition: int, records: Sequence[Any], most: int, most_bytes: int
+) -> list[Run]:
     """The records as runs of at most `most` records and about `most_bytes` of values (one record is always let in)."""
     runs: list[Run] = []
     start = size = 0
     for index, record in enumerate(records):
         value_size = record.serialized_value_size
         if index > start and (index - start >= most or size + value_size > most_bytes):
-            runs.append(_weighed(Run(topic, partition, records[start:index]), size * most // most_bytes))
+            runs.append(
+                _weighed(Run(topic, partition, records[start:index]), size * most // most_bytes)
+            )
             start, size = index, 0
         size += max(value_size, 0)
     runs.append(_weighed(Run(topic, partition, records[start:]), size * most // most_bytes))

@@ -1,9 +1,10 @@
 """When a partition may hold the message that took its last owner down, and until when.
 
-Pure policy, for one partition from its assignment on.  Whoever died unnoted had at most one group of runs of it in a handler,
-and everything before that group had a fate.  So the guilty message is among the first `most` records (or twice the bytes of a
-run) behind the first message without a fate, or before the end that the log had at the assignment: until that much went
-through handlers and was committed, every run is noted before a handler is called.
+Pure policy, for one partition from its assignment on.  Whoever died unnoted had at most one group
+of runs of it in a handler, and everything before that group had a fate.  So the guilty message is
+among the first `most` records (or twice the bytes of a run) behind the first message without a
+fate, or before the end that the log had at the assignment: until that much went through handlers
+and was committed, every run is noted before a handler is called.
 
     life 1   not suspect    the message kills its process; nobody noted it
     life 2   suspect        its run is noted, and kills: one death
@@ -11,7 +12,8 @@ through handlers and was committed, every run is noted before a handler is calle
     life 4   isolated       one message at a time, each noted by its root id: one strike, then two, then three
     life 7   isolated       three strikes: the message is dead without being tried
 
-The end of a noted run is kept too: the message is before it, however differently the next owner cuts the log into runs.
+The end of a noted run is kept too: the message is before it, however differently the next owner
+cuts the log into runs.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 ISOLATE = 2  # noted deaths after which a partition's messages are tried one at a time
-STRIKES = 3  # deaths of a process while it tried the same message alone, after which that message is dead
+STRIKES = (
+    3  # deaths of a process while it tried the same message alone, after which that message is dead
+)
 
 
 class Owner(Protocol):
@@ -78,8 +82,8 @@ class Strikes:
 class Suspicion:
     """One partition since it was assigned: suspect until `over`.
 
-    `strikes` are those of earlier owners, known once it is `taken`; `most` and `most_bytes` are what a group of runs may
-    hold, None where only the log's end bounds the search.
+    `strikes` are those of earlier owners, known once it is `taken`; `most` and `most_bytes` are
+    what a group of runs may hold, None where only the log's end bounds the search.
     """
 
     def __init__(self, topic: str, partition: int, most: int | None, most_bytes: int) -> None:
@@ -123,6 +127,10 @@ class Suspicion:
         behind = [record for record in run.records if record.offset >= first]
         self._records += len(behind)
         self._bytes += sum(max(0, record.serialized_value_size) for record in behind)
-        enough = self._most is not None and (self._records >= self._most or self._bytes >= 2 * self._most_bytes)
-        if self.strikes.through is None and (enough or self._until is None or run.end >= self._until):
+        enough = self._most is not None and (
+            self._records >= self._most or self._bytes >= 2 * self._most_bytes
+        )
+        if self.strikes.through is None and (
+            enough or self._until is None or run.end >= self._until
+        ):
             self.over = True

@@ -17,15 +17,16 @@ from streams.broker.topics import is_of, metadata
 
 logger = logging.getLogger(__name__)
 
-# aiokafka asks for topics by name, and a broker may make what it is asked for, with as many partitions as it likes.
+# aiokafka asks for topics by name, and a broker may make what it is asked for, with as many
+# partitions as it likes.
 aiokafka.client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):
     """Faust's thread with aiokafka's consumer in it.
 
-    It reads what was committed only, and commits offsets with the id of the topic they are of: those of another topic, which
-    had the name before, are none.
+    It reads what was committed only, and commits offsets with the id of the topic they are of:
+    those of another topic, which had the name before, are none.
     """
 
     consumer: Any
@@ -45,7 +46,12 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     async def _commit_with_ids(self, commit: Any, offsets: Mapping[Any, OffsetAndMetadata]) -> None:
         ids = self.consumer.topic_ids
         named = {topic: metadata(topic_id) for topic, topic_id in ids.items()}
-        await commit({tp: OffsetAndMetadata(each.offset, named.get(tp.topic, "")) for tp, each in offsets.items()})
+        await commit(
+            {
+                tp: OffsetAndMetadata(each.offset, named.get(tp.topic, ""))
+                for tp, each in offsets.items()
+            }
+        )
 
     async def _seek_to_committed(self) -> dict[TP, int | None]:
         consumer, ids = self._ensure_consumer(), self.consumer.topic_ids
@@ -56,7 +62,9 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             offset, note = committed.get(tp, (-1, ""))
             if offset >= 0 and not is_of(note, ids.get(tp.topic)):
                 where = {"topic": tp.topic, "partition": tp.partition, "committed": offset}
-                logger.warning("the topic was made anew: it is read from its beginning", extra=where)
+                logger.warning(
+                    "the topic was made anew: it is read from its beginning", extra=where
+                )
                 offset = -1
             if offset > 0:
                 consumer.seek(tp, offset)

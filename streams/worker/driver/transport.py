@@ -25,6 +25,11 @@ def run_transport(
     topic_ids: Mapping[str, str] = MappingProxyType({}),
 ) -> type[RunTransport]:
     """A transport class whose consumer delivers `topics` as runs of at most `records` records and `size` bytes."""
-    limits = {"run_topics": frozenset(topics), "run_records": records, "run_bytes": size, "suspects": suspects}
+    limits = {
+        "run_topics": frozenset(topics),
+        "run_records": records,
+        "run_bytes": size,
+        "suspects": suspects,
+    }
     consumer = type("Consumer", (RunConsumer,), limits | {"topic_ids": topic_ids})
     return type("Transport", (RunTransport,), {"Consumer": consumer})

@@ -1,7 +1,8 @@
 """Reading on where aiokafka gives up: at a record with a header name that is not UTF-8.
 
-Such a fetch is made once more and decoded here, each byte of such a name as a question mark.  All of this runs in the
-consumer's thread, and what it leans on inside aiokafka is checked in tests/contract/test_faust_contract.py.
+Such a fetch is made once more and decoded here, each byte of such a name as a question mark.  All
+of this runs in the consumer's thread, and what it leans on inside aiokafka is checked in
+tests/contract/test_faust_contract.py.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ BEFORE_BATCH = struct.calcsize(">qi")
 async def read_on(consumer: Any) -> dict[TP, list[Any]]:
     """The next records of a partition of which this AIOKafkaConsumer cannot go on decoding what it fetched."""
     for tp, result in list(consumer._fetcher._records.items()):
-        if type(result) is not FetchResult or result._partition_records is None or not result._assignment.active:
+        if (
+            type(result) is not FetchResult
+            or result._partition_records is None
+            or not result._assignment.active
+        ):
             continue
         undecoded = result._partition_records._records_iterator
         if undecoded is None or undecoded.gi_frame is not None:
@@ -38,7 +43,9 @@ async def read_on(consumer: Any) -> dict[TP, list[Any]]:
         fetched, aborted = await _fetch(consumer, tp, position)
         read = decoded(fetched, TP(tp.topic, tp.partition), aborted)
         records = [
-            result._partition_records._consumer_record(tp, record) for record in read if record.offset >= position
+            result._partition_records._consumer_record(tp, record)
+            for record in read
+            if record.offset >= position
         ]
         if records:
             return {TP(tp.topic, tp.partition): records}
@@ -48,7 +55,8 @@ async def read_on(consumer: Any) -> dict[TP, list[Any]]:
 def decoded(fetched: bytes, tp: TP, aborted: Iterable[tuple[int, int]] = ()) -> Iterator[Any]:
     """The records of these batches of the partition `tp`; the last batch may be cut off.
 
-    `aborted` are (producer, offset of the first record) of transactions that were aborted: none of theirs is a record.
+    `aborted` are (producer, offset of the first record) of transactions that were aborted: none of
+    theirs is a record.
     """
     start = 0
     begins = deque(sorted(aborted, key=itemgetter(1)))
@@ -81,7 +89,9 @@ def _read(batch: _DefaultRecordBatchPy, tp: TP) -> Any:
                 buffer[name] = b"?" * (name.stop - name.start)
     record = batch._read_msg()
     where = {"topic": tp.topic, "partition": tp.partition, "offset": record.offset}
-    logger.warning("a record has a header name that is not UTF-8: read with question marks", extra=where)
+    logger.warning(
+        "a record has a header name that is not UTF-8: read with question marks", extra=where
+    )
     return record
 
 

@@ -1,7 +1,7 @@
 """Sees a worker that looks alive and does nothing, and records that reached nobody.
 
-Faust has several known ways to stop silently; a restart cures each, because what is not committed is delivered again.  What
-was only lost on the way is read again without one.
+Faust has several known ways to stop silently; a restart cures each, because what is not committed
+is delivered again.  What was only lost on the way is read again without one.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import time
 from typing import Any
 
 LIMIT = 30.0  # seconds a partition may stand still in a way that no outage explains
-UNREAD = 10.0  # seconds after which a log that goes on behind what was delivered is read again from there
+# Seconds after which a log that goes on behind what was delivered is read again from there
+UNREAD = 10.0
 MARKERS = 1.0  # the same where aiokafka was there: transaction markers, most likely
 
 
 class StallDetector:
     """Remembers since when each partition's commits are behind.
 
-    `patience` is for how many seconds an attempt may be under way while nothing of it ends: no call of a handler, no try.
+    `patience` is for how many seconds an attempt may be under way while nothing of it ends: no call
+    of a handler, no try.
     """
 
     def __init__(self, patience: float = math.inf) -> None:
@@ -26,7 +28,10 @@ class StallDetector:
         self._behind: dict[Any, tuple[int, float]] = {}
 
     def stall(self, consumer: Any, now: float | None = None) -> dict[str, Any] | None:
-        """What stands still, as data for the log; None while all is well, or while nobody could commit anything."""
+        """What stands still, as data for the log.
+
+        None while all is well, or while nobody could commit anything.
+        """
         now = time.monotonic() if now is None else now
         if not consumer.in_touch():
             self._behind.clear()
@@ -36,14 +41,24 @@ class StallDetector:
             where = {"topic": tp.topic, "partition": tp.partition}
             for run in ledger.in_flight:
                 if not run.taken and now - run.opened > LIMIT:
-                    return {**where, "offset": run.first, "reason": "a run was fetched and never reached its agent"}
+                    return {
+                        **where,
+                        "offset": run.first,
+                        "reason": "a run was fetched and never reached its agent",
+                    }
                 if run.progressed is not None and now - run.progressed > self._patience:
-                    return {**where, "offset": run.first, "reason": f"nothing of a run ends for {self._patience:.0f} s"}
+                    return {
+                        **where,
+                        "offset": run.first,
+                        "reason": f"nothing of a run ends for {self._patience:.0f} s",
+                    }
             if since := self._behind_since(tp, ledger.committable(), partition.confirmed, now):
                 return {**where, "reason": f"persisted, but not committed for {now - since:.0f} s"}
         return None
 
-    def _behind_since(self, tp: Any, persisted: int | None, committed: int | None, now: float) -> float | None:
+    def _behind_since(
+        self, tp: Any, persisted: int | None, committed: int | None, now: float
+    ) -> float | None:
         """Since when the same committed offset is behind, if for longer than LIMIT."""
         if persisted is None or (committed is not None and committed >= persisted):
             self._behind.pop(tp, None)
@@ -63,7 +78,9 @@ class Unread:
         self._tried: dict[Any, tuple[int, int]] = {}
 
     def overdue(self, tp: Any, delivered: int, end: int, now: float, *, read: bool = False) -> bool:
-        """Whether to read it again from `delivered` on; once for each end: transaction markers end a log, too.
+        """Whether to read it again from `delivered` on.
+
+        Once for each end: transaction markers end a log, too.
 
         `read` when it was read on behind what was delivered, and nothing came of it.
         """
@@ -71,7 +88,10 @@ class Unread:
         if mark != delivered or end <= delivered:
             self._since[tp] = (delivered, now)
             return False
-        if now - since < (min(MARKERS, UNREAD) if read else UNREAD) or self._tried.get(tp) == (delivered, end):
+        if now - since < (min(MARKERS, UNREAD) if read else UNREAD) or self._tried.get(tp) == (
+            delivered,
+            end,
+        ):
             return False
         self._tried[tp] = (delivered, end)
         return True

@@ -1,7 +1,8 @@
 """What an error means: for the run (wait, or find who is guilty), and for a guilty message.
 
-Handlers wrap errors: `raise SaveFailed() from error`, an ExceptionGroup of a TaskGroup, an error raised while another one was
-handled.  What is wrapped decides (`decisive`): a missing grant stays nobody's fault, whatever it is called on its way.
+Handlers wrap errors: `raise SaveFailed() from error`, an ExceptionGroup of a TaskGroup, an error
+raised while another one was handled.  What is wrapped decides (`decisive`): a missing grant stays
+nobody's fault, whatever it is called on its way.
 """
 
 from __future__ import annotations
@@ -20,21 +21,27 @@ from streams.errors import MessageError, Reject, Retry
 from streams.registry import Agent
 from streams.worker.failure.frames import Frame, frames_of, is_written_in, text_of_frames
 
-# An outage, a failover (25006), a lock that is taken, a forgotten grant, a full disk: never the message's fault.
+# An outage, a failover (25006), a lock that is taken, a forgotten grant, a full disk: never the
+# message's fault.
 OUTAGE_CLASSES = ("08", "25006", "40", "42501", "53", "55", "57P", "58")
-# Time and memory may be the message's fault after all: tried as they are a few times, then the guilty one is charged.
+# Time and memory may be the message's fault after all: tried as they are a few times, then the
+# guilty one is charged.
 RESOURCE_STATES = ("57014", "25P03", "53200")
-# The statement does not fit the database: a bug, a missing table or column.  One message that fails so proves nothing about it.
-# With what an object has to be before it can be used (55000), and a policy that refuses a row (42501, see _is_outage).
+# The statement does not fit the database: a bug, a missing table or column.  One message that fails
+# so proves nothing about it. With what an object has to be before it can be used (55000), and a
+# policy that refuses a row (42501, see _is_outage).
 MISFIT_CLASSES = ("0A", "26", "3D", "3F", "42", "40002", "55000", "55P04")
-# Trouble of the server: when every message meets it, it is an outage, although one message alone may be its cause.
+# Trouble of the server: when every message meets it, it is an outage, although one message alone
+# may be its cause.
 TROUBLE_CLASSES = ("53200", "XX")
-# What time cannot heal: data out of range or of the wrong form, a column's own constraints, limits of the server.
+# What time cannot heal: data out of range or of the wrong form, a column's own constraints, limits
+# of the server.
 PERMANENT_CLASSES = ("22", "23502", "23514", "54")
 # What the statement names does not exist, or may not be used; the server says which, in words.
 NAMING_CLASSES = ("3F", "42")
 _MISSING = re.compile(r'\b(column|relation|table|function|schema|type) (?:"([^"]+)"|([\w.]+))')
-# Where the server says, with the SQLSTATE of a missing grant, that a policy of row level security refuses a row.
+# Where the server says, with the SQLSTATE of a missing grant, that a policy of row level security
+# refuses a row.
 POLICY = "ExecWithCheckOptions"
 LONGEST_WAIT = 366 * 86400.0  # seconds: what is due later than this is due never
 
@@ -76,7 +83,10 @@ class LetOut(Exception):
 
 
 class SwallowedError(Exception):
-    """A handler went on after an error that had aborted the transaction; the cause is that error, where it is known."""
+    """A handler went on after an error that had aborted the transaction.
+
+    The cause is that error, where it is known.
+    """
 
     def __init__(self, handler: str) -> None:
         super().__init__(f"{handler} went on after an error that aborted the transaction")
@@ -99,7 +109,9 @@ class Verdict(Enum):
 
 
 def verdict_on(error: BaseException, connection_lost: bool) -> Verdict:
-    """The verdict on an error of a run; a lost connection is judged by its state, not by the exception's class.
+    """The verdict on an error of a run.
+
+    A lost connection is judged by its state, not by the exception's class.
 
     Too many bind parameters raise OperationalError as well, and waiting would not help them.
     """
@@ -117,16 +129,18 @@ def verdict_on(error: BaseException, connection_lost: bool) -> Verdict:
 def decisive(error: BaseException) -> BaseException:
     """The one of an error and all that it wraps that says what to do.
 
-    What a handler says itself, a Reject or a Retry that wraps something, counts as it is.  Else an outage comes first, then
-    what takes time or memory, a Reject or Retry, an error of PostgreSQL, one that no value can be bound with, and the first
-    member of a group.
+    What a handler says itself, a Reject or a Retry that wraps something, counts as it is.  Else an
+    outage comes first, then what takes time or memory, a Reject or Retry, an error of PostgreSQL,
+    one that no value can be bound with, and the first member of a group.
     """
     if isinstance(error, MessageError):
         return error
     errors = list(_wrapped(error))
     kinds = (
         _is_outage,
-        lambda each: isinstance(each, HandlerTimeout | HandlerBroken) or _state(each) in RESOURCE_STATES,
+        lambda each: (
+            isinstance(each, HandlerTimeout | HandlerBroken) or _state(each) in RESOURCE_STATES
+        ),
         lambda each: isinstance(each, HandlerMisuse),
         lambda each: isinstance(each, MessageError),
         lambda each: _state(each) is not None,
@@ -166,7 +180,11 @@ def permanent(error: BaseException) -> bool:
     cause = decisive(error)
     if isinstance(cause, psycopg.Error):
         # Without a SQLSTATE the client itself refused to bind the value.
-        return isinstance(cause, psycopg.DataError) if cause.sqlstate is None else _permanent_state(cause.sqlstate)
+        return (
+            isinstance(cause, psycopg.DataError)
+            if cause.sqlstate is None
+            else _permanent_state(cause.sqlstate)
+        )
     return isinstance(cause, Reject | UnicodeError)
 
 
@@ -188,7 +206,8 @@ def sqlstate(error: BaseException) -> str | None:
 def describe(error: BaseException) -> tuple[str, str]:
     """(code, reason) for the state row, without a word of the message: server details can quote the row.
 
-    The reason says where in the user's own code it came up, and which table, column or constraint the server names.
+    The reason says where in the user's own code it came up, and which table, column or constraint
+    the server names.
     """
     cause = decisive(error)
     if isinstance(cause, MessageError):
@@ -205,7 +224,10 @@ def frames(error: BaseException) -> list[Frame]:
 
 
 def without_text(error: BaseException) -> dict[str, str]:
-    """What a log line says of an error: its class, the SQLSTATE, and where it came up; nothing that a handler says of it."""
+    """What a log line says of an error: its class, the SQLSTATE, and where it came up.
+
+    Nothing that a handler says of it.
+    """
     cause = decisive(error)
     state, where = _state(cause), text_of_frames(frames(error))
     names = _names(cause, frames(error)) if isinstance(cause, psycopg.Error) else ""
@@ -223,17 +245,27 @@ def _code_and_reason(error: BaseException, cause: BaseException) -> tuple[str, s
     if isinstance(cause, psycopg.Error) and cause.sqlstate:
         went_on = "the handler went on after " if isinstance(error, SwallowedError) else ""
         names = _names(cause, frames_of(error, cause))
-        return cause.sqlstate, f"{went_on}{name_of(cause)} ({cause.sqlstate}){f': {names}' if names else ''}"
+        return (
+            cause.sqlstate,
+            f"{went_on}{name_of(cause)} ({cause.sqlstate}){f': {names}' if names else ''}",
+        )
     return name_of(cause), f"the handler raised {name_of(cause)}"
 
 
 def server_words(error: BaseException) -> str:
-    """What the server or the way to it says of an outage, in one line; nothing that could quote a message."""
+    """What the server or the way to it says of an outage, in one line.
+
+    Nothing that could quote a message.
+    """
     cause = decisive(error)
     if isinstance(cause, psycopg.OperationalError) and cause.sqlstate is None:
         return (str(cause).strip().splitlines() or [""])[-1].strip()
     # What a RAISE says is somebody's own text.
-    if isinstance(cause, psycopg.Error) and _is_outage(cause) and cause.diag.source_function != "exec_stmt_raise":
+    if (
+        isinstance(cause, psycopg.Error)
+        and _is_outage(cause)
+        and cause.diag.source_function != "exec_stmt_raise"
+    ):
         return cause.diag.message_primary or ""
     return ""
 
@@ -261,9 +293,12 @@ def _permanent_state(state: str) -> bool:
 
 
 def _names(error: psycopg.Error, own: Sequence[Frame]) -> str:
-    """The table, column and constraint that the server names; what does not exist only when the code has the name.
+    """The table, column and constraint that the server names.
 
-    A handler that formats what a message says into its statement would have that quoted as the name of a column.
+    What does not exist only when the code has the name.
+
+    A handler that formats what a message says into its statement would have that quoted as the name
+    of a column.
     """
     diag = error.diag
     named: Sequence[tuple[str, Any]] = (

@@ -14,8 +14,8 @@ VISIBLE_SECONDS = 10.0
 class Leaf(NamedTuple):
     """A partition of the outbox, as `row_writers` gives it: ids from `first` to before `until`, none when there is no such.
 
-    `newest` is the newest id drawn, `writers` who may be committing into the partition, `standby` whether one of them waits
-    for a standby.
+    `newest` is the newest id drawn, `writers` who may be committing into the partition, `standby`
+    whether one of them waits for a standby.
     """
 
     first: int | None
@@ -26,12 +26,19 @@ class Leaf(NamedTuple):
 
     def holds(self, outbox_id: int) -> bool:
         """Whether the row would be in this partition."""
-        return self.first is not None and self.until is not None and self.first <= outbox_id < self.until
+        return (
+            self.first is not None
+            and self.until is not None
+            and self.first <= outbox_id < self.until
+        )
 
 
 @dataclass(slots=True)
 class Doubt:
-    """What was seen since a row was first missed; `writers` are those that may have been writing it all the time."""
+    """What was seen since a row was first missed.
+
+    `writers` are those that may have been writing it all the time.
+    """
 
     since: float = field(default_factory=time.monotonic)
     writers: frozenset[str] | None = None
@@ -48,4 +55,6 @@ class Doubt:
         """Whether the row would be visible by now, if it was committed."""
         if self.writers is None:
             return False
-        return not self.writers or (not self.standby and time.monotonic() - self.since > VISIBLE_SECONDS)
+        return not self.writers or (
+            not self.standby and time.monotonic() - self.since > VISIBLE_SECONDS
+        )

@@ -1,8 +1,8 @@
 """Where in a user's own code an error came up: file, line and function, which hold no message text.
 
-An error's text can quote what a message says; where it was raised cannot.  Of a traceback these frames are the user's: not
-ours (but for our agents), not Faust's, not the standard library's, and of what is installed only the packages that agents
-are in.
+An error's text can quote what a message says; where it was raised cannot.  Of a traceback these
+frames are the user's: not ours (but for our agents), not Faust's, not the standard library's, and
+of what is installed only the packages that agents are in.
 
     myapp/text.py:12 in clean, myapp/agents/likes.py:31 in save         innermost first
 """
@@ -57,7 +57,8 @@ class Frame(NamedTuple):
 def frames_of(error: BaseException, cause: BaseException) -> list[Frame]:
     """The user's frames of an error, innermost first, at most three of them: those nearest to its decisive `cause`.
 
-    What SQLAlchemy raises in place of the driver's error carries the handler's frames, the driver's error none of them.
+    What SQLAlchemy raises in place of the driver's error carries the handler's frames, the driver's
+    error none of them.
     """
     for each in [cause, *reversed(list(_with_wrapped(error)))]:
         frames = list(_own(_traceback(each)))
@@ -126,7 +127,9 @@ def _own(steps: Iterable[tuple[FrameType, int]]) -> Iterator[Frame]:
     for frame, line in steps:
         module = str(frame.f_globals.get("__name__") or "")
         if _is_own(frame.f_code.co_filename, module):
-            yield Frame(_file(frame.f_code, module), line, _name(frame.f_code), frame.f_code.co_filename)
+            yield Frame(
+                _file(frame.f_code, module), line, _name(frame.f_code), frame.f_code.co_filename
+            )
 
 
 def _is_own(path: str, module: str) -> bool:
@@ -148,7 +151,9 @@ def _within(path: str, folder: str) -> bool:
 def _file(code: CodeType, module: str) -> str:
     """The path from the top of its package: it is the same on every machine."""
     path = Path(code.co_filename)
-    depth = 1 if module in ("", "__main__") else module.count(".") + 1 + (path.name == "__init__.py")
+    depth = (
+        1 if module in ("", "__main__") else module.count(".") + 1 + (path.name == "__init__.py")
+    )
     return _short("/".join(path.parts[-depth:]))
 
 

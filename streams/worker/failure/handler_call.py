@@ -1,7 +1,7 @@
 """One call of a handler: for so long, without a commit, judged by the transaction it leaves.
 
-A run counts as done only when its own COMMIT was answered with COMMIT, so nothing that a handler does may end the
-transaction, break it in silence, or outlive the call:
+A run counts as done only when its own COMMIT was answered with COMMIT, so nothing that a handler
+does may end the transaction, break it in silence, or outlive the call:
 
     INSERT fails, the handler catches the error and returns     the transaction is aborted: the call has failed
     await db.commit(), text("COMMIT"), db.close(), ...          refused before anything is sent
@@ -11,8 +11,9 @@ transaction, break it in silence, or outlive the call:
     a CancelledError, SystemExit that is let out                the call has failed, as with any exception
     the transaction is another one than before                  TransactionEnded: what was claimed is dead, and said loudly
 
-The handler runs in a task of its own.  What it cancels, swallows or leaves behind in its task stays there: on Python 3.11
-before 3.11.4 a TaskGroup leaves a cancellation request behind that would spoil every timeout after it.
+The handler runs in a task of its own.  What it cancels, swallows or leaves behind in its task stays
+there: on Python 3.11 before 3.11.4 a TaskGroup leaves a cancellation request behind that would
+spoil every timeout after it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ from streams.worker.failure.session_settings import Change, Session, change, unq
 
 GRACE = 5.0  # seconds that a handler gets to end once it was cancelled
 MOMENT = 0.5  # seconds that what it left open gets to end
-# Set for the transaction alone, with its first lock: the server says by itself when it has its old value again.
+# Set for the transaction alone, with its first lock: the server says by itself when it has its old
+# value again.
 APPLICATION_NAME = b"application_name"
 
 # Of a task that does not end when it is told to, a reference is kept until it does.
@@ -67,7 +69,12 @@ class HandlerCaller:
         seconds: float,
         progressed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._connection, self._driver, self._seconds, self._progressed = connection, driver, seconds, progressed
+        self._connection, self._driver, self._seconds, self._progressed = (
+            connection,
+            driver,
+            seconds,
+            progressed,
+        )
         self._session = Session(driver)
         self.spoiled = False
 
@@ -85,7 +92,9 @@ class HandlerCaller:
         self.spoiled |= await self._session.restore()
 
     async def call(self, agent: Agent, messages: Sequence[Message[Any]]) -> None:
-        """Call the handler with these messages; raises what it did wrong, whether it raised that itself or not.
+        """Call the handler with these messages.
+
+        Raises what it did wrong, whether it raised that itself or not.
 
         Afterwards `spoiled` says whether the connection is to be thrown away after the transaction.
         """
@@ -113,7 +122,9 @@ class HandlerCaller:
         if told or guard.change:
             await self.restore()
 
-    async def _check(self, agent: Agent, guard: _Guard, before: bytes | None, raised: Exception | None) -> None:
+    async def _check(
+        self, agent: Agent, guard: _Guard, before: bytes | None, raised: Exception | None
+    ) -> None:
         """Raise what the state of the transaction says of the call, where that is more than `raised` says."""
         driver = self._driver
         if isinstance(raised, _GoesOn):
@@ -127,26 +138,36 @@ class HandlerCaller:
         status = driver.pgconn.transaction_status
         if status == TransactionStatus.UNKNOWN or self.lost:
             if raised is None:
-                raise HandlerMisuse(f"{agent.where} lost or closed its connection and did not say so")
+                raise HandlerMisuse(
+                    f"{agent.where} lost or closed its connection and did not say so"
+                )
         elif status == TransactionStatus.INERROR:
             cause = guard.broken_by
-            if raised is None or isinstance(decisive(raised), psycopg.errors.InFailedSqlTransaction):
+            if raised is None or isinstance(
+                decisive(raised), psycopg.errors.InFailedSqlTransaction
+            ):
                 raise SwallowedError(agent.where) from cause
             # An outage is an outage, whatever the handler makes of it.
             if cause is not None and _is_worse(cause, raised):
                 raise cause from raised
         elif status == TransactionStatus.IDLE or (
             # An aborted transaction has lost its settings too: it was asked for before.
-            driver.pgconn.parameter_status(APPLICATION_NAME) != before and not await self._holds_its_lock()
+            driver.pgconn.parameter_status(APPLICATION_NAME) != before
+            and not await self._holds_its_lock()
         ):
-            raise TransactionEnded(f"{agent.where} ended the transaction that it was given") from raised
+            raise TransactionEnded(
+                f"{agent.where} ended the transaction that it was given"
+            ) from raised
 
     def _is_busy(self) -> bool:
         pgconn = self._driver.pgconn
         return pgconn.transaction_status == TransactionStatus.ACTIVE or bool(pgconn.pipeline_status)
 
     async def _end_what_is_open(self) -> None:
-        """Let what was dropped or still runs come to its end; the connection is lost when it does not."""
+        """Let what was dropped or still runs come to its end.
+
+        The connection is lost when it does not.
+        """
         driver: Any = self._driver
         for _ in range(3):  # the event loop ends generators that nobody holds any more
             await asyncio.sleep(0)
@@ -167,7 +188,8 @@ class HandlerCaller:
             hang_up(self._driver)
             await asyncio.sleep(0)  # who waits for the server is told first
             await self._driver.close()
-            # A generator that somebody keeps keeps the lock, and would keep everybody from learning that it is closed.
+            # A generator that somebody keeps keeps the lock, and would keep everybody from learning
+            # that it is closed.
             self._driver.lock = asyncio.Lock()
 
     async def _holds_its_lock(self) -> bool:
@@ -185,14 +207,20 @@ class HandlerConnection(AsyncConnection):
     def __init__(self, connection: AsyncConnection, handler: str) -> None:
         below: Any = connection.sync_connection
         # One of its own on the same session: what a handler does to its state is gone with it.
-        own = Connection(below.engine, below.connection).execution_options(**below.get_execution_options())
+        own = Connection(below.engine, below.connection).execution_options(
+            **below.get_execution_options()
+        )
         own.begin()
         super().__init__(connection.engine, own)
         self._handler = handler
 
     def begin(self) -> NoReturn:
         """Refused: the transaction is begun."""
-        _refuse(self._handler, "db.begin()", "the transaction is begun already, use db.begin_nested() for a part of it")
+        _refuse(
+            self._handler,
+            "db.begin()",
+            "the transaction is begun already, use db.begin_nested() for a part of it",
+        )
 
     async def commit(self) -> NoReturn:
         """Refused: the worker commits, once for the whole run."""
@@ -249,7 +277,11 @@ class _Guard:
     async def check(self, query: Any, connection: Any) -> None:
         """Refuse a statement that would end the transaction, and note what the session was before one that changes it."""
         if not isinstance(query, str):
-            query = query.as_string(connection) if isinstance(query, sql.Composable) else str(query, "utf-8", "replace")
+            query = (
+                query.as_string(connection)
+                if isinstance(query, sql.Composable)
+                else str(query, "utf-8", "replace")
+            )
         # Few texts come again and again; what is long may be of one message, and is not kept.
         kept = len(query) < 10_000
         if (word := (ending if kept else ending.__wrapped__)(query)) is not None:
@@ -269,7 +301,9 @@ class _Guard:
         except psycopg.Error as error:
             self.note(error)
             raise
-        except asyncio.CancelledError:  # the statement is cancelled by it: what failed before is not what breaks it now
+        except (
+            asyncio.CancelledError
+        ):  # the statement is cancelled by it: what failed before is not what breaks it now
             self.broken_by = None
             raise
 
@@ -278,7 +312,9 @@ class _Guard:
         if not isinstance(error, psycopg.errors.InFailedSqlTransaction):
             self.broken_by = error
 
-    async def _refused(self, driver: psycopg.AsyncConnection[Any], name: str, act: Any, *how: Any) -> Any:
+    async def _refused(
+        self, driver: psycopg.AsyncConnection[Any], name: str, act: Any, *how: Any
+    ) -> Any:
         if not driver.closed:
             _refuse(self._handler, f"{name}() of the driver's connection")
         # SQLAlchemy clears away a connection that was lost.
@@ -321,7 +357,8 @@ def _lent(connection: AsyncConnection, handler: str) -> Iterator[AsyncConnection
     try:
         yield lent
     finally:
-        # A session that was made of it holds the one below, and would go on with the next transaction.
+        # A session that was made of it holds the one below, and would go on with the next
+        # transaction.
         own: Any = lent.sync_connection
         own._dbapi_connection = own._transaction = own._nested_transaction = None
         own._Connection__can_reconnect = False
@@ -334,7 +371,9 @@ async def _ending(task: asyncio.Task[None]) -> AsyncIterator[None]:
     try:
         yield
         if not task.done():
-            frames = waiting_at(cast("Coroutine[Any, Any, None]", task.get_coro()))  # before it is told to end
+            frames = waiting_at(
+                cast("Coroutine[Any, Any, None]", task.get_coro())
+            )  # before it is told to end
             raise HandlerTimeout(frames) if await _end(task) else _GoesOn(frames)
     except asyncio.CancelledError:  # this task's own: whatever the handler let out is in its task
         await _end(task)
@@ -342,7 +381,10 @@ async def _ending(task: asyncio.Task[None]) -> AsyncIterator[None]:
 
 
 def _raise(task: asyncio.Task[None]) -> None:
-    """Raise what the handler raised; not in a generator, which makes something else of a StopAsyncIteration."""
+    """Raise what the handler raised.
+
+    Not in a generator, which makes something else of a StopAsyncIteration.
+    """
     if task.cancelled():
         raise LetOut("CancelledError")
     if (error := task.exception()) is not None:
@@ -353,12 +395,18 @@ class _GoesOn(HandlerTimeout):
     """It does not end when it is told to."""
 
 
-async def _contained(agent: Agent, messages: Sequence[Message[Any]], connection: AsyncConnection) -> None:
+async def _contained(
+    agent: Agent, messages: Sequence[Message[Any]], connection: AsyncConnection
+) -> None:
     try:
         await agent.handler(Batch(messages), connection)
     except Exception:
         raise
-    except (SystemExit, GeneratorExit, BaseExceptionGroup) as error:  # one ends the event loop, another one the lane
+    except (
+        SystemExit,
+        GeneratorExit,
+        BaseExceptionGroup,
+    ) as error:  # one ends the event loop, another one the lane
         raise LetOut(name_of(error)) from error
 
 
@@ -375,7 +423,11 @@ async def _end(task: asyncio.Task[None]) -> bool:
 
 def _is_worse(cause: Exception, raised: Exception) -> bool:
     """Whether what broke the transaction is more than a message's fault, and what was raised does not say so."""
-    return verdict_on(cause, connection_lost=False) is not Verdict.ISOLATE is verdict_on(raised, connection_lost=False)
+    return (
+        verdict_on(cause, connection_lost=False)
+        is not Verdict.ISOLATE
+        is verdict_on(raised, connection_lost=False)
+    )
 
 
 def _refuse(handler: str, way: str, why: str = "") -> NoReturn:
@@ -394,7 +446,13 @@ _ENDING = re.compile(
 )
 _HELD = "SELECT FROM pg_catalog.pg_locks WHERE pid = pg_catalog.pg_backend_pid() AND locktype = 'advisory' LIMIT 1"
 # What a handler may set of psycopg's connection, put back after its call.
-_KEPT = ("cursor_factory", "server_cursor_factory", "row_factory", "prepare_threshold", "prepared_max")
+_KEPT = (
+    "cursor_factory",
+    "server_cursor_factory",
+    "row_factory",
+    "prepare_threshold",
+    "prepared_max",
+)
 
 
 @lru_cache(maxsize=256)

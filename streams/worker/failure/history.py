@@ -32,8 +32,9 @@ class FailureRate:
     def piece_size(self) -> int:
         """How many messages cost least to try at once.
 
-        A call costs as much as WORTH messages, and one that fails is lost with what it did: many small pieces cost calls, few
-        large ones lose much.  Where most fail, nothing is saved by trying two at once.
+        A call costs as much as WORTH messages, and one that fails is lost with what it did: many
+        small pieces cost calls, few large ones lose much.  Where most fail, nothing is saved by
+        trying two at once.
         """
         if self.guilty > MOSTLY * self.messages:
             return 1
@@ -42,11 +43,17 @@ class FailureRate:
     def add(self, *, messages: int = 0, guilty: int = 0) -> None:
         """What was found; older findings fade as messages pass."""
         fade = 0.5 ** (messages / self.half_life)
-        self.messages, self.guilty = self.messages * fade + messages, max(LEAST_GUILTY, self.guilty * fade + guilty)
+        self.messages, self.guilty = (
+            self.messages * fade + messages,
+            max(LEAST_GUILTY, self.guilty * fade + guilty),
+        )
 
 
 def _failed_before() -> FailureRate:
-    """What failed is likely to fail again, until what was wrong is mended; then a few calls show it."""
+    """What failed is likely to fail again, until what was wrong is mended.
+
+    Then a few calls show it.
+    """
     return FailureRate(messages=2.0, guilty=1.0, half_life=100.0)
 
 
@@ -69,7 +76,8 @@ class FailureHistory:
     known_failures           messages that cost time or a connection while they were alone, and how
     lost_alone               how many connections each message has lost while it was alone
     invisible                ids without an outbox row, and who may be committing it
-    troubles                 what every message of a biz_type may be meeting now, by biz_type and code
+    troubles                 what every message of a biz_type may be meeting now, by biz_type and
+                             code
     sound                    the message of each biz_type that worked last
     failed                   when a message of each topic last failed for the first time
     waits                    for how many more runs of a topic conversations may be waiting
@@ -87,7 +95,9 @@ class FailureHistory:
     failed: dict[str, float] = field(default_factory=dict)
     waits: Counter[str] = field(default_factory=Counter)
     first: defaultdict[str, FailureRate] = field(default_factory=lambda: defaultdict(FailureRate))
-    again: defaultdict[str, FailureRate] = field(default_factory=lambda: defaultdict(_failed_before))
+    again: defaultdict[str, FailureRate] = field(
+        default_factory=lambda: defaultdict(_failed_before)
+    )
     row_count_unreliable: set[str] = field(default_factory=set)
     deferred: bool = False
 

@@ -1,6 +1,7 @@
 """How far a call of a handler got before it failed, by the rows that the server counted.
 
-Nobody promises that a handler writes one row a message, in order, so this is where to look first, and no proof.
+Nobody promises that a handler writes one row a message, in order, so this is where to look first,
+and no proof.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ class InsertCounter:
 
     def __init__(self, savepoint: Savepoint, table: str) -> None:
         self._savepoint, self._table = savepoint, {"table": table}
-        self._expected: int | None = None  # what the server has counted, if each message was one row so far
+        self._expected: int | None = (
+            None  # what the server has counted, if each message was one row so far
+        )
 
     async def begin(self) -> None:
         """Before the first call; what earlier transactions inserted may still be in the count."""

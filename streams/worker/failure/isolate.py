@@ -1,9 +1,10 @@
 """Find the guilty messages of a batch, at a bounded price and with the handler unaware.
 
-Pieces of the batch run behind savepoints, conversation by conversation: what succeeds stays done.  An error that names its
-message (by `outbox_id`, or by the number of a row the server quotes) is followed there first, then the number of rows that
-the call had inserted when it failed; otherwise the piece is halved.  Later messages of a conversation that waits are parked
-behind it, never applied past it.
+Pieces of the batch run behind savepoints, conversation by conversation: what succeeds stays done.
+An error that names its message (by `outbox_id`, or by the number of a row the server quotes) is
+followed there first, then the number of rows that the call had inserted when it failed; otherwise
+the piece is halved.  Later messages of a conversation that waits are parked behind it, never
+applied past it.
 """
 
 from __future__ import annotations
@@ -55,7 +56,12 @@ class Isolation:
     """One transaction's search; what is `set_aside` and which conversations are `blocked` grows with each batch."""
 
     def __init__(
-        self, caller: HandlerCaller, savepoint: Savepoint, history: FailureHistory, *, one_by_one: bool
+        self,
+        caller: HandlerCaller,
+        savepoint: Savepoint,
+        history: FailureHistory,
+        *,
+        one_by_one: bool,
     ) -> None:
         self._caller, self._savepoint, self._history = caller, savepoint, history
         self._one_by_one = one_by_one
@@ -91,7 +97,11 @@ class Isolation:
         rate = (self._history.again if batch[0].attempts else self._history.first)[biz_type]
         in_pieces = not self._one_by_one and min(rate.piece_size, len(batch)) > 1
         self._counter = None
-        if agent.effect is not None and in_pieces and biz_type not in self._history.row_count_unreliable:
+        if (
+            agent.effect is not None
+            and in_pieces
+            and biz_type not in self._history.row_count_unreliable
+        ):
             self._counter = InsertCounter(self._savepoint, agent.effect.table)
         # A handler merges what is of one conversation only within a call.
         left: Sequence[Delivery] = sorted(batch, key=attrgetter("key"))
@@ -106,8 +116,8 @@ class Isolation:
     def check_handlers(self) -> None:
         """HandlerBroken when all messages of a biz_type that were tried for the first time have met the same.
 
-        That one of them worked an hour or a second before the first failure proves nothing, a table can be dropped: it is tried
-        again, and undone.
+        That one of them worked an hour or a second before the first failure proves nothing, a table
+        can be dropped: it is tried again, and undone.
         """
         for (biz_type, code), (enough, error) in self._broken.items():
             # Mended in this moment: then nobody need be charged for what was before.
@@ -118,13 +128,20 @@ class Isolation:
                     f"every {biz_type} fails with {code}: {reason.replace(f' ({code})', '', 1)}"
                 ) from error
         for where in self._met:
-            if self._history.troubles[where].disproved:  # charged: what is met later has to be disproved anew
+            if self._history.troubles[
+                where
+            ].disproved:  # charged: what is met later has to be disproved anew
                 del self._history.troubles[where]
 
-    async def _find(self, agent: Agent, piece: Sequence[Delivery], failed: _Failed | None) -> list[Delivery]:
-        """Blame the first failing message of a piece that failed, and apply those before it; returns those behind it.
+    async def _find(
+        self, agent: Agent, piece: Sequence[Delivery], failed: _Failed | None
+    ) -> list[Delivery]:
+        """Blame the first failing message of a piece that failed, and apply those before it.
 
-        When what is left of the guilty one turns out to be good, it is in the rest: that need not fail once more.
+        Returns those behind it.
+
+        When what is left of the guilty one turns out to be good, it is in the rest: that need not
+        fail once more.
         """
         behind: list[Delivery] = []
         guess: Guess | None = None
@@ -163,7 +180,10 @@ class Isolation:
 
     async def _try(self, agent: Agent, piece: Sequence[Delivery]) -> _Failed | None:
         """How it failed, what the handler did being undone; an outage is raised."""
-        if len(piece) == 1 and (known := self._history.known_failures.get(piece[0].outbox_id)) is not None:
+        if (
+            len(piece) == 1
+            and (known := self._history.known_failures.get(piece[0].outbox_id)) is not None
+        ):
             return _Failed(known)
         try:
             await self._savepoint.set()
@@ -178,7 +198,12 @@ class Isolation:
             lost = self._caller.lost
             verdict = verdict_on(error, lost)
             certain = len(piece) == 1 and (self._one_by_one or piece[0].attempts > 0)
-            if lost and certain and verdict is Verdict.WAIT and self._takes_connections(piece[0].outbox_id):
+            if (
+                lost
+                and certain
+                and verdict is Verdict.WAIT
+                and self._takes_connections(piece[0].outbox_id)
+            ):
                 verdict = Verdict.SLOW
             if verdict is Verdict.SLOW and certain and (lost or isinstance(error, HandlerTimeout)):
                 # The savepoint may be gone with the connection: charged in the next try of the run.
@@ -198,7 +223,9 @@ class Isolation:
         return None
 
     async def _works(self, agent: Agent, message: Message[Any], code: str) -> bool:
-        """Whether this message, which worked last, however long ago, does not meet this now; what it does is undone.
+        """Whether this message, which worked last, however long ago, does not meet this now.
+
+        What it does is undone.
 
         A row that is there already is no `code`: the statement fits the database.
         """
@@ -237,7 +264,8 @@ class Isolation:
         if blame is Blame.NONE:
             return
         if blame is Blame.DEFERRED:
-            # It waits for its next turn as it is.  Waiting here it would hold up others, who may show that they work.
+            # It waits for its next turn as it is.  Waiting here it would hold up others, who may
+            # show that they work.
             attempts, status = delivery.attempts, "retrying"
             wait = jittered(delay(attempts, agent.first_delay, agent.most_delay))
         code, reason = describe(error)
@@ -247,16 +275,23 @@ class Isolation:
         where = delivery.outbox_id, delivery.key, delivery.partition
         self.set_aside.append(SetAside(*where, status, attempts, code, reason, wait, open=opened))
 
-    async def _meets(self, agent: Agent, delivery: Delivery, error: Exception, code: str, enough: int) -> Blame:
+    async def _meets(
+        self, agent: Agent, delivery: Delivery, error: Exception, code: str, enough: int
+    ) -> Blame:
         """Note what everybody may meet, and say whether this message is to be charged for it."""
         where = (agent.event.biz_type, code)
         self._met.add(where)
         trouble = self._history.troubles.setdefault(where, Trouble())
-        # What worked before in this transaction keeps what it needed in place until its end: no table it used is dropped.
+        # What worked before in this transaction keeps what it needed in place until its end: no
+        # table it used is dropped.
         trouble.disproved |= agent.event.biz_type in self._worked
         if len(trouble.messages) < enough:
             trouble.messages.add(delivery.outbox_id)
-        if trouble.is_everybodys(enough) and where not in self._probed and (sound := self._history.sound.get(where[0])):
+        if (
+            trouble.is_everybodys(enough)
+            and where not in self._probed
+            and (sound := self._history.sound.get(where[0]))
+        ):
             self._probed[where] = await self._works(agent, sound, code)
             if self._probed[where] and await self._try(agent, [delivery]) is None:
                 return Blame.NONE  # mended between the two
@@ -283,12 +318,19 @@ class _Failed:
     rows: int | None = None
 
     def guess(self, piece: Sequence[Delivery]) -> Guess | None:
-        """The one message that the error names; without a name, that of the row which was not inserted any more."""
+        """The one message that the error names.
+
+        Without a name, that of the row which was not inserted any more.
+        """
         position = _named(self.error, piece)
         if position is not None:
             return Guess(position, counted=False)
         # Nothing inserted, or everything: it failed elsewhere.
-        return Guess(self.rows, counted=True) if self.rows is not None and 0 < self.rows < len(piece) else None
+        return (
+            Guess(self.rows, counted=True)
+            if self.rows is not None and 0 < self.rows < len(piece)
+            else None
+        )
 
 
 def _named(error: Exception, piece: Sequence[Delivery]) -> int | None:
@@ -299,6 +341,9 @@ def _named(error: Exception, piece: Sequence[Delivery]) -> int | None:
         names = {named} if isinstance(named, int) else set()
     else:
         diag: Any = getattr(cause, "diag", None)
-        names = {int(number) for number in _NUMBER.findall(str(getattr(diag, "message_detail", None) or ""))}
+        names = {
+            int(number)
+            for number in _NUMBER.findall(str(getattr(diag, "message_detail", None) or ""))
+        }
     positions = [position for position, delivery in enumerate(piece) if delivery.outbox_id in names]
     return positions[0] if len(positions) == 1 else None

@@ -26,7 +26,10 @@ class Savepoint:
         self._is_set = self._is_clean = False
 
     async def set(self) -> None:
-        """What is done from here on can be undone; what was done before cannot, by itself, any more."""
+        """What is done from here on can be undone.
+
+        What was done before cannot, by itself, any more.
+        """
         if not self._is_clean:
             await self._execute(f"{RELEASE}; {SET}" if self._is_set else SET)
         self._is_set, self._is_clean = True, False
@@ -44,7 +47,9 @@ class Savepoint:
         """Raise now what a deferred constraint would raise at the commit, when nobody knows any more whose it is."""
         await self._execute(CHECK)
 
-    async def undo_and_ask(self, statement: LiteralString, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+    async def undo_and_ask(
+        self, statement: LiteralString, parameters: dict[str, Any]
+    ) -> list[tuple[Any, ...]]:
         """Undo what was done since `set`, and the rows of this statement, in one round trip."""
         with response_deadline(self.driver, self.seconds):
             async with self.driver.cursor() as undo, self.driver.cursor() as ask:

@@ -1,8 +1,11 @@
 """What a handler changes in its session: put back, and kept from every later transaction.
 
-SET LOCAL search_path, ROLE, ...; set_config(..., true)    put back after the call, before anything of ours is sent
-SET, RESET, LISTEN, PREPARE, CREATE TEMP TABLE, ...        the same, and the pooled connection is thrown away afterwards
-a function of the database's that does it                  the same, where the server tells its client; in pieces always
+SET LOCAL search_path, ROLE, ...; set_config(..., true)    put back after the call, before anything
+                                                           of ours is sent
+SET, RESET, LISTEN, PREPARE, CREATE TEMP TABLE, ...        the same, and the pooled connection is
+                                                           thrown away afterwards
+a function of the database's that does it                  the same, where the server tells its
+                                                           client; in pieces always
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ NAMES = (
 )  # fmt: skip
 # Those whose values the server tells by itself, search_path from PostgreSQL 18 on.
 REPORTED = tuple(
-    name.encode() for name in ("session_authorization", "search_path", "DateStyle", "TimeZone", "client_encoding")
+    name.encode()
+    for name in ("session_authorization", "search_path", "DateStyle", "TimeZone", "client_encoding")
 )
 
 
@@ -55,8 +59,8 @@ class Session:
             return False
         names, values = zip(*self._settings, strict=True)
         async with psycopg.AsyncClientCursor(self._driver) as cursor:
-            # First alone: what a handler allowed itself may be too little for the next one.  To its value, not TO DEFAULT: that
-            # is what the session began with, before it was made ours.
+            # First alone: what a handler allowed itself may be too little for the next one.  To its
+            # value, not TO DEFAULT: that is what the session began with, before it was made ours.
             allowed = dict(self._settings)["statement_timeout"]
             await cursor.execute(_ALLOW, {"allowed": allowed}, prepare=False)
             [(before,)] = await cursor.fetchall()
@@ -80,8 +84,8 @@ _ALLOW = """
 SELECT pg_catalog.current_setting('statement_timeout');
 SET LOCAL statement_timeout = %(allowed)s;
 """
-# Only what is different: to set some needs a right, even to the value that they have.  A temporary table of a handler's that
-# is called as one of ours comes last.
+# Only what is different: to set some needs a right, even to the value that they have.  A temporary
+# table of a handler's that is called as one of ours comes last.
 _RESTORE = """
 SELECT pg_catalog.set_config(name, value, true) <> '' AND name <> 'search_path'
 FROM ROWS FROM (pg_catalog.unnest(%(names)s::pg_catalog.text[]), pg_catalog.unnest(%(values)s::pg_catalog.text[]))
@@ -99,7 +103,9 @@ def change(statement: str) -> Change:
         return Change.NONE
     kind = Change.NONE
     for part in unquoted(statement).split(";"):
-        if _SESSION.search(part) is not None or (_BLOCK.match(part) is not None and _INSIDE.search(statement)):
+        if _SESSION.search(part) is not None or (
+            _BLOCK.match(part) is not None and _INSIDE.search(statement)
+        ):
             return Change.SESSION
         if (calls := len(_SET_CONFIG.findall(part))) or _LOCAL.match(part) is not None:
             kind = Change.TRANSACTION
@@ -132,6 +138,10 @@ _SESSION = re.compile(
 )
 _LOCAL = re.compile(r"\s*set\s+local\b", re.IGNORECASE)
 _BLOCK = re.compile(r"\s*do\b", re.IGNORECASE)
-_INSIDE = re.compile(r"\b(?:set_config|listen|temp|temporary|set\s+(?:local\s+)?\w+\s*(?:=|to\b))", re.IGNORECASE)
+_INSIDE = re.compile(
+    r"\b(?:set_config|listen|temp|temporary|set\s+(?:local\s+)?\w+\s*(?:=|to\b))", re.IGNORECASE
+)
 _SET_CONFIG = re.compile(r"\bset_config\s*\(", re.IGNORECASE)
-_SET_CONFIG_LOCAL = re.compile(r"\bset_config\s*\((?:[^()]|\([^()]*\))*,\s*true\s*\)", re.IGNORECASE)
+_SET_CONFIG_LOCAL = re.compile(
+    r"\bset_config\s*\((?:[^()]|\([^()]*\))*,\s*true\s*\)", re.IGNORECASE
+)

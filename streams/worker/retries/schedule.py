@@ -1,7 +1,8 @@
 """When each waiting conversation is to be woken: by Faust's tables, made true by PostgreSQL.
 
-A wake-up call is a record on the topic's retry topic, keyed by conversation: it reaches the owner of the partition, and what
-it finds due there is PostgreSQL's to say.  So a call too many, or one that is lost, costs nothing but time.
+A wake-up call is a record on the topic's retry topic, keyed by conversation: it reaches the owner
+of the partition, and what it finds due there is PostgreSQL's to say.  So a call too many, or one
+that is lost, costs nothing but time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from streams.worker.set_aside import SetAside
 logger = logging.getLogger(__name__)
 
 TICK = 0.1  # seconds between two looks at what is due
-RECONCILE = 30.0  # seconds between two comparisons with PostgreSQL; an operator's act is followed by one at once
+# Seconds between two comparisons with PostgreSQL; an operator's act is followed by one at once
+RECONCILE = 30.0
 AGAIN = 2.0  # the same after one that failed
 SELDOM = 30  # of so many comparisons that fail one after another, one is reported
 CALLS = 1000  # wake-up calls in one tick: what an outage has left behind returns in portions
@@ -43,7 +45,10 @@ class Schedule:
             heapq.heappush(self._heap, (due, partition, key))
 
     def take(self, now: float, most: int) -> list[tuple[int, str]]:
-        """(partition, conversation) of at most so many that are due, earliest first; they are not due any more."""
+        """(partition, conversation) of at most so many that are due, earliest first.
+
+        They are not due any more.
+        """
         due_now: list[tuple[int, str]] = []
         while self._heap and self._heap[0][0] <= now and len(due_now) < most:
             due, partition, key = heapq.heappop(self._heap)
@@ -67,7 +72,13 @@ class Scheduler:
     """Sends wake-up calls for one topic, and compares its schedule and tables with PostgreSQL."""
 
     def __init__(
-        self, app: Any, topic: str, retry_topic: Any, tables: AsideTables, persister: Persister, schedule: Schedule
+        self,
+        app: Any,
+        topic: str,
+        retry_topic: Any,
+        tables: AsideTables,
+        persister: Persister,
+        schedule: Schedule,
     ) -> None:
         self._app, self._topic, self._retry_topic = app, topic, retry_topic
         self._tables, self._persister, self._schedule = tables, persister, schedule
@@ -83,14 +94,19 @@ class Scheduler:
             except Exception as error:  # whatever it was: retries must not end with it
                 self._compared = time.monotonic() - RECONCILE + AGAIN
                 if self._missed % SELDOM == 0:
-                    logger.warning("schedule not compared", extra={"topic": self._topic, "error": type(error).__name__})
+                    logger.warning(
+                        "schedule not compared",
+                        extra={"topic": self._topic, "error": type(error).__name__},
+                    )
                 self._missed += 1
             await asyncio.sleep(TICK)
 
     async def _tick(self) -> None:
         if self._app.rebalancing or not self._app.tables.recovery.completed.is_set():
             return
-        mine = frozenset(tp.partition for tp in self._app.consumer.assignment() if tp.topic == self._topic)
+        mine = frozenset(
+            tp.partition for tp in self._app.consumer.assignment() if tp.topic == self._topic
+        )
         if mine != self._mine:
             self._schedule.keep(mine)
             for partition, key, due in self._tables.waiting(mine - self._mine):
@@ -105,7 +121,10 @@ class Scheduler:
             await self._wake(partition, key)
 
     async def _reconcile(self, mine: list[int]) -> None:
-        heads = {(head.partition, head.key): head for head in await self._persister.all_heads(self._topic, mine)}
+        heads = {
+            (head.partition, head.key): head
+            for head in await self._persister.all_heads(self._topic, mine)
+        }
         for where, head in heads.items():
             self._schedule.put(*where, head.due)
         dead = await self._persister.dead_letters(self._topic, mine, DEAD_SHOWN)
@@ -115,13 +134,16 @@ class Scheduler:
             await self._wake(partition, key)
 
     async def _wake(self, partition: int, key: str) -> None:
-        await asyncio.wait_for(self._retry_topic.send(key=key.encode(), value=b"", partition=partition), 5.0)
+        await asyncio.wait_for(
+            self._retry_topic.send(key=key.encode(), value=b"", partition=partition), 5.0
+        )
 
 
 def noted(schedule: Schedule, heads: Iterable[SetAside], keys: Iterable[tuple[int, str]]) -> None:
     """Put what these conversations wait for; one without a head waits for nothing.
 
-    A head may be in another partition, where another system's producer spreads a conversation: its owner is woken.
+    A head may be in another partition, where another system's producer spreads a conversation: its
+    owner is woken.
     """
     due = {(head.partition, head.key): head.due for head in heads}
     for where in {*keys, *due}:

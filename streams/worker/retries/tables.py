@@ -1,6 +1,7 @@
 """Faust tables of what waits and what is dead, by conversation: for the schedule and for pages.
 
-PostgreSQL decides; a table may lag or be lost at any moment.  Never message text in here: ids, attempts, due times and codes.
+PostgreSQL decides; a table may lag or be lost at any moment.  Never message text in here: ids,
+attempts, due times and codes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ class AsideTables:
 
     def __init__(self, app: faust.App, topic: str, partitions: int) -> None:
         options: dict[str, Any] = {"partitions": partitions, "key_type": bytes, "value_type": bytes}
-        self.retries = app.Table(f"{topic}-{TABLES[0]}", help="the message each conversation waits for", **options)
+        self.retries = app.Table(
+            f"{topic}-{TABLES[0]}", help="the message each conversation waits for", **options
+        )
         self.dead = app.Table(f"{topic}-{TABLES[1]}", help="dead letters", **options)
         self._missing: defaultdict[str, dict[str, Any]] = defaultdict(dict)
 
@@ -55,7 +58,11 @@ class AsideTables:
             for key in keys:
                 raw = key.encode()
                 before = orjson.loads(self.dead.get(raw) or b"{}")
-                shown = {outbox_id: letter for outbox_id, letter in before.items() if int(outbox_id) in still}
+                shown = {
+                    outbox_id: letter
+                    for outbox_id, letter in before.items()
+                    if int(outbox_id) in still
+                }
                 entry = shown | self._missing.pop(key, {})
                 if entry != before:
                     self._write_dead(raw, entry)
@@ -78,7 +85,11 @@ class AsideTables:
 
     def dead_of(self, keys: Iterable[str]) -> list[int]:
         """The dead letters shown, or about to be, of these conversations."""
-        ids = [outbox_id for key in keys for outbox_id in orjson.loads(self.dead.get(key.encode()) or b"{}")]
+        ids = [
+            outbox_id
+            for key in keys
+            for outbox_id in orjson.loads(self.dead.get(key.encode()) or b"{}")
+        ]
         ids += [outbox_id for key in keys for outbox_id in self._missing.get(key, ())]
         return [int(outbox_id) for outbox_id in ids]
 

@@ -112,7 +112,9 @@ class Attempts:
     def __init__(self, settings: Settings, registry: Registry) -> None:
         self._agents, self._unknown_seconds = registry.agents, settings.worker.unknown_days * DAY
         self._ours = Outbox(registry)
-        self._foreign = {topic: Foreign(registry, source) for topic, source in registry.envelopes.items()}
+        self._foreign = {
+            topic: Foreign(registry, source) for topic, source in registry.envelopes.items()
+        }
         self._histories: defaultdict[str, FailureHistory] = defaultdict(FailureHistory)
 
     def origin(self, topic: str) -> Origin:
@@ -138,7 +140,9 @@ class Attempts:
         progressed: Callable[[], None] = lambda: None,
         trial: Trial | None = None,
     ) -> Attempt:
-        """An attempt on this connection; each statement and each call of a handler may take so many seconds.
+        """An attempt on this connection.
+
+        Each statement and each call of a handler may take so many seconds.
 
         `progressed` is called whenever a handler has ended.
         """

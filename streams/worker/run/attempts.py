@@ -7,8 +7,8 @@
     one message at a time    a timeout          that message fails without a call; the others again
     the run in pieces        a KeyError of ours once more; then the process ends, by this run
 
-An outage is not an error of the message: nothing is counted and the same run is tried again, until it is done or a rebalance
-gives its partition away.
+An outage is not an error of the message: nothing is counted and the same run is tried again, until
+it is done or a rebalance gives its partition away.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ Work = Callable[[Attempt], Awaitable[Outcome]]  # the pipeline of a run, or of w
 
 
 class Patience(Protocol):
-    """How whoever works a run waits between two attempts; `slow_tries` may take too long before messages are tried alone."""
+    """How whoever works a run waits between two attempts.
+
+    `slow_tries` may take too long before messages are tried alone.
+    """
 
     slow_tries: int
 
@@ -81,7 +84,11 @@ async def until_done(
                 run.waiting = False
                 return outcome
             verdict = await _verdict_on(failure, history, patience)
-            error = failure.error.error if isinstance(failure.error, MessageExhausted) else failure.error
+            error = (
+                failure.error.error
+                if isinstance(failure.error, MessageExhausted)
+                else failure.error
+            )
             tries[verdict] += 1
             slow = tries[Verdict.SLOW] + tries[Verdict.CHARGE]
             if verdict is not Verdict.DISPLACED:
@@ -97,13 +104,15 @@ async def until_done(
                 case Verdict.WAIT:
                     once_more = False
                     await patience.wait(run, error, tries[verdict])
-                    # A database that answers others loses this one's connection again and again: a message may be behind it.
+                    # A database that answers others loses this one's connection again and again: a
+                    # message may be behind it.
                     lost = lost + 1 if failure.lost and await patience.reachable() else 0
                     if lost >= LOST_TRIES:
                         strategy = Strategy.SINGLE
                 case Verdict.CHARGE:
                     assert isinstance(failure.error, MessageExhausted)
-                    # Until the run is done, not for one try: the next one may fail with another message like it.
+                    # Until the run is done, not for one try: the next one may fail with another
+                    # message like it.
                     failing.enter_context(history.failing(failure.error.outbox_id, error))
                     logger.warning(SLOW, extra={**about_run(run, error), "tries": slow})
                 case Verdict.SLOW:
@@ -113,17 +122,27 @@ async def until_done(
                     logger.warning(SLOW, extra={**about_run(run, error), "tries": slow})
                 case Verdict.ISOLATE if strategy is Strategy.WHOLE:
                     strategy = Strategy.BISECT
-                    logger.info("a run failed, looking for the guilty message", extra=about_run(run, error))
+                    logger.info(
+                        "a run failed, looking for the guilty message", extra=about_run(run, error)
+                    )
                 case Verdict.ISOLATE if not once_more:
                     once_more = True  # what no handler raised may have been a moment's trouble
-                    logger.warning("a run failed for an unexpected reason, once more", extra=about_run(run, error))
+                    logger.warning(
+                        "a run failed for an unexpected reason, once more",
+                        extra=about_run(run, error),
+                    )
                 case _:
                     raise error
     return None
 
 
-async def _verdict_on(failure: TransactionFailed, history: FailureHistory, patience: Patience) -> Verdict:
-    """What to do after an attempt that failed so; a deferred constraint that failed at the commit is remembered."""
+async def _verdict_on(
+    failure: TransactionFailed, history: FailureHistory, patience: Patience
+) -> Verdict:
+    """What to do after an attempt that failed so.
+
+    A deferred constraint that failed at the commit is remembered.
+    """
     match failure.error:
         case Isolated():
             return Verdict.STOP

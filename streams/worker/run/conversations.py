@@ -16,18 +16,21 @@ from streams.worker.set_aside import SetAside
 def head_of(row: Sequence[Any], known: Container[str]) -> SetAside:
     """The message a conversation waits for, from a row of the named queries `heads` and `all_heads`.
 
-    `known` are the biz_types that this worker knows.  A parked head is due at once, and so is one that waited for somebody
-    who knows its biz_type.
+    `known` are the biz_types that this worker knows.  A parked head is due at once, and so is one
+    that waited for somebody who knows its biz_type.
     """
     key, partition, outbox_id, status, attempts, code, next_retry_at, awaited = row
     due = {"retrying": 0.0 if awaited in known else next_retry_at, "parked": 0.0}.get(status)
     return SetAside(outbox_id, key, partition, status, attempts, code, due=due)
 
 
-async def work_conversations(attempt: Attempt, *, partition: int, keys: Sequence[str], most: int) -> Outcome:
+async def work_conversations(
+    attempt: Attempt, *, partition: int, keys: Sequence[str], most: int
+) -> Outcome:
     """Work up to `most` due messages of these conversations of one partition, each conversation in its order.
 
-    Those that failed before go first and by themselves: most fail again, and what is parked behind them is not touched then.
+    Those that failed before go first and by themselves: most fail again, and what is parked behind
+    them is not touched then.
     """
     transaction = attempt.transaction
     await transaction.lock([partition])
@@ -55,11 +58,29 @@ async def _work(attempt: Attempt, turns: Sequence[tuple[Delivery, str]]) -> set[
     return {fate.key for fate in await handle(attempt, ours) if fate.open}
 
 
-def _due(rows: Iterable[tuple[Any, ...]], partition: int, origin: Origin) -> list[tuple[Delivery, str]]:
-    """(message, its status) of what may be worked now; a conversation stops where its next message has to wait."""
+def _due(
+    rows: Iterable[tuple[Any, ...]], partition: int, origin: Origin
+) -> list[tuple[Delivery, str]]:
+    """(message, its status) of what may be worked now.
+
+    A conversation stops where its next message has to wait.
+    """
     turns: list[tuple[Delivery, str]] = []
     stopped: set[str] = set()
-    for outbox_id, key, status, attempts, due, code, since, _, offset, biz_type, payload, created_at in rows:
+    for (
+        outbox_id,
+        key,
+        status,
+        attempts,
+        due,
+        code,
+        since,
+        _,
+        offset,
+        biz_type,
+        payload,
+        created_at,
+    ) in rows:
         if key in stopped:
             continue
         delivery = Delivery(outbox_id, outbox_id, partition, offset, key, biz_type, None)

@@ -1,7 +1,8 @@
 """What a run asks for, as a whole or one piece at a time, so that a death costs one message.
 
-A message that takes its process down costs one message.  While a partition is suspect its runs are noted before handlers
-get them, and after two noted deaths its messages are tried one at a time (suspicion.py says how long).
+A message that takes its process down costs one message.  While a partition is suspect its runs are
+noted before handlers get them, and after two noted deaths its messages are tried one at a time
+(suspicion.py says how long).
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ Working = Coroutine[Any, Any, Outcome | None]  # None when the run stopped being
 
 
 class Job(Protocol):
-    """One run, and what to do with it; `topic` is that of its messages, `most` how many of them are tried alone at most."""
+    """One run, and what to do with it.
+
+    `topic` is that of its messages, `most` how many of them are tried alone at most.
+    """
 
     run: Run
     topic: str
@@ -60,16 +64,25 @@ class WakeConversations:
         self._persister, self.topic, self.run, self._alone = persister, topic, run, alone
         self.most = persister.most
         # Anything may stand on a topic; what names no conversation wakes nobody.
-        named = (record.key.decode("utf-8", "replace") for record in run.records if record.key is not None)
+        named = (
+            record.key.decode("utf-8", "replace")
+            for record in run.records
+            if record.key is not None
+        )
         self.keys = list(dict.fromkeys(key for key in named if "\0" not in key))
 
     def work(self, strategy: Strategy) -> Working:
         """One transaction with what is due of each, or with the next message alone."""
-        return self._persister.retry(self.run, self.topic, self.keys, strategy, 1 if self._alone else None)
+        return self._persister.retry(
+            self.run, self.topic, self.keys, strategy, 1 if self._alone else None
+        )
 
     def pieces(self, first: int) -> Iterable[Job]:
         """One conversation each, its due messages one after another."""
-        return [WakeConversations(self._persister, self.topic, piece, alone=True) for piece in self.run.pieces()]
+        return [
+            WakeConversations(self._persister, self.topic, piece, alone=True)
+            for piece in self.run.pieces()
+        ]
 
 
 async def count_crashes(persister: Persister, job: Job) -> Outcome | None:
@@ -91,18 +104,24 @@ async def count_crashes(persister: Persister, job: Job) -> Outcome | None:
         before = suspicion.strikes
         suspicion.done(run, first)
         if suspicion.strikes != before:
-            note = partial(suspects.notes.put, suspicion.owner, suspicion.place, suspicion.strikes, run.end)
+            note = partial(
+                suspects.notes.put, suspicion.owner, suspicion.place, suspicion.strikes, run.end
+            )
             await persister.insist(run, note)
     return outcome
 
 
-Tried = tuple[Outcome | None, int | None]  # the outcome, and the offset of the first record that a handler got
+Tried = tuple[
+    Outcome | None, int | None
+]  # the outcome, and the offset of the first record that a handler got
 
 
 async def _one_by_one(suspects: Suspects, job: Job, suspicion: Suspicion, first: int) -> Tried:
     """Work the records from offset `first` on one at a time: a handler would get them."""
     about = {"topic": job.run.topic, "partition": job.run.partition, "offset": first}
-    logger.error("messages of a run took their process down, they are tried one by one", extra=about)
+    logger.error(
+        "messages of a run took their process down, they are tried one by one", extra=about
+    )
     total, called = Outcome(), None
     for piece in job.pieces(first):
         outcome, called_now = await _piece(suspects, piece, suspicion)

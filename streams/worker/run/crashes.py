@@ -25,11 +25,17 @@ class CrashNotes:
         return {(topic, partition): Strikes(*strikes) for topic, partition, *strikes in rows}
 
     async def put(self, owner: str, place: Place, strikes: Strikes, offset: int) -> bool:
-        """Note these strikes, and the first offset of the run; False when the partition is not this owner's any more."""
+        """Note these strikes, and the first offset of the run.
+
+        False when the partition is not this owner's any more.
+        """
         return bool(await self._do("put_strikes", **parameters(owner, place, strikes, offset)))
 
     async def hand_on(self, owned: Sequence[tuple[str, Place]]) -> None:
-        """Given up in order, by an owner who did not suspect them; soon or not at all, for a rebalance waits for it."""
+        """Given up in order, by an owner who did not suspect them.
+
+        Soon or not at all, for a rebalance waits for it.
+        """
         async with asyncio.timeout(REACH):
             await self._do(
                 "hand_on",

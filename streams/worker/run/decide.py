@@ -24,7 +24,9 @@ TERMINAL = ("consumed", "dead", "discarded")
 
 
 class Fact(NamedTuple):
-    """What is known of a message: `known` if its root has an outbox row; `first` in line of its conversation.
+    """What is known of a message: `known` if its root has an outbox row.
+
+    `first` in line of its conversation.
 
     `code` is that of its last error, `since` for how many seconds its state is as it is.
     """
@@ -40,7 +42,10 @@ class Fact(NamedTuple):
 
 
 class Named(NamedTuple):
-    """An outbox row as what tells its record from any other; `created_ms` is None where no record can carry it."""
+    """An outbox row as what tells its record from any other.
+
+    `created_ms` is None where no record can carry it.
+    """
 
     key: str
     created_ms: int | None
@@ -74,11 +79,13 @@ def stranger(record: Named, root: int, row: Named, row_id: int) -> str | None:
 def check_times(off: Sequence[tuple[int | None, int | None]], *, another_life: bool) -> None:
     """WrongTimes when a setting is wrong, by the times of records that agree with their rows in all else: (record, row).
 
-    Such a setting gives every record a time after its row was written.  So one that is older is of another life, and so are
-    all of them when others of the run are (`another_life`).
+    Such a setting gives every record a time after its row was written.  So one that is older is of
+    another life, and so are all of them when others of the run are (`another_life`).
     """
     if any(time is None for time, _ in off):
-        raise WrongTimes("the broker set the times of records: expected message.timestamp.type=CreateTime of the topic")
+        raise WrongTimes(
+            "the broker set the times of records: expected message.timestamp.type=CreateTime of the topic"
+        )
     later = sum((time or 0) > (created_ms or 0) for time, created_ms in off)
     if later > 1 and not another_life:
         raise WrongTimes(
@@ -100,8 +107,12 @@ class Range(NamedTuple):
 NEAR = 1000  # offsets between two ranges that become one
 
 
-def rejected_range(partition: int, reason: str, offsets: Sequence[int], before: Range | None) -> Range | None:
-    """The range to note for these offsets, in order, given the one that begins last before them; None when it has them all.
+def rejected_range(
+    partition: int, reason: str, offsets: Sequence[int], before: Range | None
+) -> Range | None:
+    """The range to note for these offsets, in order, given the one that begins last before them.
+
+    None when it has them all.
 
     A record that comes twice is counted once.
     """
@@ -132,9 +143,12 @@ def waited(status: str | None, due: bool, code: str | None, since: float) -> flo
 
 
 def decision_on(record_id: int, outbox_id: int, fact: Fact, *, blocked: bool) -> Decision:
-    """The decision on one record of the message `outbox_id`; `blocked` while its conversation has an open message.
+    """The decision on one record of the message `outbox_id`.
 
-    A message being replayed moves only by the record of that replay, so that a late original cannot undo an edit.
+    `blocked` while its conversation has an open message.
+
+    A message being replayed moves only by the record of that replay, so that a late original cannot
+    undo an edit.
     """
     if not fact.known:
         return Decision.REJECT
@@ -168,12 +182,16 @@ class Plan:
     rejected: list[Rejected] = field(default_factory=list)
 
 
-def decide(deliveries: Iterable[Delivery], facts: Mapping[int, Fact], blocked: Collection[str]) -> Plan:
+def decide(
+    deliveries: Iterable[Delivery], facts: Mapping[int, Fact], blocked: Collection[str]
+) -> Plan:
     """The decision on each of these deliveries, by the facts of its message and the conversations that wait."""
     plan = Plan()
     for delivery in deliveries:
         fact = facts[delivery.outbox_id]
-        match decision_on(delivery.record_id, delivery.outbox_id, fact, blocked=delivery.key in blocked):
+        match decision_on(
+            delivery.record_id, delivery.outbox_id, fact, blocked=delivery.key in blocked
+        ):
             case Decision.NEW:
                 plan.new.append(delivery)
             case Decision.PARK:
@@ -187,7 +205,9 @@ def decide(deliveries: Iterable[Delivery], facts: Mapping[int, Fact], blocked: C
     return plan
 
 
-def independent_of(unclear: Sequence[Delivery], deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+def independent_of(
+    unclear: Sequence[Delivery], deliveries: Sequence[Delivery]
+) -> Sequence[Delivery]:
     """Those of conversations without an unclear delivery: they are claimed in any order to the unclear ones."""
     if not unclear:
         return deliveries

@@ -1,4 +1,7 @@
-"""Kafka records into messages, or into what is wrong with them; nothing here raises for bad input."""
+"""Kafka records into messages, or into what is wrong with them.
+
+Nothing here raises for bad input.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ CREATE_TIME = 0  # the timestamp type of a record whose producer set its time; a
 def read(records: Iterable[Any], registry: Registry) -> tuple[list[Delivery], list[Rejected]]:
     """Each outbox row's first record in this run, in order, and what has no usable id.
 
-    A restarted relay doubles rows within a run, and ON CONFLICT refuses the same key twice in one statement.  Records that
-    share an id and nothing else stay, each of them doubtful.
+    A restarted relay doubles rows within a run, and ON CONFLICT refuses the same key twice in one
+    statement.  Records that share an id and nothing else stay, each of them doubtful.
     """
     deliveries: dict[int, Delivery] = {}
     others: dict[int, list[Delivery]] = {}
@@ -56,8 +59,13 @@ def _identity(delivery: Delivery) -> tuple[int, str, int | None]:
     return delivery.outbox_id, delivery.key, delivery.time
 
 
-def _headers(headers: Sequence[tuple[str, bytes | None]]) -> tuple[bytes | None, bytes | None, bytes | None]:
-    """The values of id, biz_type and resend_of; the relay's four stand in a fixed order, anything else is looked up."""
+def _headers(
+    headers: Sequence[tuple[str, bytes | None]],
+) -> tuple[bytes | None, bytes | None, bytes | None]:
+    """The values of id, biz_type and resend_of.
+
+    The relay's four stand in a fixed order, anything else is looked up.
+    """
     if len(headers) == 4:
         (first, raw_id), (second, raw_type), _, (fourth, root) = headers
         if first == "id" and second == "biz_type" and fourth == "resend_of":
@@ -66,7 +74,9 @@ def _headers(headers: Sequence[tuple[str, bytes | None]]) -> tuple[bytes | None,
     return values.get("id"), values.get("biz_type"), values.get("resend_of")
 
 
-def _delivery(record: Any, raw_type: bytes | None, record_id: int, outbox_id: int, registry: Registry) -> Delivery:
+def _delivery(
+    record: Any, raw_type: bytes | None, record_id: int, outbox_id: int, registry: Registry
+) -> Delivery:
     biz_type = (raw_type or b"").decode("utf-8", "replace")
     partition, offset, key = record.partition, record.offset, ""
     time = record.timestamp if record.timestamp_type == CREATE_TIME else None
@@ -76,10 +86,14 @@ def _delivery(record: Any, raw_type: bytes | None, record_id: int, outbox_id: in
             raise _BrokenKey
         message = parse(record.value, biz_type, outbox_id, key, record.timestamp, registry)
     except Unreadable as fault:
-        return Delivery(record_id, outbox_id, partition, offset, key, biz_type, None, fault, time=time)
+        return Delivery(
+            record_id, outbox_id, partition, offset, key, biz_type, None, fault, time=time
+        )
     except (AttributeError, UnicodeDecodeError, _BrokenKey):
         broken = Unreadable("the record's key is not UTF-8 text without NUL", code="key")
-        return Delivery(record_id, outbox_id, partition, offset, "", biz_type, None, broken, time=time)
+        return Delivery(
+            record_id, outbox_id, partition, offset, "", biz_type, None, broken, time=time
+        )
     return Delivery(record_id, outbox_id, partition, offset, key, biz_type, message, time=time)
 
 

@@ -1,7 +1,8 @@
 """Which tries of runs may call handlers beside one another, so that a death can be attributed.
 
-Runs of partitions that nobody suspects do as they like.  Of the suspects one at a time calls handlers.  A message that is
-tried alone is the only one in its process that a handler has: whoever dies then died of it, or was killed from outside.
+Runs of partitions that nobody suspects do as they like.  Of the suspects one at a time calls
+handlers.  A message that is tried alone is the only one in its process that a handler has: whoever
+dies then died of it, or was killed from outside.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Self
 
 from streams.worker.driver.dispatcher import Slots
 
-LEND = 0.25  # seconds without a handler's call after which a suspect that waits for a lock lets another one go first
+# Seconds without a handler's call after which a suspect that waits for a lock lets another one go
+# first
+LEND = 0.25
 
 
 class Displaced(Exception):
@@ -65,7 +68,10 @@ class Exclusion:
 
 
 class Permit:
-    """What a suspect's try needs to call handlers; lent to others when it waits too long before it does."""
+    """What a suspect's try needs to call handlers.
+
+    Lent to others when it waits too long before it does.
+    """
 
     def __init__(self, exclusion: Exclusion, slots: Slots, alone: bool, patience: float) -> None:
         self._exclusion, self._slots, self.alone, self._patience = exclusion, slots, alone, patience
@@ -87,13 +93,19 @@ class Permit:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self._stop_timer()
         self._give_back()
 
     def claim(self) -> None:
-        """A handler is about to be called; Displaced when others went first, which one more try makes up for."""
+        """A handler is about to be called.
+
+        Displaced when others went first, which one more try makes up for.
+        """
         self._stop_timer()
         if self._exclusion._holder is self:
             return

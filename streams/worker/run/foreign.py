@@ -1,6 +1,7 @@
 """Messages of another system's envelopes: the row in `outbox_foreign` is all we have of them.
 
-The conversation is the payload's key field, whatever key the record has; its order is that of the partition.
+The conversation is the payload's key field, whatever key the record has; its order is that of the
+partition.
 """
 
 from __future__ import annotations
@@ -107,9 +108,15 @@ class Foreign:
         stored = delivery.to_store
         if stored is None:
             return {}
-        return {"biz_type": _stored_type(delivery), "payload": stored.payload, "created_ms": stored.created_ms}
+        return {
+            "biz_type": _stored_type(delivery),
+            "payload": stored.payload,
+            "created_ms": stored.created_ms,
+        }
 
-    def _parse(self, delivery: Delivery, payload: str | None, created_ms: int, attempts: int = 0) -> None:
+    def _parse(
+        self, delivery: Delivery, payload: str | None, created_ms: int, attempts: int = 0
+    ) -> None:
         agent = self._registry.agents.get(delivery.biz_type)
         try:
             if agent is None:
@@ -119,7 +126,9 @@ class Foreign:
             delivery.message, delivery.fault = None, fault
         else:
             delivery.key, delivery.fault = key, None
-            delivery.message = Message(delivery.outbox_id, key, event, created_ms, attempts, self.source)
+            delivery.message = Message(
+                delivery.outbox_id, key, event, created_ms, attempts, self.source
+            )
 
     def _key(self, delivery: Delivery, payload: str, key: bytes | None) -> str:
         """The conversation of a message that cannot be read: of its payload, else of its record, else ''."""

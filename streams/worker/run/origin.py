@@ -1,6 +1,7 @@
 """Where a topic's messages come from: how records are read, where their fate is written down.
 
-Two origins: our own outbox, whose rows say what a message is, and another system, whose envelopes are all there is.
+Two origins: our own outbox, whose rows say what a message is, and another system, whose envelopes
+are all there is.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _by_id = attrgetter("outbox_id")
 class Origin(Protocol):
     """What a transaction has to know of a topic; `source` is '' for our own outbox.
 
-    `settle` names the statement that forgets what was kept of messages which are settled now, if anything is kept;
-    `has_rows` says whether an outbox row tells which record is its own.
+    `settle` names the statement that forgets what was kept of messages which are settled now, if
+    anything is kept; `has_rows` says whether an outbox row tells which record is its own.
     """
 
     source: str
@@ -103,7 +104,9 @@ class Outbox:
         delivery.key, delivery.biz_type, delivery.attempts = key, biz_type, attempts
         try:
             created_ms = milliseconds(created_at)
-            delivery.message = decode.parse(payload, biz_type, outbox_id, key, created_ms, self._registry, attempts)
+            delivery.message = decode.parse(
+                payload, biz_type, outbox_id, key, created_ms, self._registry, attempts
+            )
             delivery.fault = None
         except Unreadable as fault:
             delivery.message, delivery.fault = None, fault
@@ -119,7 +122,9 @@ class Outbox:
             "ids": "{" + ",".join(map(str, ids)) + "}",
             "first": min(ids),
             "last": max(ids),
-            "partitions": "{" + ",".join([str(delivery.partition) for delivery in deliveries]) + "}",
+            "partitions": "{"
+            + ",".join([str(delivery.partition) for delivery in deliveries])
+            + "}",
             "offsets": "{" + ",".join([str(delivery.offset) for delivery in deliveries]) + "}",
             "digest": digest(deliveries),
         }

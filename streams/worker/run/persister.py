@@ -59,7 +59,9 @@ class Persister:
         self.slots = Slots(settings.worker.transactions)
         self.most = settings.worker.run_records
         self.database = Database(settings)
-        self.suspects = Suspects(CrashNotes(self.database), Exclusion(self.slots), self.most, settings.worker.run_bytes)
+        self.suspects = Suspects(
+            CrashNotes(self.database), Exclusion(self.slots), self.most, settings.worker.run_bytes
+        )
         self.attempts = Attempts(settings, registry)
         self.waits = Waits()
 
@@ -68,8 +70,12 @@ class Persister:
         return self.attempts.origin(topic)
 
     async def together(self, runs: Sequence[Run]) -> Outcome | None:
-        """One try at these runs in one transaction; None when it failed and they have to be worked one by one."""
-        # A run of an earlier owner may be behind one that was given up: what it holds would overtake that.
+        """One try at these runs in one transaction.
+
+        None when it failed and they have to be worked one by one.
+        """
+        # A run of an earlier owner may be behind one that was given up: what it holds would
+        # overtake that.
         if not all(run.current for run in runs):
             return None
         topic = runs[0].topic
@@ -79,8 +85,13 @@ class Persister:
             logger.debug("runs are worked one by one", extra=about_run(runs[0], failed.error))
             return None
 
-    def persist(self, run: Run, strategy: Strategy = Strategy.WHOLE) -> Coroutine[Any, Any, Outcome | None]:
-        """What was decided for each record, after the commit; None when the run stopped being ours before that."""
+    def persist(
+        self, run: Run, strategy: Strategy = Strategy.WHOLE
+    ) -> Coroutine[Any, Any, Outcome | None]:
+        """What was decided for each record, after the commit.
+
+        None when the run stopped being ours before that.
+        """
         strategy = max(strategy, self.attempts.strategy(run.topic))
         return self._until_done(run, run.topic, _records([run]), strategy)
 
@@ -96,11 +107,16 @@ class Persister:
 
         What failed before is likely to fail again: in pieces from the start.
         """
-        work = partial(work_conversations, partition=run.partition, keys=keys, most=most or self.most)
+        work = partial(
+            work_conversations, partition=run.partition, keys=keys, most=most or self.most
+        )
         return self._until_done(run, topic, work, max(strategy, Strategy.BISECT))
 
     async def heads(self, topic: str, keys: Sequence[str]) -> list[SetAside]:
-        """The open message that each of these conversations waits for; none for one that waits for nothing."""
+        """The open message that each of these conversations waits for.
+
+        None for one that waits for nothing.
+        """
         rows = await self._ask("heads", topic, keys=orjson.dumps(list(keys)).decode())
         return [head_of(row, self.registry.agents) for row in rows]
 
@@ -113,7 +129,9 @@ class Persister:
         """Which of these messages of the topic are dead."""
         return {row[0] for row in await self._ask("still_dead", topic, ids=list(ids))}
 
-    async def dead_letters(self, topic: str, partitions: Sequence[int], most: int) -> list[SetAside]:
+    async def dead_letters(
+        self, topic: str, partitions: Sequence[int], most: int
+    ) -> list[SetAside]:
         """The newest dead letters of these partitions."""
         rows = await self._ask("newest_dead", topic, partitions=list(partitions), most=most)
         return [
@@ -122,7 +140,10 @@ class Persister:
         ]
 
     async def insist(self, run: Run, act: Callable[[], Awaitable[Any]]) -> bool:
-        """Do something small in the database, whenever it lets us; False when the run stopped being ours before that."""
+        """Do something small in the database, whenever it lets us.
+
+        False when the run stopped being ours before that.
+        """
         tries = 0
         while run.current:
             try:
@@ -145,11 +166,16 @@ class Persister:
             text = "database unavailable, run waits"
             level = logging.WARNING
             if isinstance(error, HandlerBroken):
-                text, level = f"{error}: a bug or a missing column, the run waits until it is mended", logging.ERROR
+                text, level = (
+                    f"{error}: a bug or a missing column, the run waits until it is mended",
+                    logging.ERROR,
+                )
             elif isinstance(error, WrongTimes):
                 text, level = f"{error}: the run waits until it is mended", logging.ERROR
             words = server_words(error)
-            logger.log(level, text, extra={**about, "tries": tries} | ({"reason": words} if words else {}))
+            logger.log(
+                level, text, extra={**about, "tries": tries} | ({"reason": words} if words else {})
+            )
         await self.rest(jittered(min(MOST_WAIT, 0.1 * 2 ** min(tries, 8))))
 
     async def rest(self, seconds: float) -> None:
@@ -160,11 +186,15 @@ class Persister:
         """Whether the database answers others."""
         return await self.database.reachable()
 
-    def _until_done(self, run: Run, topic: str, work: Work, strategy: Strategy) -> Coroutine[Any, Any, Outcome | None]:
+    def _until_done(
+        self, run: Run, topic: str, work: Work, strategy: Strategy
+    ) -> Coroutine[Any, Any, Outcome | None]:
         attempt = partial(self._once, [run], topic, work)
         return until_done(run, attempt, strategy, self.attempts.history(topic), self)
 
-    async def _once(self, runs: Sequence[Run], topic: str, work: Work, strategy: Strategy) -> Outcome:
+    async def _once(
+        self, runs: Sequence[Run], topic: str, work: Work, strategy: Strategy
+    ) -> Outcome:
         """One transaction, beside those of others or not, as far as the run is suspect.
 
         TransactionFailed when it did not commit, or when nobody knows.
@@ -186,7 +216,13 @@ class Persister:
                 lost = False
                 driver = await driver_of(connection)
                 attempt = self.attempts.begin(
-                    connection, driver, topic, strategy, seconds=seconds, progressed=progressed, trial=trial
+                    connection,
+                    driver,
+                    topic,
+                    strategy,
+                    seconds=seconds,
+                    progressed=progressed,
+                    trial=trial,
                 )
                 try:
                     async with attempt.spans:
@@ -197,13 +233,22 @@ class Persister:
                             at_commit = True
                             with response_deadline(driver, seconds):
                                 await commit(driver)
-                        except BaseException as error:  # cancelled too: the partition's lock is not kept
+                        except (
+                            BaseException
+                        ) as error:  # cancelled too: the partition's lock is not kept
                             # What took the connection with it counts, not that it is gone.
-                            takes_it = isinstance(error, MessageExhausted | HandlerTimeout | HandlerMisuse)
-                            with suppress(*([Exception] if takes_it else [])), response_deadline(driver, REACH):
+                            takes_it = isinstance(
+                                error, MessageExhausted | HandlerTimeout | HandlerMisuse
+                            )
+                            with (
+                                suppress(*([Exception] if takes_it else [])),
+                                response_deadline(driver, REACH),
+                            ):
                                 await begun.rollback()
                             raise
-                except Exception:  # raised again: only now is it known whether the connection survived
+                except (
+                    Exception
+                ):  # raised again: only now is it known whether the connection survived
                     lost = is_lost(connection, driver)
                     if lost:  # the pool may have lost hold of it, with a partition's lock
                         await driver.close()
@@ -216,18 +261,26 @@ class Persister:
 
     async def _ask(self, name: str, topic: str, **parameters: Any) -> list[tuple[Any, ...]]:
         origin = self.origin(topic)
-        return await self.database.read(origin.statement(name), {"topic": topic, "source": origin.source, **parameters})
+        return await self.database.read(
+            origin.statement(name), {"topic": topic, "source": origin.source, **parameters}
+        )
 
 
 def _records(runs: Sequence[Run]) -> Work:
     """The pipeline of these runs' records."""
-    partitions, records = {run.partition for run in runs}, list(chain.from_iterable(run.records for run in runs))
+    partitions, records = (
+        {run.partition for run in runs},
+        list(chain.from_iterable(run.records for run in runs)),
+    )
     return partial(work_run, partitions=partitions, records=records)
 
 
 @contextmanager
 def _progressing(runs: Sequence[Run]) -> Iterator[Callable[[], None]]:
-    """Within this an attempt at these runs is under way; what is yielded notes that something of it has ended."""
+    """Within this an attempt at these runs is under way.
+
+    What is yielded notes that something of it has ended.
+    """
 
     def progressed() -> None:
         now = time.monotonic()

@@ -6,8 +6,9 @@
     open, claim, ...    as decided
     handle              each biz_type's handler gets its batch; what fails is set aside
 
-A run of 500 new messages takes the first line and the last one.  When one of them was delivered before, nothing is claimed at
-once, then 499 one by one; the last one is judged, its fact says `consumed`, and it is skipped.
+A run of 500 new messages takes the first line and the last one.  When one of them was delivered
+before, nothing is claimed at once, then 499 one by one; the last one is judged, its fact says
+`consumed`, and it is skipped.
 """
 
 from __future__ import annotations
@@ -49,11 +50,13 @@ KEYED_RUNS = 64
 WAITS = ("retrying", "parked")
 
 
-async def work_run(attempt: Attempt, *, partitions: Collection[int], records: Sequence[Any]) -> Outcome:
+async def work_run(
+    attempt: Attempt, *, partitions: Collection[int], records: Sequence[Any]
+) -> Outcome:
     """Give each of these records of the topic its fate.
 
-    One round trip before the handlers while nothing of the topic is open and every message is new; two while the only others
-    are those that have to wait.
+    One round trip before the handlers while nothing of the topic is open and every message is new;
+    two while the only others are those that have to wait.
     """
     transaction, outcome = attempt.transaction, attempt.outcome
     # Read in each attempt: deciding loads messages from outbox rows.
@@ -97,7 +100,9 @@ async def work_left(
     unclear: Sequence[Delivery],
     waiting: set[str] | None,
 ) -> tuple[list[Delivery], list[Rejected]]:
-    """Work what is left of the deliveries, as it is not simply new; returns what is claimed in all, and what is rejected.
+    """Work what is left of the deliveries, as it is not simply new.
+
+    Returns what is claimed in all, and what is rejected.
 
     `waiting` are the conversations that wait, None while that is not known.
     """
@@ -110,12 +115,17 @@ async def work_left(
         waiting = await transaction.waiting_conversations(left)
         _note_waiting(attempt, bool(waiting))
         fresh = independent_of(unclear, left)
-        taken.update(await transaction.claim([delivery for delivery in fresh if delivery.key not in waiting]))
+        taken.update(
+            await transaction.claim([delivery for delivery in fresh if delivery.key not in waiting])
+        )
         left = [delivery for delivery in left if delivery not in taken]
-    # A message may come by its own record and by one that sends it again: each is loaded, for either may be the first.
+    # A message may come by its own record and by one that sends it again: each is loaded, for
+    # either may be the first.
     loaded = set(unclear)
     facts |= await look_up(attempt, [delivery for delivery in left if delivery not in loaded])
-    await wait_for_visibility(attempt, [outbox_id for outbox_id, fact in facts.items() if not fact.known])
+    await wait_for_visibility(
+        attempt, [outbox_id for outbox_id, fact in facts.items() if not fact.known]
+    )
 
     plan = decide(left, facts, waiting)
 
@@ -129,7 +139,9 @@ async def work_left(
     outcome.set_aside += await transaction.set_aside(queued)
     outcome.count_aside(queued)
     rejected = plan.rejected + [
-        Rejected(delivery.partition, delivery.offset, reason) for delivery, reason in strangers.items() if reason
+        Rejected(delivery.partition, delivery.offset, reason)
+        for delivery, reason in strangers.items()
+        if reason
     ]
 
     turns: dict[int, Delivery] = {}
@@ -143,7 +155,9 @@ async def work_left(
 async def judge(
     attempt: Attempt, deliveries: Sequence[Delivery]
 ) -> tuple[Sequence[Delivery], dict[Delivery, str | None]]:
-    """Those of these records that are their outbox rows'; and why each other one is not, None where it is skipped.
+    """Those of these records that are their outbox rows'.
+
+    And why each other one is not, None where it is skipped.
 
     What has no row yet is waited for.
     """
@@ -152,38 +166,50 @@ async def judge(
         return deliveries, {}
     ids = {delivery.record_id for delivery in deliveries}
     rows = await transaction.identities(ids)
-    # A replay changes the state in the transaction that writes the row to send again: not seen before that row is.
+    # A replay changes the state in the transaction that writes the row to send again: not seen
+    # before that row is.
     await wait_for_visibility(attempt, [row_id for row_id in ids if row_id not in rows])
     reasons = {
-        delivery: why_strange(delivery, transaction.topic, rows.get(delivery.record_id)) for delivery in deliveries
+        delivery: why_strange(delivery, transaction.topic, rows.get(delivery.record_id))
+        for delivery in deliveries
     }
     strangers = {delivery: reason for delivery, reason in reasons.items() if reason is not None}
     if not strangers:
         return deliveries, {}
     facts = await transaction.facts({delivery.outbox_id for delivery in strangers})
     unsettled = {
-        delivery: reason for delivery, reason in strangers.items() if facts[delivery.outbox_id].status not in TERMINAL
+        delivery: reason
+        for delivery, reason in strangers.items()
+        if facts[delivery.outbox_id].status not in TERMINAL
     }
     times = [
         (delivery.time, rows[delivery.record_id].created_ms)
         for delivery, reason in unsettled.items()
         if reason == OTHER_TIME
     ]
-    check_times(times, another_life=any(reason in (OTHER_KEY, OTHER_ROOT) for reason in strangers.values()))
+    check_times(
+        times, another_life=any(reason in (OTHER_KEY, OTHER_ROOT) for reason in strangers.values())
+    )
     own = [delivery for delivery in deliveries if delivery not in strangers]
     return own, {delivery: unsettled.get(delivery) for delivery in strangers}
 
 
 async def look_up(attempt: Attempt, deliveries: Sequence[Delivery]) -> dict[int, Fact]:
-    """What is known of these messages; those that may move are read again, from their outbox rows."""
+    """What is known of these messages.
+
+    Those that may move are read again, from their outbox rows.
+    """
     if not deliveries:
         return {}
     transaction = attempt.transaction
     facts = await transaction.facts({delivery.outbox_id for delivery in deliveries})
     movable = [delivery for delivery in deliveries if may_move(delivery, facts[delivery.outbox_id])]
-    rows = await transaction.payloads({delivery.outbox_id for delivery in movable}) if movable else {}
+    rows = (
+        await transaction.payloads({delivery.outbox_id for delivery in movable}) if movable else {}
+    )
     for delivery in movable:
-        # Of a message without an outbox row nothing is stored before it is set aside: the record is all there is.
+        # Of a message without an outbox row nothing is stored before it is set aside: the record is
+        # all there is.
         if row := rows.get(delivery.outbox_id):
             fact = facts[delivery.outbox_id]
             transaction.origin.load_stored(delivery, row, fact.attempts or 0)
@@ -197,10 +223,11 @@ async def look_up(attempt: Attempt, deliveries: Sequence[Delivery]) -> dict[int,
 async def wait_for_visibility(attempt: Attempt, ids: Collection[int]) -> None:
     """A commit is in the log, and so with a relay, before other sessions see it: raises NotYetVisible while that may be so.
 
-    An id that was never drawn is forged.  Any other may be that of a row in commit: of whoever may be writing it when it is
-    first missed, all have to be seen ended, or idle, which nobody is who has committed.  Only what is missing in a snapshot
-    taken after that has no row.  A commit that waits for a standby is waited for like any outage, everything else
-    VISIBLE_SECONDS: a row that comes to light later has no fate, and is sent again.
+    An id that was never drawn is forged.  Any other may be that of a row in commit: of whoever may
+    be writing it when it is first missed, all have to be seen ended, or idle, which nobody is who
+    has committed.  Only what is missing in a snapshot taken after that has no row.  A commit that
+    waits for a standby is waited for like any outage, everything else VISIBLE_SECONDS: a row that
+    comes to light later has no fate, and is sent again.
     """
     doubts = attempt.history.invisible
     undecided = [row_id for row_id in ids if row_id not in doubts or not doubts[row_id].decided]
@@ -220,16 +247,24 @@ async def wait_for_visibility(attempt: Attempt, ids: Collection[int]) -> None:
 
 
 async def reclaim(attempt: Attempt, turns: Sequence[tuple[Delivery, str]]) -> set[int]:
-    """Take open messages whose turn it is, each given with its status; the ids of those that still had it."""
+    """Take open messages whose turn it is, each given with its status.
+
+    The ids of those that still had it.
+    """
     reclaimed = await attempt.transaction.reclaim(turns)
     attempt.outcome.woken |= {
-        (delivery.partition, delivery.key) for delivery, _ in turns if delivery.outbox_id in reclaimed
+        (delivery.partition, delivery.key)
+        for delivery, _ in turns
+        if delivery.outbox_id in reclaimed
     }
     return reclaimed
 
 
 async def handle(attempt: Attempt, turns: Sequence[Delivery]) -> list[SetAside]:
-    """Call the handlers with what this transaction has claimed; what fails or cannot be read is set aside."""
+    """Call the handlers with what this transaction has claimed.
+
+    What fails or cannot be read is set aside.
+    """
     transaction, history, outcome = attempt.transaction, attempt.history, attempt.outcome
     ready, fates = readable(turns, attempt.agents, await _patience(attempt, turns))
     if ready and attempt.trial is not None:
@@ -243,11 +278,17 @@ async def handle(attempt: Attempt, turns: Sequence[Delivery]) -> list[SetAside]:
                     history.worked(biz_type, messages)
             elif ready:
                 one_by_one = attempt.strategy is Strategy.SINGLE
-                isolation = Isolation(attempt.caller, attempt.savepoint, history, one_by_one=one_by_one)
+                isolation = Isolation(
+                    attempt.caller, attempt.savepoint, history, one_by_one=one_by_one
+                )
                 fates += await isolation.work(batches(ready), attempt.agents)
     except TransactionEnded as error:
-        # What was claimed is committed, and no delivery will ask for it again; who has an effect nobody can tell.
-        logger.critical("a handler ended the transaction of its run, the messages in it are dead", exc_info=error)
+        # What was claimed is committed, and no delivery will ask for it again; who has an effect
+        # nobody can tell.
+        logger.critical(
+            "a handler ended the transaction of its run, the messages in it are dead",
+            exc_info=error,
+        )
         await transaction.lock({delivery.partition for delivery in turns})
         fates = [_misused(delivery, error) for delivery in turns]
     if any(fate.attempts == 1 and fate.code is not None for fate in fates):
@@ -269,8 +310,12 @@ async def _patience(attempt: Attempt, turns: Sequence[Delivery]) -> Mapping[str,
         return {}
     transaction = attempt.transaction
     names = {storable(biz_type): biz_type for biz_type in unknown}
-    retired = {names[name]: retired for name, retired in (await transaction.registered(names)).items()}
-    return patience_with(unknown, retired, attempt.unknown_seconds, foreign=bool(transaction.origin.source))
+    retired = {
+        names[name]: retired for name, retired in (await transaction.registered(names)).items()
+    }
+    return patience_with(
+        unknown, retired, attempt.unknown_seconds, foreign=bool(transaction.origin.source)
+    )
 
 
 def why_strange(delivery: Delivery, topic: str, row: Named | None) -> str | None:

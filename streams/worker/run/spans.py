@@ -38,7 +38,10 @@ class RunSpans:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._span is None:
             return
@@ -52,7 +55,10 @@ class RunSpans:
     async def handling(
         self, turns: Sequence[Delivery], execute: Callable[..., Awaitable[list[tuple[Any, ...]]]]
     ) -> AsyncIterator[None]:
-        """Around the handlers, whose own spans become children of the transaction's; `execute` asks for the callers."""
+        """Around the handlers, whose own spans become children of the transaction's.
+
+        `execute` asks for the callers.
+        """
         if self._tracer is None:
             yield
             return
@@ -61,10 +67,15 @@ class RunSpans:
         called = {delivery.outbox_id: delivery for delivery in turns}
         self._turns |= called
         ids = [*called, *(fate.outbox_id for fate in self._set_aside)]
-        # Asked of the outbox: a retry has no record to read it from, and decoding stays as it is for those who do not trace.
+        # Asked of the outbox: a retry has no record to read it from, and decoding stays as it is
+        # for those who do not trace.
         rows = await execute("traceparents", topic=self._topic, ids=ids)
-        callers = {outbox_id: caller for outbox_id, text in rows if (caller := telemetry.caller(text))}
-        sampled = {outbox_id: caller for outbox_id, caller in callers.items() if telemetry.sampled(caller)}
+        callers = {
+            outbox_id: caller for outbox_id, text in rows if (caller := telemetry.caller(text))
+        }
+        sampled = {
+            outbox_id: caller for outbox_id, caller in callers.items() if telemetry.sampled(caller)
+        }
         self._callers |= sampled
         if sampled:
             current = self._span = self._span or self._begin()
@@ -87,7 +98,11 @@ class RunSpans:
         parent = next(iter(self._callers.values())) if len(links) == 1 else Context()
         attributes = self._attributes(
             "persist",
-            **{"messaging.batch.message_count": sum(turn.message is not None for turn in self._turns.values())},
+            **{
+                "messaging.batch.message_count": sum(
+                    turn.message is not None for turn in self._turns.values()
+                )
+            },
         )
         kept = list(links.values())[:MOST_LINKS]
         return self._tracer.start_span(
@@ -110,7 +125,10 @@ class RunSpans:
                 "outbox.status": fate.status if fate else "consumed",
             }
             if turn and turn.message:
-                about |= {"outbox.biz_type": turn.biz_type, "outbox.attempt": turn.message.attempts + 1}
+                about |= {
+                    "outbox.biz_type": turn.biz_type,
+                    "outbox.attempt": turn.message.attempts + 1,
+                }
             attributes = self._attributes("process", **about)
             span = self._tracer.start_span(
                 f"process {self._topic}", parent, SpanKind.CONSUMER, attributes, links, self._start
@@ -120,7 +138,9 @@ class RunSpans:
             span.end()
 
     def _attributes(self, name: str, **others: Any) -> Any:
-        return telemetry.attributes_of(name, "process", **{"messaging.destination.name": self._topic, **others})
+        return telemetry.attributes_of(
+            name, "process", **{"messaging.destination.name": self._topic, **others}
+        )
 
 
 def _link(caller: Context) -> Link:

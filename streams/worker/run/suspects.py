@@ -1,8 +1,9 @@
 """The partitions of one process that are suspected, and the notes that outlive it.
 
-A note is committed right before a handler is called, on a connection beside the transaction, and taken back as soon as the
-try has ended while the process lives: in the transaction that succeeded, or after the one that failed.  So a note that
-stands was left by a process that died while a handler had the messages, and waiting costs nobody a strike.
+A note is committed right before a handler is called, on a connection beside the transaction, and
+taken back as soon as the try has ended while the process lives: in the transaction that succeeded,
+or after the one that failed.  So a note that stands was left by a process that died while a handler
+had the messages, and waiting costs nobody a strike.
 """
 
 from __future__ import annotations
@@ -10,7 +11,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableMapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -32,14 +41,20 @@ class Unnoted(Exception):
 
 
 class TakenOver(Unnoted):
-    """Another owner took the partition in between; it is ours again, and the try begins anew at once.
+    """Another owner took the partition in between.
 
-    Two consumer groups of one topic take it from each other: whoever waited now would find it taken again.
+    It is ours again, and the try begins anew at once.
+
+    Two consumer groups of one topic take it from each other: whoever waited now would find it taken
+    again.
     """
 
 
 class Isolated(Exception):
-    """The run would call a handler, and its messages have to be tried alone; `first` is the offset of the first of them."""
+    """The run would call a handler, and its messages have to be tried alone.
+
+    `first` is the offset of the first of them.
+    """
 
     def __init__(self, first: int) -> None:
         super().__init__("to be worked one message at a time")
@@ -53,7 +68,10 @@ class Notes(Protocol):
         """Make these partitions the owner's; what was noted of them before."""
 
     async def put(self, owner: str, place: Place, strikes: Strikes, offset: int) -> bool:
-        """Note these strikes, and the first offset of the run; False when the partition is not this owner's any more."""
+        """Note these strikes, and the first offset of the run.
+
+        False when the partition is not this owner's any more.
+        """
 
     async def hand_on(self, owned: Sequence[tuple[str, Place]]) -> None:
         """Given up in order, by an owner who did not suspect them."""
@@ -92,7 +110,9 @@ class Suspects:
         async with self._taking:
             if suspicion.taken:
                 return
-            untaken = {place: current for place, current in self._current.items() if not current.taken}
+            untaken = {
+                place: current for place, current in self._current.items() if not current.taken
+            }
             untaken[suspicion.place] = suspicion
             owner = uuid.uuid4().hex
             strikes = await self.notes.take(owner, sorted(untaken))
@@ -102,13 +122,25 @@ class Suspects:
     def isolated(self, suspicion: Suspicion) -> bool:
         """Whether its messages are to be tried one at a time: those of a topic and of its retries die of the same ones."""
         topic, partition = suspicion.place
-        other = topic.removesuffix(RETRY_SUFFIX) if topic.endswith(RETRY_SUFFIX) else topic + RETRY_SUFFIX
+        other = (
+            topic.removesuffix(RETRY_SUFFIX)
+            if topic.endswith(RETRY_SUFFIX)
+            else topic + RETRY_SUFFIX
+        )
         beside = self.of(other, partition)
-        return suspicion.strikes.crashes + (beside.strikes.crashes if beside is not None else 0) >= ISOLATE
+        return (
+            suspicion.strikes.crashes + (beside.strikes.crashes if beside is not None else 0)
+            >= ISOLATE
+        )
 
     @asynccontextmanager
-    async def trying(self, run: Run, topic: str, suspicion: Suspicion, *, alone: bool = False) -> AsyncIterator[Trial]:
-        """Within this the run is worked under suspicion; `topic` is that of its messages, `alone` if it holds one of them."""
+    async def trying(
+        self, run: Run, topic: str, suspicion: Suspicion, *, alone: bool = False
+    ) -> AsyncIterator[Trial]:
+        """Within this the run is worked under suspicion.
+
+        `topic` is that of its messages, `alone` if it holds one of them.
+        """
         run.trial = trial = Trial(self, suspicion, run, topic, alone=alone)
         self.trials.add(trial)
         try:
@@ -125,7 +157,10 @@ class Suspects:
 
     @asynccontextmanager
     async def busy(self, suspicions: Iterable[Suspicion | None]) -> AsyncIterator[None]:
-        """Within this runs of these partitions are worked; one that was given up meanwhile is handed on afterwards."""
+        """Within this runs of these partitions are worked.
+
+        One that was given up meanwhile is handed on afterwards.
+        """
         worked = {suspicion for suspicion in suspicions if suspicion is not None}
         for suspicion in worked:
             suspicion.busy += 1
@@ -139,7 +174,11 @@ class Suspects:
 
     async def give_up(self, places: Iterable[Place]) -> None:
         """These are not ours any more, or will not be in a moment: hand on in order what nobody suspects and nobody works."""
-        given_up = [suspicion for place in places if (suspicion := self._current.pop(place, None)) is not None]
+        given_up = [
+            suspicion
+            for place in places
+            if (suspicion := self._current.pop(place, None)) is not None
+        ]
         for suspicion in given_up:
             suspicion.given_up = True
         await self._hand_on(given_up)
@@ -163,14 +202,20 @@ class Suspects:
         try:
             if owned:
                 await self.notes.hand_on(owned)
-        except Exception as error:  # then its next owner suspects it: no more than a note for each run
-            logger.info("partitions are not handed on in order", extra={"error": type(error).__name__})
+        except (
+            Exception
+        ) as error:  # then its next owner suspects it: no more than a note for each run
+            logger.info(
+                "partitions are not handed on in order", extra={"error": type(error).__name__}
+            )
 
 
 class Trial:
     """The tries of one run under suspicion; several in turn, when it waits for something."""
 
-    def __init__(self, suspects: Suspects, suspicion: Suspicion, run: Run, topic: str, *, alone: bool) -> None:
+    def __init__(
+        self, suspects: Suspects, suspicion: Suspicion, run: Run, topic: str, *, alone: bool
+    ) -> None:
         self._suspects, self._suspicion, self._run, self._topic = suspects, suspicion, run, topic
         self._alone = alone
         self._probing = not alone and suspects.isolated(suspicion)
@@ -180,7 +225,9 @@ class Trial:
         self._struck: set[int] = set()
         self._struck_last: frozenset[int] = frozenset()
         self._condemned: list[tuple[MutableMapping[int, Exception], int]] = []
-        self.first: int | None = None  # offset of the first record that a handler got in the last try
+        self.first: int | None = (
+            None  # offset of the first record that a handler got in the last try
+        )
 
     @asynccontextmanager
     async def permitted(self) -> AsyncIterator[None]:
@@ -196,7 +243,9 @@ class Trial:
         self._noted = False
         self._struck.clear()
 
-    async def begin(self, deliveries: Sequence[Delivery], known_failures: MutableMapping[int, Exception]) -> None:
+    async def begin(
+        self, deliveries: Sequence[Delivery], known_failures: MutableMapping[int, Exception]
+    ) -> None:
         """Handlers are about to get these: note it.  Those that took their process down too often fail without a call."""
         if self._suspects.leaving:
             raise Unnoted("the process ends")
@@ -226,20 +275,28 @@ class Trial:
             await execute("forget_strikes", ids=sorted(self._struck))
         if self._noted:
             strikes = suspicion.after(self._run)
-            await execute("put_strikes", **parameters(suspicion.owner, suspicion.place, strikes, self._run.first))
+            await execute(
+                "put_strikes",
+                **parameters(suspicion.owner, suspicion.place, strikes, self._run.first),
+            )
 
     async def withdraw(self) -> None:
         """Take back what was noted; what cannot be stays, and the next try of this process does not note it again."""
         suspicion, notes = self._suspicion, self._suspects.notes
         try:
             if self._noted:
-                await asyncio.shield(notes.put(suspicion.owner, suspicion.place, suspicion.strikes, self._run.first))
+                await asyncio.shield(
+                    notes.put(suspicion.owner, suspicion.place, suspicion.strikes, self._run.first)
+                )
                 self._noted = False
             if self._struck:
                 await asyncio.shield(notes.withdraw(self._topic, sorted(self._struck)))
                 self._struck.clear()
         except Exception as error:
-            logger.info("a note is not taken back", extra={"topic": self._topic, "error": type(error).__name__})
+            logger.info(
+                "a note is not taken back",
+                extra={"topic": self._topic, "error": type(error).__name__},
+            )
 
     def acquit(self) -> None:
         """The run is done, or not ours any more."""
@@ -251,18 +308,22 @@ class Trial:
         try:
             if self._alone:
                 if self._struck_last:
-                    await self._suspects.notes.strike(self._topic, self._run.partition, sorted(self._struck_last))
+                    await self._suspects.notes.strike(
+                        self._topic, self._run.partition, sorted(self._struck_last)
+                    )
             else:
                 await self._note()
         except Exception as error:
-            logger.warning("a death is not noted", extra={"topic": self._topic, "error": type(error).__name__})
+            logger.warning(
+                "a death is not noted", extra={"topic": self._topic, "error": type(error).__name__}
+            )
 
     async def _note(self) -> None:
         """Note that the run is tried; TakenOver when that has to begin anew.
 
-        Where another owner has the partition it is taken again, and as long as nothing was noted meanwhile, this goes
-        on: its transaction holds the partition's lock. Two consumer groups that gave the lock up here took the
-        partition from each other in turns, for ever.
+        Where another owner has the partition it is taken again, and as long as nothing was noted
+        meanwhile, this goes on: its transaction holds the partition's lock. Two consumer groups
+        that gave the lock up here took the partition from each other in turns, for ever.
         """
         suspicion = self._suspicion
         for _ in range(2):
@@ -279,7 +340,9 @@ class Trial:
                 break
         raise TakenOver("the partition was another owner's")
 
-    async def _strike(self, ids: Sequence[int], known_failures: MutableMapping[int, Exception]) -> None:
+    async def _strike(
+        self, ids: Sequence[int], known_failures: MutableMapping[int, Exception]
+    ) -> None:
         if new := [outbox_id for outbox_id in ids if outbox_id not in self._struck]:
             before = await self._suspects.notes.strike(self._topic, self._run.partition, new)
             self._struck.update(new)

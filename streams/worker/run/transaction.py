@@ -1,7 +1,7 @@
 """The statements of one transaction on one topic; the pipeline says which of them, and when.
 
-They go straight to psycopg; handlers get the SQLAlchemy connection around the same transaction.  A transaction never takes a
-second connection, so the pool cannot deadlock.
+They go straight to psycopg; handlers get the SQLAlchemy connection around the same transaction.  A
+transaction never takes a second connection, so the pool cannot deadlock.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class NotYetVisible(Exception):
 class Transaction:
     """One transaction that locks partitions of one topic; each statement may take `seconds`."""
 
-    def __init__(self, driver: psycopg.AsyncConnection[Any], topic: str, origin: Origin, seconds: float) -> None:
+    def __init__(
+        self, driver: psycopg.AsyncConnection[Any], topic: str, origin: Origin, seconds: float
+    ) -> None:
         self._driver, self.topic, self.origin, self._seconds = driver, topic, origin, seconds
         self._reclaimed: set[int] = set()
 
@@ -46,12 +48,19 @@ class Transaction:
         name, parameters = _locking(partitions)
         await self.execute(name, **parameters)
 
-    async def lock_and_claim(self, partitions: Iterable[int], deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        """Claim all that is new, in the round trip that locks; nothing while something of the topic is open."""
+    async def lock_and_claim(
+        self, partitions: Iterable[int], deliveries: Sequence[Delivery]
+    ) -> Sequence[Delivery]:
+        """Claim all that is new, in the round trip that locks.
+
+        Nothing while something of the topic is open.
+        """
         claimed, _ = await self._claimed(deliveries, checked=False, before=_locking(partitions))
         return claimed
 
-    async def lock_and_ask(self, partitions: Iterable[int], deliveries: Sequence[Delivery]) -> set[str]:
+    async def lock_and_ask(
+        self, partitions: Iterable[int], deliveries: Sequence[Delivery]
+    ) -> set[str]:
         """Which of these messages' conversations wait behind an open message, in the round trip that locks."""
         _, (_, rows) = await self._together(_locking(partitions), ("open_keys", _keys(deliveries)))
         return {key for (key,) in rows}
@@ -65,7 +74,10 @@ class Transaction:
     async def claim_and_open(
         self, free: Sequence[Delivery], behind: Fates
     ) -> tuple[Sequence[Delivery], list[tuple[Delivery, SetAside]]]:
-        """Claim messages whose conversations wait for nothing, and `open` others; those of each that are new."""
+        """Claim messages whose conversations wait for nothing, and `open` others.
+
+        Those of each that are new.
+        """
         opening = self._opening(behind, known=False) if behind else None
         claimed, rows = await self._claimed(free, checked=True, before=opening)
         return claimed, _of(behind, rows)
@@ -73,7 +85,8 @@ class Transaction:
     async def claim(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Those of these messages that are new and ours now.
 
-        That the records are their outbox rows' and that their conversations wait for nothing is known.
+        That the records are their outbox rows' and that their conversations wait for nothing is
+        known.
         """
         if not deliveries:
             return []
@@ -102,12 +115,17 @@ class Transaction:
         ]
         if not rows:
             return set()
-        reclaimed = {row[0] for row in await self.execute("reclaim", messages=orjson.dumps(rows).decode())}
+        reclaimed = {
+            row[0] for row in await self.execute("reclaim", messages=orjson.dumps(rows).decode())
+        }
         self._reclaimed |= reclaimed
         return reclaimed
 
     async def set_aside(self, fates: Fates) -> list[SetAside]:
-        """Give messages that have a state row another status than consumed; says when each is due."""
+        """Give messages that have a state row another status than consumed.
+
+        Says when each is due.
+        """
         if not fates:
             return []
         rows = [
@@ -148,7 +166,10 @@ class Transaction:
         await self.execute("reject", rejects=orjson.dumps(rejects).decode())
 
     async def identities(self, ids: Collection[int]) -> dict[int, Named]:
-        """What tells the records of these outbox rows from any other's, by id; none for a row that is not there."""
+        """What tells the records of these outbox rows from any other's, by id.
+
+        None for a row that is not there.
+        """
         rows = await self.execute("identities", ids=list(ids), first=min(ids), last=max(ids))
         return {row[0]: Named(*row[1:]) for row in rows}
 
@@ -157,7 +178,10 @@ class Transaction:
         return {row[0]: Fact(*row[1:]) for row in await self.execute("facts", ids=list(ids))}
 
     async def payloads(self, ids: Collection[int]) -> dict[int, tuple[Any, ...]]:
-        """What is stored of these messages, as `Origin.load_stored` takes it; none where nothing is."""
+        """What is stored of these messages, as `Origin.load_stored` takes it.
+
+        None where nothing is.
+        """
         return {row[0]: row for row in await self.execute("payloads", ids=list(ids))}
 
     async def row_writers(self, ids: Collection[int]) -> list[Leaf]:
@@ -188,7 +212,10 @@ class Transaction:
     async def _claimed(
         self, deliveries: Sequence[Delivery], *, checked: bool, before: Query | None = None
     ) -> tuple[Sequence[Delivery], list[tuple[Any, ...]]]:
-        """Those of these messages that are claimed now; and the rows of the query that goes before it."""
+        """Those of these messages that are claimed now.
+
+        And the rows of the query that goes before it.
+        """
         queries = [before] if before else []
         if deliveries:
             queries += _by_index("claim_all", {"checked": checked, **self.origin.claim(deliveries)})
@@ -201,11 +228,17 @@ class Transaction:
         except psycopg.errors.UniqueViolation as error:
             raise NotYetVisible(BOTH) from error
 
-    async def _claim_each(self, deliveries: Sequence[Delivery], *, checked: bool, known: bool) -> list[Delivery]:
+    async def _claim_each(
+        self, deliveries: Sequence[Delivery], *, checked: bool, known: bool
+    ) -> list[Delivery]:
         parameters = {"checked": checked, **self.origin.claim_each(deliveries, known)}
         rows = (await self._together(*_by_index("claim", parameters)))[1][1]
         claimed = {row[0] for row in rows}
-        return [delivery for delivery in deliveries if delivery.outbox_id in claimed] if claimed else []
+        return (
+            [delivery for delivery in deliveries if delivery.outbox_id in claimed]
+            if claimed
+            else []
+        )
 
     async def _together(self, *queries: Query) -> list[tuple[int, list[tuple[Any, ...]]]]:
         """How many rows each of several named queries read or wrote, and which it gave back, in one round trip."""
@@ -214,15 +247,24 @@ class Transaction:
                 cursors = [await stack.enter_async_context(self._driver.cursor()) for _ in queries]
                 async with self._driver.pipeline():
                     for cursor, (name, parameters) in zip(cursors, queries, strict=True):
-                        await cursor.execute(self.origin.statement(name), self._complete(parameters))
-                # Left first: while the server waits for the rest of a pipeline, no timeout of its own frees the lock.
-                return [(cursor.rowcount, await cursor.fetchall() if cursor.description else []) for cursor in cursors]
+                        await cursor.execute(
+                            self.origin.statement(name), self._complete(parameters)
+                        )
+                # Left first: while the server waits for the rest of a pipeline, no timeout of its
+                # own frees the lock.
+                return [
+                    (cursor.rowcount, await cursor.fetchall() if cursor.description else [])
+                    for cursor in cursors
+                ]
 
     def _complete(self, parameters: dict[str, Any]) -> dict[str, Any]:
         return {"topic": self.topic, "source": self.origin.source, **parameters}
 
     def _opening(self, arrivals: Fates, *, known: bool) -> Query:
-        """The query that stores what is set aside on arrival; `known` when the records are their outbox rows'."""
+        """The query that stores what is set aside on arrival.
+
+        `known` when the records are their outbox rows'.
+        """
         rows = [
             {
                 "outbox_id": fate.outbox_id,

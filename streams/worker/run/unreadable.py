@@ -1,7 +1,7 @@
 """What becomes of messages that no handler gets: they cannot be read, or wait behind one that cannot.
 
-A biz_type that nobody here knows may be known to a worker of another version: such a message waits, with its conversation, for
-as long as `patience` says.  Anything else that cannot be read is dead.
+A biz_type that nobody here knows may be known to a worker of another version: such a message waits,
+with its conversation, for as long as `patience` says.  Anything else that cannot be read is dead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def patience_with(
 ) -> dict[str, float]:
     """For how many seconds messages of each of these unknown biz_types wait for somebody who knows it.
 
-    `retired` says it of those that somebody registered once; of another system's nobody registers any.
+    `retired` says it of those that somebody registered once; of another system's nobody registers
+    any.
     """
     shortest = min(UNREGISTERED_SECONDS, seconds)
     longest = UNREGISTERED_SECONDS if foreign else seconds
@@ -35,7 +36,11 @@ def patience_with(
 
 def fate_on_arrival(delivery: Delivery, agents: Mapping[str, Agent]) -> SetAside:
     """The fate of a message that arrives behind an open one: it is parked, or dead when it cannot be read."""
-    return parked(delivery) if delivery.fault is None or delivery.unknown else _unreadable(delivery, agents)
+    return (
+        parked(delivery)
+        if delivery.fault is None or delivery.unknown
+        else _unreadable(delivery, agents)
+    )
 
 
 def readable(
@@ -49,7 +54,9 @@ def readable(
         if delivery.key in waiting and (delivery.message is not None or delivery.unknown):
             fates.append(parked(delivery))
         elif delivery.message is None:
-            fate = _unreadable(delivery, agents, patience.get(delivery.biz_type, 0.0) - delivery.waited)
+            fate = _unreadable(
+                delivery, agents, patience.get(delivery.biz_type, 0.0) - delivery.waited
+            )
             fates.append(fate)
             if fate.open:
                 waiting.add(delivery.key)
@@ -58,11 +65,15 @@ def readable(
     return ready, fates
 
 
-def in_line(turns: Sequence[Delivery], fates: Mapping[int, SetAside]) -> list[tuple[Delivery, SetAside]]:
-    """Each message that is set aside, in the order of the turns; one that waits for nobody but its turn is parked.
+def in_line(
+    turns: Sequence[Delivery], fates: Mapping[int, SetAside]
+) -> list[tuple[Delivery, SetAside]]:
+    """Each message that is set aside, in the order of the turns.
 
-    What nobody here knows was set aside before any handler was called: an earlier message of its conversation may have
-    failed since.
+    One that waits for nobody but its turn is parked.
+
+    What nobody here knows was set aside before any handler was called: an earlier message of its
+    conversation may have failed since.
     """
     line: list[tuple[Delivery, SetAside]] = []
     waiting: set[str] = set()
@@ -83,7 +94,8 @@ def _unreadable(delivery: Delivery, agents: Mapping[str, Agent], patience: float
     code, reason = describe(fault)
     ids = delivery.outbox_id, delivery.key, delivery.partition
     if delivery.unknown and patience > 0:
-        # It was not tried: a worker of another version may know it, and it keeps the attempts that it has.
+        # It was not tried: a worker of another version may know it, and it keeps the attempts that
+        # it has.
         return SetAside(*ids, "retrying", delivery.attempts, code, reason, delay=patience)
     agent = agents.get(delivery.biz_type)
     holds = agent is not None and agent.on_dead == "hold" and bool(delivery.key)

@@ -38,7 +38,10 @@ def soon(condition: Callable[[], Any], seconds: float = 60.0) -> None:
 
 @pytest.fixture(scope="session")
 def system(
-    postgres: PostgresServer, kafka: KafkaBroker, template: str, tmp_path_factory: pytest.TempPathFactory
+    postgres: PostgresServer,
+    kafka: KafkaBroker,
+    template: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[World]:
     """Three thousand messages gone through a real relay and a real worker, and one or more in every other state."""
     with psycopg.connect(postgres.url, autocommit=True) as connection:
@@ -79,15 +82,26 @@ def run(world: World) -> None:
     messages = [payload(n, f"c{n % CHATS}", user_id=n % 3, tokens_consumed=n) for n in range(3000)]
     ids = enqueue(world.url, world.topic, messages)
     broken = enqueue(world.url, world.topic, [payload(n, f"c{n}", user_id="x") for n in range(6)])
-    bombs = enqueue(world.url, world.topic, [payload(0, "b1", message="bomb"), *[payload(n, "b1") for n in range(5)]])
-    soon(lambda: states(world, "consumed") == len(ids) and states(world, "dead") == 6 and states(world, "parked") == 5)
+    bombs = enqueue(
+        world.url,
+        world.topic,
+        [payload(0, "b1", message="bomb"), *[payload(n, "b1") for n in range(5)]],
+    )
+    soon(
+        lambda: (
+            states(world, "consumed") == len(ids)
+            and states(world, "dead") == 6
+            and states(world, "parked") == 5
+        )
+    )
     mend = json.dumps(payload(1, "c0", user_id=7, message="mended \u00e9")).encode()
     with migrate.connection(world.settings) as connection:
         operator = operate.Operator("ann")
         operate.edit(connection, broken[0], mend, configured(world.settings), 900_000, operator)
         list(operate.discard(connection, [broken[1]], operator, operate.Choice()))
         list(operate.replay(connection, [broken[2]], operator, operate.Choice()))
-    # A message that Kafka lost and that was sent again, as the sweep does it, after the first had arrived after all.
+    # A message that Kafka lost and that was sent again, as the sweep does it, after the first had
+    # arrived after all.
     world.query(
         "INSERT INTO outbox (biz_type, topic, key, payload, resend_of)"
         " SELECT biz_type, topic, key, payload, id FROM outbox WHERE id = %s",
@@ -141,7 +155,17 @@ def audit(copy: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]
     def invoke(*arguments: str) -> Report:
         for name, value in copy.environ.items():
             monkeypatch.setenv(name, value)
-        arguments = ("audit", "--json", "--grace", GRACE, "--age", GRACE, "--patience", "0", *arguments)
+        arguments = (
+            "audit",
+            "--json",
+            "--grace",
+            GRACE,
+            "--age",
+            GRACE,
+            "--patience",
+            "0",
+            *arguments,
+        )
         result = CliRunner().invoke(cli, arguments)
         assert isinstance(result.exception, SystemExit | None), result.exception
         assert result.exit_code in (0, 1), result.output

@@ -40,7 +40,9 @@ def named(found: Report, kind: str) -> set[int]:
 
 def lose_a_replay(copy: World) -> int:
     """A replay whose record never came, while the workers have passed everything."""
-    [(one,)] = copy.query("SELECT outbox_id FROM outbox_state WHERE status = 'dead' ORDER BY 1 LIMIT 1")
+    [(one,)] = copy.query(
+        "SELECT outbox_id FROM outbox_state WHERE status = 'dead' ORDER BY 1 LIMIT 1"
+    )
     with migrate.connection(copy.settings) as connection:
         list(operate.replay(connection, [one], operate.Operator("ann"), operate.Choice()))
     copy.query(HIDE)

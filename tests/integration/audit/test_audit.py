@@ -40,16 +40,22 @@ def push(world: World, group: str, change: Callable[[int, int], int]) -> None:
     """Offsets of a group of its own: the system's, changed (partition, offset)."""
     system = Consumer({"bootstrap.servers": world.settings.broker_url, "group.id": "audited"})
     try:
-        found = system.committed([TopicPartition(world.topic, number) for number in range(8)], timeout=10)
+        found = system.committed(
+            [TopicPartition(world.topic, number) for number in range(8)], timeout=10
+        )
     finally:
         system.close()
     offsets = {each.partition: change(each.partition, max(each.offset, 0)) for each in found}
     commit(world.settings.broker_url, group, world.topic, offsets)
 
 
-def test_a_topic_that_somebody_knew_before_this_one_is_told_from_it(copy: World, audit: Audit) -> None:
+def test_a_topic_that_somebody_knew_before_this_one_is_told_from_it(
+    copy: World, audit: Audit
+) -> None:
     """Relay and workers note which topics they work with: at the first audit offsets of two are not mixed up."""
-    assert copy.query("SELECT count(*) FROM outbox_topics WHERE topic = %s AND partitions = 8", copy.topic) == [(1,)]
+    assert copy.query(
+        "SELECT count(*) FROM outbox_topics WHERE topic = %s AND partitions = 8", copy.topic
+    ) == [(1,)]
     one, other = chat(copy)[:2]
     copy.query(
         'UPDATE outbox_state SET ("partition", "offset") = (SELECT "partition", "offset" FROM outbox_state'
@@ -94,7 +100,9 @@ def test_a_lost_message_is_sent_again_once(copy: World, audit: Audit) -> None:
     assert (set(found["wrong"]), found["repaired"]) == ({"skipped"}, 3)
     before = copy.query("SELECT resend_of FROM outbox ORDER BY id DESC LIMIT 3")
     assert [row[0] for row in before] == ids[::-1]
-    [(who, act, what)] = copy.query("SELECT who, act, what->'ids' FROM outbox_actions WHERE act = 'repair'")
+    [(who, act, what)] = copy.query(
+        "SELECT who, act, what->'ids' FROM outbox_actions WHERE act = 'repair'"
+    )
     assert ("@" in who, act, what) == (True, "repair", ids)
     again = audit("--repair")
     assert (again["ok"], again["repaired"]) == (True, 0)
@@ -124,7 +132,9 @@ def test_a_finding_stays_reported_until_it_is_mended(copy: World, audit: Audit) 
     assert audit()["ok"]
 
 
-def test_order_holds_across_ranges_and_audits(copy: World, audit: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_holds_across_ranges_and_audits(
+    copy: World, audit: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(examine, "WIDTH", 500)
     ids = chat(copy, "c7")
     first, last = ids[2], ids[-2]
@@ -141,7 +151,9 @@ def test_order_holds_across_ranges_and_audits(copy: World, audit: Audit, monkeyp
     assert whole and {first, last} & named(later, "out_of_order")
 
 
-def test_an_open_message_that_is_persisted_out_of_turn_is_found_later(copy: World, audit: Audit) -> None:
+def test_an_open_message_that_is_persisted_out_of_turn_is_found_later(
+    copy: World, audit: Audit
+) -> None:
     """It was left by the first audit, its conversation had been looked at."""
     one, after = chat(copy, "c8")[5:7]
     [applied] = copy.query("SELECT applied FROM outbox_state WHERE outbox_id = %s", one)
@@ -154,11 +166,15 @@ def test_an_open_message_that_is_persisted_out_of_turn_is_found_later(copy: Worl
         one,
     )
     copy.query(
-        "UPDATE agent_chats SET message_count = message_count - 1 WHERE chat_id = 'c8' AND user_id = %s", history[3]
+        "UPDATE agent_chats SET message_count = message_count - 1 WHERE chat_id = 'c8' AND user_id = %s",
+        history[3],
     )
     assert audit("--full")["ok"]
     copy.query(
-        "INSERT INTO chat_histories OVERRIDING SYSTEM VALUE VALUES (" + ", ".join(["%s"] * len(history)) + ")", *history
+        "INSERT INTO chat_histories OVERRIDING SYSTEM VALUE VALUES ("
+        + ", ".join(["%s"] * len(history))
+        + ")",
+        *history,
     )
     copy.query(
         "UPDATE outbox_state SET status = 'consumed', applied = nextval('outbox_applied'), topic = NULL, key = NULL,"
@@ -171,10 +187,13 @@ def test_an_open_message_that_is_persisted_out_of_turn_is_found_later(copy: Worl
     assert applied
 
 
-def test_a_payload_that_postgresql_cannot_read_is_skipped_not_fatal(copy: World, audit: Audit) -> None:
+def test_a_payload_that_postgresql_cannot_read_is_skipped_not_fatal(
+    copy: World, audit: Audit
+) -> None:
     one = chat(copy)[4]
     copy.query(
-        'UPDATE outbox SET payload = (left(payload::text, -1) || \',"extra":"a\\u0000b"}\')::json WHERE id = %s', one
+        'UPDATE outbox SET payload = (left(payload::text, -1) || \',"extra":"a\\u0000b"}\')::json WHERE id = %s',
+        one,
     )
     found = audit("--full")
     assert found["ok"]
@@ -203,9 +222,23 @@ def test_a_person_reads_what_is_wrong(copy: World, monkeypatch: pytest.MonkeyPat
 
 def test_partitions_are_found_as_kafka_finds_them(system: World) -> None:
     """On every record of the topic, and on keys of all lengths and scripts."""
-    keys = ["", "a", "ab", "abc", "abcd", "abcde", "caf\u00e9", "\u4f60\u597d", "x" * 1000, "\U0001f600"]
+    keys = [
+        "",
+        "a",
+        "ab",
+        "abc",
+        "abcd",
+        "abcde",
+        "caf\u00e9",
+        "\u4f60\u597d",
+        "x" * 1000,
+        "\U0001f600",
+    ]
     name = "audited.keys"
-    topics_of = {record.key.decode(): record.partition for record in records(system.settings.broker_url, system.topic)}
+    topics_of = {
+        record.key.decode(): record.partition
+        for record in records(system.settings.broker_url, system.topic)
+    }
     assert len(topics_of) > CHATS
     assert {key: partition_of(key, 8) for key in topics_of} == topics_of
     kafka.prepare_topics(system.settings, [name])

@@ -32,10 +32,15 @@ def sql(statement: str, key: str = "c3", at: int = 10) -> Spoil:
 
 
 def status(found: str, becomes: str = "") -> Spoil:
-    """Change one message that is in a status; it may be none that the first statement would take."""
+    """Change one message that is in a status.
+
+    It may be none that the first statement would take.
+    """
 
     def spoil(copy: World) -> int:
-        [(one,)] = copy.query("SELECT outbox_id FROM outbox_state WHERE status = %s ORDER BY 1 LIMIT 1", found)
+        [(one,)] = copy.query(
+            "SELECT outbox_id FROM outbox_state WHERE status = %s ORDER BY 1 LIMIT 1", found
+        )
         copy.query(f"UPDATE outbox_state SET {becomes} WHERE outbox_id = %s", one)
         return int(one)
 
@@ -93,7 +98,9 @@ def forget_effect(copy: World) -> int:
 def reorder_effects(copy: World) -> int:
     """Two effects change places, text and all."""
     one, other = chat(copy)[10:12]
-    copy.query("ALTER TABLE chat_histories ALTER id DROP IDENTITY, DROP CONSTRAINT chat_histories_pkey")
+    copy.query(
+        "ALTER TABLE chat_histories ALTER id DROP IDENTITY, DROP CONSTRAINT chat_histories_pkey"
+    )
     copy.query(
         "UPDATE chat_histories AS h SET id = o.id FROM chat_histories AS o"
         " WHERE (h.outbox_id, o.outbox_id) IN ((%s, %s), (%s, %s))",
@@ -111,7 +118,9 @@ SILENT = "UPDATE relay_position SET heartbeat = now() - interval '2 hours'"
 
 def unpublished(copy: World) -> int:
     """The first message above the floor was written two hours ago."""
-    [(one,)] = copy.query("SELECT min(id) FROM outbox WHERE id > (SELECT max(floor) FROM relay_position)")
+    [(one,)] = copy.query(
+        "SELECT min(id) FROM outbox WHERE id > (SELECT max(floor) FROM relay_position)"
+    )
     copy.query(LONG_AGO, one)
     return int(one)
 
@@ -146,12 +155,18 @@ def other_key(copy: World) -> int:
 
 # What is done, the kinds that name it (the first one names the message), and how.
 MUTATIONS: dict[str, tuple[str, Spoil]] = {
-    "the effect is deleted": ("no_effect wrong_tally", sql("DELETE FROM chat_histories WHERE outbox_id = %(id)s")),
+    "the effect is deleted": (
+        "no_effect wrong_tally",
+        sql("DELETE FROM chat_histories WHERE outbox_id = %(id)s"),
+    ),
     "the last effect is deleted": (
         "no_effect wrong_tally",
         sql("DELETE FROM chat_histories WHERE outbox_id = %(id)s", at=-2),
     ),
-    "the state is deleted": ("unclaimed_effect", sql("DELETE FROM outbox_state WHERE outbox_id = %(id)s")),
+    "the state is deleted": (
+        "unclaimed_effect",
+        sql("DELETE FROM outbox_state WHERE outbox_id = %(id)s"),
+    ),
     "state and effect are deleted": (
         "skipped wrong_tally",
         both(
@@ -159,7 +174,10 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
             forget_effect,
         ),
     ),
-    "the outbox row is deleted": ("rowless_state phantom_effect", sql("DELETE FROM outbox WHERE id = %(id)s")),
+    "the outbox row is deleted": (
+        "rowless_state phantom_effect",
+        sql("DELETE FROM outbox WHERE id = %(id)s"),
+    ),
     "the effect is doubled": (
         "doubled_effect reordered_effect wrong_tally",
         both(UNIQUE, sql(DOUBLE.format("%(id)s"))),
@@ -169,7 +187,9 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
     "two texts are swapped": ("altered_effect", sql(SWAP_TEXT)),
     "a text is cut": (
         "altered_effect",
-        sql("UPDATE chat_histories SET message_content = left(message_content, 2) WHERE outbox_id = %(id)s"),
+        sql(
+            "UPDATE chat_histories SET message_content = left(message_content, 2) WHERE outbox_id = %(id)s"
+        ),
     ),
     "a field is nulled": (
         "altered_effect",
@@ -181,7 +201,9 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
     ),
     "a time is changed": (
         "altered_effect",
-        sql("UPDATE chat_histories SET created_at = created_at + interval '1 ms' WHERE outbox_id = %(id)s"),
+        sql(
+            "UPDATE chat_histories SET created_at = created_at + interval '1 ms' WHERE outbox_id = %(id)s"
+        ),
     ),
     "two effects change places": ("reordered_effect", reorder_effects),
     "the order of persisting is turned": ("out_of_order reordered_effect", sql(SWAP_APPLIED)),
@@ -195,7 +217,9 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
     ),
     "consumed becomes discarded, cleanly": (
         "unclaimed_effect",
-        sql("UPDATE outbox_state SET status = 'discarded', applied = NULL WHERE outbox_id = %(id)s"),
+        sql(
+            "UPDATE outbox_state SET status = 'discarded', applied = NULL WHERE outbox_id = %(id)s"
+        ),
     ),
     "dead becomes consumed": ("flipped no_effect", status("dead", "status = 'consumed'")),
     "dead becomes consumed, cleanly": (
@@ -208,7 +232,9 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
     ),
     "consumed stays in line": (
         "blocking",
-        sql("UPDATE outbox_state SET topic = 'audited.chat-history', key = 'c3' WHERE outbox_id = %(id)s"),
+        sql(
+            "UPDATE outbox_state SET topic = 'audited.chat-history', key = 'c3' WHERE outbox_id = %(id)s"
+        ),
     ),
     "an open one leaves its line": ("forgotten", status("retrying", "topic = NULL, key = NULL")),
     "a retry has no time": ("forgotten", status("retrying", "next_retry_at = NULL")),
@@ -249,11 +275,17 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
         "wrong_tally",
         sql("DELETE FROM agent_chats WHERE chat_id = 'c3' AND user_id = 0 AND %(id)s > 0"),
     ),
-    "a counter counts nothing": ("wrong_tally", sql("INSERT INTO agent_chats VALUES (%(id)s, 'nobody', 1, now())")),
+    "a counter counts nothing": (
+        "wrong_tally",
+        sql("INSERT INTO agent_chats VALUES (%(id)s, 'nobody', 1, now())"),
+    ),
     "a resend of nothing": ("bad_resend missing", both(sql(RESEND.format("8888888")), sql(HIDE))),
     "a resend of a resend": (
         "bad_resend missing",
-        both(sql(RESEND.format("(SELECT max(id) FROM outbox WHERE resend_of IS NOT NULL)")), sql(HIDE)),
+        both(
+            sql(RESEND.format("(SELECT max(id) FROM outbox WHERE resend_of IS NOT NULL)")),
+            sql(HIDE),
+        ),
     ),
     "another message's replay": (
         "bad_source altered_effect",
@@ -272,7 +304,9 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
 
 
 @pytest.mark.parametrize("kind", list(MUTATIONS))
-def test_every_corruption_is_found_and_named(copy: World, audit: Callable[..., Report], kind: str) -> None:
+def test_every_corruption_is_found_and_named(
+    copy: World, audit: Callable[..., Report], kind: str
+) -> None:
     kinds, spoil = MUTATIONS[kind]
     spoiled = spoil(copy)
     found = audit("--full")
@@ -301,7 +335,8 @@ def topic_gone(copy: World) -> int:
     return one
 
 
-# Silent losses: what is done, the kinds that name it where the agent says how its effect is recognised, and where it does not.
+# Silent losses: what is done, the kinds that name it where the agent says how its effect is
+# recognised, and where it does not.
 LOSSES: dict[str, tuple[str, str, Spoil]] = {
     "a run was acked whose transaction was rolled back": (
         "skipped wrong_tally",
@@ -316,8 +351,16 @@ LOSSES: dict[str, tuple[str, str, Spoil]] = {
     "a message was passed by the floor and never sent": ("missing", "missing", both(never_sent)),
     "a topic is gone": ("unread no_sign_of_life", "unread no_sign_of_life", topic_gone),
     "nobody reads": ("unread no_sign_of_life", "unread no_sign_of_life", unread),
-    "nobody publishes": ("unpublished no_sign_of_life", "unpublished no_sign_of_life", both(unpublished, silent)),
-    "a key is not what its payload says": ("key_mismatch missing", "key_mismatch missing", other_key),
+    "nobody publishes": (
+        "unpublished no_sign_of_life",
+        "unpublished no_sign_of_life",
+        both(unpublished, silent),
+    ),
+    "a key is not what its payload says": (
+        "key_mismatch missing",
+        "key_mismatch missing",
+        other_key,
+    ),
     "a replay is lost": ("lost_replay missing", "lost_replay missing", lose_a_replay),
 }
 
@@ -325,7 +368,11 @@ LOSSES: dict[str, tuple[str, str, Spoil]] = {
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "undeclared"])
 @pytest.mark.parametrize("kind", list(LOSSES))
 def test_every_silent_loss_is_found_with_and_without_a_declared_effect(
-    copy: World, audit: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, kind: str, declared: bool
+    copy: World,
+    audit: Callable[..., Report],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    declared: bool,
 ) -> None:
     with_effect, without, spoil = LOSSES[kind]
     if not declared:
@@ -356,4 +403,6 @@ def test_records_that_kafka_deleted_before_anybody_read_them_are_missing(
 def undeclared(settings: Settings) -> Registry:
     """The registry, of agents that do not say how their effects are recognised."""
     found = configured(settings)
-    return replace(found, agents={name: replace(agent, effect=None) for name, agent in found.agents.items()})
+    return replace(
+        found, agents={name: replace(agent, effect=None) for name, agent in found.agents.items()}
+    )

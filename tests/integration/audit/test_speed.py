@@ -40,12 +40,19 @@ def fill(world: World, count: int) -> None:
     """Messages that were all persisted, and as many records on the topic, all committed."""
     topic = world.topic
     places = {f"c{n}": partition_of(f"c{n}", 8) for n in range(20_000)}
-    parameters = {"topic": topic, "count": count, "keys": list(places), "partitions": list(places.values())}
+    parameters = {
+        "topic": topic,
+        "count": count,
+        "keys": list(places),
+        "partitions": list(places.values()),
+    }
     with psycopg.connect(world.url, cursor_factory=psycopg.ClientCursor) as connection:
         connection.execute(FILL.encode(), parameters)
         sizes = connection.execute("SELECT partition, count(*) FROM places GROUP BY 1").fetchall()
     kafka.prepare_topics(world.settings, [topic])
-    producer = Producer({"bootstrap.servers": world.settings.broker_url, "queue.buffering.max.messages": 2_000_000})
+    producer = Producer(
+        {"bootstrap.servers": world.settings.broker_url, "queue.buffering.max.messages": 2_000_000}
+    )
     for partition, size in sizes:
         for _ in range(size):
             producer.produce(topic, b"{}", partition=partition)
@@ -76,7 +83,9 @@ class Watch(threading.Thread):
 @pytest.mark.parametrize(
     "count", [100_000, pytest.param(1_000_000, marks=[pytest.mark.long, pytest.mark.timeout(900)])]
 )
-def test_a_million_messages_in_seconds(world: World, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def test_a_million_messages_in_seconds(
+    world: World, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
     world.environ["STREAMS_RELAY__MODE"] = "poll"
     world.migrate()
     began = time.monotonic()
@@ -93,7 +102,8 @@ def test_a_million_messages_in_seconds(world: World, monkeypatch: pytest.MonkeyP
     assert found["wrong"] == {}
     assert found["messages"] == count
     assert watch.longest < max(10, filled)
-    # Figures are in docs/performance.md; where others keep the machine busy, everything takes longer in proportion.
+    # Figures are in docs/performance.md; where others keep the machine busy, everything takes
+    # longer in proportion.
     assert found["seconds"] < max(20 + count / 20_000, 4 * filled), (
         f"{found['seconds']} s, longest transaction {watch.longest:.2f} s"
     )
@@ -119,7 +129,9 @@ async def test_a_busy_system_gives_no_false_alarm(
     began = time.monotonic()
     while load.is_alive() or audited < 6:
         options = ["--full"] if audited % 2 else []
-        found = json.loads(CliRunner().invoke(cli, ["audit", "--json", "--patience", "1", *options]).stdout)
+        found = json.loads(
+            CliRunner().invoke(cli, ["audit", "--json", "--patience", "1", *options]).stdout
+        )
         assert found["wrong"] == {}, found
         audited += 1
         if audited == 2:

@@ -11,7 +11,15 @@ revision = "0001"
 down_revision = None
 
 COLUMNS = {
-    "chat_histories": {"id", "source", "outbox_id", "user_id", "chat_id", "role", "message_content"},
+    "chat_histories": {
+        "id",
+        "source",
+        "outbox_id",
+        "user_id",
+        "chat_id",
+        "role",
+        "message_content",
+    },
     "agent_chats": {"user_id", "chat_id", "message_count", "last_message_at"},
 }
 
@@ -20,7 +28,10 @@ def upgrade() -> None:
     inspector = inspect(op.get_bind())
     there = [table for table in COLUMNS if inspector.has_table(table)]
     for table in there:
-        if not COLUMNS[table] <= {column["name"] for column in inspector.get_columns(table)} or len(there) < 2:
+        if (
+            not COLUMNS[table] <= {column["name"] for column in inspector.get_columns(table)}
+            or len(there) < 2
+        ):
             raise UsageError(
                 f"table {table} is there and is not ours: leave streams.agents out of `agents` in faust.yml,"
                 " or give the outbox a schema of its own"
