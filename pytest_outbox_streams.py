@@ -56,7 +56,10 @@ def streams_template(streams_postgres: PostgresServer) -> str:
 
 @pytest.fixture
 def streams_database(streams_postgres: PostgresServer, streams_template: str) -> Iterator[str]:
-    """The URL of a fresh migrated database of this test, for `streams.testing.persist` and for your own code."""
+    """The URL of a fresh migrated database of this test.
+
+    It is for `streams.testing.persist` and for your own code.
+    """
     with _extra():
         from streams.testing.services import copied, readable
 
@@ -68,7 +71,10 @@ def streams_database(streams_postgres: PostgresServer, streams_template: str) ->
 def streams_deployment(
     streams_kafka: KafkaBroker, streams_database: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    """A relay and a worker that run your agents, both ready, on topics of their own and the database of this test."""
+    """A relay and a worker that run your agents, both ready.
+
+    They have topics of their own, and the database of this test.
+    """
     with _extra():
         from streams.testing.deployment import Deployment
         from streams.testing.services import readable

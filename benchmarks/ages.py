@@ -1,4 +1,7 @@
-"""How old records are when a consumer has them, and what that costs, while rows are written at a steady rate."""
+"""How old records are when a consumer has them, and what that costs.
+
+Rows are written at a steady rate meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ RATE = 1000
 
 
 class Ages(NamedTuple):
-    """Milliseconds from commit to consumer, cores that relay and PostgreSQL took, WAL bytes a message."""
+    """Milliseconds from commit to consumer, and what that takes.
+
+    Cores of relay and PostgreSQL, and WAL bytes for each message.
+    """
 
     p50: float
     p99: float

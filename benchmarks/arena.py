@@ -1,4 +1,7 @@
-"""Where relays compete: one PostgreSQL, one broker, one Kafka Connect, and names of its own for every contest."""
+"""Where relays compete: one PostgreSQL, one broker, one Kafka Connect.
+
+Every contest has names of its own.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ class Arena(Bench):
 
     @asynccontextmanager
     async def world(self, contestant: Contestant) -> AsyncIterator[dict[str, str]]:
-        """The environment of one contest: a migrated database and a topic, of which the database is gone after it."""
+        """The environment of one contest: a migrated database and a topic.
+
+        The database is gone after it.
+        """
         self.contests += 1
         name = f"{contestant.mode}_{self.contests}"
         database(self, name)

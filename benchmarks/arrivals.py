@@ -1,4 +1,4 @@
-"""What arrives on a topic: how much and when, and how long each record took since its row was written."""
+"""What arrives on a topic: how much, when, and how long after its row was written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The ground every measurement stands on: servers, filled databases, records on a topic, and the rate of what drains them."""
+"""The ground every measurement stands on: servers, filled databases, records on a topic.
+
+It measures the rate of what drains them.
+"""
 
 from __future__ import annotations
 
@@ -152,7 +155,8 @@ def publish(bench: Bench, name: str, topic: str = "chat-history") -> None:
         connection.cursor("rows") as rows,
     ):
         rows.execute(
-            "SELECT id, key, payload::text, (extract(epoch FROM created_at) * 1000)::bigint FROM outbox ORDER BY id"
+            "SELECT id, key, payload::text, (extract(epoch FROM created_at) * 1000)::bigint FROM"
+            " outbox ORDER BY id"
         )
         for outbox_id, key, payload, created in rows:
             headers: list[tuple[str, str | bytes | None]] = [

@@ -1,4 +1,7 @@
-"""CPU seconds of whole programs: on a machine that others use too they say more than the clock on the wall."""
+"""CPU seconds of whole programs.
+
+On a machine that others use too they say more than the clock on the wall.
+"""
 
 from __future__ import annotations
 

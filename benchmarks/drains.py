@@ -27,13 +27,15 @@ BEGIN
     SET synchronous_commit = off;
     FOR n IN 0 .. {rows} - 1 LOOP
         INSERT INTO outbox (biz_type, topic, key, payload)
-        VALUES ('chat_history_persist', '{topic}', 'c' || n % {chats}, payloads[1 + n % {chats}]::json);
+        VALUES ('chat_history_persist', '{topic}', 'c' || n % {chats},
+                payloads[1 + n % {chats}]::json);
         IF (n + 1) % {size} = 0 THEN COMMIT; END IF;
     END LOOP;
 END $$
 """
 LEADERS = (
-    "SELECT count(DISTINCT pid) FROM (SELECT pid, heartbeat FROM relay_position UNION SELECT pid, heartbeat FROM relay_shards)"
+    "SELECT count(DISTINCT pid) FROM (SELECT pid, heartbeat FROM relay_position UNION SELECT pid,"
+    " heartbeat FROM relay_shards)"
     " AS leaders WHERE heartbeat > now() - interval '3 seconds'"
 )
 console = Console(highlight=False, width=max(120, Console().width))
@@ -72,9 +74,13 @@ async def drain(arena: Arena, contestant: Contestant, rows: int, size: int) -> D
         (late - early) / (rows - first) * 1e6 for early, late in zip(before, after, strict=True)
     ]
     found = Drain((rows - first) / seconds, *micros)
-    cost = f"CPU us/row: relay {found.relay:.1f}, PostgreSQL {found.postgres:.1f}, broker {found.broker:.1f}"
+    cost = (
+        f"CPU us/row: relay {found.relay:.1f}, PostgreSQL {found.postgres:.1f},"
+        f" broker {found.broker:.1f}"
+    )
     console.print(
-        f"{contestant.name:>25} {size or 'all':>4} rows/transaction {found.rate:9,.0f} rows/s  {cost}"
+        f"{contestant.name:>25} {size or 'all':>4} rows/transaction {found.rate:9,.0f} rows/s "
+        f" {cost}"
     )
     return found
 
@@ -91,7 +97,8 @@ async def raw(arena: Arena, rows: int) -> Drain:
         )
         broker = (cpu([arena.broker.pid]) - before) / rows * 1e6
     console.print(
-        f"{'bare producer':>25} {'':>21} {rate:9,.0f} rows/s  CPU us/row: {micros:.1f}, broker {broker:.1f}"
+        f"{'bare producer':>25} {'':>21} {rate:9,.0f} rows/s  CPU us/row: {micros:.1f}, broker"
+        f" {broker:.1f}"
     )
     return Drain(rate, micros, 0, broker)
 

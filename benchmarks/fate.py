@@ -34,7 +34,8 @@ from streams.settings import load
 NAMED = "ALTER TABLE chat_histories ADD CONSTRAINT no_poison CHECK (role <> 'poison')"
 RAISE = (
     "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-    " IF NEW.role = 'poison' THEN RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END IF; RETURN NEW; END $$;"
+    " IF NEW.role = 'poison' THEN RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END IF;"
+    " RETURN NEW; END $$;"
     "CREATE TRIGGER refuse BEFORE INSERT ON chat_histories FOR EACH ROW EXECUTE FUNCTION refuse()"
 )
 UNNAMED = RAISE.format(sqlstate="22000")
@@ -151,7 +152,10 @@ async def main(rows: int, rounds: int) -> None:
                 ),
             ]
             table = Table(
-                title=f"{rows:,} messages, {PARTITIONS} partitions, median of {rounds}: rate beside a clean one"
+                title=(
+                    f"{rows:,} messages, {PARTITIONS} partitions, median of {rounds}:"
+                    " rate beside a clean one"
+                )
             )
             for column in ("what", "messages/s", "ratio", "target", "CPU us/message", "clean"):
                 table.add_column(column)

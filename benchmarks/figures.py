@@ -1,4 +1,6 @@
-"""`python -m benchmarks.figures`: what figures cost a worker, as shares of the time that its runs take, in one process.
+"""`python -m benchmarks.figures`: what figures cost a worker, as shares of its runs' time.
+
+All of it is in one process.
 
 Runs of chat messages are persisted as a worker does it, on one connection at a time.  Three things
 are figures' own: the triggers on the states, seen by persisting runs with and without them in turn;

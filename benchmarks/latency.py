@@ -29,7 +29,8 @@ async def latency(
             "CREATE TABLE seen (outbox_id bigint, at timestamptz);"
             "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
             " INSERT INTO seen VALUES (NEW.outbox_id, clock_timestamp()); RETURN NULL; END $$;"
-            "CREATE CONSTRAINT TRIGGER note AFTER INSERT ON chat_histories DEFERRABLE INITIALLY DEFERRED"
+            "CREATE CONSTRAINT TRIGGER note AFTER INSERT ON chat_histories DEFERRABLE INITIALLY"
+            " DEFERRED"
             " FOR EACH ROW EXECUTE FUNCTION note()"
         )
         # What the drained rows left behind is not part of this measurement.

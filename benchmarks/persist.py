@@ -1,4 +1,7 @@
-"""The same statements for every contestant: what one batch of records does to PostgreSQL, outside its transaction."""
+"""What one batch of records does to PostgreSQL, outside its transaction.
+
+The statements are the same for every contestant.
+"""
 
 from __future__ import annotations
 

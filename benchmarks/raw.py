@@ -1,4 +1,7 @@
-"""The limit: a bare confluent-kafka producer whose records lie ready in memory, with the relay's settings."""
+"""The limit: a bare confluent-kafka producer whose records lie ready in memory.
+
+It has the relay's settings.
+"""
 
 from __future__ import annotations
 

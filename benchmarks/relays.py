@@ -45,7 +45,10 @@ SLOW = 20
 
 
 async def rates(arena: Arena, rows: int, rounds: int) -> None:
-    """Every contestant in every round, so that what the machine does meanwhile meets all of them."""
+    """Every contestant in every round.
+
+    What the machine does meanwhile meets all of them.
+    """
     found = {(COLD.name, 100): [await drain(arena, COLD, rows, 100)]}
     for _ in range(rounds):
         found.setdefault(("bare producer", -1), []).append(await raw(arena, rows))

@@ -1,4 +1,7 @@
-"""The stock contestant: `stream.take(1000)` as Faust's documentation shows it, with the same statements."""
+"""The stock contestant: `stream.take(1000)` as Faust's documentation shows it.
+
+It uses the same statements.
+"""
 
 from __future__ import annotations
 

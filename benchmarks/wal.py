@@ -1,4 +1,7 @@
-"""WAL bytes per message: of the insert, of what a relay keeps book of, and of a status, in the row or beside it."""
+"""WAL bytes for each message: of the insert, of a relay's book-keeping, of a status.
+
+The status is in the row or beside it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ BATCH = 500
 # The seed's way in its leanest form: the row itself carries its status, and one index finds what is
 # pending.
 IN_ROW = (
-    "CREATE TABLE outbox_in_row (LIKE outbox INCLUDING DEFAULTS, status text NOT NULL DEFAULT 'pending', PRIMARY KEY (id));"
+    "CREATE TABLE outbox_in_row (LIKE outbox INCLUDING DEFAULTS, status text NOT NULL DEFAULT"
+    " 'pending', PRIMARY KEY (id));"
     "CREATE INDEX ON outbox_in_row (id) WHERE status = 'pending'"
 )
 COPY = (
@@ -29,7 +33,10 @@ def written(connection: psycopg.Connection[Any]) -> int:
 
 
 def statuses(url: str, rows: int) -> dict[str, float]:
-    """Bytes per message of both ways to keep a status, for the first `rows` rows of this outbox, in batches of 500."""
+    """Bytes for each message of both ways to keep a status.
+
+    Measured with the first `rows` rows of this outbox, in batches of 500.
+    """
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(IN_ROW)
         batches = [(first, first + BATCH - 1) for first in range(1, rows, BATCH)]

@@ -89,7 +89,10 @@ def encode(event: Any, kind: EventType, max_bytes: int) -> tuple[str, str]:
 
 
 def decode(raw: bytes | str | None, payload: type[E]) -> E:
-    """The payload of one record; Unreadable says what is wrong with it and holds none of its text."""
+    """The payload of one record.
+
+    Unreadable says what is wrong with it, and holds none of its text.
+    """
     if raw is None:
         raise Unreadable("the value is null, expected a JSON object", code="null")
     try:
@@ -172,7 +175,11 @@ def _defaults(payload: type[Any]) -> dict[str, None]:
 
 
 def _without_nulls(plain: dict[str, Any], payload: type[Any]) -> dict[str, Any]:
-    """Absent and null mean the same for an optional field: absent is smaller in the outbox, the WAL and Kafka."""
+    """The object without its optional fields that are null.
+
+    Absent and null mean the same for an optional field; absent is smaller in the outbox, the WAL
+    and Kafka.
+    """
     optional = _defaults(payload)  # type: ignore[arg-type]
     return {
         name: value for name, value in plain.items() if value is not None or name not in optional
@@ -189,7 +196,8 @@ def _key(plain: dict[str, Any], kind: EventType) -> str:
     size = len(text.encode())
     if not 1 <= size <= KEY_BYTES:
         raise PayloadInvalid(
-            f"{kind.biz_type}: {kind.key!r} is {_shown(key)}, {size} bytes: expected 1 to {KEY_BYTES} bytes for a key"
+            f"{kind.biz_type}: {kind.key!r} is {_shown(key)}, {size} bytes: expected 1 to"
+            f" {KEY_BYTES} bytes for a key"
         )
     return text
 

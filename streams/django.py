@@ -33,7 +33,9 @@ def enqueue(
 def enqueue(
     events: object, *, using: str = "default", ordered: bool = False, traceparent: str | None = None
 ) -> int | list[int]:
-    """Enqueue one event (returns its outbox_id) or a sequence of them (their outbox_ids), as `streams.outbox.enqueue_sync`.
+    """Enqueue one event or a sequence of them, as `streams.outbox.enqueue_sync` does.
+
+    Returns its outbox_id, or a list of theirs.
 
     `using` names the database of Django's settings.  UsageError outside of `transaction.atomic`, or
     when that is no PostgreSQL; OutboxNotConfigured, OutboxDisabled, PayloadInvalid: nothing was
@@ -42,11 +44,13 @@ def enqueue(
     connection = connections[using]
     if connection.vendor != "postgresql":
         raise UsageError(
-            f"database {using!r} of Django is {connection.vendor}: expected postgresql, where the outbox is"
+            f"database {using!r} of Django is {connection.vendor}: expected postgresql,"
+            " where the outbox is"
         )
     if not connection.in_atomic_block:
         raise UsageError(
-            "enqueue was called outside of transaction.atomic: the message would be committed whatever becomes of what it"
+            "enqueue was called outside of transaction.atomic: the message would be committed"
+            " whatever becomes of what it"
             " tells"
         )
     if not (rows := outbox.checked_rows(events, ordered)):

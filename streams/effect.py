@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """A table that counts effects: `keys` are columns that both tables have, `count` is how many there are."""
+    """A table that counts effects.
+
+    `keys` are columns that both tables have, `count` is how many effects there are.
+    """
 
     table: str
     keys: tuple[str, ...]

@@ -116,7 +116,10 @@ def _is_base64(text: str | None) -> bool:
 
 
 def _inner(payload: str | None) -> str | None:
-    """The payload's own JSON: its producer may have put it into the envelope as an object, or as text."""
+    """The payload's own JSON.
+
+    Its producer may have put it into the envelope as an object, or as text.
+    """
     if payload is None or not payload.startswith('"'):
         return payload
     try:

@@ -65,7 +65,10 @@ class OutboxDisabled(OutboxError):
 
 
 class PayloadInvalid(OutboxError):
-    """A payload was refused where it entered: names biz_type, field, type, size and expectation, never text."""
+    """A payload was refused where it entered.
+
+    The message names biz_type, field, type, size and expectation, never text.
+    """
 
 
 class MessageError(StreamsError):

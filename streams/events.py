@@ -44,7 +44,10 @@ class EventType:
 
 
 class Message(msgspec.Struct, Generic[E], frozen=True):
-    """One claimed message: `outbox_id` is its identity everywhere, `source` is '' for our own outbox."""
+    """One claimed message; `outbox_id` is its identity everywhere.
+
+    `source` is '' for our own outbox.
+    """
 
     outbox_id: int
     key: str
@@ -60,7 +63,10 @@ class Message(msgspec.Struct, Generic[E], frozen=True):
 
 
 class Batch(Sequence[Message[E]]):
-    """The messages of one biz_type that a handler persists in one transaction, in order per conversation."""
+    """The messages of one biz_type that a handler persists in one transaction.
+
+    They are in order for each conversation.
+    """
 
     __slots__ = ("_messages",)
 
@@ -81,7 +87,9 @@ class Batch(Sequence[Message[E]]):
         return iter(self._messages)
 
     def json(self) -> str:
-        """The batch as a JSON array of flat objects: outbox_id, source, created_at and the payload's fields.
+        """The batch as a JSON array of flat objects.
+
+        Each has outbox_id, source, created_at and the payload's fields.
 
         Fields at the end that are null may be absent where null is their default: a record set
         reads both as NULL. One parameter for one statement: `FROM json_to_recordset(:batch) AS m
@@ -91,7 +99,10 @@ class Batch(Sequence[Message[E]]):
         return self._bytes().decode()
 
     def parameter(self) -> Json:
-        """The same, only to be bound to a statement, of psycopg or SQLAlchemy: it goes out as it is, without becoming text."""
+        """The JSON of `json`, to be bound as a parameter of psycopg or SQLAlchemy.
+
+        It goes out as it is, without becoming text.
+        """
         # Only here: whoever enqueues with another driver needs no psycopg.
         from psycopg.types.json import Json
 
@@ -106,16 +117,18 @@ class Batch(Sequence[Message[E]]):
 
 
 def event(biz_type: str, *, topic: str, key: str) -> Callable[[type[E]], type[E]]:
-    """Declare a frozen dataclass as the payload of `biz_type`, published to `topic`, keyed by its field `key`.
+    """Declare a frozen dataclass as the payload of `biz_type`.
 
-    RegistryInvalid names the class when that cannot be.
+    It is published to `topic`, keyed by its field `key`. RegistryInvalid names the class when that
+    cannot be.
     """
 
     def declare(cls: type[E]) -> type[E]:
         where = _place(cls)
         if not isinstance(biz_type, str) or not _BIZ_TYPE.fullmatch(biz_type):
             raise RegistryInvalid(
-                f"{where}: biz_type is {biz_type!r}, expected 1 to 100 of a-z, A-Z, 0-9, '.', '_', '-'"
+                f"{where}: biz_type is {biz_type!r}, expected 1 to 100 of a-z, A-Z, 0-9, '.', '_',"
+                " '-'"
             )
         if not is_topic(topic):
             raise RegistryInvalid(
@@ -145,7 +158,8 @@ def declared(payload: type[Any]) -> EventType:
     except KeyError:
         kind = f"{payload.__module__}.{payload.__qualname__}"
         raise RegistryInvalid(
-            f"{kind} is not an event: decorate its class with @event, and give an object of that class"
+            f"{kind} is not an event: decorate its class with @event, and give an object of that"
+            " class"
         ) from None
 
 
@@ -208,7 +222,9 @@ def _write(message: Message[Any], buffer: bytearray) -> None:
 
 @cache
 def _nulls(payload: type[Any]) -> bytes:
-    """How an object ends whose last optional fields are all null: nothing else ends like that, for text has no bare quotes.
+    """How an object ends whose last optional fields are all null.
+
+    Nothing else ends like that, for text has no bare quotes.
 
     Most optional fields are null in most messages; leaving them out spares the server a quarter of
     the INSERT of chat history.
@@ -222,5 +238,9 @@ def _nulls(payload: type[Any]) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _second(second: int) -> bytes:
-    """Messages come in time order: formatting a second once instead of every message takes a third off `json`."""
+    """A second of the epoch as ISO 8601.
+
+    Messages come in time order: formatting a second once, instead of for every message, takes a
+    third off `json`.
+    """
     return (_EPOCH + timedelta(seconds=second)).isoformat().encode()

@@ -29,5 +29,6 @@ def extra_of(error: ImportError) -> str | None:
 def lacks(who: str, extra: str, error: ImportError) -> ExtraMissing:
     """The error that names the extra, in one line."""
     return ExtraMissing(
-        f"{who} needs the extra {extra!r} ({error.name} is missing): run `pip install 'outbox-streams[{extra}]'`"
+        f"{who} needs the extra {extra!r} ({error.name} is missing):"
+        f" run `pip install 'outbox-streams[{extra}]'`"
     )

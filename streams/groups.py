@@ -7,9 +7,9 @@ never takes that back:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(fails())
     except* OSError:
-        ...                                  # current_task().cancelling() is 1 from here on
-    async with asyncio.timeout(5):           # before 3.11.4: its TimeoutError is a CancelledError, which ends the process
-        ...
+        ...                          # current_task().cancelling() is 1 from here on
+    async with asyncio.timeout(5):   # before 3.11.4: its TimeoutError is a CancelledError,
+        ...                          # which ends the process
 
 So this group is the only one used here, and a test looks for others.
 """
@@ -25,7 +25,7 @@ if sys.version_info >= (3, 13):
 else:
 
     class TaskGroup(asyncio.TaskGroup):
-        """A group that takes back what it asked of its own task, and keeps what others asked of it."""
+        """A group that takes back what it asked of its own task, not what others asked."""
 
         async def __aexit__(
             self,

@@ -56,7 +56,10 @@ def setup(settings: Log, *, debug: bool = False) -> None:
 
 
 class _Seldom(logging.Filter):
-    """Lets the same message of a library through once in SELDOM seconds, whatever numbers it has."""
+    """Lets the same message of a library through once in SELDOM seconds.
+
+    Messages that differ in numbers only are the same.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +78,11 @@ class _Seldom(logging.Filter):
 
 
 class _Text(logging.Formatter):
-    """`2026-01-31T12:00:00.123Z WARNING streams.relay: message dead outbox_id=7 error_code=unpublishable`."""
+    """A record as one line of text, with its data at the end.
+
+    For example: `2026-01-31T12:00:00.123Z WARNING streams.relay: message dead outbox_id=7
+    error_code=unpublishable`.
+    """
 
     def __init__(self, tracebacks: bool) -> None:
         super().__init__()
@@ -84,7 +91,10 @@ class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         # Faust draws tables.
         parts = [
-            f"{_time(record)} {record.levelname} {record.name}: {printable(' '.join(record.getMessage().split()))}"
+            (
+                f"{_time(record)} {record.levelname} {record.name}:"
+                f" {printable(' '.join(record.getMessage().split()))}"
+            )
         ]
         parts += [f"{key}={_word(value)}" for key, value in _data(record).items()]
         line = " ".join(parts)
@@ -137,7 +147,10 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _word(value: Any) -> str:
-    """A value as one word; anything with blanks or quotes becomes a JSON string, so that a line stays a line."""
+    """A value as one word.
+
+    Anything with blanks or quotes becomes a JSON string, so that a line stays a line.
+    """
     text = value if isinstance(value, str) else str(value)
     plain = text.isprintable() and text and not any(mark in text for mark in ' "=')
     return (

@@ -1,9 +1,11 @@
 """Business code enqueues events in its own transaction; nothing here talks to Kafka or commits.
 
-    outbox.start()                                        # once per process: reads faust.yml and the environment
+    outbox.start()                  # once per process: reads faust.yml and the environment
     async with session.begin():
         session.add(order)
-        await outbox.enqueue(session, ChatHistoryPersist(user_id=7, conversation_id="c1", role="user", message="hi"))
+        await outbox.enqueue(
+            session, ChatHistoryPersist(user_id=7, conversation_id="c1", role="user", message="hi")
+        )
 
 `enqueue` and `record` take an AsyncSession, async_scoped_session or AsyncConnection, their `_sync`
 twins a Session, scoped_session or Connection; of any of SQLAlchemy's drivers for PostgreSQL, since
@@ -77,7 +79,9 @@ async def enqueue(
 async def enqueue(
     db: AsyncDatabase, events: object, *, ordered: bool = False, traceparent: str | None = None
 ) -> int | list[int]:
-    """Enqueue one event (returns its outbox_id) or a sequence of them (their outbox_ids) in the caller's transaction.
+    """Enqueue one event or a sequence of them in the caller's transaction.
+
+    Returns its outbox_id, or a list of theirs.
 
     `ordered=True` makes concurrent transactions that write one key take turns; without it their
     order is undefined. Raises OutboxNotConfigured, OutboxDisabled, PayloadInvalid, UsageError;
@@ -120,9 +124,9 @@ def enqueue_sync(
 async def record(
     db: AsyncDatabase, events: object, *, ordered: bool = False, traceparent: str | None = None
 ) -> None:
-    """Have the events written either way: enqueued, or, while `outbox.enabled` is false, by their handlers right here.
+    """Have the events written either way: enqueued, or by their handlers right here.
 
-    Both happen in the caller's transaction.
+    The latter while `outbox.enabled` is false. Both happen in the caller's transaction.
     """
     if _configured().settings.outbox.enabled:
         await enqueue(db, events, ordered=ordered, traceparent=traceparent)
@@ -156,14 +160,18 @@ def outbox_row(event: object, settings: Settings, registry: Registry) -> tuple[s
     agent = registry.agents.get(kind.biz_type)
     if agent is None:
         raise PayloadInvalid(
-            f"{kind.biz_type}: no agent for it was discovered; add its package to `agents` in faust.yml"
+            f"{kind.biz_type}: no agent for it was discovered; add its package to `agents` in"
+            " faust.yml"
         )
     key, payload = codec.encode(event, kind, settings.outbox.max_bytes)
     return kind.biz_type, agent.event.topic, key, payload
 
 
 def checked_rows(events: object, ordered: bool) -> list[tuple[str, str, str, str]]:
-    """The rows (biz_type, topic, key, payload) of these events, all of them checked before anything is sent."""
+    """The rows (biz_type, topic, key, payload) of these events.
+
+    All of them are checked before anything is sent.
+    """
     started = _configured()
     if not started.settings.outbox.enabled:
         raise OutboxDisabled(
@@ -172,7 +180,8 @@ def checked_rows(events: object, ordered: bool) -> list[tuple[str, str, str, str
     rows = [outbox_row(event, started.settings, started.registry) for event in _sequence(events)]
     if ordered and len(keys := {row[2] for row in rows}) > ORDERED_KEYS:
         raise UsageError(
-            f"ordered=True with {len(keys)} keys in one call: expected at most {ORDERED_KEYS}, each takes a lock of the"
+            f"ordered=True with {len(keys)} keys in one call: expected at most {ORDERED_KEYS},"
+            " each takes a lock of the"
             " server's; enqueue them in several transactions"
         )
     return rows
@@ -212,7 +221,10 @@ def ids_of(events: object, ids: list[int]) -> int | list[int]:
 
 @cache
 def statement(name: str) -> TextClause:
-    """The named query for any of SQLAlchemy's drivers: its parameters are `:name`, not psycopg's `%(name)s`."""
+    """The named query for any of SQLAlchemy's drivers.
+
+    Its parameters are `:name`, not psycopg's `%(name)s`.
+    """
     from sqlalchemy import text
 
     return text(re.sub(r"%\((\w+)\)s", r":\1", query(name)))
@@ -266,7 +278,10 @@ def _sequence(events: object) -> Sequence[object]:
 
 
 async def _drawn(connection: AsyncConnection, events: object) -> list[tuple[str, Batch[Any]]]:
-    """The events as batches with ids drawn from the outbox's own sequence, so that they collide with no enqueued one."""
+    """The events as batches with ids drawn from the outbox's own sequence.
+
+    So they collide with no enqueued one.
+    """
     started = _configured()
     checked = [(declared(type(event)), event) for event in _sequence(events)]
     keys = [outbox_row(event, started.settings, started.registry)[2] for _, event in checked]

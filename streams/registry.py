@@ -32,12 +32,12 @@ H = TypeVar("H", bound=Callable[..., Awaitable[None]])
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """One biz_type: its event, the handler that persists a batch of it, and what happens when a message fails.
+    """One biz_type: its event, its handler, and what happens when a message fails.
 
-    A message that failed is tried again after `first_delay` seconds, then twice that, at most
-    `most_delay`; after `attempts` failures it is dead.  `on_dead` says whether its conversation
-    goes on then, or waits for an operator. `effect` tells `streams audit` where to find what the
-    handler wrote for a message.
+    The handler persists a batch of it. A message that failed is tried again after `first_delay`
+    seconds, then twice that, at most `most_delay`; after `attempts` failures it is dead.  `on_dead`
+    says whether its conversation goes on then, or waits for an operator. `effect` tells `streams
+    audit` where to find what the handler wrote for a message.
     """
 
     event: EventType
@@ -80,9 +80,10 @@ def agent(
     on_dead: OnDead = "continue",
     effect: Effect | None = None,
 ) -> Callable[[H], H]:
-    """Declare an async function `(messages: Batch[payload], db: AsyncConnection) -> None` as an event's handler.
+    """Declare an async function as an event's handler.
 
-    The keywords are those of `Agent`; RegistryInvalid names one that cannot be.
+    Its shape is `(messages: Batch[payload], db: AsyncConnection) -> None`. The keywords are those
+    of `Agent`; RegistryInvalid names one that cannot be.
     """
     event = declared(payload)
     _check_fate(event.where, attempts, first_delay, most_delay, on_dead)
@@ -159,7 +160,8 @@ def _check_fate(
         raise RegistryInvalid(f"{where}: attempts is {attempts!r}, expected a number of at least 1")
     if not 0 < first_delay <= most_delay:
         raise RegistryInvalid(
-            f"{where}: first_delay is {first_delay!r} and most_delay {most_delay!r}, expected 0 < first_delay <= most_delay"
+            f"{where}: first_delay is {first_delay!r} and most_delay {most_delay!r},"
+            " expected 0 < first_delay <= most_delay"
         )
     if on_dead not in get_args(OnDead):
         raise RegistryInvalid(f"{where}: on_dead is {on_dead!r}, expected 'continue' or 'hold'")
@@ -178,7 +180,8 @@ def _envelopes(settings: Settings, ours: Registry) -> dict[str, str]:
         setting = f"setting 'topics.{name}.format' is 'envelope'"
         if not is_topic(prefix + name + RETRY_SUFFIX):
             raise SettingsInvalid(
-                f"{setting}: expected a topic of at most 243 characters a-z, A-Z, 0-9, '.', '_', '-', with the prefix"
+                f"{setting}: expected a topic of at most 243 characters a-z, A-Z, 0-9, '.', '_',"
+                " '-', with the prefix"
             )
         if other := taken.get(prefix + name):
             raise SettingsInvalid(
@@ -188,14 +191,18 @@ def _envelopes(settings: Settings, ours: Registry) -> dict[str, str]:
 
 
 def _check_topics(settings: Settings, registry: Registry) -> None:
-    """A topic that nobody has would keep the defaults, and nobody would notice before it has messages."""
+    """Refuse settings of a topic that nobody has.
+
+    It would keep the defaults, and nobody would notice before it has messages.
+    """
     prefix = settings.broker.topic_prefix
     known = {topic.removeprefix(prefix) for topic in registry.consumed}
     for name in settings.topics:
         if name not in known and name.removesuffix(RETRY_SUFFIX) not in known:
             expected = ", ".join(sorted(known)) or "(none)"
             raise SettingsInvalid(
-                f"setting 'topics.{name}' is of a topic that no agent here has: expected one of {expected},"
+                f"setting 'topics.{name}' is of a topic that no agent here has:"
+                f" expected one of {expected},"
                 " or `format: envelope`"
             )
 
@@ -204,13 +211,17 @@ def _prefixed(agent: Agent, prefix: str) -> Agent:
     topic = prefix + agent.event.topic
     if not is_topic(topic + RETRY_SUFFIX):
         raise RegistryInvalid(
-            f"topic {topic!r} of {agent.event.where} is too long with the prefix: expected at most 243"
+            f"topic {topic!r} of {agent.event.where} is too long with the prefix:"
+            " expected at most 243"
         )
     return replace(agent, event=replace(agent.event, topic=topic))
 
 
 def look_here() -> None:
-    """Let packages of agents be found in the working folder too, behind all else: nothing there hides a library."""
+    """Let packages of agents be found in the working folder too.
+
+    It comes behind all else: nothing there hides a library.
+    """
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
@@ -254,7 +265,8 @@ def _check_events(modules: list[ModuleType], agents: Mapping[str, Agent]) -> Non
             )
         if event.biz_type not in agents and event.topic in consumed:
             raise RegistryInvalid(
-                f"event {event.biz_type!r} ({event.where}) has no agent, but topic {event.topic!r} is consumed"
+                f"event {event.biz_type!r} ({event.where}) has no agent, but topic {event.topic!r}"
+                " is consumed"
                 f" by {consumed[event.topic]}"
             )
     for event in seen.values():

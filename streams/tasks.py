@@ -1,9 +1,9 @@
 """Several things at once, until the first of them ends it.
 
     async with ended_by(stopped(), changed(), confirming()) as ending:
-        async for rows in source:               # cancelled when one of the three returns or raises
+        async for rows in source:           # cancelled when one of the three returns or raises
             await publisher.publish(rows)
-    ending.outcome                              # what it returned; None when the block came to its end by itself
+    ending.outcome                          # what it returned; None when the block ended by itself
 
 A block is cancelled as `asyncio.timeout` does it: the request is taken back afterwards, and one
 that somebody else made goes on.
@@ -21,9 +21,10 @@ T = TypeVar("T")
 
 
 class ended_by(Generic[T]):
-    """Beside a block: the first of these that returns a value, which is then `outcome`, ends the block and the others.
+    """Beside a block: the first of these that returns a value ends the block and the others.
 
-    One that returns None ends nothing.  One that fails ends all, and what it raised is raised.
+    That value is then `outcome`. One that returns None ends nothing.  One that fails ends all, and
+    what it raised is raised.
     """
 
     def __init__(self, *beside: Coroutine[Any, Any, T | None]) -> None:

@@ -30,9 +30,10 @@ _provider: TracerProvider | None = None
 
 
 def setup(settings: Telemetry, process: str) -> None:
-    """Send this process's spans where the OTEL_* variables say, if it is enabled and nobody else has set that up.
+    """Send this process's spans where the OTEL_* variables say.
 
-    SettingsInvalid when OpenTelemetry is not installed, or cannot use a variable.
+    Only if that is enabled and nobody else has set it up. SettingsInvalid when OpenTelemetry is not
+    installed, or cannot use a variable.
     """
     global _provider
     if not settings.enabled:
@@ -45,7 +46,8 @@ def setup(settings: Telemetry, process: str) -> None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise SettingsInvalid(
-            f"setting 'telemetry.enabled' is True: expected OpenTelemetry ({error.name} is missing):"
+            f"setting 'telemetry.enabled' is True: expected OpenTelemetry ({error.name} is"
+            " missing):"
             " run `pip install 'outbox-streams[otel]'`"
         ) from None
     if tracer() is not None:
@@ -65,7 +67,10 @@ def setup(settings: Telemetry, process: str) -> None:
 
 
 def close() -> None:
-    """Send what `setup` has not sent yet, but never hold up the end of the process for a collector that is away."""
+    """Send what `setup` has not sent yet.
+
+    The end of the process never waits for a collector that is away.
+    """
     if _provider is not None:
         ending = threading.Thread(target=_provider.shutdown, name="telemetry", daemon=True)
         ending.start()
@@ -86,7 +91,10 @@ def tracer() -> Tracer | None:
 
 @contextmanager
 def enqueueing(topics: Collection[str], traceparent: str | None) -> Iterator[str | None]:
-    """The traceparent to write: the one given, else that of a span around the block, where the caller traces."""
+    """The traceparent to write.
+
+    It is the one given, else that of a span around the block, where the caller traces.
+    """
     trace: Any = sys.modules.get("opentelemetry.trace")
     if traceparent is not None or trace is None:
         yield traceparent
@@ -127,7 +135,10 @@ def caller(traceparent: str | bytes | None) -> Context | None:
 
 
 def sampled(caller: Context) -> bool:
-    """Whether the caller wants to see what becomes of its message: where it does not, nothing is recorded."""
+    """Whether the caller wants to see what becomes of its message.
+
+    Where it does not, nothing is recorded.
+    """
     from opentelemetry.trace import get_current_span
 
     return get_current_span(caller).get_span_context().trace_flags.sampled

@@ -44,7 +44,10 @@ def document(value: Any) -> str:
 
 
 def time_of(millis: int) -> str:
-    """A record's timestamp as ISO 8601, or its milliseconds where no calendar of ours has that year."""
+    """A record's timestamp as ISO 8601.
+
+    Where no calendar of ours has that year, it is its milliseconds.
+    """
     try:
         at = datetime.fromtimestamp(millis / 1000, UTC)
     except (ValueError, OverflowError, OSError):

@@ -15,10 +15,11 @@ _STEP = re.compile(r"\.([^.\[]+)|(\[[^]]*\])")
 
 
 def explain(error: msgspec.ValidationError, wanted: Any) -> tuple[str, str]:
-    """Path (`topics[...].partitions`, '' is the whole) and expectation (``expected `int`, got `str` ``).
+    """Path and expectation of a type error.
 
-    `wanted` is the type it was converted to.  Choices are listed, a pattern is told in words:
-    `Meta(description=...)`.
+    The path is `topics[...].partitions` ('' is the whole), the expectation ``expected `int`, got
+    `str` ``. `wanted` is the type it was converted to.  Choices are listed, a pattern is told in
+    words: `Meta(description=...)`.
     """
     match = _PLACE.fullmatch(str(error))
     text, path = (match["text"], match["path"]) if match else (str(error), "")

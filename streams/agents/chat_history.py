@@ -65,7 +65,10 @@ async def save(messages: Batch[ChatHistoryPersist], db: AsyncConnection) -> None
 
 
 def chats_of(messages: Batch[ChatHistoryPersist]) -> list[tuple[int, str, int, int]]:
-    """Each chat of the batch once, in key order, so that two batches never wait for each other in a circle."""
+    """Each chat of the batch once, in key order.
+
+    Two batches that take them in one order never wait for each other in a circle.
+    """
     counts: dict[tuple[int, str], tuple[int, int]] = {}
     for message in messages:
         chat = message.payload.user_id, message.payload.conversation_id

@@ -1,4 +1,7 @@
-"""Proof that nothing was lost, doubled or reordered: outbox, states, topics and effects compared."""
+"""Proof that nothing was lost, doubled or reordered.
+
+Outbox, states, topics and effects are compared.
+"""
 
 from __future__ import annotations
 

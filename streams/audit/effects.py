@@ -1,4 +1,4 @@
-"""Whether each message's effect is there, once, when it should be, and says what its payload says."""
+"""Whether each message's effect is there once, in time, and says what its payload says."""
 
 from __future__ import annotations
 
@@ -74,7 +74,10 @@ class Effects:
         ]
 
     def _compare(self, agent: Agent, where: dict[str, Any], ids: Sequence[int] | None) -> set[int]:
-        """One statement; only when a payload cannot be read, halves of it, until that one stands alone."""
+        """Compare in one statement.
+
+        When a payload cannot be read, it compares halves, until that one stands alone.
+        """
         assert agent.effect is not None
         statement, wrong = effects.compare(agent.effect), set[int]()
         bounds = {

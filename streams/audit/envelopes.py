@@ -34,7 +34,10 @@ class Envelopes:
         self._report, self._full = report, full
 
     def look(self, positions: Mapping[Place, Partition], ids: Mapping[str, str]) -> None:
-        """From where the last audit stopped, or the first record known, to what was committed at the beginning."""
+        """Read the topics up to what was committed at the beginning.
+
+        It begins where the last audit stopped, else at the first record known.
+        """
         bounds = self._bounds(positions, ids)
         reached = {place: start for place, (start, _) in bounds.items()}
         batch: list[tuple[Place, int, bytes | None]] = []

@@ -114,7 +114,10 @@ class Audit:
         return report
 
     def _wait(self) -> None:
-        """A moment for workers to get past what was there at the beginning: most are within a second."""
+        """Give workers a moment to get past what was there at the beginning.
+
+        Most are past it within a second.
+        """
         deadline = time.monotonic() + self._patience
         behind = self._behind()
         while behind and time.monotonic() < deadline:
@@ -315,7 +318,10 @@ class Audit:
         return (topic, partition_of(key, count)) if count else None
 
     def _locate(self) -> None:
-        """Whether the records of lost messages are on the topic: who lost them, the way there or the workers."""
+        """Look for the records of lost messages on the topic.
+
+        That says who lost them: the way there, or the workers.
+        """
         wanted: dict[Place, dict[int, int]] = {}
         for outbox_id, (place, created_ms) in self.lost.items():
             wanted.setdefault(place, {})[outbox_id] = created_ms
@@ -364,7 +370,10 @@ class Audit:
         return {row[0]: row for row in rows}
 
     def _stuck(self, heads: dict[MessageId, tuple[Any, ...]], looked: float) -> None:
-        """A parked message gets its turn when the one before it is settled, whenever that was: look twice."""
+        """Look twice at parked messages that should have had their turn.
+
+        Its turn comes when the message before it is settled, whenever that was.
+        """
         heads = {outbox_id: row for outbox_id, row in heads.items() if row[1] != "replaying"}
         if any(row[1] == "parked" for row in heads.values()):
             time.sleep(max(0.0, looked + min(self._grace, SECOND_LOOK) - time.monotonic()))

@@ -27,7 +27,8 @@ class Foreign:
                 self._tables.setdefault(agent.effect.table, (agent.effect, []))[1].append(biz_type)
             elif agent.effect is not None and registry.envelopes:
                 report.notes.append(
-                    f"{biz_type}: its effect names no source column: effects of other systems' messages are not told apart"
+                    f"{biz_type}: its effect names no source column: effects of other systems'"
+                    " messages are not told apart"
                 )
 
     def look(self) -> None:

@@ -11,14 +11,21 @@ EXAMPLES = 20
 
 # Every kind, and what it means; the JSON names are a public interface.
 KINDS = {
-    "missing": "published, the workers are past it, it has no state, and its record is not on the topic",
-    "skipped": "its record is on the topic below the committed offset, and it has no state and was not rejected",
+    "missing": (
+        "published, the workers are past it, it has no state, and its record is not on the topic"
+    ),
+    "skipped": (
+        "its record is on the topic below the committed offset, and it has no state and was not"
+        " rejected"
+    ),
     "no_effect": "consumed, but its effect is not there",
     "unclaimed_effect": "its effect is there, but its state does not say consumed",
     "phantom_effect": "an effect of a message that there is not",
     "doubled_effect": "more than one effect",
     "altered_effect": "its effect is not what its payload says",
-    "reordered_effect": "its effect stands before that of a message persisted earlier in its conversation",
+    "reordered_effect": (
+        "its effect stands before that of a message persisted earlier in its conversation"
+    ),
     "wrong_tally": "a counter differs from what it counts",
     "out_of_order": "persisted before a message that was delivered earlier in its conversation",
     "same_place": "two messages with one partition and offset",
@@ -33,7 +40,9 @@ KINDS = {
     "rowless_state": "a state of a message that there is not",
     "stuck": "first of its conversation, overdue, and nobody takes it up",
     "lost_replay": "its replay was published, the workers are past it, and it still waits",
-    "unknown_biz_type": "messages wait for a worker that knows their biz_type, and their conversations with them",
+    "unknown_biz_type": (
+        "messages wait for a worker that knows their biz_type, and their conversations with them"
+    ),
     "unpublished": "committed long ago, and no relay has published it",
     "unread": "published long ago, and the workers have not come to it",
     "no_sign_of_life": "work waits, and nobody is there to do it",

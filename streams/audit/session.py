@@ -1,4 +1,4 @@
-"""The audit's connection: named and composed statements, short snapshots, tables of its own session."""
+"""The audit's connection: named and composed statements, short snapshots, its own tables."""
 
 from __future__ import annotations
 

@@ -31,7 +31,10 @@ class Tallies:
             self._session.rows(effects.tally_range(effect, tally), after=after, until=until)
 
     def compare(self, counted: int) -> None:
-        """Ranges up to the id `counted` were counted: add the rest, and name the counters that are wrong."""
+        """Name the counters of these ranges that are wrong.
+
+        Ids up to `counted` were counted already: the rest is added.
+        """
         self.count(counted, LAST)
         for effect, tally in self._tallies:
             suspects = self._session.rows(effects.tally_suspects(effect, tally))

@@ -22,7 +22,10 @@ FIRST_SECONDS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """One partition: its records from `start` to before `end`, and the group's committed offset, if there is one."""
+    """One partition: its records from `start` to before `end`, and the committed offset.
+
+    That is the group's; None where it has none.
+    """
 
     start: int
     end: int
@@ -56,7 +59,10 @@ class Topics:
         self._consumer.close()
 
     def partitions(self) -> dict[Place, Partition]:
-        """Every partition now; the ends first, so that what is committed is not older. ServiceUnreachable."""
+        """Every partition now; ServiceUnreachable without a broker.
+
+        The ends are asked for first, so that what is committed is not older.
+        """
         deadline = time.monotonic() + kafka.TIMEOUT
         while True:
             try:
@@ -80,7 +86,10 @@ class Topics:
         return {place: Partition(*bounds[place], committed[place]) for place in places}
 
     def ids(self) -> dict[str, str]:
-        """Each topic's identity when it was first asked for: a topic that was deleted and made again has another."""
+        """Each topic's identity when it was first asked for.
+
+        A topic that was deleted and made again has another.
+        """
         if self._ids is None:
             self._ids = {
                 name: topic.id for name, topic in self._survey.look(self._names).topics.items()
@@ -94,7 +103,7 @@ class Topics:
     def unread_since(
         self, places: Iterable[Place], now: Mapping[Place, Partition]
     ) -> dict[Place, float]:
-        """For how many seconds the first record that nobody has read waits in each of these partitions."""
+        """For how many seconds each partition's first unread record has waited."""
         starts = {place: max(now[place].committed or 0, now[place].start) for place in places}
         left = {place for place, start in starts.items() if start < now[place].end}
         waited: dict[Place, float] = {}
@@ -116,7 +125,10 @@ class Topics:
     def values(
         self, bounds: Mapping[Place, tuple[int, int]], seconds: float
     ) -> Iterator[tuple[Place, int, bytes | None]]:
-        """The records (partition, offset, value) in these bounds, the second one not included, for no longer than that."""
+        """The records (partition, offset, value) in these bounds, the second one not included.
+
+        It ends after that time at the latest.
+        """
         left = {place: end for place, (start, end) in bounds.items() if start < end}
         deadline = time.monotonic() + seconds
         try:
@@ -143,7 +155,10 @@ class Topics:
     def locate(
         self, wanted: Mapping[Place, Mapping[int, int]], until: Mapping[Place, Partition]
     ) -> dict[int, int]:
-        """Offsets of those outbox ids ({place: {id: milliseconds}}) whose records are still on the topic."""
+        """Offsets of those outbox ids whose records are still on the topic.
+
+        They are asked for as {place: {id: milliseconds}}.
+        """
         starts = [
             TopicPartition(*place, max(0, min(ids.values()))) for place, ids in wanted.items()
         ]

@@ -1,4 +1,4 @@
-"""Who reads the consumed topics: the members of the workers' consumer group, and what nobody reads."""
+"""Who reads the consumed topics: the workers' consumer group, and what nobody reads."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ class ConsumerGroup:
             topics = ", ".join(self.partitions)
             return [
                 *faults,
-                f"no worker is in consumer group {self.name}, nobody reads {topics}: start a worker",
+                (
+                    f"no worker is in consumer group {self.name}, nobody reads {topics}:"
+                    " start a worker"
+                ),
             ]
         if not self.settled:
             return faults
@@ -55,7 +58,8 @@ class ConsumerGroup:
             if unread := sorted(numbers - self.assigned.get(topic, frozenset())):
                 some = ", ".join(map(str, unread))
                 faults.append(
-                    f"no worker reads partitions {some} of topic {topic}: {self.members} processes are in consumer group"
+                    f"no worker reads partitions {some} of topic {topic}:"
+                    f" {self.members} processes are in consumer group"
                     f" {self.name}, do all of them run this version?"
                 )
         return faults

@@ -186,8 +186,10 @@ def check_times(settings: Settings, names: Iterable[str]) -> None:
     for name, kind in kinds.items():
         if kind != CREATE_TIME:
             raise UsageError(
-                f"topic {name!r} has message.timestamp.type {kind}: expected {CREATE_TIME}, a record's time says whose it is"
-                f" (kafka-configs.sh --bootstrap-server {settings.broker_url} --alter --topic {name}"
+                f"topic {name!r} has message.timestamp.type {kind}: expected {CREATE_TIME},"
+                " a record's time says whose it is"
+                f" (kafka-configs.sh --bootstrap-server {settings.broker_url} --alter --topic"
+                f" {name}"
                 f" --add-config message.timestamp.type={CREATE_TIME})"
             )
 
@@ -242,11 +244,13 @@ def _create(settings: Settings, admin: AdminClient, topics: list[NewTopic]) -> N
                 raise unreachable(settings, error) from None
             if code == KafkaError.INVALID_CONFIG and NO_SUCH_SETTING in reason(error):
                 raise UsageError(
-                    f"Kafka at {settings.broker_url} is older than {OLDEST}, which knows message.timestamp.after.max.ms:"
+                    f"Kafka at {settings.broker_url} is older than {OLDEST}, which knows"
+                    " message.timestamp.after.max.ms:"
                     f" expected {OLDEST} or newer, upgrade it"
                 ) from None
             raise UsageError(
-                f"topic {wanted.topic!r} cannot be created with {wanted.num_partitions} partitions and replication factor"
+                f"topic {wanted.topic!r} cannot be created with {wanted.num_partitions} partitions"
+                " and replication factor"
                 f" {wanted.replication_factor}: {reason(error)}"
             ) from None
         logger.info(
@@ -283,13 +287,13 @@ def _messages_config(settings: Settings) -> dict[str, str]:
 
 
 def _may_replace(settings: Settings, name: str, partitions: int) -> bool:
-    """Whether PostgreSQL has every message of this topic, which has fewer partitions than it should."""
+    """Whether PostgreSQL has every message of this topic, which has too few partitions."""
     wanted = settings.topic_settings(name)
     return wanted.format != "envelope" and partitions < wanted.partitions
 
 
 def _delete(settings: Settings, admin: AdminClient, counts: Mapping[str, int]) -> None:
-    """Delete these topics, which have a wrong number of partitions, and wait until they are gone."""
+    """Delete these topics, which have a wrong number of partitions, and wait for that."""
     if not counts:
         return
     for name, future in admin.delete_topics(list(counts), operation_timeout=TIMEOUT).items():
@@ -302,7 +306,8 @@ def _delete(settings: Settings, admin: AdminClient, counts: Mapping[str, int]) -
             if code in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN):
                 raise unreachable(settings, error) from None
             raise UsageError(
-                f"topic {name!r} has {counts[name]} partitions and cannot be deleted: {reason(error)}; stop the workers and"
+                f"topic {name!r} has {counts[name]} partitions and cannot be deleted:"
+                f" {reason(error)}; stop the workers and"
                 " delete it, relay and workers make it anew from PostgreSQL"
             ) from None
         logger.warning(
@@ -332,7 +337,8 @@ def _check_partitions(settings: Settings, name: str, like: str, count: int) -> N
         if name != like or name.endswith(RETRY_SUFFIX):
             # Following it, the next line would ask for the contrary for the topic itself.
             raise UsageError(
-                f"topic {name!r} has {count} partitions, that of its messages {settings.topic_settings(like).partitions}:"
+                f"topic {name!r} has {count} partitions, that of its messages"
+                f" {settings.topic_settings(like).partitions}:"
                 " stop the workers and delete it, they make it anew from PostgreSQL"
             )
         _refuse_partitions(settings, name, count)
@@ -341,8 +347,10 @@ def _check_partitions(settings: Settings, name: str, like: str, count: int) -> N
 def _refuse_partitions(settings: Settings, name: str, count: int) -> NoReturn:
     key = f"topics.{name.removeprefix(settings.broker.topic_prefix)}.partitions"
     raise UsageError(
-        f"topic {name!r} has {count} partitions, faust.yml says {settings.topic_settings(name).partitions}: set {key} to"
-        f" {count} (another count would let later messages of a conversation overtake earlier ones), or delete the topic if"
+        f"topic {name!r} has {count} partitions, faust.yml says"
+        f" {settings.topic_settings(name).partitions}: set {key} to"
+        f" {count} (another count would let later messages of a conversation overtake earlier"
+        " ones), or delete the topic if"
         " nobody meant it to be so: it is made anew, and what it held of ours is sent again"
     )
 

@@ -51,7 +51,10 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What a cluster says of itself: its id, its brokers as `host:port`, and those of the topics asked for that exist."""
+    """What a cluster says of itself: its id, its brokers as `host:port`, its topics.
+
+    Of the topics it holds those that were asked for and exist.
+    """
 
     id: str
     brokers: frozenset[str]

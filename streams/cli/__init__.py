@@ -63,7 +63,10 @@ class _Commands(Commands):
 
 
 class _Lacking(click.Command):
-    """Stands for a command whose extra is not installed: help says so, and running it is refused."""
+    """Stands for a command whose extra is not installed.
+
+    Help says so, and running it is refused.
+    """
 
     def __init__(self, name: str, extra: str, error: ModuleNotFoundError) -> None:
         super().__init__(

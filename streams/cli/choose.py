@@ -50,7 +50,8 @@ class Message(click.ParamType):
             return read_name(value)
         except ValueError:
             self.fail(
-                f"{value!r}: expected an id from 1 to {MAX_ID}, or SOURCE:ID of another system's message",
+                f"{value!r}: expected an id from 1 to {MAX_ID}, or SOURCE:ID of another system's"
+                " message",
                 param,
                 ctx,
             )
@@ -76,7 +77,7 @@ MESSAGE = Message()
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print lines; whatever they hold, nothing in them reaches the terminal as a control sequence."""
+    """Print lines, whose control sequences never reach the terminal as such."""
     click.echo(printable_lines(text), err=err)
 
 

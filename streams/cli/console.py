@@ -26,7 +26,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def me() -> str:
-    """Who runs this command: a user's name, or, as in a container, the number of one without a name."""
+    """Who runs this command: a user's name, or the number of one without a name.
+
+    The latter is usual in a container.
+    """
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # OSError since Python 3.13

@@ -25,7 +25,10 @@ def conversations() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def list_(held: bool, key: str | None, source: str | None, limit: int, as_json: bool) -> None:
-    """List conversations with open messages, the longest waiting first, with the message they wait for."""
+    """List conversations with open messages, the longest waiting first.
+
+    Each is shown with the message it waits for.
+    """
     with database() as (_, connection):
         conversations_waiting = operate.waiting(
             connection, key=key, held=held, source=source, limit=limit

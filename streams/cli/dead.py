@@ -134,7 +134,8 @@ def show(outbox_id: MessageId, payload: bool) -> None:
         if not stories or stories[0].status != "dead":
             status = stories[0].status if stories else "not known"
             raise operate.NotDead(
-                f"message {outbox_id} is {status}, expected dead (`streams trace` tells any message)"
+                f"message {outbox_id} is {status}, expected dead (`streams trace` tells any"
+                " message)"
             )
         say(describe(stories[0]))
         if payload:
@@ -156,7 +157,10 @@ def show(outbox_id: MessageId, payload: bool) -> None:
 @click.option(
     "--careful",
     is_flag=True,
-    help="First 1 message, then 10, then 89, each when the ones before have their fates; stops when they fail again.",
+    help=(
+        "First 1 message, then 10, then 89, each when the ones before have their fates;"
+        " stops when they fail again."
+    ),
 )
 def replay_(
     outbox_ids: tuple[MessageId, ...], payload: Any, force: bool, careful: bool, **options: Any
@@ -254,7 +258,8 @@ def _tell(done: str, ended: operations.Operation) -> None:
     say(f"{done} {_messages(ended.done)}" + (f"; left alone: {', '.join(notes)}" if notes else ""))
     if ended.state == "stopped":
         say(
-            f"operation {ended.id} stopped: {ended.reason}; `streams dead resume {ended.id}` goes on"
+            f"operation {ended.id} stopped: {ended.reason}; `streams dead resume {ended.id}` goes"
+            " on"
         )
         sys.exit(1)
 
@@ -279,7 +284,8 @@ def stop(number: int, who: str, why: str | None) -> None:
     with database() as (_, connection):
         stopped = operations.stop(connection, number, operate.Operator(who, why))
     say(
-        f"operation {number} is {stopped.state}: {stopped.done:,} of {_messages(stopped.planned)} were worked"
+        f"operation {number} is {stopped.state}: {stopped.done:,} of {_messages(stopped.planned)}"
+        " were worked"
     )
 
 

@@ -1,4 +1,4 @@
-"""`streams doctor`: everything that is wrong, what to do about each, and where the runbook says more."""
+"""`streams doctor`: everything that is wrong, what to do, and where the runbook says more."""
 
 from __future__ import annotations
 

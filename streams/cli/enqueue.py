@@ -46,7 +46,7 @@ class LinesInvalid(StreamsError):
     "--check", is_flag=True, help="Only say which lines could not be taken; enqueue nothing."
 )
 def enqueue(file: IO[bytes], check: bool) -> None:
-    """Enqueue JSON lines {"biz_type", "key", "payload"} from FILE, or from standard input when FILE is -.
+    """Enqueue JSON lines {"biz_type", "key", "payload"} from FILE, or standard input for -.
 
     A key is optional; when given, it must be what the payload says. Ends with 2 at the first line
     that cannot be taken.
@@ -62,7 +62,10 @@ def enqueue(file: IO[bytes], check: bool) -> None:
 
 
 def parse(raw: bytes, settings: Settings, registry: Registry) -> object:
-    """The event of one line; ValueError says what is wrong, and repeats nothing of the payload but one short value."""
+    """The event of one line; ValueError says what is wrong.
+
+    It repeats nothing of the payload but one short value.
+    """
     try:
         line = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -90,7 +93,8 @@ def _other_key(given: Any, kind: EventType, key: str) -> str:
         else type(given).__name__
     )
     return (
-        f"{kind.biz_type}: key ({size}) is not what field {kind.key!r} of the payload says ({len(key.encode())} bytes):"
+        f"{kind.biz_type}: key ({size}) is not what field {kind.key!r} of the payload says"
+        f" ({len(key.encode())} bytes):"
         " expected the same"
     )
 

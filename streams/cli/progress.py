@@ -12,7 +12,10 @@ CAP = MOST
 
 
 def relays(statuses: Sequence[RelayStatus], running: Sequence[int | None]) -> list[dict[str, Any]]:
-    """Each relay, led or not, others that share its work, then those that stand by: known to the database, or running here."""
+    """Each relay, led or not, others that share its work, then those that stand by.
+
+    They are those that the database knows, or that run here.
+    """
     shown, mode = [], "auto"
     leaders: set[int | None] = {None}
     for each in statuses:

@@ -63,7 +63,8 @@ def _wait(connection: Connection, relay: str, mode: str, timeout: float) -> None
             return
         if time.monotonic() > deadline:
             raise SwitchTimeout(
-                f"relay {relay} is not in mode {mode} after {timeout:g} s, and goes on trying; {now}"
+                f"relay {relay} is not in mode {mode} after {timeout:g} s, and goes on trying;"
+                f" {now}"
             )
         time.sleep(LOOK_SECONDS)
 
@@ -71,7 +72,10 @@ def _wait(connection: Connection, relay: str, mode: str, timeout: float) -> None
 def _now(relay_status: RelayStatus) -> str:
     if relay_status.leader is None:
         return "nobody leads: start `streams relay`"
-    return f"{relay_status.mode}: {relay_status.doing}{f', {relay_status.reason}' if relay_status.reason else ''}"
+    return (
+        f"{relay_status.mode}:"
+        f" {relay_status.doing}{f', {relay_status.reason}' if relay_status.reason else ''}"
+    )
 
 
 def _say(now: str, said: str) -> str:
@@ -96,7 +100,10 @@ def _say(now: str, said: str) -> str:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @signed
 def adopt(skip: int, force: bool, yes: bool, who: str, why: str | None) -> None:
-    """Publish from this database, though it is not the one that the relay knows: restored, copied, or upgraded."""
+    """Publish from this database, though it is not the one that the relay knows.
+
+    It was restored, copied, or upgraded.
+    """
     from streams.operate.relay_adopt import adopt as take
     from streams.operate.relay_adopt import plan
 

@@ -113,4 +113,7 @@ def _slot(slot: SlotHealth | None) -> str:
         if slot.safe_bytes is None
         else f", {size(max(0, slot.safe_bytes))} more before it is lost"
     )
-    return f"{slot.wal_status}, {'read' if slot.active else 'not read'}, holds back {size(slot.held_bytes)} of log{safe}"
+    return (
+        f"{slot.wal_status}, {'read' if slot.active else 'not read'}, holds back"
+        f" {size(slot.held_bytes)} of log{safe}"
+    )

@@ -24,7 +24,7 @@ TEMPLATES = Path(__file__).parent / "templates"
     "--agent", "name", default="notes", show_default=True, help="The first agent, and its table."
 )
 def init(package: str, name: str) -> None:
-    """Write faust.yml, a Procfile, and a first agent with its table and its tests, into this folder."""
+    """Write faust.yml, a Procfile, and a first agent with table and tests into this folder."""
     _check("package", package)
     _check("agent", name)
     files = {
@@ -34,7 +34,8 @@ def init(package: str, name: str) -> None:
     }
     _write(files | {f"{package}/__init__.py": "", f"{package}/agents/__init__.py": ""})
     say(
-        f'next: `streams up` in one terminal; psql "$DATABASE_URL" -f sql/{name}.sql and `pytest` in another, after'
+        f'next: `streams up` in one terminal; psql "$DATABASE_URL" -f sql/{name}.sql and `pytest`'
+        " in another, after"
         ' eval "$(streams env)"'
     )
 
@@ -62,7 +63,8 @@ def agent(name: str, package: str | None) -> None:
     package = named.removesuffix(".agents")
     if "." in package or not Path(package, "agents", "__init__.py").is_file():
         raise UsageError(
-            f"package {named!r} has no folder {package}/agents here: expected the working folder to hold it"
+            f"package {named!r} has no folder {package}/agents here: expected the working folder to"
+            " hold it"
         )
     _write(_agent(package, name))
 

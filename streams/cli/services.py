@@ -86,9 +86,8 @@ def env() -> None:
         raise ServiceUnreachable("nothing runs in this folder: `streams up` starts the services")
     # Without its password, which would stand in the arguments of `psql "$DATABASE_URL"`: libpq
     # reads it from the file.
-    click.echo(
-        f"export DATABASE_URL={shlex.quote(without_password(note.database_url) if note.passfile else note.database_url)}"
-    )
+    url = without_password(note.database_url) if note.passfile else note.database_url
+    click.echo(f"export DATABASE_URL={shlex.quote(url)}")
     if note.passfile:
         click.echo(f"export PGPASSFILE={shlex.quote(note.passfile)}")
     click.echo(f"export BROKER_URL={shlex.quote(note.broker_url)}")

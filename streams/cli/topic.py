@@ -1,4 +1,7 @@
-"""`streams topic tail`: the records of a topic as they arrive, without their text unless asked for."""
+"""`streams topic tail`: the records of a topic as they arrive.
+
+Their text is left out unless it is asked for.
+"""
 
 from __future__ import annotations
 

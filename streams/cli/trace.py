@@ -74,7 +74,10 @@ def command(
 
 def describe(story: history.MessageHistory) -> str:
     """A heading and one line an event."""
-    head = f"message {story.outbox_id}  {story.status}  {story.biz_type}  topic {story.topic}  key {story.key}"
+    head = (
+        f"message {story.outbox_id}  {story.status}  {story.biz_type}  topic {story.topic}  key"
+        f" {story.key}"
+    )
     events = [f"  {_time(event.at)}  {event.stage}{_about(event.about)}" for event in story.events]
     return "\n".join(map(printable, [head, *events]))
 

@@ -17,23 +17,32 @@ Statement = sql.Composed
 
 
 def compare(effect: Effect) -> Statement:
-    """Messages of `audit_rows` whose effect is missing, too early, or other than the payload says."""
+    """Messages of `audit_rows` whose effect is missing, too early, or not what was sent.
+
+    What was sent is the payload.
+    """
     return sql.SQL(
         """
-        SELECT id, CASE WHEN NOT found THEN 'no_effect' WHEN NOT consumed THEN 'unclaimed_effect' ELSE 'altered_effect' END,
+        SELECT id,
+               CASE WHEN NOT found THEN 'no_effect' WHEN NOT consumed THEN 'unclaimed_effect'
+                    ELSE 'altered_effect' END,
                status
         FROM (
-            SELECT a.id, a.status, a.status IS NOT DISTINCT FROM 'consumed' AS consumed, {id} IS NOT NULL AS found,
-                   CASE WHEN a.status = 'consumed' AND {id} IS NOT NULL THEN {differs} ELSE false END AS differs
+            SELECT a.id, a.status,
+                   a.status IS NOT DISTINCT FROM 'consumed' AS consumed, {id} IS NOT NULL AS found,
+                   CASE WHEN a.status = 'consumed' AND {id} IS NOT NULL THEN {differs}
+                        ELSE false END AS differs
             FROM audit_rows AS a
             JOIN outbox AS o ON o.id = a.id AND o.id > %(after)s AND o.id <= %(until)s
             LEFT JOIN {table} AS e ON {id} = a.id AND {id} > %(after)s AND {id} <= %(until)s{where}
             LEFT JOIN LATERAL (
                 SELECT CASE WHEN a.source_id IS NULL THEN o.payload
-                            ELSE (SELECT s.payload FROM outbox AS s WHERE s.id = a.source_id) END::jsonb AS payload
+                            ELSE (SELECT s.payload FROM outbox AS s WHERE s.id = a.source_id)
+                            END::jsonb AS payload
                 OFFSET 0
             ) AS p ON a.status = 'consumed' AND {id} IS NOT NULL
-            WHERE o.biz_type = %(biz_type)s AND (%(ids)s::bigint[] IS NULL OR a.id = ANY(%(ids)s::bigint[]))
+            WHERE o.biz_type = %(biz_type)s
+              AND (%(ids)s::bigint[] IS NULL OR a.id = ANY(%(ids)s::bigint[]))
         ) AS compared
         WHERE consumed <> found OR differs
         """
@@ -46,7 +55,8 @@ def doubled(effect: Effect) -> Statement:
         """
         SELECT {id}, count(*)
         FROM {table} AS e
-        WHERE {id} > %(after)s AND {id} <= %(until)s AND (%(ids)s::bigint[] IS NULL OR {id} = ANY(%(ids)s::bigint[])){where}
+        WHERE {id} > %(after)s AND {id} <= %(until)s
+          AND (%(ids)s::bigint[] IS NULL OR {id} = ANY(%(ids)s::bigint[])){where}
         GROUP BY {id}
         HAVING count(*) > 1
         """
@@ -54,7 +64,10 @@ def doubled(effect: Effect) -> Statement:
 
 
 def phantoms(effect: Effect) -> Statement:
-    """Effects of messages that there are not: no outbox row of these biz_types, and not written directly."""
+    """Effects of messages that there are not.
+
+    They have no outbox row of these biz_types, and were not written directly.
+    """
     return sql.SQL(
         """
         SELECT {id}
@@ -63,7 +76,8 @@ def phantoms(effect: Effect) -> Statement:
                ON o.id = {id} AND o.resend_of IS NULL AND o.biz_type = ANY(%(biz_types)s)
               AND o.id > %(after)s AND o.id <= %(until)s
         LEFT JOIN outbox_direct AS d ON d.outbox_id = {id}
-        WHERE {id} > %(after)s AND {id} <= %(until)s AND (%(ids)s::bigint[] IS NULL OR {id} = ANY(%(ids)s::bigint[])){where}
+        WHERE {id} > %(after)s AND {id} <= %(until)s
+          AND (%(ids)s::bigint[] IS NULL OR {id} = ANY(%(ids)s::bigint[])){where}
           AND o.id IS NULL AND d.outbox_id IS NULL
         """
     ).format(**_names(effect))
@@ -82,12 +96,16 @@ def beyond(effect: Effect) -> Statement:
 
 
 def reordered(effect: Effect) -> Statement:
-    """Messages of `audit_rows` whose effect stands before that of a message persisted earlier in its conversation."""
+    """Messages of `audit_rows` whose effect stands before that of an earlier one.
+
+    Earlier is what was persisted earlier in the same conversation.
+    """
     return sql.SQL(
         """
         SELECT id, earlier
         FROM (
-            SELECT a.id, e.{order} AS place, lag(e.{order}) OVER conversation AS before, lag(a.id) OVER conversation AS earlier
+            SELECT a.id, e.{order} AS place, lag(e.{order}) OVER conversation AS before,
+                   lag(a.id) OVER conversation AS earlier
             FROM audit_rows AS a
             JOIN {table} AS e ON {id} = a.id AND {id} > %(after)s AND {id} <= %(until)s{where}
             WHERE a.applied > 0
@@ -127,7 +145,9 @@ def foreign(effect: Effect) -> Statement:
     return sql.SQL(
         """
         SELECT outbox_id,
-               CASE WHEN e.n > 1 THEN 'doubled_effect' WHEN e.n = 1 THEN 'unclaimed_effect' ELSE 'no_effect' END, f.status
+               CASE WHEN e.n > 1 THEN 'doubled_effect' WHEN e.n = 1 THEN 'unclaimed_effect'
+                    ELSE 'no_effect' END,
+               f.status
         FROM (
             SELECT outbox_id, status, status = 'consumed' AS consumed, applied
             FROM outbox_foreign
@@ -194,7 +214,10 @@ def tally_suspects(effect: Effect, tally: Tally) -> Statement:
 
 
 def tally_wrong(effect: Effect, tally: Tally) -> Statement:
-    """Of the suspects (one array for each key column, as text) those whose count is wrong, seen in one snapshot."""
+    """Those of the suspects whose count is wrong, seen in one snapshot.
+
+    The suspects come as one array of text for each key column.
+    """
     given = sql.SQL(", ").join(
         sql.SQL("%({})s::text[]").format(sql.SQL(f"k{n}")) for n in range(len(tally.keys))
     )

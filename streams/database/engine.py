@@ -36,7 +36,10 @@ DRIVER = "postgresql+psycopg"
 
 
 def sync_engine(url: str, *, session: Settings | None = None, **options: Any) -> Engine:
-    """A SQLAlchemy engine for `postgresql://...`: `options` for `create_engine`, `session` beside what we rely on."""
+    """A SQLAlchemy engine for `postgresql://...`.
+
+    `options` are for `create_engine`, `session` is set beside what we rely on.
+    """
     address, given, ours = _engine(url, options)
     engine = create_engine(address, **ours)
     wanted = Session(given, session or {})
@@ -58,7 +61,10 @@ def sync_engine(url: str, *, session: Settings | None = None, **options: Any) ->
 
 
 def async_engine(url: str, *, session: Settings | None = None, **options: Any) -> AsyncEngine:
-    """An async engine for `postgresql://...`: `options` for `create_async_engine`, `session` beside what we rely on."""
+    """An async engine for `postgresql://...`.
+
+    `options` are for `create_async_engine`, `session` is set beside what we rely on.
+    """
     address, given, ours = _engine(url, options)
     engine = create_async_engine(address, **ours)
     wanted = Session(given, session or {})
@@ -150,9 +156,10 @@ def _engine(url: str, options: dict[str, Any]) -> tuple[URL, dict[str, str], dic
 def _parameters(
     said: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """(what a URL says of the session, libpq's parameters beside that URL): a parameter replaces what the URL says.
+    """(what a URL says of the session, libpq's parameters beside that URL).
 
-    Whatever could come from libpq's environment instead is given here.
+    A parameter replaces what the URL says. Whatever could come from libpq's environment instead is
+    given here.
     """
     settings, rest = split_options(str(said.get("options") or os.environ.get("PGOPTIONS", "")))
     attributes = said.get("target_session_attrs") or ours.get("target_session_attrs") or "any"

@@ -27,11 +27,12 @@ from streams.settings import AGENTS, Settings, redact
 
 # Every table of ours but the partitions; `db/schema.sql` says what is in them.
 TABLES = (
-    "outbox", "outbox_direct", "outbox_biz_types", "outbox_state", "outbox_foreign", "outbox_run_crashes",
-    "outbox_partition_crashes", "outbox_message_crashes", "outbox_rejects", "outbox_topics", "relay_position",
-    "relay_shards", "outbox_actions", "outbox_audit_ranges", "outbox_audit_left", "outbox_audits",
-    "outbox_stats", "outbox_processes", "outbox_lag", "outbox_gauges", "outbox_primary", "outbox_dead_letters",
-    "outbox_operations", "outbox_operation_items",
+    "outbox", "outbox_direct", "outbox_biz_types", "outbox_state", "outbox_foreign",
+    "outbox_run_crashes", "outbox_partition_crashes", "outbox_message_crashes", "outbox_rejects",
+    "outbox_topics", "relay_position", "relay_shards", "outbox_actions", "outbox_audit_ranges",
+    "outbox_audit_left", "outbox_audits", "outbox_stats", "outbox_processes", "outbox_lag",
+    "outbox_gauges", "outbox_primary", "outbox_dead_letters", "outbox_operations",
+    "outbox_operation_items",
 )  # fmt: skip
 # Those of our own agent, where it is used.
 CHAT_TABLES = ("chat_histories", "agent_chats")
@@ -52,7 +53,10 @@ def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
                 yield f"database at revision {revision}"
             else:
                 database.rollback()
-                yield f"database at revision {newer}, of a newer version: left as it is, this one works with it"
+                yield (
+                    f"database at revision {newer}, of a newer version: left as it is,"
+                    " this one works with it"
+                )
             if uses_chat_history(registry):
                 revisions.upgrade_chat_history(database)
             yield from revisions.sync_biz_types(database, biz_types(settings, registry))
@@ -69,7 +73,10 @@ def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
         if error.connection_invalidated:
             raise ServiceUnreachable(f"PostgreSQL at {where} went away: {reason}") from error
         if getattr(error.orig, "sqlstate", None) == streams.database.notify.LOCK_NOT_AVAILABLE:
-            reason = "transactions that write to the outbox do not end; run `streams migrate` again when they have"
+            reason = (
+                "transactions that write to the outbox do not end; run `streams migrate` again when"
+                " they have"
+            )
         raise UsageError(f"PostgreSQL at {where} refuses to migrate: {reason}") from error
 
 
@@ -80,24 +87,30 @@ def plan(settings: Settings) -> list[revisions.Revision]:
 
 
 def check(connection: Connection, registry: Registry | None = None) -> None:
-    """NotMigrated unless the database is at the revision of this code, or at that of a newer version that works with it.
+    """NotMigrated unless the database is at a revision that works with this code.
 
-    UsageError when a newer version has taken something away.
-    With a registry the tables of our own agent have to be there too, if it has it.
+    That is the revision of this code, or that of a newer version which took nothing away.
+    UsageError when a newer version has taken something away. With a registry the tables of our own
+    agent have to be there too, if it has it.
     """
     revision, needed = revisions.current(connection), revisions.head()
     if _newer(connection) is None and revision != needed:
         raise NotMigrated(
-            f"the database is at revision {revision or '(none)'}, expected {needed}: run `streams migrate`"
+            f"the database is at revision {revision or '(none)'}, expected {needed}:"
+            " run `streams migrate`"
         )
     if uses_chat_history(registry) and revisions.lacks_chat_history(connection):
         raise NotMigrated(
-            f"the tables {' and '.join(CHAT_TABLES)} are not there, or are old: run `streams migrate`"
+            f"the tables {' and '.join(CHAT_TABLES)} are not there, or are old:"
+            " run `streams migrate`"
         )
 
 
 def check_promises(connection: Connection, registry: Registry | None = None) -> None:
-    """UsageError when ids are drawn in another way than we rely on, or policies hide rows from this role."""
+    """UsageError when ids are drawn in another way, or policies hide rows from this role.
+
+    The other way is one that we do not rely on.
+    """
     sequence = connection.exec_driver_sql(query("id_sequence")).first()
     if sequence is not None:
         raise UsageError(sequence_fault(*sequence))
@@ -105,17 +118,22 @@ def check_promises(connection: Connection, registry: Registry | None = None) -> 
     hidden = connection.exec_driver_sql(query("hidden_tables"), {"tables": tables}).scalar_one()
     if hidden:
         raise UsageError(
-            f"row level security hides rows of {hidden} from this role: run ALTER ROLE ... BYPASSRLS,"
+            f"row level security hides rows of {hidden} from this role: run ALTER ROLE ..."
+            " BYPASSRLS,"
             " or ALTER TABLE ... DISABLE ROW LEVEL SECURITY"
         )
 
 
 def _unknown(connection: Connection, registry: Registry) -> Iterator[str]:
-    """A line for each biz_type that is registered, and that no agent here knows: what is enqueued of it waits."""
+    """A line for each registered biz_type that no agent here knows.
+
+    What is enqueued of it waits.
+    """
     for row in connection.exec_driver_sql(query("biz_types")):
         if row.retired_at is None and row.biz_type not in registry.agents:
             yield (
-                f"biz_type {row.biz_type} is registered and no agent here knows it: add its package to `agents`,"
+                f"biz_type {row.biz_type} is registered and no agent here knows it:"
+                " add its package to `agents`,"
                 f" or run `streams biz-types retire {row.biz_type}`"
             )
 
@@ -123,8 +141,10 @@ def _unknown(connection: Connection, registry: Registry) -> Iterator[str]:
 def sequence_fault(cache: int, increment: int, cycle: bool) -> str:
     """What is wrong with the sequence that ids are drawn from, and what mends it."""
     return (
-        f"sequence outbox_id_seq has CACHE {cache} INCREMENT {increment}{' CYCLE' if cycle else ''}, so that a later message"
-        " may get a smaller id: run ALTER SEQUENCE outbox_id_seq CACHE 1 INCREMENT 1 NO CYCLE, then end every session that has"
+        f"sequence outbox_id_seq has CACHE {cache} INCREMENT"
+        f" {increment}{' CYCLE' if cycle else ''}, so that a later message"
+        " may get a smaller id: run ALTER SEQUENCE outbox_id_seq CACHE 1 INCREMENT 1 NO CYCLE,"
+        " then end every session that has"
         " enqueued since, as it may have kept ids"
     )
 
@@ -200,7 +220,8 @@ def _newer(connection: Connection) -> str | None:
         return None
     if not revisions.works_with_newer(connection):
         raise UsageError(
-            f"the database is at revision {revision}, which outbox-streams {version('outbox-streams')} does not know"
+            f"the database is at revision {revision}, which outbox-streams"
+            f" {version('outbox-streams')} does not know"
             f" (its newest: {revisions.head()}): install a newer version"
         )
     return revision

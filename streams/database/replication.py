@@ -19,20 +19,27 @@ FAILOVER_SLOTS = 17_00_00  # the first version of PostgreSQL that has them
 
 
 def create_slot(version: int) -> LiteralString:
-    """The statement that makes a slot on a server of this version: one that may fail over, where there is such a thing."""
+    """The statement that makes a slot on a server of this version.
+
+    The slot may fail over, where there is such a thing.
+    """
     return query("create_failover_slot" if version >= FAILOVER_SLOTS else "create_slot")
 
 
 def other_outbox(publication: str, schema: str) -> str:
     """What to say where a publication is that of another outbox in this database."""
     return (
-        f"publication {publication} is that of the outbox in schema {schema}: set relay.publication and relay.name to names"
+        f"publication {publication} is that of the outbox in schema {schema}: set relay.publication"
+        " and relay.name to names"
         " of their own, and run `streams migrate`"
     )
 
 
 def prepare(connection: Connection, publication: str, slot: str) -> Iterator[str]:
-    """Create what is missing; yields one line a step.  Without `wal_level=logical` only the publication is made."""
+    """Create what is missing; yields one line for each step.
+
+    Without `wal_level=logical` only the publication is made.
+    """
     there = (
         connection.exec_driver_sql(query("publication"), {"publication": publication})
         .mappings()
@@ -42,7 +49,8 @@ def prepare(connection: Connection, publication: str, slot: str) -> Iterator[str
         raise UsageError(other_outbox(publication, there["other_outbox"]))
     if there is None:
         create = sql.SQL(
-            "CREATE PUBLICATION {} FOR TABLE outbox WITH (publish = 'insert', publish_via_partition_root = true)"
+            "CREATE PUBLICATION {} FOR TABLE outbox WITH (publish = 'insert',"
+            " publish_via_partition_root = true)"
         ).format(sql.Identifier(publication))
         connection.exec_driver_sql(create.as_string())
         yield f"publication {publication} created"
@@ -58,10 +66,16 @@ def prepare(connection: Connection, publication: str, slot: str) -> Iterator[str
     if slot_row is not None and not slot_row["here"]:
         database = connection.exec_driver_sql(query("slot_database"), {"slot": slot}).scalar()
         whose = f"database {database}" if database else "physical replication"
-        yield f"no replication slot: {slot} is the slot of {whose}: set relay.name to one that nobody has, and migrate again"
+        yield (
+            f"no replication slot: {slot} is the slot of {whose}: set relay.name to one that nobody"
+            " has, and migrate again"
+        )
         return
     if slot_row is not None and slot_row["failover"] is False:
-        yield f"replication slot {slot} is no failover slot: a relay in mode cdc makes it one when it begins to stream"
+        yield (
+            f"replication slot {slot} is no failover slot: a relay in mode cdc makes it one when it"
+            " begins to stream"
+        )
     if slot_row is None:
         # Waits for every transaction that is writing now, so it belongs to the deployment and not
         # to the relay's start.

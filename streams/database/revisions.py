@@ -1,4 +1,7 @@
-"""Bring a database up to date under an advisory lock: twice, or from two processes at once, is safe."""
+"""Bring a database up to date under an advisory lock.
+
+Doing it twice, or from two processes at once, is safe.
+"""
 
 from __future__ import annotations
 
@@ -134,11 +137,15 @@ def sync_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> Iter
             wanted.max_bytes,
         ):
             yield (
-                f"biz_type {wanted.biz_type}: topic {wanted.topic}, at most {wanted.max_bytes} bytes"
+                f"biz_type {wanted.biz_type}: topic {wanted.topic}, at most {wanted.max_bytes}"
+                " bytes"
                 f" (before: topic {before.topic}, {before.max_bytes} bytes)"
             )
         if before is not None and before.retired_at is not None:
-            yield f"biz_type {wanted.biz_type} is retired: `streams biz-types retire --undo {wanted.biz_type}` takes it back"
+            yield (
+                f"biz_type {wanted.biz_type} is retired: `streams biz-types retire --undo"
+                f" {wanted.biz_type}` takes it back"
+            )
 
 
 def add_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> None:
@@ -151,7 +158,10 @@ def add_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> None:
 
 
 def works_with_newer(connection: Connection) -> bool:
-    """Whether a database that is newer than this code still has all that this code uses: the newer code has said so."""
+    """Whether a newer database still has all that this code uses.
+
+    The newer code has said so there.
+    """
     said = connection.exec_driver_sql(
         "SELECT obj_description(to_regclass(%(name)s), 'pg_class')", {"name": VERSION_TABLE}
     ).scalar()

@@ -63,7 +63,8 @@ UNLIMITED: Settings = dict.fromkeys(
 MARK = "outbox_streams.session"
 
 _INSPECT: LiteralString = """
-SELECT pg_backend_pid(), current_setting('server_encoding'), current_setting('session_replication_role'),
+SELECT pg_backend_pid(), current_setting('server_encoding'),
+       current_setting('session_replication_role'),
        coalesce(current_setting('outbox_streams.session', true), ''), current_database();"""
 # A temporary table is looked for last: it hides none of ours.  Whoever asked for commits that wait
 # for standbys keeps that; one that waits for nothing would lose, in a crash, what Kafka was told is
@@ -78,7 +79,8 @@ FROM (
                                WHEN path ~* '\\mpg_temp\\M' THEN path ELSE path || ', pg_temp' END
     FROM (SELECT coalesce(%(path)s, current_setting('search_path'))) AS given (path)
     UNION ALL
-    SELECT 'synchronous_commit', 'local' WHERE NOT %(chosen)s AND current_setting('synchronous_commit') = 'off'
+    SELECT 'synchronous_commit', 'local'
+    WHERE NOT %(chosen)s AND current_setting('synchronous_commit') = 'off'
 ) AS wanted
 WHERE pg_backend_pid() = %(pid)s
   AND coalesce(current_setting('outbox_streams.session', true), '') IN ('', %(mark)s)
@@ -103,7 +105,10 @@ class SessionRefused(psycopg.OperationalError):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What one session is to be set to: `given` by a URL, `ours` for what this connection is for."""
+    """What one session is to be set to.
+
+    `given` is what a URL says, `ours` what this connection is for.
+    """
 
     given: Settings = field(default_factory=dict)
     ours: Settings = field(default_factory=dict)
@@ -116,7 +121,10 @@ class Session:
 
 
 def split_options(options: str) -> tuple[dict[str, str], str]:
-    """(settings, rest) of libpq's `options`: `-c name=value` and `--name=value`, and what is neither, as it was."""
+    """(settings, rest) of libpq's `options`.
+
+    Settings are `-c name=value` and `--name=value`; the rest is left as it was.
+    """
     settings: dict[str, str] = {}
     rest: list[str] = []
     words = re.findall(r"(?:\\.|[^\s\\])+", options)
@@ -138,7 +146,8 @@ def refuse_version(version: int) -> None:
     """SessionRefused for a server that is too old."""
     if version < OLDEST * 10_000:
         raise SessionRefused(
-            f"PostgreSQL {version // 10_000} is not supported: expected {OLDEST} or newer, upgrade it"
+            f"PostgreSQL {version // 10_000} is not supported: expected {OLDEST} or newer,"
+            " upgrade it"
         )
 
 
@@ -247,8 +256,10 @@ class _Steps:
         [(pid, encoding, replication_role, mark, database)] = results[0]
         if encoding == "SQL_ASCII":
             raise SessionRefused(
-                f"database {database} has the encoding SQL_ASCII, in which text is bytes of any kind: make one with"
-                " CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0, and restore a dump into it"
+                f"database {database} has the encoding SQL_ASCII, in which text is bytes of any"
+                " kind: make one with"
+                " CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0, and restore a dump into"
+                " it"
             )
         if replication_role != "origin":
             raise SessionRefused(
@@ -276,7 +287,8 @@ class _Steps:
         for name, value in there.items():
             if value.lower() != self._wanted[name].lower():
                 raise SessionRefused(
-                    f"{name} is {value!r} after it was set to {self._wanted[name]!r}: a pooler does not pass it on"
+                    f"{name} is {value!r} after it was set to {self._wanted[name]!r}: a pooler does"
+                    " not pass it on"
                 )
         if self.pooled:
             _kept.add(self._where)
@@ -284,6 +296,7 @@ class _Steps:
 
 def _shared() -> SessionRefused:
     return SessionRefused(
-        "a pooler gives this session to others too: connect directly, or set pool_mode = session and"
+        "a pooler gives this session to others too: connect directly, or set pool_mode = session"
+        " and"
         " server_reset_query = DISCARD ALL (PgBouncer)"
     )

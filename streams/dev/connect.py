@@ -32,10 +32,11 @@ SESSION = "10000"
 
 
 class ConnectWorker(AbstractAsyncContextManager["ConnectWorker"]):
-    """A worker in distributed mode, whose connectors and offsets are in topics: it can be killed and started again.
+    """A Connect worker in distributed mode: it can be killed and started again.
 
-    Without `port` it takes a free one and remembers it in its folder. The broker runs when it
-    starts; `report` hears of the download that the first start on a machine needs.
+    Its connectors and offsets are in topics. Without `port` it takes a free one and remembers it in
+    its folder. The broker runs when it starts; `report` hears of the download that the first start
+    on a machine needs.
     """
 
     def __init__(

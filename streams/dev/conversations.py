@@ -1,4 +1,7 @@
-"""Real conversations from the chatterbot-corpus wheel: many languages, several chained into each chat."""
+"""Real conversations from the chatterbot-corpus wheel.
+
+They are in many languages; several are chained into each chat.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,10 @@ def conversations(topic: Path) -> tuple[tuple[str, ...], ...]:
 
 
 def chat(choose: random.Random) -> Iterator[Turn]:
-    """A chat about one subject in one language: several conversations of the corpus, one after the other."""
+    """A chat about one subject in one language.
+
+    It is several conversations of the corpus, one after the other.
+    """
     while not (known := conversations(choose.choice(topics()))):
         pass
     for conversation in choose.choices(known, k=choose.randint(2, 6)):

@@ -25,7 +25,9 @@ FROM (SELECT coalesce(max(floor), 0) AS id FROM relay_position) AS floor"""
 # does not matter here.
 PENDING: LiteralString = """
 SELECT count(*)
-FROM (SELECT FROM outbox WHERE id > %(floor)s AND resend_of IS NULL ORDER BY id LIMIT 10000) AS waiting"""
+FROM (
+    SELECT FROM outbox WHERE id > %(floor)s AND resend_of IS NULL ORDER BY id LIMIT 10000
+) AS waiting"""
 
 # -- settled -- The next rows: those in front that are settled and below the floor never have to be
 # looked at again; of the others how many are persisted already, how many of these are above the
@@ -41,14 +43,18 @@ WITH upcoming AS (
     ORDER BY o.id
     LIMIT 10000
 ), front AS (
-    SELECT coalesce(min(id) FILTER (WHERE NOT (settled AND below)), max(id) + 1) AS end FROM upcoming
+    SELECT coalesce(min(id) FILTER (WHERE NOT (settled AND below)), max(id) + 1) AS end
+    FROM upcoming
 )
 SELECT coalesce(max(id) FILTER (WHERE id < front.end), %(settled)s),
        count(*) FILTER (WHERE persisted AND id < front.end),
        count(*) FILTER (WHERE persisted AND id >= front.end),
        count(*) FILTER (WHERE persisted AND NOT below),
-       coalesce(extract(epoch FROM (now() AT TIME ZONE 'UTC') - min(created_at) FILTER (WHERE NOT settled)), 0)
-           ::double precision
+       coalesce(
+           extract(
+               epoch FROM (now() AT TIME ZONE 'UTC') - min(created_at) FILTER (WHERE NOT settled)
+           ), 0
+       )::double precision
 FROM upcoming, front"""
 
 

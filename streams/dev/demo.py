@@ -42,7 +42,10 @@ ROLLED_BACK = 1 / 20
 
 
 class Refused(Exception):
-    """The business changed its mind: the transaction rolls back, and its message must appear nowhere."""
+    """The business changed its mind.
+
+    The transaction rolls back, and its message must appear nowhere.
+    """
 
 
 @dataclass(slots=True)

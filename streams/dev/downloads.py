@@ -40,7 +40,10 @@ class Abandoned(StreamsError):
 
 
 def cache() -> Path:
-    """Where downloads are kept: $OUTBOX_STREAMS_CACHE, else outbox-streams in the user's cache folder."""
+    """Where downloads are kept.
+
+    That is $OUTBOX_STREAMS_CACHE, else outbox-streams in the user's cache folder.
+    """
     named = os.environ.get(CACHE)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(named) if named else Path(home) / "outbox-streams"

@@ -1,7 +1,8 @@
-"""Becomes another program that dies with its parent and, if asked and started as root, runs as nobody.
+"""Becomes another program that dies with its parent.
 
-Run by path, in an interpreter without site-packages: guard.py PARENT SIGNAL OWNED COMMAND...  OWNED
-is the folder that the program must own, or `-` when root may stay root.
+If asked and started as root, it runs as nobody. Run by path, in an interpreter without
+site-packages: guard.py PARENT SIGNAL OWNED COMMAND...  OWNED is the folder that the program must
+own, or `-` when root may stay root.
 """
 
 from __future__ import annotations
@@ -53,17 +54,22 @@ def _leave_root(libc: ctypes.CDLL, owned: str) -> None:
         os.setuid(NOBODY)
     except OSError:
         sys.exit(
-            "it refuses to run as root, and this container allows no other user: run as an ordinary user"
+            "it refuses to run as root, and this container allows no other user:"
+            " run as an ordinary user"
         )
     if not os.access(owned, os.R_OK | os.W_OK | os.X_OK):
         sys.exit(
-            f"it refuses to run as root, user namespaces are forbidden here, and user {NOBODY} cannot reach {owned}: "
+            "it refuses to run as root, user namespaces are forbidden here,"
+            f" and user {NOBODY} cannot reach {owned}: "
             "run as an ordinary user, or in a folder that everybody may enter"
         )
 
 
 def _let_through(owned: str) -> None:
-    """Let others pass, and see nothing, from `.dev`, which only root may enter, to the folder that is given away."""
+    """Let others pass from `.dev`, which only root may enter, to the folder given away.
+
+    They see nothing on the way.
+    """
     above = os.path.dirname(os.path.abspath(owned))
     while "/.dev/" in above + "/":
         os.chmod(above, os.stat(above).st_mode | 0o001)

@@ -55,7 +55,10 @@ def _dependency(context: MavenContext, text: str) -> Dependency:
 
 
 class _SystemTrust(HTTPAdapter):
-    """Trusts whom the system trusts, as pip does: a company's proxy is in its store, and not in that of requests."""
+    """Trusts whom the system trusts, as pip does.
+
+    A company's proxy is in the system's store, and not in that of requests.
+    """
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(
@@ -64,7 +67,10 @@ class _SystemTrust(HTTPAdapter):
 
 
 class _Fetcher(PythonResolver):
-    """jgo's resolver with checked downloads that are renamed into place: its own keep what an interruption left."""
+    """jgo's resolver with checked downloads that are renamed into place.
+
+    Its own downloads keep what an interruption left.
+    """
 
     def __init__(self, what: str, session: Session, report: Report) -> None:
         super().__init__()
@@ -140,7 +146,10 @@ class _Fetcher(PythonResolver):
 
 
 def _chunks(response: Any) -> Any:
-    """The body in pieces; it ends early, and then fails its checksum, when the connection breaks."""
+    """The body in pieces.
+
+    When the connection breaks it ends early, and then fails its checksum.
+    """
     pieces = iter(response.iter_content(chunk_size=65536))
     while True:
         try:

@@ -43,7 +43,8 @@ def check(coordinates: str, jars: Sequence[Path], repository: Path) -> None:
         if checksum != pins[name]:
             jar.unlink()
             raise ServiceUnreachable(
-                f"the Maven repository's {name} has sha256 {checksum}, expected {pins[name]}: it is not the file that this"
+                f"the Maven repository's {name} has sha256 {checksum}, expected {pins[name]}:"
+                " it is not the file that this"
                 " version was made with"
             )
 

@@ -36,7 +36,10 @@ def free_port(*, avoid: Container[int] = ()) -> int:
 
 
 def remembered_port(memory: Path, *, avoid: Container[int] = ()) -> int:
-    """The port noted in this file if it is free and not to be avoided, else a new one, noted there."""
+    """The port noted in this file, or a new one, noted there.
+
+    The noted one is taken if it is free and not to be avoided.
+    """
     try:
         port = int(memory.read_text())
     except (OSError, ValueError):

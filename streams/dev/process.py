@@ -43,9 +43,10 @@ _GUARD = Path(__file__).with_name("guard.py")
 
 
 class Process:
-    """One child; `death` is its signal when we die, `owned` the folder it must own (root becomes nobody then).
+    """One child; `death` is its signal when we die.
 
-    `said` is what it reads on its standard input.
+    `owned` is the folder it must own (root becomes nobody then). `said` is what it reads on its
+    standard input.
     """
 
     def __init__(

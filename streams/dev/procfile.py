@@ -56,7 +56,8 @@ def program(name: str) -> str:
     path = shutil.which(name, path=search_path())
     if path is None:
         raise UsageError(
-            f"{name} is neither beside {sys.executable} nor on PATH: is outbox-streams installed there?"
+            f"{name} is neither beside {sys.executable} nor on PATH: is outbox-streams installed"
+            " there?"
         )
     return path
 

@@ -1,4 +1,7 @@
-"""Which files an agent's code is in, and when one of them has changed: for `streams up --reload`."""
+"""Which files an agent's code is in, and when one of them has changed.
+
+That is for `streams up --reload`.
+"""
 
 from __future__ import annotations
 

@@ -59,8 +59,10 @@ class Screen:
     def counts(self, counts: Counts, rolled_back: int) -> None:
         """Show how the demo goes."""
         text = (
-            f"enqueued {counts.committed:,}   rolled back {rolled_back:,}   relayed {counts.relayed:,}   "
-            f"persisted {counts.persisted:,}   lag {counts.lag:,} messages, {counts.lag_seconds:.1f} s"
+            f"enqueued {counts.committed:,}   rolled back {rolled_back:,}   relayed"
+            f" {counts.relayed:,}   "
+            f"persisted {counts.persisted:,}   lag {counts.lag:,} messages,"
+            f" {counts.lag_seconds:.1f} s"
         )
         if self._console.is_terminal:
             self._counts = Text(text, style="bold")
@@ -89,5 +91,8 @@ def describe(progress: Progress) -> str:
     _, artifact, version = progress.what.split("+")[0].split(":")
     size = f"{progress.bytes / 1e6:.1f} MB"
     if progress.of is None:
-        return f"{artifact} {version}, once: looking up what it needs ({progress.files} descriptions, {size})"
+        return (
+            f"{artifact} {version}, once: looking up what it needs ({progress.files} descriptions,"
+            f" {size})"
+        )
     return f"{artifact} {version}, once: {progress.files} of {progress.of} files, {size}"

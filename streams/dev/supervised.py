@@ -98,7 +98,10 @@ class Supervised:
             else f"ended with status {status}"
         )
         words = self._process.last_words(1)[:200]
-        return f"{self.program.name} {how}, starts again in {pause:g} s (log: {self.log}){': ' if words else ''}{words}"
+        return (
+            f"{self.program.name} {how}, starts again in {pause:g} s (log:"
+            f" {self.log}){': ' if words else ''}{words}"
+        )
 
 
 @asynccontextmanager

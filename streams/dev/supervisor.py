@@ -1,4 +1,7 @@
-"""`streams up`: services, migrations, then the Procfile's processes, kept running until told to stop."""
+"""`streams up`: services, migrations, then the Procfile's processes.
+
+They are kept running until told to stop.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,10 @@ class Supervisor:
         self._ready = False
 
     async def run(self) -> None:
-        """Start everything, wait for the end, stop in the order workers, relay, kafka, postgresql."""
+        """Start everything, wait for the end, stop in order.
+
+        The order is workers, relay, kafka, postgresql.
+        """
         programs = list(self._programs())
         for pages in [each.web for each in programs if each.web is not None][:1]:
             self._screen.line(f"pages       http://127.0.0.1:{pages}/outbox/ (in a few seconds)")
@@ -110,7 +116,10 @@ class Supervisor:
                 await asyncio.to_thread(each.kill)
 
     async def _reload(self, workers: list[Supervised]) -> None:
-        """Start the workers again whenever a file of the agents' packages has changed, and stays as it is."""
+        """Start the workers again when a file of the agents' packages has changed.
+
+        It waits until the file stays as it is.
+        """
         packages = [each for each in load().agents if not f"{each}.".startswith(f"{AGENTS}.")]
         before = await asyncio.to_thread(files_of, packages)
         while True:
@@ -170,7 +179,8 @@ class Supervisor:
             process.kill()
         if status != 0:
             error = StreamsError(
-                f"`streams migrate` ended with status {status} (log: {log}): {process.last_words(1)}"
+                f"`streams migrate` ended with status {status} (log: {log}):"
+                f" {process.last_words(1)}"
             )
             error.exit_code = status if status in (2, 3) else 1
             raise error

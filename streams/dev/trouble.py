@@ -1,6 +1,6 @@
-"""What `streams up --demo --trouble` adds: a slow biz_type whose store is away at times, and poison.
+"""What `streams up --demo --trouble` adds: a slow biz_type, and poison.
 
-The agent below is loaded by workers of that demo only.
+The store of the slow one is away at times. The agent below is loaded by workers of that demo only.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ async def summarize(messages: Batch[DemoSummary], db: AsyncConnection) -> None:
 
 
 async def make_trouble(engine: AsyncEngine) -> None:
-    """Enqueue what is slow, what fails for a while, and what no worker can keep, until cancelled."""
+    """Enqueue what is slow, what fails for a while, what no worker can keep, until cancelled."""
     number = 0
     while True:
         await asyncio.sleep(EVERY / 4)

@@ -98,7 +98,10 @@ class Workplace:
         """One line about the `streams up` that runs here."""
         note = self.note()
         where = f", postgresql {redact(note.database_url)}, kafka {note.broker_url}" if note else ""
-        return f"`streams up` already runs in {self.folder} (pid {self.supervisor()}{where}): `streams down` stops it"
+        return (
+            f"`streams up` already runs in {self.folder} (pid {self.supervisor()}{where}):"
+            " `streams down` stops it"
+        )
 
     def note(self) -> Note | None:
         """What runs here; None when nothing does."""

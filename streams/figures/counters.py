@@ -6,7 +6,7 @@ counts of one biz_type:
 
     flush  bucket ?       nothing          the database says: it is 12:00:10 now
     flush  12:00:10       consumed 40      taken; it is still 12:00:10
-    flush  12:00:10       consumed 70      taken; it is 12:00:20 now: what comes counts there, from 0
+    flush  12:00:10       consumed 70      taken; it is 12:00:20 now: counting begins there, from 0
     flush  12:00:20       consumed 15      no answer
     flush  12:00:20       consumed 35      not taken, it is older than 30 s; it is 12:01:00 now
 

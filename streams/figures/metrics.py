@@ -32,7 +32,10 @@ class Families(Collector):
 
 
 def exposed(families: Iterable[Metric]) -> bytes:
-    """The text that Prometheus reads, from a registry of our own: nothing of the host program's is in it."""
+    """The text that Prometheus reads.
+
+    It comes from a registry of our own: nothing of the host program's is in it.
+    """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Families(families))
     return generate_latest(registry)

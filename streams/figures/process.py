@@ -19,7 +19,10 @@ PROCESSES_A_SECOND = 100
 
 
 def incarnation() -> str:
-    """This life of this process: in a container every process has the pid 1, and a fork is another life."""
+    """This life of this process.
+
+    In a container every process has the pid 1, and a fork is another life.
+    """
     return _incarnation_of(os.getpid())
 
 

@@ -52,10 +52,10 @@ class AxisItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """A conversation, its messages in order.  `head` is what it waits for, None when nothing of it is open.
+    """A conversation, its messages in order.
 
-    Everything since `looked_back` is here; `before` is where the next look begins, None at the
-    beginning of the outbox.
+    `head` is what it waits for, None when nothing of it is open. Everything since `looked_back` is
+    here; `before` is where the next look begins, None at the beginning of the outbox.
     """
 
     source: str
@@ -76,7 +76,10 @@ def axis(
     before: int | None = None,
     seconds: float = 0.2,
 ) -> Axis:
-    """What is open or dead, and what a look back of so many seconds from id `before` (the newest) finds."""
+    """What is open or dead, and what a look back finds.
+
+    It looks so many seconds back from id `before`, else from the newest.
+    """
     head = next(
         (each for each in heads(connection, topic=topic, key=key) if each.source == source), None
     )

@@ -1,4 +1,7 @@
-"""A deployment as its settings describe it: one snapshot, with what Kafka says just now, for commands."""
+"""A deployment as its settings describe it, for commands.
+
+It is one snapshot, with what Kafka says just now.
+"""
 
 from __future__ import annotations
 

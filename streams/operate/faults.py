@@ -37,9 +37,10 @@ _NONE = Totals(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One thing that is wrong: `code` names its kind, `subject` which relay, topic or biz_type it is about, if any.
+    """One thing that is wrong: `code` names its kind.
 
-    `title` says it in words, `do` what to do; `since` is known where somebody wrote it down.
+    `subject` says which relay, topic or biz_type it is about, if any. `title` says it in words,
+    `do` what to do; `since` is known where somebody wrote it down.
     """
 
     code: str
@@ -235,7 +236,8 @@ def _slot(relay: RelayStatus, snapshot: Snapshot) -> Iterator[Fault]:
         yield _fault(
             "wal.held",
             f"replication slot {relay.name} holds back {_size(slot.held_bytes)} of log",
-            "see why the relay does not read on (`streams relay status`); set relay.wal_limit if the disk is in danger",
+            "see why the relay does not read on (`streams relay status`); set relay.wal_limit if"
+            " the disk is in danger",
             subject=relay.name,
         )
     room = _wal_room(relay, snapshot)
@@ -330,7 +332,8 @@ def _runs(snapshot: Snapshot) -> Iterator[Fault]:
         code = f" ({process.waits_code})" if process.waits_code else ""
         yield _fault(
             "run.waits",
-            f"a run of {process.kind} {process.place} waits for {_span(seconds)}: {process.waits_for}{code}",
+            f"a run of {process.kind} {process.place} waits for {_span(seconds)}:"
+            f" {process.waits_for}{code}",
             _cure(process),
             subject=process.id,
             since=process.waits_since,
@@ -475,15 +478,18 @@ def _dead(snapshot: Snapshot) -> Iterator[Fault]:
     if snapshot.recent_dead >= max(LEAST_DEAD, SPIKE * snapshot.usual_dead):
         yield _fault(
             "dead.spike",
-            f"{snapshot.recent_dead:,} messages died in five minutes, usually {snapshot.usual_dead:,.1f}",
+            f"{snapshot.recent_dead:,} messages died in five minutes,"
+            f" usually {snapshot.usual_dead:,.1f}",
             "see the causes (`streams dead list --group`); what was deployed a moment ago?",
         )
     since = snapshot.held_since
     if since is not None and (snapshot.at - since).total_seconds() > HELD_SECONDS:
         yield _fault(
             "conversations.held",
-            f"conversations are held by {snapshot.totals.held:,} dead messages, the first since {_time(since)}",
-            "replay or discard the message, or let the conversation go on (`streams conversations release`)",
+            f"conversations are held by {snapshot.totals.held:,} dead messages,"
+            f" the first since {_time(since)}",
+            "replay or discard the message, or let the conversation go on (`streams conversations"
+            " release`)",
             since=since,
         )
     if snapshot.ending:
@@ -496,7 +502,8 @@ def _dead(snapshot: Snapshot) -> Iterator[Fault]:
         yield _fault(
             "rejects.arrive",
             f"{snapshot.rejects:,} records of the last ten minutes belong to no message",
-            "somebody else writes to a topic of ours, or the database was restored: see outbox_rejects",
+            "somebody else writes to a topic of ours, or the database was restored:"
+            " see outbox_rejects",
         )
 
 

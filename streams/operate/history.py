@@ -195,7 +195,10 @@ def _trace(
 
 
 def _relayed(row: Mapping[str, Any]) -> list[HistoryStep]:
-    """Kafka's timestamp of a record is the time of its enqueueing: when it was relayed is written down nowhere."""
+    """That it was relayed; when, is written down nowhere.
+
+    Kafka's timestamp of a record is the time of its enqueueing.
+    """
     if row["offset"] is not None:
         return [HistoryStep("relayed", None, _some(row, "topic", "partition", "offset"))]
     return [HistoryStep("relayed", None, _some(row, "topic"))] if row["published"] else []
@@ -208,7 +211,10 @@ def _death(died: Sequence[Any], error: Sequence[str | None]) -> HistoryStep:
 
 
 def _fate(row: Mapping[str, Any], deaths: Sequence[HistoryStep]) -> list[HistoryStep]:
-    """Where it stands now.  Its last error stays written down until it is persisted, and after: that was a step before."""
+    """Where the message stands now.
+
+    Its last error stays written down until it is persisted, and after: that was a step before.
+    """
     if row["status"] is None:
         return []
     error = {name: row[name] for name in ("error_code", "error")}

@@ -1,4 +1,4 @@
-"""What faults are measured by, from settings: for whoever shows them, with or without a Kafka client."""
+"""What faults are measured by, from settings, with or without a Kafka client."""
 
 from __future__ import annotations
 

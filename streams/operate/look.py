@@ -60,7 +60,10 @@ def look(
     broker: Broker | None = None,
     gone_back: str | None = None,
 ) -> Snapshot:
-    """Everything at one moment; `broker` and `gone_back` are what the caller asked Kafka, if it did."""
+    """Look at everything at one moment.
+
+    `broker` and `gone_back` are what the caller asked Kafka, if it did.
+    """
     limits = limits or Limits()
     with connection.begin():
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")

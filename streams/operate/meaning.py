@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What a message with this error code met: `says` in one sentence, `do` what to do before a replay."""
+    """What a message with this error code met.
+
+    `says` tells it in one sentence, `do` what to do before a replay.
+    """
 
     says: str
     do: str
@@ -47,7 +50,8 @@ MEANINGS: Mapping[str, Meaning] = {
     "retry": Meaning("its handler asked for another try until its attempts were used up", _HANDLER),
     "handler": Meaning("its handler raised an error of its own", _HANDLER),
     "misuse": Meaning(
-        "its handler did what none may: end the transaction, close its connection, go on after an error",
+        "its handler did what none may: end the transaction, close its connection,"
+        " go on after an error",
         "mend the handler, deploy, then replay",
     ),
     "timeout": Meaning(
@@ -85,7 +89,8 @@ MEANINGS: Mapping[str, Meaning] = {
     ),
     "23505": Meaning(
         "a row with the same unique key is there already",
-        "see which constraint; if it was written by another way, discard it, else mend the key, then replay",
+        "see which constraint; if it was written by another way, discard it, else mend the key,"
+        " then replay",
     ),
     "23514": Meaning(
         "a CHECK of a table refuses a value",
@@ -112,7 +117,10 @@ MEANINGS: Mapping[str, Meaning] = {
 
 
 def meaning(code: str | None) -> Meaning | None:
-    """What this code means; None when nobody knows: a code that a handler made up, or a new SQLSTATE."""
+    """What this code means; None when nobody knows.
+
+    Unknown is a code that a handler made up, or a new SQLSTATE.
+    """
     if not code:
         return None
     if code in MEANINGS:

@@ -1,9 +1,13 @@
 """Bulk acts that one can trust: a preview that binds, a few first, stopped when they fail again.
 
-    preview   these 5,000 messages, in this order, 40 of them late; a row with the hash of their ids, gone after an hour
-    submit    the same messages again, up to the last death that the preview saw: another hash is refused, and says why
-    step      1 message, then 10, then 89, then 1,000 at a time; the next begins when these have their fates
-    stop      by itself when more than a tenth of a step is dead again, or fails again; or when somebody says so
+    preview   these 5,000 messages, in this order, 40 of them late; a row with the hash of their
+              ids, gone after an hour
+    submit    the same messages again, up to the last death that the preview saw: another hash is
+              refused, and says why
+    step      1 message, then 10, then 89, then 1,000 at a time; the next begins when these have
+              their fates
+    stop      by itself when more than a tenth of a step is dead again, or fails again; or when
+              somebody says so
 
 Whoever holds the advisory lock of an operation works it: a command, a worker, a page's process.
 What was sent is noted in the transaction that sends it, so whoever takes it up after a death goes
@@ -45,11 +49,12 @@ class NoSuchOperation(StreamsError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One bulk act.  `planned` messages, of which `late` come after later ones of their conversation went on.
+    """One bulk act of `planned` messages.
 
-    `done` were worked, `failed` of them are dead or fail again; of those left alone `circling` were
-    replayed too often, and `gone` were no longer dead. `state` is preview, running, stopped
-    (`reason` says why) or done.  `at_once`: without trying a few first.
+    Of these, `late` come after later ones of their conversation went on. `done` were worked,
+    `failed` of them are dead or fail again; of those left alone `circling` were replayed too often,
+    and `gone` were no longer dead. `state` is preview, running, stopped (`reason` says why) or
+    done.  `at_once`: without trying a few first.
     """
 
     id: int
@@ -165,7 +170,8 @@ def submit(connection: Connection, number: int, operator: Operator) -> Operation
         names = [name for name, _ in _plan(connection, operation.choice, operation.through)]
         if _hash(names) != operation.hash:
             raise PreviewChanged(
-                f"preview {number} is of {operation.planned:,} messages, and {len(names):,} of them are dead as they were:"
+                f"preview {number} is of {operation.planned:,} messages, and {len(names):,} of them"
+                " are dead as they were:"
                 " preview it again"
             )
         sources, ids = zip(*map(parts_of, names), strict=True)
@@ -232,7 +238,9 @@ def held(connection: Connection, number: int) -> Iterator[bool]:
 
 
 def work(connection: Connection, number: int) -> float | None:
-    """Do what can be done of an operation now: seconds after which to come back, None when it has ended.
+    """Do what can be done now: seconds after which to come back, None when it has ended.
+
+    To be called by the holder of the operation; a step is several short transactions at most.
 
     To be called by whoever holds it; a step is several short transactions at most.
     """

@@ -1,4 +1,4 @@
-"""What somebody who typed something into the search box may mean: a message, a cause, a conversation."""
+"""What a text in the search box may mean: a message, a cause, a conversation."""
 
 from __future__ import annotations
 

@@ -19,9 +19,10 @@ from streams.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What adopting would do: the relay goes on at `floor`, and the next id is the one after `newest`.
+    """What adopting would do.
 
-    `was` tells how it stood; it counts on from `beat`.
+    The relay goes on at `floor`, and the next id is the one after `newest`. `was` tells how it
+    stood; it counts on from `beat`.
     """
 
     relay: str
@@ -65,7 +66,10 @@ def plan(
 def adopt(
     connection: Connection, settings: Settings, adoption: Plan, *, who: str, why: str | None
 ) -> None:
-    """Do it, in one transaction, and write it down.  UsageError while a relay of this name leads."""
+    """Adopt in one transaction, and write it down.
+
+    UsageError while a relay of this name leads.
+    """
     relay = {"relay": adoption.relay}
     with connection.begin():
         if not connection.exec_driver_sql(query("relay_hold"), relay).scalar_one():

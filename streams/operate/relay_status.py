@@ -19,9 +19,10 @@ _MEMBER = re.compile(r"outbox-streams relay (\w+) (\d+)@(.*)")
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One relay process: the mode it was started with, and where it runs (host cut at what PostgreSQL keeps of it).
+    """One relay process: the mode it was started with, and where it runs.
 
-    `shards` are those it leads, where relays share the work.
+    The host is cut at what PostgreSQL keeps of it. `shards` are those it leads, where relays share
+    the work.
     """
 
     pid: int
@@ -32,7 +33,11 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """How far behind: log bytes (None where no log is read), ids drawn since the floor, age of the oldest row above it."""
+    """How far behind a relay is.
+
+    In log bytes (None where no log is read), in ids drawn since the floor, and as the age of the
+    oldest row above it.
+    """
 
     bytes: int | None
     rows: int
@@ -54,10 +59,12 @@ class SlotHealth:
 
 @dataclass(frozen=True, slots=True)
 class RelayStatus:
-    """One relay name.  `mode` publishes now, `asked` is what the leader was started with, `wish` what operators asked for
-    later; `doing` is streaming, polling, healing, connector or waiting.  `strange`: this is not the
-    database it knows. `sharing` are relays that lead some shards each; the `leader` is the one with
-    the first.
+    """One relay name, and how it stands.
+
+    `mode` publishes now, `asked` is what the leader was started with, `wish` what operators asked
+    for later; `doing` is streaming, polling, healing, connector or waiting.  `strange`: this is not
+    the database it knows. `sharing` are relays that lead some shards each; the `leader` is the one
+    with the first.
     """
 
     name: str
@@ -94,7 +101,10 @@ def from_rows(
     sharing: Mapping[str, Iterable[Sequence[Any]]],
     attendance: Mapping[str, Iterable[str]],
 ) -> list[RelayStatus]:
-    """How relays stood when a leader wrote the same rows down: read where the primary cannot be asked."""
+    """How relays stood when a leader wrote the same rows down.
+
+    Read where the primary cannot be asked.
+    """
     return [
         _standing(
             dict(row),

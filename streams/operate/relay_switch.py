@@ -23,7 +23,8 @@ def switch(
     relay = settings.relay.name
     if mode == "debezium" and not (settings.connect.url and settings.connect.register):
         raise UsageError(
-            "to switch to debezium set connect.url, and connect.register to true, for every relay of this name"
+            "to switch to debezium set connect.url, and connect.register to true,"
+            " for every relay of this name"
         )
     with connection.begin():
         row = connection.exec_driver_sql(

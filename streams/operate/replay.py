@@ -45,7 +45,10 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one committed transaction did: `circling` were replayed too often, `gone` were no longer dead."""
+    """What one committed transaction did.
+
+    `circling` were replayed too often, `gone` were no longer dead.
+    """
 
     done: int
     circling: int = 0
@@ -66,7 +69,10 @@ class Ledger(Protocol):
     operation: int
 
     def still(self, ids: Sequence[MessageId]) -> list[MessageId]:
-        """Those of these messages that the act is about: one that died again since is another death."""
+        """Those of these messages that the act is about.
+
+        One that died again since is another death.
+        """
 
     def note(self, outcomes: Mapping[MessageId, str]) -> None:
         """What became of each: sent, done, circling or gone."""
@@ -98,7 +104,8 @@ def replay(
             circling = len(dead) - len(chosen)
             if circling == len(ids) == 1 and ledger is None:
                 raise ReplayLimitReached(
-                    f"message {ids[0]} was replayed {dead[ids[0]].replays} times already and died again:"
+                    f"message {ids[0]} was replayed {dead[ids[0]].replays} times already and died"
+                    " again:"
                     " mend the cause, then --force"
                 )
             _send_again(connection, chosen)
@@ -284,7 +291,10 @@ def _locked(connection: Connection, ids: Sequence[MessageId]) -> dict[MessageId,
 
 
 def _deaths(dead: Mapping[MessageId, _Death], ids: Sequence[MessageId]) -> dict[str, Any]:
-    """What is noted of these with the act, for their history: when, after how many attempts, and which error it was."""
+    """What is noted with the act of these deaths, for the messages' history.
+
+    When, after how many attempts, and with which error each died.
+    """
     errors: dict[tuple[str | None, str | None], int] = {}
     died = {}
     for name in ids:
@@ -311,7 +321,8 @@ def _agent(biz_type: str, registry: Registry) -> Agent:
     agent = registry.agents.get(biz_type)
     if agent is None:
         raise UsageError(
-            f"unknown biz_type {biz_type!r:.80}: expected one of {', '.join(sorted(registry.agents))}"
+            f"unknown biz_type {biz_type!r:.80}: expected one of"
+            f" {', '.join(sorted(registry.agents))}"
         )
     return agent
 

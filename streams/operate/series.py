@@ -74,7 +74,10 @@ def series(
     projection: str = "main",
     biz_type: str | None = None,
 ) -> Series:
-    """Counts of each biz_type, latencies (of one biz_type if named), and gauges, over a span that ends now."""
+    """Counts, latencies and gauges over a span that ends now.
+
+    Counts are by biz_type, latencies are of one biz_type if it is named.
+    """
     width, buckets = SPANS[span]
     now: datetime = connection.exec_driver_sql("SELECT now()").scalar_one()
     last = math.floor(now.timestamp() / width) * width

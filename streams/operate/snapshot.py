@@ -73,7 +73,10 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What happened a second to messages of one biz_type over the last minute: about, since processes count in buckets."""
+    """What happened in a second to messages of one biz_type, over the last minute.
+
+    It is approximate, since processes count in buckets.
+    """
 
     biz_type: str
     enqueued: float = 0.0
@@ -87,7 +90,10 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Seconds from enqueueing to persisting, as bounds: so many at most.  None with too few samples to say."""
+    """Seconds from enqueueing to persisting, as bounds: so many at most.
+
+    None with too few samples to say.
+    """
 
     samples: int
     p50: float | None = None
@@ -156,7 +162,10 @@ class Partition:
 
     @property
     def lag(self) -> int | None:
-        """Records before the group; None where nobody knows the end, or the group never committed and nobody the start."""
+        """Records before the group; None where nobody knows.
+
+        That is so without an end, or when the group never committed and there is no start.
+        """
         if self.end is None:
             return None
         begin = self.committed if self.committed is not None else self.log_start
@@ -165,7 +174,10 @@ class Partition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """A conversation that waits, as its first open message says: for what, until when, how many behind it."""
+    """A conversation that waits, as its first open message says.
+
+    For what, until when, and how many wait behind it.
+    """
 
     source: str
     topic: str
@@ -182,10 +194,10 @@ class Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
-    """Dead messages of one kind of error: equal but for numbers.  `error` is that of the `example`, the newest of them.
+    """Dead messages of one kind of error: equal but for numbers.
 
-    `sparkline` is how many died in each of the last 24 hours, oldest first; empty where it was not
-    asked for.
+    `error` is that of the `example`, the newest of them. `sparkline` is how many died in each of
+    the last 24 hours, oldest first; empty where it was not asked for.
     """
 
     fingerprint: str
@@ -240,7 +252,10 @@ class Pin:
 
 @dataclass(frozen=True, slots=True)
 class UnknownBizType:
-    """Messages that wait for a worker that knows their biz_type: since when, and until when the first may."""
+    """Messages that wait for a worker that knows their biz_type.
+
+    Since when, and until when the first of them may.
+    """
 
     biz_type: str
     messages: int
@@ -250,7 +265,10 @@ class UnknownBizType:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """For how many ids there are partitions of the outbox, and for how many seconds at the present rate (None: no rate)."""
+    """For how many ids there are partitions of the outbox.
+
+    Seconds are what that lasts at the present rate; None without a rate.
+    """
 
     ids: int
     seconds: float | None

@@ -1,4 +1,4 @@
-"""A relay: it stands by, leads for a session, backs off after an outage, until it is told to stop."""
+"""A relay: it stands by, leads for a session, backs off, until it is told to stop."""
 
 from __future__ import annotations
 
@@ -86,11 +86,15 @@ class Relay:
                 await self._pause(delay(attempt, self._settings.relay.backoff_limit))
 
     async def _check(self) -> None:
-        """What can be known before there is work: a person who starts it sees at once what is wrong."""
+        """Check what can be known before there is work.
+
+        A person who starts it sees at once what is wrong.
+        """
         shards = self._settings.relay.shards
         if shards > 1 and self._mode != "poll":
             raise UsageError(
-                f"relay.shards is {shards}: expected 1 in mode {self._mode}, only polling can be shared"
+                f"relay.shards is {shards}: expected 1 in mode {self._mode},"
+                " only polling can be shared"
             )
         await asyncio.to_thread(check_database, self._settings)
         try:
@@ -122,7 +126,11 @@ class Relay:
             raise ServiceUnreachable(f"PostgreSQL at {where} went away: {line(error)}") from None
 
     async def _drop_oversized_slot(self) -> None:
-        """Without a broker it cannot start, and whoever starts it again and again may be the only one to look at the slot."""
+        """Drop the slot if it holds back too much log, although the relay cannot start.
+
+        Without a broker it cannot, and a relay that is started again and again may be the only one
+        to look at the slot.
+        """
         with contextlib.suppress(*OUTAGES, SlotBusy):
             leadership = Leadership(self._settings, self._mode)
             async with leadership:

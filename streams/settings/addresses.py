@@ -23,7 +23,7 @@ _DIALECTS_OWN = ("async_fallback", "prepared_statement_cache_size", "prepared_st
 
 
 def meant_for_us(section: str, url: str) -> bool:
-    """Whether the generic variable of this section names PostgreSQL, or Kafka, and not another system."""
+    """Whether the section's generic variable names PostgreSQL, or Kafka, and no other system."""
     scheme = _scheme(url)
     return scheme is None or scheme in (DATABASES if section == "database" else BROKERS)
 
@@ -38,7 +38,10 @@ def hint(section: str, environ: Mapping[str, str] = os.environ) -> str:
     if not url or meant_for_us(section, url):
         return ""
     whose = "PostgreSQL" if section == "database" else "Kafka"
-    return f" ({name} is {_scheme(url)}://..., which is not {whose}'s: STREAMS_{section.upper()}__URL is ours alone)"
+    return (
+        f" ({name} is {_scheme(url)}://..., which is not {whose}'s:"
+        f" STREAMS_{section.upper()}__URL is ours alone)"
+    )
 
 
 def database_address(url: str) -> str:

@@ -60,7 +60,8 @@ def _check_web(web: Web) -> None:
             ipaddress.ip_network(proxy)
         except ValueError:
             raise SettingsInvalid(
-                f"setting 'web.trusted_proxies' names {proxy!r}: expected an address or a network like 10.0.0.0/8"
+                f"setting 'web.trusted_proxies' names {proxy!r}: expected an address or a network"
+                " like 10.0.0.0/8"
             ) from None
     for host in web.hosts:
         if not re.fullmatch(r"[A-Za-z0-9.-]+", host):
@@ -109,7 +110,8 @@ def _check_login(broker: Broker) -> None:
             ssl.create_default_context(cafile=broker.ssl_cafile)
         except OSError as error:  # ssl.SSLError is one
             raise SettingsInvalid(
-                f"setting 'broker.ssl_cafile' is {broker.ssl_cafile!r}: expected a file of certificates (PEM): "
+                f"setting 'broker.ssl_cafile' is {broker.ssl_cafile!r}:"
+                " expected a file of certificates (PEM): "
                 f"{error.strerror or type(error).__name__}"
             ) from None
 
@@ -117,7 +119,8 @@ def _check_login(broker: Broker) -> None:
 def _check_formats(settings: Settings) -> None:
     if settings.topic.format != "outbox":
         raise SettingsInvalid(
-            "setting 'topic.format' is 'envelope': expected 'outbox', an envelope topic is named under 'topics'"
+            "setting 'topic.format' is 'envelope': expected 'outbox', an envelope topic is named"
+            " under 'topics'"
         )
     for key, topic in {
         "topic": settings.topic,
@@ -125,7 +128,8 @@ def _check_formats(settings: Settings) -> None:
     }.items():
         if topic.format == "outbox" and topic.source is not None:
             raise SettingsInvalid(
-                f"setting '{key}.source' is {topic.source!r}: expected none unless {key}.format is envelope"
+                f"setting '{key}.source' is {topic.source!r}: expected none unless {key}.format is"
+                " envelope"
             )
 
 
@@ -133,7 +137,8 @@ def _check_relay(relay: Relay) -> None:
     for key, value, usual in (("shards", relay.shards, 1), ("notify", relay.notify, False)):
         if value != usual and relay.mode != "poll":
             raise SettingsInvalid(
-                f"setting 'relay.{key}' is {value}: expected {usual} unless relay.mode ({relay.mode}) is poll"
+                f"setting 'relay.{key}' is {value}: expected {usual} unless relay.mode"
+                f" ({relay.mode}) is poll"
             )
 
 

@@ -1,4 +1,7 @@
-"""Why settings are refused, in words: the key as a person writes it, the value, what was expected."""
+"""Why settings are refused, in words.
+
+They name the key as a person writes it, the value, and what was expected.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,10 @@ def refusal(error: msgspec.ValidationError, raw: dict[str, Any]) -> str:
         key = key.replace("[...]", f".{_bad_name(section, raw)}", 1)
     elif expected.endswith(" for a key"):
         bad = next(name for name in _at(raw, key) if not isinstance(name, str))
-        return f"setting {f'{key}.{bad}'.lstrip('.')!r} is a key of type {type(bad).__name__}: expected text"
+        return (
+            f"setting {f'{key}.{bad}'.lstrip('.')!r} is a key of type {type(bad).__name__}:"
+            " expected text"
+        )
     expected = re.sub(
         r"`([\w |]+)`", lambda match: " or ".join(map(_word, match[1].split(" | "))), expected
     )

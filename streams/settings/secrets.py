@@ -37,7 +37,10 @@ def redact(url: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """The URL of a database without the password of its login, which libpq reads from a file then."""
+    """A database's URL without the password of its login.
+
+    libpq reads that from a file then.
+    """
     scheme, separator, rest = url.rpartition("://")
     login, at, place = rest.rpartition("@")
     return f"{scheme}{separator}{login.partition(':')[0]}{at}{place}"

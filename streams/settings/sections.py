@@ -55,7 +55,8 @@ Role = Literal["viewer", "support", "operator", "admin"]
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __repr__(self) -> str:
         values = ((name, getattr(self, name)) for name in self.__struct_fields__)
-        return f"{type(self).__name__}({', '.join(f'{name}={visible(name, value)!r}' for name, value in values)})"
+        fields = ", ".join(f"{name}={visible(name, value)!r}" for name, value in values)
+        return f"{type(self).__name__}({fields})"
 
 
 class Database(_Section, frozen=True):
@@ -120,7 +121,10 @@ class Relay(_Section, frozen=True):
 
 
 class Connect(_Section, frozen=True):
-    """Where Kafka Connect is, for relay mode debezium, and whether the relay manages its connector there."""
+    """Where Kafka Connect is, for relay mode debezium.
+
+    It says too whether the relay manages its connector there.
+    """
 
     url: str | None = None
     register: bool = False
@@ -141,7 +145,10 @@ class Worker(_Section, frozen=True):
 
 
 class User(_Section, frozen=True):
-    """Who may log in to the pages: a line of `streams web password`, and what that person may do."""
+    """Who may log in to the pages, and what that person may do.
+
+    It is a line of `streams web password`.
+    """
 
     password: Annotated[
         str,
@@ -231,7 +238,8 @@ class Settings(_Section, frozen=True):
         """
         if not self.database.url:
             raise SettingsInvalid(
-                f"no database: set DATABASE_URL or database.url in {FILE}, or run `streams up` here{hint('database')}"
+                f"no database: set DATABASE_URL or database.url in {FILE},"
+                f" or run `streams up` here{hint('database')}"
             )
         return database_address(self.database.url)
 
@@ -243,14 +251,15 @@ class Settings(_Section, frozen=True):
         """
         if not self.broker.url:
             raise SettingsInvalid(
-                f"no broker: set BROKER_URL or broker.url in {FILE}, or run `streams up` here{hint('broker')}"
+                f"no broker: set BROKER_URL or broker.url in {FILE},"
+                f" or run `streams up` here{hint('broker')}"
             )
         return bootstrap_servers(self.broker.url)
 
     def topic_settings(self, name: str) -> Topic:
-        """Settings of one topic: its own entry under `topics` (without prefix), else the defaults under `topic`.
+        """Settings of one topic: its own entry under `topics`, else those under `topic`.
 
-        A retry topic has those of the topic whose conversations it wakes.
+        The entry has no prefix. A retry topic has those of the topic whose conversations it wakes.
         """
         own = name.removeprefix(self.broker.topic_prefix)
         return self.topics.get(own) or self.topics.get(own.removesuffix(RETRY_SUFFIX), self.topic)

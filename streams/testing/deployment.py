@@ -41,10 +41,11 @@ class NotPersisted(StreamsError):
 
 @dataclass
 class Deployment(AbstractContextManager["Deployment"]):
-    """A test's processes: `environ` is what they get beside the environment without our own names, `directory` has their logs.
+    """A test's processes.
 
-    Leaving the block kills them, and prints how they ended and what they said last: pytest shows
-    that of a test that failed.
+    `environ` is what they get beside the environment without our own names, `directory` has their
+    logs. Leaving the block kills them, and prints how they ended and what they said last: pytest
+    shows that of a test that failed.
     """
 
     environ: dict[str, str]
@@ -54,7 +55,10 @@ class Deployment(AbstractContextManager["Deployment"]):
 
     @classmethod
     def on(cls, database: str, broker: str, directory: Path) -> Deployment:
-        """As faust.yml and the environment say, but on these services: topics, group and slot are named after the database."""
+        """As faust.yml and the environment say, but on these services.
+
+        Topics, group and slot are named after the database.
+        """
         name = urlsplit(database).path.strip("/")
         file = directory / "faust.yml"
         # JSON is YAML.
@@ -177,7 +181,10 @@ class Deployment(AbstractContextManager["Deployment"]):
         )
 
     def _still(self, deadline: float, complaint: str) -> None:
-        """Wait a little; NotPersisted when the time is over, or when a process has ended that nobody has stopped."""
+        """Wait a little; NotPersisted when the time is over, or when a process has ended.
+
+        A process that was stopped on purpose does not count.
+        """
         for process in self.processes:
             if process.returncode not in (None, 0, -signal.SIGKILL, -signal.SIGTERM):
                 raise NotPersisted(
@@ -198,7 +205,10 @@ def inherited() -> dict[str, str]:
 
 
 def _alone(settings: Settings, database: str, broker: str, name: str) -> dict[str, Any]:
-    """The settings as plain data, for one broker without a login, with names that nobody else has, and without traces."""
+    """The settings as plain data, for a broker of a test.
+
+    It is one broker without a login; names are such that nobody else has, and there are no traces.
+    """
     values: dict[str, Any] = msgspec.to_builtins(settings)
     for topic in (values["topic"], *values["topics"].values()):
         topic["replication_factor"] = 1

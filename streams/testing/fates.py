@@ -46,7 +46,10 @@ class Status(str):
 
 
 class Fates(Sequence[Fate]):
-    """The fates of messages; `written` is how many of them had their effect just now, not earlier and not only set aside."""
+    """The fates of messages; `written` is how many of them had their effect just now.
+
+    Not earlier, and not only set aside.
+    """
 
     def __init__(self, rows: Iterable[Sequence[Any]], written: int) -> None:
         self._fates = [Fate(*row) for row in rows]

@@ -73,10 +73,10 @@ async def persist(
 
 
 async def retry(where: Where, *, settings: Settings | None = None) -> Fates:
-    """Try everything again that waits, as if its time had come: one more attempt for each conversation.
+    """Try everything again that waits, as if its time had come.
 
-    Its first message goes first, and those parked behind it follow when it is through.  Says what
-    became of all that waited.
+    It is one more attempt for each conversation. Its first message goes first, and those parked
+    behind it follow when it is through.  Says what became of all that waited.
     """
     async with InlineWorker(where, settings) as worker:
         return await worker.retry()
@@ -114,7 +114,8 @@ class InlineWorker:
         if not isinstance(where, Where):
             kind = type(where).__name__
             raise UsageError(
-                f"a {kind} was given: expected a database URL, an AsyncConnection or an AsyncSession"
+                f"a {kind} was given: expected a database URL, an AsyncConnection or an"
+                " AsyncSession"
             )
         self._where = where
         self._settings = _at(where, settings or load())
@@ -150,7 +151,8 @@ class InlineWorker:
             records = [_record(row) for row in await _rows(connection, "deliverable", ids=ids)]
         if missing := set(ids) - {record.offset for record in records}:
             raise UsageError(
-                f"no outbox row has the id {min(missing)}: expected an event, or the id of an enqueued one"
+                f"no outbox row has the id {min(missing)}: expected an event,"
+                " or the id of an enqueued one"
             )
         # One topic at a time, each in a transaction of its own: a worker has an agent for each.
         for topic, of_topic in groupby(
@@ -179,7 +181,8 @@ class InlineWorker:
         """Say for what a worker would wait."""
         if isinstance(error, HandlerBroken):
             raise WouldWait(
-                f"{error}, a bug or something that is missing: a worker would wait until it is mended"
+                f"{error}, a bug or something that is missing: a worker would wait until it is"
+                " mended"
             ) from (error.__cause__ or error)
         raise WouldWait(f"a worker would wait and try again: {_why(error)}") from (
             error.__cause__ or error
@@ -197,7 +200,10 @@ class InlineWorker:
         return True
 
     async def _work(self, run: Run, work: Work) -> None:
-        """As a worker does it, but for waiting: all at once, then in pieces to find who is guilty."""
+        """Work as a worker does, but for waiting.
+
+        All at once, then in pieces to find who is guilty.
+        """
         attempt = partial(self._attempt, run.topic, work)
         outcome = await until_done(
             run, attempt, Strategy.WHOLE, self._attempts.history(run.topic), self

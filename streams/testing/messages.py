@@ -19,11 +19,11 @@ E = TypeVar("E")
 def batch(
     events: Sequence[E], *, first_id: int = 1, attempts: int = 0, created_at: datetime | None = None
 ) -> Batch[E]:
-    """The events of one biz_type as a handler gets them, with outbox ids that ascend from `first_id`.
+    """The events of one biz_type as a handler gets them.
 
-    Each was encoded and decoded as on its way through the outbox: PayloadInvalid when `enqueue`
-    would refuse it. `created_at` is UTC without a time zone (default: now), `attempts` how often
-    they failed before.
+    Their outbox ids ascend from `first_id`. Each was encoded and decoded as on its way through the
+    outbox: PayloadInvalid when `enqueue` would refuse it. `created_at` is UTC without a time zone
+    (default: now), `attempts` how often they failed before.
     """
     kinds = {declared(type(event)).biz_type: declared(type(event)) for event in events}
     if len(kinds) > 1:

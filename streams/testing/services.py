@@ -68,7 +68,10 @@ def kafka(directory: Path, config: pytest.Config) -> Iterator[KafkaBroker]:
 
 
 def migrated(server: PostgresServer) -> str:
-    """The URL of a new database with our tables and the biz_types that faust.yml names, without a replication slot."""
+    """The URL of a new database with our tables and faust.yml's biz_types.
+
+    It has no replication slot.
+    """
     url = _created(server, f"template_{os.getpid()}")
     settings = load(
         environ={**os.environ, "STREAMS_DATABASE__URL": url, "STREAMS_RELAY__MODE": "poll"}
@@ -90,7 +93,10 @@ def copied(server: PostgresServer, template: str) -> Iterator[str]:
 
 
 def shown(config: pytest.Config) -> Callable[[Progress], None]:
-    """Tells of a download in pytest's own output, now and then, although that is captured while a fixture runs."""
+    """Tells of a download in pytest's own output, now and then.
+
+    Output is captured while a fixture runs; this is shown all the same.
+    """
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     capture = config.pluginmanager.get_plugin("capturemanager")
     told = -DOWNLOAD_SECONDS
@@ -108,7 +114,10 @@ def shown(config: pytest.Config) -> Callable[[Progress], None]:
 
 
 def _drop(server: PostgresServer, name: str) -> None:
-    """Drop this database and its slots although clients are connected that would come back, as a Connect worker does."""
+    """Drop this database and its slots although clients are connected.
+
+    They would come back, as a Connect worker does.
+    """
     database = sql.Identifier(name)
     with connect_sync(server.url) as connection:
         connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(database))
@@ -117,7 +126,8 @@ def _drop(server: PostgresServer, name: str) -> None:
             [GONE_MILLISECONDS, name],
         )
         connection.execute(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s",
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database ="
+            " %s",
             [name],
         )
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))

@@ -88,7 +88,8 @@ class Access:
         if not _is_loopback(request.peer):
             raise Refusal(
                 403,
-                "web.access is local: only this machine is served, set web.access to users or proxy",
+                "web.access is local: only this machine is served, set web.access to users or"
+                " proxy",
             )
         return self._machine
 
@@ -103,7 +104,10 @@ class Access:
         return Identity(name, ROLES[user.role], "user")
 
     def _by_proxy(self, request: Request) -> Identity | None:
-        """A header counts only from a trusted address, on a socket of ours, exactly once, with the secret."""
+        """A header counts from a trusted address, on a socket of ours, once, with the secret.
+
+        A header that is there twice counts as none.
+        """
         peer = _address(request.peer)
         if (
             not request.ours
@@ -131,7 +135,10 @@ class Access:
 
 
 class _Failures:
-    """Failed logins by client address: the fourth one in a row costs a second, each further one twice that."""
+    """Failed logins by client address.
+
+    The fourth one in a row costs a second, each further one twice that.
+    """
 
     def __init__(self) -> None:
         self._known: OrderedDict[str, tuple[int, float]] = OrderedDict()

@@ -1,4 +1,7 @@
-"""What both adapters do alike: read a body that has a limit and a time, and answer what is too much."""
+"""What both adapters do alike.
+
+They read a body that has a limit and a time, and answer what is too much.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,10 @@ SPANS_SAID = {"10m": "ten minutes", "1h": "an hour", "24h": "a day", "7d": "a we
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One colour of a chart: what it is called, which of the six colours, and its values, oldest first (None: no figure)."""
+    """One colour of a chart: what it is called, which of the six colours, and its values.
+
+    Values come oldest first; None is no figure.
+    """
 
     name: str
     colour: int
@@ -60,7 +63,10 @@ def latency(figures: Series) -> Markup:
         for colour, values in percentiles.items()
         for points in _stretches(values, top, count)
     )
-    title = f"Seconds from enqueued to persisted, {SPANS_SAID[figures.span]}: the axis ends at {top:g} s"
+    title = (
+        f"Seconds from enqueued to persisted, {SPANS_SAID[figures.span]}:"
+        f" the axis ends at {top:g} s"
+    )
     return _svg("chart", title, _grid(top, "s") + drawn)
 
 
@@ -81,9 +87,8 @@ def stacked(layers: Sequence[Layer], title: str, unit: str, span: str) -> Markup
             if value:
                 tall = value / top * HEIGHT
                 feet[at] += tall
-                path.append(
-                    f"M{_n(at * step)} {_n(HEIGHT - feet[at])}h{_n(max(0.8, step - 1))}v{_n(tall)}h-{_n(max(0.8, step - 1))}"
-                )
+                wide = _n(max(0.8, step - 1))
+                path.append(f"M{_n(at * step)} {_n(HEIGHT - feet[at])}h{wide}v{_n(tall)}h-{wide}")
         drawn += Markup('<path class="c{}" d="{}"/>').format(layer.colour, "".join(path))
     said = (
         f"{title}, {span}: at most {top_of(totals)} {unit}"
@@ -104,7 +109,8 @@ def sparkline(values: Sequence[float], title: str) -> Markup:
         if (tall := max(1.0, value / top * 16) if value else 0.0)
     )
     return Markup(
-        '<svg class="spark" viewBox="0 0 {} 16" width="{}" height="16" role="img" aria-label="{}">{}</svg>'
+        '<svg class="spark" viewBox="0 0 {} 16" width="{}" height="16" role="img"'
+        ' aria-label="{}">{}</svg>'
     ).format(len(values) * 4, len(values) * 4, title, bars)
 
 
@@ -112,8 +118,10 @@ def share(part: float, whole: float, title: str) -> Markup:
     """How much of a whole, as one bar."""
     ratio = min(1.0, max(0.0, part / whole)) if whole > 0 else 0.0
     return Markup(
-        '<svg class="share" viewBox="0 0 100 6" preserveAspectRatio="none" role="img" aria-label="{}">'
-        '<rect class="whole" width="100" height="6"/><rect class="part" width="{}" height="6"/></svg>'
+        '<svg class="share" viewBox="0 0 100 6" preserveAspectRatio="none" role="img"'
+        ' aria-label="{}">'
+        '<rect class="whole" width="100" height="6"/><rect class="part" width="{}"'
+        ' height="6"/></svg>'
     ).format(title, _n(100 * ratio))
 
 
@@ -146,7 +154,8 @@ def _grid(top: float, unit: str) -> Markup:
 
 def _svg(kind: str, title: str, inner: Markup) -> Markup:
     return Markup(
-        '<svg class="{}" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
+        '<svg class="{}" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img"'
+        ' aria-label="{}">{}</svg>'
     ).format(kind, WIDTH, HEIGHT, title, inner)
 
 
@@ -170,7 +179,10 @@ def _stretches(values: Sequence[float | None], top: float, count: int) -> list[s
 
 
 def _thinned(values: Sequence[float], most: int = 180) -> list[float]:
-    """Neighbours put together to their mean, until no more than so many are left: a page stays small."""
+    """Neighbours put together to their mean, until no more than so many are left.
+
+    So a page stays small.
+    """
     size = -(-len(values) // most)
     return [
         sum(part) / len(part)

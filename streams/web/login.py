@@ -44,7 +44,10 @@ async def log_out(call: Call) -> Response:
 
 
 def _cookie(value: str, seconds: int, *, secure: bool) -> str:
-    """Without a path: it counts for the folder that the browser knows us in, whatever proxies make of it."""
+    """The cookie as a header says it, without a path.
+
+    So it counts for the folder that the browser knows us in, whatever proxies make of it.
+    """
     return f"{COOKIE}={value}; Max-Age={seconds}; HttpOnly; SameSite=Lax" + (
         "; Secure" if secure else ""
     )

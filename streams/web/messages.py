@@ -78,7 +78,10 @@ class Response:
 
 
 class Refusal(Exception):
-    """A request that is not served: its status, and one line that says what is wrong and what to do."""
+    """A request that is not served.
+
+    It has a status, and one line that says what is wrong and what to do.
+    """
 
     def __init__(self, status: int, line: str) -> None:
         super().__init__(line)

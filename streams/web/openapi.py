@@ -54,7 +54,9 @@ def description() -> dict[str, Any]:
         "info": {
             "title": "outbox-streams",
             "version": version("outbox-streams"),
-            "description": "What the operators' pages show and do. Message text is in no answer of a GET.",
+            "description": (
+                "What the operators' pages show and do. Message text is in no answer of a GET."
+            ),
         },
         "servers": [{"url": "./"}],
         "paths": paths,
@@ -71,9 +73,10 @@ def _operation(route: Route, taken: dict[str, Any], by_kind: dict[str, Any]) -> 
     required = set(taken.get("required", ()))
     properties = taken.get("properties", {})
     problem = {"description": "What is wrong.", "content": _json(by_kind[str(Problem)])}
+    path = route.path.removeprefix("/api").replace("/", "_").translate(_PLAIN)
     operation: dict[str, Any] = {
         "summary": route.about,
-        "operationId": f"{route.method.lower()}{route.path.removeprefix('/api').replace('/', '_').translate(_PLAIN)}",
+        "operationId": f"{route.method.lower()}{path}",
         "description": f"Needs the right `{route.right}`.",
         "parameters": [
             {

@@ -121,7 +121,10 @@ async def _done(call: Call, run: Callable[[Connection], Operation]) -> Response:
 
 
 class Operations:
-    """Works what was submitted, here or elsewhere, as long as something is running and nobody else works it."""
+    """Works what was submitted, here or elsewhere.
+
+    It does so as long as something is running and nobody else works it.
+    """
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool

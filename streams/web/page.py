@@ -1,4 +1,7 @@
-"""Something to look at, in three shapes that cannot disagree: a page, a call of the API, a command."""
+"""Something to look at, in three shapes that cannot disagree.
+
+They are a page, a call of the API, and a command.
+"""
 
 from __future__ import annotations
 

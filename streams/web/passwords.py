@@ -56,7 +56,10 @@ def name_in(cookie: str) -> str | None:
 
 
 def valid(cookie: str, name: str, known: str, secret: str, now: float) -> bool:
-    """Whether we issued this cookie to that person, with this password line, less than 12 hours ago."""
+    """Whether we issued this cookie to that person less than 12 hours ago.
+
+    The person's password line has to be the one of then.
+    """
     encoded, _, rest = cookie.partition(".")
     until, _, mac = rest.partition(".")
     expected = _mac(name, until, known, secret)

@@ -39,7 +39,10 @@ class DatabaseRefuses(ServiceUnreachable):
 
 
 class Pool:
-    """Connections to one database for `purpose`, opened at the first use and closed after a minute without one."""
+    """Connections to one database for `purpose`.
+
+    They are opened at the first use and closed after a minute without one.
+    """
 
     def __init__(self, url: Callable[[], str], purpose: str, session: Session, size: int) -> None:
         self._url, self._purpose, self._session, self._size = url, purpose, session, size
@@ -181,7 +184,8 @@ def _told(error: DBAPIError) -> Exception:
         return DatabaseRefuses("the database takes no writes now")
     if state == "42501":
         return DatabaseRefuses(
-            f"PostgreSQL refuses: {said}; web.database_url and web.acts_url may name a role that may"
+            f"PostgreSQL refuses: {said}; web.database_url and web.acts_url may name a role that"
+            " may"
         )
     if state.startswith("42"):
         return DatabaseRefuses(f"PostgreSQL refuses: {said}")

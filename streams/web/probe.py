@@ -1,4 +1,7 @@
-"""A server for `/health/live` and `/health/ready` alone, for probes from elsewhere (`web.probe`)."""
+"""A server for `/health/live` and `/health/ready` alone.
+
+It is for probes from elsewhere (`web.probe`).
+"""
 
 from __future__ import annotations
 
@@ -64,5 +67,6 @@ def refused(
 
     where = f"a port of {host}" if host else "an address"
     return UsageError(
-        f"setting {setting!r} is {value}: expected {where} to listen on ({os.strerror(error.errno or 0)}){advice}"
+        f"setting {setting!r} is {value}: expected {where} to listen on"
+        f" ({os.strerror(error.errno or 0)}){advice}"
     )

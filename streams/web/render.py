@@ -78,7 +78,10 @@ def _environment() -> Environment:
 
 
 def _visible(value: Any) -> Any:
-    """What every expression goes through: escape sequences and bidirectional controls are shown as such."""
+    """The value as it is shown, which every expression goes through.
+
+    Escape sequences and bidirectional controls are shown as such.
+    """
     if isinstance(value, Markup):
         return value
     if value is None:
@@ -162,7 +165,7 @@ def prose(text: str) -> Markup:
 
 
 def raw(text: str) -> Markup:
-    """A value of a form, which comes back as it is: escaped, and nothing else of it shown another way."""
+    """A value of a form, which comes back as it is: it is escaped, and nothing else."""
     return escape(text)
 
 

@@ -23,9 +23,10 @@ FORM_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request on its way to a route: who asks (None on a route for everybody), and what was given.
+    """One request on its way to a route: who asks, and what was given.
 
-    `given` is the path's part and the query of a GET, or the path's part and the form of a POST.
+    On a route for everybody nobody asks: None. `given` is the path's part and the query of a GET,
+    or the path's part and the form of a POST.
     """
 
     site: Site

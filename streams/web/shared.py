@@ -76,7 +76,10 @@ class Shared:
         raise error
 
     def renew(self) -> None:
-        """Somebody did something: what was found before that, or is looked for now, is not fresh."""
+        """Forget what was looked up, for somebody did something.
+
+        What was found before that, or is looked for now, is not fresh.
+        """
         for entry in self._entries.values():
             entry.at -= FRESH_SECONDS
             entry.work = None

@@ -1,4 +1,7 @@
-"""The Faust app of a worker, assembled from settings and discovered agents: one Faust agent a topic."""
+"""The Faust app of a worker, assembled from settings and discovered agents.
+
+It has one Faust agent for each topic.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,10 @@ class App(faust.App):
         super().__init__(group, **options, env={})
 
     def _create_directories(self) -> None:
-        """Our tables live in memory: a folder would be needed for nothing, and cannot be made on a read-only disk."""
+        """Make no folder: our tables live in memory.
+
+        One would be needed for nothing, and cannot be made on a read-only disk.
+        """
 
 
 def assemble(
@@ -114,7 +120,10 @@ def _options(settings: Settings) -> dict[str, Any]:
 
 
 def credentials(settings: Settings) -> SASLCredentials | SSLCredentials | None:
-    """How Faust logs in to Kafka: as `streams.broker.kafka.client` does for the relay and the command line."""
+    """How Faust logs in to Kafka.
+
+    It is as `streams.broker.kafka.client` does for the relay and the command line.
+    """
     broker = settings.broker
     context = (
         ssl.create_default_context(cafile=broker.ssl_cafile)

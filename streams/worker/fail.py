@@ -13,7 +13,10 @@ EXIT_CODE = 70  # EX_SOFTWARE
 
 
 def fail_stop(message: str, **extra: Any) -> NoReturn:
-    """Log `message` with the current exception, if there is one, and end the process without any cleaning up."""
+    """Log `message` and end the process without any cleaning up.
+
+    The current exception is logged with it, if there is one.
+    """
     logger.critical(message, extra=extra, exc_info=sys.exc_info()[0] is not None)
     logging.shutdown()
     os._exit(EXIT_CODE)

@@ -88,7 +88,10 @@ class WorkerHealth:
         return Readiness(self._partitions(), reasons, round(self.age, 1), self._positions())
 
     def has_lost(self, brokers: Collection[str]) -> bool:
-        """Whether Faust's consumer has lost Kafka, and knows none of these brokers (`host:port`), which are there."""
+        """Whether Faust's consumer has lost Kafka, and its brokers have moved.
+
+        That is when it knows none of these brokers (`host:port`), which are there.
+        """
         with contextlib.suppress(ConsumerNotStarted):
             return self._app._consumer is not None and bool(self._app.consumer.has_lost(brokers))
         return False
@@ -128,7 +131,10 @@ class WorkerHealth:
             await asyncio.sleep(BEAT)
 
     def _watch_loop(self) -> None:
-        """In a thread of its own: a handler that blocks the event loop blocks everything else that could notice."""
+        """Watch the event loop, in a thread of its own.
+
+        A handler that blocks the loop blocks everything else that could notice.
+        """
         seen, still = -1, 0
         while True:
             time.sleep(BEAT)

@@ -20,6 +20,9 @@ def return_large_buffers() -> None:
 
 
 def spare_the_collector() -> None:
-    """Forget what is loaded by now, and look for circles rarely: records, rows and messages have none."""
+    """Forget what is loaded by now, and look for circles rarely.
+
+    Records, rows and messages have none.
+    """
     gc.freeze()
     gc.set_threshold(100_000)

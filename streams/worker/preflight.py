@@ -20,7 +20,10 @@ def check(
     pages: tuple[str, int] | None = None,
     survey: Survey | None = None,
 ) -> Cluster:
-    """Database reachable and migrated, biz_types known to it, broker reachable, topics with the right partition count.
+    """Refuse to start where a worker could not work; gives the topics it will work with.
+
+    Checked are the database (reachable and migrated, biz_types known to it), the broker, and the
+    topics' partition counts.
 
     Returns the topics the worker will work with.
 
@@ -52,10 +55,10 @@ def check(
 
 
 def refuse_unserved(settings: Settings, registry: Registry) -> None:
-    """UsageError when messages wait of a biz_type that no agent here knows, on a topic that nobody reads any more.
+    """UsageError when messages wait on a topic that nobody reads any more.
 
-    An agent that was left out would stop silently otherwise.  Where other workers read the topic,
-    they have the agent.
+    They are of a biz_type that no agent here knows. An agent that was left out would stop silently
+    otherwise.  Where other workers read the topic, they have the agent.
     """
     if not registry.consumed:
         raise UsageError(
@@ -78,8 +81,10 @@ def refuse_unserved(settings: Settings, registry: Registry) -> None:
     for row in rows:
         if row.topic not in served and (row.open or row.topic in unread):
             raise UsageError(
-                f"messages of biz_type {row.biz_type} wait on topic {row.topic}, which nobody reads, and no agent here"
-                f" knows it: add its package to `agents`, or run `streams biz-types retire {row.biz_type}`"
+                f"messages of biz_type {row.biz_type} wait on topic {row.topic},"
+                " which nobody reads, and no agent here"
+                " knows it: add its package to `agents`, or run `streams biz-types retire"
+                f" {row.biz_type}`"
             )
 
 
@@ -99,6 +104,7 @@ def _check_port(host: str, port: int) -> None:
         ).close()
     except OSError as error:
         raise UsageError(
-            f"setting 'web.port' is {port}: expected a port of {host} to listen on ({os.strerror(error.errno or 0)}):"
+            f"setting 'web.port' is {port}: expected a port of {host} to listen on"
+            f" ({os.strerror(error.errno or 0)}):"
             " set STREAMS_WEB__PORT, workers on one machine need different ones"
         ) from None

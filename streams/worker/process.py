@@ -1,4 +1,7 @@
-"""The process around the Faust app: it reports as `log` in faust.yml says, not in Faust's own way."""
+"""The process around the Faust app.
+
+It reports as `log` in faust.yml says, not in Faust's own way.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,10 @@ class WorkerProcess(faust.Worker):
         log.setup(self._reports, debug=self.debug)
 
     def _schedule_shutdown(self, told: signal.Signals) -> None:
-        """End in order; or without Kafka's goodbye, for which its client may wait a minute and more when it is silent."""
+        """End in order, or without Kafka's goodbye.
+
+        Its client may wait for that a minute and more when Kafka is silent.
+        """
         if not self._signal_stop_time:
             backstop = threading.Timer(GOODBYE, _leave)
             backstop.daemon = True
@@ -64,7 +70,10 @@ class WorkerProcess(faust.Worker):
         super()._schedule_shutdown(told)
 
     async def on_start(self) -> None:
-        """Begin what goes on beside the app, before it recovers its tables: that may take minutes."""
+        """Begin what goes on beside the app, before it recovers its tables.
+
+        Recovery may take minutes.
+        """
         await super().on_start()
         if self._beside is not None:
             self.add_future(self._beside())

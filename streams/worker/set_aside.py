@@ -1,4 +1,7 @@
-"""A message that is not persisted, or not yet: it failed, cannot be read, or waits behind another."""
+"""A message that is not persisted, or not yet.
+
+It failed, cannot be read, or waits behind another.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,10 @@ class TopicWatch:
     def begin(
         self, survey: topics.Survey, cluster: Cluster, lost: Callable[[Collection[str]], bool]
     ) -> None:
-        """These are the topics.  `lost` tells whether Faust's consumer has lost brokers that are at these addresses now."""
+        """Begin with these topics.
+
+        `lost` tells whether Faust's consumer has lost brokers that are at these addresses now.
+        """
         self._survey, self._cluster, self._lost = survey, cluster, lost
         self._ids.update((name, topic.id) for name, topic in cluster.topics.items())
         threading.Thread(target=self._run, name="topics", daemon=True).start()

@@ -1,4 +1,7 @@
-"""Which database a relay published from, what its leader does and why, and what operators want it to do."""
+"""Which database a relay published from, what its leader does and why.
+
+And what operators want it to do.
+"""
 
 from pathlib import Path
 

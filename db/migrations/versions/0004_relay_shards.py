@@ -1,4 +1,7 @@
-"""What relays need that share the work of polling, and the function of the trigger that wakes them."""
+"""What relays need that share the work of polling.
+
+And the function of the trigger that wakes them.
+"""
 
 from pathlib import Path
 

@@ -6,7 +6,10 @@ from alembic import op
 
 revision = "0013"
 down_revision = "0012"
-locks = "outbox_state and outbox_foreign, which workers write to, for as long as their dead messages are read"
+locks = (
+    "outbox_state and outbox_foreign, which workers write to, for as long as their dead messages"
+    " are read"
+)
 
 
 def upgrade() -> None:

@@ -1,4 +1,7 @@
-"""outbox_enqueue() takes its payload as text and as jsonb too, and says what registers a biz_type."""
+"""outbox_enqueue() takes its payload as text and as jsonb too.
+
+It also says what registers a biz_type.
+"""
 
 from pathlib import Path
 

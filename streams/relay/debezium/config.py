@@ -162,7 +162,10 @@ def differences(configuration: Mapping[str, str], settings: Settings, schema: st
 
 
 def _named(name: str, patterns: str) -> bool:
-    """Whether one of these expressions, separated by commas, is for this whole name, or cannot be understood here."""
+    """Whether one of these expressions matches this whole name, or cannot be understood.
+
+    They are separated by commas.
+    """
     for pattern in patterns.split(","):
         try:
             if re.fullmatch(pattern.strip(), name, re.IGNORECASE):
@@ -176,7 +179,8 @@ def _database(url: str) -> dict[str, str]:
     parts = conninfo_to_dict(url)
     if "," in str(parts.get("host", "")):
         raise UsageError(
-            f"Debezium's connector reaches one host, and 'database.url' names {parts['host']}: name the primary"
+            f"Debezium's connector reaches one host, and 'database.url' names {parts['host']}:"
+            " name the primary"
         )
     names = {
         "host": "database.hostname",

@@ -23,7 +23,10 @@ ATTEMPTS = 10
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How a connector is: RUNNING, STOPPED, PAUSED, UNASSIGNED or FAILED with the first line of why; None: not there."""
+    """How a connector is: RUNNING, STOPPED, PAUSED, UNASSIGNED or FAILED.
+
+    FAILED comes with the first line of why. None: it is not there.
+    """
 
     name: str | None
     reason: str = ""
@@ -87,7 +90,10 @@ class Connect:
         await self._ask("PUT", f"{self._path}/stop")
 
     async def forget(self) -> None:
-        """Drop the positions that Connect keeps for the stopped connector: it begins where its slot does."""
+        """Drop the positions that Connect keeps for the stopped connector.
+
+        It begins where its slot does then.
+        """
         await self._ask("DELETE", f"{self._path}/offsets")
 
     async def resume(self) -> None:

@@ -40,7 +40,7 @@ class SlotFloor(WalFloor):
 
 
 class ConnectorSupervisor:
-    """Looks after the connector: as the settings say it must be, running, and restarted when its task failed."""
+    """Keeps the connector as the settings want it, running, restarted when its task failed."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -70,7 +70,8 @@ class ConnectorSupervisor:
             faults = await self._connect.faults(wanted)
             if faults:
                 raise UsageError(
-                    f"Kafka Connect refuses connector {self._settings.relay.name}: {'; '.join(faults)}"
+                    f"Kafka Connect refuses connector {self._settings.relay.name}:"
+                    f" {'; '.join(faults)}"
                 )
             await self._connect.register(wanted)
         await self._connect.resume()
@@ -134,7 +135,8 @@ class ConnectorSupervisor:
         configuration = await connect.configuration()
         if configuration is None:
             raise UsageError(
-                f"connector {name} does not exist in Kafka Connect: set connect.register to true, or create it with the"
+                f"connector {name} does not exist in Kafka Connect: set connect.register to true,"
+                " or create it with the"
                 " configuration that `streams relay --mode debezium` prints"
             )
         wrong = differences(configuration, self._settings, await self._schema())

@@ -42,7 +42,10 @@ IDS = 200_000
 
 
 class LeaderFigures:
-    """Written by one leader; each step commits by itself, and what fails is tried again with the next look."""
+    """The figures that one leader writes.
+
+    Each step commits by itself, and what fails is tried again with the next look.
+    """
 
     def __init__(self, settings: Settings, names: Iterable[str] = ()) -> None:
         self._settings, self._topics = settings, tuple(names)
@@ -88,7 +91,7 @@ class LeaderFigures:
         return True
 
     async def _count(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        """Count rows up to the floor, with the mark up to which they are counted, in one transaction."""
+        """Count rows up to the floor and move the mark up to there, in one transaction."""
         async with connection.transaction():
             [(counted,)] = await _rows(connection, "counted_rows")
             [(floor,)] = await _rows(connection, "relay_floor", relay=self._settings.relay.name)
@@ -161,7 +164,10 @@ class LeaderFigures:
         await connection.execute(query("gauges_note"), {"rows": _json(rows)})
 
     async def _note_lag(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        """Write down what Kafka said since the last look, and ask it again, in a thread: it may not answer."""
+        """Write down what Kafka said since the last look, and ask it again.
+
+        That is done in a thread: Kafka may not answer.
+        """
         if not self._topics or not self._settings.broker.url:
             return
         if self._offsets is not None and self._offsets.done():

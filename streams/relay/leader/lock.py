@@ -84,7 +84,10 @@ class Leadership:
         return await self._value("relay_lead", name=self._settings.relay.name) is True
 
     async def look(self) -> RelaySnapshot:
-        """The database as it is.  psycopg.Error when the lock's connection is lost: another one may lead now."""
+        """The database as it is.
+
+        psycopg.Error when the lock's connection is lost: another one may lead now.
+        """
         try:
             async with asyncio.timeout(PATIENCE):
                 return await self._look()

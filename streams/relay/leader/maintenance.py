@@ -63,7 +63,9 @@ class Activity:
 
 
 class LeaderMaintenance:
-    """Runs until cancelled; a lost connection costs the sample that was being watched, nothing else.
+    """Runs until cancelled.
+
+    A lost connection costs the sample that was being watched, nothing else.
 
     Of several leaders, each of some shards, the `first` saves the relay's position and makes
     partitions.
@@ -101,7 +103,7 @@ class LeaderMaintenance:
         delivered: Callable[[], int] = lambda: 0,
         publication_identity: str | None = None,
     ) -> None:
-        """From now on this is what the leader does, how its floor is known, and how many rows it has delivered.
+        """Tell what the leader does now, how its floor is known, how many rows it delivered.
 
         `publication_identity` is that of the publication it reads with: what is read with another
         one proves nothing, and is not saved. `saved` is then the confirmed log position as far as
@@ -256,10 +258,10 @@ class LeaderMaintenance:
             self.saved = lsn_number(lsn)
 
     def _write_beat(self, lsn: str | None) -> None:
-        """Tell Kafka the newest beat that the log was read past, or is committed where no log is read.
+        """Tell Kafka the newest beat that was read in the log.
 
-        A log that is held back for a standby (`synchronized_standby_slots`) holds the beat back
-        too: what Kafka knows, that standby has.
+        Where no log is read, it is the newest committed one. A log that is held back for a standby
+        (`synchronized_standby_slots`) holds the beat back too: what Kafka knows, that standby has.
         """
         if lsn is None and self._doing.mode != "poll":
             return  # nothing was read yet
@@ -312,9 +314,10 @@ class Rate:
 def needed_ahead(
     before: tuple[float, int] | None, now: tuple[float, int], days: float, width: int, reached: int
 ) -> int:
-    """How many ids beyond the newest get a home now: `days` at the rate between two looks (seconds, newest id).
+    """How many ids beyond the newest get a home now.
 
-    `reached` of them have one: what an hour does not need comes little by little.
+    That is `days` at the rate between two looks (seconds, newest id). `reached` of them have one:
+    what an hour does not need comes little by little.
     """
     if before is None or now[0] <= before[0]:
         return width

@@ -81,7 +81,10 @@ class Monitor:
         return await asyncio.shield(self._change)
 
     def exceeds_wal_limit(self, snapshot: RelaySnapshot, goal: str) -> bool:
-        """Whether the slot holds back more WAL than it may, and a relay that means to publish in this mode can end that."""
+        """Whether the slot holds back more WAL than it may.
+
+        Only where a relay that means to publish in this mode can end that.
+        """
         limit = self._settings.relay.wal_limit
         slot = snapshot.slot if self.may_drop else None
         if limit is None or slot is None or not slot.ours or slot.held <= limit:

@@ -74,7 +74,10 @@ async def desired_plan(settings: Settings, asked: str, snapshot: RelaySnapshot) 
 
 
 def possible_plan(settings: Settings, desired: Plan, snapshot: RelaySnapshot) -> Plan:
-    """What to do as the slot is; UsageError when it was lost under a connector that this relay cannot stop."""
+    """What to do as the slot is.
+
+    UsageError when it was lost under a connector that this relay cannot stop.
+    """
     # Debezium confirms the slot itself, and tells nobody before.
     fault = (
         why_not_resumable(snapshot)
@@ -85,7 +88,8 @@ def possible_plan(settings: Settings, desired: Plan, snapshot: RelaySnapshot) ->
         return desired
     if desired.mode == "debezium" and not settings.connect.register:
         raise UsageError(
-            f"{fault}: rows after outbox_id {snapshot.floor} may be missing; stop its connector and run"
+            f"{fault}: rows after outbox_id {snapshot.floor} may be missing; stop its connector and"
+            " run"
             f" `streams relay --mode cdc`, which sends them and makes the slot anew"
         )
     return Plan("poll", desired.mode, fault)

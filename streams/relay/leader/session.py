@@ -84,7 +84,10 @@ BROKER_OUTAGES = (KafkaException, DeliveryFailed, ServiceUnreachable, TopicsChan
 
 
 class LeaderSession:
-    """Runs while it leads; psycopg.Error when the database is lost, UsageError when a person has to change something."""
+    """Runs while it leads.
+
+    psycopg.Error when the database is lost, UsageError when a person has to change something.
+    """
 
     def __init__(
         self,
@@ -143,7 +146,10 @@ class LeaderSession:
                         await self._pause(delay(attempt, self._settings.relay.backoff_limit))
 
     async def drop_oversized_slot(self) -> None:
-        """Do what a leader does for the database when it cannot even begin to publish: its disk, and room for new rows."""
+        """Do what a leader does for the database when it cannot even begin to publish.
+
+        It cares for the disk, and for room for new rows.
+        """
         await LeaderMaintenance(
             self._settings, self._asked, Activity("waiting", "waiting")
         ).make_room()
@@ -361,7 +367,10 @@ def prepare_topics(settings: Settings, registry: Registry, mode: str, survey: Su
 
 
 async def watch_topics(survey: Survey, cluster: Cluster) -> NoReturn:
-    """TopicsChanged when a topic is another one than in `cluster`, or has another partition count, or all of Kafka is."""
+    """TopicsChanged when a topic, or all of Kafka, is another one than in `cluster`.
+
+    A topic with another partition count is another one too.
+    """
     while True:
         await asyncio.sleep(TOPICS_SECONDS)
         # That Kafka is away is noticed by whoever publishes.

@@ -19,10 +19,10 @@ def due(shards: int, relays: int) -> int:
 
 
 class ShardLease(Leadership):
-    """A session that leads some shards, `shards`.  When a look shows that this has to change `turn` says so; `deal` does it.
+    """A session that leads some shards, `shards`.
 
-    It leads none while another one leads alone, or relays with another number of shards are
-    running.
+    When a look shows that this has to change `turn` says so; `deal` does it. It leads none while
+    another one leads alone, or relays with another number of shards are running.
     """
 
     def __init__(self, settings: Settings, mode: str) -> None:
@@ -49,7 +49,10 @@ class ShardLease(Leadership):
                 await self._value("shards_running", name=self._name) if others else self._count
             )
             if running != self._count:
-                self.why_not = f"relays of this name run with {running} shards, here relay.shards is {self._count}"
+                self.why_not = (
+                    f"relays of this name run with {running} shards,"
+                    f" here relay.shards is {self._count}"
+                )
                 return False
             if not await self._value("relay_share", name=self._name):
                 return False

@@ -49,7 +49,10 @@ class SlotRecovery:
         self._name = settings.relay.name
 
     async def run(self) -> PlanChanged:
-        """Until the slot can go on, trying again when it may not be made.  psycopg.Error when the connection is lost."""
+        """Run until the slot can go on; psycopg.Error when the connection is lost.
+
+        When the slot may not be made, it tries again.
+        """
         attempt = 0
         async with await connect(
             self._settings.database_url,

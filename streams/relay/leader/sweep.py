@@ -198,7 +198,10 @@ class Sweep:
     async def _send_lost(
         self, connection: psycopg.AsyncConnection[Any], name: str, floor: int, oldest: int
     ) -> list[tuple[int, int]]:
-        """Send again what the workers passed, in the order of its ids: [(id of the new row, outbox_id)]."""
+        """Send again what the workers passed, in the order of its ids.
+
+        Gives [(id of the new row, outbox_id)].
+        """
         progress = self._progress[name]
         current = self._passes.pop(name, None)
         if current is None or current.uuid != progress.uuid:
@@ -271,8 +274,13 @@ class Sweep:
         return looked
 
     def _clients(self) -> tuple[AdminClient, Consumer]:
-        """One of each for all rounds.  The consumer never joins its group, it only asks: the admin client's own request
-        for a group's offsets takes the process down (confluent-kafka 2.16.1)."""
+        """One client of each kind for all rounds.
+
+        The consumer never joins its group, it only asks: the admin client's own request for a
+        group's offsets takes the process down (confluent-kafka 2.16.1).
+
+        for a group's offsets takes the process down (confluent-kafka 2.16.1).
+        """
         if self._kafka is None:
             options = kafka.client(self._settings)
             group = {"group.id": self._settings.worker.group, "enable.auto.commit": False}

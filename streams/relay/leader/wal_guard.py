@@ -44,7 +44,10 @@ class SlotCare:
         return exceeds_wal_limit
 
     async def drop_unwanted(self) -> None:
-        """Operators switched to poll, so nobody will read the slot: it goes, now that polling has begun."""
+        """Drop the slot that nobody will read.
+
+        Operators switched to poll, and polling has begun.
+        """
         while self._monitor.may_drop:
             snapshot = await self._monitor.look()
             if snapshot.slot is None or not snapshot.slot.ours:

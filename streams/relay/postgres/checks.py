@@ -58,7 +58,8 @@ def _check_wal_level(connection: Connection) -> None:
     level = connection.exec_driver_sql("SHOW wal_level").scalar_one()
     if level != "logical":
         raise UsageError(
-            f"wal_level is {level}, relay mode cdc needs logical: run ALTER SYSTEM SET wal_level = 'logical',"
+            f"wal_level is {level}, relay mode cdc needs logical: run ALTER SYSTEM SET wal_level ="
+            " 'logical',"
             " restart PostgreSQL, then run `streams migrate`"
         )
 
@@ -73,13 +74,15 @@ def _check_publication(connection: Connection, name: str) -> None:
         raise UsageError(other_outbox(name, publication["other_outbox"]))
     if not publication["has_outbox"] or publication["other_tables"]:
         raise UsageError(
-            f"publication {name} holds {'other tables than' if publication['has_outbox'] else 'not'} the outbox:"
+            f"publication {name} holds"
+            f" {'other tables than' if publication['has_outbox'] else 'not'} the outbox:"
             f" run ALTER PUBLICATION {name} SET TABLE outbox"
         )
     if publication["others"] or not publication["inserts"] or not publication["via_root"]:
         raise UsageError(
             f"publication {name} must publish inserts through the partition root, and nothing else:"
-            f" run ALTER PUBLICATION {name} SET (publish = 'insert', publish_via_partition_root = true)"
+            f" run ALTER PUBLICATION {name} SET (publish = 'insert', publish_via_partition_root ="
+            " true)"
         )
 
 

@@ -27,7 +27,10 @@ def why_unreadable(snapshot: RelaySnapshot) -> str | None:
 def why_incomplete(snapshot: RelaySnapshot) -> str | None:
     """Why the log, read through the publication, may lack rows; None when it does not."""
     if snapshot.read_with is not None and snapshot.publication != snapshot.read_with:
-        return "the publication was changed or made anew: rows committed meanwhile may not be in what is read"
+        return (
+            "the publication was changed or made anew: rows committed meanwhile may not be in what"
+            " is read"
+        )
     return None
 
 
@@ -41,7 +44,10 @@ def why_not_resumable(snapshot: RelaySnapshot) -> str | None:
             lsn_text(snapshot.slot.confirmed),
             "an unknown position" if snapshot.lsn is None else lsn_text(snapshot.lsn),
         )
-        return f"replication slot {snapshot.relay} begins at {begins}, what is published ends at {known}"
+        return (
+            f"replication slot {snapshot.relay} begins at {begins}, what is published ends at"
+            f" {known}"
+        )
     return None
 
 
@@ -49,12 +55,14 @@ def refuse_stranger(snapshot: RelaySnapshot) -> None:
     """UsageError when this is not the database that the saved position speaks of."""
     if snapshot.known_as is not None and snapshot.known_as != snapshot.identity:
         raise UsageError(
-            f"this is not the database that relay {snapshot.relay} published from ({_difference(snapshot)}): it was restored or"
+            f"this is not the database that relay {snapshot.relay} published from"
+            f" ({_difference(snapshot)}): it was restored or"
             f" copied, and floor {snapshot.floor} is not trusted; {ADOPT}"
         )
     if snapshot.newest < snapshot.floor:
         raise UsageError(
-            f"the sequence outbox_id_seq went back to {snapshot.newest}, below floor {snapshot.floor} of relay"
+            f"the sequence outbox_id_seq went back to {snapshot.newest},"
+            f" below floor {snapshot.floor} of relay"
             f" {snapshot.relay}: ids would be used twice; {ADOPT}"
         )
 

@@ -1,9 +1,9 @@
-"""The floor: every outbox row with an id at or below it is published or was rolled back.  Policy only.
+"""The floor: every outbox row with an id at or below it is published or was rolled back.
 
-Ids are drawn before rows commit, so the newest id proves nothing.  A sample is the newest id drawn
-and the transactions that may still write an id drawn before: those which hold the lock that an
-INSERT takes before it draws.  When they have ended, whatever they committed lies before the end of
-the WAL of that moment; once the relay is past it, so are they.
+This is policy only. Ids are drawn before rows commit, so the newest id proves nothing. A sample is
+the newest id drawn and the transactions that may still write an id drawn before: those which hold
+the lock that an INSERT takes before it draws. When they have ended, whatever they committed lies
+before the end of the WAL of that moment; once the relay is past it, so are they.
 """
 
 from __future__ import annotations
@@ -46,12 +46,18 @@ class Sample:
 
 
 def settle(sample: Sample, writers: Set[str], insert_lsn: int) -> Sample:
-    """The sample seen later: these are writing now, and WAL ended at `insert_lsn` after they were looked up."""
+    """The sample seen later: these are writing now.
+
+    WAL ended at `insert_lsn` after they were looked up.
+    """
     left = sample.writers & writers
     lsn = insert_lsn if sample.lsn is None and not left else sample.lsn
     return replace(sample, writers=left, lsn=lsn)
 
 
 def reached(sample: Sample, confirmed: int | None) -> bool:
-    """Whether the floor may rise to the sample: the relay has published everything up to `confirmed`."""
+    """Whether the floor may rise to the sample.
+
+    It may when the relay has published everything up to `confirmed`.
+    """
     return sample.lsn is not None and confirmed is not None and confirmed >= sample.lsn

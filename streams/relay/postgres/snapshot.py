@@ -13,8 +13,12 @@ from streams.relay.postgres.lsn import lsn_number
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A replication slot; `held` bytes of WAL are kept for it, `confirmed` is None while it is being made,
-    `failover` where PostgreSQL has no such slots."""
+    """A replication slot; `held` bytes of WAL are kept for it.
+
+    `confirmed` is None while it is being made, `failover` where PostgreSQL has no such slots.
+
+    `failover` where PostgreSQL has no such slots.
+    """
 
     plugin: str | None
     here: bool
@@ -32,9 +36,11 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class RelaySnapshot:
-    """The slot of this relay, and its saved position: every row up to `floor`, and every one committed before `lsn`, is
-    with the broker; the log was read with the publication as in `read_with`.  `led` when a relay of
-    this name ever led; `newest` is the newest id drawn.
+    """The slot of this relay, and its saved position.
+
+    Every row up to `floor`, and every one committed before `lsn`, is with the broker; the log was
+    read with the publication as in `read_with`.  `led` when a relay of this name ever led; `newest`
+    is the newest id drawn.
     """
 
     relay: str
@@ -86,7 +92,8 @@ async def reader(connection: psycopg.AsyncConnection[Any], relay: str) -> str | 
     if row is None or row[0] is None:
         return None
     return (
-        f"replication slot {relay} is read by pid {row[0]} ({row[1] or 'unknown'}), which is not the leader of relay {relay}:"
+        f"replication slot {relay} is read by pid {row[0]} ({row[1] or 'unknown'}),"
+        f" which is not the leader of relay {relay}:"
         " stop it, or set relay.name to a name of its own"
     )
 

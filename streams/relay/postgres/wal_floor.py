@@ -13,7 +13,10 @@ from streams.relay.postgres.lsn import lsn_number, lsn_text
 
 
 class WalFloor:
-    """Rises to a sampled id once its writers have ended and `confirmed` is past the log's end of that moment."""
+    """Rises to a sampled id once nothing below it can come any more.
+
+    That is when its writers have ended and `confirmed` is past the log's end of that moment.
+    """
 
     def __init__(self, confirmed: Callable[[], int | None]) -> None:
         self._confirmed = confirmed

@@ -1,4 +1,4 @@
-"""Which rows Kafka can take: known topics, valid names, records no larger than their topic allows."""
+"""Which rows Kafka can take: known topics, valid names, records of a size it allows."""
 
 from __future__ import annotations
 
@@ -61,11 +61,20 @@ class RecordLimits:
         if row.id in self._refused:
             return self._refused[row.id]
         if row.timestamp is None:
-            return "created_at is not a time a Kafka record can carry (before 1970, after 9999 or infinite)"
+            return (
+                "created_at is not a time a Kafka record can carry (before 1970,"
+                " after 9999 or infinite)"
+            )
         if not _NAME.fullmatch(row.topic):
-            return f"topic {row.topic[:249]!r} is not a valid name: expected letters, digits, '.', '_' and '-'"
+            return (
+                f"topic {row.topic[:249]!r} is not a valid name: expected letters, digits, '.',"
+                " '_' and '-'"
+            )
         if row.topic not in self._limits and not await self._exists(row.topic):
-            return f"topic {row.topic!r} does not exist on the broker, and no biz_type is registered for it"
+            return (
+                f"topic {row.topic!r} does not exist on the broker, and no biz_type is registered"
+                " for it"
+            )
         size = (
             _FRAME
             + len(row.key)
@@ -73,7 +82,10 @@ class RecordLimits:
             + sum(len(value or b"") for _, value in row.headers)
         )
         if size > self._limits[row.topic]:
-            return f"the record has {size} bytes, topic {row.topic!r} takes at most {self._limits[row.topic]}"
+            return (
+                f"the record has {size} bytes, topic {row.topic!r} takes at most"
+                f" {self._limits[row.topic]}"
+            )
         return None
 
     async def _exists(self, topic: str) -> bool:

@@ -171,7 +171,10 @@ class Publisher:
         return None
 
     async def _hand_over(self, row: Row, flight: Flight) -> None:
-        """To librdkafka, which counts headers and its own structures too: when it has no room, wait until it has."""
+        """Hand a row over to librdkafka, waiting while it has no room.
+
+        It counts headers and its own structures too.
+        """
         while True:
             try:
                 self._producer.produce(

@@ -30,7 +30,10 @@ class Publication:
             span.end()
 
     def end(self, error: Any | None) -> None:
-        """All arrived, or, with librdkafka's error, nobody knows: what is left will be published again."""
+        """End the spans: all arrived, or, with librdkafka's error, nobody knows.
+
+        What is left will be published again.
+        """
         for span in self._spans.values():
             if error is not None:
                 telemetry.fail(span, error.name())

@@ -130,9 +130,10 @@ class CdcSource:
             raise _refused(result)
 
     def _read(self) -> Rows | None:
-        """What is there now, about ROWS or SIZE of it: up to the end of its transaction, where that is near.
+        """What is there now, about ROWS or SIZE of it.
 
-        Whoever stops between the last row of a transaction and its COMMIT sends all of it again.
+        It ends at the end of a transaction, where that is near. Whoever stops between the last row
+        of a transaction and its COMMIT sends all of it again.
         """
         get, feed, decoder = self._pgconn.get_copy_data, self._decoder.feed, self._decoder
         asked = False

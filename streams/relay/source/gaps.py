@@ -1,4 +1,7 @@
-"""Unread ids between the floor and the newest one read: their rows may still commit.  Policy only."""
+"""Unread ids between the floor and the newest one read: their rows may still commit.
+
+Policy only.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,10 @@ class Gaps:
             self._cut(inside)
 
     def look(self, newest: int, lows: Iterable[int], highs: Iterable[int]) -> None:
-        """Everything beyond the newest id up to this one was looked at, and these ranges of it were not visible."""
+        """Note that everything up to this id was looked at.
+
+        Beyond the newest id so far, these ranges were not visible.
+        """
         for low, high in zip(lows, highs, strict=True):
             if low <= newest:
                 self._lows.append(low)

@@ -25,11 +25,14 @@ _NO_RESEND: Header = ("resend_of", None)
 
 
 class UnknownRelation(UsageError):
-    """The stream carries a row of something that is not the outbox, or the outbox lacks one of its columns."""
+    """The stream carries a row of another table, or the outbox lacks one of its columns."""
 
 
 class Decoder:
-    """Collects rows as they come, also of a transaction that has not ended: pgoutput sends committed ones only."""
+    """Collects rows as they come, also of a transaction that has not ended.
+
+    pgoutput sends committed ones only.
+    """
 
     def __init__(self) -> None:
         self.in_transaction = False
@@ -84,7 +87,8 @@ class Decoder:
         order = self._order.get(message[1:5])
         if order is None:
             raise UnknownRelation(
-                "the publication sends rows of another table: run ALTER PUBLICATION ... SET TABLE outbox, and"
+                "the publication sends rows of another table: run ALTER PUBLICATION ..."
+                " SET TABLE outbox, and"
                 " ALTER PUBLICATION ... SET (publish_via_partition_root = true)"
             )
         self._keep(message, self._row(_columns(message, order)))
@@ -95,7 +99,10 @@ class Decoder:
         self.size += len(message)
 
     def _row_as_declared(self, message: bytes) -> Row:
-        """The row when the columns come in the order of COLUMNS: nine of ten bytes read are copied once."""
+        """The row when the columns come in the order of COLUMNS.
+
+        Nine of ten bytes read are copied once.
+        """
         at = 13 + _length(message, 9)[0]
         outbox_id = message[13:at]
         # biz_type and topic are mostly those of the row before: compared, not taken apart.

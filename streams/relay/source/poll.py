@@ -121,7 +121,11 @@ class PollSource:
                 await self._pause()
 
     async def _make_durable(self) -> None:
-        """Visible is not durable: after a crash the ids of what was lost are drawn again, for other messages."""
+        """Wait until what was read is durable.
+
+        Visible is not durable: after a crash the ids of what was lost are drawn again, for other
+        messages.
+        """
         while True:
             cursor = await self._connection.execute(query("make_durable"), {"relay": self._name})
             [durable] = await cursor.fetchone() or [None]
@@ -130,7 +134,10 @@ class PollSource:
             await asyncio.sleep(UNSAVED_SECONDS)
 
     def _next(self, target: int | None, read: int) -> int:
-        """The next position.  A pass ascends: whatever was visible up to the id `read` was handed over before it."""
+        """The next position.
+
+        A pass ascends: whatever was visible up to the id `read` was handed over before it.
+        """
         self._position += 1
         if target is not None:
             self._targets.append((self._position, min(target, read)))
@@ -196,13 +203,19 @@ class PollSource:
             pass
 
     async def _last_look(self) -> None:
-        """The floor is the newest id, if nobody can still write an older one and there is nothing that was not read."""
+        """The floor is the newest id, if nothing below it can be missing.
+
+        That is when nobody can still write an older one and there is nothing that was not read.
+        """
         newest = await self._value("sampled_id")
         if not await self._writers() and await self._read() == ([], True):
             self._floor = max(self._floor, newest)
 
     async def _settled(self) -> int | None:
-        """The id up to which nobody could still write when this was called, if that is known of a new one."""
+        """The id up to which nobody could still write when this was called.
+
+        None when that is not known of a new one.
+        """
         if self._sample is None:
             # The id first: who drew it or an older one held the lock by then, and holds it still,
             # or has ended.
@@ -215,7 +228,10 @@ class PollSource:
         return None if self._sample.writers else self._sample.newest
 
     async def _read(self) -> tuple[list[Row], bool]:
-        """The rows of one pass in the order to send them, and whether that is everything visible."""
+        """The rows of one pass in the order to send them, and whether that is all.
+
+        All is everything visible.
+        """
         lows, highs = self._gaps.ranges
         newer, whole = await self._select("poll_newer", newest=self._gaps.newest)
         older: list[Row] = []
@@ -279,7 +295,10 @@ class PollSource:
 
 
 def batches(rows: list[Row]) -> Iterator[tuple[list[Row], int]]:
-    """The rows in order, at most BATCH and about BATCH_BYTES at once, and the bytes of their payloads."""
+    """The rows in order, in portions, and the bytes of their payloads.
+
+    A portion is at most BATCH rows and about BATCH_BYTES.
+    """
     at = 0
     while at < len(rows):
         batch = rows[at : at + BATCH]

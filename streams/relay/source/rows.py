@@ -52,10 +52,10 @@ new_row = cast(
 
 
 class Rows(NamedTuple):
-    """Rows in commit order; once they and all before them are with the broker, everything up to `position` is.
+    """Rows in commit order, and the position that they reach.
 
-    `position` is None in the middle of a transaction; `rows` may be empty when only the position
-    moved.
+    Once they and all before them are with the broker, everything up to `position` is. `position` is
+    None in the middle of a transaction; `rows` may be empty when only the position moved.
     """
 
     rows: list[Row]

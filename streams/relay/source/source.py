@@ -37,4 +37,4 @@ class Source(Protocol):
         """
 
     def provable(self, confirmed: int | None, saved: int | None) -> int | None:
-        """What may be confirmed, of the position that is with the broker and the one that is saved."""
+        """What may be confirmed of the two positions: with the broker, and saved."""

@@ -25,7 +25,10 @@ class CauseQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class OneCause:
-    """A cause, what its error code means (None: nobody knows), and its messages, those that died last first."""
+    """A cause, what its error code means, and its messages, those that died last first.
+
+    A meaning of None: nobody knows.
+    """
 
     cause: Cause
     meaning: Meaning | None

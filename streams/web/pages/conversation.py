@@ -1,4 +1,7 @@
-"""What is true of one conversation: what it waits for, and every message of it on one axis of time."""
+"""What is true of one conversation.
+
+What it waits for, and every message of it on one axis of time.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from streams.web.pages.parameters import Before, Topic
 
 
 class ConversationQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which conversation; `source` names another system, `before` is where an earlier look ended."""
+    """Which conversation.
+
+    `source` names another system, `before` is where an earlier look ended.
+    """
 
     topic: Topic
     key: Annotated[str, msgspec.Meta(min_length=1)]

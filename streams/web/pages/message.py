@@ -25,7 +25,10 @@ class MessageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that happened; `seconds` after the step before that has a time, None where nobody knows."""
+    """One thing that happened.
+
+    `seconds` are those after the step before that has a time, None where nobody knows.
+    """
 
     stage: str
     at: datetime | None
@@ -48,7 +51,10 @@ class Message:
 
 
 def read(source: Source, query: MessageQuery) -> Message:
-    """The story; of a row that sends another one again, that other one's. Refusal when there is none."""
+    """The story of a message; Refusal when there is none.
+
+    For a row that sends another one again, it is that other one's.
+    """
     try:
         name = read_name(query.message)
     except ValueError:

@@ -29,7 +29,10 @@ class TransactionFailed(Exception):
 
 
 class NotCommitted(Exception):
-    """COMMIT was answered with something else: the transaction was aborted before, and nobody had noticed."""
+    """COMMIT was answered with something else.
+
+    The transaction was aborted before, and nobody had noticed.
+    """
 
 
 def worker_engine(settings: Settings) -> AsyncEngine:

@@ -25,7 +25,10 @@ REACH = 2.0  # seconds in which a database that is there answers
 
 
 class Database:
-    """A pool of as many connections as there may be transactions, and a little more for what is asked beside them."""
+    """A pool of as many connections as there may be transactions, and a few more.
+
+    The others are for what is asked beside them.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.engine = worker_engine(settings)
@@ -35,7 +38,10 @@ class Database:
         self.newest_act = 0
 
     def now(self) -> float:
-        """The database's clock, in epoch seconds, as `reachable` read it last: what is due there is due."""
+        """The database's clock, in epoch seconds, as `reachable` read it last.
+
+        What is due there is due.
+        """
         return time.time() + self._ahead
 
     async def reachable(self) -> bool:
@@ -87,7 +93,10 @@ class Database:
                 await driver.execute(query(name), parameters)
 
     def refuse_gone_back(self, settings: Settings) -> None:
-        """From now on the process ends before a new connection is used to a database that went back."""
+        """End the process before it uses a new connection to a database that went back.
+
+        That holds from now on.
+        """
         known = KnownBeats(settings)
 
         async def compare(driver: psycopg.AsyncConnection[Any]) -> None:
@@ -115,7 +124,10 @@ class Database:
 
     @asynccontextmanager
     async def _asking(self, seconds: float) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        """A connection for something small, committed at the end of the block, which may take so long."""
+        """A connection for something small, which may take so long.
+
+        It is committed at the end of the block.
+        """
         async with self.engine.connect() as connection:
             driver = await driver_of(connection)
             with response_deadline(driver, seconds):

@@ -21,7 +21,10 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def response_deadline(driver: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[None]:
-    """Hang up when the block takes longer: what it waits for then fails as on any lost connection."""
+    """Hang up when the block takes longer.
+
+    What it waits for then fails as on any lost connection.
+    """
     timer = asyncio.get_running_loop().call_later(seconds, _hang_up, driver, seconds)
     try:
         yield

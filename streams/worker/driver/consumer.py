@@ -39,10 +39,10 @@ GOODBYE = 2.0  # seconds that the last commit may take
 
 
 class RunConsumer(driver.Consumer):
-    """Faust's consumer, handing out runs for the topics in `run_topics` and single records for every other.
+    """Faust's consumer, handing out runs for the topics in `run_topics`.
 
-    `topic_ids` are Kafka's ids of its topics, `suspects` who has to know what becomes of its
-    partitions.
+    Every other topic comes as single records. `topic_ids` are Kafka's ids of its topics, `suspects`
+    who has to know what becomes of its partitions.
     """
 
     run_topics: frozenset[str] = frozenset()
@@ -70,7 +70,10 @@ class RunConsumer(driver.Consumer):
     # A rebalance gives and takes partitions.
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
-        """A rebalance gives these; Faust seeks to their committed offsets before the flow goes on."""
+        """Take what a rebalance gives.
+
+        Faust seeks to the committed offsets before the flow goes on.
+        """
         self.progress.forget(assigned)
         if self.suspects is not None:
             self.suspects.assigned(self._places(assigned))
@@ -123,7 +126,11 @@ class RunConsumer(driver.Consumer):
         await super().seek_wait(partitions)
 
     def resume_flow(self) -> None:
-        """Fetch on.  Faust empties its agents' queues before that: what was delivered into them already comes again."""
+        """Fetch on.
+
+        Faust empties its agents' queues before that: what was delivered into them already comes
+        again.
+        """
         self._dirty |= any(
             not run.taken
             for partition in self.progress.values()
@@ -140,7 +147,10 @@ class RunConsumer(driver.Consumer):
 
     # Faust's own signature
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:  # noqa: ASYNC109
-        """Fetch once and yield what came: (partition, message), a message's value being a Run for run topics."""
+        """Fetch once and yield what came: (partition, message).
+
+        A message's value is a Run for run topics.
+        """
         if await self._end_abandoned_fetch():
             self._dirty = True
         if self._dirty and self.flow_active:
@@ -268,7 +278,10 @@ class RunConsumer(driver.Consumer):
         return fetched
 
     async def _end_abandoned_fetch(self) -> bool:
-        """Whether such a fetch took something, perhaps after the partitions were positioned anew."""
+        """Whether an abandoned fetch took something.
+
+        It may have done so after the partitions were positioned anew.
+        """
         if self._fetch is None:
             return False
         await asyncio.wait([self._fetch])
@@ -313,15 +326,19 @@ class RunConsumer(driver.Consumer):
                 await self._seek(tp, delivered)
 
     async def _read_changelogs_again(self) -> None:
-        """What was fetched of changelogs comes again: nobody commits their offsets, and recovery waits for what they hold."""
+        """Fetch again what was fetched of changelogs.
+
+        Nobody commits their offsets, and recovery waits for what they hold.
+        """
         assigned = self.assignment()
         for tp in [tp for tp in self._changelogs if tp in assigned]:
             await self._seek(tp, self._changelogs[tp])
 
     async def _read_unread(self) -> None:
-        """The second net, whoever lost records: a log that goes on behind what was delivered is read again from there.
+        """Read a log again that goes on behind what was delivered.
 
-        Where nothing comes of it again, there are only transaction markers and what was aborted.
+        This is the second net, whatever lost the records. Where nothing comes of it again, there
+        are only transaction markers and what was aborted.
         """
         now = time.monotonic()
         if now < self._next_look or not self.flow_active:
@@ -390,7 +407,10 @@ class RunConsumer(driver.Consumer):
             await super()._add_gap(tp, offset_from, offset_to)
 
     async def on_stop(self) -> None:
-        """The last commit, if Kafka is there to take it, and soon: what is not committed comes again."""
+        """Commit a last time, if Kafka is there to take it, and soon.
+
+        What is not committed comes again.
+        """
         if self.in_touch():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GOODBYE):
@@ -399,7 +419,10 @@ class RunConsumer(driver.Consumer):
     # What others ask.
 
     def in_touch(self) -> bool:
-        """Whether Kafka has answered this member of the group within its session's timeout: only then can it commit."""
+        """Whether Kafka has answered this member of the group in time: else it cannot commit.
+
+        In time is within its session's timeout.
+        """
         consumer = self._thread._consumer
         if consumer is None or consumer._coordinator.coordinator_id is None:
             return False
@@ -410,7 +433,10 @@ class RunConsumer(driver.Consumer):
         return time.monotonic() - heard < float(self.app.conf.broker_session_timeout)
 
     def has_lost(self, brokers: Collection[str]) -> bool:
-        """Whether Kafka does not answer here, and none of these brokers (`host:port`), which are there, is known here."""
+        """Whether Kafka does not answer here, and its brokers have moved.
+
+        That is when none of these brokers (`host:port`), which are there, is known here.
+        """
         consumer = self._thread._consumer
         if consumer is None or self.in_touch():
             return False
@@ -448,7 +474,10 @@ class RunConsumer(driver.Consumer):
             super().verify_event_path(now, tp)
 
     def positions(self) -> dict[str, dict[int, dict[str, int | bool | None]]]:
-        """Per topic and partition: offset delivered up to, persisted up to, committed up to, and whether it is held back."""
+        """How far each partition of each topic is, and whether it is held back.
+
+        Offset delivered up to, persisted up to, committed up to.
+        """
         topics: dict[str, dict[int, dict[str, int | bool | None]]] = {}
         for tp in sorted(tp for tp in self.assignment() if tp.topic in self.run_topics):
             partition = self.progress[tp]

@@ -4,11 +4,11 @@ Nothing here knows Faust.  Every positioning starts an epoch: what was fetched a
 delivered, acks of runs from before it count no more, and what was seen in another epoch proves
 nothing.
 
-    position(5)            fetched 5 to 9     NEXT       handed out as a run, `expected` is 10
-                           fetched 12 to 14   HOLE       two records are missing: read again from 10
-                           fetched 12 to 14   NEXT       the hole is there in the log, twice in the same epoch
-                           fetched 3 to 4     HOLE       read again from 15
-                           fetched 3 to 4     SHORTER    the log lost its end: what is written there now are other records
+    position(5)   fetched 5 to 9     NEXT       handed out as a run, `expected` is 10
+                  fetched 12 to 14   HOLE       two records are missing: read again from 10
+                  fetched 12 to 14   NEXT       the hole is in the log: seen twice in one epoch
+                  fetched 3 to 4     HOLE       read again from 15
+                  fetched 3 to 4     SHORTER    the log lost its end: other records are there now
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ class PartitionProgress:
         )
 
     def forget(self) -> None:
-        """It is positioned anew, or not ours any more: what was in flight will be delivered again."""
+        """Forget what was in flight: it will be delivered again.
+
+        The partition is positioned anew, or not ours any more.
+        """
         self.ledger.reset()
         self.expected = self.confirmed = None
 
@@ -85,7 +88,10 @@ class PartitionProgress:
         return again == (self.expected, epoch) and first == self.expected
 
     def passed_over(self, position: int, epoch: int) -> bool:
-        """Whether nothing came again up to this position: there are no records, and it is done, and no lag."""
+        """Whether nothing came again up to this position.
+
+        Then there are no records: it is done, and there is no lag.
+        """
         if self.ledger.in_flight:
             self._reading_again = None
             return False

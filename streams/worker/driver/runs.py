@@ -105,13 +105,19 @@ class Ledger:
         self._done = offset
 
     def reset(self) -> None:
-        """The partition is positioned anew: what was in flight will be delivered again, its acks count no more."""
+        """Forget what was in flight: it will be delivered again, its acks count no more.
+
+        The partition is positioned anew.
+        """
         for run in self._in_flight:
             run.give_up()
         self.detach()
 
     def detach(self) -> None:
-        """What was in flight will not be delivered again and is finished, but its offsets mean nothing any more."""
+        """Keep what was in flight as finished, without its offsets.
+
+        It will not be delivered again, and its offsets mean nothing any more.
+        """
         self._in_flight.clear()
         self._done = None
 
@@ -124,7 +130,10 @@ class Ledger:
 def split(
     topic: str, partition: int, records: Sequence[Any], most: int, most_bytes: int
 ) -> list[Run]:
-    """The records as runs of at most `most` records and about `most_bytes` of values (one record is always let in)."""
+    """The records as runs of at most `most` records and about `most_bytes` of values.
+
+    One record is always let in.
+    """
     runs: list[Run] = []
     start = size = 0
     for index, record in enumerate(records):

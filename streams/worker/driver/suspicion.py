@@ -9,7 +9,8 @@ and was committed, every run is noted before a handler is called.
     life 1   not suspect    the message kills its process; nobody noted it
     life 2   suspect        its run is noted, and kills: one death
     life 3   suspect        noted again: two deaths
-    life 4   isolated       one message at a time, each noted by its root id: one strike, then two, then three
+    life 4   isolated       one message at a time, each noted by its root id: one strike, then two,
+                            then three
     life 7   isolated       three strikes: the message is dead without being tried
 
 The end of a noted run is kept too: the message is before it, however differently the next owner
@@ -65,7 +66,7 @@ class Stretch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Strikes:
-    """What is stored of a partition: how many noted deaths there were, and the end of the longest run noted in them.
+    """What is stored of a partition: its noted deaths, and the end of the longest run in them.
 
     `orderly` when its last owner gave it up alive, and did not suspect it.
     """
@@ -102,7 +103,10 @@ class Suspicion:
         return self.topic, self.partition
 
     def delivered(self, end_of_log: int) -> None:
-        """A first run was fetched while the log ended there: what was written later killed nobody yet."""
+        """Note that a first run was fetched while the log ended there.
+
+        What was written later killed nobody yet.
+        """
         if self._until is None:
             self._until = end_of_log
 
@@ -115,12 +119,18 @@ class Suspicion:
         self.strikes = Strikes(strikes.crashes, through)
 
     def after(self, run: Stretch) -> Strikes:
-        """The strikes that are left when everything of this run has its fate: none, once all that was noted is through."""
+        """The strikes that are left when everything of this run has its fate.
+
+        None are, once all that was noted is through.
+        """
         through = self.strikes.through
         return Strikes() if through is not None and run.end >= through else self.strikes
 
     def done(self, run: Stretch, first: int | None) -> None:
-        """The run is committed; `first` is the offset of its first record that a handler got, None when none did."""
+        """Note that the run is committed.
+
+        `first` is the offset of its first record that a handler got, None when none did.
+        """
         self.strikes = self.after(run)
         if first is None:
             return  # who calls nobody clears nobody

@@ -24,7 +24,10 @@ def run_transport(
     suspects: Owner | None = None,
     topic_ids: Mapping[str, str] = MappingProxyType({}),
 ) -> type[RunTransport]:
-    """A transport class whose consumer delivers `topics` as runs of at most `records` records and `size` bytes."""
+    """A transport class whose consumer delivers `topics` as runs.
+
+    A run has at most `records` records and `size` bytes.
+    """
     limits = {
         "run_topics": frozenset(topics),
         "run_records": records,

@@ -28,7 +28,10 @@ BEFORE_BATCH = struct.calcsize(">qi")
 
 
 async def read_on(consumer: Any) -> dict[TP, list[Any]]:
-    """The next records of a partition of which this AIOKafkaConsumer cannot go on decoding what it fetched."""
+    """The next records of a partition that this consumer cannot go on decoding.
+
+    It is an AIOKafkaConsumer, and has fetched them already.
+    """
     for tp, result in list(consumer._fetcher._records.items()):
         if (
             type(result) is not FetchResult
@@ -120,7 +123,10 @@ def _readable(name: bytearray) -> bool:
 
 
 async def _fetch(consumer: Any, tp: Any, offset: int) -> tuple[bytes, list[tuple[int, int]]]:
-    """The batches from this offset on, and which transactions among them were aborted: (producer, first offset)."""
+    """The batches from this offset on, and which transactions among them were aborted.
+
+    Those are given as (producer, first offset).
+    """
     fetcher, client = consumer._fetcher, consumer._client
     size = fetcher._max_partition_fetch_bytes
     wanted = [(tp.topic, [(tp.partition, offset, size)])]

@@ -71,7 +71,10 @@ class StallDetector:
 
 
 class Unread:
-    """Remembers since when a partition's log goes on behind what was delivered of it, while nothing is delivered."""
+    """Remembers since when a partition's log goes on while nothing is delivered.
+
+    The log goes on behind what was delivered of it.
+    """
 
     def __init__(self) -> None:
         self._since: dict[Any, tuple[int, float]] = {}

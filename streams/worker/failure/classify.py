@@ -47,7 +47,10 @@ LONGEST_WAIT = 366 * 86400.0  # seconds: what is due later than this is due neve
 
 
 class WrongTimes(Exception):
-    """Records whose time is not their outbox rows' although all else is: a setting of Kafka, not another life."""
+    """Records whose time is not their outbox rows' although all else is.
+
+    It is a setting of Kafka, not another life.
+    """
 
 
 class HandlerTimeout(Exception):
@@ -59,7 +62,10 @@ class HandlerTimeout(Exception):
 
 
 class MessageExhausted(Exception):
-    """One message, tried alone, took its time or its connection: if it was no outage, it is condemned."""
+    """One message, tried alone, took its time or its connection.
+
+    If it was no outage, it is condemned.
+    """
 
     def __init__(self, outbox_id: int, error: Exception) -> None:
         super().__init__(name_of(error))
@@ -67,15 +73,24 @@ class MessageExhausted(Exception):
 
 
 class HandlerBroken(Exception):
-    """Every message of a biz_type fails, because of its statement or of the server: not the messages' fault."""
+    """Every message of a biz_type fails, because of its statement or of the server.
+
+    It is not the messages' fault.
+    """
 
 
 class HandlerMisuse(Exception):
-    """A handler did what none may: end the transaction, close its connection, leave a statement running."""
+    """A handler did what none may.
+
+    It ended the transaction, closed its connection, or left a statement running.
+    """
 
 
 class LetOut(Exception):
-    """A handler let something out that is no error, and would end more than its call: a CancelledError, SystemExit."""
+    """A handler let something out that is no error, and would end more than its call.
+
+    For example a CancelledError or SystemExit.
+    """
 
     def __init__(self, kind: str) -> None:
         super().__init__(f"the handler let {kind} out")
@@ -93,7 +108,10 @@ class SwallowedError(Exception):
 
 
 class TransactionEnded(Exception):
-    """A handler ended the transaction: what it was to decide together is committed, or undone, in part."""
+    """A handler ended the transaction.
+
+    What it was to decide together is committed, or undone, in part.
+    """
 
 
 class Verdict(Enum):
@@ -155,7 +173,10 @@ def decisive(error: BaseException) -> BaseException:
 
 
 def meets_everybody(error: BaseException) -> tuple[str, int] | None:
-    """(what it is, how many messages have to meet it) of an error that is nobody's fault when every message meets it."""
+    """(what it is, how many messages have to meet it) of an error that may be nobody's fault.
+
+    It is nobody's fault when every message meets it.
+    """
     cause = decisive(error)
     state = _state(cause)
     if isinstance(cause, HandlerMisuse):
@@ -166,7 +187,7 @@ def meets_everybody(error: BaseException) -> tuple[str, int] | None:
 
 
 def fate_of(error: BaseException, attempts: int, agent: Agent) -> tuple[str, float | None]:
-    """(status, seconds until the next attempt) of a message that failed for the *attempts*-th time."""
+    """(status, seconds until the next attempt) of a message that failed *attempts* times."""
     if attempts >= agent.attempts or permanent(error):
         return "dead", None
     after = getattr(error, "after", None) if isinstance(error, Retry) else None
@@ -189,12 +210,15 @@ def permanent(error: BaseException) -> bool:
 
 
 def delay(attempt: int, first: float = 1.0, most: float = 32.0) -> float:
-    """Seconds to wait after attempt number *attempt* failed: first, twice that, ... at most `most`."""
+    """Seconds to wait after attempt number *attempt* failed.
+
+    They are `first`, twice that, and so on, at most `most`.
+    """
     return float(min(most, first * 2.0 ** (min(attempt, 32) - 1)))
 
 
 def jittered(seconds: float) -> float:
-    """The same, spread by a quarter either way, so that what failed together does not return together."""
+    """The seconds spread by a quarter, so that what failed together returns one by one."""
     return seconds * random.uniform(0.75, 1.25)
 
 
@@ -204,10 +228,10 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def describe(error: BaseException) -> tuple[str, str]:
-    """(code, reason) for the state row, without a word of the message: server details can quote the row.
+    """(code, reason) for the state row, without a word of the message.
 
-    The reason says where in the user's own code it came up, and which table, column or constraint
-    the server names.
+    Server details can quote the row, so they are left out. The reason says where in the user's own
+    code it came up, and which table, column or constraint the server names.
     """
     cause = decisive(error)
     if isinstance(cause, MessageError):

@@ -12,10 +12,11 @@ VISIBLE_SECONDS = 10.0
 
 
 class Leaf(NamedTuple):
-    """A partition of the outbox, as `row_writers` gives it: ids from `first` to before `until`, none when there is no such.
+    """A partition of the outbox, as `row_writers` gives it: from `first` to before `until`.
 
-    `newest` is the newest id drawn, `writers` who may be committing into the partition, `standby`
-    whether one of them waits for a standby.
+    The range is one of ids, and empty when there is no such partition. `newest` is the newest id
+    drawn, `writers` who may be committing into the partition, `standby` whether one of them waits
+    for a standby.
     """
 
     first: int | None

@@ -43,7 +43,10 @@ _AGENTS = "streams.agents"
 
 
 class Frame(NamedTuple):
-    """One line of a user's code: the file as its package names it, and the function with its class."""
+    """One line of a user's code.
+
+    It has the file as its package names it, and the function with its class.
+    """
 
     file: str
     line: int
@@ -55,10 +58,10 @@ class Frame(NamedTuple):
 
 
 def frames_of(error: BaseException, cause: BaseException) -> list[Frame]:
-    """The user's frames of an error, innermost first, at most three of them: those nearest to its decisive `cause`.
+    """The user's frames of an error, innermost first, at most three of them.
 
-    What SQLAlchemy raises in place of the driver's error carries the handler's frames, the driver's
-    error none of them.
+    They are those nearest to its decisive `cause`. What SQLAlchemy raises in place of the driver's
+    error carries the handler's frames, the driver's error none of them.
     """
     for each in [cause, *reversed(list(_with_wrapped(error)))]:
         frames = list(_own(_traceback(each)))

@@ -3,13 +3,19 @@
 A run counts as done only when its own COMMIT was answered with COMMIT, so nothing that a handler
 does may end the transaction, break it in silence, or outlive the call:
 
-    INSERT fails, the handler catches the error and returns     the transaction is aborted: the call has failed
-    await db.commit(), text("COMMIT"), db.close(), ...          refused before anything is sent
-    a task that goes on                                         its connection is closed to it, and lost if it had more time
-    a statement, COPY or pipeline that is left open             the call has failed, with its connection
-    SET, a temporary table, row_factory, ...                    put back: neither our statements nor later ones see it
-    a CancelledError, SystemExit that is let out                the call has failed, as with any exception
-    the transaction is another one than before                  TransactionEnded: what was claimed is dead, and said loudly
+    INSERT fails, the handler         the transaction is aborted: the call has failed
+    catches the error and returns
+    await db.commit(), db.close(),    refused before anything is sent
+    text("COMMIT"), ...
+    a task that goes on               its connection is closed to it, and lost if it had more time
+    a statement, COPY or pipeline     the call has failed, with its connection
+    that is left open
+    SET, a temporary table,           put back: neither our statements nor later ones see it
+    row_factory, ...
+    a CancelledError, SystemExit      the call has failed, as with any exception
+    that is let out
+    the transaction is another one    TransactionEnded: what was claimed is dead, and said loudly
+    than before
 
 The handler runs in a task of its own.  What it cancels, swallows or leaves behind in its task stays
 there: on Python 3.11 before 3.11.4 a TaskGroup leaves a cancellation request behind that would
@@ -84,7 +90,10 @@ class HandlerCaller:
         return self._connection.invalidated or self._connection.closed or self._driver.closed
 
     async def remember(self) -> None:
-        """Ask for the session's settings now, for `restore`: else that is done before a text that changes them."""
+        """Read the session's settings now, for `restore`.
+
+        Without this they are read before the first text that changes them.
+        """
         await self._session.remember()
 
     async def restore(self) -> None:
@@ -125,7 +134,10 @@ class HandlerCaller:
     async def _check(
         self, agent: Agent, guard: _Guard, before: bytes | None, raised: Exception | None
     ) -> None:
-        """Raise what the state of the transaction says of the call, where that is more than `raised` says."""
+        """Raise what the state of the transaction says of the call.
+
+        Only where that is more than `raised` says.
+        """
         driver = self._driver
         if isinstance(raised, _GoesOn):
             await self._hang_up()
@@ -133,7 +145,8 @@ class HandlerCaller:
             await self._end_what_is_open()
             if raised is None or self.lost:
                 raise HandlerMisuse(
-                    f"{agent.where} ended while a statement, COPY or pipeline of it was open: await and close all of them"
+                    f"{agent.where} ended while a statement, COPY or pipeline of it was open:"
+                    " await and close all of them"
                 ) from raised
         status = driver.pgconn.transaction_status
         if status == TransactionStatus.UNKNOWN or self.lost:
@@ -193,14 +206,17 @@ class HandlerCaller:
             self._driver.lock = asyncio.Lock()
 
     async def _holds_its_lock(self) -> bool:
-        """Whether it is still the transaction that has locked its partitions, called by another name."""
+        """Whether it is still the transaction that has locked its partitions.
+
+        It may be called by another name.
+        """
         async with psycopg.AsyncCursor(self._driver) as cursor:
             await cursor.execute(_HELD)
             return bool(await cursor.fetchall())
 
 
 class HandlerConnection(AsyncConnection):
-    """What a handler gets: the run's connection, in the run's transaction, for as long as the call."""
+    """What a handler gets: the run's connection, in its transaction, as long as the call."""
 
     __slots__ = ("_handler",)
 
@@ -244,7 +260,10 @@ class HandlerConnection(AsyncConnection):
 
 
 class _Guard:
-    """Watches the psycopg connection below, whichever way a handler takes to it, for the time of a call."""
+    """Watches the psycopg connection below for the time of a call.
+
+    A handler may take to it whichever way it likes.
+    """
 
     def __init__(self, handler: str, session: Session) -> None:
         self._handler, self._session = handler, session
@@ -253,7 +272,10 @@ class _Guard:
 
     @contextmanager
     def over(self, driver: psycopg.AsyncConnection[Any]) -> Iterator[None]:
-        """Within this, nothing on this connection ends its transaction, and what breaks it is remembered."""
+        """Within this, nothing on this connection ends its transaction.
+
+        What breaks it is remembered.
+        """
         patched: Any = driver
         kept = {name: getattr(driver, name) for name in _KEPT}
         adapters = driver.adapters
@@ -275,7 +297,10 @@ class _Guard:
                 delattr(patched, name)
 
     async def check(self, query: Any, connection: Any) -> None:
-        """Refuse a statement that would end the transaction, and note what the session was before one that changes it."""
+        """Refuse a statement that would end the transaction.
+
+        Before one that changes the session, note what the session was.
+        """
         if not isinstance(query, str):
             query = (
                 query.as_string(connection)
@@ -295,7 +320,10 @@ class _Guard:
             self.change = max(self.change, kind)
 
     async def _wait(self, wait: Any, *arguments: Any, **options: Any) -> Any:
-        """As the connection's: all that it asks the server goes through here, COPY and pipelines too."""
+        """Wait as the connection does.
+
+        All that it asks the server goes through here, COPY and pipelines too.
+        """
         try:
             return await wait(*arguments, **options)
         except psycopg.Error as error:
@@ -422,7 +450,10 @@ async def _end(task: asyncio.Task[None]) -> bool:
 
 
 def _is_worse(cause: Exception, raised: Exception) -> bool:
-    """Whether what broke the transaction is more than a message's fault, and what was raised does not say so."""
+    """Whether what broke the transaction is more than what was raised says.
+
+    It is when it is more than a message's fault, and what was raised does not say so.
+    """
     return (
         verdict_on(cause, connection_lost=False)
         is not Verdict.ISOLATE
@@ -444,7 +475,10 @@ _ENDING = re.compile(
     r"|.*\b(transaction_read_only|outbox_piece|outbox_check)\b",
     re.IGNORECASE | re.DOTALL,
 )
-_HELD = "SELECT FROM pg_catalog.pg_locks WHERE pid = pg_catalog.pg_backend_pid() AND locktype = 'advisory' LIMIT 1"
+_HELD = (
+    "SELECT FROM pg_catalog.pg_locks WHERE pid = pg_catalog.pg_backend_pid() AND locktype ="
+    " 'advisory' LIMIT 1"
+)
 # What a handler may set of psycopg's connection, put back after its call.
 _KEPT = (
     "cursor_factory",
@@ -457,7 +491,10 @@ _KEPT = (
 
 @lru_cache(maxsize=256)
 def ending(statement: str) -> str | None:
-    """The words by which this text ends the transaction or spoils it, if it does: `ROLLBACK TO` a savepoint does not."""
+    """The words by which this text ends the transaction or spoils it, if it does.
+
+    `ROLLBACK TO` a savepoint does not.
+    """
     if _WORDS.search(statement) is None:
         return None
     for part in unquoted(statement).split(";"):

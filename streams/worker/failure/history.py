@@ -1,4 +1,4 @@
-"""What failures teach later attempts: how often messages fail, what everybody meets, who failed alone."""
+"""What failures teach later attempts: how often, what everybody meets, who failed alone."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def _failed_before() -> FailureRate:
 
 @dataclass(slots=True)
 class Trouble:
-    """What may be met by every message of a biz_type: which have met it, and whether one worked since the first had."""
+    """What may be met by every message of a biz_type.
+
+    Which have met it, and whether one worked since the first had.
+    """
 
     messages: set[int] = field(default_factory=set)
     disproved: bool = False
@@ -102,7 +105,10 @@ class FailureHistory:
     deferred: bool = False
 
     def worked(self, biz_type: str, messages: Sequence[Message[Any]]) -> None:
-        """A call succeeded: what other messages of this biz_type have met is not what everybody meets."""
+        """Note that a call succeeded.
+
+        What other messages of this biz_type have met is not what everybody meets.
+        """
         self.sound[biz_type] = messages[-1]
         for (kind, _), trouble in self.troubles.items():
             if kind == biz_type:
@@ -118,7 +124,7 @@ class FailureHistory:
             self.known_failures.pop(outbox_id, None)
 
     def recently_failing(self, topic: str) -> bool:
-        """Whether messages of the topic failed lately, and so often that it is worth trying few at once."""
+        """Whether messages of the topic failed lately, often enough to try few at once."""
         if time.monotonic() - self.failed.get(topic, -RECENTLY) >= RECENTLY:
             return False
         return any(rate.piece_size < MOST_PIECE for rate in self.first.values())

@@ -45,7 +45,10 @@ _NUMBER = re.compile(r"\d{1,19}")
 
 
 class Blame(Enum):
-    """What a failure means for its message: an attempt, the same attempt later, or nothing, since it is applied after all."""
+    """What a failure means for its message.
+
+    An attempt, the same attempt later, or nothing, since it is applied after all.
+    """
 
     CHARGED = auto()
     DEFERRED = auto()
@@ -53,7 +56,10 @@ class Blame(Enum):
 
 
 class Isolation:
-    """One transaction's search; what is `set_aside` and which conversations are `blocked` grows with each batch."""
+    """One transaction's search for the guilty messages.
+
+    What is `set_aside` and which conversations are `blocked` grows with each batch.
+    """
 
     def __init__(
         self,
@@ -114,10 +120,11 @@ class Isolation:
         rate.add(messages=len(batch))
 
     def check_handlers(self) -> None:
-        """HandlerBroken when all messages of a biz_type that were tried for the first time have met the same.
+        """HandlerBroken when all messages of a biz_type have met the same.
 
-        That one of them worked an hour or a second before the first failure proves nothing, a table
-        can be dropped: it is tried again, and undone.
+        Only those count that were tried for the first time. That one of them worked an hour or a
+        second before the first failure proves nothing, a table can be dropped: it is tried again,
+        and undone.
         """
         for (biz_type, code), (enough, error) in self._broken.items():
             # Mended in this moment: then nobody need be charged for what was before.
@@ -247,7 +254,10 @@ class Isolation:
                 await self._savepoint.undo()
 
     def _takes_connections(self, outbox_id: int) -> bool:
-        """Whether the connection was lost each time while this message was worked alone, and often enough for no accident."""
+        """Whether this message alone loses its connection, too often for an accident.
+
+        The connection was lost each time while it was worked alone.
+        """
         lost_alone = self._history.lost_alone
         lost_alone[outbox_id] += 1
         if lost_alone[outbox_id] < LOST_ALONE:

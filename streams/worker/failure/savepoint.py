@@ -19,7 +19,10 @@ CHECK: LiteralString = (
 
 
 class Savepoint:
-    """Straight to the driver: what a handler does through SQLAlchemy runs behind it, and does not know it."""
+    """A savepoint, set straight at the driver.
+
+    What a handler does through SQLAlchemy runs behind it, and does not know it.
+    """
 
     def __init__(self, driver: psycopg.AsyncConnection[Any], seconds: float) -> None:
         self.driver, self.seconds = driver, seconds
@@ -44,7 +47,10 @@ class Savepoint:
         self._is_clean = True
 
     async def check_constraints(self) -> None:
-        """Raise now what a deferred constraint would raise at the commit, when nobody knows any more whose it is."""
+        """Raise now what a deferred constraint would raise at the commit.
+
+        Then nobody knows any more whose it is.
+        """
         await self._execute(CHECK)
 
     async def undo_and_ask(

@@ -20,9 +20,11 @@ import psycopg
 
 # In this order: a session's user decides its role, and both what may be set.
 NAMES = (
-    "session_authorization", "role", "search_path", "application_name", "statement_timeout", "lock_timeout",
-    "idle_in_transaction_session_timeout", "transaction_timeout", "session_replication_role", "row_security", "DateStyle",
-    "IntervalStyle", "TimeZone", "client_encoding", "standard_conforming_strings", "plan_cache_mode",
+    "session_authorization", "role", "search_path", "application_name",
+    "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout",
+    "transaction_timeout", "session_replication_role", "row_security", "DateStyle",
+    "IntervalStyle", "TimeZone", "client_encoding", "standard_conforming_strings",
+    "plan_cache_mode",
 )  # fmt: skip
 # Those whose values the server tells by itself, search_path from PostgreSQL 18 on.
 REPORTED = tuple(
@@ -40,7 +42,7 @@ class Change(IntEnum):
 
 
 class Session:
-    """The settings of one transaction's session, as they were before the first handler was called."""
+    """A transaction's session settings, as they were before the first handler was called."""
 
     def __init__(self, driver: psycopg.AsyncConnection[Any]) -> None:
         self._driver = driver
@@ -88,10 +90,12 @@ SET LOCAL statement_timeout = %(allowed)s;
 # table of a handler's that is called as one of ours comes last.
 _RESTORE = """
 SELECT pg_catalog.set_config(name, value, true) <> '' AND name <> 'search_path'
-FROM ROWS FROM (pg_catalog.unnest(%(names)s::pg_catalog.text[]), pg_catalog.unnest(%(values)s::pg_catalog.text[]))
+FROM ROWS FROM (pg_catalog.unnest(%(names)s::pg_catalog.text[]),
+                pg_catalog.unnest(%(values)s::pg_catalog.text[]))
          AS given (name, before),
      LATERAL (SELECT CASE WHEN name <> 'search_path' OR before ~ 'pg_temp' THEN before
-                          WHEN before = '' THEN 'pg_temp' ELSE before || ', pg_temp' END) AS wanted (value)
+                          WHEN before = '' THEN 'pg_temp'
+                          ELSE before || ', pg_temp' END) AS wanted (value)
 WHERE pg_catalog.current_setting(name) IS DISTINCT FROM value
 """
 
@@ -120,7 +124,8 @@ def unquoted(statement: str) -> str:
 
 
 _QUOTED = re.compile(
-    r"""\b[eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | "(?:[^"]|"")*" | \$(\w*)\$.*?\$\1\$ | --[^\n]* | /\*.*?\*/""",
+    r"""\b[eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | "(?:[^"]|"")*" | \$(\w*)\$.*?\$\1\$
+        | --[^\n]* | /\*.*?\*/""",
     re.VERBOSE | re.DOTALL,
 )
 _HINTS = re.compile(
@@ -129,7 +134,8 @@ _HINTS = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _SESSION = re.compile(
-    r"""^\s*(?:set\s+(?!local\b|constraints\b|transaction\b) | (?:reset|discard|listen|unlisten|load|prepare|deallocate)\b
+    r"""^\s*(?:set\s+(?!local\b|constraints\b|transaction\b)
+            | (?:reset|discard|listen|unlisten|load|prepare|deallocate)\b
             | create\s+(?:(?:local|global)\s+)?temp(?:orary)?\b(?!.*\bon\s+commit\s+drop\b)
             | declare\b.*\bwith\s+hold\b)
         | \binto\s+(?:(?:local|global)\s+)?temp(?:orary)?\b

@@ -17,7 +17,10 @@ class Strategy(IntEnum):
 
 
 def batches(deliveries: Sequence[Delivery]) -> list[tuple[str, list[Delivery]]]:
-    """One batch a biz_type, and another round wherever the biz_type changes within one conversation."""
+    """One batch for each biz_type, in rounds.
+
+    Wherever the biz_type changes within one conversation another round begins.
+    """
     if len({delivery.biz_type for delivery in deliveries}) == 1:
         return [(deliveries[0].biz_type, list(deliveries))]
     rounds: list[tuple[str, list[Delivery]]] = []

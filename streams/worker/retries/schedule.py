@@ -87,7 +87,10 @@ class Scheduler:
         self._missed = self._act = 0
 
     async def run(self) -> None:
-        """Until the worker stops; an error is logged, and the next comparison makes up for what was missed."""
+        """Compare until the worker stops.
+
+        An error is logged, and the next comparison makes up for what was missed.
+        """
         while not self._app.should_stop:
             try:
                 await self._tick()

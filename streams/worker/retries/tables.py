@@ -53,7 +53,10 @@ class AsideTables:
                 self._write_dead(raw, entry)
 
     def mend_dead(self, event: Any, keys: Iterable[str], still: Collection[int]) -> None:
-        """Drop what is dead no more of these conversations, and add what the last comparison missed."""
+        """Drop what is dead no more, and add what the last comparison missed.
+
+        Only of these conversations.
+        """
         with _as_current(event):
             for key in keys:
                 raw = key.encode()
@@ -100,7 +103,10 @@ class AsideTables:
         dead: Iterable[SetAside],
         gone: Collection[int],
     ) -> set[tuple[int, str]]:
-        """(partition, conversation) whose entries are not what PostgreSQL says: a wake-up call mends them."""
+        """(partition, conversation) whose entries are not what PostgreSQL says.
+
+        A wake-up call mends them.
+        """
         differing: set[tuple[int, str]] = set()
         shown: dict[tuple[int, str], Any] = {}
         for raw, value in list(self.retries.items()):
@@ -147,7 +153,10 @@ def _dead_entry(fate: SetAside) -> dict[str, Any]:
 
 @contextmanager
 def _as_current(event: Any) -> Iterator[None]:
-    """Faust takes the partition of a table write from the event being iterated, a context variable of the stream's task."""
+    """Make this the event that is being iterated.
+
+    Faust takes the partition of a table write from it, a context variable of the stream's task.
+    """
     token = _current_event.set(weakref.ref(event))
     try:
         yield

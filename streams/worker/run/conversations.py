@@ -14,10 +14,10 @@ from streams.worker.set_aside import SetAside
 
 
 def head_of(row: Sequence[Any], known: Container[str]) -> SetAside:
-    """The message a conversation waits for, from a row of the named queries `heads` and `all_heads`.
+    """The message a conversation waits for, from a row of `heads` or `all_heads`.
 
-    `known` are the biz_types that this worker knows.  A parked head is due at once, and so is one
-    that waited for somebody who knows its biz_type.
+    Those are named queries. `known` are the biz_types that this worker knows.  A parked head is due
+    at once, and so is one that waited for somebody who knows its biz_type.
     """
     key, partition, outbox_id, status, attempts, code, next_retry_at, awaited = row
     due = {"retrying": 0.0 if awaited in known else next_retry_at, "parked": 0.0}.get(status)
@@ -27,10 +27,10 @@ def head_of(row: Sequence[Any], known: Container[str]) -> SetAside:
 async def work_conversations(
     attempt: Attempt, *, partition: int, keys: Sequence[str], most: int
 ) -> Outcome:
-    """Work up to `most` due messages of these conversations of one partition, each conversation in its order.
+    """Work up to `most` due messages of these conversations of one partition.
 
-    Those that failed before go first and by themselves: most fail again, and what is parked behind
-    them is not touched then.
+    Each conversation is worked in its order. Those that failed before go first and by themselves:
+    most fail again, and what is parked behind them is not touched then.
     """
     transaction = attempt.transaction
     await transaction.lock([partition])

@@ -133,7 +133,10 @@ async def _one_by_one(suspects: Suspects, job: Job, suspicion: Suspicion, first:
 
 
 async def _piece(suspects: Suspects, piece: Job, suspicion: Suspicion) -> Tried:
-    """Work a piece: several records as a whole if no handler would be called, one of them alone, again and again."""
+    """Work a piece: as a whole if no handler would be called, or one record alone.
+
+    A record alone is tried again and again.
+    """
     if len(piece.run) > 1:
         try:
             return await _tried(suspects, piece, suspicion, Strategy.WHOLE)

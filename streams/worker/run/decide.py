@@ -77,14 +77,16 @@ def stranger(record: Named, root: int, row: Named, row_id: int) -> str | None:
 
 
 def check_times(off: Sequence[tuple[int | None, int | None]], *, another_life: bool) -> None:
-    """WrongTimes when a setting is wrong, by the times of records that agree with their rows in all else: (record, row).
+    """WrongTimes when a setting is wrong, by the times of records (record, row).
 
-    Such a setting gives every record a time after its row was written.  So one that is older is of
-    another life, and so are all of them when others of the run are (`another_life`).
+    These records agree with their rows in all else. Such a setting gives every record a time after
+    its row was written.  So one that is older is of another life, and so are all of them when
+    others of the run are (`another_life`).
     """
     if any(time is None for time, _ in off):
         raise WrongTimes(
-            "the broker set the times of records: expected message.timestamp.type=CreateTime of the topic"
+            "the broker set the times of records: expected message.timestamp.type=CreateTime of the"
+            " topic"
         )
     later = sum((time or 0) > (created_ms or 0) for time, created_ms in off)
     if later > 1 and not another_life:
@@ -95,7 +97,10 @@ def check_times(off: Sequence[tuple[int | None, int | None]], *, another_life: b
 
 
 class Range(NamedTuple):
-    """Rejected records of one partition that have one reason: `records` of those from `first` to `last`."""
+    """Rejected records of one partition that have one reason.
+
+    `records` of those from `first` to `last` were rejected.
+    """
 
     partition: int
     first: int
@@ -136,7 +141,10 @@ class Decision(Enum):
 
 
 def waited(status: str | None, due: bool, code: str | None, since: float) -> float:
-    """How much of its patience a message whose biz_type nobody knows has used up: what waited parked has waited too."""
+    """How much of its patience a message of an unknown biz_type has used up.
+
+    What waited parked has waited too.
+    """
     if status == "retrying" and code == UNKNOWN:
         return math.inf if due else 0.0
     return since if status == "parked" else 0.0
@@ -185,7 +193,10 @@ class Plan:
 def decide(
     deliveries: Iterable[Delivery], facts: Mapping[int, Fact], blocked: Collection[str]
 ) -> Plan:
-    """The decision on each of these deliveries, by the facts of its message and the conversations that wait."""
+    """The decision on each of these deliveries.
+
+    It is made by the facts of its message and the conversations that wait.
+    """
     plan = Plan()
     for delivery in deliveries:
         fact = facts[delivery.outbox_id]
@@ -208,7 +219,10 @@ def decide(
 def independent_of(
     unclear: Sequence[Delivery], deliveries: Sequence[Delivery]
 ) -> Sequence[Delivery]:
-    """Those of conversations without an unclear delivery: they are claimed in any order to the unclear ones."""
+    """Those of conversations without an unclear delivery.
+
+    They are claimed in any order to the unclear ones.
+    """
     if not unclear:
         return deliveries
     keys = {delivery.key for delivery in unclear}
@@ -217,7 +231,10 @@ def independent_of(
 
 
 def may_move(delivery: Delivery, fact: Fact) -> bool:
-    """Whether the outbox rows count, not the record: it is broken or sent again, or its message is open."""
+    """Whether the outbox rows count, not the record.
+
+    It is broken or sent again, or its message is open.
+    """
     if not fact.known or fact.status in TERMINAL:
         return False
     return delivery.fault is not None or delivery.resend or fact.status is not None

@@ -38,7 +38,7 @@ class Exclusion:
 
     @asynccontextmanager
     async def shared(self) -> AsyncIterator[None]:
-        """Within this handlers may be called, beside any but those of a message that is tried alone."""
+        """Handlers may be called within this, but none beside a message that is tried alone."""
         while not self._opened.is_set():
             async with self._slots.away():
                 await self._opened.wait()

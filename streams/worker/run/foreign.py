@@ -84,7 +84,10 @@ class Foreign:
         return query(STATEMENTS.get(name, name))
 
     def claim(self, deliveries: Sequence[Delivery]) -> dict[str, Any]:
-        """One JSON array, as the row has to say what the message is, and the ids for what asks by index."""
+        """The parameters that claim these messages: one JSON array, and their ids.
+
+        The row has to say what the message is, hence the array; the ids are for what asks by index.
+        """
         rows = [
             {
                 "outbox_id": delivery.outbox_id,
@@ -131,7 +134,10 @@ class Foreign:
             )
 
     def _key(self, delivery: Delivery, payload: str, key: bytes | None) -> str:
-        """The conversation of a message that cannot be read: of its payload, else of its record, else ''."""
+        """The conversation of a message that cannot be read.
+
+        It is that of its payload, else of its record, else ''.
+        """
         agent = self._registry.agents.get(delivery.biz_type)
         named = envelope.conversation(payload, agent.event) if agent else None
         return named or codec.key_text((key or b"").decode("utf-8", "replace")) or ""

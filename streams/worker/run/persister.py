@@ -103,9 +103,10 @@ class Persister:
         strategy: Strategy = Strategy.WHOLE,
         most: int | None = None,
     ) -> Coroutine[Any, Any, Outcome | None]:
-        """Work what is due of these conversations of the topic, whose wake-up calls came in the run.
+        """Work what is due of these conversations of the topic.
 
-        What failed before is likely to fail again: in pieces from the start.
+        Their wake-up calls came in the run. What failed before is likely to fail again: in pieces
+        from the start.
         """
         work = partial(
             work_conversations, partition=run.partition, keys=keys, most=most or self.most

@@ -21,9 +21,10 @@ MOST_LINKS = 128  # what OpenTelemetry keeps of them
 
 
 class RunSpans:
-    """Around one transaction: what its spans say was committed, or its one span says why it was not.
+    """Around one transaction: its spans say what was committed, or why nothing was.
 
-    Nothing happens where nobody traces, and no message has a caller who does.
+    In the latter case it is one span. Nothing happens where nobody traces, and no message has a
+    caller who does.
     """
 
     def __init__(self, topic: str, set_aside: Sequence[SetAside]) -> None:
@@ -89,7 +90,10 @@ class RunSpans:
             yield
 
     def _begin(self) -> Span:
-        """The transaction's span: a child of the caller if there is one only, else a trace of its own that links to all."""
+        """Begin the transaction's span.
+
+        It is a child of the caller if there is one only, else a trace of its own that links to all.
+        """
         from opentelemetry.context import Context
         from opentelemetry.trace import SpanKind
 

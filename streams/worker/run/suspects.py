@@ -120,7 +120,10 @@ class Suspects:
                 each.take(owner, strikes.get(place, Strikes()))
 
     def isolated(self, suspicion: Suspicion) -> bool:
-        """Whether its messages are to be tried one at a time: those of a topic and of its retries die of the same ones."""
+        """Whether messages of this partition are to be tried one at a time.
+
+        Those of a topic and of its retries die of the same ones.
+        """
         topic, partition = suspicion.place
         other = (
             topic.removesuffix(RETRY_SUFFIX)
@@ -173,7 +176,10 @@ class Suspects:
             await self._hand_on(given_up)
 
     async def give_up(self, places: Iterable[Place]) -> None:
-        """These are not ours any more, or will not be in a moment: hand on in order what nobody suspects and nobody works."""
+        """Give up these partitions, which are not ours any more, or will not be in a moment.
+
+        Those that nobody suspects and nobody works are handed on in order.
+        """
         given_up = [
             suspicion
             for place in places
@@ -246,7 +252,10 @@ class Trial:
     async def begin(
         self, deliveries: Sequence[Delivery], known_failures: MutableMapping[int, Exception]
     ) -> None:
-        """Handlers are about to get these: note it.  Those that took their process down too often fail without a call."""
+        """Note that handlers are about to get these.
+
+        Those that took their process down too often fail without a call.
+        """
         if self._suspects.leaving:
             raise Unnoted("the process ends")
         first = min(delivery.offset for delivery in deliveries)
@@ -281,7 +290,10 @@ class Trial:
             )
 
     async def withdraw(self) -> None:
-        """Take back what was noted; what cannot be stays, and the next try of this process does not note it again."""
+        """Take back what was noted.
+
+        What cannot be stays, and the next try of this process does not note it again.
+        """
         suspicion, notes = self._suspicion, self._suspects.notes
         try:
             if self._noted:
@@ -304,7 +316,10 @@ class Trial:
             known_failures.pop(outbox_id, None)
 
     async def stand(self) -> None:
-        """The process is about to end because of this run, by itself: that is a death like any other."""
+        """Let what was noted stand: the process is about to end because of this run.
+
+        It ends by itself, and that is a death like any other.
+        """
         try:
             if self._alone:
                 if self._struck_last:

@@ -61,7 +61,10 @@ class Transaction:
     async def lock_and_ask(
         self, partitions: Iterable[int], deliveries: Sequence[Delivery]
     ) -> set[str]:
-        """Which of these messages' conversations wait behind an open message, in the round trip that locks."""
+        """Which of these messages' conversations wait behind an open message.
+
+        That is asked in the round trip that locks.
+        """
         _, (_, rows) = await self._together(_locking(partitions), ("open_keys", _keys(deliveries)))
         return {key for (key,) in rows}
 
@@ -185,7 +188,10 @@ class Transaction:
         return {row[0]: row for row in await self.execute("payloads", ids=list(ids))}
 
     async def row_writers(self, ids: Collection[int]) -> list[Leaf]:
-        """The partitions of the outbox in which these rows would be, and who may be committing into them."""
+        """The partitions of the outbox in which these rows would be, and their writers.
+
+        Those are sessions that may be committing into them.
+        """
         return [Leaf(*row) for row in await self.execute("row_writers", ids=list(ids))]
 
     async def registered(self, biz_types: Collection[str]) -> dict[str, bool]:
@@ -241,7 +247,10 @@ class Transaction:
         )
 
     async def _together(self, *queries: Query) -> list[tuple[int, list[tuple[Any, ...]]]]:
-        """How many rows each of several named queries read or wrote, and which it gave back, in one round trip."""
+        """Run several named queries in one round trip.
+
+        Gives how many rows each read or wrote, and which it gave back.
+        """
         with response_deadline(self._driver, self._seconds):
             async with AsyncExitStack() as stack:
                 cursors = [await stack.enter_async_context(self._driver.cursor()) for _ in queries]

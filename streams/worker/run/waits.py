@@ -10,7 +10,10 @@ from streams.worker.driver.runs import Run
 
 @dataclass(slots=True)
 class Waits:
-    """Runs that met an outage: in words what they wait for, its SQLSTATE, since when (monotonic)."""
+    """Runs that met an outage.
+
+    In words what they wait for, its SQLSTATE, and since when (monotonic).
+    """
 
     runs: dict[Run, tuple[str, str | None, float]] = field(default_factory=dict)
 

@@ -1,4 +1,7 @@
-"""The tables of chat history, with the agent that writes them: taken over where an earlier version has made them."""
+"""The tables of chat history, with the agent that writes them.
+
+They are taken over where an earlier version has made them.
+"""
 
 from pathlib import Path
 
@@ -33,7 +36,8 @@ def upgrade() -> None:
             or len(there) < 2
         ):
             raise UsageError(
-                f"table {table} is there and is not ours: leave streams.agents out of `agents` in faust.yml,"
+                f"table {table} is there and is not ours: leave streams.agents out of `agents` in"
+                " faust.yml,"
                 " or give the outbox a schema of its own"
             )
     if there:
