@@ -212,9 +212,9 @@ def _explain(error: msgspec.ValidationError, payload: type[Any]) -> tuple[str, s
 
 
 def _at(value: Any, field: str) -> Any:
-    """What `items[0].name` names.
+    """The value that a path like `items[0].name` names.
 
-    Where msgspec does not say which entry of a dict, the whole dict.
+    Where msgspec does not say which entry of a dict is meant, it is the whole dict.
     """
     for name, item in _STEP.findall(field):
         if name:
@@ -266,7 +266,7 @@ def _expectation(reason: str) -> str:
 def _first(value: Any, wrong: Callable[[Any], bool]) -> str | None:
     """Where the first leaf (or key) is that is `wrong`, as `items[0].name`.
 
-    Without recursion, however deep it is.
+    It works without recursion, however deep the value is.
     """
     rest = [("", value)]
     while rest:

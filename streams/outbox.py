@@ -54,7 +54,7 @@ _outbox: _Outbox | None = None
 def start(settings: Settings | None = None) -> None:
     """Read the settings (default: faust.yml and environment) and the agents.
 
-    Safe in any state, the last call wins.
+    It may be called in any state: the last call wins.
     """
     global _outbox
     _outbox = None
@@ -195,9 +195,9 @@ def keys_of(rows: Sequence[tuple[str, str, str, str]]) -> dict[str, Any]:
 def insert_rows(
     rows: Sequence[tuple[str, str, str, str]], traceparent: str | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """The named query that writes these rows, at least one, and returns their ids.
+    """The named query that writes these rows and returns their ids, and its parameters.
 
-    And its parameters.
+    There has to be one row at least.
     """
     if len(rows) == 1:
         [(biz_type, topic, key, payload)] = rows

@@ -183,9 +183,9 @@ class Audit:
             tallies.compare(after)
 
     def _order(self, finding: Range) -> list[Range]:
-        """Order within the range and to the one before it.
+        """Check the order within the range, and to the one before it.
 
-        Returns the others that it has to be compared with.
+        It returns the others that the range has to be compared with.
         """
         before = self._known[-1] if self._known else None
         # `audit_before` holds the range before, unless this is the first of this audit: then that
@@ -246,9 +246,9 @@ class Audit:
     def _look(
         self, after: int, until: int, ids: list[int] | None
     ) -> tuple[Range, set[int], set[int]]:
-        """Every check that needs no other range, in one snapshot.
+        """Make every check that needs no other range, in one snapshot.
 
-        Its reach, what is wrong, what is unsettled.
+        It returns the range's reach, what is wrong in it, and what is unsettled.
         """
         where = {"after": after, "until": until, "ids": ids}
         self._session.rows("audit_empty")

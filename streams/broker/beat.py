@@ -112,7 +112,7 @@ def refuse_gone_back(beats: Mapping[str, Beat], rows: Sequence[Row], relay: str)
 def looked(settings: Settings, connection: Connection) -> str | None:
     """Why the database is refused, for a person who asks; None also while Kafka does not say.
 
-    Blocking.
+    It blocks while it asks Kafka.
     """
     try:
         beats = read(settings, patience=3.0)
@@ -167,7 +167,7 @@ class BeatWriter:
 class KnownBeats:
     """The highest beats that this process has seen, for whoever connects again and again.
 
-    Thread-safe.
+    It is thread-safe.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -177,9 +177,9 @@ class KnownBeats:
         self._lock = threading.Lock()
 
     def from_kafka(self, *, patience: float, fresh: float = 1.0) -> None:
-        """Read Kafka's, unless that was done within `fresh` seconds.
+        """Read Kafka's beat, unless that was done within `fresh` seconds.
 
-        While Kafka is away what is known counts; blocking.
+        While Kafka is away, what is known counts. It blocks.
         """
         with self._lock:
             if time.monotonic() - self._read_at < fresh:
@@ -194,7 +194,7 @@ class KnownBeats:
     def gone_back(self, rows: Sequence[Row]) -> str | None:
         """Why this database is refused, if it has counted less.
 
-        Else what it has counted is known from now on.
+        If it has counted more, that is known from now on.
         """
         reason = gone_back(self._beats, rows, self._settings.relay.name)
         if reason is None:

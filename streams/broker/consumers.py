@@ -97,7 +97,7 @@ def consumer_group(settings: Settings, topics: Iterable[str]) -> ConsumerGroup:
 def unread(settings: Settings, topics: Iterable[str]) -> set[str]:
     """Those of these topics that hold records which the workers' group has not committed past.
 
-    Blocking.
+    It blocks.
 
     ServiceUnreachable when Kafka does not answer.
     """

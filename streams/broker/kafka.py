@@ -167,9 +167,9 @@ def make_topic(
 def retention(
     settings: Settings, admin: AdminClient, names: Iterable[str]
 ) -> dict[str, float | None]:
-    """For how many seconds these topics keep a record, None for ever; ServiceUnreachable.
+    """For how many seconds these topics keep a record, None for ever.
 
-    Blocking.
+    It blocks. ServiceUnreachable when the broker does not say.
     """
     limits = _configured(settings, admin, sorted(names), "retention.ms")
     return {name: None if int(limit) < 0 else int(limit) / 1000 for name, limit in limits.items()}
@@ -199,7 +199,7 @@ def topic_limits(
 ) -> dict[str, int]:
     """The largest record batch in bytes of each of these topics that exists.
 
-    Looks again for `patience` seconds.
+    It looks again for `patience` seconds.
     """
     admin = AdminClient(client(settings))
     wanted = set(names)

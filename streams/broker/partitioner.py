@@ -13,7 +13,7 @@ def partition_of(key: str, partitions: int) -> int:
 def _murmur2(data: bytes) -> int:
     """Kafka's hash of a key, as its Java client has it.
 
-    Kafka.apache.org documents it as the default partitioner.
+    It is murmur2: kafka.apache.org documents it as the default partitioner.
     """
     mix, seed = 0x5BD1E995, 0x9747B28C
     hashed = seed ^ len(data)

@@ -111,7 +111,7 @@ def prepare(
 ) -> Cluster:
     """Make these topics what they must be, as `kafka.prepare_topics` does, and note which they are.
 
-    Blocking.
+    It blocks.
 
     ServiceUnreachable, or UsageError when a person has to change something.
     """
@@ -206,7 +206,7 @@ def is_of(metadata: str | None, topic_id: str | None) -> bool:
 def _noted(settings: Settings, cluster_id: str) -> dict[str, set[str]]:
     """The ids of every topic of this cluster that was ever seen under each name.
 
-    None when this role may not read them.
+    A name has None when this role may not read them.
     """
     names: dict[str, set[str]] = {}
     with suppress(UsageError), migrate.connection(settings) as connection:

@@ -1,6 +1,6 @@
 """The `streams` command: a module for each group of commands, loaded on use.
 
-Errors are one line.
+An error is one line.
 """
 
 from __future__ import annotations

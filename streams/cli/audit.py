@@ -1,6 +1,6 @@
 """`streams audit`: compare outbox, states, topics and effects.
 
-Exit code 1 when anything is wrong.
+It ends with 1 when anything is wrong.
 """
 
 from __future__ import annotations

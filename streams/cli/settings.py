@@ -1,6 +1,6 @@
 """`streams settings`: every setting with its effective value and where it comes from.
 
-Secrets as ***.
+Secrets are shown as ***.
 """
 
 from __future__ import annotations

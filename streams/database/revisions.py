@@ -123,9 +123,9 @@ def locked(connection: Connection) -> Iterator[None]:
 
 
 def sync_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> Iterator[str]:
-    """Make what is registered what these say.
+    """Change what is registered to what these biz_types say.
 
-    Yields a line for each that was something else.  Others stay.
+    It yields a line for each that was something else. Others stay as they are.
     """
     known = {row.biz_type: row for row in connection.exec_driver_sql(query("biz_types"))}
     for wanted in biz_types:
@@ -149,9 +149,9 @@ def sync_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> Iter
 
 
 def add_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> None:
-    """Register those of these that nobody has.
+    """Register those of these biz_types that nobody has registered.
 
-    What is registered stays as it is, it may be of a newer version.
+    What is registered stays as it is: it may be of a newer version.
     """
     for wanted in biz_types:
         connection.exec_driver_sql(query("add_biz_type"), wanted._asdict())

@@ -93,7 +93,7 @@ class Service:
 async def play(rate: float, chats: int, counts: Path | None, trouble: bool = False) -> None:
     """Chat until cancelled, and leave the counts in a file twice a second.
 
-    With `trouble`, make some too.
+    With `trouble`, it makes some too.
     """
     settings = load()
     outbox.start(settings)

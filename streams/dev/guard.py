@@ -34,7 +34,7 @@ def main(parent: int, death: int, owned: str, command: list[str]) -> None:
 def _leave_root(libc: ctypes.CDLL, owned: str) -> None:
     """Be nobody in a user namespace, where files stay root's.
 
-    Else be the real nobody and give it the folder.
+    Where that is forbidden, be the real nobody and give it the folder.
     """
     if os.stat(owned).st_uid != NOBODY and libc.unshare(CLONE_NEWUSER) == 0:
         # In the namespace the one user is nobody; for the kernel it still is root, so nothing has

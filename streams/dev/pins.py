@@ -21,7 +21,7 @@ FILE = "jars.sha256"
 def pinned(coordinates: str) -> Mapping[str, str]:
     """The checksum of each jar, by its path in a repository, of these coordinates.
 
-    None of those that nobody has pinned.
+    A jar that nobody has pinned is left out.
     """
     return _pins().get(coordinates, {})
 

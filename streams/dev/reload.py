@@ -17,7 +17,7 @@ Stamp = Mapping[Path, tuple[int, int]]
 def files_of(packages: Iterable[str]) -> Stamp:
     """Every Python file of these packages, with its time and size.
 
-    None of one that cannot be found now.
+    A file that cannot be found now is left out.
     """
     importlib.invalidate_caches()
     stamps: dict[Path, tuple[int, int]] = {}
@@ -42,7 +42,7 @@ def changed(before: Stamp, after: Stamp) -> list[Path]:
 def _places(top: str) -> list[Path]:
     """The folders of a top-level package, or the file of a module.
 
-    Without importing it, a broken one too.
+    It is looked up without importing it, so a broken one is found too.
     """
     if top in sys.builtin_module_names:
         return []

@@ -115,7 +115,7 @@ class Counters:
     def open(self) -> tuple[datetime | None, list[dict[str, Any]]]:
         """The open bucket and its rows, as `figures_flush` takes them.
 
-        No rows while no bucket is known.
+        It has no rows while no bucket is known.
         """
         if self._bucket is None:
             return None, []

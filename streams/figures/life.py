@@ -31,7 +31,7 @@ class ProcessLife:
     async def beat(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Tell that this process lives, if it is time.
 
-        Psycopg.Error when the connection is lost.
+        psycopg.Error when the connection is lost.
         """
         if time.monotonic() < self._due:
             return

@@ -16,7 +16,7 @@ from streams.database import query
 class Act:
     """One act of an operator: `count` messages, of which `outbox_id` is named when it was one.
 
-    Part of an `operation`.
+    `operation` is the bulk act that it is part of.
     """
 
     id: int

@@ -58,7 +58,7 @@ def release(
 ) -> list[MessageId]:
     """Let a conversation go on past the dead messages that hold it.
 
-    Their ids. They stay dead, and can be replayed.
+    Returns their ids. They stay dead, and can be replayed.
 
     NotHeld when there is none. Workers take it up within half a minute.
     """

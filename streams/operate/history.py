@@ -54,7 +54,7 @@ class MessageHistory:
 def messages(connection: Connection, ids: Iterable[MessageId]) -> list[MessageHistory]:
     """The stories of these messages, each once, in order, ours first.
 
-    An id that sends another again is that other one.
+    For an id that sends another again it is the story of that other one.
     """
     named = list(ids)
     roots = [

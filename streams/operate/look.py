@@ -129,7 +129,7 @@ def causes(
 ) -> tuple[Cause, ...]:
     """Dead messages by cause, the one that somebody died of last first.
 
-    With `sparklines`, when in the last day.
+    With `sparklines`, each says when in the last day its messages died.
     """
     parameters = {"fingerprint": fingerprint, "limit": limit}
     rows = connection.exec_driver_sql(query("look_causes"), parameters).all()

@@ -278,7 +278,7 @@ def work(connection: Connection, number: int) -> float | None:
 def work_all(connection: Connection) -> float:
     """Do what can be done of every running operation that nobody else works.
 
-    Seconds after which to come back.
+    It returns the seconds after which to come back.
     """
     with connection.begin():
         numbers = list(connection.exec_driver_sql(query("operations_running")).scalars())

@@ -34,7 +34,7 @@ class Reading:
 def readings(connection: Connection, text: str) -> list[Reading]:
     """Everything that this may mean, what exists first.
 
-    Empty for nothing and for what no key can be.
+    It is empty for nothing, and for what no key can be.
     """
     text = text.strip()
     if not text or "\x00" in text or len(text.encode()) > 1024:

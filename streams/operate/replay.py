@@ -210,7 +210,7 @@ def compare(
 def plan(connection: Connection, choice: Choice) -> list[MessageId]:
     """The messages an act on this choice would work, in its order.
 
-    Leaves the connection in no transaction.
+    It leaves the connection in no transaction.
     """
     with connection.begin():
         return in_order(connection, choice)
@@ -225,7 +225,7 @@ def note(
 ) -> None:
     """Write an act on these messages down, in the transaction that does it.
 
-    Nothing when there are none.
+    Nothing is written when there are none.
     """
     if not ids:
         return

@@ -31,7 +31,7 @@ def meant_for_us(section: str, url: str) -> bool:
 def hint(section: str, environ: Mapping[str, str] = os.environ) -> str:
     """What to say where an address is missing although its generic variable is set.
 
-    Else nothing.
+    It is '' where there is nothing to say.
     """
     name = VARIABLES[section]
     url = environ.get(name)

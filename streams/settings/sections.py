@@ -104,7 +104,7 @@ class Topic(_Section, frozen=True):
 class Relay(_Section, frozen=True):
     """Which relay publishes committed rows.
 
-    Relays of one name share a slot, one leads, the others stand by.
+    Relays of one name share a slot: one leads, the others stand by.
     """
 
     name: MessageId = "outbox"

@@ -51,7 +51,7 @@ MOST_REST = 30.0  # seconds that one call may rest for what others commit
 class WouldWait(StreamsError):
     """Not the messages' fault, so a worker would wait and try them again, without end if need be.
 
-    Its cause is chained.
+    Its cause is what the worker met.
     """
 
 

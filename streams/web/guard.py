@@ -69,7 +69,7 @@ def check_origin(request: Request, origins: Collection[str], *, bearer: bool) ->
 def check_parameters(parameters: Mapping[str, str], *, long: Collection[str] = ()) -> None:
     """Refusal for a value with NUL, or longer than a key may be.
 
-    Those in `long` have their own limit.
+    Those named in `long` have a limit of their own.
     """
     for name, value in parameters.items():
         size = len(value.encode("utf-8", errors="surrogatepass"))

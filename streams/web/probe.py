@@ -17,7 +17,7 @@ from streams.web.health import WorkerHealth, add_health
 def add_probe(app: web.Application, address: str | None, health: WorkerHealth) -> None:
     """Serve health at `address` (host:port) from the start of this application to its end.
 
-    Nothing when it is None.
+    Nothing is served when it is None.
     """
     if address is None:
         return

@@ -52,7 +52,7 @@ class Site:
     async def answer(self, request: Request) -> Response:
         """The response to a request, never an exception.
 
-        With the headers that every response has.
+        It has the headers that every response has.
         """
         try:
             response = await self._answer(request)
@@ -131,7 +131,7 @@ class Site:
     def _refused(self, request: Request, refusal: Refusal) -> Response:
         """One line, as a page for a person and as JSON for a program.
 
-        A person who is nobody logs in.
+        A person who is not logged in is sent to the login.
         """
         wants_page = request.wants_page and not request.path.startswith(("/api/", "/metrics"))
         base = "../" * max(0, request.path.count("/") - 1) or "./"

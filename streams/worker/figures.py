@@ -127,9 +127,9 @@ class WorkerFigures:
         return query("figures_flush"), parameters
 
     def _report(self, error: Exception) -> float:
-        """Say it once, unless the database is away: whoever waits for it says that.
+        """Log a failed flush once, unless the database is away: who waits for it says that.
 
-        Seconds to wait.
+        It returns the seconds to wait.
         """
         outage = isinstance(
             error, psycopg.OperationalError | SQLAlchemyError | OSError | TimeoutError

@@ -160,9 +160,9 @@ class TopicAgent:
 
 
 def _report(topic: str, source: str, outcome: Outcome) -> None:
-    """One line for those of each partition, status and error code, with one of them.
+    """Log one line for each partition, status and error code, with one message of it.
 
-    Those parked behind them are counted.
+    Messages parked behind them are counted.
     """
     failed: dict[tuple[int, str, str | None], list[SetAside]] = {}
     for fate in outcome.set_aside:

@@ -55,9 +55,9 @@ class ConnectorSupervisor:
             await self._connect.configuration()
 
     async def begin(self) -> None:
-        """The connector is there and as it must be, or UsageError says what to set.
+        """Make and start our connector, or check the one that somebody else made.
 
-        Ours is made and started.
+        UsageError says what to set when it is not there, or not as it must be.
         """
         if self._connect is None:
             return

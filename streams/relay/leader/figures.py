@@ -195,7 +195,7 @@ class LeaderFigures:
 class GroupOffsets:
     """How far the workers' group is in each partition of the consumed topics, asked of Kafka.
 
-    Blocking.
+    It blocks.
 
     The consumer never joins the group, it only asks: the admin client's own request for a group's
     offsets takes the process down (confluent-kafka 2.16.1).

@@ -75,9 +75,9 @@ class SlotCare:
         self._taken_since, self._said = None, False
 
     async def _drop(self, snapshot: RelaySnapshot, goal: str) -> None:
-        """Drop the slot from which a relay reads that means to publish so.
+        """Drop the slot of a relay that means to publish from it.
 
-        When this role may not, say that and leave it.
+        When this role may not, it says that and leaves the slot.
         """
         assert snapshot.slot is not None
         if goal == "debezium":

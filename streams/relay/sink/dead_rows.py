@@ -84,6 +84,6 @@ class DeadRows:
 def _is_outage(error: psycopg.Error) -> bool:
     """Whether the database is away, busy or read-only.
 
-    Without an SQLSTATE the connection failed.
+    An error without an SQLSTATE means that the connection failed.
     """
     return error.sqlstate is None or error.sqlstate == "25006" or error.sqlstate.startswith(OUTAGES)

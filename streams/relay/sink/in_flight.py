@@ -1,6 +1,6 @@
 """Which position is safe to confirm: the longest prefix of rows that are acknowledged.
 
-Policy only; a Flight's `landed` is what librdkafka calls for each record.
+This is policy only; a Flight's `landed` is what librdkafka calls for each record.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class InFlight:
         self._queue: deque[Flight] = deque()
 
     def start(self, rows: int, size: int, position: int | None) -> Flight:
-        """Rows that are about to be produced.
+        """Note rows that are about to be produced.
 
         Without rows the position waits for those before it.
         """

@@ -192,7 +192,7 @@ class Publisher:
                 return
 
     async def _landing(self, row: Row) -> None:
-        """Until the broker has this row.
+        """Wait until the broker has this row.
 
         A refusal is remembered, for the producer that comes after this one.
         """

@@ -17,7 +17,7 @@ TRACEPARENT = 2  # its place among the headers
 class Publication:
     """The open spans of rows that were read together.
 
-    They end together, when all are with the broker.
+    They end together, when all rows are with the broker.
     """
 
     def __init__(self, spans: dict[int, Span]) -> None:

@@ -165,7 +165,7 @@ class CdcSource:
             self._send_status()
 
     async def _wait(self) -> None:
-        """Until the server sends something or a second has passed.
+        """Wait until the server sends something or a second has passed.
 
         A server that does not answer for long is gone.
         """
@@ -204,7 +204,7 @@ class CdcSource:
         self._told, self._told_position = time.monotonic(), confirmed
 
     async def _goodbye(self) -> None:
-        """The last confirmation and the end of COPY.
+        """Send the last confirmation and the end of COPY.
 
         When the server has answered, it has heard both.
         """

@@ -1,6 +1,6 @@
 """Unread ids between the floor and the newest one read: their rows may still commit.
 
-Policy only.
+This is policy only.
 """
 
 from __future__ import annotations

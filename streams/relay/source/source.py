@@ -13,7 +13,7 @@ from streams.relay.source.rows import Rows
 class Source(Protocol):
     """Committed rows in the order in which they are sent.
 
-    Entered before, and left after the last confirmation.
+    It is entered before the first row is read, and left after the last confirmation.
     """
 
     async def __aenter__(self) -> Self: ...

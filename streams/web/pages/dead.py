@@ -49,7 +49,7 @@ class DeadQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Dead:
     """All causes, the one that somebody died of last first.
 
-    And of the messages that fit, those that died last.
+    And the messages that fit the choice, those that died last first.
     """
 
     causes: tuple[Cause, ...]

@@ -73,7 +73,7 @@ class Database:
     async def tell(self, asked: Sequence[Asked]) -> list[list[tuple[Any, ...]]]:
         """Commit some small statements together, soon or not at all.
 
-        The rows of each, if it has any.
+        It returns the rows of each, if it has any.
         """
         answers: list[list[tuple[Any, ...]]] = []
         async with (

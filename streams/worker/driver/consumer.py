@@ -240,9 +240,9 @@ class RunConsumer(driver.Consumer):
         return not any(partition.ledger.in_flight for partition in self.progress.values())
 
     async def _wait_for_room(self, seconds: float) -> None:
-        """Faust sleeps a whole second when every partition is held back.
+        """Wait until a partition is not held back any more.
 
-        This wakes up with the first that is not.
+        Faust sleeps a whole second when all are; this wakes up with the first that is not.
         """
         if self.flow_active and self._buffered_partitions and not self._get_active_partitions():
             self._room.clear()

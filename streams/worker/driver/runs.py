@@ -58,9 +58,9 @@ class Run:
         return self.suspicion is not None and not self.suspicion.over
 
     def pieces(self, first: int = 0) -> list[Run]:
-        """The same records, one a run, but for those before offset `first`: one run.
+        """The same records as single runs, but for those before offset `first`: one run.
 
-        Given up together with this one.
+        These runs are given up together with this one.
         """
         before = [record for record in self.records if record.offset < first]
         some = [before] if before else []

@@ -250,7 +250,7 @@ def frames(error: BaseException) -> list[Frame]:
 def without_text(error: BaseException) -> dict[str, str]:
     """What a log line says of an error: its class, the SQLSTATE, and where it came up.
 
-    Nothing that a handler says of it.
+    It says nothing that a handler says of the error.
     """
     cause = decisive(error)
     state, where = _state(cause), text_of_frames(frames(error))
@@ -279,7 +279,7 @@ def _code_and_reason(error: BaseException, cause: BaseException) -> tuple[str, s
 def server_words(error: BaseException) -> str:
     """What the server or the way to it says of an outage, in one line.
 
-    Nothing that could quote a message.
+    It has nothing that could quote a message.
     """
     cause = decisive(error)
     if isinstance(cause, psycopg.OperationalError) and cause.sqlstate is None:

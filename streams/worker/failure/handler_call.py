@@ -411,7 +411,7 @@ async def _ending(task: asyncio.Task[None]) -> AsyncIterator[None]:
 def _raise(task: asyncio.Task[None]) -> None:
     """Raise what the handler raised.
 
-    Not in a generator, which makes something else of a StopAsyncIteration.
+    This is no generator, which would make something else of a StopAsyncIteration.
     """
     if task.cancelled():
         raise LetOut("CancelledError")

@@ -50,9 +50,9 @@ class FailureRate:
 
 
 def _failed_before() -> FailureRate:
-    """What failed is likely to fail again, until what was wrong is mended.
+    """The rate after a failure: what failed is likely to fail again, until it is mended.
 
-    Then a few calls show it.
+    Then a few successful calls show it.
     """
     return FailureRate(messages=2.0, guilty=1.0, half_life=100.0)
 

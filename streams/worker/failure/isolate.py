@@ -330,7 +330,7 @@ class _Failed:
     def guess(self, piece: Sequence[Delivery]) -> Guess | None:
         """The one message that the error names.
 
-        Without a name, that of the row which was not inserted any more.
+        Without a name, it is that of the row which was not inserted any more.
         """
         position = _named(self.error, piece)
         if position is not None:

@@ -29,9 +29,9 @@ class Savepoint:
         self._is_set = self._is_clean = False
 
     async def set(self) -> None:
-        """What is done from here on can be undone.
+        """Set the savepoint: what is done from here on can be undone.
 
-        What was done before cannot, by itself, any more.
+        What was done before cannot be undone by itself any more.
         """
         if not self._is_clean:
             await self._execute(f"{RELEASE}; {SET}" if self._is_set else SET)

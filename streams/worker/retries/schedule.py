@@ -45,9 +45,9 @@ class Schedule:
             heapq.heappush(self._heap, (due, partition, key))
 
     def take(self, now: float, most: int) -> list[tuple[int, str]]:
-        """(partition, conversation) of at most so many that are due, earliest first.
+        """Take out (partition, conversation) of at most so many that are due, earliest first.
 
-        They are not due any more.
+        They are not due any more afterwards.
         """
         due_now: list[tuple[int, str]] = []
         while self._heap and self._heap[0][0] <= now and len(due_now) < most:

@@ -32,9 +32,9 @@ class CrashNotes:
         return bool(await self._do("put_strikes", **parameters(owner, place, strikes, offset)))
 
     async def hand_on(self, owned: Sequence[tuple[str, Place]]) -> None:
-        """Given up in order, by an owner who did not suspect them.
+        """Write down that these were given up in order, by an owner who did not suspect them.
 
-        Soon or not at all, for a rebalance waits for it.
+        It is done soon or not at all, for a rebalance waits for it.
         """
         async with asyncio.timeout(REACH):
             await self._do(

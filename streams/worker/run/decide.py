@@ -26,7 +26,7 @@ TERMINAL = ("consumed", "dead", "discarded")
 class Fact(NamedTuple):
     """What is known of a message: `known` if its root has an outbox row.
 
-    `first` in line of its conversation.
+    `first` when it is first in line of its conversation.
 
     `code` is that of its last error, `since` for how many seconds its state is as it is.
     """

@@ -70,7 +70,7 @@ class Exclusion:
 class Permit:
     """What a suspect's try needs to call handlers.
 
-    Lent to others when it waits too long before it does.
+    It is lent to others when the suspect waits too long before it calls one.
     """
 
     def __init__(self, exclusion: Exclusion, slots: Slots, alone: bool, patience: float) -> None:

@@ -116,7 +116,7 @@ class Persister:
     async def heads(self, topic: str, keys: Sequence[str]) -> list[SetAside]:
         """The open message that each of these conversations waits for.
 
-        None for one that waits for nothing.
+        A conversation that waits for nothing has None.
         """
         rows = await self._ask("heads", topic, keys=orjson.dumps(list(keys)).decode())
         return [head_of(row, self.registry.agents) for row in rows]
@@ -278,9 +278,9 @@ def _records(runs: Sequence[Run]) -> Work:
 
 @contextmanager
 def _progressing(runs: Sequence[Run]) -> Iterator[Callable[[], None]]:
-    """Within this an attempt at these runs is under way.
+    """An attempt at these runs is under way within this.
 
-    What is yielded notes that something of it has ended.
+    What is yielded is called when something of it has ended.
     """
 
     def progressed() -> None:

@@ -160,7 +160,7 @@ class Suspects:
 
     @asynccontextmanager
     async def busy(self, suspicions: Iterable[Suspicion | None]) -> AsyncIterator[None]:
-        """Within this runs of these partitions are worked.
+        """Runs of these partitions are worked within this.
 
         One that was given up meanwhile is handed on afterwards.
         """

@@ -53,7 +53,7 @@ class Transaction:
     ) -> Sequence[Delivery]:
         """Claim all that is new, in the round trip that locks.
 
-        Nothing while something of the topic is open.
+        Nothing is claimed while something of the topic is open.
         """
         claimed, _ = await self._claimed(deliveries, checked=False, before=_locking(partitions))
         return claimed
@@ -79,7 +79,7 @@ class Transaction:
     ) -> tuple[Sequence[Delivery], list[tuple[Delivery, SetAside]]]:
         """Claim messages whose conversations wait for nothing, and `open` others.
 
-        Those of each that are new.
+        It returns those of each that are new.
         """
         opening = self._opening(behind, known=False) if behind else None
         claimed, rows = await self._claimed(free, checked=True, before=opening)
@@ -127,7 +127,7 @@ class Transaction:
     async def set_aside(self, fates: Fates) -> list[SetAside]:
         """Give messages that have a state row another status than consumed.
 
-        Says when each is due.
+        It says when each is due.
         """
         if not fates:
             return []
@@ -171,7 +171,7 @@ class Transaction:
     async def identities(self, ids: Collection[int]) -> dict[int, Named]:
         """What tells the records of these outbox rows from any other's, by id.
 
-        None for a row that is not there.
+        A row that is not there has None.
         """
         rows = await self.execute("identities", ids=list(ids), first=min(ids), last=max(ids))
         return {row[0]: Named(*row[1:]) for row in rows}
@@ -183,7 +183,7 @@ class Transaction:
     async def payloads(self, ids: Collection[int]) -> dict[int, tuple[Any, ...]]:
         """What is stored of these messages, as `Origin.load_stored` takes it.
 
-        None where nothing is.
+        A message of which nothing is stored has None.
         """
         return {row[0]: row for row in await self.execute("payloads", ids=list(ids))}
 
@@ -218,10 +218,7 @@ class Transaction:
     async def _claimed(
         self, deliveries: Sequence[Delivery], *, checked: bool, before: Query | None = None
     ) -> tuple[Sequence[Delivery], list[tuple[Any, ...]]]:
-        """Those of these messages that are claimed now.
-
-        And the rows of the query that goes before it.
-        """
+        """Claim these messages: returns those that were new, and the rows of `before`."""
         queries = [before] if before else []
         if deliveries:
             queries += _by_index("claim_all", {"checked": checked, **self.origin.claim(deliveries)})
