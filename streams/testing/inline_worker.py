@@ -36,10 +36,10 @@ from streams.worker.driver.runs import Run
 from streams.worker.failure.classify import HandlerBroken, describe
 from streams.worker.failure.strategy import Strategy
 from streams.worker.run.attempt import Attempts, Outcome
-from streams.worker.run.attempts import Work, until_done
 from streams.worker.run.conversations import work_conversations
 from streams.worker.run.decode import CREATE_TIME
 from streams.worker.run.pipeline import work_run
+from streams.worker.run.until_done import Work, until_done
 
 Where = str | AsyncConnection | AsyncSession
 

@@ -9,9 +9,9 @@ from streams.worker.driver.runs import Run
 from streams.worker.failure.history import FailureHistory
 from streams.worker.failure.strategy import Strategy
 from streams.worker.run.attempt import Outcome
-from streams.worker.run.attempts import until_done
 from streams.worker.run.decide import TERMINAL, Decision, Fact, decision_on
 from streams.worker.run.suspects import TakenOver
+from streams.worker.run.until_done import until_done
 
 
 def test_without_an_outbox_row_a_record_is_rejected() -> None:

@@ -33,13 +33,13 @@ from streams.worker.failure.classify import (
 )
 from streams.worker.failure.strategy import Strategy
 from streams.worker.run.attempt import Attempt, Attempts, Outcome
-from streams.worker.run.attempts import Work, about_run, until_done
 from streams.worker.run.conversations import head_of, work_conversations
 from streams.worker.run.crashes import CrashNotes
 from streams.worker.run.exclusion import Exclusion
 from streams.worker.run.origin import Origin
 from streams.worker.run.pipeline import work_run
 from streams.worker.run.suspects import Suspects, Trial
+from streams.worker.run.until_done import Work, about_run, until_done
 from streams.worker.run.waits import Waits
 from streams.worker.set_aside import SetAside
 

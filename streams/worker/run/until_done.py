@@ -1,7 +1,8 @@
 """A run until it is persisted: outages are waited out, failing messages set aside.
 
     attempt                  ends with          and then
-    the run as a whole       23514              in pieces behind savepoints: the guilty message is set aside
+    the run as a whole       23514              in pieces behind savepoints: the guilty message is
+                                                set aside
     the run as a whole       57P01, an outage   a pause, and the same again; nothing is counted
     the run as a whole       a timeout          three times the same, then one message at a time
     one message at a time    a timeout          that message fails without a call; the others again
