@@ -155,8 +155,8 @@ def publish(bench: Bench, name: str, topic: str = "chat-history") -> None:
         connection.cursor("rows") as rows,
     ):
         rows.execute(
-            "SELECT id, key, payload::text, (extract(epoch FROM created_at) * 1000)::bigint FROM"
-            " outbox ORDER BY id"
+            "SELECT id, key, payload::text, (extract(epoch FROM created_at) * 1000)::bigint"
+            " FROM outbox ORDER BY id"
         )
         for outbox_id, key, payload, created in rows:
             headers: list[tuple[str, str | bytes | None]] = [

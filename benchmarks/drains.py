@@ -34,9 +34,9 @@ BEGIN
 END $$
 """
 LEADERS = (
-    "SELECT count(DISTINCT pid) FROM (SELECT pid, heartbeat FROM relay_position UNION SELECT pid,"
-    " heartbeat FROM relay_shards)"
-    " AS leaders WHERE heartbeat > now() - interval '3 seconds'"
+    "SELECT count(DISTINCT pid) FROM (SELECT pid, heartbeat FROM relay_position UNION"
+    " SELECT pid, heartbeat FROM relay_shards) AS leaders"
+    " WHERE heartbeat > now() - interval '3 seconds'"
 )
 console = Console(highlight=False, width=max(120, Console().width))
 

@@ -50,8 +50,7 @@ def enqueue(
     if not connection.in_atomic_block:
         raise UsageError(
             "enqueue was called outside of transaction.atomic: the message would be committed"
-            " whatever becomes of what it"
-            " tells"
+            " whatever becomes of what it tells"
         )
     if not (rows := outbox.checked_rows(events, ordered)):
         return []

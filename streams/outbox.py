@@ -181,8 +181,7 @@ def checked_rows(events: object, ordered: bool) -> list[tuple[str, str, str, str
     if ordered and len(keys := {row[2] for row in rows}) > ORDERED_KEYS:
         raise UsageError(
             f"ordered=True with {len(keys)} keys in one call: expected at most {ORDERED_KEYS},"
-            " each takes a lock of the"
-            " server's; enqueue them in several transactions"
+            " each takes a lock of the server's; enqueue them in several transactions"
         )
     return rows
 

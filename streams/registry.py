@@ -202,8 +202,7 @@ def _check_topics(settings: Settings, registry: Registry) -> None:
             expected = ", ".join(sorted(known)) or "(none)"
             raise SettingsInvalid(
                 f"setting 'topics.{name}' is of a topic that no agent here has:"
-                f" expected one of {expected},"
-                " or `format: envelope`"
+                f" expected one of {expected}, or `format: envelope`"
             )
 
 
@@ -266,8 +265,7 @@ def _check_events(modules: list[ModuleType], agents: Mapping[str, Agent]) -> Non
         if event.biz_type not in agents and event.topic in consumed:
             raise RegistryInvalid(
                 f"event {event.biz_type!r} ({event.where}) has no agent, but topic {event.topic!r}"
-                " is consumed"
-                f" by {consumed[event.topic]}"
+                f" is consumed by {consumed[event.topic]}"
             )
     for event in seen.values():
         _check_types(event)

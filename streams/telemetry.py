@@ -47,8 +47,7 @@ def setup(settings: Telemetry, process: str) -> None:
     except ImportError as error:
         raise SettingsInvalid(
             f"setting 'telemetry.enabled' is True: expected OpenTelemetry ({error.name} is"
-            " missing):"
-            " run `pip install 'outbox-streams[otel]'`"
+            " missing): run `pip install 'outbox-streams[otel]'`"
         ) from None
     if tracer() is not None:
         return

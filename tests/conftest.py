@@ -95,7 +95,10 @@ def database(streams_database: str) -> str:
 
 @dataclass
 class World(Deployment):
-    """One test's deployment, nothing of it started yet: its settings are its environment alone, whatever faust.yml says."""
+    """One test's deployment, nothing of it started yet.
+
+    Its settings are its environment alone, whatever faust.yml says.
+    """
 
     forks: Forks | None = None
 
@@ -181,7 +184,10 @@ class Eventually(Protocol):
 
 @pytest.fixture
 def eventually() -> Eventually:
-    """`await eventually(condition, seconds)`: the condition's first true value, or a failure that shows the last one."""
+    """`await eventually(condition, seconds)`: the condition's first true value.
+
+    When the time is over it fails, and shows the last value.
+    """
 
     async def wait(
         condition: Callable[[], Any], seconds: float = 30.0, *, every: float = 0.05

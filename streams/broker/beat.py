@@ -93,12 +93,10 @@ def gone_back(beats: Mapping[str, Beat], rows: Sequence[Row], relay: str) -> str
             continue
         if counts.get(name, 0) < beat.count:
             return (
-                f"the database went back: relay {name} had counted to {beat.count}, here to"
-                f" {counts.get(name, 0)}, so what was committed last is lost (a copy was restored,"
-                " or a"
-                " failover lost the end); if it is to go on from here, run `streams relay adopt`,"
-                " see"
-                " docs/failover.md"
+                f"the database went back: relay {name} had counted to {beat.count},"
+                f" here to {counts.get(name, 0)}, so what was committed last is lost (a copy was"
+                " restored, or a failover lost the end); if it is to go on from here,"
+                " run `streams relay adopt`, see docs/failover.md"
             )
     return None
 

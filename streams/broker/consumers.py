@@ -58,9 +58,8 @@ class ConsumerGroup:
             if unread := sorted(numbers - self.assigned.get(topic, frozenset())):
                 some = ", ".join(map(str, unread))
                 faults.append(
-                    f"no worker reads partitions {some} of topic {topic}:"
-                    f" {self.members} processes are in consumer group"
-                    f" {self.name}, do all of them run this version?"
+                    f"no worker reads partitions {some} of topic {topic}: {self.members} processes"
+                    f" are in consumer group {self.name}, do all of them run this version?"
                 )
         return faults
 

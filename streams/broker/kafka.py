@@ -187,10 +187,9 @@ def check_times(settings: Settings, names: Iterable[str]) -> None:
         if kind != CREATE_TIME:
             raise UsageError(
                 f"topic {name!r} has message.timestamp.type {kind}: expected {CREATE_TIME},"
-                " a record's time says whose it is"
-                f" (kafka-configs.sh --bootstrap-server {settings.broker_url} --alter --topic"
-                f" {name}"
-                f" --add-config message.timestamp.type={CREATE_TIME})"
+                " a record's time says whose it is (kafka-configs.sh --bootstrap-server"
+                f" {settings.broker_url} --alter --topic {name} --add-config"
+                f" message.timestamp.type={CREATE_TIME})"
             )
 
 
@@ -245,13 +244,11 @@ def _create(settings: Settings, admin: AdminClient, topics: list[NewTopic]) -> N
             if code == KafkaError.INVALID_CONFIG and NO_SUCH_SETTING in reason(error):
                 raise UsageError(
                     f"Kafka at {settings.broker_url} is older than {OLDEST}, which knows"
-                    " message.timestamp.after.max.ms:"
-                    f" expected {OLDEST} or newer, upgrade it"
+                    f" message.timestamp.after.max.ms: expected {OLDEST} or newer, upgrade it"
                 ) from None
             raise UsageError(
                 f"topic {wanted.topic!r} cannot be created with {wanted.num_partitions} partitions"
-                " and replication factor"
-                f" {wanted.replication_factor}: {reason(error)}"
+                f" and replication factor {wanted.replication_factor}: {reason(error)}"
             ) from None
         logger.info(
             "topic created", extra={"topic": wanted.topic, "partitions": wanted.num_partitions}
@@ -348,9 +345,8 @@ def _refuse_partitions(settings: Settings, name: str, count: int) -> NoReturn:
     key = f"topics.{name.removeprefix(settings.broker.topic_prefix)}.partitions"
     raise UsageError(
         f"topic {name!r} has {count} partitions, faust.yml says"
-        f" {settings.topic_settings(name).partitions}: set {key} to"
-        f" {count} (another count would let later messages of a conversation overtake earlier"
-        " ones), or delete the topic if"
+        f" {settings.topic_settings(name).partitions}: set {key} to {count} (another count would"
+        " let later messages of a conversation overtake earlier ones), or delete the topic if"
         " nobody meant it to be so: it is made anew, and what it held of ours is sent again"
     )
 

@@ -94,8 +94,7 @@ def _other_key(given: Any, kind: EventType, key: str) -> str:
     )
     return (
         f"{kind.biz_type}: key ({size}) is not what field {kind.key!r} of the payload says"
-        f" ({len(key.encode())} bytes):"
-        " expected the same"
+        f" ({len(key.encode())} bytes): expected the same"
     )
 
 

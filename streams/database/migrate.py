@@ -119,8 +119,7 @@ def check_promises(connection: Connection, registry: Registry | None = None) -> 
     if hidden:
         raise UsageError(
             f"row level security hides rows of {hidden} from this role: run ALTER ROLE ..."
-            " BYPASSRLS,"
-            " or ALTER TABLE ... DISABLE ROW LEVEL SECURITY"
+            " BYPASSRLS, or ALTER TABLE ... DISABLE ROW LEVEL SECURITY"
         )
 
 
@@ -133,8 +132,7 @@ def _unknown(connection: Connection, registry: Registry) -> Iterator[str]:
         if row.retired_at is None and row.biz_type not in registry.agents:
             yield (
                 f"biz_type {row.biz_type} is registered and no agent here knows it:"
-                " add its package to `agents`,"
-                f" or run `streams biz-types retire {row.biz_type}`"
+                f" add its package to `agents`, or run `streams biz-types retire {row.biz_type}`"
             )
 
 
@@ -142,10 +140,9 @@ def sequence_fault(cache: int, increment: int, cycle: bool) -> str:
     """What is wrong with the sequence that ids are drawn from, and what mends it."""
     return (
         f"sequence outbox_id_seq has CACHE {cache} INCREMENT"
-        f" {increment}{' CYCLE' if cycle else ''}, so that a later message"
-        " may get a smaller id: run ALTER SEQUENCE outbox_id_seq CACHE 1 INCREMENT 1 NO CYCLE,"
-        " then end every session that has"
-        " enqueued since, as it may have kept ids"
+        f" {increment}{' CYCLE' if cycle else ''}, so that a later message may get a smaller id:"
+        " run ALTER SEQUENCE outbox_id_seq CACHE 1 INCREMENT 1 NO CYCLE, then end every session"
+        " that has enqueued since, as it may have kept ids"
     )
 
 

@@ -30,8 +30,7 @@ def other_outbox(publication: str, schema: str) -> str:
     """What to say where a publication is that of another outbox in this database."""
     return (
         f"publication {publication} is that of the outbox in schema {schema}: set relay.publication"
-        " and relay.name to names"
-        " of their own, and run `streams migrate`"
+        " and relay.name to names of their own, and run `streams migrate`"
     )
 
 

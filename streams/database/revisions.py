@@ -138,8 +138,7 @@ def sync_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> Iter
         ):
             yield (
                 f"biz_type {wanted.biz_type}: topic {wanted.topic}, at most {wanted.max_bytes}"
-                " bytes"
-                f" (before: topic {before.topic}, {before.max_bytes} bytes)"
+                f" bytes (before: topic {before.topic}, {before.max_bytes} bytes)"
             )
         if before is not None and before.retired_at is not None:
             yield (

@@ -257,9 +257,8 @@ class _Steps:
         if encoding == "SQL_ASCII":
             raise SessionRefused(
                 f"database {database} has the encoding SQL_ASCII, in which text is bytes of any"
-                " kind: make one with"
-                " CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0, and restore a dump into"
-                " it"
+                " kind: make one with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0,"
+                " and restore a dump into it"
             )
         if replication_role != "origin":
             raise SessionRefused(
@@ -297,6 +296,5 @@ class _Steps:
 def _shared() -> SessionRefused:
     return SessionRefused(
         "a pooler gives this session to others too: connect directly, or set pool_mode = session"
-        " and"
-        " server_reset_query = DISCARD ALL (PgBouncer)"
+        " and server_reset_query = DISCARD ALL (PgBouncer)"
     )

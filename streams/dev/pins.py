@@ -44,8 +44,7 @@ def check(coordinates: str, jars: Sequence[Path], repository: Path) -> None:
             jar.unlink()
             raise ServiceUnreachable(
                 f"the Maven repository's {name} has sha256 {checksum}, expected {pins[name]}:"
-                " it is not the file that this"
-                " version was made with"
+                " it is not the file that this version was made with"
             )
 
 

@@ -171,8 +171,7 @@ def submit(connection: Connection, number: int, operator: Operator) -> Operation
         if _hash(names) != operation.hash:
             raise PreviewChanged(
                 f"preview {number} is of {operation.planned:,} messages, and {len(names):,} of them"
-                " are dead as they were:"
-                " preview it again"
+                " are dead as they were: preview it again"
             )
         sources, ids = zip(*map(parts_of, names), strict=True)
         items = {"id": number, "sources": list(sources), "ids": list(ids)}

@@ -105,8 +105,7 @@ def replay(
             if circling == len(ids) == 1 and ledger is None:
                 raise ReplayLimitReached(
                     f"message {ids[0]} was replayed {dead[ids[0]].replays} times already and died"
-                    " again:"
-                    " mend the cause, then --force"
+                    " again: mend the cause, then --force"
                 )
             _send_again(connection, chosen)
             said = {"filter": choice.said(), "force": force} | _deaths(dead, chosen)

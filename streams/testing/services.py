@@ -126,8 +126,8 @@ def _drop(server: PostgresServer, name: str) -> None:
             [GONE_MILLISECONDS, name],
         )
         connection.execute(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database ="
-            " %s",
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+            " WHERE database = %s",
             [name],
         )
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))

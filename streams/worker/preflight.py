@@ -81,10 +81,9 @@ def refuse_unserved(settings: Settings, registry: Registry) -> None:
     for row in rows:
         if row.topic not in served and (row.open or row.topic in unread):
             raise UsageError(
-                f"messages of biz_type {row.biz_type} wait on topic {row.topic},"
-                " which nobody reads, and no agent here"
-                " knows it: add its package to `agents`, or run `streams biz-types retire"
-                f" {row.biz_type}`"
+                f"messages of biz_type {row.biz_type} wait on topic {row.topic}, which nobody"
+                " reads, and no agent here knows it: add its package to `agents`,"
+                f" or run `streams biz-types retire {row.biz_type}`"
             )
 
 

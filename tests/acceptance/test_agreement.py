@@ -66,7 +66,8 @@ def stored(world: World) -> dict[str, int]:
     counts = dict.fromkeys(STATUSES, 0)
     counts |= dict(
         world.query(
-            "SELECT status, count(*) FROM outbox_messages WHERE status <> 'consumed' GROUP BY status"
+            "SELECT status, count(*) FROM outbox_messages WHERE status <> 'consumed'"
+            " GROUP BY status"
         )
     )
     rows = world.query("SELECT fingerprint, count(*) FROM outbox_dead GROUP BY fingerprint")
@@ -75,7 +76,8 @@ def stored(world: World) -> dict[str, int]:
 
 def flowed(world: World) -> dict[str, int]:
     [row] = world.query(
-        "SELECT sum(enqueued), sum(relayed), sum(consumed), sum(dead) FROM outbox_stats WHERE width = 10"
+        "SELECT sum(enqueued), sum(relayed), sum(consumed), sum(dead) FROM outbox_stats"
+        " WHERE width = 10"
     )
     return dict(zip(("enqueued", "relayed", "consumed", "dead"), map(int, row), strict=True))
 

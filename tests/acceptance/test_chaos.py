@@ -80,9 +80,13 @@ async def test_kill_9_of_workers_and_relay_at_random(
 async def test_a_rebalance_while_runs_are_in_flight(
     world: World, eventually: Eventually, tmp_path: Path
 ) -> None:
-    """The first worker is slow: its transactions end, and its acks arrive, after partitions have moved to the second."""
+    """The first worker is slow.
+
+    Its transactions end, and its acks arrive, after partitions have moved to the second.
+    """
     world.query(
-        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.7); RETURN NULL; END $$"
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.7);"
+        " RETURN NULL; END $$"
     )
     world.query("CREATE TRIGGER slow AFTER INSERT ON chat_histories EXECUTE FUNCTION slow()")
     world.relay()

@@ -1,4 +1,7 @@
-"""The database, the broker or the network away while messages flow: nobody is charged, everybody comes back by himself."""
+"""The database, the broker or the network away while messages flow.
+
+Nobody is charged, everybody comes back by himself.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +86,10 @@ def running(
     template: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Running]:
-    """One deployment for every outage here: what the one before left behind is what the next one meets."""
+    """One deployment for every outage here.
+
+    What the one before left behind is what the next one meets.
+    """
     name = f"outages-{secrets.token_hex(3)}"
     role = name.replace("-", "_")
     with (
@@ -135,7 +141,7 @@ async def flowing(running: Running, eventually: Eventually) -> AsyncIterator[Flo
 
 
 async def recovered(running: Running, flow: Flow, eventually: Eventually) -> None:
-    """Everything is persisted once and in order, nothing was charged, and the same processes did it."""
+    """Everything is persisted once and in order, without a charge, by the same processes."""
     world = running.world
     await eventually(running.ready, 60, every=0.2)
     count = flow.finish()
@@ -219,7 +225,10 @@ async def test_a_failover_to_a_server_that_is_read_only(
 async def test_a_grant_revoked_and_given_back(
     running: Running, flowing: Flow, eventually: Eventually, seconds: float
 ) -> None:
-    """The relay goes on meanwhile: a backlog waits in Kafka, and must not wait in a worker's memory."""
+    """The relay goes on meanwhile.
+
+    A backlog waits in Kafka, and must not wait in a worker's memory.
+    """
     role = sql.Identifier(running.role)
     with calm(running, seconds), psycopg.connect(running.world.url, autocommit=True) as admin:
         admin.execute(sql.SQL("REVOKE INSERT ON chat_histories FROM {}").format(role))
@@ -235,7 +244,10 @@ async def test_a_grant_revoked_and_given_back(
 async def test_a_network_that_swallows_everything(
     running: Running, flowing: Flow, eventually: Eventually, seconds: float
 ) -> None:
-    """No reset, no goodbye, and the peer's kernel acknowledges every byte: nothing ever ends by itself."""
+    """No reset, no goodbye, and the peer's kernel acknowledges every byte.
+
+    Nothing ever ends by itself.
+    """
     with calm(running, seconds):
         running.worker_net.blackhole()
         running.relay_net.blackhole()
@@ -287,7 +299,8 @@ async def test_retries_due_during_an_outage_return_in_portions(
     world, before = running.world, failed()
     world.query(_NOT_YET)
     world.query(
-        "CREATE TRIGGER not_yet BEFORE INSERT ON chat_histories FOR EACH ROW EXECUTE FUNCTION not_yet()"
+        "CREATE TRIGGER not_yet BEFORE INSERT ON chat_histories FOR EACH ROW EXECUTE FUNCTION"
+        " not_yet()"
     )
     herd = enqueue(
         world.url, world.topic, [payload(n, f"h{n}", message="herd") for n in range(count)]
@@ -343,7 +356,10 @@ _ABOUT_THERE = "SELECT count(*) > 0 FROM outbox_state"
 
 
 class calm:
-    """An outage of so many seconds leaves memory where it was, and says so a few times, not thousands."""
+    """An outage of so many seconds leaves memory where it was.
+
+    It is told a few times, not thousands.
+    """
 
     def __init__(self, running: Running, seconds: float) -> None:
         self._running, self._lines = running, 25 + seconds
@@ -402,7 +418,10 @@ def _create_role(world: World, role: str) -> None:
 
 
 def _fail_over(running: Running, whose: str, *, read_only: bool) -> None:
-    """What their clients see of one: every connection ends, and the server they find next takes writes or does not."""
+    """What clients see of a failover.
+
+    Every connection ends, and the server they find next takes writes or does not.
+    """
     with psycopg.connect(running.world.url, autocommit=True) as connection:
         connection.execute("SET default_transaction_read_only = off")
         names = {

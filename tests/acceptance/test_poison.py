@@ -1,4 +1,7 @@
-"""A poison in the middle of each conversation, of every kind, while processes are killed: each message gets its own fate."""
+"""A poison of every kind in the middle of each conversation, while processes are killed.
+
+Each message gets its own fate.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,14 @@ class FrailSaid:
     conversation_id: str
     message: str
 
-EFFECT = Effect(table="frails", fields={"conversation_id": "chat_id", "message": "message"}, order="id")
+FIELDS = {"conversation_id": "chat_id", "message": "message"}
+EFFECT = Effect(table="frails", fields=FIELDS, order="id")
 
 @agent(FrailSaid, attempts=3, first_delay=1.0, most_delay=1.5, effect=EFFECT)
 async def save(messages: Batch[FrailSaid], db: AsyncConnection) -> None:
     await db.execute(text(
-        "INSERT INTO frails (outbox_id, chat_id, message) SELECT outbox_id, conversation_id, message"
+        "INSERT INTO frails (outbox_id, chat_id, message)"
+        " SELECT outbox_id, conversation_id, message"
         " FROM json_to_recordset(:m) AS m (outbox_id bigint, conversation_id text, message text)"
     ), {"m": messages.json()})
 """
@@ -44,10 +49,13 @@ async def save(messages: Batch[FrailSaid], db: AsyncConnection) -> None:
 # What fails is decided in the database, by what is committed there: a killed worker's try counts
 # for nothing.
 POISONED = """
-CREATE TABLE frails (id bigint GENERATED ALWAYS AS IDENTITY, outbox_id bigint, chat_id text, message text);
+CREATE TABLE frails (
+    id bigint GENERATED ALWAYS AS IDENTITY, outbox_id bigint, chat_id text, message text
+);
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN RAISE EXCEPTION 'poison' USING ERRCODE = TG_ARGV[0]; END $$;
-CREATE FUNCTION tried(bigint) RETURNS integer LANGUAGE sql AS 'SELECT attempts FROM outbox_state WHERE outbox_id = $1';
+CREATE FUNCTION tried(bigint) RETURNS integer LANGUAGE sql
+AS 'SELECT attempts FROM outbox_state WHERE outbox_id = $1';
 CREATE TRIGGER data BEFORE INSERT ON chat_histories FOR EACH ROW
     WHEN (NEW.message_content = 'data') EXECUTE FUNCTION refuse('22003');
 CREATE TRIGGER hopeless BEFORE INSERT ON frails FOR EACH ROW
@@ -177,21 +185,27 @@ def check_fates(world: World, count: int) -> None:
     assert world.query("SELECT count(*) FROM outbox_rejects") == [(0,)]
 
 
-EFFECTS = "(SELECT outbox_id, chat_id, id FROM chat_histories UNION ALL SELECT outbox_id, chat_id, id FROM frails)"
+EFFECTS = (
+    "(SELECT outbox_id, chat_id, id FROM chat_histories UNION ALL SELECT outbox_id, chat_id, id"
+    " FROM frails)"
+)
 
 
 def check_effects(world: World) -> None:
     """What is consumed has one effect, what is dead has none."""
     assert (
         world.query(
-            f"SELECT outbox_id, status, count(effect.id) FROM outbox_state FULL JOIN {EFFECTS} AS effect USING (outbox_id)"
-            " GROUP BY 1, 2 HAVING count(effect.id) <> CASE WHEN status = 'consumed' THEN 1 ELSE 0 END"
+            "SELECT outbox_id, status, count(effect.id) FROM outbox_state FULL"
+            f" JOIN {EFFECTS} AS effect USING (outbox_id)"
+            " GROUP BY 1, 2 HAVING count(effect.id) <> CASE WHEN status = 'consumed' THEN 1 ELSE 0"
+            " END"
         )
         == []
     )
     assert (
         world.query(
-            "SELECT chat_id, message_count, count(h.id) FROM agent_chats FULL JOIN chat_histories AS h USING (user_id, chat_id)"
+            "SELECT chat_id, message_count, count(h.id) FROM agent_chats FULL"
+            " JOIN chat_histories AS h USING (user_id, chat_id)"
             " GROUP BY 1, 2 HAVING message_count IS DISTINCT FROM count(h.id)"
         )
         == []
@@ -199,17 +213,21 @@ def check_effects(world: World) -> None:
 
 
 def check_order(world: World) -> None:
-    """Persisted in the order in which they were enqueued, conversation by conversation, and parked where one waited."""
+    """Persisted in the order of enqueueing, and parked where one waited.
+
+    That is so conversation by conversation.
+    """
     for order in ("applied", 'partition, "offset"'):
         assert world.query(
             "SELECT count(*) FROM (SELECT id < lag(id) OVER (PARTITION BY outbox.key ORDER BY "
             + order
             + ") AS wrong"
-            " FROM outbox JOIN outbox_state ON outbox_id = id WHERE status = 'consumed') AS steps WHERE wrong"
+            " FROM outbox JOIN outbox_state ON outbox_id = id WHERE status = 'consumed') AS steps"
+            " WHERE wrong"
         ) == [(0,)], order
     assert world.query(
-        "SELECT count(*) FROM (SELECT outbox_id < lag(outbox_id) OVER (PARTITION BY chat_id ORDER BY id) AS wrong"
-        " FROM chat_histories) AS steps WHERE wrong"
+        "SELECT count(*) FROM (SELECT outbox_id < lag(outbox_id) OVER (PARTITION BY chat_id"
+        " ORDER BY id) AS wrong FROM chat_histories) AS steps WHERE wrong"
     ) == [(0,)]
     parked = world.query(
         "SELECT DISTINCT o.key FROM outbox AS o JOIN outbox_state ON outbox_id = id"

@@ -1,4 +1,4 @@
-"""`streams up`, `env`, `status` and `down` as a person uses them, in a folder with nothing in it."""
+"""`streams up`, `env`, `status` and `down` as a person uses them, in an empty folder."""
 
 from __future__ import annotations
 
@@ -114,7 +114,8 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_a_message_enqueued_with_plain_psql_is_persisted_within_a_second(up: Path) -> None:
     psql(up, f"SELECT outbox_enqueue('chat_history_persist', 'c1', '{HELLO}')")
     statement = """
-        SELECT h.message_content, s.status, s.updated_at AT TIME ZONE 'UTC' - h.created_at < interval '1 second'
+        SELECT h.message_content, s.status,
+               s.updated_at AT TIME ZONE 'UTC' - h.created_at < interval '1 second'
         FROM chat_histories AS h
         JOIN outbox_state AS s USING (outbox_id)
         WHERE h.chat_id = 'c1'
@@ -125,7 +126,8 @@ def test_a_message_enqueued_with_plain_psql_is_persisted_within_a_second(up: Pat
 def test_a_message_of_a_transaction_that_rolled_back_never_appears(up: Path) -> None:
     psql(
         up,
-        f"BEGIN; SELECT outbox_enqueue('chat_history_persist', 'gone', '{HELLO.replace('c1', 'gone')}'); ROLLBACK",
+        "BEGIN; SELECT outbox_enqueue('chat_history_persist', 'gone',"
+        f" '{HELLO.replace('c1', 'gone')}'); ROLLBACK",
     )
     psql(
         up,

@@ -39,8 +39,10 @@ INSERT INTO outbox (biz_type, topic, key, payload)
 SELECT 'chat_history_persist', %(topic)s, key,
        '{"user_id": "canary-text", "conversation_id": "c", "role": "user", "message": "m"}'
 FROM unnest(ARRAY[%(canary)s, %(bidi)s, 'chat-3']) AS key, generate_series(1, 4);
-INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%(biz_type)s, %(topic)s, %(canary)s, '{}');
-INSERT INTO outbox_actions (who, act, what, why) VALUES (%(canary)s, 'replay', '{"count": 1}', %(canary)s);
+INSERT INTO outbox (biz_type, topic, key, payload)
+VALUES (%(biz_type)s, %(topic)s, %(canary)s, '{}');
+INSERT INTO outbox_actions (who, act, what, why)
+VALUES (%(canary)s, 'replay', '{"count": 1}', %(canary)s);
 """
 
 
@@ -116,7 +118,10 @@ def _login(deployment: Deployment) -> str:
 
 @pytest.fixture(scope="module")
 def browser(stack: Stack) -> Iterator[Browser]:
-    """Debian's Chromium, after the servers: Playwright keeps an event loop in this thread until it is closed."""
+    """Debian's Chromium, after the servers.
+
+    Playwright keeps an event loop in this thread until it is closed.
+    """
     path = program("chromium", "chromium", "chromium-browser", "google-chrome")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])

@@ -57,7 +57,8 @@ def test_no_page_has_a_serious_violation_scrolls_sideways_or_runs_what_others_wr
             # Every page in one look, three of them in each.
             if (scheme, width) == ("light", 1440) or path in ("", "dead/", "workers/"):
                 wrong = [
-                    f"{each['id']}: {each['nodes'][0]['html'][:120]} {each['nodes'][0]['failureSummary'][:200]}"
+                    f"{each['id']}: {each['nodes'][0]['html'][:120]}"
+                    f" {each['nodes'][0]['failureSummary'][:200]}"
                     for each in axe.run(page).response["violations"]
                     if each["impact"] in SERIOUS
                 ]
@@ -98,7 +99,8 @@ def test_a_forged_form_of_another_origin_is_refused(stack: Stack, browser: Brows
     [(dead,)] = stack.query("SELECT max(outbox_id) FROM outbox_dead_letters")
     acts = stack.query("SELECT count(*) FROM outbox_actions")
     form = (
-        f'<form method="post" action="{stack.pages}messages/{dead}/replay"><input name="why" value="x"></form>'
+        f'<form method="post" action="{stack.pages}messages/{dead}/replay"><input name="why"'
+        ' value="x"></form>'
         '<iframe name="f"></iframe>'
     )
     with another_origin(form) as elsewhere:
@@ -131,7 +133,8 @@ def test_a_dead_message_appears_by_itself_and_what_somebody_holds_stays(
     began = time.monotonic()
     topic = stack.query("SELECT topic FROM outbox_dead_letters LIMIT 1")[0][0]
     stack.query(
-        "INSERT INTO outbox (biz_type, topic, key, payload) VALUES ('chat_history_persist', %(topic)s, 'new', '[]')",
+        "INSERT INTO outbox (biz_type, topic, key, payload)"
+        " VALUES ('chat_history_persist', %(topic)s, 'new', '[]')",
         topic=topic,
     )
     expect(rows).to_have_count(before + 1, timeout=8000)
@@ -248,8 +251,9 @@ def test_log_in_look_and_act(stack: Stack, browser: Browser, script: bool) -> No
 
 SHIFTS = """
 window.shifts = 0;
-new PerformanceObserver((list) => { for (const each of list.getEntries()) window.shifts += each.value; })
-    .observe({type: "layout-shift", buffered: true});
+new PerformanceObserver((list) => {
+    for (const each of list.getEntries()) window.shifts += each.value;
+}).observe({type: "layout-shift", buffered: true});
 """
 
 
@@ -268,7 +272,8 @@ def test_nothing_jumps_under_load_and_the_pictures_are_taken(
         stack.query(
             "SELECT outbox_enqueue('chat_history_persist', key, json_build_object("
             "'user_id', 7, 'conversation_id', key, 'role', 'user', 'message', 'canary-text'))"
-            " FROM generate_series(1, 40) AS n, LATERAL (SELECT 'load-' || n %% 8 + %(round)s AS key) AS k",
+            " FROM generate_series(1, 40) AS n, LATERAL (SELECT 'load-' || n %% 8 + %(round)s AS"
+            " key) AS k",
             round=number,
         )
         page.wait_for_timeout(200)

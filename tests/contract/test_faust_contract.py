@@ -1,7 +1,8 @@
-"""What the worker leans on inside Faust, mode and aiokafka: a new version that changes it fails here, by name.
+"""What the worker leans on inside Faust, mode and aiokafka.
 
-After reading what changed, and running the acceptance tests against it: `python -m
-tests.contract.test_faust_contract` prints the new fingerprints.
+A new version that changes it fails here, by name. After reading what changed, and running the
+acceptance tests against it: `python -m tests.contract.test_faust_contract` prints the new
+fingerprints.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What every relay mode keeps, on real PostgreSQL and Kafka: what is committed is on the topic, in order, and nothing else."""
+"""What every relay mode keeps, on real PostgreSQL and Kafka.
+
+What is committed is on the topic, in order, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -142,8 +145,8 @@ class Writers:
 
     def _transaction(self, connection: psycopg.Connection[Any], key: str, turn: int) -> None:
         rows = connection.execute(
-            "INSERT INTO outbox (biz_type, topic, key, payload) SELECT %s, %s, %s, '{}' FROM generate_series(1, %s)"
-            " RETURNING id",
+            "INSERT INTO outbox (biz_type, topic, key, payload) SELECT %s, %s, %s, '{}'"
+            " FROM generate_series(1, %s) RETURNING id",
             (CHAT, self._topic, key, 1 + turn % 4),
         ).fetchall()
         if turn % 50 == 7:
@@ -156,7 +159,10 @@ class Writers:
 
 
 def check_order(world: World, ids: list[int]) -> None:
-    """Every committed row, no other, and per key in the order of ids, which is that of the commits."""
+    """Every committed row, no other, and the rows of each key in the order of ids.
+
+    That is the order of the commits.
+    """
     found = on_topic(world)
     assert {record.id for record in found} == set(ids)
     for key, seen in first_seen(found).items():
@@ -240,7 +246,8 @@ async def test_a_transaction_of_any_size_comes_whole(
 ) -> None:
     insert = (
         "INSERT INTO outbox (biz_type, topic, key, payload)"
-        " SELECT %s, %s, 'c' || n %% 20, json_build_object('n', n) FROM generate_series(1, %s) AS n RETURNING id"
+        " SELECT %s, %s, 'c' || n %% 20, json_build_object('n', n) FROM generate_series(1, %s) AS n"
+        " RETURNING id"
     )
     world.relay()
     ids = enqueue(world.url, world.topic, [payload(0, "before")])
@@ -259,7 +266,10 @@ async def test_rows_of_an_open_transaction_come_when_it_commits(
 ) -> None:
     world.relay()
     with psycopg.connect(world.url) as connection:
-        insert = "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c', '{}') RETURNING id"
+        insert = (
+            "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c', '{}')"
+            " RETURNING id"
+        )
         [early] = connection.execute(insert, (CHAT, world.topic)).fetchone() or []
         late = enqueue(world.url, world.topic, [payload(1, "d")])
         await eventually(published(world, late))
@@ -330,8 +340,8 @@ async def test_a_huge_transaction_takes_no_memory(
     process = psutil.Process(relay.pid)
     world.query(
         "INSERT INTO outbox (biz_type, topic, key, payload)"
-        " SELECT %s, %s, 'c' || n %% 500, json_build_object('n', n, 'message', repeat(md5(n::text), 10))"
-        " FROM generate_series(1, %s) AS n",
+        " SELECT %s, %s, 'c' || n %% 500, json_build_object('n', n, 'message', repeat(md5(n::text),"
+        " 10)) FROM generate_series(1, %s) AS n",
         *(CHAT, world.topic, rows),
     )
     done, peak = confirmed(world), 0
@@ -353,7 +363,10 @@ async def test_a_huge_transaction_takes_no_memory(
 async def test_a_row_that_no_record_can_carry_is_dead_and_the_rest_goes_on(
     world: World, eventually: Eventually
 ) -> None:
-    insert = "INSERT INTO outbox (biz_type, topic, key, payload, created_at) VALUES (%s, %s, 'c', %s, %s) RETURNING id"
+    insert = (
+        "INSERT INTO outbox (biz_type, topic, key, payload, created_at)"
+        " VALUES (%s, %s, 'c', %s, %s) RETURNING id"
+    )
     secret, now, topic = '{"x": "secret-canary"}', "2026-01-01", world.topic
     huge = '{"x": "secret-canary' + "x" * 2_000_000 + '"}'
     lines = [
@@ -416,8 +429,8 @@ async def test_a_record_refused_for_what_only_the_broker_knows_costs_one_message
     alter_topic(world, "message.timestamp.before.max.ms", "3600000")
     before = enqueue(world.url, world.topic, BATCH)
     [(old,)] = world.query(
-        "INSERT INTO outbox (biz_type, topic, key, payload, created_at) VALUES (%s, %s, 'c3', '{}', '2001-01-01')"
-        " RETURNING id",
+        "INSERT INTO outbox (biz_type, topic, key, payload, created_at)"
+        " VALUES (%s, %s, 'c3', '{}', '2001-01-01') RETURNING id",
         *(CHAT, world.topic),
     )
     good = ids + before + enqueue(world.url, world.topic, BATCH)

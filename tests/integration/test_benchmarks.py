@@ -20,7 +20,8 @@ def test_the_contestants_statements_claim_and_persist_a_batch(database: str) -> 
             " FROM generate_series(1, 50) AS n"
         )
         rows = connection.execute(
-            "SELECT id, key, payload::text, (extract(epoch FROM created_at) * 1000)::bigint FROM outbox ORDER BY id"
+            "SELECT id, key, payload::text, (extract(epoch FROM created_at) * 1000)::bigint"
+            " FROM outbox ORDER BY id"
         ).fetchall()
         records = [
             Record(outbox_id, offset, key, payload.encode(), created)

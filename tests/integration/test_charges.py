@@ -89,7 +89,10 @@ def test_a_timeout_that_does_not_come_back_is_not_charged(stage: Stage) -> None:
 def test_messages_that_hang_cost_one_timeout_each_and_three_for_their_run(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was known of one was forgotten when the next one hung: each doubled the number of timeouts."""
+    """What was known of one was forgotten when the next one hung.
+
+    Each doubled the number of timeouts.
+    """
     keys = [f"k{number}" for number in range(8)]
     for key in keys:
         monkeypatch.setitem(PARTITIONS, key, 0)
@@ -242,8 +245,9 @@ def suspect(stage: Stage, run: Any, worker: Any = None) -> Run:
 def crashed(stage: Stage, run: Any, crashes: int) -> None:
     """A worker of before died so often with it."""
     stage.bench.query(
-        "INSERT INTO outbox_partition_crashes (topic, partition, owner, crashes, through) VALUES (%s, %s, '-', %s, %s)"
-        " ON CONFLICT (topic, partition) DO UPDATE SET crashes = excluded.crashes, through = excluded.through RETURNING 1",
+        "INSERT INTO outbox_partition_crashes (topic, partition, owner, crashes, through)"
+        " VALUES (%s, %s, '-', %s, %s) ON CONFLICT (topic, partition) DO UPDATE"
+        " SET crashes = excluded.crashes, through = excluded.through RETURNING 1",
         run.topic,
         run.partition,
         crashes,
@@ -289,7 +293,10 @@ def test_a_retry_that_comes_by_its_own_record_and_by_one_that_sends_it_again_kee
 def test_a_run_that_waits_when_its_worker_ends_in_good_order_has_taken_nobody_down(
     stage: Stage, how: str, crashes: int
 ) -> None:
-    """A missing column and seven deployments made the first message dead, for crashes that never were."""
+    """A missing column and seven deployments made the first message dead.
+
+    It was for crashes that never were.
+    """
     worker, run = stage.bench.workers[0], a_run(stage)
     stage.bench.handler.faults = {stage.name(): "42703"}
     if crashes:
@@ -451,7 +458,10 @@ def test_a_run_that_is_known_calls_nobody_and_is_worked_as_a_whole_and_clears_no
 def test_a_message_that_was_tried_alone_three_times_is_dead_without_being_tried(
     stage: Stage,
 ) -> None:
-    """By its id, wherever it comes from: here it is a retry behind another message of its conversation."""
+    """It is known by its id, wherever it comes from.
+
+    Here it is a retry behind another message of its conversation.
+    """
     for _ in range(3):
         stage.insert(stage.bench.connection, "a", "plain")
     stage.send(stage.committed())
@@ -466,7 +476,8 @@ def test_a_message_that_was_tried_alone_three_times_is_dead_without_being_tried(
         "SELECT outbox_id FROM outbox_state WHERE status = 'parked' ORDER BY 1 LIMIT 1"
     )
     stage.bench.query(
-        "INSERT INTO outbox_message_crashes (topic, outbox_id, partition, crashes) VALUES (%s, %s, 0, 3) RETURNING 1",
+        "INSERT INTO outbox_message_crashes (topic, outbox_id, partition, crashes)"
+        " VALUES (%s, %s, 0, 3) RETURNING 1",
         TOPIC,
         second,
     )

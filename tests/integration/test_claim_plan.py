@@ -1,4 +1,7 @@
-"""Claims are planned once and repeated for as long as a connection lives: no plan may read a whole partition."""
+"""Claims are planned once and repeated for as long as a connection lives.
+
+So no plan may read a whole partition.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +35,12 @@ TYPES = {
     "digest": "text",
 }
 FILLED = (
-    "INSERT INTO outbox (biz_type, topic, key, payload) SELECT 'x', 't', 'a', '{}' FROM generate_series(1, 3);"
+    "INSERT INTO outbox (biz_type, topic, key, payload) SELECT 'x', 't', 'a',"
+    " '{}' FROM generate_series(1, 3);"
     "INSERT INTO outbox_state (outbox_id, status) VALUES (100, 'consumed');"
     "INSERT INTO outbox_foreign (source, outbox_id, biz_type, topic, key, created_at, status, open)"
-    " VALUES ('s', 100, 'x', 't', 'a', now(), 'consumed', true); ANALYZE outbox, outbox_state, outbox_foreign"
+    " VALUES ('s', 100, 'x', 't', 'a', now(), 'consumed', true); ANALYZE outbox, outbox_state,"
+    " outbox_foreign"
 )
 
 
@@ -44,7 +49,10 @@ FILLED = (
 def test_the_plan_of_an_empty_table_is_good_for_a_full_one(
     database: str, name: str, before: str
 ) -> None:
-    """Reading the whole table is cheapest while there is nothing in it: 1,000 messages took half a second later on."""
+    """Reading the whole table is cheapest while there is nothing in it.
+
+    1,000 messages took half a second later on.
+    """
     names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", query(name))))
     statement = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", query(name))
     types = ", ".join(TYPES.get(each, "unknown") for each in names)

@@ -58,7 +58,10 @@ BROKEN = [
     (line(1, biz_type=7), "unknown biz_type 7"),
     (
         line(1, key="other"),
-        "chat_history_persist: key (5 bytes) is not what field 'conversation_id' of the payload says (2 bytes)",
+        (
+            "chat_history_persist: key (5 bytes) is not what field 'conversation_id' of the payload"
+            " says (2 bytes)"
+        ),
     ),
     (line(1, payload=payload(1, "c1", user_id="x")), "user_id"),
     (line(1, payload=payload(1, "c1", message="a\0b")), "NUL"),

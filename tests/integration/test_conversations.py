@@ -1,4 +1,7 @@
-"""Conversations that a dead message holds: listed, released, discarded, replayed, on a real worker."""
+"""Conversations that a dead message holds, on a real worker.
+
+They are listed, released, discarded, replayed.
+"""
 
 from __future__ import annotations
 

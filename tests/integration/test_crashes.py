@@ -1,4 +1,7 @@
-"""Messages that take their process down, on the product: each costs itself, after six deaths at most."""
+"""Messages that take their process down, on the product.
+
+Each costs itself, after six deaths at most.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ from tests.fixtures.notes import Notes
 
 @pytest.fixture
 def world_of(world: World, tmp_path: Path) -> Callable[..., Notes]:
-    """Notes in so many partitions, whose workers commit seldom and are missed soon when they die."""
+    """Notes in so many partitions.
+
+    Workers commit seldom and are missed soon when they die.
+    """
 
     def make(partitions: int, **environ: str) -> Notes:
         world.environ |= {
@@ -202,7 +208,10 @@ async def test_no_message_dies_of_workers_that_are_killed_again_and_again(
     notes.publish(ids)
     for wait in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8):
         worker = notes.world.worker()
-        noted = "SELECT 1 FROM outbox_partition_crashes WHERE crashes > 0 UNION ALL SELECT 1 FROM outbox_message_crashes"
+        noted = (
+            "SELECT 1 FROM outbox_partition_crashes WHERE crashes > 0 UNION ALL SELECT 1"
+            " FROM outbox_message_crashes"
+        )
         await eventually(
             lambda noted=noted: notes.world.query(noted) or notes.all(ids, "consumed"),
             60,

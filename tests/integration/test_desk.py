@@ -44,8 +44,8 @@ def bury(
 ) -> None:
     """Messages that are dead, in the order of their ids in one partition."""
     world.query(
-        'INSERT INTO outbox_state (outbox_id, status, partition, "offset", attempts, error_code, error)'
-        " SELECT id, 'dead', 0, 10 + id, 3, %s, %s FROM unnest(%s::bigint[]) AS id",
+        'INSERT INTO outbox_state (outbox_id, status, partition, "offset", attempts, error_code,'
+        " error) SELECT id, 'dead', 0, 10 + id, 3, %s, %s FROM unnest(%s::bigint[]) AS id",
         code,
         error,
         ids,
@@ -84,8 +84,10 @@ def test_dead_messages_are_listed_without_their_text(run: Run, ids: list[int]) -
     found = json.loads(run("list", "--json", "--limit", "4").output)
     assert [one["outbox_id"] for one in found] == ids[:4]
     assert found[0] | {"since": "", "fingerprint": ""} == {
-        "outbox_id": ids[0], "biz_type": CHAT, "topic": found[0]["topic"], "key": "c0", "attempts": 3, "replays": 0,
-        "error_code": "payload", "error": "'user_id': expected int, got str", "held": False, "since": "",
+        "outbox_id": ids[0], "biz_type": CHAT, "topic": found[0]["topic"], "key": "c0",
+        "attempts": 3, "replays": 0,
+        "error_code": "payload", "error": "'user_id': expected int, got str", "held": False,
+        "since": "",
         "fingerprint": "",
     }  # fmt: skip
 
@@ -153,7 +155,8 @@ def test_one_message_is_replayed_as_a_new_row_that_names_its_root(
     )
     assert same
     assert world.query(
-        "SELECT status, source_id, attempts, replays, topic, key, arrived IS NOT NULL, next_retry_at, error_code,"
+        "SELECT status, source_id, attempts, replays, topic, key, arrived IS NOT NULL,"
+        " next_retry_at, error_code,"
         ' "offset" FROM outbox_state WHERE outbox_id = %s',
         ids[4],
     ) == [("replaying", new, 0, 1, world.topic, "c1", True, None, "payload", 10 + ids[4])]
@@ -167,7 +170,10 @@ def test_what_a_message_died_of_is_told_after_it_was_replayed_and_persisted(
         "SELECT updated_at, error FROM outbox_state WHERE outbox_id = %s", ids[0]
     )
     assert run("replay", str(ids[0]), str(ids[1]), "--yes").exception is None
-    persist = "UPDATE outbox_state SET status = 'consumed', source_id = NULL, applied = 7 WHERE outbox_id = %s"
+    persist = (
+        "UPDATE outbox_state SET status = 'consumed', source_id = NULL, applied = 7"
+        " WHERE outbox_id = %s"
+    )
     world.query(persist, ids[0])
     with migrate.connection(world.settings) as connection:
         first, second = history.messages(connection, ids[:2])
@@ -181,7 +187,8 @@ def test_what_a_message_died_of_is_told_after_it_was_replayed_and_persisted(
         # It failed once more before it was persisted: that is a step of its own.
         connection.rollback()
         world.query(
-            "UPDATE outbox_state SET attempts = 2, error_code = '23514', error = 'x' WHERE outbox_id = %s",
+            "UPDATE outbox_state SET attempts = 2, error_code = '23514', error = 'x'"
+            " WHERE outbox_id = %s",
             ids[0],
         )
         [first] = history.messages(connection, ids[:1])
@@ -369,8 +376,9 @@ def test_a_rate_is_kept(run: Run, ids: list[int], world: World) -> None:
 def test_a_hundred_thousand_are_replayed_fast_in_order(run: Run, world: World) -> None:
     began = time.monotonic()
     world.query(
-        "INSERT INTO outbox (biz_type, topic, key, payload) SELECT 'chat_history_persist', %s, 'c' || n %% 1000,"
-        " json_build_object('user_id', 1, 'conversation_id', 'c' || n %% 1000, 'role', 'user', 'message', repeat('x', 250))"
+        "INSERT INTO outbox (biz_type, topic, key, payload)"
+        " SELECT 'chat_history_persist', %s, 'c' || n %% 1000, json_build_object('user_id', 1,"
+        " 'conversation_id', 'c' || n %% 1000, 'role', 'user', 'message', repeat('x', 250))"
         " FROM generate_series(1, 100000) AS n",
         world.topic,
     )
@@ -383,8 +391,8 @@ def test_a_hundred_thousand_are_replayed_fast_in_order(run: Run, world: World) -
     assert run("replay", "--all", "--yes").output == "replayed 100,000 messages\n"
     seconds = time.monotonic() - began
     assert world.query(
-        "SELECT count(*) FROM (SELECT resend_of < lag(resend_of) OVER (PARTITION BY key ORDER BY id) AS wrong"
-        " FROM outbox WHERE resend_of IS NOT NULL) AS steps WHERE wrong"
+        "SELECT count(*) FROM (SELECT resend_of < lag(resend_of) OVER (PARTITION BY key"
+        " ORDER BY id) AS wrong FROM outbox WHERE resend_of IS NOT NULL) AS steps WHERE wrong"
     ) == [(0,)]
     # 5,000 a second, or, where others keep the machine busy, in proportion to making them.
     assert seconds < max(20, 8 * filled), f"{seconds:.1f} s, {filled:.1f} s to make them"

@@ -1,4 +1,7 @@
-"""The demo's live line and `streams status` count right, whatever is committed, relayed, persisted or set aside."""
+"""The demo's live line and `streams status` count right.
+
+Whatever is committed, relayed, persisted or set aside.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from streams.operate.look import look
 from streams.operate.relay_status import standing
 
 ENQUEUE = """
-    SELECT outbox_enqueue('chat_history_persist', 'c' || n, json_build_object('conversation_id', 'c' || n))
+    SELECT outbox_enqueue('chat_history_persist', 'c' || n,
+                          json_build_object('conversation_id', 'c' || n))
     FROM generate_series(1, %s) AS n
 """
 
@@ -25,7 +29,8 @@ def business(database: str) -> Iterator[psycopg.Connection]:
     """A connection of business code, with a relay that has relayed nothing."""
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(
-            "INSERT INTO relay_position (name, mode, floor, pid, heartbeat) VALUES ('outbox', 'cdc', 0, 4711, now())"
+            "INSERT INTO relay_position (name, mode, floor, pid, heartbeat)"
+            " VALUES ('outbox', 'cdc', 0, 4711, now())"
         )
         yield connection
 
@@ -47,7 +52,8 @@ def settle(
     business: psycopg.Connection, ids: list[int], status: str = "consumed", topic: str | None = None
 ) -> None:
     business.execute(
-        "INSERT INTO outbox_state (outbox_id, status, topic, key) SELECT unnest(%s::bigint[]), %s, %s, 'c'",
+        "INSERT INTO outbox_state (outbox_id, status, topic, key)"
+        " SELECT unnest(%s::bigint[]), %s, %s, 'c'",
         [ids, status, topic],
     )
 

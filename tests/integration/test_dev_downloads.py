@@ -18,9 +18,13 @@ from streams.dev.kafka import KAFKA
 from streams.dev.maven import MIRROR
 from streams.errors import ServiceUnreachable, UsageError
 
-POM = """<project><modelVersion>4.0.0</modelVersion><groupId>org.example</groupId><artifactId>{name}</artifactId>
+POM = """<project><modelVersion>4.0.0</modelVersion>
+<groupId>org.example</groupId><artifactId>{name}</artifactId>
 <version>1.0</version><dependencies>{dependencies}</dependencies></project>"""
-NEEDS_LEAF = "<dependency><groupId>org.example</groupId><artifactId>leaf</artifactId><version>1.0</version></dependency>"
+NEEDS_LEAF = (
+    "<dependency><groupId>org.example</groupId><artifactId>leaf</artifactId>"
+    "<version>1.0</version></dependency>"
+)
 COORDINATES = "org.example:tree:1.0"
 
 

@@ -1,4 +1,7 @@
-"""PostgreSQL from the wheel: starts for root and for ordinary users, keeps data and port, fails in one line."""
+"""PostgreSQL from the wheel starts for root and for ordinary users.
+
+It keeps data and port, and fails in one line.
+"""
 
 from __future__ import annotations
 

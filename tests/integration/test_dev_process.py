@@ -54,7 +54,10 @@ async def test_a_parent_killed_with_9_leaves_no_child(tmp_path: Path) -> None:
 
 
 async def test_kill_takes_the_descendants_along(tmp_path: Path) -> None:
-    script = "import subprocess, time; subprocess.Popen(['sleep', '600'], start_new_session=True); time.sleep(600)"
+    script = (
+        "import subprocess, time; subprocess.Popen(['sleep', '600'], start_new_session=True);"
+        " time.sleep(600)"
+    )
     process = Process((sys.executable, "-c", script), tmp_path / "log")
     process.launch()
     pid = process.pid

@@ -1,4 +1,7 @@
-"""Numbers that stand for an order are drawn in that order, however the planner joins what they are for."""
+"""Numbers that stand for an order are drawn in that order.
+
+However the planner joins what they are for.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,10 @@ OURS = (
     f" SELECT one, 'x', 't', 'a', '{{}}', timestamp '1970-01-01' + {WRITTEN} * interval '1 ms'"
     " FROM generate_series(1, 5) AS one; SELECT setval('outbox_id_seq', 100);"
 )
-OUR_STATES = f"{OURS} INSERT INTO outbox_state (outbox_id, status) SELECT one, 'consumed' FROM generate_series(1, 5) AS one"
+OUR_STATES = (
+    f"{OURS} INSERT INTO outbox_state (outbox_id, status) SELECT one, 'consumed'"
+    " FROM generate_series(1, 5) AS one"
+)
 FOREIGN = (
     "INSERT INTO outbox_foreign (source, outbox_id, biz_type, topic, key, created_at, status, open)"
     " SELECT 's', one, 'x', 't', 'a', now(), 'consumed', true FROM generate_series(1, 5) AS one"

@@ -1,4 +1,7 @@
-"""outbox_enqueue(): one statement for a service in any language, with refusals that say what is wrong."""
+"""outbox_enqueue(): one statement for a service in any language.
+
+Its refusals say what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -117,19 +120,31 @@ def limited(size: int) -> str:
         ({"payload": '{"a": 1e999999}'}, f"{TYPE}: payload holds a number out of range"),
         (
             {"key": "OTHER"},
-            f"{TYPE}: key (5 bytes) is not what field 'conversation_id' of the payload says (2 bytes): expected the same",
+            (
+                f"{TYPE}: key (5 bytes) is not what field 'conversation_id' of the payload says (2"
+                " bytes): expected the same"
+            ),
         ),
         (
             {"payload": '{"a": 1}'},
-            f"{TYPE}: key (2 bytes) is not what field 'conversation_id' of the payload says (absent): expected the same",
+            (
+                f"{TYPE}: key (2 bytes) is not what field 'conversation_id' of the payload says"
+                " (absent): expected the same"
+            ),
         ),
         (
             {"payload": '{"conversation_id": null}'},
-            f"{TYPE}: key (2 bytes) is not what field 'conversation_id' of the payload says (null): expected the same",
+            (
+                f"{TYPE}: key (2 bytes) is not what field 'conversation_id' of the payload says"
+                " (null): expected the same"
+            ),
         ),
         (
             {"payload": '{"conversation_id": 7}'},
-            f"{TYPE}: key (2 bytes) is not what field 'conversation_id' of the payload says (number): expected the same",
+            (
+                f"{TYPE}: key (2 bytes) is not what field 'conversation_id' of the payload says"
+                " (number): expected the same"
+            ),
         ),
     ],
 )
@@ -176,7 +191,10 @@ def nested(depth: int) -> str:
 def test_payloads_nested_too_deep_are_refused_at_every_depth(
     enqueue: Enqueue, connection: psycopg.Connection[Any]
 ) -> None:
-    """The server reads json with a stack of its own: what is deeper than that is 54001 before the function runs."""
+    """The server reads json with a stack of its own.
+
+    What is deeper than that is 54001 before the function runs.
+    """
     connection.execute(KEYLESS)
     enqueue(payload=nested(1000))
     with pytest.raises(errors.StatementTooComplex):
@@ -221,7 +239,10 @@ def test_a_biz_type_that_an_older_version_registered_has_no_key_field(
 def test_a_payload_may_be_bound_as_whatever_a_driver_takes_it_for(
     database: str, connection: psycopg.Connection[Any]
 ) -> None:
-    """Five of five libraries met 42883: SQLAlchemy's func, jsonb, a prepared statement's parameters of type text."""
+    """Five of five libraries met 42883.
+
+    SQLAlchemy's func, jsonb, a prepared statement's parameters of type text.
+    """
     plain = orjson.loads(GOOD)
     for query, payload in (
         ("SELECT outbox_enqueue(%s, %s, %s)", GOOD),

@@ -1,4 +1,7 @@
-"""Envelope topics on a real worker: another system's producer stays as it is, its messages get the same fate as ours."""
+"""Envelope topics on a real worker: another system's producer stays as it is.
+
+Its messages get the same fate as ours.
+"""
 
 from __future__ import annotations
 
@@ -81,19 +84,24 @@ async def test_bad_envelopes_are_rejected_and_what_cannot_be_read_is_dead(
 ) -> None:
     numbers = (None, True, 0, -1, 1.5, 2**63, 10**30, "", "x", "1 ", "\u0663", [1], {"id": 1})
     bad = [
-        None, b"", b"{", b"\xff\xfe", b"null", b"[1]", b'"text"', b"7", b"\x00", b"{}", b'{"outbox_id": 1}',
-        b"[" * 5000, b'{"outbox_id": 1, "biz_type": "b", "payload": "\\ud800"}', b'{"outbox_id": 1, "biz_type": "b"}',
+        None, b"", b"{", b"\xff\xfe", b"null", b"[1]", b'"text"', b"7", b"\x00", b"{}",
+        b'{"outbox_id": 1}',
+        b"[" * 5000, b'{"outbox_id": 1, "biz_type": "b", "payload": "\\ud800"}',
+        b'{"outbox_id": 1, "biz_type": "b"}',
         b'{"outbox_id": 1, "payload": {}}', b'{"outbox_id": 1, "biz_type": 5, "payload": {}}',
         b'{"outbox_id": 1, "biz_type": "b", "payload": {"secret-canary": }}',
         *[json.dumps({"outbox_id": n, "biz_type": "b", "payload": {}}).encode() for n in numbers],
     ]  # fmt: skip
     dead: list[object] = [
-        {"user_id": 1}, CHAT | {"user_id": "secret-canary"}, CHAT | {"message": None}, CHAT | {"message": "\0"},
-        CHAT | {"conversation_id": ""}, CHAT | {"conversation_id": "x" * 1025}, None, [1], 7, "", "secret-canary {", "[1]",
+        {"user_id": 1}, CHAT | {"user_id": "secret-canary"}, CHAT | {"message": None},
+        CHAT | {"message": "\0"},
+        CHAT | {"conversation_id": ""}, CHAT | {"conversation_id": "x" * 1025}, None, [1], 7, "",
+        "secret-canary {", "[1]",
     ]  # fmt: skip
     seed.raw(*bad, key=b"\xff")
     seed.raw(*[envelope(100 + n, payload) for n, payload in enumerate(dead)], key="some key")
-    seed.raw(envelope(200, {}, "who_knows\0"), b'{"outbox_id": 201, "biz_type": "mark_added", "payload": ' + b"[" * 300
+    seed.raw(envelope(200, {}, "who_knows\0"),
+    b'{"outbox_id": 201, "biz_type": "mark_added", "payload": ' + b"[" * 300
              + b"]" * 300 + b"}", envelope(300))  # fmt: skip
     worker = seed.world.worker(STREAMS_WORKER__UNKNOWN_DAYS="0.00001")
     await eventually(lambda: seed.all([300], "consumed"), 60)
@@ -119,7 +127,8 @@ async def test_bad_envelopes_are_rejected_and_what_cannot_be_read_is_dead(
     kept = dict(
         seed.world.query("SELECT outbox_id, key FROM outbox_foreign WHERE payload IS NOT NULL")
     )
-    assert kept == {one: "some key" if one in (100, 104, 105, *range(106, 112)) else "c" for one in broken[:-2]} | {
+    assert kept == {one: "some key" if one in (100, 104, 105, *range(106,
+    112)) else "c" for one in broken[:-2]} | {
         200: "", 201: "",
     }  # fmt: skip
     assert worker.running
@@ -155,7 +164,10 @@ async def test_a_failing_message_is_retried_and_its_conversation_keeps_its_order
     seed.notes.mend()
     await eventually(lambda: seed.all(ids + last, "consumed"), 30)
     assert seed.saved("a") == [f"a{n}" for n in range(5)]
-    left = "SELECT count(*) FROM outbox_foreign WHERE open OR payload IS NOT NULL OR next_retry_at IS NOT NULL"
+    left = (
+        "SELECT count(*) FROM outbox_foreign"
+        " WHERE open OR payload IS NOT NULL OR next_retry_at IS NOT NULL"
+    )
     assert seed.world.query(left) == [(0,)]
     applied = seed.world.query(
         "SELECT outbox_id FROM outbox_foreign WHERE key = 'a' ORDER BY applied"
@@ -235,7 +247,10 @@ async def test_a_dead_message_holds_the_conversation_that_it_names(
 async def test_a_conversation_in_several_partitions_waits_as_one(
     seed: Seed, eventually: Eventually
 ) -> None:
-    """Records without a key go anywhere: then there is no order to keep, but nothing gets past a message that waits."""
+    """Records without a key go anywhere.
+
+    Then there is no order to keep, but nothing gets past a message that waits.
+    """
     seed.notes.fail("first")
     seed.world.worker()
     first = seed.send("a", "first", key=None)

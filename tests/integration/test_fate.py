@@ -1,4 +1,7 @@
-"""The fate of messages that fail, on a real worker: order through retries, who is guilty, what is terminal."""
+"""The fate of messages that fail, on a real worker.
+
+Order through retries, who is guilty, what is terminal.
+"""
 
 from __future__ import annotations
 
@@ -196,10 +199,10 @@ def replay(notes: Notes, root: int, text: str) -> int:
     """An edited replay, as the desk writes it."""
     [(source,)] = notes.world.query(
         "WITH again AS (INSERT INTO outbox (biz_type, topic, key, payload, resend_of)"
-        " SELECT biz_type, topic, key, json_build_object('book', key, 'note', %s::text), id FROM outbox WHERE id = %s"
-        " RETURNING id, topic, key)"
-        " UPDATE outbox_state SET status = 'replaying', source_id = again.id, attempts = 0, topic = again.topic,"
-        " key = again.key, next_retry_at = NULL, arrived = coalesce(arrived, nextval('outbox_arrived'))"
+        " SELECT biz_type, topic, key, json_build_object('book', key, 'note', %s::text), id"
+        " FROM outbox WHERE id = %s RETURNING id, topic, key) UPDATE outbox_state"
+        " SET status = 'replaying', source_id = again.id, attempts = 0, topic = again.topic, key ="
+        " again.key, next_retry_at = NULL, arrived = coalesce(arrived, nextval('outbox_arrived'))"
         " FROM again WHERE outbox_id = %s RETURNING source_id",
         text,
         root,
@@ -290,7 +293,8 @@ async def test_unknown_biz_types_and_broken_payloads_are_dead_with_a_reason(
         '"text"',
     ):
         [(one,)] = notes.world.query(
-            "INSERT INTO outbox (biz_type, topic, key, payload) VALUES ('note_added', %s, 'a', %s::text::json) RETURNING id",
+            "INSERT INTO outbox (biz_type, topic, key, payload)"
+            " VALUES ('note_added', %s, 'a', %s::text::json) RETURNING id",
             notes.topic,
             payload,
         )
@@ -384,7 +388,10 @@ async def test_a_worker_killed_before_it_acked_a_retrying_message(
 async def test_a_worker_killed_between_the_heads_commit_and_its_table(
     notes: Notes, eventually: Eventually
 ) -> None:
-    """The database as such a worker leaves it: the head is consumed, nobody was told to go on with those behind it."""
+    """The database as such a worker leaves it.
+
+    The head is consumed, nobody was told to go on with those behind it.
+    """
     ids = notes.enqueue("a", "a0", "a1", "a2")
     notes.world.query(
         'INSERT INTO outbox_state (outbox_id, status, partition, "offset", arrived, topic, key)'

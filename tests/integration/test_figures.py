@@ -1,4 +1,7 @@
-"""What relay and workers write down of themselves, on real services: counts, lag, signs of life, and their ends."""
+"""What relay and workers write down of themselves, on real services.
+
+Counts, lag, signs of life, and their ends.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ def snapshot(world: World) -> Snapshot:
 
 def counted(world: World) -> dict[str, int]:
     [row] = world.query(
-        "SELECT coalesce(sum(enqueued), 0), coalesce(sum(relayed), 0), coalesce(sum(consumed), 0), coalesce(sum(dead), 0),"
-        " coalesce(sum((SELECT sum(n) FROM unnest(latency) AS n)), 0)"
+        "SELECT coalesce(sum(enqueued), 0), coalesce(sum(relayed), 0), coalesce(sum(consumed), 0),"
+        " coalesce(sum(dead), 0), coalesce(sum((SELECT sum(n) FROM unnest(latency) AS n)), 0)"
         " FROM outbox_stats WHERE width = 10"
     )
     return dict(
@@ -71,7 +74,8 @@ async def test_processes_tell_what_they_did_and_how_they_ended(
     await eventually(
         lambda: (
             world.query(
-                "SELECT kind, count(*) FROM outbox_processes WHERE ended IS NOT NULL GROUP BY kind ORDER BY 1"
+                "SELECT kind, count(*) FROM outbox_processes WHERE ended IS NOT NULL GROUP BY kind"
+                " ORDER BY 1"
             )
             == [("relay", 1), ("worker", 1)]
         ),

@@ -1,4 +1,7 @@
-"""Operators' acts on other systems' messages, on real PostgreSQL: named `source:id`, beside ours with the same ids."""
+"""Operators' acts on other systems' messages, on real PostgreSQL.
+
+They are named `source:id`, beside ours with the same ids.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,8 @@ def run(world: World, monkeypatch: pytest.MonkeyPatch) -> Run:
     [mine] = enqueue(world.url, world.topic, [payload(0, "c0")])
     assert mine == 1
     world.query(
-        "INSERT INTO outbox_state (outbox_id, status, error_code, error) VALUES (1, 'dead', 'json', 'broken 1')"
+        "INSERT INTO outbox_state (outbox_id, status, error_code, error)"
+        " VALUES (1, 'dead', 'json', 'broken 1')"
     )
     for outbox_id in range(1, 7):
         bury(world, "seed", outbox_id, f"c{outbox_id % 2}")
@@ -43,8 +47,9 @@ def run(world: World, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def bury(world: World, source: str, outbox_id: int, key: str) -> None:
     world.query(
-        'INSERT INTO outbox_foreign (source, outbox_id, status, partition, "offset", attempts, error_code, error, biz_type,'
-        " topic, key, created_at, payload) VALUES (%s, %s, 'dead', 0, %s, 3, 'json', 'broken 2', %s, 'theirs', %s, now(), %s)",
+        'INSERT INTO outbox_foreign (source, outbox_id, status, partition, "offset", attempts,'
+        " error_code, error, biz_type, topic, key, created_at, payload)"
+        " VALUES (%s, %s, 'dead', 0, %s, 3, 'json', 'broken 2', %s, 'theirs', %s, now(), %s)",
         source,
         outbox_id,
         100 - outbox_id,
@@ -153,7 +158,8 @@ def test_an_edited_payload_is_checked(run: Run, world: World, edited: str, words
 
 def test_an_edit_says_the_conversation_where_the_payload_did_not(run: Run, world: World) -> None:
     world.query(
-        "UPDATE outbox_foreign SET payload = '{', key = 'a guess' WHERE source = 'seed' AND outbox_id = 1"
+        "UPDATE outbox_foreign SET payload = '{', key = 'a guess' WHERE source = 'seed'"
+        " AND outbox_id = 1"
     )
     edited = json.dumps(payload(1, "c1"))
     assert run("dead", "replay", "seed:1", "--payload", "-", lines=edited).exception is None

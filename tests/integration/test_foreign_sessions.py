@@ -103,7 +103,10 @@ async def test_ids_that_are_not_drawn_one_by_one_stop_start_and_leader(
 
 
 async def test_a_floor_waits_while_sessions_may_keep_ids(world: World, name: str) -> None:
-    """A session that has kept smaller ids holds no lock between its transactions: nothing tells of them."""
+    """A session that has kept smaller ids holds no lock between its transactions.
+
+    Nothing tells of those ids.
+    """
     world.query("ALTER SEQUENCE outbox_id_seq CACHE 20")
     with (
         psycopg.connect(world.url, autocommit=True) as keeper,
@@ -130,10 +133,12 @@ async def _some(batches: Any, source: PollSource, count: int) -> Any:
 def test_enqueue_works_with_any_search_path_and_date_style(database: str, path: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(
-            "CREATE SCHEMA elsewhere CREATE TABLE outbox_biz_types (biz_type text, topic text, max_bytes int)"
+            "CREATE SCHEMA elsewhere CREATE TABLE outbox_biz_types (biz_type text, topic text,"
+            " max_bytes int)"
         )
         connection.execute(
-            "SELECT set_config('search_path', %s, false), set_config('datestyle', 'SQL, DMY', false)",
+            "SELECT set_config('search_path', %s, false), set_config('datestyle', 'SQL, DMY',"
+            " false)",
             [path],
         )
         connection.execute(ENQUEUE.format("public"), [PAYLOAD])
@@ -143,8 +148,8 @@ def test_enqueue_works_with_any_search_path_and_date_style(database: str, path: 
 def test_every_function_of_ours_pins_what_it_means(database: str) -> None:
     with psycopg.connect(database) as connection:
         functions = connection.execute(
-            "SELECT proname, prosqlbody IS NOT NULL OR proconfig::text LIKE '%search_path%' FROM pg_proc"
-            " WHERE pronamespace = 'public'::regnamespace"
+            "SELECT proname, prosqlbody IS NOT NULL OR proconfig::text LIKE '%search_path%'"
+            " FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
         ).fetchall()
     assert {name for name, pinned in functions if not pinned} == set()
     assert len(functions) >= 6

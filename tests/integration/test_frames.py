@@ -97,7 +97,10 @@ def test_a_delivered_run_reaches_its_handler_through_few_functions(
 def test_a_row_is_produced_a_few_functions_behind_the_command(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In this process, which gets the signal that ends the command once a record is handed to Kafka."""
+    """The command runs in this process.
+
+    It gets the signal that ends the command once a record is handed to Kafka.
+    """
     walked: list[str] = []
 
     class Walked(Producer):
@@ -114,7 +117,10 @@ def test_a_row_is_produced_a_few_functions_behind_the_command(
     monkeypatch.setattr(gc, "set_threshold", lambda *_: None)
     monkeypatch.setattr(log, "setup", lambda *_, **__: None)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    enqueue = "INSERT INTO outbox (biz_type, topic, key, payload) VALUES ('chat_history_persist', %s, 'c1', '{}')"
+    enqueue = (
+        "INSERT INTO outbox (biz_type, topic, key, payload)"
+        " VALUES ('chat_history_persist', %s, 'c1', '{}')"
+    )
     with psycopg.connect(world.url, autocommit=True) as connection:
         connection.execute(enqueue, [world.topic])
     try:

@@ -34,10 +34,11 @@ from streams.errors import UsageError
 
 url = urlsplit(os.environ["DATABASE_URL"])
 postgresql = {
-    "ENGINE": "django.db.backends.postgresql", "HOST": url.hostname, "PORT": url.port, "USER": url.username,
-    "NAME": url.path[1:],
+    "ENGINE": "django.db.backends.postgresql", "HOST": url.hostname, "PORT": url.port,
+    "USER": url.username, "NAME": url.path[1:],
 }
-settings.configure(DATABASES={"default": postgresql, "other": {"ENGINE": "django.db.backends.sqlite3"}}, DEBUG=True)
+sqlite = {"ENGINE": "django.db.backends.sqlite3"}
+settings.configure(DATABASES={"default": postgresql, "other": sqlite}, DEBUG=True)
 django.setup()
 outbox.start()
 
@@ -57,7 +58,8 @@ def refused(kind, *arguments, **options):
 
 with transaction.atomic():
     first = enqueue(chat("one"), ordered=True)
-    two = enqueue([chat("a"), chat("b")], traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+    traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    two = enqueue([chat("a"), chat("b")], traceparent=traceparent)
     try:
         with transaction.atomic():
             enqueue(chat("rolled back"))
@@ -74,9 +76,13 @@ else:
 assert "is sqlite: expected postgresql" in refused(UsageError, chat("x"), using="other")
 assert "'message' is of type int" in refused(PayloadInvalid, chat("x", 7))
 with connection.cursor() as cursor:
-    cursor.execute("SELECT id, key, payload->>'message', traceparent IS NOT NULL FROM outbox ORDER BY id")
+    cursor.execute(
+        "SELECT id, key, payload->>'message', traceparent IS NOT NULL FROM outbox ORDER BY id"
+    )
     text = chat("").message
-    assert cursor.fetchall() == [(first, "one", text, False), (two[0], "a", text, True), (two[1], "b", text, True)]
+    assert cursor.fetchall() == [
+        (first, "one", text, False), (two[0], "a", text, True), (two[1], "b", text, True)
+    ]
 os.environ["STREAMS_OUTBOX__ENABLED"] = "false"
 outbox.start()
 refused(OutboxDisabled, chat("x"))
@@ -127,7 +133,10 @@ def test_alembics_autogenerate_leaves_our_tables_alone(database: str) -> None:
 async def test_everything_works_in_a_schema_of_its_own(
     world: World, eventually: Eventually
 ) -> None:
-    """As docs/frameworks.md recommends it: ours first in our sessions, last in those of the business."""
+    """As docs/frameworks.md recommends it.
+
+    Ours is first in our sessions, last in those of the business.
+    """
     plain = world.url
     with psycopg.connect(plain, autocommit=True) as connection:
         # What the template has made in `public` is nobody's: somebody else's tables of the same
@@ -146,7 +155,8 @@ async def test_everything_works_in_a_schema_of_its_own(
             "SELECT outbox_enqueue('chat_history_persist', 'c1', %s)", [message]
         )
         [(second,)] = connection.execute(
-            "INSERT INTO outbox (biz_type, topic, key, payload) VALUES ('chat_history_persist', %s, 'c1', %s) RETURNING id",
+            "INSERT INTO outbox (biz_type, topic, key, payload)"
+            " VALUES ('chat_history_persist', %s, 'c1', %s) RETURNING id",
             [world.topic, message],
         )
         await world.until_persisted([first, second])
@@ -155,7 +165,8 @@ async def test_everything_works_in_a_schema_of_its_own(
         ]
         assert connection.execute("SELECT count(*) FROM public.chat_histories").fetchall() == [(0,)]
         tables = connection.execute(
-            "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v')"
+            "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+            " AND relkind IN ('r', 'p', 'v')"
         ).fetchall()
         assert tables == [("chat_histories",)]
     for command in (

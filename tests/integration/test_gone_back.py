@@ -1,4 +1,7 @@
-"""A database that went back has the identity of the one it was: the beat that Kafka keeps tells them apart."""
+"""A database that went back has the identity of the one it was.
+
+The beat that Kafka keeps tells them apart.
+"""
 
 from __future__ import annotations
 

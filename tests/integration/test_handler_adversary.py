@@ -1,4 +1,7 @@
-"""Handlers that are careless, clever or hostile: none of them costs more than its own messages, nor the next transaction."""
+"""Handlers that are careless, clever or hostile.
+
+None of them costs more than its own messages, nor the next transaction.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +106,8 @@ async def execute_many(db: AsyncConnection, state: str) -> None:
 
 
 WAYS = [
-    copy_in, stream_rows, read_by_a_server_cursor, stream_by_sqlalchemy, use_a_pipeline, use_a_cursor_of_its_own,
+    copy_in, stream_rows, read_by_a_server_cursor, stream_by_sqlalchemy, use_a_pipeline,
+    use_a_cursor_of_its_own,
     execute_many,
 ]  # fmt: skip
 
@@ -401,7 +405,10 @@ def elsewhere(bench: Workbench) -> Iterator[None]:
 def test_a_setting_that_a_handler_leaves_reaches_neither_our_statements_nor_the_next_transaction(
     bench: Workbench, elsewhere: None, care: Strategy
 ) -> None:
-    """SET search_path took our own statements, and those of every later run, to other tables, or to none."""
+    """SET search_path took our own statements to other tables, or to none.
+
+    Those of every later run too.
+    """
     leaves = ""
 
     async def leave(messages: Messages, db: AsyncConnection) -> None:
@@ -423,7 +430,8 @@ def test_a_setting_that_a_handler_leaves_reaches_neither_our_statements_nor_the_
     for leaves in LEAVES:
         bench.run(work())
         assert [note for note in bench.saved() if note.endswith(f" {leaves}")] == [
-            f"leaves {leaves}", f"n0 {leaves}", f"leaves it {leaves}", f"n1 {leaves}", f"n2 {leaves}"
+            f"leaves {leaves}", f"n0 {leaves}", f"leaves it {leaves}", f"n1 {leaves}",
+            f"n2 {leaves}"
         ]  # fmt: skip
         fates = {note: fate for note, *fate in bench.fates() if note.endswith(f" {leaves}")}
         assert fates.pop(f"bad {leaves}") == ["retrying", 1, "ValueError"]
@@ -528,7 +536,10 @@ STRANGE: dict[str, Any] = {
 
 
 def test_a_strange_error_costs_one_message(bench: Workbench) -> None:
-    """Asked for its text, its name or its id, some raise in their turn: the process stopped, and so did the next one."""
+    """Asked for its text, its name or its id, some raise in their turn.
+
+    The process stopped, and so did the next one.
+    """
 
     async def raises(messages: Messages, db: AsyncConnection) -> None:
         await save(messages, db)

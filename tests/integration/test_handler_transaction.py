@@ -1,4 +1,7 @@
-"""Whatever a handler does to its transaction, a run is done only when its own COMMIT was answered with COMMIT."""
+"""Whatever a handler does to its transaction, only COMMIT makes a run done.
+
+Its own COMMIT has to be answered with COMMIT.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +85,10 @@ async def swallow_far_below(messages: Messages, db: AsyncConnection) -> None:
 def test_a_message_whose_error_was_swallowed_is_guilty_and_the_rest_is_persisted(
     bench: Workbench, handler: Any, place: int
 ) -> None:
-    """The transaction was aborted, COMMIT was answered with ROLLBACK, and the run was acked: nothing was persisted."""
+    """The transaction was aborted, COMMIT was answered with ROLLBACK, the run was acked.
+
+    Nothing was persisted.
+    """
     bench.query("INSERT INTO notes (note) VALUES ('twice')")
     notes = [*GOOD[:place], "twice", *GOOD[place:]]
     bench.handler = handler
@@ -96,7 +102,10 @@ def test_a_message_whose_error_was_swallowed_is_guilty_and_the_rest_is_persisted
 
 
 def test_an_error_swallowed_in_one_piece_undoes_nothing_of_the_others(bench: Workbench) -> None:
-    """The ROLLBACK TO of the next piece undid the one before it, and 70 messages were consumed without an effect."""
+    """The ROLLBACK TO of the next piece undid the one before it.
+
+    70 messages were consumed without an effect.
+    """
     bench.query("INSERT INTO notes (note) VALUES ('n50'), ('n120'), ('n121')")
     notes = [f"n{number}" for number in range(200)]
     bench.handler = swallow_a_duplicate
@@ -187,8 +196,10 @@ async def say_composed(db: AsyncConnection) -> None:
 
 
 ENDS = [
-    commit, roll_back, close, invalidate, begin, commit_below, commit_the_driver, close_the_driver, roll_a_session_back,
-    say_bytes, say_composed, says("COMMIT"), says("commit and chain"), says(" /* done */ END;"), says("ROLLBACK"),
+    commit, roll_back, close, invalidate, begin, commit_below, commit_the_driver, close_the_driver,
+    roll_a_session_back,
+    say_bytes, say_composed, says("COMMIT"), says("commit and chain"), says(" /* done */ END;"),
+    says("ROLLBACK"),
     says("abort"), says("-- so\nPREPARE  TRANSACTION 'x'"), says("SELECT 1; COMMIT; BEGIN"),
     says("SELECT 'a''b'; rollback work"), says("SET TRANSACTION READ ONLY"),
 ]  # fmt: skip
@@ -198,7 +209,10 @@ ENDS = [
 def test_a_handler_that_ends_the_transaction_for_one_message_is_refused_and_the_rest_is_persisted(
     ours: Workbench, end: Callable[[AsyncConnection], Any]
 ) -> None:
-    """All ten were consumed, with five rows, when the handler committed and the sixth message failed."""
+    """All ten were consumed, with five rows.
+
+    The handler committed, and the sixth message failed.
+    """
     end_for_one_message(ours, end)
 
 
@@ -268,8 +282,9 @@ def test_a_commit_that_is_refused_and_swallowed_makes_nothing_final(ours: Workbe
 
 def test_text_that_only_speaks_of_a_commit_is_sent(ours: Workbench) -> None:
     statements = [
-        "SELECT 'a; COMMIT; b'", 'SELECT 1 AS "; commit"', "SELECT 1 -- ; commit\n", "SELECT $a$; rollback$a$",
-        "SELECT CASE WHEN true THEN 1 END", "SELECT E'it\\'s; commit'", "SELECT 1 /* ; abort */",
+        "SELECT 'a; COMMIT; b'", 'SELECT 1 AS "; commit"', "SELECT 1 -- ; commit\n",
+        "SELECT $a$; rollback$a$", "SELECT CASE WHEN true THEN 1 END",
+        "SELECT E'it\\'s; commit'", "SELECT 1 /* ; abort */",
         "SAVEPOINT mine", "ROLLBACK TO mine", "rollback work to savepoint mine", "RELEASE mine",
     ]  # fmt: skip
 
@@ -454,7 +469,10 @@ WRAPS = [wrap, wrap_by_context, hide, fail_as_a_group, reject_for_it, go_on_in_v
 def test_an_outage_stays_one_whatever_a_handler_makes_of_it(
     ours: Workbench, wraps: Any, state: str
 ) -> None:
-    """A missing grant was charged to the message when the handler raised an error of its own about it."""
+    """A missing grant was charged to the message.
+
+    The handler raised an error of its own about it.
+    """
     broken = True
 
     async def wraps_it(messages: Messages, db: AsyncConnection) -> None:
@@ -477,7 +495,8 @@ def test_an_outage_stays_one_whatever_a_handler_makes_of_it(
 
 @pytest.mark.parametrize(
     ("wraps", "code"),
-    [(wrap, "22003"), (fail_as_a_group, "22003"), (go_on_in_vain, "22003"), (swallow, "22003"), (hide, "SaveFailed"),
+    [(wrap, "22003"), (fail_as_a_group, "22003"), (go_on_in_vain, "22003"), (swallow, "22003"),
+    (hide, "SaveFailed"),
      (reject_for_it, "rejected")],
 )  # fmt: skip
 def test_the_cause_of_a_wrapped_error_decides_about_its_message(
@@ -510,7 +529,10 @@ def test_a_retry_that_a_handler_asks_for_while_it_handles_an_error_of_its_own_is
 
 
 def test_memory_that_every_message_lacks_is_an_outage(bench: Workbench) -> None:
-    """53200 was charged to each, and all were dead after their attempts, though the server was to blame."""
+    """53200 was charged to each, and all were dead after their attempts.
+
+    The server was to blame.
+    """
     broken = True
 
     async def lacks(messages: Messages, db: AsyncConnection) -> None:
@@ -545,7 +567,10 @@ def test_memory_that_one_message_lacks_is_its_own_fault(bench: Workbench) -> Non
 def test_a_table_that_is_dropped_charges_nobody_although_messages_worked_a_moment_ago(
     bench: Workbench,
 ) -> None:
-    """A success within the last minute was taken for proof: three of three were dead after 36 seconds."""
+    """A success within the last minute was taken for proof.
+
+    Three of three were dead after 36 seconds.
+    """
     bench.persist(bench.send("before"))
     bench.query("ALTER TABLE notes RENAME TO hidden")
     run = bench.send("n0", "n1", "n2")
@@ -587,7 +612,10 @@ def test_a_retry_meets_a_dropped_table_uncharged_and_holds_nobody_up(bench: Work
 def test_a_message_whose_own_statement_does_not_fit_is_charged_as_long_as_others_work(
     bench: Workbench,
 ) -> None:
-    """Alone it proves nothing against the handler: one that worked is tried again, and leaves no trace."""
+    """Alone it proves nothing against the handler.
+
+    One that worked is tried again, and leaves no trace.
+    """
 
     async def misfits(messages: Messages, db: AsyncConnection) -> None:
         if "misfit" in names(messages):
@@ -642,7 +670,10 @@ def test_a_message_that_a_deferred_constraint_refuses_is_found_although_every_ca
 def test_a_message_that_takes_its_connection_along_each_time_is_charged(
     ours: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A statement that crashes its server process is an outage each time, without end, as long as nobody counts."""
+    """A statement that crashes its server process is an outage each time.
+
+    It was one without end, as long as nobody counted.
+    """
     monkeypatch.setattr(persister, "MOST_WAIT", 0.05)
 
     async def kills(messages: Messages, db: AsyncConnection) -> None:

@@ -1,4 +1,7 @@
-"""Records of another life on the topic: ids are drawn again after a restore, and alone name no message."""
+"""Records of another life on the topic.
+
+Ids are drawn again after a restore, and alone name no message.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What it costs to find a message that fails in the database without being named, on the real transaction."""
+"""What it costs to find a message that fails without being named.
+
+It fails in the database, in the real transaction.
+"""
 
 from __future__ import annotations
 
@@ -74,11 +77,10 @@ def test_the_rows_that_were_inserted_lead_to_the_one_that_was_not(
 
 def test_a_table_of_partitions_counts_too(stage: Stage, calls: list[int]) -> None:
     stage.bench.connection.execute(
-        "DROP TABLE notes;"
-        " CREATE TABLE notes (id bigint GENERATED ALWAYS AS IDENTITY, outbox_id bigint, book text, note text)"
-        " PARTITION BY RANGE (outbox_id);"
-        " CREATE TABLE notes_rest PARTITION OF notes DEFAULT;"
-        " CREATE TRIGGER refuse BEFORE INSERT ON notes FOR EACH ROW EXECUTE FUNCTION refuse()"
+        "DROP TABLE notes; CREATE TABLE notes (id bigint GENERATED ALWAYS AS IDENTITY,"
+        " outbox_id bigint, book text, note text) PARTITION BY RANGE (outbox_id);"
+        " CREATE TABLE notes_rest PARTITION OF notes DEFAULT; CREATE TRIGGER refuse BEFORE INSERT"
+        " ON notes FOR EACH ROW EXECUTE FUNCTION refuse()"
     )
     deliver(stage)
     assert calls[2:4] == [BAD, 1]
@@ -88,7 +90,8 @@ def test_a_table_of_partitions_counts_too(stage: Stage, calls: list[int]) -> Non
     "save",
     [
         pytest.param(
-            "INSERT INTO notes (outbox_id, book, note) SELECT 0, 'x', 'x' FROM generate_series(1, 20)",
+            "INSERT INTO notes (outbox_id, book, note) SELECT 0, 'x', 'x'"
+            " FROM generate_series(1, 20)",
             id="more rows",
         ),
         pytest.param("SELECT 1", id="no rows"),

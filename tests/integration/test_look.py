@@ -17,39 +17,50 @@ from streams.operate.snapshot import Count, Limits, Snapshot
 
 FILL = """
 INSERT INTO outbox (biz_type, topic, key, payload, created_at)
-SELECT 'chat', 't', 'k' || n % 10, '{}', (now() AT TIME ZONE 'UTC') - interval '1 hour' + n * interval '1 second'
+SELECT 'chat', 't', 'k' || n % 10, '{}',
+       (now() AT TIME ZONE 'UTC') - interval '1 hour' + n * interval '1 second'
 FROM generate_series(1, 100) AS n;
 INSERT INTO relay_position (name, mode, floor, leader, pid, heartbeat, doing, identity, asked)
 VALUES ('outbox', 'poll', 90, 'host:1', 1, now(), 'polling', outbox_identity(), 'poll');
--- 60 consumed, 12 dead of three causes (two of them hold), 3 retrying, 4 parked, 1 replaying: 10 published, 10 pending.
+-- 60 consumed, 12 dead of three causes (two of them hold), 3 retrying, 4 parked, 1 replaying:
+-- 10 published, 10 pending.
 INSERT INTO outbox_state (outbox_id, status, partition, "offset", applied)
-SELECT n, 'consumed', n % 2, n, CASE n WHEN 11 THEN 1000 ELSE n END FROM generate_series(1, 60) AS n;
+SELECT n, 'consumed', n % 2, n, CASE n WHEN 11 THEN 1000 ELSE n END
+FROM generate_series(1, 60) AS n;
 INSERT INTO outbox_state (outbox_id, status, attempts, error_code, error, topic, key)
 SELECT n, 'dead', 3, CASE WHEN n <= 70 THEN '23505' ELSE 'payload' END,
        CASE WHEN n = 72 THEN 'another' ELSE 'row ' || n || ' is wrong' END,
        CASE WHEN n <= 62 THEN 't' END, CASE WHEN n <= 62 THEN 'k' || n % 10 END
 FROM generate_series(61, 72) AS n;
-INSERT INTO outbox_state (outbox_id, status, attempts, error_code, topic, key, arrived, next_retry_at)
+INSERT INTO outbox_state
+    (outbox_id, status, attempts, error_code, topic, key, arrived, next_retry_at)
 SELECT n, CASE WHEN n <= 75 THEN 'retrying' WHEN n <= 79 THEN 'parked' ELSE 'replaying' END,
-       CASE WHEN n = 73 THEN 18 ELSE 1 END, '23503', 't', 'k' || n % 10, nextval('outbox_arrived'), now() + interval '1 hour'
+       CASE WHEN n = 73 THEN 18 ELSE 1 END, '23503', 't', 'k' || n % 10, nextval('outbox_arrived'),
+       now() + interval '1 hour'
 FROM generate_series(73, 80) AS n;
-INSERT INTO outbox_foreign (source, outbox_id, biz_type, topic, key, status, error_code, error, open, payload)
+INSERT INTO outbox_foreign
+    (source, outbox_id, biz_type, topic, key, status, error_code, error, open, payload)
 VALUES ('seed', 1, 'chat', 'e', 'x', 'dead', '23505', 'row 9 is wrong', false, '{}'),
        ('seed', 2, 'chat', 'e', 'y', 'retrying', '23505', 'row 9 is wrong', true, '{}');
 INSERT INTO outbox_audits (at, seconds, complete, messages, wrong, report)
-VALUES (now() - interval '2 days', 1, true, 50, 1, '{"until": 50, "left": 2, "wrong": {"missing": {"count": 1}}}');
-INSERT INTO outbox_actions (who, act, what, why) VALUES ('ann', 'replay', '{"count": 2, "ids": [1, 2]}', 'mended');
-INSERT INTO outbox_processes (id, kind, name, host, pid, version, partitions, waits_for, waits_code, waits_since)
+VALUES (now() - interval '2 days', 1, true, 50, 1,
+        '{"until": 50, "left": 2, "wrong": {"missing": {"count": 1}}}');
+INSERT INTO outbox_actions (who, act, what, why)
+VALUES ('ann', 'replay', '{"count": 2, "ids": [1, 2]}', 'mended');
+INSERT INTO outbox_processes
+    (id, kind, name, host, pid, version, partitions, waits_for, waits_code, waits_since)
 VALUES (gen_random_uuid(), 'worker', 'g', 'h', 7, '1', '{"t": [0]}',
         'UndefinedColumn (topic t, partition 0)', '42703', now() - interval '1 minute');
 INSERT INTO outbox_lag ("group", topic, partition, committed, end_offset, log_start, moved, at)
 VALUES ('g', 't', 0, 10, 25, 0, now() - interval '5 minutes', now()),
        ('g', 't', 1, 20, 25, 0, now() - interval '5 minutes', now());
 INSERT INTO outbox_stats (width, bucket, process, biz_type, consumed, dead, latency)
-SELECT 10, date_bin('10 s', now(), 'epoch') - interval '20 seconds', process, 'chat', 60, 3, array_fill(10, ARRAY[32])
+SELECT 10, date_bin('10 s', now(), 'epoch') - interval '20 seconds', process, 'chat', 60, 3,
+       array_fill(10, ARRAY[32])
 FROM (VALUES (''), ('p')) AS processes (process);
 INSERT INTO outbox_gauges (width, bucket, name, label, value, highest)
-SELECT 10, date_bin('10 s', now(), 'epoch') - n * interval '10 seconds', 'lag', 't', 5000 - 80 * n, 5000
+SELECT 10, date_bin('10 s', now(), 'epoch') - n * interval '10 seconds', 'lag', 't',
+       5000 - 80 * n, 5000
 FROM generate_series(0, 50) AS n;
 """
 
@@ -101,7 +112,8 @@ def test_a_snapshot_says_what_the_tables_say(filled: Connection) -> None:
     assert {head.key for head in found.waiting} >= {"k3", "k4", "k5"}
     codes = {fault.code for fault in faults.faults_of(found)}
     assert codes >= {
-        "run.waits", "partition.stuck", "partition.unowned", "audit.red", "audit.overdue", "attempts.ending",
+        "run.waits", "partition.stuck", "partition.unowned", "audit.red", "audit.overdue",
+        "attempts.ending",
         "dead.new_cause", "lag.grows",
     }  # fmt: skip
 
@@ -114,7 +126,8 @@ def test_a_message_that_a_run_waits_with_says_what_it_waits_for(filled: Connecti
     assert all(step.stage != "waits" for step in (*persisted.events, *pending.events))
     # Once the topic's partitions are known, those of other partitions wait for nothing.
     filled.exec_driver_sql(
-        "INSERT INTO outbox_topics (topic, topic_id, cluster_id, partitions) VALUES ('t', 'i', 'c', 8)"
+        "INSERT INTO outbox_topics (topic, topic_id, cluster_id, partitions)"
+        " VALUES ('t', 'i', 'c', 8)"
     )
     told = {
         message.key: any(step.stage == "waits" for step in message.events)
@@ -130,7 +143,8 @@ def test_a_dead_message_is_noted_once_whoever_changes_its_state(filled: Connecti
             " FROM outbox_dead_letters ORDER BY 1, 2"
         ).all()
         same = filled.exec_driver_sql(
-            "SELECT source, outbox_id, topic, key, biz_type, error_code, fingerprint, held FROM outbox_dead ORDER BY 1, 2"
+            "SELECT source, outbox_id, topic, key, biz_type, error_code, fingerprint, held"
+            " FROM outbox_dead ORDER BY 1, 2"
         ).all()
         filled.commit()
         assert rows == same
@@ -217,9 +231,12 @@ def test_a_chart_counts_what_is_not_merged_yet(filled: Connection, span: series.
 def test_a_replica_shows_relays_as_a_leader_saw_them(filled: Connection) -> None:
     found: Snapshot = look.look(filled)
     row = {
-        "name": "outbox", "mode": "cdc", "asked": "cdc", "wish": None, "doing": "streaming", "reason": None, "rate": 1.0,
-        "position": "0/1", "floor": 90, "leader": "host:1", "pid": 1, "silent": 1.0, "lag_bytes": 5, "lag_rows": 10,
-        "lag_seconds": 0.5, "strange": False, "wal_status": "reserved", "slot_active": True, "safe_wal_size": None,
+        "name": "outbox", "mode": "cdc", "asked": "cdc", "wish": None, "doing": "streaming",
+        "reason": None, "rate": 1.0,
+        "position": "0/1", "floor": 90, "leader": "host:1", "pid": 1, "silent": 1.0, "lag_bytes": 5,
+        "lag_rows": 10,
+        "lag_seconds": 0.5, "strange": False, "wal_status": "reserved", "slot_active": True,
+        "safe_wal_size": None,
         "held": 77,
     }  # fmt: skip
     seen = json.dumps({"relays": [row], "settled": 60})

@@ -1,4 +1,7 @@
-"""Migrations: the schema is what the tables in code say, and migrating is safe twice and from several processes."""
+"""Migrations: the schema is what the dump says, and migrating is safe.
+
+Safe twice, and from several processes.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,10 @@ def empty(postgres: PostgresServer, name: str) -> Iterator[str]:
         connection.execute(f"CREATE DATABASE {name}")
     yield postgres.url_of(name)
     with psycopg.connect(postgres.url, autocommit=True) as connection:
-        slots = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s"
+        slots = (
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+            " WHERE database = %s"
+        )
         connection.execute(slots, [name])
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -70,20 +76,39 @@ def migrate(found: Settings) -> list[str]:
 
 
 def catalog(url: str) -> dict[str, list[Any]]:
-    """Columns in their order, constraints, indexes, sequences and options, without partitions and Alembic's table."""
+    """Columns in their order, constraints, indexes, sequences and options.
+
+    Partitions and Alembic's table are left out.
+    """
     queries = {
-        "columns": "SELECT relname, attname, format_type(atttypid, atttypmod), attnotnull, attidentity,"
-        " pg_get_expr(adbin, adrelid) FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = attrelid"
-        " LEFT JOIN pg_attrdef AS d ON adrelid = attrelid AND adnum = attnum"
-        " WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND attnum > 0 ORDER BY 1, attnum",
-        "constraints": "SELECT relname, conname, pg_get_constraintdef(k.oid) FROM pg_constraint AS k"
-        " JOIN pg_class AS c ON c.oid = conrelid WHERE relnamespace = 'public'::regnamespace ORDER BY 1, 2",
-        "indexes": "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2",
-        "sequences": "SELECT sequencename, data_type::text, start_value, increment_by, cache_size FROM pg_sequences"
-        " WHERE schemaname = 'public' ORDER BY 1",
-        "storage": "SELECT relname, reloptions FROM pg_class WHERE relnamespace = 'public'::regnamespace"
-        " AND reloptions IS NOT NULL ORDER BY 1",
-        "partitioned": "SELECT relname, pg_get_partkeydef(oid) FROM pg_class WHERE relkind = 'p' ORDER BY 1",
+        "columns": (
+            "SELECT relname, attname, format_type(atttypid, atttypmod), attnotnull, attidentity,"
+            " pg_get_expr(adbin, adrelid) FROM pg_attribute AS a"
+            " JOIN pg_class AS c ON c.oid = attrelid"
+            " LEFT JOIN pg_attrdef AS d ON adrelid = attrelid AND adnum = attnum"
+            " WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND attnum > 0"
+            " ORDER BY 1, attnum"
+        ),
+        "constraints": (
+            "SELECT relname, conname, pg_get_constraintdef(k.oid) FROM pg_constraint AS k"
+            " JOIN pg_class AS c ON c.oid = conrelid"
+            " WHERE relnamespace = 'public'::regnamespace ORDER BY 1, 2"
+        ),
+        "indexes": (
+            "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'"
+            " ORDER BY 1, 2"
+        ),
+        "sequences": (
+            "SELECT sequencename, data_type::text, start_value, increment_by, cache_size"
+            " FROM pg_sequences WHERE schemaname = 'public' ORDER BY 1"
+        ),
+        "storage": (
+            "SELECT relname, reloptions FROM pg_class"
+            " WHERE relnamespace = 'public'::regnamespace AND reloptions IS NOT NULL ORDER BY 1"
+        ),
+        "partitioned": (
+            "SELECT relname, pg_get_partkeydef(oid) FROM pg_class WHERE relkind = 'p' ORDER BY 1"
+        ),
     }
     with psycopg.connect(url) as connection:
         return {
@@ -177,7 +202,8 @@ def test_the_publication_is_older_than_the_slot(
     migrate(settings(empty, name))
     with psycopg.connect(empty) as connection:
         shape = connection.execute(
-            "SELECT pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot, puballtables FROM pg_publication"
+            "SELECT pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot, puballtables"
+            " FROM pg_publication"
         ).fetchall()
         assert shape == [(True, False, False, False, True, False)]
         assert (
@@ -313,7 +339,10 @@ def test_our_own_agent_can_be_left_out_with_its_tables(empty: str, name: str) ->
         assert connection.execute(there.encode()).fetchall() == [(False, 0)]
         with pytest.raises(
             UsageError,
-            match=r"table chat_histories is there and is not ours: leave streams\.agents out of `agents` in faust\.yml, or",
+            match=(
+                r"table chat_histories is there and is not ours: leave streams\.agents out of"
+                r" `agents` in faust\.yml, or"
+            ),
         ):
             migrate(settings(empty, name, STREAMS_RELAY__MODE="poll"))
         assert [row[1] for row in catalog(empty)["columns"] if row[0] == "chat_histories"] == [
@@ -324,8 +353,8 @@ def test_our_own_agent_can_be_left_out_with_its_tables(empty: str, name: str) ->
     migrate(settings(empty, name, STREAMS_RELAY__MODE="poll"))
     [line] = [each for each in migrate(without) if "biz_type" in each]
     assert line == (
-        "biz_type chat_history_persist is registered and no agent here knows it: add its package to `agents`,"
-        " or run `streams biz-types retire chat_history_persist`"
+        "biz_type chat_history_persist is registered and no agent here knows it:"
+        " add its package to `agents`, or run `streams biz-types retire chat_history_persist`"
     )
 
 
@@ -361,16 +390,16 @@ def test_a_slot_or_publication_of_somebody_else_is_named(
         other.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [name])
         try:
             assert migrate(found)[-1] == (
-                f"no replication slot: {name} is the slot of database {other.info.dbname}: set relay.name to one that"
-                " nobody has, and migrate again"
+                f"no replication slot: {name} is the slot of database {other.info.dbname}:"
+                " set relay.name to one that nobody has, and migrate again"
             )
         finally:
             other.execute("SELECT pg_drop_replication_slot(%s)", [name])
         connection.execute("CREATE SCHEMA ours")
         ours = settings(f"{empty}?options=-csearch_path%3Dours", f"{name}_2")
         line = (
-            "publication outbox_pub is that of the outbox in schema public: set relay.publication and relay.name to names of"
-            " their own, and run `streams migrate`"
+            "publication outbox_pub is that of the outbox in schema public: set relay.publication"
+            " and relay.name to names of their own, and run `streams migrate`"
         )
         with pytest.raises(UsageError, match=re.escape(line)):
             migrate(ours)

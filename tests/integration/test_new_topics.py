@@ -1,4 +1,7 @@
-"""A biz_type that was registered after the relay had started: its topic is made, or waited for, and nothing is dead."""
+"""A biz_type that was registered after the relay had started.
+
+Its topic is made, or waited for, and nothing is dead.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from tests.fixtures.publish import enqueue, payload
 
 MODES = pytest.mark.parametrize("mode", ["cdc", "poll"])
 REGISTER = (
-    "INSERT INTO outbox_biz_types (biz_type, topic, max_bytes, partitions, replication_factor, retention_hours)"
-    " VALUES (%s, %s, 1000, %s, %s, 24)"
+    "INSERT INTO outbox_biz_types (biz_type, topic, max_bytes, partitions, replication_factor,"
+    " retention_hours) VALUES (%s, %s, 1000, %s, %s, 24)"
 )
 STATES = "SELECT outbox_id, status, error_code FROM outbox_state"
 
@@ -75,7 +78,8 @@ async def test_a_topic_that_cannot_be_made_is_waited_for_loudly(
     assert world.query(STATES) == []
     # A worker of the newer version starts.
     world.query(
-        "UPDATE outbox_biz_types SET partitions = 2, replication_factor = 1, retention_hours = 24 WHERE topic = %s",
+        "UPDATE outbox_biz_types SET partitions = 2, replication_factor = 1, retention_hours = 24"
+        " WHERE topic = %s",
         old,
     )
     await eventually(lambda: partitions(world, old) == 2, 60)

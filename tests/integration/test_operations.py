@@ -1,4 +1,7 @@
-"""Bulk acts: a preview binds, few are tried first, it stops by itself, and nothing is sent twice, whoever dies."""
+"""Bulk acts: a preview binds, few are tried first, it stops by itself.
+
+Nothing is sent twice, whoever dies.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +39,9 @@ def die(business: psycopg.Connection[Any], count: int, code: str = "23503") -> l
     """So many messages that are dead, of ten conversations."""
     rows = business.execute(
         "WITH new AS (INSERT INTO outbox (biz_type, topic, key, payload)"
-        " SELECT 'chat', 't', 'k' || n %% 10, '{}' FROM generate_series(1, %s) AS n RETURNING id),"
-        " fates AS (INSERT INTO outbox_state (outbox_id, status, attempts, error_code, error, applied)"
-        " SELECT id, 'dead', 3, %s, 'no such row', NULL FROM new)"
+        " SELECT 'chat', 't', 'k' || n %% 10, '{}' FROM generate_series(1, %s) AS n"
+        " RETURNING id), fates AS (INSERT INTO outbox_state (outbox_id, status, attempts,"
+        " error_code, error, applied) SELECT id, 'dead', 3, %s, 'no such row', NULL FROM new)"
         " SELECT id FROM new ORDER BY id",
         (count, code),
     )
@@ -48,8 +51,8 @@ def die(business: psycopg.Connection[Any], count: int, code: str = "23503") -> l
 def fate(business: psycopg.Connection[Any], status: str, attempts: int = 0) -> int:
     """Let workers decide whatever is being replayed."""
     cursor = business.execute(
-        "UPDATE outbox_state SET status = %s, attempts = %s, topic = CASE WHEN %s = 'retrying' THEN 't' END,"
-        " updated_at = now() WHERE status = 'replaying'",
+        "UPDATE outbox_state SET status = %s, attempts = %s, topic = CASE WHEN %s = 'retrying' THEN"
+        " 't' END, updated_at = now() WHERE status = 'replaying'",
         (status, attempts, status),
     )
     return cursor.rowcount

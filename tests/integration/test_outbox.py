@@ -147,7 +147,10 @@ async def test_scoped_sessions_of_web_frameworks_enqueue_in_their_transaction(
 
 @pytest.mark.usefixtures("enabled")
 async def test_any_driver_of_sqlalchemy_enqueues(database: str, rows: Rows) -> None:
-    """psycopg's own way of writing parameters was a syntax error for every other one, and aborted the transaction."""
+    """psycopg's own way of writing parameters was a syntax error for every other driver.
+
+    It aborted the transaction.
+    """
     text_of = "für Ärger € \U0001f40d :colon %percent %(key)s"
     url = make_url(database)
     ids: list[int] = []

@@ -1,4 +1,7 @@
-"""Conversations that wait, where it is hard: very long ones, odd keys, a retry that hangs, two biz_types of different minds."""
+"""Conversations that wait, where it is hard.
+
+Very long ones, odd keys, a retry that hangs, two biz_types of different minds.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,8 @@ async def test_ten_thousand_messages_behind_one_head(notes: Notes, eventually: E
     await eventually(lambda: notes.all(head, "retrying"), 60)
     notes.world.query(
         "INSERT INTO outbox (biz_type, topic, key, payload)"
-        " SELECT 'note_added', %s, 'a', json_build_object('book', 'a', 'note', 'a' || n) FROM generate_series(1, %s) AS n",
+        " SELECT 'note_added', %s, 'a', json_build_object('book', 'a', 'note', 'a' || n)"
+        " FROM generate_series(1, %s) AS n",
         notes.topic,
         MANY,
     )
@@ -91,13 +95,17 @@ async def test_conversations_with_odd_keys_wait_and_go_on(
 async def test_a_retry_that_hangs_costs_its_own_conversation(
     notes: Notes, eventually: Eventually
 ) -> None:
-    """The message fails at first, and hangs when it is retried: time is counted as an attempt, and others go on."""
+    """The message fails at first, and hangs when it is retried.
+
+    Time is counted as an attempt, and others go on.
+    """
     notes.world.environ |= {
         "STREAMS_WORKER__HANDLER_TIMEOUT": "1",
         "STREAMS_WORKER__LOCK_TIMEOUT": "0.5",
     }
     notes.world.query(
-        "CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$;"
+        "CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60);"
+        " RETURN NEW; END $$;"
         " CREATE TRIGGER hang BEFORE INSERT ON notes FOR EACH ROW"
         " WHEN (NEW.note = 'a0' AND NEW.attempts > 0) EXECUTE FUNCTION hang();"
     )

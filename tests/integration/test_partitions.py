@@ -1,4 +1,7 @@
-"""Partitions: made ahead of need without waiting for an open enqueue and without holding up a new one."""
+"""Partitions are made ahead of need without waiting for an open enqueue.
+
+A new one is not held up either.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,8 @@ def writer(database: str) -> Iterator[psycopg.Connection[Any]]:
 
 async def bounds(connection: psycopg.AsyncConnection[Any]) -> dict[str, str]:
     cursor = await connection.execute(
-        "SELECT relname, pg_get_expr(relpartbound, c.oid) FROM pg_inherits JOIN pg_class AS c ON c.oid = inhrelid"
-        " WHERE inhparent IN ('outbox'::regclass, 'outbox_state'::regclass)"
+        "SELECT relname, pg_get_expr(relpartbound, c.oid) FROM pg_inherits JOIN pg_class AS c"
+        " ON c.oid = inhrelid WHERE inhparent IN ('outbox'::regclass, 'outbox_state'::regclass)"
     )
     return {name: bound.removeprefix("FOR VALUES ") for name, bound in await cursor.fetchall()}
 
@@ -187,15 +190,16 @@ def test_status_says_how_long_the_partitions_last(
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO outbox (biz_type, topic, key, payload, created_at)"
-            " SELECT 'x', 'x', 'x', '{}', now() AT TIME ZONE 'UTC' - interval '1 hour' FROM generate_series(1, 3600)"
+            " SELECT 'x', 'x', 'x', '{}', now() AT TIME ZONE 'UTC' - interval '1 hour'"
+            " FROM generate_series(1, 3600)"
         )
         assert "the outbox has partitions" not in CliRunner().invoke(cli, ["status"]).output
         connection.execute("SELECT setval('outbox_id_seq', 4999000)")
         told = CliRunner().invoke(cli, ["status"])
     assert told.exit_code == 1
     assert (
-        "the outbox has partitions for 999 more rows, 17 minutes at the present rate, then enqueueing fails"
-        in told.output
+        "the outbox has partitions for 999 more rows, 17 minutes at the present rate,"
+        " then enqueueing fails" in told.output
     )
 
 

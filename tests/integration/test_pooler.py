@@ -1,4 +1,7 @@
-"""Behind a pooler: in session mode everything works, in transaction mode enqueue does, and the rest says why not."""
+"""Behind a pooler: in session mode everything works, in transaction mode enqueue does.
+
+The rest says why not.
+"""
 
 from __future__ import annotations
 

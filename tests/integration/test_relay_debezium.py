@@ -1,4 +1,7 @@
-"""A connector that is missing, different, failed or changed: one clear line each, and what can be mended is mended."""
+"""A connector that is missing, different, failed or changed.
+
+One clear line each, and what can be mended is mended.
+"""
 
 from __future__ import annotations
 
@@ -84,8 +87,8 @@ async def test_a_failed_task_is_named_and_another_relay_can_take_over(
     await eventually(published(world, ids), 60)
     # No record can carry this timestamp: Debezium's task ends, and again at each start.
     [(broken,)] = world.query(
-        "INSERT INTO outbox (biz_type, topic, key, payload, created_at) VALUES ('x', %s, 'c', '{}', '1900-01-01')"
-        " RETURNING id",
+        "INSERT INTO outbox (biz_type, topic, key, payload, created_at)"
+        " VALUES ('x', %s, 'c', '{}', '1900-01-01') RETURNING id",
         world.topic,
     )
     ids += enqueue(world.url, world.topic, [payload(n, "c") for n in range(10)])

@@ -1,4 +1,7 @@
-"""The floor on a real server: never above a row that may still be committed, and never stuck for long."""
+"""The floor on a real server.
+
+It is never above a row that may still be committed, and never stuck for long.
+"""
 
 from __future__ import annotations
 

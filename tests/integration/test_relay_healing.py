@@ -1,4 +1,7 @@
-"""A slot that is lost under load, or replaced while the relay was away: no row is missed, and order per key is kept."""
+"""A slot that is lost under load, or replaced while the relay was away.
+
+No row is missed, and order for each key is kept.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from tests.contract.test_relay_contract import Writers, check_order, leads, on_t
 from tests.fixtures.publish import enqueue, payload
 
 DROP = """
-SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots WHERE slot_name = %(slot)s AND active_pid IS NOT NULL;
+SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots
+WHERE slot_name = %(slot)s AND active_pid IS NOT NULL;
 SELECT pg_drop_replication_slot(%(slot)s)
 """
 
@@ -111,7 +115,8 @@ def spend(world: World) -> bool:
     """Some WAL that has nothing to do with the outbox."""
     for _ in range(3):
         world.query(
-            "SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000)) FROM generate_series(1, 20)"
+            "SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000))"
+            " FROM generate_series(1, 20)"
         )
         world.query("SELECT pg_switch_wal()")
     world.query("CHECKPOINT")
@@ -147,7 +152,10 @@ async def test_kill_9_while_it_heals_loses_nothing(world: World, eventually: Eve
     await eventually(leads(world, relay))
     # Who has written holds up the new slot.
     with psycopg.connect(world.url) as connection:
-        insert = "INSERT INTO outbox (biz_type, topic, key, payload) VALUES ('x', %s, 'c1', '{}') RETURNING id"
+        insert = (
+            "INSERT INTO outbox (biz_type, topic, key, payload) VALUES ('x', %s, 'c1', '{}')"
+            " RETURNING id"
+        )
         [early] = connection.execute(insert, (world.topic,)).fetchone() or []
         await drop(world, eventually)
         await eventually(lambda: doing(world) == ("poll", "healing"))

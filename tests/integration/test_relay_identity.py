@@ -1,4 +1,7 @@
-"""A database that is not the one a relay published from is never trusted, in any mode, until an operator adopts it."""
+"""A database that a relay did not publish from is never trusted.
+
+In no mode, until an operator adopts it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ from tests.fixtures.command import streams
 from tests.fixtures.publish import enqueue, payload
 
 BACK = "ALTER TABLE outbox ALTER COLUMN id RESTART WITH 3"
-ELSEWHERE = "UPDATE relay_position SET identity = '7/' || split_part(identity, '/', 2) || '/' || split_part(identity, '/', 3)"
+ELSEWHERE = (
+    "UPDATE relay_position SET identity = '7/' || split_part(identity, '/', 2) || '/' ||"
+    " split_part(identity, '/', 3)"
+)
 
 
 @pytest.fixture(params=["cdc", "poll"])
@@ -178,7 +184,10 @@ async def test_a_relay_that_leads_is_not_adopted_under_its_feet(relayed: World) 
 async def test_after_a_failover_that_lost_its_tail_ids_are_left_out(
     relayed: World, eventually: Eventually
 ) -> None:
-    """Nothing in the database tells: the floor was replicated, ids after it were drawn, published, and are lost."""
+    """Nothing in the database tells.
+
+    The floor was replicated, ids after it were drawn, published, and are lost.
+    """
     await relayed.processes[0].stop(signal.SIGTERM, grace=8)
     refused = await streams(relayed, "relay", "adopt", "--yes")
     assert (refused.code, "nothing to adopt" in refused.out) == (0, True)

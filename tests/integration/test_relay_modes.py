@@ -1,4 +1,7 @@
-"""What the modes have to do with each other: the same bytes, one leader whatever the modes, and what auto chooses."""
+"""What the modes have to do with each other.
+
+The same bytes, one leader whatever the modes, and what auto chooses.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ PRIVILEGES = re.findall(
 
 ODD = """
 INSERT INTO outbox (biz_type, topic, key, payload, traceparent, resend_of, created_at) VALUES
-    (%s, %s, 'k\u00e9', '{"a":  1, "b": "\\u00e9 \U0001f40d", "a": 2}', NULL, NULL, '2026-01-31 12:00:00'),
+    (%s, %s, 'k\u00e9', '{"a":  1, "b": "\\u00e9 \U0001f40d", "a": 2}', NULL, NULL,
+     '2026-01-31 12:00:00'),
     (%s, %s, 'k\u00e9', ' [1,2]
 ', '00-ab-cd-01', 1, '2026-01-31 12:00:00.5'),
     (%s, %s, ' ', '"x"', '', NULL, '1970-01-02 00:00:00.001'),

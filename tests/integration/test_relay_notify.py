@@ -1,4 +1,7 @@
-"""A polling relay that PostgreSQL wakes: at once while it is told, at its interval when it is not."""
+"""A polling relay that PostgreSQL wakes.
+
+It polls at once while it is told, at its interval when it is not.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from tests.contract.test_relay_contract import leads, published
 from tests.fixtures.publish import CHAT, enqueue, payload
 
 TRIGGER = "SELECT count(*) FROM pg_trigger WHERE tgname = 'outbox_notify'"
-POLLER = "FROM pg_stat_activity WHERE application_name = 'outbox-streams relay' AND datname = current_database()"
+POLLER = (
+    "FROM pg_stat_activity WHERE application_name = 'outbox-streams relay' AND datname ="
+    " current_database()"
+)
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""A polling relay that ends in the middle of a backlog: what is with the broker is not sent again."""
+"""A polling relay that ends in the middle of a backlog.
+
+What is with the broker is not sent again.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,10 @@ async def test_kill_9_does_not_begin_the_backlog_again(
 async def test_a_published_row_survives_a_crash_of_the_server(
     world: World, tmp_path: Path, eventually: Eventually
 ) -> None:
-    """A row is visible before it is durable, for who commits asynchronously: its id would be drawn again for another."""
+    """A row is visible before it is durable, for who commits asynchronously.
+
+    Its id would be drawn again for another.
+    """
     async with PostgresServer(
         tmp_path / "asynchronous", settings={"wal_writer_delay": "10s"}, trusting=True
     ) as server:
@@ -82,7 +88,10 @@ async def test_a_published_row_survives_a_crash_of_the_server(
             connection.execute("CREATE PUBLICATION others")
             connection.execute("SELECT pg_create_logical_replication_slot('others', 'pgoutput')")
             for _ in range(20):
-                insert = "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c', '{}') RETURNING id"
+                insert = (
+                    "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c', '{}')"
+                    " RETURNING id"
+                )
                 [[found]] = connection.execute(insert, [CHAT, world.topic]).fetchall()
                 await eventually(published(world, [found]))
             server.kill()

@@ -1,4 +1,7 @@
-"""Relays that share the work of polling: one leader a shard, whoever comes and goes, and nothing lost or out of order."""
+"""Relays that share the work of polling: one leader for each shard.
+
+Whoever comes and goes, nothing is lost or out of order.
+"""
 
 from __future__ import annotations
 

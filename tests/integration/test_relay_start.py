@@ -1,4 +1,7 @@
-"""What stops a relay from starting: one line that names the statement or setting that mends it, and an exit code."""
+"""What stops a relay from starting: one line, and an exit code.
+
+The line names the statement or setting that mends it.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +127,10 @@ async def test_a_topic_that_gets_more_partitions_meanwhile(
 
 
 async def test_a_standby_is_no_primary(world: World) -> None:
-    """On a server that is read only nothing is begun: it knows no writers, and its floor would be wrong."""
+    """On a server that is read only nothing is begun.
+
+    It knows no writers, and its floor would be wrong.
+    """
     world.migrate()
     [(database,)] = world.query("SELECT current_database()")
     world.query(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
@@ -223,5 +229,8 @@ async def test_connections_are_closed_when_it_does_not_start(world: World) -> No
     world.query("DROP PUBLICATION outbox_pub")
     await refusal(world)
     with psycopg.connect(world.url) as connection:
-        others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        others = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND pid <> pg_backend_pid()"
+        )
         assert connection.execute(others).fetchone() == (0,)

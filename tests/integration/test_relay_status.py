@@ -130,9 +130,11 @@ async def test_a_slot_that_another_system_reads_is_named(
     # It answers nothing: without this the server would take it for dead, and give its slot away.
     patient: Any = {"application_name": "another system", "options": "-c wal_sender_timeout=0"}
     with closing(psycopg.connect(world.url, replication="database", **patient)) as other:
-        other.pgconn.send_query(
-            f"START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names 'outbox_pub')".encode()
+        start = (
+            f"START_REPLICATION SLOT {name} LOGICAL 0/0"
+            " (proto_version '1', publication_names 'outbox_pub')"
         )
+        other.pgconn.send_query(start.encode())
         other.pgconn.flush()
         active = "SELECT active FROM pg_replication_slots WHERE slot_name = %s"
         await eventually(lambda: world.query(active, name) == [(True,)])

@@ -1,4 +1,7 @@
-"""`streams relay switch`: another relay publishes, under load, with an overlap and without a gap."""
+"""`streams relay switch`: another relay publishes, under load.
+
+There is an overlap, and no gap.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The roles of docs/security.md: each does its job with exactly the documented rights, and nobody else's."""
+"""The roles of docs/security.md.
+
+Each does its job with exactly the documented rights, and nobody else's.
+"""
 
 from __future__ import annotations
 
@@ -50,10 +53,14 @@ def granted(world: World) -> Iterator[World]:
 
 
 def reset(url: str) -> None:
-    """The database as it is before the first migration: the fixture's was migrated by a superuser."""
+    """The database as it is before the first migration.
+
+    The fixture's was migrated by a superuser.
+    """
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
-            "DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT USAGE ON SCHEMA public TO PUBLIC"
+            "DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT USAGE ON SCHEMA public TO"
+            " PUBLIC"
         )
         connection.execute("DROP PUBLICATION IF EXISTS outbox_pub")
 
@@ -142,7 +149,10 @@ RIGHTS: list[tuple[str, set[str]]] = [
         {RELAY, BUSINESS, OPERATOR},
     ),
     (
-        "INSERT INTO outbox (biz_type, topic, key, payload, resend_of) VALUES ('x', 't', 'c', '{}', 1)",
+        (
+            "INSERT INTO outbox (biz_type, topic, key, payload, resend_of)"
+            " VALUES ('x', 't', 'c', '{}', 1)"
+        ),
         {RELAY, OPERATOR},
     ),
     ("UPDATE outbox SET key = 'x'", set()),
@@ -184,7 +194,10 @@ def test_no_role_does_the_job_of_another(granted: World) -> None:
 
 
 async def test_partitions_that_a_relay_makes_are_the_owners(granted: World) -> None:
-    owners = "SELECT DISTINCT tableowner FROM pg_tables WHERE tablename LIKE 'outbox%%' AND schemaname = %s"
+    owners = (
+        "SELECT DISTINCT tableowner FROM pg_tables WHERE tablename LIKE 'outbox%%'"
+        " AND schemaname = %s"
+    )
     with psycopg.connect(as_role(granted, "postgres"), autocommit=True) as connection:
         connection.execute(f"GRANT {OWNER} TO {RELAY}".encode())
         before = connection.execute("SELECT count(*) FROM pg_inherits").fetchone()

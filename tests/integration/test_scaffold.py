@@ -1,4 +1,7 @@
-"""`streams init` and `streams new agent`: what they write works, is tested, and replaces nothing."""
+"""`streams init` and `streams new agent`.
+
+What they write works, is tested, and replaces nothing.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,8 @@ def test_a_new_project_has_an_agent_with_its_table_and_its_tests_pass(here: Path
     more = streams("new", "agent", "order_lines")
     assert more.exception is None, more.output
     assert more.output == (
-        "wrote shop/agents/order_lines.py\nwrote sql/order_lines.sql\nwrote tests/test_order_lines.py\n"
+        "wrote shop/agents/order_lines.py\nwrote sql/order_lines.sql\nwrote"
+        " tests/test_order_lines.py\n"
     )
     ended = run_pytest(here)
     assert ended.returncode == 0, ended.stdout

@@ -1,4 +1,7 @@
-"""The session is ours: what a role, a database or the environment says changes nothing that we rely on."""
+"""The session is ours.
+
+What a role, a database or the environment says changes nothing that we rely on.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,9 @@ ENVIRONMENT = {
     "PGTZ": "Asia/Kathmandu",
     "PGGEQO": "off",
     "PGTARGETSESSIONATTRS": "standby",
-    "PGOPTIONS": "-c bytea_output=escape -c default_transaction_isolation=serializable -c search_path=theirs",
+    "PGOPTIONS": (
+        "-c bytea_output=escape -c default_transaction_isolation=serializable -c search_path=theirs"
+    ),
 }
 NAMES = [*REQUIRED, *LIMITS, "transaction_isolation", "synchronous_commit", "search_path"]
 SHOW = "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS asked (name)"

@@ -1,4 +1,7 @@
-"""What stops a relay, a worker and `streams up` from starting: one clear line, and design's exit code."""
+"""What stops a relay, a worker and `streams up` from starting.
+
+One clear line, and the exit code of the design.
+"""
 
 from __future__ import annotations
 
@@ -235,8 +238,10 @@ def test_messages_that_nobody_here_would_work(world: World) -> None:
     preflight.refuse_unserved(without, registry)
     [outbox_id] = enqueue(world.url, world.topic, [payload(1, "c1")])
     expected = (
-        rf"messages of biz_type chat_history_persist wait on topic {world.topic}, which nobody reads, and no agent here"
-        r" knows it: add its package to `agents`, or run `streams biz-types retire chat_history_persist`"
+        rf"messages of biz_type chat_history_persist wait on topic {world.topic},"
+        r" which nobody reads, and no agent here"
+        r" knows it: add its package to `agents`, or run `streams biz-types retire"
+        r" chat_history_persist`"
     )
     with pytest.raises(UsageError, match=expected):
         preflight.refuse_unserved(without, registry)

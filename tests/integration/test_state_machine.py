@@ -1,7 +1,7 @@
-"""Everything that may happen to messages, in any order, on the real transaction and a real database, against a model.
+"""Everything that may happen to messages, in any order, against a model.
 
-After each step states, order and effects are what the model says; in the end everything is settled
-and the audit is clean.
+It happens on the real transaction and a real database. After each step states, order and effects
+are what the model says; in the end everything is settled and the audit is clean.
 """
 
 from __future__ import annotations
@@ -147,7 +147,10 @@ class Fates(RuleBasedStateMachine):
         at=st.integers(1, 8),
     )
     def deliver(self, number: int, size: int, worker: int, how: str, at: int) -> None:
-        """One run; the process may die in it, or after its commit, and the database may go away once."""
+        """Deliver one run.
+
+        The process may die in it, or after its commit, and the database may go away once.
+        """
         run, other = self.stage.next_run(number, size), self.stage.next_run(1 - number, size)
         if run is not None and other is not None and how == "together":
             self.stage.persist_together(worker, [run, other])
@@ -162,7 +165,10 @@ class Fates(RuleBasedStateMachine):
         act=st.sampled_from(ACTS),
     )
     def freeze(self, number: int, when: str, start: int, sizes: tuple[int, int], act: str) -> None:
-        """An owner is frozen, before its transaction or inside it, while the next one works or an operator acts."""
+        """An owner is frozen, before its transaction or inside it.
+
+        The next one works meanwhile, or an operator acts.
+        """
         if when == "before":
             if pipeline := self.stage.log.partitions[number][: self.stage.reached[number]][
                 start : start + sizes[0]

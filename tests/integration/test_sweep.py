@@ -28,7 +28,8 @@ async def test_a_lost_record_is_sent_again_and_a_lagging_one_is_not(
     notes = cdc(world, tmp_path)
     # Of a topic that nobody consumes any more: more of them than one look takes.
     world.query(
-        "INSERT INTO outbox (biz_type, topic, key, payload) SELECT 'old', 'old', 'k', '{}' FROM generate_series(1, %s)",
+        "INSERT INTO outbox (biz_type, topic, key, payload) SELECT 'old', 'old', 'k', '{}'"
+        " FROM generate_series(1, %s)",
         MOST + 1,
     )
     [lost] = notes.enqueue("a", "lost")
@@ -64,11 +65,12 @@ async def test_a_replay_whose_record_is_lost_is_sent_again_with_its_edit(
     await eventually(lambda: notes.all([dead], "dead"), 60)
     # Below the floor and never published, as after a lost topic; long ago, so that it is overdue.
     world.query(
-        "WITH again AS (INSERT INTO outbox (id, biz_type, topic, key, payload, resend_of) OVERRIDING SYSTEM VALUE"
-        ' SELECT 0, biz_type, topic, key, \'{"book": "a", "note": "edited"}\', id FROM outbox WHERE id = %s'
-        " RETURNING id, topic, key)"
-        " UPDATE outbox_state SET status = 'replaying', source_id = 0, topic = again.topic, key = again.key,"
-        " updated_at = now() - interval '1 hour', arrived = coalesce(arrived, nextval('outbox_arrived'))"
+        "WITH again AS (INSERT INTO outbox (id, biz_type, topic, key, payload, resend_of)"
+        " OVERRIDING SYSTEM VALUE"
+        ' SELECT 0, biz_type, topic, key, \'{"book": "a", "note": "edited"}\','
+        " id FROM outbox WHERE id = %s RETURNING id, topic, key) UPDATE outbox_state"
+        " SET status = 'replaying', source_id = 0, topic = again.topic, key = again.key, updated_at"
+        " = now() - interval '1 hour', arrived = coalesce(arrived, nextval('outbox_arrived'))"
         " FROM again WHERE outbox_id = %s",
         dead,
         dead,

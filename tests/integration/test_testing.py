@@ -1,4 +1,7 @@
-"""`streams.testing` as a user's test calls it: the fate of events on a real PostgreSQL, and a batch for a handler."""
+"""`streams.testing` as a user's test calls it.
+
+The fate of events on a real PostgreSQL, and a batch for a handler.
+"""
 
 from __future__ import annotations
 
@@ -163,7 +166,10 @@ async def test_a_message_that_business_code_enqueued_is_delivered_by_its_id(
     try:
         async with AsyncSession(engine) as session:
             ids = await outbox.enqueue(session, [note("a"), note("b")])
-            by_sql = "SELECT outbox_enqueue('chat_history_persist', 'c9', '{\"user_id\": 1, \"conversation_id\": \"c9\"}')"
+            by_sql = (
+                "SELECT outbox_enqueue('chat_history_persist', 'c9', '{\"user_id\": 1,"
+                ' "conversation_id": "c9"}\')'
+            )
             broken = await session.scalar(text(by_sql))
             fates = await persist(session, [*ids, broken])
             assert fates.statuses == ["consumed", "consumed", "dead"]
@@ -184,7 +190,10 @@ async def test_time_and_memory_are_charged_to_the_guilty_message(note: Any, data
     [
         (
             "DROP TABLE notes",
-            r"every note_added fails with 42P01: UndefinedTable: table notes, at notepad\.py:\d+ in save, a bug or",
+            (
+                r"every note_added fails with 42P01: UndefinedTable: table notes,"
+                r" at notepad\.py:\d+ in save, a bug or"
+            ),
         ),
         (
             "INSERT INTO faults VALUES ('a', '42501')",
@@ -225,7 +234,9 @@ async def test_an_event_that_enqueue_refuses_is_refused(note: Any, database: str
     assert rows(database, "SELECT count(*) FROM outbox") == [(0,)]
     with pytest.raises(
         UsageError,
-        match="a PosixPath was given: expected a database URL, an AsyncConnection or an AsyncSession",
+        match=(
+            "a PosixPath was given: expected a database URL, an AsyncConnection or an AsyncSession"
+        ),
     ):
         await persist(Path("faust.yml"), [note("a")])  # type: ignore[arg-type]
 
@@ -275,7 +286,10 @@ def test_a_batch_of_two_biz_types_is_refused(note: Any) -> None:
 
 
 def test_it_needs_neither_faust_nor_kafka() -> None:
-    code = "import streams.testing, sys; print({'faust', 'mode', 'aiokafka', 'confluent_kafka'} & set(sys.modules))"
+    code = (
+        "import streams.testing, sys; print({'faust', 'mode', 'aiokafka',"
+        " 'confluent_kafka'} & set(sys.modules))"
+    )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "set()\n"
 

@@ -1,4 +1,7 @@
-"""Text through every entry: persisted as it is, or refused where it entered, or dead or rejected with a reason."""
+"""Text through every entry.
+
+It is persisted as it is, or refused where it entered, or dead or rejected with a reason.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,13 @@ from tests.fixtures.publish import CHAT, Publisher, payload
 CANARY = "canary4711"  # in every text that must not be repeated by a reason or a log
 
 EXACT = {
-    "emoji": "\N{WOMAN}\N{ZERO WIDTH JOINER}\N{ROCKET} \N{WAVING WHITE FLAG}\ufe0f\u200d\N{RAINBOW} \U0010fffd",
-    "right to left": "\N{RIGHT-TO-LEFT OVERRIDE}שלום\N{POP DIRECTIONAL FORMATTING} مرحبا, \u200f(1)\u2067x\u2069",
+    "emoji": (
+        "\N{WOMAN}\N{ZERO WIDTH JOINER}\N{ROCKET} \N{WAVING WHITE FLAG}\ufe0f\u200d\N{RAINBOW}"
+        " \U0010fffd"
+    ),
+    "right to left": (
+        "\N{RIGHT-TO-LEFT OVERRIDE}שלום\N{POP DIRECTIONAL FORMATTING} مرحبا, \u200f(1)\u2067x\u2069"
+    ),
     "combining": "e\u0301 is not \u00e9, Z" + "\u0351\u036b\u0343" * 50 + " \u1100\u1161\u11a8",
     "controls": "\x01\b\t\n\r\x1f\x7f\x85\u2028\u2029\ufeff\uffff",
     "what looks escaped": r"\u0000 \ud800 \" \\ %s %(x)s {x} $1 ' \x00",
@@ -41,7 +49,10 @@ EXACT = {
 
 @dataclass(frozen=True)
 class Bad:
-    """A payload that no entry can have persisted: `value` in Python, `raw` as bytes of JSON in place of the message."""
+    """A payload that no entry can have persisted.
+
+    `value` in Python, `raw` as bytes of JSON in place of the message.
+    """
 
     value: Any
     raw: bytes
@@ -207,7 +218,8 @@ async def by_lines(world: World, key: str, _: dict[str, Any], raw: bytes) -> Non
 
 async def by_insert(world: World, key: str, _: dict[str, Any], raw: bytes) -> None:
     world.query(
-        "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, %s, convert_from(%s, 'UTF8')::json)",
+        "INSERT INTO outbox (biz_type, topic, key, payload)"
+        " VALUES (%s, %s, %s, convert_from(%s, 'UTF8')::json)",
         CHAT,
         world.topic,
         key,

@@ -36,7 +36,10 @@ def story(world: World, run: Run) -> list[int]:
         world.url, world.topic, [payload(n, "c\x1b1", message="secret-canary") for n in range(7)]
     )
     world.query("INSERT INTO relay_position (name, mode, floor) VALUES ('r', 'cdc', %s)", ids[5])
-    columns = 'outbox_id, status, partition, "offset", applied, arrived, topic, key, attempts, error_code, error'
+    columns = (
+        'outbox_id, status, partition, "offset", applied, arrived, topic, key, attempts,'
+        " error_code, error"
+    )
     held = (world.topic, "c\x1b1")
     for row in (
         (ids[0], "consumed", 3, 10, 100, None, None, None, 0, None, None),
@@ -85,12 +88,14 @@ def story(world: World, run: Run) -> list[int]:
     world.query(
         "WITH again AS (INSERT INTO outbox (biz_type, topic, key, payload, resend_of)"
         " SELECT biz_type, topic, key, payload, id FROM outbox WHERE id = %s RETURNING id)"
-        " UPDATE outbox_state SET source_id = again.id, replays = 1 FROM again WHERE outbox_id = %s",
+        " UPDATE outbox_state SET source_id = again.id, replays = 1 FROM again"
+        " WHERE outbox_id = %s",
         ids[4],
         ids[4],
     )
     world.query(
-        "INSERT INTO outbox_actions (who, act, what, why) VALUES ('ann', 'replay', %s, 'user fixed')",
+        "INSERT INTO outbox_actions (who, act, what, why)"
+        " VALUES ('ann', 'replay', %s, 'user fixed')",
         json.dumps({"ids": [ids[4], 10**9], "count": 2}),
     )
     return ids

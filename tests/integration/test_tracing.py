@@ -1,4 +1,7 @@
-"""Traces go on: from the caller through enqueue, relay and worker into the handler, and never hold what a message says."""
+"""Traces go on from the caller through enqueue, relay and worker into the handler.
+
+They never hold what a message says.
+"""
 
 from __future__ import annotations
 
@@ -218,7 +221,8 @@ async def test_each_attempt_is_a_span_with_its_number_and_its_outcome(
     broken = await db.scalar(
         text(
             "INSERT INTO outbox (biz_type, topic, key, payload, traceparent)"
-            f" VALUES ('chat_history_persist', 'chat-history', 'c2', '{{}}', '{OTHER}-01') RETURNING id"
+            f" VALUES ('chat_history_persist', 'chat-history', 'c2', '{{}}', '{OTHER}-01')"
+            " RETURNING id"
         )
     )
     fates = await persist(db, [*ids, broken])
@@ -279,7 +283,10 @@ async def save(notes: Batch[NoteAdded], db: AsyncConnection) -> None:
 
 
 def test_who_does_not_trace_does_not_load_opentelemetry() -> None:
-    code = "import sys, streams.relay, streams.app; print([name for name in sys.modules if 'opentelemetry' in name])"
+    code = (
+        "import sys, streams.relay, streams.app; print([name for name in sys.modules if"
+        " 'opentelemetry' in name])"
+    )
     environ = {"DATABASE_URL": "postgresql://127.0.0.1:1/d", "BROKER_URL": "127.0.0.1:1"}
     ended = subprocess.run(
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
@@ -380,6 +387,6 @@ def test_without_the_extra_the_start_says_what_to_install(command: str, database
     )
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1] == (
-        "streams: setting 'telemetry.enabled' is True: expected OpenTelemetry (opentelemetry is missing):"
-        " run `pip install 'outbox-streams[otel]'`"
+        "streams: setting 'telemetry.enabled' is True: expected OpenTelemetry (opentelemetry is"
+        " missing): run `pip install 'outbox-streams[otel]'`"
     )

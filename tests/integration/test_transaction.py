@@ -53,7 +53,10 @@ def test_a_message_and_its_resend_in_one_run_have_one_effect(stage: Stage) -> No
 def test_a_message_its_resend_and_a_broken_one_in_one_run_have_one_effect_each(
     stage: Stage,
 ) -> None:
-    """With something odd beside them the two took another way, and the message was consumed without an effect."""
+    """With something odd beside them the two took another way.
+
+    The message was consumed without an effect.
+    """
     for _ in range(2):
         stage.insert(stage.bench.connection, "a", "plain")
     first, broken = stage.committed()
@@ -67,7 +70,10 @@ def test_a_message_its_resend_and_a_broken_one_in_one_run_have_one_effect_each(
 
 @pytest.mark.parametrize("damage", ["null", "not json", "broken", "no key"])
 def test_a_broken_record_keeps_its_place_in_its_conversation(stage: Stage, damage: str) -> None:
-    """What is judged by its outbox row was claimed last, and `applied` told another order than the handler saw."""
+    """What is judged by its outbox row was claimed last.
+
+    So `applied` told another order than the handler saw.
+    """
     for key in "aab":
         stage.insert(stage.bench.connection, key, "plain")
     for place, row in enumerate(stage.committed()):
@@ -114,7 +120,10 @@ def test_a_run_that_is_not_ours_any_more_shares_no_transaction(stage: Stage) -> 
 def test_a_frozen_owner_keeps_its_partition_no_longer_than_the_server_lets_it(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that waits for the rest of a pipeline counts as active: none of its timeouts would free the lock."""
+    """A server that waits for the rest of a pipeline counts as active.
+
+    None of its timeouts would free the lock.
+    """
     states: list[Any] = []
     together = Transaction._together
 
@@ -139,7 +148,10 @@ def test_a_frozen_owner_keeps_its_partition_no_longer_than_the_server_lets_it(
 def test_a_fate_that_another_transaction_decides_in_this_moment_is_seen_in_the_next_try(
     stage: Stage, care: Strategy
 ) -> None:
-    """Its row is not visible when the run asks whether all are new: the claim waits for it, and is refused."""
+    """Its row is not visible when the run asks whether all are new.
+
+    The claim waits for it, and is refused.
+    """
     for _ in range(3):
         stage.insert(stage.bench.connection, "a", "plain")
     rows = stage.committed()
@@ -197,7 +209,10 @@ def test_a_message_behind_one_that_fails_again_is_not_touched(stage: Stage) -> N
 
 
 def test_a_network_that_falls_silent_before_the_rollback_is_given_up(stage: Stage) -> None:
-    """What could not be rolled back is no outage for ever: the connection is given up, and the message is not charged."""
+    """What could not be rolled back is no outage for ever.
+
+    The connection is given up, and the message is not charged.
+    """
     stage.insert(stage.bench.connection, "a", "plain")
     stage.send(stage.committed())
     run = stage.next_run(0, 1)

@@ -1,4 +1,7 @@
-"""A transactional producer on a topic that workers consume: what it aborts never happened, its markers are no lag."""
+"""A transactional producer on a topic that workers consume.
+
+What it aborts never happened, its markers are no lag.
+"""
 
 from __future__ import annotations
 

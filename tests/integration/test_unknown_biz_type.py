@@ -1,4 +1,7 @@
-"""A message whose biz_type this worker does not know waits for one that does: nobody is charged, nobody overtakes it."""
+"""A message whose biz_type this worker does not know waits for one that does.
+
+Nobody is charged, nobody overtakes it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ DAY, MINUTES = 86_400.0, 600.0
 
 
 class Old:
-    """A worker that was not deployed anew: it consumes the topic, and knows none of its biz_types."""
+    """A worker that was not deployed again.
+
+    It consumes the topic, and knows none of its biz_types.
+    """
 
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
@@ -50,7 +56,8 @@ def wake(bench: Workbench, worker: Persister, *books: str) -> None:
 def bench(database: str, request: pytest.FixtureRequest) -> Iterator[Workbench]:
     with Workbench(database, envelopes=request.param) as found:
         found.query(
-            "INSERT INTO outbox_biz_types (biz_type, topic, max_bytes) VALUES ('note_added', %s, 1000)",
+            "INSERT INTO outbox_biz_types (biz_type, topic, max_bytes)"
+            " VALUES ('note_added', %s, 1000)",
             TOPIC,
         )
         yield found
@@ -76,7 +83,8 @@ def statuses(bench: Workbench) -> list[tuple[Any, ...]]:
 def deadline(bench: Workbench) -> float:
     """Seconds until the first that waits gives up."""
     [(seconds,)] = bench.query(
-        f"SELECT extract(epoch FROM min(next_retry_at) - now())::float FROM {table(bench)} WHERE status = 'retrying'"
+        f"SELECT extract(epoch FROM min(next_retry_at) - now())::float FROM {table(bench)}"
+        " WHERE status = 'retrying'"
     )
     return float(seconds)
 

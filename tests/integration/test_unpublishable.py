@@ -1,4 +1,7 @@
-"""Rows that are hard or impossible to publish: each costs one message, nothing goes round in circles, and the rest goes on."""
+"""Rows that are hard or impossible to publish: each costs one message.
+
+Nothing goes round in circles, and the rest goes on.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ def row(world: World, outbox_id: int, resend_of: int | None = None, **changes: A
 async def test_a_replay_that_no_record_can_carry_is_dead_again(
     world: World, tmp_path: Path, eventually: Eventually
 ) -> None:
-    """It would be `replaying` for ever, out of every operator's reach, and its conversation would wait behind it."""
+    """It would be `replaying` for ever, out of every operator's reach.
+
+    Its conversation would wait behind it.
+    """
     world.migrate()
     notes = Notes(world, tmp_path)
     kafka.prepare_topics(world.settings, [notes.topic])
@@ -78,8 +84,9 @@ async def test_only_who_waits_for_that_row_is_dead(
 ) -> None:
     world.migrate()
     world.query(
-        "INSERT INTO outbox_state (outbox_id, status, source_id, topic, key, arrived, next_retry_at)"
-        " VALUES (5, %s, %s, 't', 'c', 1, CASE WHEN %s = 'retrying' THEN now() END)",
+        "INSERT INTO outbox_state (outbox_id, status, source_id, topic, key, arrived,"
+        " next_retry_at) VALUES (5, %s, %s, 't', 'c', 1, CASE WHEN %s = 'retrying' THEN now()"
+        " END)",
         *(status, source, status),
     )
     agents = configured(world.settings).agents
@@ -119,8 +126,8 @@ async def test_headers_that_are_too_large_cost_one_message(
     world.migrate()
     ids = enqueue(world.url, world.topic, [payload(0, "c")])
     [(long,)] = world.query(
-        "INSERT INTO outbox (biz_type, topic, key, payload, traceparent) VALUES (%s, %s, 'c', '{}', repeat('x', 1100000))"
-        " RETURNING id",
+        "INSERT INTO outbox (biz_type, topic, key, payload, traceparent)"
+        " VALUES (%s, %s, 'c', '{}', repeat('x', 1100000)) RETURNING id",
         *(CHAT, world.topic),
     )
     ids += enqueue(world.url, world.topic, [payload(1, "c")])
@@ -142,7 +149,8 @@ async def test_a_backlog_of_rows_as_large_as_they_may_be(
     world.migrate()
     world.query(
         "INSERT INTO outbox (biz_type, topic, key, payload)"
-        " SELECT %s, %s, 'c', json_build_object('x', repeat('x', 1400000)) FROM generate_series(1, 100)",
+        " SELECT %s, %s, 'c', json_build_object('x', repeat('x', 1400000))"
+        " FROM generate_series(1, 100)",
         *(CHAT, world.topic),
     )
     relay = world.relay()

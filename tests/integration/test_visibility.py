@@ -19,7 +19,10 @@ from streams.operate.faults import faults_of
 from streams.worker.failure import doubt
 from tests.fixtures.workbench import Workbench
 
-WRITE = "INSERT INTO outbox (biz_type, topic, key, payload) VALUES ('note_added', 'elsewhere', 'x', '{}')"
+WRITE = (
+    "INSERT INTO outbox (biz_type, topic, key, payload)"
+    " VALUES ('note_added', 'elsewhere', 'x', '{}')"
+)
 REJECTED = [("no outbox row has this id",)]
 
 

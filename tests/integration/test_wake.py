@@ -1,4 +1,7 @@
-"""A conversation that is woken: what becomes of its first message, and of those behind it in the same transaction."""
+"""A conversation that is woken.
+
+What becomes of its first message, and of those behind it in the same transaction.
+"""
 
 from __future__ import annotations
 

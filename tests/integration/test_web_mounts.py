@@ -1,4 +1,7 @@
-"""One conformance suite over HTTP: a worker's server, `streams web`, an aiohttp and a FastAPI host, with prefixes."""
+"""One conformance suite over HTTP, for all that serves the pages.
+
+A worker's server, `streams web`, an aiohttp and a FastAPI host, with prefixes.
+"""
 
 from __future__ import annotations
 

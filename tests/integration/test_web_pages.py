@@ -53,7 +53,10 @@ async def site(database: str) -> AsyncIterator[Site]:
 
 @pytest.fixture
 async def quiet(streams_template: str) -> AsyncIterator[Site]:
-    """The pages of a database in which there is nothing, shared by all: what is sent finds nothing to act on."""
+    """The pages of a database in which there is nothing, shared by all.
+
+    What is sent finds nothing to act on.
+    """
     tokens = {"admin": {"sha256": hashlib.sha256(b"admin").hexdigest(), "role": "admin"}}
     environ = {"DATABASE_URL": streams_template, "STREAMS_WEB__TOKENS": json.dumps(tokens)}
     site = Site(load(environ=environ))
@@ -344,7 +347,8 @@ async def test_an_operation_does_what_its_preview_said_and_stops_by_itself(
         return json.loads(answer.body) | {"status": answer.status}
 
     [(cause, count)] = query(
-        "SELECT fingerprint, count(*) FROM outbox_dead_letters WHERE error_code = 'payload' GROUP BY 1 ORDER BY 2 DESC LIMIT 1"
+        "SELECT fingerprint, count(*) FROM outbox_dead_letters WHERE error_code = 'payload'"
+        " GROUP BY 1 ORDER BY 2 DESC LIMIT 1"
     )
     assert (await told("replay", why="x"))["error"].startswith("expected a filter")
     assert (await told("try", why="x", error=cause))[
@@ -375,7 +379,8 @@ async def test_an_operation_does_what_its_preview_said_and_stops_by_itself(
     sent = "SELECT outbox_id FROM outbox_state WHERE status = 'replaying'"
     [(first,)] = await eventually(lambda: query(sent), 10)
     query(
-        f"UPDATE outbox_state SET status = 'dead', topic = NULL, key = NULL WHERE outbox_id = {first}"
+        "UPDATE outbox_state SET status = 'dead', topic = NULL, key = NULL"
+        f" WHERE outbox_id = {first}"
     )
     stopped = (
         "SELECT state, failed, reason FROM outbox_operations WHERE id = 2 AND state <> 'running'"
@@ -469,7 +474,8 @@ async def test_pages_have_two_connections_and_give_them_back(site: Site, databas
 
 MANY = """
 INSERT INTO outbox (biz_type, topic, key, payload)
-SELECT 'chat_history_persist', 'chat-history', 'many-' || n % 500, '{}' FROM generate_series(1, 100000) AS n;
+SELECT 'chat_history_persist', 'chat-history', 'many-' || n % 500, '{}'
+FROM generate_series(1, 100000) AS n;
 INSERT INTO outbox_state (outbox_id, status, "offset", partition, applied, attempts)
 SELECT id, 'consumed', id, id % 8, nextval('outbox_applied'), 0 FROM outbox WHERE key LIKE 'many-%';
 UPDATE relay_position SET floor = (SELECT max(id) FROM outbox)

@@ -1,4 +1,7 @@
-"""The wheel, as a user has it: in a folder with modules that are called as ours were, and under `mypy --strict`."""
+"""The wheel, as a user has it.
+
+In a folder with modules that are called as ours were, and under `mypy --strict`.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a Python that has the wheel and what it needs, and knows nothing of this checkout."""
+    """The environment of a Python that has the wheel and what it needs.
+
+    It knows nothing of this checkout.
+    """
     folder = tmp_path_factory.mktemp("installed")
     with zipfile.ZipFile(wheel) as file:
         file.extractall(folder)
@@ -101,7 +107,10 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def environment(
     installed: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., dict[str, str]]:
-    """`environment(extra)`: a Python that has what `pip install outbox-streams[extra]` brings, and nothing else."""
+    """`environment(extra)`: a Python with what one extra brings, and nothing else.
+
+    That is what `pip install outbox-streams[extra]` brings.
+    """
     unpacked = Path(installed["PYTHONPATH"].split(":")[0])
 
     def make(*extras: str) -> dict[str, str]:
@@ -118,7 +127,10 @@ def environment(
 
 
 def brought(unpacked: Path, extras: Iterable[str]) -> set[str]:
-    """The distributions that an installer brings along with the wheel and these extras, by what their metadata says."""
+    """The distributions that an installer brings along with the wheel and these extras.
+
+    By what their metadata says.
+    """
     [metadata] = unpacked.glob("outbox_streams-*.dist-info")
     names: set[str] = set()
     wanted = [("outbox-streams", frozenset(extras))]

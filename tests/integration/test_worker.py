@@ -193,7 +193,8 @@ async def test_a_second_biz_type_is_one_file_in_the_users_own_package(
         "class LikeAdded:\n    post: str\n    by: int\n\n"
         "@agent(LikeAdded)\n"
         "async def save(messages: Batch[LikeAdded], db: AsyncConnection) -> None:\n"
-        "    await db.execute(text('INSERT INTO likes SELECT outbox_id, post, by FROM json_to_recordset(:m)'\n"
+        "    await db.execute(text('INSERT INTO likes SELECT outbox_id, post, by"
+        " FROM json_to_recordset(:m)'\n"
         "        ' AS m (outbox_id bigint, post text, by bigint)'), {'m': messages.json()})\n"
     )
     (tmp_path / "faust.yml").write_text(
@@ -259,8 +260,13 @@ import os, sys
 def refuse(event, arguments):
     if event == "open":
         path, mode, flags = arguments
-        wanted = any(mark in mode for mark in "wax+") if isinstance(mode, str) else flags & (os.O_WRONLY | os.O_RDWR)
-        if not wanted or not isinstance(path, str | bytes) or os.fsdecode(path).startswith(("/dev/", "/proc/")):
+        if isinstance(mode, str):
+            wanted = any(mark in mode for mark in "wax+")
+        else:
+            wanted = flags & (os.O_WRONLY | os.O_RDWR)
+        if not wanted or not isinstance(path, str | bytes):
+            return
+        if os.fsdecode(path).startswith(("/dev/", "/proc/")):
             return
     elif event not in ("os.mkdir", "os.rename", "os.link", "os.symlink"):
         return
@@ -271,7 +277,10 @@ sys.addaudithook(refuse)
 
 
 async def test_a_file_system_that_is_read_only_is_enough(world: World, tmp_path: Path) -> None:
-    """As a hardened container has it, without /tmp: the worker ended with FileNotFoundError from gettempdir."""
+    """As a hardened container has it, without /tmp.
+
+    The worker ended with FileNotFoundError from gettempdir.
+    """
     (tmp_path / "sitecustomize.py").write_text(READ_ONLY)
     world.environ |= {"PYTHONPATH": str(tmp_path), "STREAMS_RELAY__MODE": "poll"}
     world.up()

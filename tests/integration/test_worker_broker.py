@@ -90,7 +90,8 @@ class Guarded(KafkaBroker):
             lines[name] += f",LOGIN://{self.login}"
         lines["listener.security.protocol.map"] += ",LOGIN:SASL_PLAINTEXT"
         lines["listener.name.login.plain.sasl.jaas.config"] = (
-            'org.apache.kafka.common.security.plain.PlainLoginModule required user_app="secret-canary";'
+            "org.apache.kafka.common.security.plain.PlainLoginModule required"
+            ' user_app="secret-canary";'
         )
         file.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
         return file
@@ -121,7 +122,10 @@ async def test_relay_and_worker_log_in(
 async def test_a_log_that_lost_its_end_is_read_again(
     world: World, apart: KafkaBroker, tmp_path: Path, eventually: Eventually
 ) -> None:
-    """What was committed is beyond the end, as after an unclean election: records behind the end would never be read."""
+    """What was committed is beyond the end, as after an unclean election.
+
+    Records behind the end would never be read.
+    """
     notes = Notes(world, tmp_path)
     ids = notes.send("a", "a0") + notes.send("b", "b0")
     commit(apart.url, world.settings.worker.group, notes.topic, {0: 1000, 1: 1000})
@@ -142,7 +146,10 @@ async def test_a_log_that_lost_its_end_is_read_again(
 async def test_a_log_that_loses_its_end_under_a_running_worker_is_read_again(
     world: World, apart: KafkaBroker, tmp_path: Path, eventually: Eventually
 ) -> None:
-    """A broker comes back with less than it had: what was committed, and where the worker reads, is beyond its end."""
+    """A broker comes back with less than it had.
+
+    What was committed, and where the worker reads, is beyond its end.
+    """
     notes = Notes(world, tmp_path, partitions=1)
     world.worker()
     ids = notes.send("a", "a0", "a1")

@@ -1,4 +1,7 @@
-"""Records that were fetched and reached nobody, with nothing behind them that would show the hole."""
+"""Records that were fetched and reached nobody.
+
+Nothing comes behind them that would show the hole.
+"""
 
 from __future__ import annotations
 

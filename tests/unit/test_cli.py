@@ -1,4 +1,7 @@
-"""The command line as a person meets it: help that is not cut, a user without a name, a folder nobody may write to."""
+"""The command line as a person meets it.
+
+Help that is not cut, a user without a name, a folder nobody may write to.
+"""
 
 from __future__ import annotations
 

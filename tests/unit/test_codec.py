@@ -1,4 +1,7 @@
-"""Payloads: what is encoded comes back, and every refusal says what, where and what would be right."""
+"""Payloads: what is encoded comes back.
+
+Every refusal says what, where and what would be right.
+"""
 
 from __future__ import annotations
 
@@ -186,11 +189,17 @@ def test_absent_and_null_are_the_same() -> None:
         ),
         (
             {"message": b"hi"},
-            "'message' is of type bytes (2 bytes): expected a value that JSON has (Type is not JSON",
+            (
+                "'message' is of type bytes (2 bytes): expected a value that JSON has (Type is not"
+                " JSON"
+            ),
         ),
         (
             {"message": {"a"}},
-            "'message' is of type set (1 entries): expected a value that JSON has (Type is not JSON",
+            (
+                "'message' is of type set (1 entries): expected a value that JSON has (Type is not"
+                " JSON"
+            ),
         ),
         ({"message": ["hi"]}, "'message' is of type list (1 entries): expected str, got array"),
         (

@@ -1,4 +1,7 @@
-"""What deploy/ holds is what Kubernetes, systemd and compose take, and names commands and settings that exist."""
+"""What deploy/ holds is what Kubernetes, systemd and compose take.
+
+It names commands and settings that exist.
+"""
 
 from __future__ import annotations
 

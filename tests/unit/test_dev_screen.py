@@ -41,7 +41,10 @@ def test_without_a_terminal_progress_is_plain_lines_now_and_then(
     assert out.getvalue().splitlines() == [
         "postgresql  postgresql://postgres@127.0.0.1:1/streams",
         "downloading kafka_2.13 4.3.0, once: 0 of 100 files, 0.0 MB",
-        "enqueued 12,000   rolled back 7   relayed 11,990   persisted 11,980   lag 20 messages, 0.2 s",
+        (
+            "enqueued 12,000   rolled back 7   relayed 11,990   persisted 11,980   lag 20 messages,"
+            " 0.2 s"
+        ),
     ]
 
 

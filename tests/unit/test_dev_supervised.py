@@ -78,7 +78,10 @@ async def test_a_process_that_ignores_sigterm_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streams.dev.supervised.GRACE", 0.3)
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf',"
+        " flush=True); time.sleep(60)"
+    )
     it = supervised(tmp_path, deaf, [])
     async with asyncio.timeout(10), kept_running([it]):
         assert await until(lambda: it.log.exists() and "deaf" in it.log.read_text(), 5)

@@ -1,4 +1,7 @@
-"""Envelopes into messages: whatever bytes arrive, nothing raises, nothing is dropped, and no reason holds text."""
+"""Envelopes into messages, whatever bytes arrive.
+
+Nothing raises, nothing is dropped, and no reason holds text.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,10 @@ def test_an_id_may_be_a_number_or_its_text_and_the_payload_an_object_or_its_text
 
 
 def test_the_payload_is_kept_as_its_producer_wrote_it() -> None:
-    text = '{ "user_id":1,"conversation_id":"c", "role":"user","message":"\\u00e9", "more": 1234567890123456789012 }'
+    text = (
+        '{ "user_id":1,"conversation_id":"c", "role":"user","message":"\\u00e9", "more":'
+        " 1234567890123456789012 }"
+    )
     value = f'{{"outbox_id": 7, "biz_type": "chat_history_persist", "payload": {text}}}'.encode()
     assert opened(value) == (7, "chat_history_persist", text)
     [one] = read(Record(value))
@@ -101,7 +107,10 @@ def test_a_time_that_no_database_takes_is_brought_into_range(timestamp: int, kep
         ),
         (
             b'{"a": 1e999}',
-            "the envelope's 'outbox_id' is missing, expected a whole number from 1 to 9223372036854775807",
+            (
+                "the envelope's 'outbox_id' is missing, expected a whole number from 1 to"
+                " 9223372036854775807"
+            ),
         ),
         (b"[]", "the value is no envelope: expected object, got array"),
         (b'{"outbox_id": -5}', "the envelope's 'outbox_id' is -5, expected"),

@@ -1,4 +1,7 @@
-"""Counting, histograms and roll-up: never more than happened, and the same whatever is sent twice."""
+"""Counting, histograms and roll-up: never more than happened.
+
+It is the same whatever is sent twice.
+"""
 
 from __future__ import annotations
 

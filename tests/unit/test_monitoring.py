@@ -124,7 +124,9 @@ def _cases() -> dict[str, Any]:
     def series(value: int) -> list[dict[str, str]]:
         return [
             {
-                "series": f'outbox_fault{{code="{code}",severity="{CODES[code]}",instance="{instance}"}}',
+                "series": (
+                    f'outbox_fault{{code="{code}",severity="{CODES[code]}",instance="{instance}"}}'
+                ),
                 "values": f"{value}x40",
             }
             for _, code in codes

@@ -1,4 +1,7 @@
-"""Discovery: one file is enough for a biz type, and what contradicts is refused with both places named."""
+"""Discovery: one file is enough for a biz type.
+
+What contradicts is refused with both places named.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,10 @@ def test_settings_of_a_topic_that_nobody_has_are_refused(name: str) -> None:
     }
     with pytest.raises(
         SettingsInvalid,
-        match=rf"setting 'topics\.{name}' is of a topic that no agent here has: expected one of chat-history, seed, or",
+        match=(
+            rf"setting 'topics\.{name}' is of a topic that no agent here has:"
+            r" expected one of chat-history, seed, or"
+        ),
     ):
         configured(Settings(topics=topics, broker=Broker(topic_prefix="test.")))
 
@@ -141,7 +147,10 @@ def test_envelope_topics_are_consumed_beside_those_of_our_events() -> None:
     [
         (
             ["chat-history"],
-            "'topics.chat-history.format' is 'envelope': expected 'outbox', because topic 'chat-history' is an",
+            (
+                "'topics.chat-history.format' is 'envelope': expected 'outbox',"
+                " because topic 'chat-history' is an"
+            ),
         ),
         (
             ["chat-history-retry"],

@@ -1,4 +1,7 @@
-"""The connector's configuration: complete, without secrets where it is shown, and what is wrong with another one."""
+"""The connector's configuration: complete, without secrets where it is shown.
+
+And what is wrong with another one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What is safe to confirm: the position of the longest acknowledged prefix, never of what came after a gap."""
+"""What is safe to confirm: the position of the longest acknowledged prefix.
+
+Never that of what came after a gap.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What counts as lost: published before a point of its own partition that the workers have passed."""
+"""What counts as lost: published before a point that the workers have passed.
+
+The point is one of the message's own partition.
+"""
 
 from __future__ import annotations
 

@@ -57,7 +57,10 @@ def test_an_empty_file_and_empty_sections_mean_defaults() -> None:
     [
         (
             "foo: 1",
-            "unknown setting 'foo': expected one of database, broker, agents, outbox, topic, topics, relay, ",
+            (
+                "unknown setting 'foo': expected one of database, broker, agents, outbox, topic,"
+                " topics, relay, "
+            ),
         ),
         ("relay: {mod: cdc}", "unknown setting 'relay.mod': expected one of name, mode, "),
         (
@@ -201,7 +204,10 @@ def test_an_empty_file_and_empty_sections_mean_defaults() -> None:
         ),
         (
             "broker: {security_protocol: SASL_SSL}",
-            "setting 'broker.sasl_mechanism' is None: expected one exactly when broker.security_protocol (SASL_SSL)",
+            (
+                "setting 'broker.sasl_mechanism' is None: expected one exactly when"
+                " broker.security_protocol (SASL_SSL)"
+            ),
         ),
         (
             "broker: {security_protocol: SASL_SSL, sasl_mechanism: PLAIN, sasl_username: me}",
@@ -209,7 +215,10 @@ def test_an_empty_file_and_empty_sections_mean_defaults() -> None:
         ),
         (
             "broker: {sasl_username: me}",
-            "setting 'broker.sasl_username' is '***': expected one exactly when broker.security_protocol (PLAINTEXT)",
+            (
+                "setting 'broker.sasl_username' is '***': expected one exactly when"
+                " broker.security_protocol (PLAINTEXT)"
+            ),
         ),
         (
             "broker: {ssl_cafile: ca.pem}",
@@ -217,11 +226,17 @@ def test_an_empty_file_and_empty_sections_mean_defaults() -> None:
         ),
         (
             "broker: {security_protocol: SSL, ssl_cafile: ca.pem}",
-            "setting 'broker.ssl_cafile' is 'ca.pem': expected a file of certificates (PEM): No such file",
+            (
+                "setting 'broker.ssl_cafile' is 'ca.pem': expected a file of certificates (PEM):"
+                " No such file"
+            ),
         ),
         (
             "broker: {security_protocol: SSL, ssl_cafile: faust.yml}",
-            "setting 'broker.ssl_cafile' is 'faust.yml': expected a file of certificates (PEM): [X509",
+            (
+                "setting 'broker.ssl_cafile' is 'faust.yml': expected a file of certificates (PEM):"
+                " [X509"
+            ),
         ),
         (
             "database: {url: 'postgresql://h:1,i:x/d'}",
@@ -395,11 +410,16 @@ def test_what_kubernetes_says_of_services_called_like_us_is_nothing_to_us() -> N
 def test_an_empty_variable_is_as_if_it_was_not_there(empty: str) -> None:
     """As compose files and charts pass what nobody has set."""
     names = (
-        "STREAMS_WORKER__TRANSACTIONS", "STREAMS_AGENTS", "STREAMS_RELAY__MODE", "STREAMS_OUTBOX__ENABLED",
-        "STREAMS_BROKER__SASL_USERNAME", "STREAMS_BROKER__TOPIC_PREFIX", "STREAMS_TOPICS", "STREAMS_RELAY", "STREAMS_CONFIG",
+        "STREAMS_WORKER__TRANSACTIONS", "STREAMS_AGENTS", "STREAMS_RELAY__MODE",
+        "STREAMS_OUTBOX__ENABLED",
+        "STREAMS_BROKER__SASL_USERNAME", "STREAMS_BROKER__TOPIC_PREFIX", "STREAMS_TOPICS",
+        "STREAMS_RELAY", "STREAMS_CONFIG",
         "STREAMS_RELAY__WAL_LIMIT", "DATABASE_URL", "BROKER_URL",
     )  # fmt: skip
-    text = "relay: {mode: poll}\nagents: [mine]\nbroker: {topic_prefix: t., url: 'k:1'}\nworker: {transactions: 2}"
+    text = (
+        "relay: {mode: poll}\nagents: [mine]\nbroker: {topic_prefix: t., url: 'k:1'}\nworker:"
+        " {transactions: 2}"
+    )
     assert read(text, **dict.fromkeys(names, empty)) == read(text)
 
 
@@ -501,7 +521,8 @@ def test_a_note_without_urls_names_none(folder: Path) -> None:
 
 def test_secrets_are_in_no_text_of_the_settings() -> None:
     found = read(
-        "broker: {security_protocol: SASL_SSL, sasl_mechanism: PLAIN, sasl_username: me, url: 'kafka:1'}",
+        "broker: {security_protocol: SASL_SSL, sasl_mechanism: PLAIN, sasl_username: me, url:"
+        " 'kafka:1'}",
         DATABASE_URL=f"postgresql://me:{SECRET}@db:5432/app?password={SECRET}",
         STREAMS_BROKER__SASL_PASSWORD=SECRET,
     )
@@ -557,7 +578,8 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
 
 def test_a_topic_has_its_own_settings_under_its_name_without_prefix() -> None:
     found = read(
-        "broker: {topic_prefix: test.}\ntopic: {partitions: 2}\ntopics: {chat-history: {partitions: 5}}"
+        "broker: {topic_prefix: test.}\ntopic: {partitions: 2}\ntopics: {chat-history: {partitions:"
+        " 5}}"
     )
     assert found.topic_settings("test.chat-history").partitions == 5
     assert found.topic_settings("test.other").partitions == 2

@@ -1,4 +1,7 @@
-"""Several things at once: what ends them, and what they leave behind in the task that waits for them."""
+"""Several things at once: what ends them, and what they leave behind.
+
+They leave it in the task that waits for them.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ async def value(text: str | None, *, after: Awaitable[object] | None = None) -> 
 
 
 async def leaves_nothing_behind() -> None:
-    """On Python 3.11.2 the next timeout raised CancelledError, and the relay ended when its database did."""
+    """On Python 3.11.2 the next timeout raised CancelledError.
+
+    The relay ended when its database did.
+    """
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0

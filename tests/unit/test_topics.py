@@ -1,4 +1,7 @@
-"""Topics and clusters that are others than before: what counts as a change, and when a worker ends because of it."""
+"""Topics and clusters that are others than before.
+
+What counts as a change, and when a worker ends because of it.
+"""
 
 from __future__ import annotations
 

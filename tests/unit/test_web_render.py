@@ -1,4 +1,7 @@
-"""What pages are made of: words for numbers, text made harmless, charts, and files that stay small."""
+"""What pages are made of.
+
+Words for numbers, text made harmless, charts, and files that stay small.
+"""
 
 from __future__ import annotations
 

@@ -104,7 +104,9 @@ def settings() -> Settings:
         "DATABASE_URL": f"postgresql://nobody@127.0.0.1:{free_port()}/none",
         "STREAMS_WEB__ACCESS": "users",
         "STREAMS_WEB__SECRET": "s" * 32,
-        "STREAMS_WEB__USERS": f"{{amy: {{password: 'scrypt:15:8:3:{'0' * 32}:{'0' * 64}', role: viewer}}}}",
+        "STREAMS_WEB__USERS": (
+            f"{{amy: {{password: 'scrypt:15:8:3:{'0' * 32}:{'0' * 64}', role: viewer}}}}"
+        ),
         "STREAMS_WEB__TOKENS": str(tokens),
         "STREAMS_CONFIG": "",
     }

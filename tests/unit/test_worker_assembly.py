@@ -1,4 +1,7 @@
-"""What a worker is made of: its login, settings that no environment variable changes, its schedule."""
+"""What a worker is made of.
+
+Its login, settings that no environment variable changes, its schedule.
+"""
 
 from __future__ import annotations
 

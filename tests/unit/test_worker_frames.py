@@ -46,7 +46,8 @@ def test_the_innermost_frames_of_the_users_code_are_named_with_class_and_functio
     code, reason = describe(error)
     assert code == "AttributeError"
     assert reason.startswith(
-        f"the handler raised AttributeError, at {HERE}:{line} in Saver.clean, {HERE}:{line + 4} in Saver.save, {HERE}:"
+        f"the handler raised AttributeError, at {HERE}:{line} in Saver.clean,"
+        f" {HERE}:{line + 4} in Saver.save, {HERE}:"
     )
     assert reason.count(HERE) == 3
 

@@ -1,4 +1,7 @@
-"""Lanes: one group of a lane at a time, several lanes at once, little work gathered, full sources held back."""
+"""Lanes: one group of a lane at a time, several lanes at once.
+
+Little work is gathered, full sources are held back.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,10 @@ async def test_runs_that_come_at_once_share_a_transaction_though_nothing_is_unde
 async def test_a_row_after_a_transaction_does_not_wait_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What arrived while it was under way was to wait this long, and went with its end: that is over then."""
+    """What arrived while it was under way was to wait this long, and went with its end.
+
+    That is over then.
+    """
     monkeypatch.setattr("streams.worker.driver.dispatcher.GATHER", 1000)
     groups = []
     go = asyncio.Event()

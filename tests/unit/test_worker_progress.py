@@ -1,4 +1,7 @@
-"""How far a partition is, without Faust: positionings, holes, runs in flight, what may be committed."""
+"""How far a partition is, without Faust.
+
+Positionings, holes, runs in flight, what may be committed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Who is charged for the death of a process: at most six deaths a guilty message, and never another one."""
+"""Who is charged for the death of a process.
+
+At most six deaths for each guilty message, and never another one.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +100,10 @@ class Contested:
 
 
 async def test_a_partition_that_another_group_took_is_taken_again_within_the_try() -> None:
-    """Each gave the partition's lock up to begin anew, and the other one took the partition meanwhile, for ever."""
+    """Each gave the partition's lock up to begin again.
+
+    The other one took the partition meanwhile, for ever.
+    """
     suspects = Suspects(cast("Any", Contested()), Exclusion(Slots(1)), 500, 1_000_000)
     suspects.assigned([("t", 0)])
     suspicion = suspects.of("t", 0)

@@ -1,4 +1,7 @@
-"""The driver between two positionings: what was fetched and not delivered comes again, changelogs too."""
+"""The driver between two positionings.
+
+What was fetched and not delivered comes again, changelogs too.
+"""
 
 from __future__ import annotations
 
@@ -138,7 +141,10 @@ async def test_records_that_a_seek_outran_are_fetched_again_changelogs_too(
 async def test_records_that_an_abandoned_fetch_takes_after_a_seek_are_fetched_again(
     consumer: RunConsumer, faust: Faust
 ) -> None:
-    """A rebalance cancels who waits for a fetch, which then takes what it finds where the partitions were positioned since."""
+    """A rebalance cancels who waits for a fetch.
+
+    The fetch then takes what it finds where the partitions were positioned since.
+    """
     faust.data.clear()
     waiting = asyncio.create_task(delivered(consumer))
     await faust.asked.wait()
@@ -216,7 +222,10 @@ async def test_records_left_when_somebody_stops_listening_are_fetched_again(
 async def test_records_fetched_while_a_seek_ends_are_fetched_again(
     consumer: RunConsumer, faust: Faust
 ) -> None:
-    """Fetched after Faust's part of it, dropped because of the driver's: it was positioned, and is not any more."""
+    """Fetched after Faust's part of it, dropped because of the driver's.
+
+    It was positioned, and is not any more.
+    """
     fetching: list[asyncio.Task[set[TP]]] = []
     fetched, ended = asyncio.Event(), asyncio.Event()
 
@@ -243,7 +252,10 @@ async def test_records_fetched_while_a_seek_ends_are_fetched_again(
 async def test_records_that_faust_clears_from_its_queues_before_it_goes_on_are_fetched_again(
     consumer: RunConsumer,
 ) -> None:
-    """While tables recover the flow is on, and a partition that is resumed may deliver before the last clearing."""
+    """While tables recover the flow is on.
+
+    A partition that is resumed may deliver before the last clearing.
+    """
     await consumer.perform_seek()
     assert SOURCE in await delivered(consumer)
     consumer.resume_flow()
@@ -327,7 +339,10 @@ async def test_a_stretch_read_in_another_epoch_is_not_passed_over(
 async def test_a_broker_waits_long_only_while_nothing_is_under_way(
     consumer: RunConsumer, faust: Faust
 ) -> None:
-    """A request for empty partitions keeps those waiting that have records: aiokafka has one under way for each broker."""
+    """A request for empty partitions keeps those waiting that have records.
+
+    aiokafka has one under way for each broker.
+    """
     assert await delivered(consumer) == {SOURCE, FRESH, CHANGELOG}
     assert faust._fetch_max_wait_ms == 500, "nothing had come yet"
     assert await delivered(consumer) == set()
@@ -412,7 +427,10 @@ async def test_a_fetch_that_is_broken_in_another_way_is_nobodys_to_mend(
 
 
 class Thread:
-    """Faust's thread as far as it watches partitions that stand still: it asks aiokafka for their positions."""
+    """Faust's thread as far as it watches partitions that stand still.
+
+    It asks aiokafka for their positions.
+    """
 
     def __init__(self, tp: TopicPartition) -> None:
         self.state = SubscriptionState()
@@ -429,9 +447,7 @@ class Thread:
         self.verified.append(self.state.subscription.assignment.state_value(tp).position)
 
 
-async def test_a_partition_that_is_positioned_anew_while_faust_looks_whether_it_moves_ends_no_worker() -> (
-    None
-):
+async def test_a_partition_positioned_again_while_faust_looks_at_it_ends_no_worker() -> None:
     tp = TopicPartition("source", 0)
     consumer, thread = object.__new__(RunConsumer), Thread(tp)
     consumer._thread = thread  # type: ignore[assignment]

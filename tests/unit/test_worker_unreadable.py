@@ -91,8 +91,10 @@ def test_a_batch_that_was_cut_off_is_left_for_the_next_fetch() -> None:
 def test_records_of_aborted_transactions_are_left_out() -> None:
     """Those of other producers and later ones of the same producer are not."""
     batches = [
-        _of(producer=7, at=0), _of(producer=8, at=1), _of(producer=7, at=2), _of(producer=7, at=3, control=True),
-        _of(producer=7, at=4), _of(producer=-1, at=5), _of(producer=8, at=6, control=True), _of(producer=7, at=7),
+        _of(producer=7, at=0), _of(producer=8, at=1), _of(producer=7, at=2), _of(producer=7, at=3,
+        control=True),
+        _of(producer=7, at=4), _of(producer=-1, at=5), _of(producer=8, at=6, control=True),
+        _of(producer=7, at=7),
     ]  # fmt: skip
     fetched = b"".join(batches)
     assert [one.offset for one in decoded(fetched, TP("topic", 0))] == [0, 1, 2, 4, 5, 7]

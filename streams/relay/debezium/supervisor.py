@@ -136,8 +136,7 @@ class ConnectorSupervisor:
         if configuration is None:
             raise UsageError(
                 f"connector {name} does not exist in Kafka Connect: set connect.register to true,"
-                " or create it with the"
-                " configuration that `streams relay --mode debezium` prints"
+                " or create it with the configuration that `streams relay --mode debezium` prints"
             )
         wrong = differences(configuration, self._settings, await self._schema())
         if wrong:

@@ -89,8 +89,7 @@ def possible_plan(settings: Settings, desired: Plan, snapshot: RelaySnapshot) ->
     if desired.mode == "debezium" and not settings.connect.register:
         raise UsageError(
             f"{fault}: rows after outbox_id {snapshot.floor} may be missing; stop its connector and"
-            " run"
-            f" `streams relay --mode cdc`, which sends them and makes the slot anew"
+            " run `streams relay --mode cdc`, which sends them and makes the slot anew"
         )
     return Plan("poll", desired.mode, fault)
 

@@ -59,8 +59,7 @@ def _check_wal_level(connection: Connection) -> None:
     if level != "logical":
         raise UsageError(
             f"wal_level is {level}, relay mode cdc needs logical: run ALTER SYSTEM SET wal_level ="
-            " 'logical',"
-            " restart PostgreSQL, then run `streams migrate`"
+            " 'logical', restart PostgreSQL, then run `streams migrate`"
         )
 
 

@@ -61,9 +61,8 @@ def refuse_stranger(snapshot: RelaySnapshot) -> None:
         )
     if snapshot.newest < snapshot.floor:
         raise UsageError(
-            f"the sequence outbox_id_seq went back to {snapshot.newest},"
-            f" below floor {snapshot.floor} of relay"
-            f" {snapshot.relay}: ids would be used twice; {ADOPT}"
+            f"the sequence outbox_id_seq went back to {snapshot.newest}, below floor"
+            f" {snapshot.floor} of relay {snapshot.relay}: ids would be used twice; {ADOPT}"
         )
 
 

@@ -83,15 +83,14 @@ async def _change(
     except psycopg.errors.InsufficientPrivilege:
         role = connection.info.user
         raise UsageError(
-            f"role {role} may not {verb} replication slot {name}:"
-            f" run ALTER ROLE {role} REPLICATION, or, as a role that"
-            f" may, {by_hand.format(name)}"
+            f"role {role} may not {verb} replication slot {name}: run ALTER ROLE {role}"
+            f" REPLICATION, or, as a role that may, {by_hand.format(name)}"
         ) from None
     except psycopg.errors.ConfigurationLimitExceeded:
         raise UsageError(
             f"replication slot {name} cannot be made, all max_replication_slots are in use:"
-            " drop one that nobody reads"
-            " (pg_replication_slots), or raise the setting and restart PostgreSQL"
+            " drop one that nobody reads (pg_replication_slots), or raise the setting and restart"
+            " PostgreSQL"
         ) from None
 
 

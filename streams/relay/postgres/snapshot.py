@@ -92,9 +92,8 @@ async def reader(connection: psycopg.AsyncConnection[Any], relay: str) -> str | 
     if row is None or row[0] is None:
         return None
     return (
-        f"replication slot {relay} is read by pid {row[0]} ({row[1] or 'unknown'}),"
-        f" which is not the leader of relay {relay}:"
-        " stop it, or set relay.name to a name of its own"
+        f"replication slot {relay} is read by pid {row[0]} ({row[1] or 'unknown'}), which is not"
+        f" the leader of relay {relay}: stop it, or set relay.name to a name of its own"
     )
 
 

@@ -91,8 +91,7 @@ class NewTopics:
         except psycopg.errors.InsufficientPrivilege:
             raise UsageError(
                 f"topic {topic} does not exist, and this role may not see who registered it:"
-                " run GRANT SELECT ON"
-                " outbox_biz_types"
+                " run GRANT SELECT ON outbox_biz_types"
             ) from None
         return None if row is None else TopicShape(*row)
 
@@ -107,10 +106,9 @@ class NewTopics:
             or shape.retention_hours is None
         ):
             return (
-                f"topic {topic} of biz_type {shape.biz_type} does not exist,"
-                " and nobody has registered how many partitions"
-                " it has: start a worker that knows it, run `streams migrate` there,"
-                " or make the topic"
+                f"topic {topic} of biz_type {shape.biz_type} does not exist, and nobody has"
+                " registered how many partitions it has: start a worker that knows it,"
+                " run `streams migrate` there, or make the topic"
             )
         wanted = {
             "partitions": shape.partitions,

@@ -88,8 +88,8 @@ class Decoder:
         if order is None:
             raise UnknownRelation(
                 "the publication sends rows of another table: run ALTER PUBLICATION ..."
-                " SET TABLE outbox, and"
-                " ALTER PUBLICATION ... SET (publish_via_partition_root = true)"
+                " SET TABLE outbox, and ALTER PUBLICATION ... SET (publish_via_partition_root ="
+                " true)"
             )
         self._keep(message, self._row(_columns(message, order)))
 

@@ -476,8 +476,8 @@ _ENDING = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _HELD = (
-    "SELECT FROM pg_catalog.pg_locks WHERE pid = pg_catalog.pg_backend_pid() AND locktype ="
-    " 'advisory' LIMIT 1"
+    "SELECT FROM pg_catalog.pg_locks WHERE pid = pg_catalog.pg_backend_pid()"
+    " AND locktype = 'advisory' LIMIT 1"
 )
 # What a handler may set of psycopg's connection, put back after its call.
 _KEPT = (

@@ -43,7 +43,10 @@ def system(
     template: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[World]:
-    """Three thousand messages gone through a real relay and a real worker, and one or more in every other state."""
+    """Three thousand messages gone through a real relay and a real worker.
+
+    And one or more in every other state.
+    """
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE audited TEMPLATE {template}")
     world = World(
@@ -72,7 +75,8 @@ def run(world: World) -> None:
     """Fill the world."""
     world.migrate()
     world.query(
-        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no bombs'; END $$"
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no"
+        " bombs'; END $$"
     )
     world.query(
         "CREATE TRIGGER refuse BEFORE INSERT ON chat_histories FOR EACH ROW"
@@ -118,8 +122,8 @@ def run(world: World) -> None:
     enqueue(world.url, world.topic, [payload(n, "c1") for n in range(4)])
     world.query("INSERT INTO outbox_direct SELECT nextval('outbox_id_seq')")
     world.query(
-        "INSERT INTO chat_histories (outbox_id, user_id, chat_id, role, message_content, created_at)"
-        " SELECT outbox_id, 1, 'direct', 'user', 'hi', now() FROM outbox_direct"
+        "INSERT INTO chat_histories (outbox_id, user_id, chat_id, role, message_content,"
+        " created_at) SELECT outbox_id, 1, 'direct', 'user', 'hi', now() FROM outbox_direct"
     )
     world.query("INSERT INTO agent_chats VALUES (1, 'direct', 1, now())")
     assert {"consumed", "retrying", "parked", "dead", "discarded"} == {

@@ -21,8 +21,9 @@ SWAP_APPLIED = (
 def chat(copy: World, key: str = "c3") -> list[int]:
     """The persisted messages of one conversation that nothing special happened to, in order."""
     rows = copy.query(
-        "SELECT id FROM outbox JOIN outbox_state ON outbox_id = id WHERE outbox.key = %s AND status = 'consumed'"
-        " AND replays = 0 AND NOT EXISTS (SELECT FROM outbox AS r WHERE r.resend_of = outbox.id) ORDER BY id",
+        "SELECT id FROM outbox JOIN outbox_state ON outbox_id = id WHERE outbox.key = %s"
+        " AND status = 'consumed' AND replays = 0 AND NOT EXISTS (SELECT FROM outbox AS r"
+        " WHERE r.resend_of = outbox.id) ORDER BY id",
         key,
     )
     return [row[0] for row in rows]

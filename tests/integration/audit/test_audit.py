@@ -1,4 +1,7 @@
-"""The audit on a real system: clean in every state, incremental, repairing, and without a word about what is only late."""
+"""The audit on a real system: clean in every state, incremental, repairing.
+
+It says no word about what is only late.
+"""
 
 from __future__ import annotations
 
@@ -52,13 +55,17 @@ def push(world: World, group: str, change: Callable[[int, int], int]) -> None:
 def test_a_topic_that_somebody_knew_before_this_one_is_told_from_it(
     copy: World, audit: Audit
 ) -> None:
-    """Relay and workers note which topics they work with: at the first audit offsets of two are not mixed up."""
+    """Relay and workers note which topics they work with.
+
+    At the first audit the offsets of two topics are not mixed up.
+    """
     assert copy.query(
         "SELECT count(*) FROM outbox_topics WHERE topic = %s AND partitions = 8", copy.topic
     ) == [(1,)]
     one, other = chat(copy)[:2]
     copy.query(
-        'UPDATE outbox_state SET ("partition", "offset") = (SELECT "partition", "offset" FROM outbox_state'
+        'UPDATE outbox_state SET ("partition", "offset") = (SELECT "partition",'
+        ' "offset" FROM outbox_state'
         " WHERE outbox_id = %s) WHERE outbox_id = %s",
         one,
         other,
@@ -113,7 +120,8 @@ def test_a_lost_replay_is_sent_again(copy: World, audit: Audit) -> None:
     found = audit("--repair")
     assert found["repaired"] == 4 + 1  # and those that the relay never published
     [(source, payload_of)] = copy.query(
-        "SELECT s.source_id, o.resend_of FROM outbox_state AS s JOIN outbox AS o ON o.id = s.source_id WHERE s.outbox_id = %s",
+        "SELECT s.source_id, o.resend_of FROM outbox_state AS s JOIN outbox AS o"
+        " ON o.id = s.source_id WHERE s.outbox_id = %s",
         one,
     )
     assert payload_of == one
@@ -160,13 +168,14 @@ def test_an_open_message_that_is_persisted_out_of_turn_is_found_later(
     history = copy.query("SELECT * FROM chat_histories WHERE outbox_id = %s", one)[0]
     copy.query("DELETE FROM chat_histories WHERE outbox_id = %s", one)
     copy.query(
-        "UPDATE outbox_state SET status = 'retrying', applied = NULL, arrived = 1, topic = %s, key = 'c8',"
-        " next_retry_at = now() WHERE outbox_id = %s",
+        "UPDATE outbox_state SET status = 'retrying', applied = NULL, arrived = 1, topic = %s, key"
+        " = 'c8', next_retry_at = now() WHERE outbox_id = %s",
         copy.topic,
         one,
     )
     copy.query(
-        "UPDATE agent_chats SET message_count = message_count - 1 WHERE chat_id = 'c8' AND user_id = %s",
+        "UPDATE agent_chats SET message_count = message_count - 1 WHERE chat_id = 'c8'"
+        " AND user_id = %s",
         history[3],
     )
     assert audit("--full")["ok"]
@@ -177,8 +186,8 @@ def test_an_open_message_that_is_persisted_out_of_turn_is_found_later(
         *history,
     )
     copy.query(
-        "UPDATE outbox_state SET status = 'consumed', applied = nextval('outbox_applied'), topic = NULL, key = NULL,"
-        " next_retry_at = NULL WHERE outbox_id = %s",
+        "UPDATE outbox_state SET status = 'consumed', applied = nextval('outbox_applied'), topic ="
+        " NULL, key = NULL, next_retry_at = NULL WHERE outbox_id = %s",
         one,
     )
     found = audit()
@@ -192,7 +201,8 @@ def test_a_payload_that_postgresql_cannot_read_is_skipped_not_fatal(
 ) -> None:
     one = chat(copy)[4]
     copy.query(
-        'UPDATE outbox SET payload = (left(payload::text, -1) || \',"extra":"a\\u0000b"}\')::json WHERE id = %s',
+        'UPDATE outbox SET payload = (left(payload::text, -1) || \',"extra":"a\\u0000b"}\')::json'
+        " WHERE id = %s",
         one,
     )
     found = audit("--full")

@@ -1,4 +1,7 @@
-"""The mutation test of the audit: every kind of corruption, done to a system that is clean, is found and named."""
+"""The mutation test of the audit.
+
+Every kind of corruption, done to a system that is clean, is found and named.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ Spoil = Callable[[World], int]
 
 
 def sql(statement: str, key: str = "c3", at: int = 10) -> Spoil:
-    """A statement with %(id)s, a message in the middle of a conversation, and %(next)s, the one after it."""
+    """A statement with %(id)s, a message in the middle of a conversation.
+
+    %(next)s is the one after it.
+    """
 
     def spoil(copy: World) -> int:
         ids = chat(copy, key)
@@ -79,7 +85,8 @@ def phantom(copy: World) -> int:
     copy.query(HIDE)
     ids = chat(copy)
     copy.query(
-        f"INSERT INTO chat_histories (outbox_id, {COLUMNS}) SELECT %s, {COLUMNS} FROM chat_histories WHERE outbox_id = %s",
+        f"INSERT INTO chat_histories (outbox_id, {COLUMNS}) SELECT %s, {COLUMNS}"
+        " FROM chat_histories WHERE outbox_id = %s",
         one,
         ids[0],
     )
@@ -89,8 +96,8 @@ def phantom(copy: World) -> int:
 def forget_effect(copy: World) -> int:
     """The effect that lost its state."""
     copy.query(
-        "DELETE FROM chat_histories AS h WHERE NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = h.outbox_id)"
-        " AND chat_id <> 'direct'"
+        "DELETE FROM chat_histories AS h WHERE NOT EXISTS (SELECT FROM outbox_state AS s"
+        " WHERE s.outbox_id = h.outbox_id) AND chat_id <> 'direct'"
     )
     return 0
 
@@ -132,21 +139,29 @@ def silent(copy: World) -> int:
 
 
 def unread(copy: World) -> int:
-    """The last message that was published, and that no worker has come to, was written two hours ago."""
+    """The last message that was published was written two hours ago.
+
+    No worker has come to it.
+    """
     [(one,)] = copy.query("SELECT max(id) FROM outbox WHERE key = %s", SLOW)
     copy.query(LONG_AGO, one)
     return int(one)
 
 
 def other_key(copy: World) -> int:
-    """A row written directly, in another conversation than its payload says, among those that are not published yet."""
+    """A row written directly, in another conversation than its payload says.
+
+    It is among those that are not published yet.
+    """
     [(one,)] = copy.query(
-        "INSERT INTO outbox (biz_type, topic, key, payload) SELECT biz_type, topic, 'OTHER', payload FROM outbox"
-        " WHERE id = (SELECT max(id) FROM outbox) RETURNING id"
+        "INSERT INTO outbox (biz_type, topic, key, payload)"
+        " SELECT biz_type, topic, 'OTHER', payload FROM outbox WHERE id = (SELECT max(id)"
+        " FROM outbox) RETURNING id"
     )
     # Seen by the audit, and persisted like any other.
     copy.query(
-        "INSERT INTO outbox_state (outbox_id, status, partition, \"offset\", arrived) VALUES (%s, 'dead', 0, -1, 1)",
+        'INSERT INTO outbox_state (outbox_id, status, partition, "offset", arrived) VALUES (%s,'
+        " 'dead', 0, -1, 1)",
         one,
     )
     copy.query(HIDE)
@@ -188,7 +203,8 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
     "a text is cut": (
         "altered_effect",
         sql(
-            "UPDATE chat_histories SET message_content = left(message_content, 2) WHERE outbox_id = %(id)s"
+            "UPDATE chat_histories SET message_content = left(message_content, 2)"
+            " WHERE outbox_id = %(id)s"
         ),
     ),
     "a field is nulled": (
@@ -202,7 +218,8 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
     "a time is changed": (
         "altered_effect",
         sql(
-            "UPDATE chat_histories SET created_at = created_at + interval '1 ms' WHERE outbox_id = %(id)s"
+            "UPDATE chat_histories SET created_at = created_at + interval '1 ms'"
+            " WHERE outbox_id = %(id)s"
         ),
     ),
     "two effects change places": ("reordered_effect", reorder_effects),
@@ -233,7 +250,8 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
     "consumed stays in line": (
         "blocking",
         sql(
-            "UPDATE outbox_state SET topic = 'audited.chat-history', key = 'c3' WHERE outbox_id = %(id)s"
+            "UPDATE outbox_state SET topic = 'audited.chat-history', key = 'c3'"
+            " WHERE outbox_id = %(id)s"
         ),
     ),
     "an open one leaves its line": ("forgotten", status("retrying", "topic = NULL, key = NULL")),
@@ -253,8 +271,8 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
     "two messages have one place": (
         "same_place",
         sql(
-            'UPDATE outbox_state SET "offset" = (SELECT "offset" FROM outbox_state WHERE outbox_id = %(id)s)'
-            " WHERE outbox_id = %(next)s"
+            'UPDATE outbox_state SET "offset" = (SELECT "offset" FROM outbox_state WHERE outbox_id'
+            " = %(id)s) WHERE outbox_id = %(next)s"
         ),
     ),
     "a conversation is in two partitions": (
@@ -268,7 +286,8 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
     "a counter is too high": (
         "wrong_tally",
         sql(
-            "UPDATE agent_chats SET message_count = message_count + 1 WHERE chat_id = 'c3' AND user_id = 0 AND %(id)s > 0"
+            "UPDATE agent_chats SET message_count = message_count + 1 WHERE chat_id = 'c3'"
+            " AND user_id = 0 AND %(id)s > 0"
         ),
     ),
     "a counter is gone": (
@@ -290,8 +309,8 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
     "another message's replay": (
         "bad_source altered_effect",
         sql(
-            "UPDATE outbox_state SET source_id = (SELECT max(id) FROM outbox WHERE resend_of IS NOT NULL)"
-            " WHERE outbox_id = %(id)s"
+            "UPDATE outbox_state SET source_id = (SELECT max(id) FROM outbox"
+            " WHERE resend_of IS NOT NULL) WHERE outbox_id = %(id)s"
         ),
     ),
     "a replay is lost": ("lost_replay missing", lose_a_replay),
@@ -318,10 +337,13 @@ def test_every_corruption_is_found_and_named(
 
 
 def never_sent(copy: World) -> int:
-    """A message below the floor that no relay has sent: it was hidden from the relay, or drawn an id that was passed."""
+    """A message below the floor that no relay has sent.
+
+    It was hidden from the relay, or drawn an id that was passed.
+    """
     [(one,)] = copy.query(
-        "INSERT INTO outbox (biz_type, topic, key, payload) SELECT biz_type, topic, key, payload FROM outbox"
-        " WHERE id = %s RETURNING id",
+        "INSERT INTO outbox (biz_type, topic, key, payload) SELECT biz_type, topic, key, payload"
+        " FROM outbox WHERE id = %s RETURNING id",
         chat(copy)[0],
     )
     copy.query(HIDE)

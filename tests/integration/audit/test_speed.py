@@ -1,4 +1,7 @@
-"""A million messages are audited in seconds, never in a long transaction, while others come in and go out."""
+"""A million messages are audited in seconds, never in a long transaction.
+
+Others come in and go out meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,16 @@ from tests.fixtures.publish import commit
 FILL = """
 INSERT INTO outbox (biz_type, topic, key, payload)
 SELECT 'chat_history_persist', %(topic)s, 'c' || n %% 20000,
-       json_build_object('user_id', 1, 'conversation_id', 'c' || n %% 20000, 'role', 'user', 'message', repeat('x', 250) || n)
+       json_build_object('user_id', 1, 'conversation_id', 'c' || n %% 20000, 'role', 'user',
+                         'message', repeat('x', 250) || n)
 FROM generate_series(1, %(count)s) AS n;
 CREATE TEMP TABLE places AS
 SELECT id, partition, row_number() OVER (PARTITION BY partition ORDER BY id) - 1 AS "offset"
-FROM outbox JOIN unnest(%(keys)s::text[], %(partitions)s::int[]) AS place (key, partition) USING (key);
+FROM outbox
+JOIN unnest(%(keys)s::text[], %(partitions)s::int[]) AS place (key, partition) USING (key);
 INSERT INTO outbox_state (outbox_id, status, partition, "offset", applied)
-SELECT id, 'consumed', partition, "offset", nextval('outbox_applied') FROM (SELECT * FROM places ORDER BY id) AS ordered;
+SELECT id, 'consumed', partition, "offset", nextval('outbox_applied')
+FROM (SELECT * FROM places ORDER BY id) AS ordered;
 INSERT INTO chat_histories (outbox_id, user_id, chat_id, role, message_content, created_at)
 SELECT id, 1, key, 'user', payload->>'message', created_at FROM outbox ORDER BY id;
 INSERT INTO agent_chats SELECT 1, key, count(*), max(created_at) FROM outbox GROUP BY key;
@@ -71,8 +77,9 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         look = (
-            "SELECT max(extract(epoch FROM clock_timestamp() - xact_start))::float8 FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            "SELECT max(extract(epoch FROM clock_timestamp() - xact_start))::float8"
+            " FROM pg_stat_activity WHERE datname = current_database()"
+            " AND pid <> pg_backend_pid()"
         )
         with psycopg.connect(self._url, autocommit=True) as connection:
             while not self.over.wait(0.02):
@@ -115,7 +122,10 @@ def test_a_million_messages_in_seconds(
 async def test_a_busy_system_gives_no_false_alarm(
     world: World, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Audits, full and not, while messages flow through relay and two workers, one of which is killed."""
+    """Audits, full and not, while messages flow.
+
+    They flow through relay and two workers, one of which is killed.
+    """
     world.migrate()
     world.relay()
     world.worker()

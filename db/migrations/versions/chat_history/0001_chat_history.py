@@ -37,8 +37,7 @@ def upgrade() -> None:
         ):
             raise UsageError(
                 f"table {table} is there and is not ours: leave streams.agents out of `agents` in"
-                " faust.yml,"
-                " or give the outbox a schema of its own"
+                " faust.yml, or give the outbox a schema of its own"
             )
     if there:
         op.execute("ALTER TABLE agent_chats SET (fillfactor = 50)")
