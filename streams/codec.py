@@ -60,9 +60,9 @@ def encode(event: Any, kind: EventType, max_bytes: int) -> tuple[str, str]:
         raw = orjson.dumps(event, option=_AS_IN_BATCHES)
     except orjson.JSONEncodeError as error:
         raise PayloadInvalid(f"{name}: {_unencodable(event, str(error))}") from None
-    if b"null" in raw and (place := _first(event, _not_finite)):
+    if b"null" in raw and (path := _first(event, _not_finite)):
         raise PayloadInvalid(
-            f"{name}: {place!r} is {_shown(_at(event, place))}: expected a finite number"
+            f"{name}: {path!r} is {_shown(_at(event, path))}: expected a finite number"
         )
     plain = orjson.loads(raw)
     try:
@@ -76,9 +76,9 @@ def encode(event: Any, kind: EventType, max_bytes: int) -> tuple[str, str]:
         raise PayloadInvalid(
             f"{name}: payload is nested too deep, expected at most 254 levels"
         ) from None
-    if _NUL in raw and (place := _first(converted, _has_nul)):
+    if _NUL in raw and (path := _first(converted, _has_nul)):
         raise PayloadInvalid(
-            f"{name}: {place!r} is {_shown(_at(plain, place))}: expected text without NUL"
+            f"{name}: {path!r} is {_shown(_at(plain, path))}: expected text without NUL"
         )
     key, stored = _key(plain, kind), orjson.dumps(_without_nulls(plain, kind.payload))
     if len(stored) > max_bytes:
@@ -109,8 +109,8 @@ def decode(raw: bytes | str | None, payload: type[E]) -> E:
             nul = "\\u0000" in raw
     except Exception:  # whatever it is: the careful way finds it again, and says it in our words
         event, nul = _explained(raw, payload), True
-    if nul and (place := _first(event, _has_nul)):
-        raise Unreadable(f"{place!r} holds a NUL character, which text cannot hold", code="payload")
+    if nul and (path := _first(event, _has_nul)):
+        raise Unreadable(f"{path!r} holds a NUL character, which text cannot hold", code="payload")
     return event
 
 
@@ -238,9 +238,9 @@ def _unparsable(raw: bytes | str, error: orjson.JSONDecodeError) -> str:
             raw.decode()
         except UnicodeDecodeError as broken:
             return f"the value is not UTF-8 at byte {broken.start}"
-    for part, what in _VALUELESS.items():
+    for part, fault in _VALUELESS.items():
         if part in error.msg:
-            return f"the value holds {what}, at character {error.pos}"
+            return f"the value holds {fault}, at character {error.pos}"
     # error.msg describes the grammar; str(error) would add nothing but position, error.doc is the
     # text itself.
     return f"the value is not JSON: {error.msg} at character {error.pos}"

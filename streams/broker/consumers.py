@@ -115,9 +115,9 @@ def unread(settings: Settings, topics: Iterable[str]) -> set[str]:
                 if name in known
                 else []
             )
-            for place in consumer.committed(asked, timeout=kafka.TIMEOUT) if asked else ():
-                first, end = consumer.get_watermark_offsets(place, timeout=kafka.TIMEOUT)
-                if max(first, place.offset) < end:
+            for position in consumer.committed(asked, timeout=kafka.TIMEOUT) if asked else ():
+                first, end = consumer.get_watermark_offsets(position, timeout=kafka.TIMEOUT)
+                if max(first, position.offset) < end:
                     topics_unread.add(name)
     except KafkaException as error:
         raise kafka.unreachable(settings, error) from None

@@ -84,9 +84,9 @@ def command(
 
 
 def _show(report: audit.Report) -> None:
-    what = "everything" if report.complete else "what is new and what was left"
+    scope = "everything" if report.complete else "what is new and what was left"
     say(
-        f"{report.messages:,} messages looked at ({what}, ids {report.first} to {report.until}) in"
+        f"{report.messages:,} messages looked at ({scope}, ids {report.first} to {report.until}) in"
         f" {report.seconds:.1f} s; {report.late:,} late, {report.left:,} to look at again"
     )
     for source, count in report.foreign.items():

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 @contextmanager
-def bar(what: str, total: float | None) -> Iterator[Callable[[float], None]]:
+def bar(title: str, total: float | None) -> Iterator[Callable[[float], None]]:
     """The callable takes how much more was worked."""
     console = Console(stderr=True)
     columns = (
@@ -21,5 +21,5 @@ def bar(what: str, total: float | None) -> Iterator[Callable[[float], None]]:
     with Progress(
         *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
     ) as progress:
-        task = progress.add_task(what, total=total)
+        task = progress.add_task(title, total=total)
         yield lambda done: progress.advance(task, done)

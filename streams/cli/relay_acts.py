@@ -52,12 +52,12 @@ def switch(mode: str, timeout: float, who: str, why: str | None) -> None:
 
 def _wait(connection: Connection, relay: str, mode: str, timeout: float) -> None:
     deadline = time.monotonic() + timeout
-    said = ""
+    last = ""
     while True:
         with connection.begin():
             [standing_now] = standing(connection, relay)
         if now := _now(standing_now):
-            said = _say(now, said)
+            last = _say(now, last)
         if standing_now.leader and (standing_now.mode, standing_now.doing) == (mode, DOING[mode]):
             say(f"relay {relay} publishes in mode {mode}")
             return
@@ -78,8 +78,8 @@ def _now(relay_status: RelayStatus) -> str:
     )
 
 
-def _say(now: str, said: str) -> str:
-    if now != said:
+def _say(now: str, last: str) -> str:
+    if now != last:
         say(now, err=True)
     return now
 
@@ -113,12 +113,12 @@ def adopt(skip: int, force: bool, yes: bool, who: str, why: str | None) -> None:
             say(f"relay {settings.relay.name} knows this database: nothing to adopt")
             return
         floors = f"at floor {adoption.floor} (it had {adoption.was})"
-        what = f"relay {adoption.relay} goes on {floors}, the next id is {adoption.newest + 1}"
+        change = f"relay {adoption.relay} goes on {floors}, the next id is {adoption.newest + 1}"
         if not yes and not sys.stdin.isatty():
             raise UsageError(
-                f"would adopt this database, {what}: expected --yes, or a terminal to ask"
+                f"would adopt this database, {change}: expected --yes, or a terminal to ask"
             )
         if not yes:
-            click.confirm(f"{what}: adopt this database?", abort=True)
+            click.confirm(f"{change}: adopt this database?", abort=True)
         take(connection, settings, adoption, who=who, why=why)
-    say(f"adopted: {what}")
+    say(f"adopted: {change}")

@@ -90,10 +90,10 @@ def _text(template: str, **words: str) -> str:
     return Template((TEMPLATES / f"{template}.txt").read_text(encoding="utf-8")).substitute(words)
 
 
-def _check(what: str, name: str) -> None:
+def _check(kind: str, name: str) -> None:
     if not NAME.fullmatch(name):
         raise UsageError(
-            f"{what} {name!r:.60}: expected a name of lower case letters, digits and underscores"
+            f"{kind} {name!r:.60}: expected a name of lower case letters, digits and underscores"
         )
 
 

@@ -80,8 +80,8 @@ def down() -> None:
 @click.command()
 def env() -> None:
     """Print shell settings for this folder's services: eval "$(streams env)"."""
-    place = Workplace(Path.cwd())
-    note = place.note()
+    workplace = Workplace(Path.cwd())
+    note = workplace.note()
     if note is None:
         raise ServiceUnreachable("nothing runs in this folder: `streams up` starts the services")
     # Without its password, which would stand in the arguments of `psql "$DATABASE_URL"`: libpq
@@ -91,4 +91,4 @@ def env() -> None:
     if note.passfile:
         click.echo(f"export PGPASSFILE={shlex.quote(note.passfile)}")
     click.echo(f"export BROKER_URL={shlex.quote(note.broker_url)}")
-    click.echo(f'export PATH={shlex.quote(str(toolbox(place.root / "bin")))}:"$PATH"')
+    click.echo(f'export PATH={shlex.quote(str(toolbox(workplace.root / "bin")))}:"$PATH"')

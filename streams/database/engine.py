@@ -126,10 +126,10 @@ def connect_sync(
 def _several(url: str) -> dict[str, Any]:
     """All that a URL with several hosts says; nothing of one with a single host."""
     try:
-        said = conninfo_to_dict(url)
+        parameters = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
         return {}  # SQLAlchemy says it again, with its own error
-    return said if "," in str(said.get("host", "")) else {}
+    return parameters if "," in str(parameters.get("host", "")) else {}
 
 
 def _engine(url: str, options: dict[str, Any]) -> tuple[URL, dict[str, str], dict[str, Any]]:
@@ -144,24 +144,24 @@ def _engine(url: str, options: dict[str, Any]) -> tuple[URL, dict[str, str], dic
     else:
         address = make_url(url).set(drivername=DRIVER)
         # libpq takes the last of several.
-        said = {
+        by_url = {
             name: value if isinstance(value, str) else value[-1]
             for name, value in address.query.items()
         }
-        given, parameters = _parameters(said, ours)
+        given, parameters = _parameters(by_url, ours)
     # SQLAlchemy repeats the parameters of a statement in its errors: those hold message text.
     return address, given, {"hide_parameters": True, **options, "connect_args": parameters}
 
 
 def _parameters(
-    said: Mapping[str, Any], ours: Mapping[str, Any]
+    by_url: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """(what a URL says of the session, libpq's parameters beside that URL).
 
     A parameter replaces what the URL says. Whatever could come from libpq's environment instead is
     given here.
     """
-    settings, rest = split_options(str(said.get("options") or os.environ.get("PGOPTIONS", "")))
-    attributes = said.get("target_session_attrs") or ours.get("target_session_attrs") or "any"
+    settings, rest = split_options(str(by_url.get("options") or os.environ.get("PGOPTIONS", "")))
+    attributes = by_url.get("target_session_attrs") or ours.get("target_session_attrs") or "any"
     fixed = {"target_session_attrs": attributes, "client_encoding": "UTF8", "options": rest}
     return settings, {**ours, **fixed}

@@ -161,10 +161,10 @@ def works_with_newer(connection: Connection) -> bool:
 
     The newer code has said so there.
     """
-    said = connection.exec_driver_sql(
+    oldest = connection.exec_driver_sql(
         "SELECT obj_description(to_regclass(%(name)s), 'pg_class')", {"name": VERSION_TABLE}
     ).scalar()
-    return bool(said) and str(said) <= head()
+    return bool(oldest) and str(oldest) <= head()
 
 
 def pending(connection: Connection) -> list[Revision]:

@@ -63,10 +63,10 @@ class Service:
         while True:
             chat_id, user_id = f"demo-{uuid4()}", self.choose.randint(1, 10_000)
             for turn in chat(self.choose):
-                said = False
-                while not said:
+                committed = False
+                while not committed:
                     await asyncio.sleep(self.pause())
-                    said = await self._said(chat_id, user_id, turn)
+                    committed = await self._said(chat_id, user_id, turn)
 
     async def _said(self, chat_id: str, user_id: int, turn: Turn) -> bool:
         try:

@@ -75,13 +75,16 @@ def _runs(pid: int) -> bool:
 
 
 def _follow(
-    workplace: Workplace, daemon: subprocess.Popen[bytes], said: IO[str], say: Callable[[str], None]
+    workplace: Workplace,
+    daemon: subprocess.Popen[bytes],
+    output: IO[str],
+    say: Callable[[str], None],
 ) -> int:
     """Pass on what the daemon says until it is ready or has ended."""
     while True:
         status = daemon.poll()
         note = workplace.note()
-        for line in said:
+        for line in output:
             say(line.rstrip("\n"))
         if status is not None:
             return status or 1

@@ -87,19 +87,19 @@ class _Fetcher(PythonResolver):
         self._files, self._of = 0, total
 
     def download(self, artifact: Artifact) -> Path:
-        place = artifact.cached_path
-        if place is None:
+        path = artifact.cached_path
+        if path is None:
             raise ServiceUnreachable(f"{artifact} has no place in the cache")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        draft = place.with_name(f"{place.name}.new")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f"{path.name}.new")
         for url in artifact.context.remote_repos.values():
             self._fetch(
                 f"{url}/{artifact.component.path_prefix.as_posix()}/{artifact.filename}", draft
             )
-            draft.replace(place)
+            draft.replace(path)
             break
         self._tell(files=1)
-        return place
+        return path
 
     def _fetch(self, url: str, draft: Path) -> None:
         """Write what is behind the URL into the draft; a broken connection is tried again."""

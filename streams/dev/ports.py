@@ -52,10 +52,10 @@ def remembered_port(memory: Path, *, avoid: Container[int] = ()) -> int:
     return port
 
 
-def claim(what: str, wanted: int | None, memory: Path) -> int:
+def claim(service: str, wanted: int | None, memory: Path) -> int:
     """The wanted port, or UsageError when it is taken; without a wish the remembered one."""
     if wanted is None:
         return remembered_port(memory)
     if not is_free(wanted):
-        raise UsageError(f"{what} cannot listen on {HOST}:{wanted}: the port is taken")
+        raise UsageError(f"{service} cannot listen on {HOST}:{wanted}: the port is taken")
     return wanted

@@ -203,14 +203,14 @@ class PostgresServer(AbstractAsyncContextManager["PostgresServer"]):
             "postgres",
         )
         statement = f"ALTER ROLE postgres PASSWORD '{password}'\n"
-        process = Process(command, self.log, owned=self._data, said=statement)
+        process = Process(command, self.log, owned=self._data, stdin=statement)
         process.launch()
         try:
             if await process.finish(START_SECONDS) != 0:
                 raise failure("PostgreSQL", process, self.log)
         finally:
             process.kill()
-        lines = [f"host {what} all {HOST}/32 scram-sha-256\n" for what in ("all", "replication")]
+        lines = [f"host {name} all {HOST}/32 scram-sha-256\n" for name in ("all", "replication")]
         (self._data / "pg_hba.conf").write_text("".join(lines), "ascii")
         # Last: interrupted before, all of it is done again.
         write_private(self._password, password)

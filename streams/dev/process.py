@@ -45,7 +45,7 @@ _GUARD = Path(__file__).with_name("guard.py")
 class Process:
     """One child; `death` is its signal when we die.
 
-    `owned` is the folder it must own (root becomes nobody then). `said` is what it reads on its
+    `owned` is the folder it must own (root becomes nobody then). `stdin` is what it reads on its
     standard input.
     """
 
@@ -58,9 +58,9 @@ class Process:
         cwd: Path | None = None,
         death: signal.Signals = signal.SIGKILL,
         owned: Path | None = None,
-        said: str | None = None,
+        stdin: str | None = None,
     ) -> None:
-        self._said = said
+        self._stdin = stdin
         guard = (
             sys.executable,
             "-I",
@@ -101,7 +101,7 @@ class Process:
             self._said_before = log.tell()
             child = subprocess.Popen(
                 self._command,
-                stdin=subprocess.DEVNULL if self._said is None else subprocess.PIPE,
+                stdin=subprocess.DEVNULL if self._stdin is None else subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environ,
@@ -109,10 +109,10 @@ class Process:
                 start_new_session=True,
             )
         self._child = child
-        if self._said is not None and child.stdin is not None:
+        if self._stdin is not None and child.stdin is not None:
             # Little enough for the pipe; one that has ended by now says why itself.
             with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
-                stdin.write(self._said.encode())
+                stdin.write(self._stdin.encode())
 
     async def finish(self, seconds: float) -> int:
         """Its exit status; killed when it takes longer."""
@@ -147,8 +147,10 @@ class Process:
 
         The frames of a Java stack trace are left out.
         """
-        said = [line.strip() for line in self.output().splitlines()]
-        return between.join([line for line in said if line and not line.startswith("at ")][-lines:])
+        written = [line.strip() for line in self.output().splitlines()]
+        return between.join(
+            [line for line in written if line and not line.startswith("at ")][-lines:]
+        )
 
     def output(self) -> str:
         """What it wrote since its launch, at most the last 8 kB."""
@@ -170,13 +172,15 @@ async def until(condition: Callable[[], bool], seconds: float, *, pause: float =
     return True
 
 
-def failure(what: str, process: Process, log: Path) -> ServiceUnreachable:
+def failure(service: str, process: Process, log: Path) -> ServiceUnreachable:
     """Why a service did not start, as one line that names its log."""
     if any(sign in process.output() for sign in DISK_FULL):
-        return ServiceUnreachable(f"{what} did not start: the disk that holds {log.parent} is full")
+        return ServiceUnreachable(
+            f"{service} did not start: the disk that holds {log.parent} is full"
+        )
     end = "is not ready in time" if process.running else f"ended with status {process.returncode}"
     return ServiceUnreachable(
-        f"{what} did not start ({end}; log: {log}): {process.last_words() or 'no output'}"
+        f"{service} did not start ({end}; log: {log}): {process.last_words() or 'no output'}"
     )
 
 

@@ -55,7 +55,7 @@ async def make_trouble(engine: AsyncEngine) -> None:
         if number % 4:
             continue
         chat = f"demo-{uuid4()}"
-        said = {
+        message = {
             "user_id": 7,
             "conversation_id": chat,
             "role": "user",
@@ -63,7 +63,7 @@ async def make_trouble(engine: AsyncEngine) -> None:
         }
         # Of the wrong type, and missing.
         broken = {"user_id": "seven"} if number % 8 else {"role": None}
-        await _enqueue(engine, "chat_history_persist", chat, said | broken)
+        await _enqueue(engine, "chat_history_persist", chat, message | broken)
 
 
 async def _enqueue(

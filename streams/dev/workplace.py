@@ -139,8 +139,8 @@ def readable_errors(root: Path) -> Iterator[None]:
         raise disk_error(root, error) from None
 
 
-def disk_error(place: Path, error: OSError) -> StreamsError:
+def disk_error(folder: Path, error: OSError) -> StreamsError:
     """An error of the file system as one line."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ServiceUnreachable(f"the disk that holds {place} is full")
-    return UsageError(f"{error.filename or place} cannot be written: {error.strerror}")
+        return ServiceUnreachable(f"the disk that holds {folder} is full")
+    return UsageError(f"{error.filename or folder} cannot be written: {error.strerror}")

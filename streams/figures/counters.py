@@ -85,8 +85,8 @@ class RunTally:
         """Count another one in."""
         for biz_type, times in other.times.items():
             self.consumed(biz_type, times)
-        for what, count in other.asides.items():
-            self.asides[what] = self.asides.get(what, 0) + count
+        for aside, count in other.asides.items():
+            self.asides[aside] = self.asides.get(aside, 0) + count
 
 
 class Counters:

@@ -120,11 +120,11 @@ def _items(source: str, rows: Sequence[Sequence[Any]]) -> tuple[AxisItem, ...]:
     items = [_item(source, row) for row in rows]
     earliest: int | None = None
     fate = False
-    for place in range(len(items) - 1, -1, -1):
-        item = items[place]
+    for index in range(len(items) - 1, -1, -1):
+        item = items[index]
         without = item.status in ("pending", "published")
         late = item.applied is not None and earliest is not None and item.applied > earliest
-        items[place] = replace(item, late=late, gap=without and fate)
+        items[index] = replace(item, late=late, gap=without and fate)
         fate = fate or not without
         if item.applied is not None:
             earliest = item.applied if earliest is None else min(earliest, item.applied)

@@ -149,13 +149,13 @@ def _waiting(row: Mapping[str, Any], waits: Sequence[Any]) -> list[HistoryStep]:
     """What the run waits for that the message is in or behind: an outage, a missing column."""
     if not _waits(row):
         return []
-    for words, code, since, place, counts in waits:
+    for words, code, since, worker, counts in waits:
         of = _PLACE.search(words)
         partitions = (counts or {}).get(row["topic"])
         if of is None or of[1] != row["topic"]:
             continue
         if partitions is None or partition_of(row["key"], partitions) == int(of[2]):
-            about = {"reason": words, "sqlstate": code, "worker": place}
+            about = {"reason": words, "sqlstate": code, "worker": worker}
             return [HistoryStep("waits", since, _some(about, "reason", "sqlstate", "worker"))]
     return []
 

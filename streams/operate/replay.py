@@ -108,8 +108,8 @@ def replay(
                     " again: mend the cause, then --force"
                 )
             _send_again(connection, chosen)
-            said = {"filter": choice.said(), "force": force} | _deaths(dead, chosen)
-            _account(connection, operator, "replay", chosen, said, ledger)
+            about = {"filter": choice.said(), "force": force} | _deaths(dead, chosen)
+            _account(connection, operator, "replay", chosen, about, ledger)
             if ledger is not None:
                 sent = dict.fromkeys(chosen, "sent")
                 ledger.note(

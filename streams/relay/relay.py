@@ -151,11 +151,11 @@ class Relay:
 
     async def _stand_by(self, leadership: Leadership) -> None:
         """Until this one leads, or is told to stop."""
-        said = False
+        logged = False
         while not self._stop.is_set() and not await leadership.take():
-            if not said:
+            if not logged:
                 self._say(await leadership.look(), leadership.why_not)
-            said = True
+            logged = True
             await self._pause(STANDBY_SECONDS * random.uniform(0.7, 1.3))
 
     def _say(self, snapshot: RelaySnapshot, reason: str) -> None:

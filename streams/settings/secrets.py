@@ -26,14 +26,13 @@ def redact(url: str) -> str:
     scheme, separator, rest = url.rpartition("://")
     # A password may hold any of :/?#@ unescaped, so that urlsplit would find it in the path: the
     # last @ ends it.
-    login, at, place = rest.rpartition("@")
-    place, question, _ = place.partition("?")
-    if not separator and not at and not re.fullmatch(r"[\w.:,\[\]-]*", place):
+    login, at, address = rest.rpartition("@")
+    address, question, _ = address.partition("?")
+    if not separator and not at and not re.fullmatch(r"[\w.:,\[\]-]*", address):
         return "***"  # `host=... password=...`, or anything else that is no address
     user, colon, _ = login.partition(":")
-    return (
-        f"{scheme}{separator}{user}{':***' if colon else ''}{at}{place}{'?***' if question else ''}"
-    )
+    password, query = ":***" if colon else "", "?***" if question else ""
+    return f"{scheme}{separator}{user}{password}{at}{address}{query}"
 
 
 def without_password(url: str) -> str:
@@ -42,8 +41,8 @@ def without_password(url: str) -> str:
     libpq reads that from a file then.
     """
     scheme, separator, rest = url.rpartition("://")
-    login, at, place = rest.rpartition("@")
-    return f"{scheme}{separator}{login.partition(':')[0]}{at}{place}"
+    login, at, address = rest.rpartition("@")
+    return f"{scheme}{separator}{login.partition(':')[0]}{at}{address}"
 
 
 def visible(name: str, value: Any) -> Any:

@@ -74,8 +74,8 @@ class Deployment(AbstractContextManager["Deployment"]):
         for number, process in enumerate(self.processes):
             ended = "running" if process.running else f"ended with status {process.returncode}"
             process.kill()
-            said = process.last_words(LINES, between="\n")
-            sys.stdout.write(f"--- process {number}, {ended}: {process.log.name}\n{said}\n")
+            output = process.last_words(LINES, between="\n")
+            sys.stdout.write(f"--- process {number}, {ended}: {process.log.name}\n{output}\n")
 
     @property
     def settings(self) -> Settings:

@@ -55,8 +55,8 @@ class Access:
         if request.all("authorization"):
             return self._by_token(request)
         if self._host is not None:
-            said = self._host(request)
-            return await said if inspect.isawaitable(said) else said
+            identity = self._host(request)
+            return await identity if inspect.isawaitable(identity) else identity
         by_access = {"local": self._by_machine, "users": self._by_cookie, "proxy": self._by_proxy}
         return by_access[self._web.access](request)
 

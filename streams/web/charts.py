@@ -25,24 +25,24 @@ class Layer:
     values: Sequence[float | None]
 
 
-def lines(figures: Series, what: str) -> list[Line]:
+def lines(figures: Series, counted: str) -> list[Line]:
     """The biz_types to which it happened at all, the busiest first."""
-    busy = [line for line in figures.lines if sum(getattr(line, what))]
-    return sorted(busy, key=lambda line: -sum(getattr(line, what)))
+    busy = [line for line in figures.lines if sum(getattr(line, counted))]
+    return sorted(busy, key=lambda line: -sum(getattr(line, counted)))
 
 
-def rates(figures: Series, what: str) -> Markup:
+def rates(figures: Series, counted: str) -> Markup:
     """Counts a second of the six busiest biz_types over a span."""
-    shown = lines(figures, what)[:6]
+    shown = lines(figures, counted)[:6]
     layers = [
         Layer(
             line.biz_type,
             number,
-            _thinned([count / figures.width for count in getattr(line, what)]),
+            _thinned([count / figures.width for count in getattr(line, counted)]),
         )
         for number, line in enumerate(shown, 1)
     ]
-    return stacked(layers, f"{what} a second", "/s", SPANS_SAID[figures.span])
+    return stacked(layers, f"{counted} a second", "/s", SPANS_SAID[figures.span])
 
 
 def latency(figures: Series) -> Markup:
@@ -90,12 +90,12 @@ def stacked(layers: Sequence[Layer], title: str, unit: str, span: str) -> Markup
                 wide = _n(max(0.8, step - 1))
                 path.append(f"M{_n(at * step)} {_n(HEIGHT - feet[at])}h{wide}v{_n(tall)}h-{wide}")
         drawn += Markup('<path class="c{}" d="{}"/>').format(layer.colour, "".join(path))
-    said = (
+    label = (
         f"{title}, {span}: at most {top_of(totals)} {unit}"
         if count
         else f"{title}, {span}: no figures"
     )
-    return _svg("chart", said, _grid(top, unit) + drawn)
+    return _svg("chart", label, _grid(top, unit) + drawn)
 
 
 def sparkline(values: Sequence[float], title: str) -> Markup:

@@ -84,8 +84,8 @@ def _derived(password: str, salt: bytes, cost: tuple[int, int, int]) -> bytes:
 
 
 def _mac(name: str, until: str, known: str, secret: str) -> str:
-    said = "\0".join(("outbox-streams session", name, until, known))
-    return hmac.new(secret.encode(), said.encode(), hashlib.sha256).hexdigest()
+    signed = "\0".join(("outbox-streams session", name, until, known))
+    return hmac.new(secret.encode(), signed.encode(), hashlib.sha256).hexdigest()
 
 
 def _encoded(name: str) -> str:

@@ -177,16 +177,16 @@ def _told(error: DBAPIError) -> Exception:
     """One line for a person: what the server says, without parameters or message text."""
     state = getattr(error.orig, "sqlstate", None) or ""
     diagnosis = getattr(error.orig, "diag", None)
-    said = getattr(diagnosis, "message_primary", None) or str(error.orig).split("\n")[0]
+    reason = getattr(diagnosis, "message_primary", None) or str(error.orig).split("\n")[0]
     if state == "57014":
         return ServiceUnreachable("PostgreSQL takes too long to answer the pages")
     if state.startswith("25006"):
         return DatabaseRefuses("the database takes no writes now")
     if state == "42501":
         return DatabaseRefuses(
-            f"PostgreSQL refuses: {said}; web.database_url and web.acts_url may name a role that"
+            f"PostgreSQL refuses: {reason}; web.database_url and web.acts_url may name a role that"
             " may"
         )
     if state.startswith("42"):
-        return DatabaseRefuses(f"PostgreSQL refuses: {said}")
-    return ServiceUnreachable(f"{SILENT}{said}")
+        return DatabaseRefuses(f"PostgreSQL refuses: {reason}")
+    return ServiceUnreachable(f"{SILENT}{reason}")

@@ -107,11 +107,11 @@ class WorkerFigures:
             logger.debug("figures not flushed")
 
     async def _tell(self, vitals: Vitals, lags: list[PartitionLag]) -> float:
-        what = [self._flush(), (query("process_beat"), vitals.parameters())]
+        statements = [self._flush(), (query("process_beat"), vitals.parameters())]
         if lags:
             rows = orjson.dumps([lag.row() for lag in lags]).decode()
-            what.append((query("lag_note"), {"group": self._group, "rows": rows, "age": 0.0}))
-        [(current, _, _)], [(processes,)], *_ = await self._database.tell(what)
+            statements.append((query("lag_note"), {"group": self._group, "rows": rows, "age": 0.0}))
+        [(current, _, _)], [(processes,)], *_ = await self._database.tell(statements)
         self.counters.answered(current)
         return beat_seconds(processes)
 

@@ -162,7 +162,7 @@ def test_one_message_is_replayed_as_a_new_row_that_names_its_root(
     ) == [("replaying", new, 0, 1, world.topic, "c1", True, None, "payload", 10 + ids[4])]
 
 
-def test_what_a_message_died_of_is_told_after_it_was_replayed_and_persisted(
+def test_the_cause_of_a_death_is_told_after_the_message_was_replayed_and_persisted(
     run: Run, ids: list[int], world: World
 ) -> None:
     """A replay overwrites the state; the story ended with `persisted error=...`."""

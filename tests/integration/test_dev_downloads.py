@@ -114,7 +114,7 @@ def test_a_file_that_arrives_damaged_is_fetched_again(repository: Repository) ->
     ]
 
 
-def test_what_was_interrupted_is_not_taken_for_a_file(
+def test_an_interrupted_download_is_not_taken_for_a_file(
     repository: Repository, tmp_path: Path
 ) -> None:
     repository.damaged = 100

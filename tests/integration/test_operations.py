@@ -134,7 +134,7 @@ def test_a_preview_that_fits_no_more_is_refused_and_an_old_one_is_gone(
 
 
 @pytest.mark.parametrize(("status", "attempts"), [("dead", 0), ("retrying", 1)])
-def test_what_fails_again_stops_it(
+def test_messages_that_fail_again_stop_the_operation(
     business: psycopg.Connection[Any], desk: Connection, status: str, attempts: int
 ) -> None:
     die(business, 5000)

@@ -179,7 +179,7 @@ async def test_any_driver_of_sqlalchemy_enqueues(database: str, rows: Rows) -> N
 
 
 @pytest.mark.usefixtures("enabled")
-async def test_what_is_no_connection_is_refused_with_the_name_of_what_takes_it(
+async def test_the_wrong_kind_of_connection_is_refused_with_the_function_that_takes_it(
     engine: Engine, aengine: AsyncEngine
 ) -> None:
     anything: Any = Session(engine)

@@ -203,7 +203,7 @@ def test_status_says_how_long_the_partitions_last(
     )
 
 
-async def test_whatever_somebody_gave_the_table_a_new_partition_has_it_too(
+async def test_a_new_partition_has_columns_and_indexes_that_somebody_gave_the_table(
     connection: psycopg.AsyncConnection[Any],
 ) -> None:
     """A generated column kept every partition from being attached, until enqueue failed."""

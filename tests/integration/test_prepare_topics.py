@@ -50,7 +50,7 @@ def prepare(world: World) -> dict[str, int]:
     return {name: topic.partitions for name, topic in cluster.topics.items()}
 
 
-def test_what_is_made_from_postgresql_is_replaced_once_the_topic_itself_is_right(
+def test_retry_and_changelog_topics_are_replaced_once_the_topic_itself_is_right(
     world: World, admin: AdminClient
 ) -> None:
     right = prepare(world)

@@ -72,7 +72,7 @@ def test_a_new_project_has_an_agent_with_its_table_and_its_tests_pass(here: Path
         ),
     ],
 )
-def test_what_cannot_be_written_is_refused_in_one_line(
+def test_a_scaffold_that_cannot_be_written_is_refused_in_one_line(
     here: Path, arguments: tuple[str, ...], line: str
 ) -> None:
     error = streams(*arguments).exception

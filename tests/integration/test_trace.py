@@ -179,7 +179,7 @@ def test_a_row_whose_time_is_no_time_is_told(run: Run, story: list[int], world: 
         (["7", "--key", "c"], UsageError, "expected either OUTBOX_ID or --key"),
     ],
 )
-def test_what_cannot_be_told_is_one_line(
+def test_a_trace_that_cannot_be_told_is_refused_in_one_line(
     run: Run, story: list[int], arguments: list[str], kind: type[StreamsError], words: str
 ) -> None:
     error = run("trace", *arguments).exception

@@ -147,7 +147,7 @@ def test_at_its_deadline_it_is_dead_and_its_conversation_goes_on(
     assert bench.saved() == ["b"]
 
 
-def test_what_waited_parked_for_that_long_does_not_wait_as_long_again(
+def test_messages_that_waited_parked_for_that_long_do_not_wait_as_long_again(
     bench: Workbench, old: Old
 ) -> None:
     old.persist(bench.send("a", "b", "c", book="x"))

@@ -29,7 +29,7 @@ async def refuse(messages: Batch[Note], db: AsyncConnection) -> None:
         await db.execute(text("SELECT fail('P0001')"))
 
 
-def test_what_died_stays_dead_when_the_next_message_of_its_conversation_fails_at_once(
+def test_a_message_that_died_stays_dead_when_the_next_of_its_conversation_fails_at_once(
     bench: Workbench,
 ) -> None:
     bench.handler = refuse

@@ -160,7 +160,7 @@ async def test_a_conversation_says_what_it_waits_for(site: Site) -> None:
         ("/acts/?before=-1", 400, "'before' is '-1': expected"),
     ],
 )
-async def test_what_is_wrong_is_said_in_one_line(
+async def test_a_wrong_request_is_answered_in_one_line(
     site: Site, address: str, status: int, line: str
 ) -> None:
     call = "/api" + address.replace("/?", "?" if address[1] != "?" else "/overview?")

@@ -218,7 +218,9 @@ def test_a_users_agent_passes_a_strict_type_check(
     )
 
 
-def test_what_enqueue_needs_is_small_and_has_nothing_of_kafka(installed: dict[str, str]) -> None:
+def test_the_dependencies_of_enqueue_are_few_and_have_nothing_of_kafka(
+    installed: dict[str, str],
+) -> None:
     unpacked = Path(installed["PYTHONPATH"].split(":")[0])
     core = brought(unpacked, ())
     assert core - {"typing-extensions", "greenlet", "psycopg-binary"} == {

@@ -173,7 +173,7 @@ async def test_a_log_that_loses_its_end_under_a_running_worker_is_read_again(
     assert notes.saved("a") == [f"a{n}" for n in range(13)]
 
 
-async def test_what_was_committed_in_a_topic_that_is_gone_passes_over_nothing_in_the_new_one(
+async def test_offsets_committed_in_a_deleted_topic_pass_over_nothing_in_the_new_one(
     world: World, tmp_path: Path, eventually: Eventually
 ) -> None:
     """A worker commits once more before it notices.

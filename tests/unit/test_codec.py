@@ -403,7 +403,7 @@ class Picky:
         raise LookupError(self.text)
 
 
-def test_what_a_post_init_raises_is_the_fault_of_the_message_and_is_not_repeated() -> None:
+def test_an_error_of_a_post_init_is_the_fault_of_the_message_and_is_not_repeated() -> None:
     assert unreadable(orjson.dumps({"text": f"v {CANARY}"}), Picky) == (
         "'payload': expected what its __post_init__ accepts"
     )
@@ -459,7 +459,7 @@ def outcome(raw: str | bytes) -> Any:
     before=st.sampled_from(["", " ", "[", "\ufeff"]),
     after=st.sampled_from(["", "\n", ",", "{}"]),
 )
-def test_what_is_read_at_once_is_what_is_read_with_care(
+def test_the_fast_reader_reads_a_payload_as_the_careful_one_does(
     more: list[tuple[str, Any]], before: str, after: str
 ) -> None:
     """Names that come twice too: the last one counts."""

@@ -24,7 +24,7 @@ def test_a_chat_chains_conversations_and_user_and_assistant_take_turns(seed: int
     assert all(turn.message.strip() for turn in turns)
 
 
-def test_what_is_broken_in_a_file_is_left_out(tmp_path: Path) -> None:
+def test_conversations_that_are_broken_in_a_file_are_left_out(tmp_path: Path) -> None:
     file = tmp_path / "broken.yml"
     file.write_text(
         "conversations:\n- [Hello, Hi]\n- [Alone]\n- [Sure?, yes]\n- text\n- [Blank, ' ']\n- []\n"

@@ -51,7 +51,7 @@ async def test_a_process_that_is_killed_starts_again(tmp_path: Path) -> None:
     assert line.startswith("it was killed by SIGKILL, starts again in 0.5 s")
 
 
-async def test_what_is_renewed_ends_in_order_and_starts_at_once_without_a_word(
+async def test_a_renewed_process_ends_in_order_and_starts_at_once_without_a_word(
     tmp_path: Path,
 ) -> None:
     said: list[str] = []

@@ -73,7 +73,7 @@ def test_a_bad_declaration_names_the_class_and_what_is_wrong(
     assert reason in str(caught.value)
 
 
-def test_what_was_declared_is_known_and_what_was_not_is_refused() -> None:
+def test_a_declared_event_is_known_and_any_other_class_is_refused() -> None:
     found = declared(declaration()(Fine))
     assert (found.biz_type, found.topic, found.key, found.payload) == (
         "events_test",

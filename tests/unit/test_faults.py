@@ -242,7 +242,7 @@ def test_every_fault_has_its_section_in_the_runbook_and_every_section_a_fault() 
     assert sorted(anchors) == sorted(code.replace(".", "-").replace("_", "-") for code in CODES)
 
 
-def test_what_needs_somebody_now_comes_first() -> None:
+def test_faults_that_need_somebody_now_come_first() -> None:
     faults = faults_of(replace(WELL, rejects=1, read_only=True, ending=3))
     assert [fault.severity for fault in faults] == ["bad", "watch", "watch"]
 

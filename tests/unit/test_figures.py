@@ -71,7 +71,7 @@ def test_a_quantile_is_a_bound_and_needs_enough_samples() -> None:
     assert histogram.quantile(counts, 0.99) == math.inf
 
 
-def test_what_is_sent_twice_is_the_same_and_a_new_bucket_begins_at_zero() -> None:
+def test_counts_sent_twice_are_the_same_and_a_new_bucket_begins_at_zero() -> None:
     counters = Counters()
     counters.count(consumed(3), 1000)
     assert counters.open() == (None, [])
@@ -111,7 +111,7 @@ def test_the_database_never_has_more_than_happened(steps: list[tuple[int, str]])
         assert sum(stored.values()) == happened
 
 
-def test_what_was_set_aside_is_counted_by_what_it_is_now() -> None:
+def test_messages_set_aside_are_counted_by_their_status_now() -> None:
     counters, tally = Counters(), RunTally()
     for status in ("retrying", "retrying", "parked", "dead"):
         tally.aside("chat", status)

@@ -88,7 +88,7 @@ def test_a_library_repeats_itself_seldom_whatever_the_number(
     assert lines[2:] == ["WARNING streams.x: ours is always heard"] * 3
 
 
-def test_what_a_pool_says_of_an_outage_is_left_to_whoever_waits(
+def test_lines_of_a_pool_about_an_outage_are_left_to_whoever_waits(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     setup(Log())

@@ -153,7 +153,9 @@ HARMLESS = [
 
 
 @pytest.mark.parametrize("change", HARMLESS, ids=[str(change) for change in HARMLESS])
-def test_what_loses_nothing_may_be_there(settings: Settings, change: dict[str, str | None]) -> None:
+def test_connector_settings_that_lose_nothing_may_be_there(
+    settings: Settings, change: dict[str, str | None]
+) -> None:
     changed = {
         key: value for key, value in {**connector(settings), **change}.items() if value is not None
     }

@@ -40,7 +40,7 @@ def test_fractions_are_filled_up_to_milliseconds(text: bytes, millis: int) -> No
         b"12026-01-31 12:00:00",
     ],
 )
-def test_what_no_record_can_carry_is_none_and_spoils_nothing_after_it(text: bytes) -> None:
+def test_a_time_that_no_record_can_carry_is_none_and_spoils_nothing_after_it(text: bytes) -> None:
     read = Milliseconds()
     good = b"2026-01-31 12:00:00.5"
     assert [read(good), read(text), read(good), read(text)] == [

@@ -58,7 +58,7 @@ def test_rows_of_one_flight_end_together_when_all_have_landed(
     assert outcomes(exporter) == [("1", None), ("1", None)]
 
 
-def test_what_cannot_be_published_and_what_failed_say_so_by_a_code(
+def test_spans_of_dead_and_of_failed_rows_say_so_by_a_code(
     exporter: InMemorySpanExporter,
 ) -> None:
     rows = [row(1, f"{TRACE}01"), row(2, f"{TRACE}01")]

@@ -47,7 +47,7 @@ def test_a_partition_that_nobody_reads_hides_no_lost_message_of_another() -> Non
     assert lost(progress, 7, ZERO) and not lost(progress, 7, ONE)
 
 
-def test_what_kafka_deleted_was_passed_also_by_a_group_that_never_committed() -> None:
+def test_records_that_kafka_deleted_were_passed_also_by_a_group_that_never_committed() -> None:
     progress = Progress()
     progress.note(topic(100, -1), floor=7)
     progress.note(topic(100, -1, start=99), floor=7)

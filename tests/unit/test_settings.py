@@ -362,7 +362,7 @@ def test_the_url_of_another_tool_for_postgresql_is_understood(url: str, plain: s
         ("sentinel://a:1;sentinel://b:1", "sentinel"),
     ],
 )
-def test_what_names_another_system_is_no_address_of_ours_and_is_named_where_one_is_missing(
+def test_an_address_of_another_system_is_not_ours_and_is_named_where_one_is_missing(
     broker: str, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The service's Celery has a BROKER_URL too, and its other database a DATABASE_URL."""
@@ -386,7 +386,7 @@ def test_what_names_another_system_is_no_address_of_ours_and_is_named_where_one_
         _ = found.database_url
 
 
-def test_what_kubernetes_says_of_services_called_like_us_is_nothing_to_us() -> None:
+def test_variables_of_kubernetes_for_services_called_like_us_are_left_alone() -> None:
     links = {
         "STREAMS_SERVICE_HOST": "10.0.0.1",
         "STREAMS_SERVICE_PORT": "80",

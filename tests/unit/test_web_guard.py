@@ -118,7 +118,7 @@ def test_a_field_with_its_own_limit_may_be_longer() -> None:
     check_parameters({"payload": "x" * 5000, "key": "x" * 1024}, long={"payload"})
 
 
-def test_what_a_proxy_passed_on_is_known() -> None:
+def test_a_request_that_a_proxy_passed_on_is_known() -> None:
     for name in ("forwarded", "x-forwarded-for", "x-forwarded-prefix", "x-real-ip"):
         assert is_forwarded(request((name, "")))
     assert not is_forwarded(request(HOST))

@@ -40,7 +40,7 @@ def test_every_call_is_described_with_its_parameters_and_its_right() -> None:
     assert len(names) == len(set(names)) > 20
 
 
-def test_whatever_is_referred_to_is_there() -> None:
+def test_every_reference_of_the_description_leads_somewhere() -> None:
     told = description()
     for reference in references(told):
         place: Any = told

@@ -57,7 +57,7 @@ def test_sizes_in_the_unit_that_fits(value: int, shown: str) -> None:
     assert render.bytes_(value) == shown
 
 
-def test_what_others_wrote_is_harmless_wherever_it_is_put() -> None:
+def test_text_of_others_is_harmless_wherever_it_is_put() -> None:
     evil = "<script>\u202e\x1b[2J`rm`"
     for made in (
         render.short(evil),

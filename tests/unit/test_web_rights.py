@@ -120,7 +120,7 @@ def test_the_table_is_what_is_written_here() -> None:
     assert {str(right) for right in Right} == ROLES["admin"]
 
 
-def test_whatever_changes_anything_is_posted() -> None:
+def test_every_route_that_changes_anything_is_posted() -> None:
     assert {route.method for route in ROUTES} == {"GET", "POST"}
     # A role that may only look may change nothing but its own login.
     assert [

@@ -171,7 +171,7 @@ def test_a_wrapped_error_decides(how: str) -> None:
     assert describe(wrapped(Reject("closed", code="closed"), how)) == ("closed", "closed")
 
 
-def test_what_is_hidden_does_not_decide() -> None:
+def test_a_hidden_cause_does_not_decide() -> None:
     hidden = wrapped(errors.lookup("42501")("x"), "hidden")
     assert verdict_on(hidden, connection_lost=False) is Verdict.ISOLATE
     code, reason = describe(hidden)
@@ -207,7 +207,7 @@ def test_errors_that_wrap_each_other_in_a_circle_are_judged() -> None:
         (ValueError("x"), None),
     ],
 )
-def test_what_may_be_nobodys_fault_when_everybody_meets_it(
+def test_errors_that_are_nobodys_fault_when_everybody_meets_them(
     error: Exception, expected: tuple[str, int] | None
 ) -> None:
     assert meets_everybody(error) == expected

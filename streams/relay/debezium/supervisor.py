@@ -109,15 +109,15 @@ class ConnectorSupervisor:
         """
         if self._connect is None:
             return
-        pause, said = RESTART_SECONDS, State("RUNNING")
+        pause, logged = RESTART_SECONDS, State("RUNNING")
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 await self._check(self._connect)
                 state = await self._connect.state()
-                if state != said:
+                if state != logged:
                     self._say(state)
-                said = state
+                logged = state
                 if state.name == "FAILED":
                     await asyncio.sleep(pause)
                     pause = min(RESTART_LIMIT, 2 * pause)
@@ -126,9 +126,9 @@ class ConnectorSupervisor:
                     pause = RESTART_SECONDS
             except ServiceUnreachable as error:
                 unreachable = State("UNREACHABLE", str(error))
-                if said != unreachable:
+                if logged != unreachable:
                     self._say(unreachable)
-                said = unreachable
+                logged = unreachable
 
     async def _check(self, connect: Connect) -> None:
         name = self._settings.relay.name

@@ -46,9 +46,9 @@ class DeadRows:
                 refused += not _is_outage(error)
                 extra = {"outbox_id": row.id, "sqlstate": error.sqlstate, "attempt": attempt}
                 if refused >= TRIES:
-                    said = extra | {"reason": reason}
                     logger.error(
-                        "dead message not written down, the sweep sends it again", extra=said
+                        "dead message not written down, the sweep sends it again",
+                        extra=extra | {"reason": reason},
                     )
                     return
                 logger.warning("dead message not written yet", extra=extra)

@@ -54,7 +54,7 @@ class NewTopics:
         Waits as long as one is, and its topic cannot be made.  ServiceUnreachable or psycopg.Error
         in an outage.
         """
-        attempt, said = 0, -SAY_SECONDS
+        attempt, logged_at = 0, -SAY_SECONDS
         try:
             while True:
                 try:
@@ -67,8 +67,8 @@ class NewTopics:
                 if reason is None:
                     return True
                 self._tell(reason)
-                if time.monotonic() - said >= SAY_SECONDS:
-                    said = time.monotonic()
+                if time.monotonic() - logged_at >= SAY_SECONDS:
+                    logged_at = time.monotonic()
                     logger.warning(
                         "topic missing, the relay waits",
                         extra={"topic": topic, "reason": reason},

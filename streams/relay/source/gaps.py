@@ -55,8 +55,8 @@ class Gaps:
 
     def settle(self, floor: int) -> None:
         """Every row at or below the floor was read or will never come."""
-        place = bisect_right(self._highs, floor)
-        del self._lows[:place], self._highs[:place]
+        index = bisect_right(self._highs, floor)
+        del self._lows[:index], self._highs[:index]
         if self._lows and self._lows[0] <= floor:
             self._lows[0] = floor + 1
         self.newest = max(self.newest, floor)

@@ -177,4 +177,4 @@ def _columns(message: bytes, order: Sequence[int]) -> list[bytes | None]:
         else:
             columns.append(None)
             at += 1
-    return [columns[place] for place in order]
+    return [columns[position] for position in order]

@@ -255,8 +255,8 @@ def without_text(error: BaseException) -> dict[str, str]:
     cause = decisive(error)
     state, where = _state(cause), text_of_frames(frames(error))
     names = _names(cause, frames(error)) if isinstance(cause, psycopg.Error) else ""
-    said = {"error": name_of(cause), "sqlstate": state, "names": names, "at": storable(where)}
-    return {name: text for name, text in said.items() if text}
+    about = {"error": name_of(cause), "sqlstate": state, "names": names, "at": storable(where)}
+    return {name: text for name, text in about.items() if text}
 
 
 def _code_and_reason(error: BaseException, cause: BaseException) -> tuple[str, str]:
@@ -299,12 +299,12 @@ def name_of(error: BaseException) -> str:
     return storable(type(error).__name__)[:100]
 
 
-def text_of(said: object) -> str:
+def text_of(value: object) -> str:
     """What a handler says, if it says anything: an error's own methods can fail, too."""
     try:
-        return str(said)
+        return str(value)
     except Exception as error:  # whatever it is, it must not hide what failed first
-        return f"a {type(said).__name__} without a text: {type(error).__name__}"
+        return f"a {type(value).__name__} without a text: {type(error).__name__}"
 
 
 def storable(text: str) -> str:
