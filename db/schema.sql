@@ -173,6 +173,35 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.outbox_open_drop() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'public', 'pg_temp'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+        BEGIN
+            DELETE FROM outbox_open WHERE outbox_id = OLD.outbox_id;
+            RETURN NULL;
+        END
+        $$;
+
+CREATE FUNCTION public.outbox_open_put() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'public', 'pg_temp'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+        BEGIN
+            INSERT INTO outbox_open
+                   (outbox_id, topic, key, arrived, source_id, due, since, partition, attempts, status, error_code)
+            VALUES (NEW.outbox_id, NEW.topic, NEW.key, NEW.arrived, NEW.source_id, NEW.next_retry_at, NEW.updated_at,
+                    NEW.partition, NEW.attempts, NEW.status, NEW.error_code)
+            ON CONFLICT (outbox_id) DO UPDATE
+            SET topic = excluded.topic, key = excluded.key, arrived = excluded.arrived, source_id = excluded.source_id,
+                due = excluded.due, since = excluded.since, partition = excluded.partition, attempts = excluded.attempts,
+                status = excluded.status, error_code = excluded.error_code;
+            RETURN NULL;
+        END
+        $$;
+
 CREATE FUNCTION public.outbox_publication(name text) RETURNS text
     LANGUAGE sql STABLE
     RETURN (SELECT concat_ws('/'::text, p.oid, p.xmin, r.oid, r.xmin) AS concat_ws FROM (pg_publication p LEFT JOIN pg_publication_rel r ON (((r.prpubid = p.oid) AND (r.prrelid = ('public.outbox'::regclass)::oid)))) WHERE (p.pubname = outbox_publication.name));
@@ -488,6 +517,21 @@ CREATE VIEW public.outbox_messages AS
            FROM public.relay_position) r)
   WHERE (o.resend_of IS NULL);
 
+CREATE TABLE public.outbox_open (
+    outbox_id bigint NOT NULL,
+    topic text NOT NULL,
+    key text,
+    arrived bigint,
+    source_id bigint,
+    due timestamp with time zone,
+    since timestamp with time zone NOT NULL,
+    partition integer,
+    attempts integer NOT NULL,
+    status text NOT NULL,
+    error_code text
+)
+WITH (fillfactor='70', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_cost_delay='0');
+
 CREATE TABLE public.outbox_operation_items (
     operation bigint NOT NULL,
     "position" bigint NOT NULL,
@@ -685,6 +729,9 @@ ALTER TABLE ONLY public.outbox_lag
 ALTER TABLE ONLY public.outbox_message_crashes
     ADD CONSTRAINT outbox_message_crashes_pkey PRIMARY KEY (topic, outbox_id);
 
+ALTER TABLE ONLY public.outbox_open
+    ADD CONSTRAINT outbox_open_pkey PRIMARY KEY (outbox_id);
+
 ALTER TABLE ONLY public.outbox_operation_items
     ADD CONSTRAINT outbox_operation_items_pkey PRIMARY KEY (operation, "position");
 
@@ -741,6 +788,8 @@ CREATE INDEX outbox_foreign_dead ON public.outbox_foreign USING btree (source, o
 
 CREATE INDEX outbox_foreign_open ON public.outbox_foreign USING btree (source, topic, key, arrived) WHERE open;
 
+CREATE INDEX outbox_open_line ON public.outbox_open USING btree (topic, key, arrived);
+
 CREATE INDEX outbox_operations_running ON public.outbox_operations USING btree (id) WHERE (state = 'running'::text);
 
 CREATE INDEX outbox_processes_heartbeat ON public.outbox_processes USING btree (heartbeat);
@@ -766,6 +815,14 @@ CREATE TRIGGER outbox_dead_left AFTER UPDATE ON public.outbox_state FOR EACH ROW
 CREATE TRIGGER outbox_dead_updated AFTER UPDATE ON public.outbox_foreign FOR EACH ROW WHEN ((new.status = 'dead'::text)) EXECUTE FUNCTION public.outbox_note_dead();
 
 CREATE TRIGGER outbox_dead_updated AFTER UPDATE ON public.outbox_state FOR EACH ROW WHEN ((new.status = 'dead'::text)) EXECUTE FUNCTION public.outbox_note_dead();
+
+CREATE TRIGGER outbox_open_delete AFTER DELETE ON public.outbox_state FOR EACH ROW WHEN ((old.topic IS NOT NULL)) EXECUTE FUNCTION public.outbox_open_drop();
+
+CREATE TRIGGER outbox_open_insert AFTER INSERT ON public.outbox_state FOR EACH ROW WHEN ((new.topic IS NOT NULL)) EXECUTE FUNCTION public.outbox_open_put();
+
+CREATE TRIGGER outbox_open_settle AFTER UPDATE ON public.outbox_state FOR EACH ROW WHEN (((old.topic IS NOT NULL) AND (new.topic IS NULL))) EXECUTE FUNCTION public.outbox_open_drop();
+
+CREATE TRIGGER outbox_open_update AFTER UPDATE ON public.outbox_state FOR EACH ROW WHEN ((new.topic IS NOT NULL)) EXECUTE FUNCTION public.outbox_open_put();
 
 ALTER TABLE ONLY public.outbox_operation_items
     ADD CONSTRAINT outbox_operation_items_operation_fkey FOREIGN KEY (operation) REFERENCES public.outbox_operations(id) ON DELETE CASCADE;

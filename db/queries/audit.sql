@@ -78,6 +78,27 @@ LEFT JOIN outbox AS o ON o.id = s.outbox_id AND o.resend_of IS NULL AND o.id > %
 WHERE s.outbox_id > %(after)s AND s.outbox_id <= %(until)s AND o.id IS NULL
   AND (%(ids)s::bigint[] IS NULL OR s.outbox_id = ANY(%(ids)s::bigint[]));
 
+-- audit_open --
+-- Open messages of which outbox_open says something else than their states, or nothing, and what is there of none.
+SELECT coalesce(s.outbox_id, o.outbox_id), s.status
+FROM (
+    SELECT * FROM outbox_state
+    WHERE outbox_id > %(after)s AND outbox_id <= %(until)s AND topic IS NOT NULL
+      AND (%(ids)s::bigint[] IS NULL OR outbox_id = ANY(%(ids)s::bigint[]))
+) AS s
+FULL JOIN (
+    SELECT * FROM outbox_open
+    WHERE outbox_id > %(after)s AND outbox_id <= %(until)s
+      AND (%(ids)s::bigint[] IS NULL OR outbox_id = ANY(%(ids)s::bigint[]))
+) AS o ON o.outbox_id = s.outbox_id
+WHERE (s.topic, s.key, s.arrived, s.source_id, s.next_retry_at, s.updated_at, s.partition, s.attempts, s.status, s.error_code)
+      IS DISTINCT FROM
+      (o.topic, o.key, o.arrived, o.source_id, o.due, o.since, o.partition, o.attempts, o.status, o.error_code);
+
+-- audit_open_ids --
+-- Some of what is open.
+SELECT outbox_id FROM outbox_open WHERE outbox_id > %(after)s ORDER BY outbox_id LIMIT %(limit)s;
+
 -- audit_resends --
 -- Rows that send again what is no message, or one of another conversation.
 SELECT o.id, o.resend_of
@@ -188,12 +209,12 @@ LIMIT %(limit)s;
 -- audit_heads --
 -- The first open message of each conversation, if it should have moved by now.
 SELECT head.outbox_id, head.status, head.topic, head.key, head.source_id,
-       extract(epoch FROM now() - coalesce(head.next_retry_at, head.updated_at))::double precision AS overdue
-FROM outbox_state AS head
-WHERE head.topic IS NOT NULL AND head.status <> 'dead'
-  AND coalesce(head.next_retry_at, head.updated_at) < now() - %(grace)s * interval '1 second'
+       extract(epoch FROM now() - coalesce(head.due, head.since))::double precision AS overdue
+FROM outbox_open AS head
+WHERE head.status <> 'dead'
+  AND coalesce(head.due, head.since) < now() - %(grace)s * interval '1 second'
   AND NOT EXISTS (
-      SELECT FROM outbox_state AS before
+      SELECT FROM outbox_open AS before
       WHERE before.topic = head.topic AND before.key = head.key AND before.arrived < head.arrived
   )
 ORDER BY head.outbox_id
@@ -231,8 +252,8 @@ SELECT (SELECT extract(epoch FROM now() - max(heartbeat))::double precision FROM
 -- audit_replays --
 -- Messages that wait for a record that was published long since.
 SELECT outbox_id, topic, key, source_id
-FROM outbox_state
-WHERE topic IS NOT NULL AND status = 'replaying' AND source_id <= %(floor)s
+FROM outbox_open
+WHERE status = 'replaying' AND source_id <= %(floor)s
 LIMIT 10000;
 
 -- audit_off_the_end --

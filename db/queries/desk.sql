@@ -60,7 +60,7 @@ LIMIT %(limit)s;
 
 -- dead_lock --
 -- Those still dead, locked in the order of their ids: two operators never wait for each other in a circle.
-SELECT outbox_id, replays, updated_at, attempts, error_code, error
+SELECT outbox_id, replays, updated_at, attempts, error_code, error, coalesce(source_id, outbox_id) AS body
 FROM outbox_state
 WHERE outbox_id = ANY(%(ids)s::bigint[]) AND status = 'dead'
 ORDER BY outbox_id
@@ -71,10 +71,10 @@ FOR UPDATE;
 WITH again AS (
     INSERT INTO outbox (biz_type, topic, key, payload, traceparent, resend_of)
     SELECT root.biz_type, root.topic, root.key, coalesce(%(payload)s::json, source.payload), root.traceparent, root.id
-    FROM unnest(%(ids)s::bigint[]) WITH ORDINALITY AS given (outbox_id, position)
-    JOIN outbox_state AS s ON s.outbox_id = given.outbox_id
-    JOIN outbox AS root ON root.id = s.outbox_id
-    JOIN outbox AS source ON source.id = coalesce(s.source_id, s.outbox_id)
+    FROM unnest(%(ids)s::bigint[], %(bodies)s::bigint[]) WITH ORDINALITY AS given (outbox_id, body, position)
+    JOIN (SELECT * FROM outbox WHERE id = ANY(%(ids)s::bigint[]) OFFSET 0) AS root ON root.id = given.outbox_id
+    JOIN (SELECT id, payload FROM outbox WHERE id = ANY(%(bodies)s::bigint[]) OFFSET 0) AS source
+      ON source.id = given.body
     ORDER BY position
     RETURNING id, resend_of, topic, key
 ), drawn AS MATERIALIZED (
@@ -86,7 +86,7 @@ UPDATE outbox_state AS s
 SET status = 'replaying', source_id = drawn.id, attempts = 0, replays = s.replays + 1, topic = drawn.topic,
     key = drawn.key, arrived = coalesce(s.arrived, drawn.arrived), next_retry_at = NULL, updated_at = now()
 FROM drawn
-WHERE s.outbox_id = drawn.resend_of
+WHERE s.outbox_id = ANY(%(ids)s::bigint[]) AND s.outbox_id + 0 = drawn.resend_of
 RETURNING s.outbox_id, drawn.id;
 
 -- dead_discard --
@@ -95,11 +95,15 @@ UPDATE outbox_state
 SET status = 'discarded', topic = NULL, key = NULL, next_retry_at = NULL, updated_at = now()
 WHERE outbox_id = ANY(%(ids)s::bigint[]);
 
+-- body_of --
+-- The outbox row whose text counts, if the message's fate has begun.
+SELECT coalesce(source_id, outbox_id) FROM outbox_state WHERE outbox_id = %(outbox_id)s;
+
 -- dead_payload --
 -- The text that counts, and which outbox row holds it.
 SELECT o.id, o.payload::text AS payload, o.biz_type, o.key
 FROM outbox AS o
-WHERE o.id = (SELECT coalesce(source_id, outbox_id) FROM outbox_state WHERE outbox_id = %(outbox_id)s);
+WHERE o.id = %(body)s;
 
 -- statuses --
 -- Where these messages stand, if their fate has begun.
@@ -114,11 +118,10 @@ VALUES (%(who)s, %(act)s, %(outbox_id)s, %(what)s::jsonb, %(why)s);
 -- Conversations with open messages, the longest waiting first: what the first one of each is.
 SELECT source, topic, key, count(*) AS open, (array_agg(outbox_id ORDER BY arrived))[1] AS head,
        (array_agg(status ORDER BY arrived))[1] AS status, (array_agg(error_code ORDER BY arrived))[1] AS error_code,
-       min(updated_at) AS since
+       min(since) AS since
 FROM (
-    SELECT '' AS source, topic, key, outbox_id, status, error_code, arrived, updated_at
-    FROM outbox_state
-    WHERE topic IS NOT NULL
+    SELECT '' AS source, topic, key, outbox_id, status, error_code, arrived, since
+    FROM outbox_open
     UNION ALL
     SELECT source, topic, key, outbox_id, status, error_code, arrived, updated_at
     FROM outbox_foreign
@@ -130,11 +133,17 @@ HAVING NOT %(held)s OR (array_agg(status ORDER BY arrived))[1] = 'dead'
 ORDER BY since, topic, key
 LIMIT %(limit)s;
 
+-- holding --
+-- Dead messages that hold this conversation.
+SELECT outbox_id
+FROM outbox_open
+WHERE key = %(key)s AND status = 'dead' AND (%(topic)s::text IS NULL OR topic = %(topic)s);
+
 -- held --
--- Dead messages that hold their conversation, locked in the order of their ids.
+-- Those of these that are dead and hold their conversation, locked in the order of their ids.
 SELECT outbox_id
 FROM outbox_state
-WHERE topic IS NOT NULL AND key = %(key)s AND status = 'dead' AND (%(topic)s::text IS NULL OR topic = %(topic)s)
+WHERE outbox_id = ANY(%(ids)s::bigint[]) AND topic IS NOT NULL AND status = 'dead'
 ORDER BY outbox_id
 FOR UPDATE;
 

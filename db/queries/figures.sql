@@ -156,7 +156,9 @@ ORDER BY topic;
 SELECT o.id, o.created_at AT TIME ZONE 'UTC'
 FROM outbox AS o
 WHERE o.id > %(after)s AND o.id <= %(until)s AND o.resend_of IS NULL
-  AND NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = o.id)
+  AND NOT EXISTS (
+      SELECT FROM outbox_state AS s
+      WHERE s.outbox_id = o.id AND s.outbox_id > %(after)s AND s.outbox_id <= %(until)s)
 ORDER BY o.id
 LIMIT 1;
 
@@ -164,7 +166,7 @@ LIMIT 1;
 -- Since when the conversation waits that waits longest.
 SELECT extract(epoch FROM now() - min(since))::double precision
 FROM (
-    SELECT min(updated_at) AS since FROM outbox_state WHERE topic IS NOT NULL
+    SELECT min(since) AS since FROM outbox_open
     UNION ALL
     SELECT min(updated_at) FROM outbox_foreign WHERE open
 ) AS waiting;

@@ -30,6 +30,19 @@ ORDER BY position
 ON CONFLICT (source, outbox_id) DO NOTHING
 RETURNING outbox_id;
 
+-- foreign_probe --
+-- For how many seconds it was asked whether anything of this topic is open; and no plan reads the whole table.
+SELECT extract(epoch FROM clock_timestamp() - statement_timestamp())::double precision,
+       set_config('enable_seqscan', 'off', true)
+FROM (
+    SELECT (SELECT true FROM outbox_foreign
+            WHERE open AND source = %(source)s AND topic = %(topic)s
+            ORDER BY key, arrived
+            LIMIT 1) AS waits
+    OFFSET 0
+) AS probed
+WHERE waits IS NULL OR waits;
+
 -- foreign_open_keys --
 -- Conversations that wait behind an open message.
 SELECT key
@@ -72,6 +85,18 @@ UPDATE outbox_foreign
 SET payload = NULL
 WHERE source = %(source)s AND outbox_id = ANY(%(ids)s::bigint[]) AND status = 'consumed';
 
+-- foreign_open_line --
+-- The first open messages of these conversations, in their order; each row holds the payload that counts.
+SELECT line.outbox_id, line.outbox_id
+FROM json_array_elements_text(%(keys)s::json) AS given (key)
+CROSS JOIN LATERAL (
+    SELECT * FROM outbox_foreign AS f
+    WHERE f.open AND f.source = %(source)s AND f.topic = %(topic)s AND f.key = given.key
+    ORDER BY f.arrived
+    LIMIT %(most)s
+) AS line
+ORDER BY line.arrived;
+
 -- foreign_open --
 -- Messages set aside on arrival, dead or parked, with all there is of them; what has a fate already keeps it.
 INSERT INTO outbox_foreign (source, outbox_id, biz_type, topic, key, created_at, status, partition, "offset", arrived, open,
@@ -105,28 +130,22 @@ WHERE s.source = %(source)s AND s.outbox_id = m.outbox_id
 RETURNING s.outbox_id, extract(epoch FROM s.next_retry_at)::double precision;
 
 -- foreign_open_rows --
--- The first open messages of these conversations, in their order; about so many bytes of payloads as they are stored.
+-- Those of these messages that are open, in their order; about so many bytes of payloads as they are stored.
 SELECT outbox_id, key, status, attempts, due, error_code, extract(epoch FROM now() - updated_at)::double precision,
        partition, "offset", biz_type, payload, created_at
 FROM (
     SELECT s.*, coalesce(s.next_retry_at <= now(), false) AS due,
            sum(pg_column_size(s.payload)) OVER (ORDER BY s.arrived) - pg_column_size(s.payload) AS before
-    FROM json_array_elements_text(%(keys)s::json) AS given (key)
-    CROSS JOIN LATERAL (
-        SELECT * FROM outbox_foreign AS f
-        WHERE f.open AND f.source = %(source)s AND f.topic = %(topic)s AND f.key = given.key
-        ORDER BY f.arrived
-        LIMIT %(most)s
-    ) AS s
-) AS found
+    FROM outbox_foreign AS s
+    WHERE s.open AND s.source = %(source)s AND s.topic = %(topic)s AND s.outbox_id = ANY(%(ids)s::bigint[])
+) AS rows
 WHERE coalesce(before, 0) < %(bytes)s
 ORDER BY arrived;
 
 -- foreign_heads --
 -- The message that each of these conversations waits for.
 SELECT s.key, s.partition, s.outbox_id, s.status, s.attempts, s.error_code,
-       extract(epoch FROM s.next_retry_at)::double precision,
-       CASE WHEN s.error_code = 'biz_type' THEN s.biz_type END
+       extract(epoch FROM s.next_retry_at)::double precision
 FROM json_array_elements_text(%(keys)s::json) AS given (key)
 CROSS JOIN LATERAL (
     SELECT * FROM outbox_foreign AS f
@@ -138,7 +157,7 @@ CROSS JOIN LATERAL (
 -- foreign_all_heads --
 -- The same for every conversation of these partitions; skips from one conversation to the next, however much is parked.
 WITH RECURSIVE head AS (
-    (SELECT key, partition, outbox_id, status, attempts, error_code, next_retry_at, biz_type
+    (SELECT key, partition, outbox_id, status, attempts, error_code, next_retry_at
      FROM outbox_foreign
      WHERE open AND source = %(source)s AND topic = %(topic)s
      ORDER BY key, arrived
@@ -147,17 +166,22 @@ WITH RECURSIVE head AS (
     SELECT next.*
     FROM head
     CROSS JOIN LATERAL (
-        SELECT s.key, s.partition, s.outbox_id, s.status, s.attempts, s.error_code, s.next_retry_at, s.biz_type
+        SELECT s.key, s.partition, s.outbox_id, s.status, s.attempts, s.error_code, s.next_retry_at
         FROM outbox_foreign AS s
         WHERE s.open AND s.source = %(source)s AND s.topic = %(topic)s AND s.key > head.key
         ORDER BY s.key, s.arrived
         LIMIT 1
     ) AS next
 )
-SELECT key, partition, outbox_id, status, attempts, error_code, extract(epoch FROM next_retry_at)::double precision,
-       CASE WHEN error_code = 'biz_type' THEN biz_type END
+SELECT key, partition, outbox_id, status, attempts, error_code, extract(epoch FROM next_retry_at)::double precision
 FROM head
 WHERE partition = ANY(%(partitions)s::integer[]);
+
+-- foreign_biz_types_of --
+-- What kinds of messages these are.
+SELECT outbox_id, biz_type
+FROM outbox_foreign
+WHERE source = %(source)s AND outbox_id = ANY(%(ids)s::bigint[]);
 
 -- foreign_newest_dead --
 -- The newest dead letters of these partitions.

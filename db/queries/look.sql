@@ -29,12 +29,12 @@ FROM (
 ) AS newest;
 
 -- look_open --
--- What waits for another try, by the partial indexes on open rows; and how many have few attempts left.
+-- What waits for another try; and how many have few attempts left.
 SELECT count(*) FILTER (WHERE status = 'retrying'), count(*) FILTER (WHERE status = 'parked'),
        count(*) FILTER (WHERE status = 'replaying'),
        count(*) FILTER (WHERE status = 'retrying' AND attempts >= %(attempts)s)
 FROM (
-    SELECT status, attempts FROM outbox_state WHERE topic IS NOT NULL AND status <> 'dead'
+    SELECT status, attempts FROM outbox_open WHERE status <> 'dead'
     UNION ALL
     SELECT status, attempts FROM outbox_foreign WHERE open AND status <> 'dead'
 ) AS open_messages;
@@ -78,13 +78,12 @@ GROUP BY fingerprint, ago;
 -- look_heads --
 -- Conversations with open messages, the longest waiting first: what each waits for, until when, and how many behind it.
 SELECT source, topic, key, (array_agg(outbox_id ORDER BY arrived))[1], (array_agg(status ORDER BY arrived))[1],
-       (array_agg(error_code ORDER BY arrived))[1], min(updated_at) AS since,
-       (array_agg(next_retry_at ORDER BY arrived))[1], count(*) - 1, (array_agg(attempts ORDER BY arrived))[1],
+       (array_agg(error_code ORDER BY arrived))[1], min(since) AS since,
+       (array_agg(due ORDER BY arrived))[1], count(*) - 1, (array_agg(attempts ORDER BY arrived))[1],
        (array_agg(partition ORDER BY arrived))[1]
 FROM (
-    SELECT '' AS source, topic, key, outbox_id, status, error_code, arrived, updated_at, next_retry_at, attempts, partition
-    FROM outbox_state
-    WHERE topic IS NOT NULL
+    SELECT '' AS source, topic, key, outbox_id, status, error_code, arrived, since, due, attempts, partition
+    FROM outbox_open
     UNION ALL
     SELECT source, topic, key, outbox_id, status, error_code, arrived, updated_at, next_retry_at, attempts, partition
     FROM outbox_foreign

@@ -23,7 +23,7 @@ ORDER BY d.died DESC;
 
 -- axis_open --
 -- The open messages of a conversation and its dead ones: both have an index.
-SELECT outbox_id FROM outbox_state WHERE topic = %(topic)s AND key = %(key)s
+SELECT outbox_id FROM outbox_open WHERE topic = %(topic)s AND key = %(key)s
 UNION
 SELECT outbox_id FROM outbox_dead_letters WHERE topic = %(topic)s AND key = %(key)s AND source = '';
 
@@ -43,7 +43,7 @@ SELECT o.id, o.biz_type,
        (SELECT count(*) FROM outbox AS again WHERE again.resend_of = o.id)
 FROM outbox AS o
 CROSS JOIN (SELECT coalesce(max(floor), 0) AS floor FROM relay_position) AS relay
-LEFT JOIN outbox_state AS s ON s.outbox_id = o.id
+LEFT JOIN outbox_state AS s ON s.outbox_id = o.id AND s.outbox_id = ANY(%(ids)s::bigint[])
 WHERE o.id = ANY(%(ids)s::bigint[])
 ORDER BY o.id;
 
@@ -124,7 +124,7 @@ SELECT topic, bool_or(there)
 FROM (
     SELECT topic, false AS there FROM outbox_biz_types WHERE retired_at IS NULL
     UNION ALL
-    SELECT topic, true FROM outbox_state WHERE topic IS NOT NULL AND key = %(text)s
+    SELECT topic, true FROM outbox_open WHERE key = %(text)s
     UNION ALL
     SELECT topic, true FROM outbox_foreign WHERE open AND key = %(text)s
     UNION ALL

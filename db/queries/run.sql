@@ -5,8 +5,18 @@ SELECT pg_advisory_xact_lock(hashtextextended(%(topic)s, given.partition)), set_
 FROM unnest(%(partitions)s::bigint[]) AS given (partition);
 
 -- by_index --
--- The plan of the next statement is made once, perhaps while a partition is empty, and used long after it is full.
+-- The plan of the next statement is made while a partition may be nearly empty, and has to be good when it is full.
 SET LOCAL enable_seqscan = off;
+
+-- probe --
+-- For how many seconds it was asked whether anything of this topic is open: under an old snapshot what was settled long ago
+-- is waded through.  And no plan of what follows reads a whole table.
+SELECT extract(epoch FROM clock_timestamp() - statement_timestamp())::double precision,
+       set_config('enable_seqscan', 'off', true)
+FROM (
+    SELECT (SELECT true FROM outbox_open WHERE topic = %(topic)s ORDER BY key, arrived LIMIT 1) AS waits OFFSET 0
+) AS probed
+WHERE waits IS NULL OR waits;
 
 -- as_planned --
 -- What follows is planned as the server is told to.
@@ -16,20 +26,20 @@ SET LOCAL enable_seqscan TO DEFAULT;
 -- Take these messages for this transaction if every one is new and its outbox row's; otherwise none, and `claim` says which.
 -- Nearly always they are, and asking that once for all costs half of asking it row by row: ON CONFLICT alone is a quarter.
 -- While anything of the topic is open, only what is `%(checked)s` to wait for nothing is taken.  The first and the last id
--- say which partitions to look at: of an array that is a parameter the server does not know it.
+-- say which partitions to look at; the ids themselves are hidden from the planner, which would weigh each one of them.
 -- One digest over keys and times says that every record is its row's.  It can be taken apart in one way only: no key has a
 -- byte 0 or 255, and each time begins with one of them until the year 4283.
 INSERT INTO outbox_state (outbox_id, status, partition, "offset", applied)
 SELECT id, 'consumed', partition, "offset", nextval('outbox_applied')
 FROM unnest(%(ids)s::bigint[], %(partitions)s::integer[], %(offsets)s::bigint[])
      WITH ORDINALITY AS record (id, partition, "offset", position)
-WHERE (%(checked)s OR NOT EXISTS (SELECT FROM outbox_state WHERE topic = %(topic)s))
+WHERE (%(checked)s OR (SELECT true FROM outbox_open WHERE topic = %(topic)s ORDER BY key, arrived LIMIT 1) IS NULL)
   AND NOT EXISTS (
       SELECT FROM outbox_state
-      WHERE outbox_id BETWEEN %(first)s AND %(last)s AND outbox_id = ANY(%(ids)s::bigint[]))
+      WHERE outbox_id BETWEEN %(first)s AND %(last)s AND outbox_id = ANY((SELECT %(ids)s::bigint[])::bigint[]))
   AND (SELECT md5(string_agg(convert_to(key, 'UTF8') || timestamp_send(created_at), '' ORDER BY id))
        FROM outbox
-       WHERE id BETWEEN %(first)s AND %(last)s AND id = ANY(%(ids)s::bigint[])
+       WHERE id BETWEEN %(first)s AND %(last)s AND id = ANY((SELECT %(ids)s::bigint[])::bigint[])
          AND topic = %(topic)s AND resend_of IS NULL)
       = %(digest)s
 ORDER BY position;
@@ -45,10 +55,11 @@ FROM ROWS FROM (
          json_to_recordset(%(records)s::json)
          AS (id bigint, partition integer, "offset" bigint, key text, ms bigint, known boolean)
      ) WITH ORDINALITY AS record (id, partition, "offset", key, ms, known, position)
-WHERE (%(checked)s OR NOT EXISTS (SELECT FROM outbox_state WHERE topic = %(topic)s))
+WHERE (%(checked)s OR (SELECT true FROM outbox_open WHERE topic = %(topic)s ORDER BY key, arrived LIMIT 1) IS NULL)
   AND (SELECT record.known OR (o.key = record.key AND extract(epoch FROM o.created_at) * 1000 = record.ms
                                AND o.topic = %(topic)s AND o.resend_of IS NULL)
-       FROM outbox AS o WHERE o.id = record.id)
+       FROM outbox AS o
+       WHERE o.id = record.id AND o.id BETWEEN %(first)s AND %(last)s)
 ORDER BY position
 ON CONFLICT (outbox_id) DO NOTHING
 RETURNING outbox_id;
@@ -57,13 +68,13 @@ RETURNING outbox_id;
 -- Conversations that wait behind an open message.
 SELECT key
 FROM json_array_elements_text(%(keys)s::json) AS given (key)
-WHERE (SELECT true FROM outbox_state AS s WHERE s.topic = %(topic)s AND s.key = given.key LIMIT 1);
+WHERE (SELECT true FROM outbox_open AS s WHERE s.topic = %(topic)s AND s.key = given.key LIMIT 1);
 
 -- identities --
 -- What tells the records of these outbox rows from any other's.
 SELECT id, key, CASE WHEN isfinite(created_at) THEN (extract(epoch FROM created_at) * 1000)::bigint END, resend_of, topic
 FROM outbox
-WHERE id BETWEEN %(first)s AND %(last)s AND id = ANY(%(ids)s::bigint[]);
+WHERE id = ANY(%(ids)s::bigint[]);
 
 -- row_writers --
 -- For rows that are not there, by the partition each would be in: the newest id that was drawn, who may be committing into that
@@ -110,21 +121,20 @@ GROUP BY w.first, w.until, n.newest;
 
 -- facts --
 -- What is known of messages that were not simply new: whether the root has an outbox row, and its fate so far.
-SELECT given.id, (SELECT true FROM outbox AS o WHERE o.id = given.id) IS NOT NULL, s.status, s.source_id, s.attempts,
-       coalesce(s.next_retry_at <= now(), false),
+SELECT given.id, o.id IS NOT NULL, s.status, s.source_id, s.attempts, coalesce(s.next_retry_at <= now(), false),
        s.topic IS NOT NULL AND NOT EXISTS (
-           SELECT FROM outbox_state AS e WHERE e.topic = s.topic AND e.key = s.key AND e.arrived < s.arrived),
+           SELECT FROM outbox_open AS e WHERE e.topic = s.topic AND e.key = s.key AND e.arrived < s.arrived),
        s.error_code, coalesce(extract(epoch FROM now() - s.updated_at), 0)::double precision
 FROM unnest(%(ids)s::bigint[]) AS given (id)
-LEFT JOIN LATERAL (SELECT * FROM outbox_state AS one WHERE one.outbox_id = given.id LIMIT 1) AS s ON true;
+LEFT JOIN (SELECT id FROM outbox WHERE id = ANY(%(ids)s::bigint[]) OFFSET 0) AS o ON o.id = given.id
+LEFT JOIN (SELECT * FROM outbox_state WHERE outbox_id = ANY(%(ids)s::bigint[]) OFFSET 0) AS s ON s.outbox_id = given.id;
 
 -- payloads --
--- Messages by their root, with the payload that counts: after a replay or redrive that of its source.
+-- Messages by their root, with the payload that counts: that of the row given for each, of which a replay makes a new one.
 SELECT root.id, root.biz_type, root.key, body.payload::text, root.created_at
-FROM outbox AS root
-LEFT JOIN outbox_state AS s ON s.outbox_id = root.id
-LEFT JOIN outbox AS body ON body.id = coalesce(s.source_id, root.id)
-WHERE root.id = ANY(%(ids)s::bigint[]);
+FROM unnest(%(ids)s::bigint[], %(bodies)s::bigint[]) AS given (id, body)
+JOIN (SELECT * FROM outbox WHERE id = ANY(%(ids)s::bigint[]) OFFSET 0) AS root ON root.id = given.id
+LEFT JOIN (SELECT * FROM outbox WHERE id = ANY(%(bodies)s::bigint[]) OFFSET 0) AS body ON body.id = given.body;
 
 -- reclaim --
 -- Take open messages for this transaction, in the order given, if their status is still the one given.
@@ -139,22 +149,24 @@ UPDATE outbox_state AS s
 SET status = 'consumed', applied = m.applied, topic = NULL, key = NULL, next_retry_at = NULL,
     partition = coalesce(s.partition, m.partition), "offset" = coalesce(s."offset", m."offset"), updated_at = now()
 FROM m
-WHERE s.outbox_id = m.outbox_id AND s.status = m.status
+WHERE s.outbox_id = ANY(%(ids)s::bigint[]) AND s.outbox_id + 0 = m.outbox_id AND s.status = m.status
 RETURNING s.outbox_id;
 
 -- open --
 -- Messages set aside on arrival, dead or parked; what has a fate already keeps it, what is no outbox row's gets none.
 INSERT INTO outbox_state (outbox_id, status, partition, "offset", arrived, topic, key, error_code, error)
 SELECT outbox_id, status, partition, "offset", nextval('outbox_arrived'),
-       CASE WHEN open THEN %(topic)s END, CASE WHEN open THEN key END, error_code, error
+       CASE WHEN open THEN %(topic)s END, CASE WHEN open THEN m.key END, error_code, error
 FROM ROWS FROM (
          json_to_recordset(%(messages)s::json)
          AS (outbox_id bigint, status text, open boolean, partition integer, "offset" bigint, key text, error_code text,
              error text, ms bigint, known boolean)
      ) WITH ORDINALITY AS m (outbox_id, status, open, partition, "offset", key, error_code, error, ms, known, position)
-WHERE (SELECT m.known OR (o.key = m.key AND extract(epoch FROM o.created_at) * 1000 = m.ms
-                          AND o.topic = %(topic)s AND o.resend_of IS NULL)
-       FROM outbox AS o WHERE o.id = m.outbox_id)
+JOIN (
+    SELECT id, key, created_at, topic, resend_of FROM outbox WHERE id = ANY(%(ids)s::bigint[]) OFFSET 0
+) AS o ON o.id = m.outbox_id
+WHERE m.known OR (o.key = m.key AND extract(epoch FROM o.created_at) * 1000 = m.ms
+                  AND o.topic = %(topic)s AND o.resend_of IS NULL)
 ORDER BY position
 ON CONFLICT (outbox_id) DO NOTHING
 RETURNING outbox_id;
@@ -174,7 +186,7 @@ SET status = m.status, applied = NULL, arrived = coalesce(s.arrived, m.arrived),
     attempts = m.attempts, error_code = coalesce(m.error_code, s.error_code), error = coalesce(m.error, s.error),
     next_retry_at = now() + m.delay * interval '1 second', updated_at = now()
 FROM m
-WHERE s.outbox_id = m.outbox_id
+WHERE s.outbox_id = ANY(%(ids)s::bigint[]) AND s.outbox_id + 0 = m.outbox_id
 RETURNING s.outbox_id, extract(epoch FROM s.next_retry_at)::double precision;
 
 -- traceparents --

@@ -76,7 +76,7 @@ ORDER BY biz_type;
 -- unserved_biz_types --
 -- Registered biz_types that this process neither knows nor reads, with their topics; `open` when messages of it wait here.
 SELECT t.biz_type, t.topic,
-       EXISTS (SELECT FROM outbox_state AS s WHERE s.topic = t.topic)
+       EXISTS (SELECT FROM outbox_open AS s WHERE s.topic = t.topic)
        OR EXISTS (
            SELECT
            FROM (
@@ -128,9 +128,9 @@ WHERE inhparent IN ('outbox'::regclass, 'outbox_state'::regclass);
 -- How many ids were drawn of late, and since how many seconds: at least 300, a burst is no rate.
 SELECT newest.id - older.id,
        greatest(300, extract(epoch FROM (now() AT TIME ZONE 'UTC') - older.created_at))::double precision
-FROM (SELECT id FROM outbox ORDER BY id DESC LIMIT 1) AS newest
-CROSS JOIN LATERAL (
-    SELECT id, created_at FROM outbox WHERE id >= newest.id - 1000000 ORDER BY id LIMIT 1
+FROM (SELECT id FROM outbox WHERE id BETWEEN %(last)s - 1000000 AND %(last)s ORDER BY id DESC LIMIT 1) AS newest
+CROSS JOIN (
+    SELECT id, created_at FROM outbox WHERE id BETWEEN %(last)s - 1000000 AND %(last)s ORDER BY id LIMIT 1
 ) AS older;
 
 -- last_id --

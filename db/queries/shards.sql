@@ -81,7 +81,7 @@ LIMIT %(most)s;
 -- The same in the gaps that were left.
 SELECT o.topic, o.key, o.payload, o.created_at, o.id, o.biz_type, o.traceparent, o.resend_of
 FROM unnest(%(lows)s::bigint[], %(highs)s::bigint[]) AS gap (low, high)
-JOIN outbox AS o ON o.id BETWEEN gap.low AND gap.high
+JOIN outbox AS o ON o.id BETWEEN gap.low AND gap.high AND o.id BETWEEN %(first)s AND %(last)s
 WHERE o.id > (%(after)s::bigint[])[1 + outbox_shard(o.key, %(shards)s)]
 ORDER BY o.id
 LIMIT %(most)s;
@@ -90,7 +90,7 @@ LIMIT %(most)s;
 -- Ids in those gaps that belong to the shards of others.
 SELECT o.id
 FROM unnest(%(lows)s::bigint[], %(highs)s::bigint[]) AS gap (low, high)
-JOIN outbox AS o ON o.id BETWEEN gap.low AND gap.high
+JOIN outbox AS o ON o.id BETWEEN gap.low AND gap.high AND o.id BETWEEN %(first)s AND %(last)s
 WHERE (o.id > (%(after)s::bigint[])[1 + outbox_shard(o.key, %(shards)s)]) IS NOT TRUE
 ORDER BY o.id
 LIMIT %(most)s;

@@ -1,12 +1,9 @@
 -- relays_standing --
--- How each relay stands, or the one asked for, led or not.  Rows and seconds behind: ids drawn since the floor (rolled back
--- ones too), and the age of the oldest row above it.
+-- How each relay stands, or the one asked for, led or not.  Rows behind: ids drawn since the floor, rolled back ones too.
 SELECT n.name, p.mode, p.asked, p.wish, p.doing, p.reason, coalesce(p.rate, 0) AS rate, p.lsn::text AS position,
        coalesce(p.floor, 0) AS floor, p.leader, p.pid, extract(epoch FROM now() - p.heartbeat)::double precision AS silent,
        pg_wal_lsn_diff(pg_current_wal_insert_lsn(), p.lsn)::bigint AS lag_bytes,
-       greatest(0, ids.newest - coalesce(p.floor, 0)) AS lag_rows,
-       greatest(0, coalesce(extract(epoch FROM (now() AT TIME ZONE 'UTC') - oldest.created_at), 0))::double precision
-           AS lag_seconds,
+       greatest(0, ids.newest - coalesce(p.floor, 0)) AS lag_rows, ids.newest,
        coalesce(p.identity <> outbox_identity() OR ids.newest < p.floor, false) AS strange,
        s.wal_status, s.active_pid IS NOT NULL AS slot_active, s.safe_wal_size,
        pg_wal_lsn_diff(pg_current_wal_insert_lsn(), s.restart_lsn)::bigint AS held
@@ -14,11 +11,16 @@ FROM (SELECT name FROM relay_position WHERE %(relay)s::text IS NULL UNION SELECT
 LEFT JOIN relay_position AS p USING (name)
 LEFT JOIN pg_replication_slots AS s ON s.slot_name = n.name AND s.database = current_database()
 CROSS JOIN (SELECT last_value - (NOT is_called)::int AS newest FROM outbox_id_seq) AS ids
-LEFT JOIN LATERAL (
-    SELECT created_at FROM outbox WHERE id > coalesce(p.floor, 0) ORDER BY id LIMIT 1
-) AS oldest ON true
 WHERE n.name IS NOT NULL
 ORDER BY n.name;
+
+-- oldest_above --
+-- For how many seconds the oldest row above this floor has been there.
+SELECT greatest(0, extract(epoch FROM (now() AT TIME ZONE 'UTC') - created_at))::double precision
+FROM outbox
+WHERE id > %(floor)s AND id <= %(newest)s
+ORDER BY id
+LIMIT 1;
 
 -- relay_attendance --
 -- Sessions that lead this relay or stand by for it; they say who they are in their application_name.

@@ -22,4 +22,4 @@ UPDATE outbox_state SET next_retry_at = now() WHERE topic IS NOT NULL AND status
 
 -- all_open --
 -- Everything that waits, in its order.
-SELECT outbox_id, topic, partition, key FROM outbox_state WHERE topic IS NOT NULL ORDER BY arrived;
+SELECT outbox_id, topic, partition, key FROM outbox_open ORDER BY arrived;

@@ -11,10 +11,10 @@ SELECT o.id AS outbox_id, o.biz_type, o.topic, o.key,
        s.source_id, s.updated_at, head.outbox_id AS behind
 FROM outbox AS o
 CROSS JOIN (SELECT coalesce(max(floor), 0) AS floor FROM relay_position) AS relay
-LEFT JOIN outbox_state AS s ON s.outbox_id = o.id
+LEFT JOIN outbox_state AS s ON s.outbox_id = o.id AND s.outbox_id = ANY(%(ids)s::bigint[])
 LEFT JOIN LATERAL (
     SELECT h.outbox_id
-    FROM outbox_state AS h
+    FROM outbox_open AS h
     WHERE s.status = 'parked' AND h.topic = s.topic AND h.key = s.key
     ORDER BY h.arrived
     LIMIT 1
@@ -23,12 +23,12 @@ WHERE o.id = ANY(%(ids)s::bigint[]) AND o.resend_of IS NULL
 ORDER BY o.id;
 
 -- trace_resends --
--- Each time one of these messages was sent again.
+-- Each time one of these messages was sent again, which is behind the first of them.
 SELECT o.resend_of AS outbox_id, o.id AS resend, o.created_at AT TIME ZONE 'UTC' AS created_at,
        o.id <= relay.floor AS published
 FROM outbox AS o
 CROSS JOIN (SELECT coalesce(max(floor), 0) AS floor FROM relay_position) AS relay
-WHERE o.resend_of = ANY(%(ids)s::bigint[])
+WHERE o.resend_of = ANY(%(ids)s::bigint[]) AND o.id > %(after)s
 ORDER BY o.id;
 
 -- trace_actions --
@@ -49,10 +49,6 @@ ORDER BY a.id;
 -- trace_direct --
 -- Whether this id was written while the outbox was disabled.
 SELECT EXISTS (SELECT FROM outbox_direct WHERE outbox_id = %(outbox_id)s);
-
--- trace_ids --
--- The oldest and the newest outbox id there is.
-SELECT min(id), max(id) FROM outbox;
 
 -- trace_window --
 -- A conversation's messages among these ids, newest first: no index on the key, so that an enqueue stays cheap.

@@ -30,6 +30,7 @@ from streams.registry import Registry
 # next audit.
 BACKLOG = 1000
 LEFT = 20_000
+OPEN = 5_000
 EVERYTHING = -(2**63) + 1
 SECOND_LOOK = 40.0
 
@@ -89,6 +90,7 @@ class Audit:
             self._known = []
         self._look_again()
         self._look_at_new(advance)
+        self._look_at_open()
         Foreign(self._session, self._registry, report).look()
         if self._registry.envelopes:
             envelopes = Envelopes(
@@ -133,6 +135,25 @@ class Audit:
 
     def _behind(self) -> list[Place]:
         return [place for place, position in self._positions.items() if not position.worked]
+
+    def _look_at_open(self) -> None:
+        """At all that outbox_open has.
+
+        A row that is left there of what was settled long ago holds a conversation.
+        """
+        after = EVERYTHING
+        while True:
+            with self._session.snapshot():
+                ids = [
+                    row[0] for row in self._session.rows("audit_open_ids", after=after, limit=OPEN)
+                ]
+                where = {"after": after, "until": max(ids, default=after), "ids": ids}
+                rows = self._session.rows("audit_open", **where) if ids else []
+            for outbox_id, status in rows:
+                self.report.add("wrong_open", outbox_id, status=status)
+            if len(ids) < OPEN:
+                return
+            after = ids[-1]
 
     def _look_again(self) -> None:
         """At what the last audits left, and at how it now stands to every range it overlaps."""
@@ -276,6 +297,9 @@ class Audit:
             wrong.add(outbox_id)
         for outbox_id, status in self._session.rows("audit_rowless", **where):
             add("rowless_state", outbox_id, status=status)
+            wrong.add(outbox_id)
+        for outbox_id, status in self._session.rows("audit_open", **where):
+            add("wrong_open", outbox_id, status=status)
             wrong.add(outbox_id)
         for outbox_id, root in self._session.rows("audit_resends", **where, first=self._first):
             add("bad_resend", outbox_id, resend_of=root)

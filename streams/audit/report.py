@@ -35,6 +35,7 @@ KINDS = {
     "blocking": "settled, but still in the line of its conversation, which waits for it",
     "forgotten": "open, but in no line: nobody will take it up",
     "misplaced": "in the line of another conversation",
+    "wrong_open": "what outbox_open says of it, or does not say, is not what its state says",
     "bad_source": "waits for, or took, a replay that is not its own",
     "bad_resend": "sends again what is no message, or one of another conversation",
     "rowless_state": "a state of a message that there is not",

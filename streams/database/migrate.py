@@ -27,7 +27,7 @@ from streams.settings import AGENTS, Settings, redact
 
 # Every table of ours but the partitions; `db/schema.sql` says what is in them.
 TABLES = (
-    "outbox", "outbox_direct", "outbox_biz_types", "outbox_state", "outbox_foreign",
+    "outbox", "outbox_direct", "outbox_biz_types", "outbox_state", "outbox_open", "outbox_foreign",
     "outbox_run_crashes", "outbox_partition_crashes", "outbox_message_crashes", "outbox_rejects",
     "outbox_topics", "relay_position", "relay_shards", "outbox_actions", "outbox_audit_ranges",
     "outbox_audit_left", "outbox_audits", "outbox_stats", "outbox_processes", "outbox_lag",

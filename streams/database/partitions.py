@@ -69,9 +69,30 @@ async def reach(connection: psycopg.AsyncConnection[Any]) -> int:
     return _end(await (await connection.execute(query("partition_bounds"))).fetchall())
 
 
+async def first(connection: psycopg.AsyncConnection[Any]) -> int:
+    """The first id that has a home: there is no row before it."""
+    return _first(await (await connection.execute(query("partition_bounds"))).fetchall())
+
+
+def first_sync(connection: Connection) -> int:
+    """Like `first`, on a SQLAlchemy connection."""
+    return _first(
+        [(row[0], row[1]) for row in connection.exec_driver_sql(query("partition_bounds"))]
+    )
+
+
 def reach_sync(connection: Connection) -> int:
     """Like `reach`, on a SQLAlchemy connection."""
     return _end([(row[0], row[1]) for row in connection.exec_driver_sql(query("partition_bounds"))])
+
+
+def _first(bounds: list[tuple[str, str]]) -> int:
+    starts = [
+        int(found[1])
+        for table, bound in bounds
+        if table == "outbox" and (found := _BOUNDS.search(bound))
+    ]
+    return min(starts, default=0)
 
 
 def _end(bounds: list[tuple[str, str]]) -> int:

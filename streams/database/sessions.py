@@ -43,10 +43,8 @@ REQUIRED: Settings = {
     "default_transaction_deferrable": "off",
     # A row that a policy hides would count as one that does not exist: the server says so instead.
     "row_security": "off",
-    # The server's own choice.  A generic plan locks every partition there is; a custom one is made
-    # anew for each long array, which costs more than the statement as long as the array is a
-    # constant of it.
-    "plan_cache_mode": "auto",
+    # A generic plan locks every partition there is, whatever it is asked for.
+    "plan_cache_mode": "force_custom_plan",
     # Compiling costs more than our statements take.
     "jit": "off",
 }

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from streams.database import query
+from streams.database.partitions import first_sync
 from streams.message_id import MessageId, name_of
 from streams.operate.look import heads
 from streams.operate.snapshot import Head
@@ -91,16 +92,17 @@ def axis(
     ids: list[int] = []
     if before is None:
         ids += connection.exec_driver_sql(query("axis_open"), where).scalars()
-    oldest, newest = connection.exec_driver_sql(query("trace_ids")).one()
-    until: int = (newest or 0) if before is None else before - 1
+    oldest = first_sync(connection)
+    newest: int = connection.exec_driver_sql(query("last_id")).scalar_one()
+    until = newest if before is None else before - 1
     ends = time.monotonic() + seconds
-    while until >= (oldest or 1) and len(ids) < MOST:
+    while until >= oldest and len(ids) < MOST:
         window = where | {"after": until - WINDOW, "until": until}
         ids += connection.exec_driver_sql(query("axis_window"), window).scalars()
         until -= WINDOW
         if time.monotonic() >= ends:
             break
-    more = until >= (oldest or 1)
+    more = until >= oldest
     rows = connection.exec_driver_sql(query("axis_items"), {"ids": sorted(set(ids))}).all()
     looked_back = connection.exec_driver_sql(
         query("looked_at"), {"id": until if more else 0}

@@ -64,7 +64,10 @@ def release(
     """
     with connection.begin():
         where = {"key": key, "topic": topic}
-        ids: list[MessageId] = [row[0] for row in connection.exec_driver_sql(query("held"), where)]
+        holding = {"ids": [row[0] for row in connection.exec_driver_sql(query("holding"), where)]}
+        ids: list[MessageId] = [
+            row[0] for row in connection.exec_driver_sql(query("held"), holding)
+        ]
         ids += [name_of(*row) for row in connection.exec_driver_sql(query("foreign_held"), where)]
         if not ids:
             raise NotHeld(f"no dead message holds a conversation with the key {key!r:.80}")

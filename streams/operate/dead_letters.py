@@ -117,6 +117,10 @@ def payload(connection: Connection, name: MessageId) -> str:
     """The text that counts for this message: its own, or that of its last replay."""
     source, outbox_id = parts_of(name)
     parameters = {"source": source, "outbox_id": outbox_id}
+    if not source:
+        parameters["body"] = connection.exec_driver_sql(
+            query("body_of"), parameters
+        ).scalar_one_or_none()
     statement = query("foreign_payload") if source else query("dead_payload")
     row = connection.exec_driver_sql(statement, parameters).mappings().one_or_none()
     if row is None or row["payload"] is None:

@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 from streams.broker.partitioner import partition_of
 from streams.database import query
+from streams.database.partitions import first_sync
 from streams.message_id import MessageId, foreign, name_of, ours
 
 # Ids looked through at a time for a conversation: some 50 ms.
@@ -60,7 +61,7 @@ def messages(connection: Connection, ids: Iterable[MessageId]) -> list[MessageHi
     roots = [
         row[0] for row in connection.exec_driver_sql(query("trace_roots"), {"ids": ours(named)})
     ]
-    parameters = {"ids": roots}
+    parameters = {"ids": roots, "after": min(roots, default=0)}
     rows = [
         dict(row)
         for row in connection.exec_driver_sql(query("trace_messages"), parameters).mappings()
@@ -97,10 +98,9 @@ def conversation(
         where = {"source": source, "key": key, "since": since, "limit": limit}
         rows = connection.exec_driver_sql(query("trace_foreign_key"), where)
         return messages(connection, [name_of(source, row[0]) for row in rows])
-    first, last = connection.exec_driver_sql(query("trace_ids")).one()
+    first, until = first_sync(connection), connection.exec_driver_sql(query("last_id")).scalar_one()
     ids: list[int] = []
-    until = last or 0
-    while len(ids) < limit and until >= (first or 1):
+    while len(ids) < limit and until >= first:
         after = until - WINDOW
         window = {"after": after, "until": until, "key": key, "limit": limit - len(ids)}
         ids += [row[0] for row in connection.exec_driver_sql(query("trace_window"), window)]

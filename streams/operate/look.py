@@ -403,7 +403,7 @@ def _pins(
 def _room(connection: Connection) -> Room:
     last = connection.exec_driver_sql(query("last_id")).scalar_one()
     left = max(0, reach_sync(connection) - 1 - last)
-    row = connection.exec_driver_sql(query("recent_rows")).first()
+    row = connection.exec_driver_sql(query("recent_rows"), {"last": last}).first()
     return Room(left, left * row[1] / row[0] if row and row[0] else None)
 
 

@@ -90,7 +90,9 @@ def standing(connection: Connection, relay: str | None = None) -> list[RelayStat
     rows = connection.exec_driver_sql(query("relays_standing"), {"relay": relay}).mappings().all()
     return [
         _standing(
-            dict(row), _sharing(connection, row["name"]), _attendance(connection, row["name"])
+            dict(row) | {"lag_seconds": _lag_seconds(connection, row["floor"], row["newest"])},
+            _sharing(connection, row["name"]),
+            _attendance(connection, row["name"]),
         )
         for row in rows
     ]
@@ -149,6 +151,13 @@ def _standing(row: dict[str, Any], sharing: list[Member], present: list[Member])
         lag=Lag(row["lag_bytes"], row["lag_rows"], round(row["lag_seconds"], 3)),
         slot=slot,
         strange=row["strange"],
+    )
+
+
+def _lag_seconds(connection: Connection, floor: int, newest: int) -> float:
+    bounds = {"floor": floor, "newest": newest}
+    return float(
+        connection.exec_driver_sql(query("oldest_above"), bounds).scalar_one_or_none() or 0.0
     )
 
 

@@ -107,7 +107,7 @@ def replay(
                     f"message {ids[0]} was replayed {dead[ids[0]].replays} times already and died"
                     " again: mend the cause, then --force"
                 )
-            _send_again(connection, chosen)
+            _send_again(connection, chosen, dead)
             about = {"filter": choice.said(), "force": force} | _deaths(dead, chosen)
             _account(connection, operator, "replay", chosen, about, ledger)
             if ledger is not None:
@@ -165,7 +165,7 @@ def edit(
             raise NotDead(f"message {name} is not dead: nothing was done")
         source, outbox_id = parts_of(name)
         about: dict[str, Any] = {"edited": True} | _deaths(dead, [name])
-        parameters = {"source": source, "outbox_id": outbox_id}
+        parameters = {"source": source, "outbox_id": outbox_id, "body": dead[name].body}
         if source:
             old, biz_type, _ = connection.exec_driver_sql(
                 query("foreign_payload"), parameters
@@ -175,13 +175,13 @@ def edit(
             connection.exec_driver_sql(
                 query("foreign_edit"), parameters | {"payload": payload, "key": key}
             )
-            _send_again(connection, [name])
+            _send_again(connection, [name], dead)
         else:
             about["replaced"], _, biz_type, key = connection.exec_driver_sql(
                 query("dead_payload"), parameters
             ).one()
             _, payload = _checked(text, _agent(biz_type, registry).event, key, max_bytes)
-            _send_again(connection, [name], payload)
+            _send_again(connection, [name], dead, payload)
         note(connection, operator, "replay", [name], about)
 
 
@@ -193,8 +193,12 @@ def compare(
     UsageError as there, and nothing is done.
     """
     source, outbox_id = parts_of(name)
-    parameters = {"source": source, "outbox_id": outbox_id}
+    parameters: dict[str, Any] = {"source": source, "outbox_id": outbox_id}
     with connection.begin():
+        if not source:
+            parameters["body"] = connection.exec_driver_sql(
+                query("body_of"), parameters
+            ).scalar_one_or_none()
         row = connection.exec_driver_sql(
             query("foreign_payload" if source else "dead_payload"), parameters
         )
@@ -263,13 +267,17 @@ def _account(
 
 
 class _Death(NamedTuple):
-    """How a message stood when an operator took it up: a replay overwrites that in its state."""
+    """How a message stood when an operator took it up: a replay overwrites that in its state.
+
+    `body` is the outbox row whose payload counts, None for another system's message.
+    """
 
     replays: int
     at: datetime
     attempts: int
     error_code: str | None
     error: str | None
+    body: int | None = None
 
 
 def _lock(
@@ -303,11 +311,19 @@ def _deaths(dead: Mapping[MessageId, _Death], ids: Sequence[MessageId]) -> dict[
     return {"died": died, "errors": list(errors)}
 
 
-def _send_again(connection: Connection, ids: list[MessageId], payload: str | None = None) -> None:
+def _send_again(
+    connection: Connection,
+    ids: list[MessageId],
+    dead: Mapping[MessageId, _Death],
+    payload: str | None = None,
+) -> None:
     if ids:
-        rows = connection.exec_driver_sql(
-            query("dead_replay"), {"ids": ours(ids), "payload": payload}
-        ).all()
+        given = {
+            "ids": ours(ids),
+            "bodies": [dead[one].body for one in ours(ids)],
+            "payload": payload,
+        }
+        rows = connection.exec_driver_sql(query("dead_replay"), given).all()
         if len(rows) != len(ours(ids)):
             lost = min(set(ours(ids)) - {row[0] for row in rows})
             raise StreamsError(

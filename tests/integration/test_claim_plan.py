@@ -1,6 +1,6 @@
-"""Claims are planned once and repeated for as long as a connection lives.
+"""A plan may be made while a partition is empty, and run when it is full.
 
-So no plan may read a whole partition.
+So no claim's may read a whole partition.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ FILLED = (
 
 @pytest.mark.parametrize("name", ["claim_all", "claim", "foreign_claim_all", "foreign_claim"])
 @pytest.mark.parametrize("before", ["SELECT 1", FILLED], ids=["empty", "nearly empty"])
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
 def test_the_plan_of_an_empty_table_is_good_for_a_full_one(
-    database: str, name: str, before: str
+    database: str, name: str, before: str, mode: str
 ) -> None:
     """Reading the whole table is cheapest while there is nothing in it.
 
@@ -60,7 +61,7 @@ def test_the_plan_of_an_empty_table_is_good_for_a_full_one(
     with psycopg.connect(database) as connection:
         connection.execute(before.encode())
         connection.execute(query("by_index"))
-        connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+        connection.execute(f"SET LOCAL plan_cache_mode = {mode}".encode())
         connection.execute(f"PREPARE claims ({types}) AS {statement}".encode())
         plan = "\n".join(
             line for (line,) in connection.execute(f"EXPLAIN EXECUTE claims ({values})".encode())

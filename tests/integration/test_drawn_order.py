@@ -46,6 +46,7 @@ GIVEN: dict[str, Any] = {
         (b"a" + SINCE_2000.to_bytes(8, "big")) * len(ORDER), usedforsecurity=False
     ).hexdigest(),
     "ids": ORDER,
+    "bodies": ORDER,
     "first": min(ORDER),
     "last": max(ORDER),
     "sources": ["s"] * len(ORDER),

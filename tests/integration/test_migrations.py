@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from click.testing import CliRunner
@@ -22,7 +23,7 @@ from sqlalchemy import Connection
 
 from streams.cli import cli
 from streams.database import migrate as migrations
-from streams.database import revisions, sync_engine
+from streams.database import partitions, query, revisions, sync_engine
 from streams.database.migrate import CHAT_TABLES, TABLES
 from streams.dev.postgres import PostgresServer
 from streams.errors import NotMigrated, ServiceUnreachable, SettingsInvalid, UsageError
@@ -154,6 +155,48 @@ def test_migrating_twice_changes_nothing_the_second_time(empty: str, name: str) 
     before = catalog(empty)
     assert migrate(found) == [f"database at revision {revisions.head()}"]
     assert catalog(empty) == before
+
+
+def test_what_is_open_when_a_database_is_migrated_is_open_afterwards(
+    empty: str, name: str, at: Callable[[str], Connection]
+) -> None:
+    """Whoever may read the states may read what is open of them: new workers ask there."""
+    config = Config()
+    config.set_main_option("script_location", str(revisions.MIGRATIONS))
+    config.set_main_option("path_separator", "newline")
+    config.set_main_option("version_locations", str(revisions.MIGRATIONS / "versions"))
+    database = at(empty)
+    config.attributes |= {"connection": database, "version_table": revisions.VERSION_TABLE}
+    command.upgrade(config, "0014")
+    database.commit()
+    partitions.ensure_sync(database, ahead=3000, width=1000)
+    database.exec_driver_sql(
+        f"CREATE ROLE {name}_reader; GRANT SELECT ON outbox_state TO {name}_reader;"
+        " INSERT INTO outbox_state (outbox_id, status, topic, key, arrived, attempts, error_code)"
+        " VALUES (1, 'retrying', 't', 'a', 2, 3, '22003'), (1500, 'parked', 't', 'a', 3, 0, NULL),"
+        " (2500, 'dead', 't', 'b', 1, 0, 'json'), (2501, 'dead', NULL, NULL, 4, 0, 'json'),"
+        " (2, 'consumed', NULL, NULL, NULL, 0, NULL)"
+    )
+    database.commit()
+    migrate(settings(empty, name, STREAMS_RELAY__MODE="poll"))
+    with psycopg.connect(empty) as connection:
+        assert (
+            connection.execute(
+                query("audit_open"), {"after": -1, "until": 2**62, "ids": None}
+            ).fetchall()
+            == []
+        )
+        rows = "SELECT outbox_id, key, status, attempts FROM outbox_open ORDER BY arrived"
+        assert connection.execute(rows).fetchall() == [
+            (2500, "b", "dead", 0),
+            (1, "a", "retrying", 3),
+            (1500, "a", "parked", 0),
+        ]
+        connection.execute(f"SET ROLE {name}_reader".encode())
+        assert len(connection.execute(rows).fetchall()) == 3
+        connection.execute(
+            f"RESET ROLE; DROP OWNED BY {name}_reader; DROP ROLE {name}_reader".encode()
+        )
 
 
 def test_four_processes_at_once_migrate_once(empty: str, name: str, tmp_path: Path) -> None:

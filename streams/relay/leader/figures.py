@@ -118,6 +118,10 @@ class LeaderFigures:
             await cursor.execute(query("relays_standing"), {"relay": relay})
             names = [column.name for column in cursor.description or ()]
             relays = [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
+        for each in relays:
+            bounds = {"floor": each["floor"], "newest": each["newest"]}
+            oldest = await _rows(connection, "oldest_above", **bounds)
+            each["lag_seconds"] = oldest[0][0] if oldest else 0.0
         sharing = await _rows(connection, "relay_sharing", relay=relay)
         attendance = await _rows(connection, "relay_attendance", relay=relay)
         pins = await _rows(connection, "outbox_pins", seconds=PIN_SECONDS)

@@ -30,6 +30,7 @@ from streams.errors import ServiceUnreachable, StreamsError
 from streams.registry import Registry
 from streams.relay.debezium.config import heartbeats
 from streams.relay.debezium.supervisor import ConnectorSupervisor, SlotFloor
+from streams.relay.leader.housekeeping import Housekeeping
 from streams.relay.leader.lock import Leadership
 from streams.relay.leader.maintenance import Activity, LeaderMaintenance
 from streams.relay.leader.monitor import Monitor, PlanChanged
@@ -164,11 +165,8 @@ class LeaderSession:
 
     def _beside(self) -> list[Coroutine[Any, Any, None]]:
         """What a leader does all the time, whatever its plan is."""
-        return [
-            self._maintenance.run(),
-            self._monitor.run(),
-            Sweep(self._settings, self._registry).run(),
-        ]
+        sweep, housekeeping = Sweep(self._settings, self._registry), Housekeeping(self._settings)
+        return [self._maintenance.run(), self._monitor.run(), sweep.run(), housekeeping.run()]
 
     async def _plan(self) -> Plan:
         """What to do now; a slot that holds back too much is dropped first."""

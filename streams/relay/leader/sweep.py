@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
@@ -21,7 +21,7 @@ from confluent_kafka.admin import AdminClient
 
 from streams.broker import kafka, topics
 from streams.broker.partitioner import partition_of
-from streams.database import connect, query
+from streams.database import connect, partitions, query
 from streams.registry import Registry
 from streams.settings import Settings
 
@@ -97,6 +97,22 @@ class Progress:
         ]
 
 
+class Reach(NamedTuple):
+    """Up to where everything was published, and the newest id that was drawn."""
+
+    floor: int
+    newest: int
+
+
+class Overdue(NamedTuple):
+    """An open message that should have moved, with the id of its last record."""
+
+    outbox_id: int
+    topic: str
+    key: str
+    sent_as: int
+
+
 @dataclass(slots=True)
 class Pass:
     """One way through a topic's messages without a fate, of one or several rounds.
@@ -144,15 +160,14 @@ class Sweep:
     async def round(self, connection: psycopg.AsyncConnection[Any]) -> int:
         """Look once; returns how many messages were sent again."""
         # The floor first: what it covers was published before the ends that are asked for next.
-        [(floor, oldest)] = await _rows(connection, "sweep_reach", relay=self._settings.relay.name)
+        reach = Reach(*(await _rows(connection, "sweep_reach", relay=self._settings.relay.name))[0])
+        floor, oldest = reach.floor, await partitions.first(connection)
         waiting = {
             name
             for name in self._topics
-            if await self._any_fateless(connection, name, floor, oldest)
+            if await self._any_fateless(connection, name, reach, oldest)
         }
-        overdue = await _rows(
-            connection, "sweep_overdue", patience=PATIENCE, floor=floor, most=MOST
-        )
+        overdue = await self._find_overdue(connection, reach)
         wanted = waiting | {topic for _, topic, _, _ in overdue}
         if not wanted:
             return 0
@@ -162,7 +177,7 @@ class Sweep:
         self._overdue = {row[0]: self._overdue.get(row[0], floor) for row in overdue}
         lost: list[tuple[int, int]] = []
         for name in sorted(waiting & looked.keys()):
-            lost += await self._send_lost(connection, name, floor, oldest)
+            lost += await self._send_lost(connection, name, reach, oldest)
         stuck = [
             outbox_id
             for name in looked
@@ -183,20 +198,39 @@ class Sweep:
         _report("overdue", moved)
         return len(lost) + len(moved)
 
+    async def _find_overdue(
+        self, connection: psycopg.AsyncConnection[Any], reach: Reach
+    ) -> list[Overdue]:
+        """Open messages that should have moved, unless their last record may be under way."""
+        rows = await _rows(
+            connection, "sweep_overdue", patience=PATIENCE, floor=reach.floor, most=MOST
+        )
+        if not rows:
+            return []
+        ids = [row[0] for row in rows]
+        resent = dict(
+            await _rows(connection, "sweep_resent", ids=ids, after=min(ids), newest=reach.newest)
+        )
+        overdue = [Overdue(each, topic, key, resent.get(each, each)) for each, topic, key in rows]
+        return [
+            each
+            for each in overdue
+            if each.sent_as == each.outbox_id or each.sent_as <= reach.floor
+        ]
+
     async def _any_fateless(
-        self, connection: psycopg.AsyncConnection[Any], topic: str, floor: int, oldest: int
+        self, connection: psycopg.AsyncConnection[Any], topic: str, reach: Reach, oldest: int
     ) -> bool:
         """Whether a message of the topic has no fate; remembers from where all before have one."""
         after = max(self._swept[topic], oldest - 1)
-        upto = min(floor, after + IDS)
-        first = await _rows(
-            connection, "sweep_lost", topic=topic, after=after, upto=upto, floor=floor, most=1
-        )
+        upto = min(reach.floor, after + IDS)
+        where = {"topic": topic, "after": after, "upto": upto, **reach._asdict()}
+        first = await _rows(connection, "sweep_lost", **where, most=1)
         self._swept[topic] = first[0][0] - 1 if first else max(self._swept[topic], upto)
         return bool(first)
 
     async def _send_lost(
-        self, connection: psycopg.AsyncConnection[Any], name: str, floor: int, oldest: int
+        self, connection: psycopg.AsyncConnection[Any], name: str, reach: Reach, oldest: int
     ) -> list[tuple[int, int]]:
         """Send again what the workers passed, in the order of its ids.
 
@@ -214,15 +248,8 @@ class Sweep:
                 self._passes[name] = current
                 break
             upto = min(last, current.after + IDS)
-            rows = await _rows(
-                connection,
-                "sweep_lost",
-                topic=name,
-                after=current.after,
-                upto=upto,
-                floor=floor,
-                most=MOST,
-            )
+            where = {"topic": name, "after": current.after, "upto": upto, **reach._asdict()}
+            rows = await _rows(connection, "sweep_lost", **where, most=MOST)
             read += len(rows)
             lost = progress.lost(rows, current.passed)
             sent += await self._resend(connection, lost)
@@ -235,7 +262,11 @@ class Sweep:
         if not ids:
             return []
         async with connection.transaction():
-            return [(row[0], row[1]) for row in await _rows(connection, "sweep_resend", ids=ids)]
+            bodies = ids + [row[0] for row in await _rows(connection, "sources", ids=ids)]
+            return [
+                (row[0], row[1])
+                for row in await _rows(connection, "sweep_resend", ids=ids, bodies=bodies)
+            ]
 
     def _look(self, names: Iterable[str]) -> dict[str, Topic]:
         """Those of these topics that can be read, as they are now; blocking."""

@@ -236,7 +236,10 @@ class PollSource:
         newer, whole = await self._select("poll_newer", newest=self._gaps.newest)
         older: list[Row] = []
         if lows:
-            older, all_older = await self._select("poll_gaps", lows=list(lows), highs=list(highs))
+            bounds = {"first": lows[0], "last": highs[-1]}
+            older, all_older = await self._select(
+                "poll_gaps", lows=list(lows), highs=list(highs), **bounds
+            )
             if not all_older:
                 # A newer row may have to wait for one that is still unread.
                 newer, whole = [], False

@@ -76,11 +76,10 @@ class ShardSource(PollSource):
         older: list[Row] = []
         lows, highs = map(list, self._gaps.ranges)
         if lows:
-            older, all_older = await self._select("shard_gaps", lows=lows, highs=highs, **where)
+            gaps = {"lows": lows, "highs": highs, "first": lows[0], "last": highs[-1], **where}
+            older, all_older = await self._select("shard_gaps", **gaps)
             self._gaps.read([row.id for row in older])
-            self._gaps.read(
-                await self._others({"lows": lows, "highs": highs, "most": most, **where})
-            )
+            self._gaps.read(await self._others({"most": most, **gaps}))
             if not all_older:
                 # A newer row may have to wait for one that is still unread.
                 return older, False

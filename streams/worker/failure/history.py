@@ -12,6 +12,7 @@ from typing import Any
 
 from streams.events import Message
 from streams.worker.failure.doubt import Doubt
+from streams.worker.failure.probe import Probe
 
 WORTH = 40  # messages that cost as much as one call of a handler does, however few messages it gets
 MOST_PIECE = 1000
@@ -84,6 +85,7 @@ class FailureHistory:
     sound                    the message of each biz_type that worked last
     failed                   when a message of each topic last failed for the first time
     waits                    for how many more runs of a topic conversations may be waiting
+    probes                   how quickly it is told, for each topic, whether anything waits
     first                    how often messages of each biz_type fail, the first time
     again                    how often those fail that failed before
     row_count_unreliable     biz_types whose inserted rows once told nothing of who is guilty
@@ -97,6 +99,7 @@ class FailureHistory:
     sound: dict[str, Message[Any]] = field(default_factory=dict)
     failed: dict[str, float] = field(default_factory=dict)
     waits: Counter[str] = field(default_factory=Counter)
+    probes: defaultdict[str, Probe] = field(default_factory=lambda: defaultdict(Probe))
     first: defaultdict[str, FailureRate] = field(default_factory=lambda: defaultdict(FailureRate))
     again: defaultdict[str, FailureRate] = field(
         default_factory=lambda: defaultdict(_failed_before)

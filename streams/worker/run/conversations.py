@@ -13,14 +13,14 @@ from streams.worker.run.pipeline import handle, reclaim
 from streams.worker.set_aside import SetAside
 
 
-def head_of(row: Sequence[Any], known: Container[str]) -> SetAside:
+def head_of(row: Sequence[Any], awaited: Container[int] = ()) -> SetAside:
     """The message a conversation waits for, from a row of `heads` or `all_heads`.
 
-    Those are named queries. `known` are the biz_types that this worker knows.  A parked head is due
-    at once, and so is one that waited for somebody who knows its biz_type.
+    Those are named queries. A parked head is due at once, and so is one that is `awaited`: it
+    waited for somebody who knows its biz_type.
     """
-    key, partition, outbox_id, status, attempts, code, next_retry_at, awaited = row
-    due = {"retrying": 0.0 if awaited in known else next_retry_at, "parked": 0.0}.get(status)
+    key, partition, outbox_id, status, attempts, code, next_retry_at = row
+    due = {"retrying": 0.0 if outbox_id in awaited else next_retry_at, "parked": 0.0}.get(status)
     return SetAside(outbox_id, key, partition, status, attempts, code, due=due)
 
 

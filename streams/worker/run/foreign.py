@@ -25,15 +25,18 @@ from streams.worker.run.decode import milliseconds, unknown
 STATEMENTS: Mapping[str, LiteralString] = {
     "claim": "foreign_claim",
     "claim_all": "foreign_claim_all",
+    "probe": "foreign_probe",
     "open_keys": "foreign_open_keys",
     "facts": "foreign_facts",
     "payloads": "foreign_payloads",
     "reclaim": "foreign_reclaim",
     "open": "foreign_open",
     "set_aside": "foreign_set_aside",
+    "open_line": "foreign_open_line",
     "open_rows": "foreign_open_rows",
     "heads": "foreign_heads",
     "all_heads": "foreign_all_heads",
+    "biz_types_of": "foreign_biz_types_of",
     "newest_dead": "foreign_newest_dead",
     "still_dead": "foreign_still_dead",
 }

@@ -142,7 +142,8 @@ class Outbox:
             }
             for delivery in deliveries
         ]
-        return {"records": orjson.dumps(rows).decode()}
+        ids = [delivery.outbox_id for delivery in deliveries]
+        return {"records": orjson.dumps(rows).decode(), "first": min(ids), "last": max(ids)}
 
     def to_store(self, delivery: Delivery) -> Mapping[str, Any]:
         """Nothing: the outbox row stays."""

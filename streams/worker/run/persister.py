@@ -20,6 +20,7 @@ from streams.settings import Settings
 from streams.worker.database.connections import TransactionFailed, commit, driver_of, is_lost
 from streams.worker.database.database import REACH, Database
 from streams.worker.database.response_deadline import response_deadline
+from streams.worker.delivery import UNKNOWN
 from streams.worker.driver.dispatcher import Slots
 from streams.worker.driver.runs import Run
 from streams.worker.failure.classify import (
@@ -118,13 +119,15 @@ class Persister:
 
         A conversation that waits for nothing has None.
         """
-        rows = await self._ask("heads", topic, keys=orjson.dumps(list(keys)).decode())
-        return [head_of(row, self.registry.agents) for row in rows]
+        return await self._heads(
+            topic, await self._ask("heads", topic, keys=orjson.dumps(list(keys)).decode())
+        )
 
     async def all_heads(self, topic: str, partitions: Sequence[int]) -> list[SetAside]:
         """The open message that each conversation of these partitions waits for."""
-        rows = await self._ask("all_heads", topic, partitions=list(partitions))
-        return [head_of(row, self.registry.agents) for row in rows]
+        return await self._heads(
+            topic, await self._ask("all_heads", topic, partitions=list(partitions))
+        )
 
     async def still_dead(self, topic: str, ids: Sequence[int]) -> set[int]:
         """Which of these messages of the topic are dead."""
@@ -259,6 +262,16 @@ class Persister:
                         await connection.invalidate()
         except Exception as error:
             raise TransactionFailed(error, lost, at_commit=at_commit) from error
+
+    async def _heads(self, topic: str, rows: Sequence[tuple[Any, ...]]) -> list[SetAside]:
+        unknown = [row[2] for row in rows if row[5] == UNKNOWN]
+        awaited: set[int] = set()
+        for start in range(0, len(unknown), self.most):
+            kinds = await self._ask("biz_types_of", topic, ids=unknown[start : start + self.most])
+            awaited |= {
+                outbox_id for outbox_id, biz_type in kinds if biz_type in self.registry.agents
+            }
+        return [head_of(row, awaited) for row in rows]
 
     async def _ask(self, name: str, topic: str, **parameters: Any) -> list[tuple[Any, ...]]:
         origin = self.origin(topic)

@@ -67,8 +67,14 @@ async def work_run(
     turns: Sequence[Delivery]
     opened: Fates = []
     waiting: set[str] | None = None
-    if unclear or not attempt.history.waits[transaction.topic]:
+    probe = attempt.history.probes[transaction.topic]
+    if probe.slow and unclear:
+        # What waits is asked for by conversation, below.
+        await transaction.lock(partitions)
+        turns = []
+    elif not probe.slow and (unclear or not attempt.history.waits[transaction.topic]):
         turns = await transaction.lock_and_claim(partitions, fresh)
+        probe.took(transaction.probe_seconds)
     else:
         waiting = await transaction.lock_and_ask(partitions, fresh)
         _note_waiting(attempt, bool(waiting))
@@ -204,9 +210,10 @@ async def look_up(attempt: Attempt, deliveries: Sequence[Delivery]) -> dict[int,
     transaction = attempt.transaction
     facts = await transaction.facts({delivery.outbox_id for delivery in deliveries})
     movable = [delivery for delivery in deliveries if may_move(delivery, facts[delivery.outbox_id])]
-    rows = (
-        await transaction.payloads({delivery.outbox_id for delivery in movable}) if movable else {}
-    )
+    bodies = {
+        one: facts[one].source_id or one for one in {delivery.outbox_id for delivery in movable}
+    }
+    rows = await transaction.payloads(bodies) if bodies else {}
     for delivery in movable:
         # Of a message without an outbox row nothing is stored before it is set aside: the record is
         # all there is.

@@ -6,7 +6,7 @@ transaction never takes a second connection, so the pool cannot deadlock.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
@@ -41,6 +41,7 @@ class Transaction:
         self, driver: psycopg.AsyncConnection[Any], topic: str, origin: Origin, seconds: float
     ) -> None:
         self._driver, self.topic, self.origin, self._seconds = driver, topic, origin, seconds
+        self.probe_seconds = 0.0  # how long it took to learn whether anything of the topic is open
         self._reclaimed: set[int] = set()
 
     async def lock(self, partitions: Iterable[int]) -> None:
@@ -118,8 +119,10 @@ class Transaction:
         ]
         if not rows:
             return set()
+        ids = [row["outbox_id"] for row in rows]
         reclaimed = {
-            row[0] for row in await self.execute("reclaim", messages=orjson.dumps(rows).decode())
+            row[0]
+            for row in await self.execute("reclaim", messages=orjson.dumps(rows).decode(), ids=ids)
         }
         self._reclaimed |= reclaimed
         return reclaimed
@@ -147,7 +150,8 @@ class Transaction:
             }
             for delivery, fate in fates
         ]
-        due = dict(await self.execute("set_aside", messages=orjson.dumps(rows).decode()))
+        ids = [fate.outbox_id for _, fate in fates]
+        due = dict(await self.execute("set_aside", messages=orjson.dumps(rows).decode(), ids=ids))
         return [replace(fate, due=due[fate.outbox_id]) for _, fate in fates]
 
     async def reject(self, rejected: Sequence[Rejected]) -> None:
@@ -173,19 +177,20 @@ class Transaction:
 
         A row that is not there has None.
         """
-        rows = await self.execute("identities", ids=list(ids), first=min(ids), last=max(ids))
-        return {row[0]: Named(*row[1:]) for row in rows}
+        return {row[0]: Named(*row[1:]) for row in await self.execute("identities", ids=list(ids))}
 
     async def facts(self, ids: Collection[int]) -> dict[int, Fact]:
         """What is known of each of these messages."""
         return {row[0]: Fact(*row[1:]) for row in await self.execute("facts", ids=list(ids))}
 
-    async def payloads(self, ids: Collection[int]) -> dict[int, tuple[Any, ...]]:
+    async def payloads(self, bodies: Mapping[int, int]) -> dict[int, tuple[Any, ...]]:
         """What is stored of these messages, as `Origin.load_stored` takes it.
 
+        For each message the row whose payload counts is given: its own, or that of its last replay.
         A message of which nothing is stored has None.
         """
-        return {row[0]: row for row in await self.execute("payloads", ids=list(ids))}
+        rows = await self.execute("payloads", ids=list(bodies), bodies=list(bodies.values()))
+        return {row[0]: row for row in rows}
 
     async def row_writers(self, ids: Collection[int]) -> list[Leaf]:
         """The partitions of the outbox in which these rows would be, and their writers.
@@ -200,8 +205,11 @@ class Transaction:
 
     async def open_rows(self, keys: Sequence[str], most: int) -> list[tuple[Any, ...]]:
         """The first so many open messages of each of these conversations."""
-        asked = {"keys": orjson.dumps(list(keys)).decode(), "most": most, "bytes": OPEN_BYTES}
-        return await self.execute("open_rows", **asked)
+        line = await self.execute("open_line", keys=orjson.dumps(list(keys)).decode(), most=most)
+        if not line:
+            return []
+        ids, bodies = [row[0] for row in line], [row[1] for row in line]
+        return await self.execute("open_rows", ids=ids, bodies=bodies, bytes=OPEN_BYTES)
 
     async def settle(self) -> None:
         """Before the commit: forget what was stored of messages that are settled now."""
@@ -221,10 +229,13 @@ class Transaction:
         """Claim these messages: returns those that were new, and the rows of `before`."""
         queries = [before] if before else []
         if deliveries:
-            queries += _by_index("claim_all", {"checked": checked, **self.origin.claim(deliveries)})
+            parameters = {"checked": checked, **self.origin.claim(deliveries)}
+            queries += _by_index("claim_all", parameters, probing=not checked)
         try:
             answers = await self._together(*queries) if queries else []
             rows = answers[0][1] if before else []
+            if deliveries and not checked:
+                self.probe_seconds = answers[-3][1][0][0]
             if not deliveries or answers[-2][0] == len(deliveries):
                 return deliveries, rows
             return await self._claim_each(deliveries, checked=checked, known=False), rows
@@ -287,7 +298,8 @@ class Transaction:
             }
             for delivery, fate in arrivals
         ]
-        return "open", {"messages": orjson.dumps(rows).decode()}
+        ids = [fate.outbox_id for _, fate in arrivals]
+        return "open", {"messages": orjson.dumps(rows).decode(), "ids": ids}
 
 
 def _of(fates: Fates, rows: Iterable[tuple[Any, ...]]) -> list[tuple[Delivery, SetAside]]:
@@ -300,8 +312,8 @@ def _locking(partitions: Iterable[int]) -> Query:
     return "lock_partitions", {"partitions": sorted(partitions), "session": IN_A_RUN}
 
 
-def _by_index(name: str, parameters: dict[str, Any]) -> list[Query]:
-    return [("by_index", {}), (name, parameters), ("as_planned", {})]
+def _by_index(name: str, parameters: dict[str, Any], *, probing: bool = False) -> list[Query]:
+    return [("probe" if probing else "by_index", {}), (name, parameters), ("as_planned", {})]
 
 
 def _keys(deliveries: Iterable[Delivery]) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def status(found: str, becomes: str = "") -> Spoil:
         [(one,)] = copy.query(
             "SELECT outbox_id FROM outbox_state WHERE status = %s ORDER BY 1 LIMIT 1", found
         )
-        copy.query(f"UPDATE outbox_state SET {becomes} WHERE outbox_id = %s", one)
+        if becomes:
+            copy.query(f"UPDATE outbox_state SET {becomes} WHERE outbox_id = %s", one)
         return int(one)
 
     return spoil
@@ -257,6 +258,33 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
     "an open one leaves its line": ("forgotten", status("retrying", "topic = NULL, key = NULL")),
     "a retry has no time": ("forgotten", status("retrying", "next_retry_at = NULL")),
     "an open one stands in another line": ("misplaced", status("parked", "key = 'c9'")),
+    "an open one is not in outbox_open": (
+        "wrong_open",
+        both(
+            status("parked"),
+            sql(
+                "DELETE FROM outbox_open WHERE outbox_id = ("
+                "SELECT min(outbox_id) FROM outbox_open WHERE status = 'parked')"
+            ),
+        ),
+    ),
+    "outbox_open has another place in line": (
+        "wrong_open",
+        both(
+            status("parked"),
+            sql(
+                "UPDATE outbox_open SET arrived = 0 WHERE outbox_id ="
+                " (SELECT min(outbox_id) FROM outbox_open WHERE status = 'parked')"
+            ),
+        ),
+    ),
+    "a settled one is left in outbox_open": (
+        "wrong_open",
+        sql(
+            "INSERT INTO outbox_open (outbox_id, topic, key, arrived, since, attempts, status)"
+            " VALUES (%(id)s, 'audited.chat-history', 'c3', 1, now(), 0, 'parked')"
+        ),
+    ),
     "a retry is long overdue": (
         "stuck no_sign_of_life",
         status("retrying", "next_retry_at = now() - interval '3 hours'"),
