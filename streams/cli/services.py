@@ -48,7 +48,7 @@ def up(
     detach: bool, demo: bool, trouble: bool, workers: int, relay: str, reload: bool, daemon: bool
 ) -> None:
     """Start PostgreSQL, Kafka, relay and workers in this folder, and keep them running."""
-    place = Workplace(Path.cwd())
+    workplace = Workplace(Path.cwd())
     if trouble and not demo:
         raise UsageError("--trouble is trouble for the demo: expected --demo too")
     if detach:
@@ -58,7 +58,7 @@ def up(
             for name, wanted in (("--demo", demo), ("--trouble", trouble), ("--reload", reload))
             if wanted
         ]
-        sys.exit(detached.detach(place, options, say))
+        sys.exit(detached.detach(workplace, options, say))
     # Imported only here: `env` and `down` need no Kafka client.
     from streams.dev.screen import Screen
     from streams.dev.supervisor import Plan
@@ -67,7 +67,7 @@ def up(
     plan = Plan(
         workers=workers, demo=demo, detached=daemon, relay=relay, trouble=trouble, reload=reload
     )
-    supervise(place, plan, Screen())
+    supervise(workplace, plan, Screen())
 
 
 @click.command()

@@ -88,9 +88,9 @@ def reach_sync(connection: Connection) -> int:
 
 def _first(bounds: list[tuple[str, str]]) -> int:
     starts = [
-        int(found[1])
+        int(limits[1])
         for table, bound in bounds
-        if table == "outbox" and (found := _BOUNDS.search(bound))
+        if table == "outbox" and (limits := _BOUNDS.search(bound))
     ]
     return min(starts, default=0)
 

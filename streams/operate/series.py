@@ -84,27 +84,27 @@ def series(
     start = datetime.fromtimestamp(last, UTC) - timedelta(seconds=width * (buckets - 1))
     parameters = {"width": width, "since": start, "projection": projection}
 
-    def place(at: datetime) -> int:
+    def column_of(at: datetime) -> int:
         return round((at - start).total_seconds() / width)
 
     counts: dict[str, list[list[int]]] = defaultdict(lambda: [[0] * buckets for _ in range(7)])
     for at, name, *numbers in connection.exec_driver_sql(query("stats_series"), parameters):
-        if 0 <= place(at) < buckets:
+        if 0 <= column_of(at) < buckets:
             for column, number in zip(counts[name], numbers, strict=True):
-                column[place(at)] += number
+                column[column_of(at)] += number
     times = [[0] * histogram.SIZE for _ in range(buckets)]
     asked = parameters | {"bounds": histogram.VERSION, "biz_type": biz_type}
     for at, latency in connection.exec_driver_sql(query("latency_series"), asked):
-        if 0 <= place(at) < buckets:
-            times[place(at)] = histogram.total((times[place(at)], latency))
+        if 0 <= column_of(at) < buckets:
+            times[column_of(at)] = histogram.total((times[column_of(at)], latency))
     gauges: dict[tuple[str, str], list[tuple[float | None, float | None]]] = defaultdict(
         lambda: [(None, None)] * buckets
     )
     for at, name, label, value, highest in connection.exec_driver_sql(
         query("gauge_series"), {"width": width, "since": start}
     ):
-        if 0 <= place(at) < buckets:
-            gauges[name, label][place(at)] = (value, highest)
+        if 0 <= column_of(at) < buckets:
+            gauges[name, label][column_of(at)] = (value, highest)
     return Series(
         span=span,
         width=width,

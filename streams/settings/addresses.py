@@ -99,10 +99,10 @@ def _scheme(url: str) -> str | None:
 
 def _for_libpq(rest: str) -> str:
     """asyncpg calls libpq's `sslmode` `ssl`, and SQLAlchemy has options of its own for it."""
-    place, question, query = rest.partition("?")
+    address, question, query = rest.partition("?")
     options = [(name, value) for name, value in parse_qsl(query) if name not in _DIALECTS_OWN]
     named = [
         ("sslmode" if name == "ssl" else name, "require" if value == "true" else value)
         for name, value in options
     ]
-    return f"{place}{question}{urlencode(named)}" if named else place
+    return f"{address}{question}{urlencode(named)}" if named else address

@@ -21,7 +21,7 @@ def add_probe(app: web.Application, address: str | None, health: WorkerHealth) -
     """
     if address is None:
         return
-    host, port = place(address)
+    host, port = host_and_port(address)
     runners: list[web.AppRunner] = []
 
     async def begin(_: web.Application) -> None:
@@ -43,7 +43,7 @@ def add_probe(app: web.Application, address: str | None, health: WorkerHealth) -
     app.on_cleanup.append(end)
 
 
-def place(address: str) -> tuple[str, int]:
+def host_and_port(address: str) -> tuple[str, int]:
     """Host and port of `host:port`, `[::1]:port` included."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)

@@ -19,13 +19,15 @@ from streams.web.routes import Call, Route
 async def search(call: Call) -> Response:
     """All readings of what was typed."""
     text = call.given.get("q", "").strip()
-    found: list[Reading] = []
+    readings: list[Reading] = []
     if text:
-        found = await call.site.pool.run(partial(_read, text=text))
-    existing = [reading for reading in found if reading.exists]
+        readings = await call.site.pool.run(partial(_read, text=text))
+    existing = [reading for reading in readings if reading.exists]
     if len(existing) == 1:
         return messages.redirect(call.base + address(existing[0]))
-    middle = render.page("search.html", text=text, readings=found, base=call.base, address=address)
+    middle = render.page(
+        "search.html", text=text, readings=readings, base=call.base, address=address
+    )
     return messages.html(page.shell(call, title="Search", middle=middle, query_text=text))
 
 

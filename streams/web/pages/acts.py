@@ -43,17 +43,17 @@ class Acts:
 
 def read(source: Source, query: ActsQuery) -> Acts:
     """The acts that fit."""
-    found = acts.acts(
+    newest = acts.acts(
         source.connection, before=query.before, who=query.who, act=query.act, limit=query.limit + 1
     )
-    shown = found[: query.limit]
-    return Acts(shown, shown[-1].id if len(found) > query.limit else None)
+    shown = newest[: query.limit]
+    return Acts(shown, shown[-1].id if len(newest) > query.limit else None)
 
 
 async def export(call: Call) -> Response:
     """The same as CSV, the newest 10,000 that fit."""
     query = call.parameters(ActsQuery)
-    found = await call.site.pool.run(
+    newest = await call.site.pool.run(
         lambda connection: acts.acts(
             connection, before=query.before, who=query.who, act=query.act, limit=EXPORTED
         )
@@ -61,7 +61,7 @@ async def export(call: Call) -> Response:
     lines = io.StringIO()
     writer = csv.writer(lines)
     writer.writerow(COLUMNS)
-    writer.writerows([cell(getattr(act, name)) for name in COLUMNS] for act in found)
+    writer.writerows([cell(getattr(act, name)) for name in COLUMNS] for act in newest)
     return messages.text(
         lines.getvalue(), kind="text/csv", content_disposition='attachment; filename="acts.csv"'
     )

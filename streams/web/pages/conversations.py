@@ -31,10 +31,10 @@ class Waiting:
 
 def read(source: Source, query: WaitingQuery) -> Waiting:
     """Look for what has open messages."""
-    found = look.heads(
+    heads = look.heads(
         source.connection, topic=query.topic, key=query.key, held=query.held, limit=query.limit + 1
     )
-    return Waiting(found[: query.limit], len(found) > query.limit)
+    return Waiting(heads[: query.limit], len(heads) > query.limit)
 
 
 PAGE = Page(

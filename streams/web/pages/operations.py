@@ -53,9 +53,9 @@ class OneOperation:
 
 def read(source: Source, query: OperationsQuery) -> Operations:
     """Operations that were submitted."""
-    found = operations.operations(source.connection, before=query.before, limit=query.limit + 1)
-    shown = found[: query.limit]
-    return Operations(shown, shown[-1].id if len(found) > query.limit else None)
+    newest = operations.operations(source.connection, before=query.before, limit=query.limit + 1)
+    shown = newest[: query.limit]
+    return Operations(shown, shown[-1].id if len(newest) > query.limit else None)
 
 
 def read_one(source: Source, query: OperationQuery) -> OneOperation:
@@ -64,11 +64,11 @@ def read_one(source: Source, query: OperationQuery) -> OneOperation:
         operation = operations.operation(source.connection, query.operation)
     except operations.NoSuchOperation as error:
         raise Refusal(404, str(error)) from None
-    found = operations.items(
+    items = operations.items(
         source.connection, operation.id, after=query.after, limit=query.limit + 1
     )
-    shown = found[: query.limit]
-    return OneOperation(operation, shown, shown[-1].position if len(found) > query.limit else None)
+    shown = items[: query.limit]
+    return OneOperation(operation, shown, shown[-1].position if len(items) > query.limit else None)
 
 
 PAGE = Page(
