@@ -107,10 +107,7 @@ def check(connection: Connection, registry: Registry | None = None) -> None:
 
 
 def check_promises(connection: Connection, registry: Registry | None = None) -> None:
-    """UsageError when ids are drawn in another way, or policies hide rows from this role.
-
-    The other way is one that we do not rely on.
-    """
+    """UsageError when ids are not drawn one by one, or policies hide rows from this role."""
     sequence = connection.exec_driver_sql(query("id_sequence")).first()
     if sequence is not None:
         raise UsageError(sequence_fault(*sequence))

@@ -119,7 +119,7 @@ def preview(
     rate: float | None = None,
     at_once: bool = False,
 ) -> Operation:
-    """Write down what the act would work now.  NotDead when a message was named that is not dead.
+    """Write down what the act would work now; NotDead when a named message is not dead.
 
     UsageError for none.
     """

@@ -141,9 +141,9 @@ class Process:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """How far the group is in one partition.  `owner` is the `id` of the living worker that has it.
+    """How far the group is in one partition.
 
-    None: nobody.
+    `owner` is the `id` of the living worker that has it, None when nobody has it.
 
     `moved` is when the committed offset changed last, `worked` the time of the last record that was
     worked.

@@ -47,7 +47,7 @@ class Plan:
 
 
 async def desired_plan(settings: Settings, asked: str, snapshot: RelaySnapshot) -> Plan:
-    """What to do if the slot is fine.  Mode auto follows an operator's wish.
+    """What to do if the slot is fine; mode auto follows an operator's wish.
 
     Without one it is cdc where that can be.
 

@@ -1,4 +1,6 @@
-"""When a slot or a database cannot be gone on from: judged by what was saved.  Policy only.
+"""When a slot or a database cannot be gone on from: judged by what was saved.
+
+This is policy only.
 
 A relay saves a log position before it confirms it to the slot.  So the slot is never past what was
 saved, unless it is another slot, made since: then rows between the two were read by nobody.

@@ -62,7 +62,7 @@ def _failed_before() -> FailureRate:
 class Trouble:
     """What may be met by every message of a biz_type.
 
-    Which have met it, and whether one worked since the first had.
+    `messages` are those that have met it; `disproved` when one worked since the first had.
     """
 
     messages: set[int] = field(default_factory=set)

@@ -237,7 +237,7 @@ class Trial:
 
     @asynccontextmanager
     async def permitted(self) -> AsyncIterator[None]:
-        """One try.  What is noted in it is taken back when it fails, for then its process lives."""
+        """One try: what is noted in it is taken back when it fails, for then its process lives."""
         patience = LEND * 2 ** min(self._displaced, 8)
         async with self._suspects.exclusion.permit(alone=self._alone, patience=patience) as permit:
             self._permit, self.first = permit, None

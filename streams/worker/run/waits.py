@@ -12,7 +12,7 @@ from streams.worker.driver.runs import Run
 class Waits:
     """Runs that met an outage.
 
-    In words what they wait for, its SQLSTATE, and since when (monotonic).
+    It holds in words what they wait for, its SQLSTATE, and since when (monotonic).
     """
 
     runs: dict[Run, tuple[str, str | None, float]] = field(default_factory=dict)
