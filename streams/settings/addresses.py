@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
 from streams.errors import SettingsInvalid
 from streams.settings.secrets import redact
@@ -67,11 +67,9 @@ def bootstrap_servers(url: str) -> str:
 
 def is_database(url: str) -> bool:
     """Whether it is a URL of PostgreSQL, with or without a driver's name."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False  # a bracket that does not close
-    hosts = parts.netloc.rpartition("@")[2].split(",")
+    # Not urlsplit: some Pythons refuse a bracket that is not the first of several hosts.
+    authority = re.split("[/?#]", url.partition("://")[2], maxsplit=1)[0]
+    hosts = authority.rpartition("@")[2].split(",")
     matches = [re.fullmatch(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::([0-9]{0,5}))?", host) for host in hosts]
     ports = [host and (host[1] or "5432") for host in matches]
     return _scheme(url) in DATABASES and all(port and 1 <= int(port) <= 65535 for port in ports)
