@@ -29,6 +29,7 @@ from streams.registry import configured
 from streams.settings import Settings, load
 from streams.worker.delivery import Delivery
 from streams.worker.driver.runs import Run
+from streams.worker.failure.strategy import batches
 from streams.worker.figures import PartitionLag, WorkerFigures
 from streams.worker.run.attempt import Outcome
 from streams.worker.run.decode import milliseconds
@@ -100,7 +101,7 @@ def _counted(run: Run, persister: Persister) -> float:
     deliveries: list[Delivery] = persister.origin(run.topic).read(run.records)[0]
     counters, outcome = Counters(), Outcome()
     began = time.perf_counter()
-    outcome.count_persisted(deliveries, set())
+    outcome.count_persisted(batches(deliveries), set())
     counters.count(outcome.tally, time.time())
     return time.perf_counter() - began
 

@@ -64,10 +64,17 @@ class Delivery(msgspec.Struct, eq=False):
         """Whether this record is a second sending of an earlier outbox row."""
         return self.record_id != self.outbox_id
 
-    @property
-    def needs_decision(self) -> bool:
-        """Whether it is more than the first record of a message that can be read."""
-        return self.fault is not None or self.doubtful or self.record_id != self.outbox_id
+
+def unclear_of(deliveries: Iterable[Delivery]) -> list[Delivery]:
+    """Those that are more than the first record of a message that can be read."""
+    # Each record of each run goes through here: a property would cost more than what it asks.
+    return [
+        delivery
+        for delivery in deliveries
+        if delivery.fault is not None
+        or delivery.doubtful
+        or delivery.record_id != delivery.outbox_id
+    ]
 
 
 def messages_of(deliveries: Iterable[Delivery]) -> list[Message[Any]]:

@@ -61,15 +61,20 @@ class Outcome:
         for delivery, fate in line:
             self.tally.aside(delivery.biz_type, fate.status)
 
-    def count_persisted(self, deliveries: Sequence[Delivery], but: Collection[int]) -> None:
-        """Count those that were persisted: all but these messages, each with when it was enqueued."""
-        if not but and len({delivery.biz_type for delivery in deliveries}) == 1:
-            times = [message.created_ms for message in messages_of(deliveries)]
-            self.tally.consumed(deliveries[0].biz_type, times)
-            return
-        for delivery in deliveries:
-            if delivery.message is not None and delivery.outbox_id not in but:
-                self.tally.consumed(delivery.biz_type, [delivery.message.created_ms])
+    def count_persisted(
+        self, by_type: Iterable[tuple[str, Sequence[Delivery]]], but: Collection[int]
+    ) -> None:
+        """Count those of each biz_type that were persisted, with when they were enqueued.
+
+        That is all but these messages.
+        """
+        for biz_type, batch in by_type:
+            kept = batch
+            if but:
+                kept = [delivery for delivery in batch if delivery.outbox_id not in but]
+            if kept:
+                times = [message.created_ms for message in messages_of(kept)]
+                self.tally.consumed(biz_type, times)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -77,7 +78,7 @@ def _headers(
 def _delivery(
     record: Any, raw_type: bytes | None, record_id: int, outbox_id: int, registry: Registry
 ) -> Delivery:
-    biz_type = (raw_type or b"").decode("utf-8", "replace")
+    biz_type = _text(raw_type)
     partition, offset, key = record.partition, record.offset, ""
     time = record.timestamp if record.timestamp_type == CREATE_TIME else None
     try:
@@ -95,6 +96,12 @@ def _delivery(
             record_id, outbox_id, partition, offset, "", biz_type, None, broken, time=time
         )
     return Delivery(record_id, outbox_id, partition, offset, key, biz_type, message, time=time)
+
+
+@lru_cache(maxsize=256)
+def _text(raw_type: bytes | None) -> str:
+    """The biz_type that a header names; a topic has few, so that each is made text once."""
+    return (raw_type or b"").decode("utf-8", "replace")
 
 
 class _BrokenKey(ValueError):

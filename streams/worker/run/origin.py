@@ -80,7 +80,8 @@ def digest(deliveries: Iterable[Dated]) -> str:
         time = delivery.time
         if time is None or not EARLIEST <= time <= LATEST:
             return ""  # like no row's
-        parts += (delivery.key.encode(), _eight_bytes((time - Y2K) * 1000))
+        parts.append(delivery.key.encode())
+        parts.append(_eight_bytes((time - Y2K) * 1000))
     return md5(b"".join(parts), usedforsecurity=False).hexdigest()
 
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from streams.worker.delivery import UNKNOWN, Delivery, Rejected, messages_of
+from streams.worker.delivery import UNKNOWN, Delivery, Rejected, messages_of, unclear_of
 from streams.worker.failure.classify import TransactionEnded, describe, storable
 from streams.worker.failure.doubt import Doubt
 from streams.worker.failure.isolate import Isolation
@@ -61,7 +61,7 @@ async def work_run(
     transaction, outcome = attempt.transaction, attempt.outcome
     # Read in each attempt: deciding loads messages from outbox rows.
     deliveries, rejected = transaction.origin.read(records)
-    unclear = [delivery for delivery in deliveries if delivery.needs_decision]
+    unclear = unclear_of(deliveries)
     fresh = independent_of(unclear, deliveries)
 
     turns: Sequence[Delivery]
@@ -273,13 +273,14 @@ async def handle(attempt: Attempt, turns: Sequence[Delivery]) -> list[SetAside]:
     What fails or cannot be read is set aside.
     """
     transaction, history, outcome = attempt.transaction, attempt.history, attempt.outcome
-    ready, fates = readable(turns, attempt.agents, await _patience(attempt, turns))
+    ready, fates = await _sort_out(attempt, turns)
+    by_type = batches(ready)
     if ready and attempt.trial is not None:
         await attempt.trial.begin(ready, history.known_failures)
     try:
         async with attempt.spans.handling(turns, transaction.execute):
             if attempt.strategy is Strategy.WHOLE:
-                for biz_type, batch in batches(ready):
+                for biz_type, batch in by_type:
                     messages = messages_of(batch)
                     await attempt.caller.call(attempt.agents[biz_type], messages)
                     history.worked(biz_type, messages)
@@ -288,7 +289,7 @@ async def handle(attempt: Attempt, turns: Sequence[Delivery]) -> list[SetAside]:
                 isolation = Isolation(
                     attempt.caller, attempt.savepoint, history, one_by_one=one_by_one
                 )
-                fates += await isolation.work(batches(ready), attempt.agents)
+                fates += await isolation.work(by_type, attempt.agents)
     except TransactionEnded as error:
         # What was claimed is committed, and no delivery will ask for it again; who has an effect
         # nobody can tell.
@@ -301,13 +302,23 @@ async def handle(attempt: Attempt, turns: Sequence[Delivery]) -> list[SetAside]:
     if any(fate.attempts == 1 and fate.code is not None for fate in fates):
         history.failed[transaction.topic] = time.monotonic()
     outcome.consumed += len(turns) - len(fates)
-    outcome.count_persisted(ready, {fate.outbox_id for fate in fates})
+    outcome.count_persisted(by_type, {fate.outbox_id for fate in fates})
     # `arrived` is drawn in this order: it has to be the order of the records.
     line = in_line(turns, {fate.outbox_id: fate for fate in fates}) if fates else []
     stored = await transaction.set_aside(line)
     outcome.set_aside += stored
     outcome.count_aside(line)
     return stored
+
+
+async def _sort_out(
+    attempt: Attempt, turns: Sequence[Delivery]
+) -> tuple[Sequence[Delivery], list[SetAside]]:
+    """What can be handed to handlers; and what cannot be read, with what waits behind it."""
+    broken = [delivery for delivery in turns if delivery.message is None]
+    if not broken:
+        return turns, []
+    return readable(turns, attempt.agents, await _patience(attempt, broken))
 
 
 async def _patience(attempt: Attempt, turns: Sequence[Delivery]) -> Mapping[str, float]:
