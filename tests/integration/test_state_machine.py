@@ -32,7 +32,7 @@ from streams.worker.run.decide import Decision, Fact, decision_on
 from streams.worker.run.transaction import Transaction
 from tests.fixtures.listed import PARTITIONS, TOPIC
 from tests.fixtures.model import Told
-from tests.fixtures.simulation import Bench, Fragile
+from tests.fixtures.simulation import OLD, Bench, Fragile
 from tests.fixtures.stage import MISDEEDS, OUTAGES, Stage
 
 KEYS = st.sampled_from("aaabd")
@@ -140,7 +140,7 @@ class Fates(RuleBasedStateMachine):
     @rule(
         number=st.sampled_from([0, 0, 1]),
         size=st.sampled_from([1, 2, 3, 100, 100]),
-        worker=st.integers(0, 1),
+        worker=st.sampled_from([0, 0, 1, OLD]),
         how=st.sampled_from(
             ["acked"] * 4 + ["not acked", "together", "crash", *OUTAGES, *MISDEEDS]
         ),
@@ -186,8 +186,9 @@ class Fates(RuleBasedStateMachine):
         due=st.booleans(),
         most=st.sampled_from([1, 3, 1000]),
         dies_in=st.sampled_from([0, 0, 0, 2, 3, 4]),
+        worker=st.sampled_from([0, 0, OLD]),
     )
-    def wake(self, keys: set[str], due: bool, most: int, dies_in: int) -> None:
+    def wake(self, keys: set[str], due: bool, most: int, dies_in: int, worker: int) -> None:
         """Wake-up calls, perhaps when the time for every retry has come.
 
         Too many or too early ones cost nothing.
@@ -196,7 +197,7 @@ class Fates(RuleBasedStateMachine):
             self.stage.all_due()
         for number in (0, 1):
             if mine := sorted(key for key in keys if PARTITIONS[key] == number):
-                self.stage.wake_up(mine, most, dies_in)
+                self.stage.wake_up(mine, most, dies_in, worker)
 
     @rule(at=st.integers(0, 30))
     def mend(self, at: int) -> None:
@@ -325,6 +326,8 @@ LONG = pytest.mark.long
         ),
         pytest.param((Transaction, "set_aside", _backwards), id="parked in the wrong order"),
         pytest.param((pipeline, "reclaim", _silent), id="nobody is woken", marks=LONG),
+        pytest.param((pipeline, "UNKNOWN", ""), id="left to whoever knows it", marks=LONG),
+        pytest.param((decide, "UNKNOWN", ""), id="waits for ever for who knows it", marks=LONG),
         pytest.param(_decides("dead", Decision.AGAIN), id="dead and consumed", marks=LONG),
         pytest.param(
             _decides("discarded", Decision.AGAIN), id="discarded and consumed", marks=LONG
