@@ -1,6 +1,8 @@
 -- audit_bounds --
--- The oldest outbox id, the newest one drawn, and the floor: all between are published or were rolled back.
-SELECT coalesce((SELECT min(id) FROM outbox), 1) AS first, (SELECT last_value FROM outbox_id_seq) AS last,
+-- The oldest outbox id, the newest one drawn, and the floor: all between are published or were
+-- rolled back.
+SELECT coalesce((SELECT min(id) FROM outbox), 1) AS first,
+       (SELECT last_value FROM outbox_id_seq) AS last,
        coalesce((SELECT max(floor) FROM relay_position), 0) AS floor;
 
 -- audit_next --
@@ -8,11 +10,13 @@ SELECT coalesce((SELECT min(id) FROM outbox), 1) AS first, (SELECT last_value FR
 SELECT min(id) FROM outbox WHERE id > %(after)s;
 
 -- audit_rows --
--- The messages of a range as the checks want them; a table of this session only.  `line` is the conversation, `counts`
--- marks those that must be in order: persisted, and neither replayed nor sent again.
+-- The messages of a range as the checks want them; a table of this session only.  `line` is the
+-- conversation, `counts` marks those that must be in order: persisted, and neither replayed nor
+-- sent again.
 CREATE TEMP TABLE audit_rows (
-    id bigint, line bigint, topic text, partition integer, "offset" bigint, applied bigint, status text, source_id bigint,
-    resent bigint, replays smallint, counts boolean, lenient boolean, fault text
+    id bigint, line bigint, topic text, partition integer, "offset" bigint, applied bigint,
+    status text, source_id bigint, resent bigint, replays smallint, counts boolean, lenient boolean,
+    fault text
 );
 
 -- audit_before --
@@ -34,10 +38,10 @@ INSERT INTO audit_before SELECT * FROM audit_rows WHERE counts;
 -- audit_read --
 -- The messages of a range, or some of it, with what is wrong with a state row by itself.
 INSERT INTO audit_rows
-SELECT o.id, hashtextextended(o.key, hashtext(o.topic)), o.topic, s.partition, s."offset", s.applied, s.status, s.source_id,
-       r.resent, s.replays,
-       s.status = 'consumed' AND s.applied IS NOT NULL AND s."offset" IS NOT NULL AND s.replays = 0 AND r.resent IS NULL,
-       o.topic = ANY(%(lenient)s::text[]),
+SELECT o.id, hashtextextended(o.key, hashtext(o.topic)), o.topic, s.partition, s."offset",
+       s.applied, s.status, s.source_id, r.resent, s.replays,
+       s.status = 'consumed' AND s.applied IS NOT NULL AND s."offset" IS NOT NULL AND s.replays = 0
+       AND r.resent IS NULL, o.topic = ANY(%(lenient)s::text[]),
        CASE
            WHEN s.status IS NULL THEN NULL
            WHEN (s.status = 'consumed') <> (s.applied IS NOT NULL) THEN 'flipped'
@@ -49,7 +53,8 @@ SELECT o.id, hashtextextended(o.key, hashtext(o.topic)), o.topic, s.partition, s
            WHEN s.topic <> o.topic OR s.key <> o.key THEN 'misplaced'
        END
 FROM outbox AS o
-LEFT JOIN outbox_state AS s ON s.outbox_id = o.id AND s.outbox_id > %(after)s AND s.outbox_id <= %(until)s
+LEFT JOIN outbox_state AS s
+  ON s.outbox_id = o.id AND s.outbox_id > %(after)s AND s.outbox_id <= %(until)s
 LEFT JOIN (
     SELECT resend_of, max(id) AS resent
     FROM outbox
@@ -74,12 +79,14 @@ WHERE a.source_id IS NOT NULL AND source.known IS NULL;
 -- States of messages that there are not.
 SELECT s.outbox_id, s.status
 FROM outbox_state AS s
-LEFT JOIN outbox AS o ON o.id = s.outbox_id AND o.resend_of IS NULL AND o.id > %(after)s AND o.id <= %(until)s
+LEFT JOIN outbox AS o
+  ON o.id = s.outbox_id AND o.resend_of IS NULL AND o.id > %(after)s AND o.id <= %(until)s
 WHERE s.outbox_id > %(after)s AND s.outbox_id <= %(until)s AND o.id IS NULL
   AND (%(ids)s::bigint[] IS NULL OR s.outbox_id = ANY(%(ids)s::bigint[]));
 
 -- audit_open --
--- Open messages of which outbox_open says something else than their states, or nothing, and what is there of none.
+-- Open messages of which outbox_open says something else than their states, or nothing, and what is
+-- there of none.
 SELECT coalesce(s.outbox_id, o.outbox_id), s.status
 FROM (
     SELECT * FROM outbox_state
@@ -91,9 +98,11 @@ FULL JOIN (
     WHERE outbox_id > %(after)s AND outbox_id <= %(until)s
       AND (%(ids)s::bigint[] IS NULL OR outbox_id = ANY(%(ids)s::bigint[]))
 ) AS o ON o.outbox_id = s.outbox_id
-WHERE (s.topic, s.key, s.arrived, s.source_id, s.next_retry_at, s.updated_at, s.partition, s.attempts, s.status, s.error_code)
+WHERE (s.topic, s.key, s.arrived, s.source_id, s.next_retry_at, s.updated_at, s.partition,
+       s.attempts, s.status, s.error_code)
       IS DISTINCT FROM
-      (o.topic, o.key, o.arrived, o.source_id, o.due, o.since, o.partition, o.attempts, o.status, o.error_code);
+      (o.topic, o.key, o.arrived, o.source_id, o.due, o.since, o.partition, o.attempts, o.status,
+       o.error_code);
 
 -- audit_open_ids --
 -- Some of what is open.
@@ -110,13 +119,16 @@ WHERE o.id > %(after)s AND o.id <= %(until)s AND o.resend_of >= %(first)s
        OR (root.biz_type, root.topic, root.key) <> (o.biz_type, o.topic, o.key));
 
 -- audit_order --
--- Messages persisted before one that was delivered earlier in their conversation; ids decide too where a topic began anew.
+-- Messages persisted before one that was delivered earlier in their conversation; ids decide too
+-- where a topic began anew.
 SELECT id, earlier
 FROM (
-    SELECT id, fresh, applied, lenient, lag(id) OVER conversation AS earlier, lag(fresh) OVER conversation AS earlier_fresh,
+    SELECT id, fresh, applied, lenient, lag(id) OVER conversation AS earlier,
+           lag(fresh) OVER conversation AS earlier_fresh,
            lag(applied) OVER conversation AS earlier_applied
     FROM (
-        SELECT true AS fresh, id, line, partition, "offset", applied, lenient FROM audit_rows WHERE counts
+        SELECT true AS fresh, id, line, partition, "offset", applied, lenient FROM audit_rows
+        WHERE counts
         UNION ALL
         SELECT false AS fresh, id, line, partition, "offset", applied, lenient FROM audit_before
     ) AS both_ranges
@@ -129,7 +141,8 @@ WHERE applied < earlier_applied AND (fresh OR earlier_fresh) AND (NOT lenient OR
 SELECT id, topic, key FROM outbox WHERE id = ANY(%(ids)s::bigint[]);
 
 -- audit_keys --
--- Rows whose key is not what the payload's key field says.  Equal as text they nearly always are: the function is for the rest.
+-- Rows whose key is not what the payload's key field says.  Equal as text they nearly always are:
+-- the function is for the rest.
 SELECT o.id, t.key_field, octet_length(o.key)
 FROM outbox AS o
 JOIN outbox_biz_types AS t ON t.biz_type = o.biz_type AND t.key_field IS NOT NULL
@@ -143,7 +156,8 @@ ORDER BY o.id;
 SELECT o.id, t.key_field, octet_length(o.key)
 FROM outbox AS o
 JOIN outbox_biz_types AS t ON t.biz_type = o.biz_type AND t.key_field IS NOT NULL
-WHERE o.id > %(after)s AND o.id <= %(until)s AND outbox_key_fits(o.payload, t.key_field, o.key) IS FALSE
+WHERE o.id > %(after)s AND o.id <= %(until)s
+  AND outbox_key_fits(o.payload, t.key_field, o.key) IS FALSE
 ORDER BY o.id;
 
 -- audit_places --
@@ -158,10 +172,12 @@ HAVING count(*) > 1;
 -- Messages of one conversation in two partitions.
 SELECT id, earlier
 FROM (
-    SELECT id, partition, lag(partition) OVER conversation AS before, lag(id) OVER conversation AS earlier
+    SELECT id, partition, lag(partition) OVER conversation AS before,
+           lag(id) OVER conversation AS earlier
     FROM audit_rows
     WHERE counts AND line IN (
-        SELECT line FROM audit_rows WHERE counts GROUP BY line HAVING min(partition) <> max(partition)
+        SELECT line FROM audit_rows WHERE counts GROUP BY line
+        HAVING min(partition) <> max(partition)
     )
     WINDOW conversation AS (PARTITION BY line ORDER BY id)
 ) AS steps
@@ -175,12 +191,17 @@ WHERE counts
 GROUP BY topic, partition;
 
 -- audit_counts --
--- How many messages were read, and how many were persisted late for a known reason: replayed, or sent again and overtaken.
-SELECT (SELECT count(*) FROM audit_rows), (SELECT count(*) FROM audit_rows WHERE status = 'consumed' AND replays > 0),
-       count(*) FILTER (WHERE status = 'consumed' AND replays = 0 AND resent IS NOT NULL AND applied > overtaken_by)
+-- How many messages were read, and how many were persisted late for a known reason: replayed, or
+-- sent again and overtaken.
+SELECT (SELECT count(*) FROM audit_rows),
+       (SELECT count(*) FROM audit_rows WHERE status = 'consumed' AND replays > 0),
+       count(*) FILTER (WHERE status = 'consumed' AND replays = 0 AND resent IS NOT NULL
+                        AND applied > overtaken_by)
 FROM (
-    SELECT a.*, min(a.applied) OVER (PARTITION BY a.line ORDER BY a.id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
-           AS overtaken_by
+    SELECT a.*, min(a.applied) OVER (
+               PARTITION BY a.line ORDER BY a.id DESC
+               ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+           ) AS overtaken_by
     FROM audit_rows AS a
     WHERE a.line IN (SELECT line FROM audit_rows WHERE resent IS NOT NULL)
 ) AS counted;
@@ -194,7 +215,8 @@ SELECT id FROM audit_rows WHERE status IS NULL OR status NOT IN ('consumed', 'di
 SELECT id FROM audit_rows ORDER BY id;
 
 -- audit_unclaimed --
--- Messages without a state: where their record has to be, whether it was sent again, and whether that was long ago.
+-- Messages without a state: where their record has to be, whether it was sent again, and whether
+-- that was long ago.
 SELECT a.id, o.topic, o.key, a.resent,
        CASE WHEN o.created_at BETWEEN '1970-01-01' AND '9999-12-31'
             THEN (extract(epoch FROM o.created_at) * 1000)::bigint ELSE 0 END,
@@ -221,10 +243,13 @@ ORDER BY head.outbox_id
 LIMIT 10000;
 
 -- audit_unpublished --
--- Rows that were written long ago and are above the floor, and that nobody has persisted all the same: behind a floor that an
--- open transaction holds, rows are published and consumed.  Of the first 100,000 above it.
-SELECT o.id, o.resend_of, floor(extract(epoch FROM (now() AT TIME ZONE 'UTC') - o.created_at))::bigint AS waited
-FROM (SELECT id, resend_of, created_at FROM outbox WHERE id > %(floor)s ORDER BY id LIMIT 100000) AS o
+-- Rows that were written long ago and are above the floor, and that nobody has persisted all the
+-- same: behind a floor that an open transaction holds, rows are published and consumed.  Of the
+-- first 100,000 above it.
+SELECT o.id, o.resend_of,
+       floor(extract(epoch FROM (now() AT TIME ZONE 'UTC') - o.created_at))::bigint AS waited
+FROM (SELECT id, resend_of, created_at FROM outbox WHERE id > %(floor)s ORDER BY id
+      LIMIT 100000) AS o
 WHERE o.created_at < (now() AT TIME ZONE 'UTC') - %(age)s * interval '1 second'
   AND (%(ids)s::bigint[] IS NULL OR o.id = ANY(%(ids)s::bigint[]))
   AND NOT EXISTS (
@@ -242,11 +267,12 @@ WHERE NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = given.id)
 ORDER BY given.id;
 
 -- audit_relays --
--- For how many seconds every relay is silent, null where none has ever led; and whether one of the newest rows above the floor
--- waits for one.
+-- For how many seconds every relay is silent, null where none has ever led; and whether one of the
+-- newest rows above the floor waits for one.
 SELECT (SELECT extract(epoch FROM now() - max(heartbeat))::double precision FROM relay_position),
        EXISTS (
-           SELECT FROM (SELECT id FROM outbox WHERE id > %(floor)s AND resend_of IS NULL ORDER BY id DESC LIMIT 1000) AS o
+           SELECT FROM (SELECT id FROM outbox WHERE id > %(floor)s AND resend_of IS NULL
+                        ORDER BY id DESC LIMIT 1000) AS o
            WHERE NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = o.id));
 
 -- audit_replays --
@@ -261,7 +287,8 @@ LIMIT 10000;
 SELECT s.outbox_id
 FROM outbox_state AS s
 JOIN outbox AS o ON o.id = s.outbox_id
-WHERE s.outbox_id > %(after)s AND s.outbox_id <= %(until)s AND o.topic = %(topic)s AND s.partition = %(partition)s
+WHERE s.outbox_id > %(after)s AND s.outbox_id <= %(until)s AND o.topic = %(topic)s
+  AND s.partition = %(partition)s
   AND s."offset" >= %(end)s
 ORDER BY s.outbox_id
 LIMIT 1000;
@@ -293,7 +320,8 @@ ON CONFLICT (outbox_id) DO NOTHING;
 
 -- audit_left --
 -- Some of those to be looked at again.
-SELECT outbox_id FROM outbox_audit_left WHERE outbox_id > %(after)s ORDER BY outbox_id LIMIT %(limit)s;
+SELECT outbox_id FROM outbox_audit_left WHERE outbox_id > %(after)s ORDER BY outbox_id
+LIMIT %(limit)s;
 
 -- audit_left_count --
 -- How many there are.
@@ -305,7 +333,8 @@ INSERT INTO outbox_audits (seconds, complete, messages, wrong, report)
 VALUES (%(seconds)s, %(complete)s, %(messages)s, %(wrong)s, %(report)s::jsonb);
 
 -- audit_resend --
--- Lost messages sent again: roots below the floor without a state, and not on their way again already.
+-- Lost messages sent again: roots below the floor without a state, and not on their way again
+-- already.
 INSERT INTO outbox (biz_type, topic, key, payload, traceparent, resend_of)
 SELECT o.biz_type, o.topic, o.key, o.payload, o.traceparent, o.id
 FROM outbox AS o

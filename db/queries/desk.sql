@@ -1,5 +1,6 @@
 -- dead_letters --
--- Dead messages that fit, without their text, oldest first; a filter that is null lets everything through.
+-- Dead messages that fit, without their text, oldest first; a filter that is null lets everything
+-- through.
 SELECT name, biz_type, topic, key, attempts, replays, error_code, error, fingerprint, held, since
 FROM outbox_dead
 WHERE (%(names)s::text[] IS NULL OR name = ANY(%(names)s::text[]))
@@ -12,16 +13,22 @@ ORDER BY source, outbox_id
 LIMIT %(limit)s;
 
 -- dead_groups --
--- The same, as one line for each kind of error, the most frequent first; the example is the oldest of them.
-SELECT g.fingerprint, g.biz_type, g.error_code, g.messages, g.conversations, g.first, g.last, CASE g.example_source WHEN '' THEN g.example_id::text ELSE g.example_source || ':' || g.example_id END AS example,
+-- The same, as one line for each kind of error, the most frequent first; the example is the oldest
+-- of them.
+SELECT g.fingerprint, g.biz_type, g.error_code, g.messages, g.conversations, g.first, g.last,
+       CASE g.example_source WHEN '' THEN g.example_id::text
+            ELSE g.example_source || ':' || g.example_id END AS example,
        coalesce(s.error, f.error) AS error
 FROM (
-    SELECT fingerprint, biz_type, error_code, count(*) AS messages, count(DISTINCT (topic, key)) AS conversations,
-           min(died_at) AS first, max(died_at) AS last, (array_agg(source ORDER BY source, outbox_id))[1] AS example_source,
+    SELECT fingerprint, biz_type, error_code, count(*) AS messages,
+           count(DISTINCT (topic, key)) AS conversations, min(died_at) AS first,
+           max(died_at) AS last,
+           (array_agg(source ORDER BY source, outbox_id))[1] AS example_source,
            (array_agg(outbox_id ORDER BY source, outbox_id))[1] AS example_id
     FROM outbox_dead_letters
     WHERE (%(names)s::text[] IS NULL
-           OR CASE source WHEN '' THEN outbox_id::text ELSE source || ':' || outbox_id END = ANY(%(names)s::text[]))
+           OR CASE source WHEN '' THEN outbox_id::text
+                   ELSE source || ':' || outbox_id END = ANY(%(names)s::text[]))
       AND (%(source)s::text IS NULL OR source = %(source)s)
       AND (%(biz_type)s::text IS NULL OR biz_type = %(biz_type)s)
       AND (%(key)s::text IS NULL OR key = %(key)s)
@@ -32,17 +39,20 @@ FROM (
     LIMIT %(limit)s
 ) AS g
 LEFT JOIN LATERAL (
-    SELECT error FROM outbox_state AS x WHERE g.example_source = '' AND x.outbox_id = g.example_id LIMIT 1
+    SELECT error FROM outbox_state AS x WHERE g.example_source = '' AND x.outbox_id = g.example_id
+    LIMIT 1
 ) AS s ON true
 LEFT JOIN outbox_foreign AS f ON f.source = g.example_source AND f.outbox_id = g.example_id
 ORDER BY g.messages DESC, g.fingerprint;
 
 -- dead_in_order --
--- The same, conversation after conversation, each in its original order, so that a limit never leaves out an earlier
--- message: by arrival, else by place in the topic, else by id, as far as all of the conversation's dead have one.
+-- The same, conversation after conversation, each in its original order, so that a limit never
+-- leaves out an earlier message: by arrival, else by place in the topic, else by id, as far as all
+-- of the conversation's dead have one.
 SELECT name
 FROM (
-    SELECT name, source, outbox_id, arrived, partition, "offset", min(outbox_id) OVER conversation AS first,
+    SELECT name, source, outbox_id, arrived, partition, "offset",
+           min(outbox_id) OVER conversation AS first,
            bool_and(arrived IS NOT NULL) OVER conversation AS all_arrived,
            bool_and("offset" IS NOT NULL) OVER conversation AS all_placed
     FROM outbox_dead
@@ -54,25 +64,32 @@ FROM (
       AND (%(since)s::timestamptz IS NULL OR since >= %(since)s)
     WINDOW conversation AS (PARTITION BY source, topic, key)
 ) AS dead
-ORDER BY source, first, CASE WHEN all_arrived THEN arrived END, CASE WHEN all_placed THEN partition END,
+ORDER BY source, first, CASE WHEN all_arrived THEN arrived END,
+         CASE WHEN all_placed THEN partition END,
          CASE WHEN all_placed THEN "offset" END, outbox_id
 LIMIT %(limit)s;
 
 -- dead_lock --
--- Those still dead, locked in the order of their ids: two operators never wait for each other in a circle.
-SELECT outbox_id, replays, updated_at, attempts, error_code, error, coalesce(source_id, outbox_id) AS body
+-- Those still dead, locked in the order of their ids: two operators never wait for each other in a
+-- circle.
+SELECT outbox_id, replays, updated_at, attempts, error_code, error,
+       coalesce(source_id, outbox_id) AS body
 FROM outbox_state
 WHERE outbox_id = ANY(%(ids)s::bigint[]) AND status = 'dead'
 ORDER BY outbox_id
 FOR UPDATE;
 
 -- dead_replay --
--- Locked messages sent again in the order given: each as a new outbox row with the payload that counts, or an edited one.
+-- Locked messages sent again in the order given: each as a new outbox row with the payload that
+-- counts, or an edited one.
 WITH again AS (
     INSERT INTO outbox (biz_type, topic, key, payload, traceparent, resend_of)
-    SELECT root.biz_type, root.topic, root.key, coalesce(%(payload)s::json, source.payload), root.traceparent, root.id
-    FROM unnest(%(ids)s::bigint[], %(bodies)s::bigint[]) WITH ORDINALITY AS given (outbox_id, body, position)
-    JOIN (SELECT * FROM outbox WHERE id = ANY(%(ids)s::bigint[]) OFFSET 0) AS root ON root.id = given.outbox_id
+    SELECT root.biz_type, root.topic, root.key, coalesce(%(payload)s::json, source.payload),
+           root.traceparent, root.id
+    FROM unnest(%(ids)s::bigint[], %(bodies)s::bigint[])
+         WITH ORDINALITY AS given (outbox_id, body, position)
+    JOIN (SELECT * FROM outbox WHERE id = ANY(%(ids)s::bigint[]) OFFSET 0) AS root
+      ON root.id = given.outbox_id
     JOIN (SELECT id, payload FROM outbox WHERE id = ANY(%(bodies)s::bigint[]) OFFSET 0) AS source
       ON source.id = given.body
     ORDER BY position
@@ -83,8 +100,9 @@ WITH again AS (
     ORDER BY id
 )
 UPDATE outbox_state AS s
-SET status = 'replaying', source_id = drawn.id, attempts = 0, replays = s.replays + 1, topic = drawn.topic,
-    key = drawn.key, arrived = coalesce(s.arrived, drawn.arrived), next_retry_at = NULL, updated_at = now()
+SET status = 'replaying', source_id = drawn.id, attempts = 0, replays = s.replays + 1,
+    topic = drawn.topic, key = drawn.key, arrived = coalesce(s.arrived, drawn.arrived),
+    next_retry_at = NULL, updated_at = now()
 FROM drawn
 WHERE s.outbox_id = ANY(%(ids)s::bigint[]) AND s.outbox_id + 0 = drawn.resend_of
 RETURNING s.outbox_id, drawn.id;
@@ -117,7 +135,8 @@ VALUES (%(who)s, %(act)s, %(outbox_id)s, %(what)s::jsonb, %(why)s);
 -- waiting_conversations --
 -- Conversations with open messages, the longest waiting first: what the first one of each is.
 SELECT source, topic, key, count(*) AS open, (array_agg(outbox_id ORDER BY arrived))[1] AS head,
-       (array_agg(status ORDER BY arrived))[1] AS status, (array_agg(error_code ORDER BY arrived))[1] AS error_code,
+       (array_agg(status ORDER BY arrived))[1] AS status,
+       (array_agg(error_code ORDER BY arrived))[1] AS error_code,
        min(since) AS since
 FROM (
     SELECT '' AS source, topic, key, outbox_id, status, error_code, arrived, since
@@ -149,4 +168,5 @@ FOR UPDATE;
 
 -- release --
 -- They stay dead, and hold nothing any more.
-UPDATE outbox_state SET topic = NULL, key = NULL, updated_at = now() WHERE outbox_id = ANY(%(ids)s::bigint[]);
+UPDATE outbox_state SET topic = NULL, key = NULL, updated_at = now()
+WHERE outbox_id = ANY(%(ids)s::bigint[]);

@@ -1,27 +1,30 @@
 -- enqueue_one --
 -- The outbox row of one event, in the caller's transaction.
 INSERT INTO outbox (biz_type, topic, key, payload, traceparent)
-VALUES (CAST(%(biz_type)s AS text), CAST(%(topic)s AS text), CAST(%(key)s AS text), CAST(%(payload)s AS json),
-        CAST(%(traceparent)s AS text))
+VALUES (CAST(%(biz_type)s AS text), CAST(%(topic)s AS text), CAST(%(key)s AS text),
+        CAST(%(payload)s AS json), CAST(%(traceparent)s AS text))
 RETURNING id;
 
 -- enqueue_many --
 -- Many events as one statement; ids ascend in the order given.
 INSERT INTO outbox (biz_type, topic, key, payload, traceparent)
 SELECT biz_type, topic, key, payload::json, CAST(%(traceparent)s AS text)
-FROM unnest(CAST(%(biz_types)s AS text[]), CAST(%(topics)s AS text[]), CAST(%(keys)s AS text[]), CAST(%(payloads)s AS text[]))
+FROM unnest(CAST(%(biz_types)s AS text[]), CAST(%(topics)s AS text[]), CAST(%(keys)s AS text[]),
+            CAST(%(payloads)s AS text[]))
      WITH ORDINALITY AS event (biz_type, topic, key, payload, position)
 ORDER BY position
 RETURNING id;
 
 -- enqueue_in_order --
--- Transactions that write one conversation at once take turns, so that the order of their rows is the order of commits.
+-- Transactions that write one conversation at once take turns, so that the order of their rows is
+-- the order of commits.
 SELECT pg_advisory_xact_lock(hashtextextended(key, 7201003))
 FROM unnest(CAST(%(keys)s AS text[])) AS given (key)
 ORDER BY key;
 
 -- draw_ids --
--- Ids for messages written directly while the outbox is disabled; noted, so that the audit knows why they have no row.
+-- Ids for messages written directly while the outbox is disabled; noted, so that the audit knows
+-- why they have no row.
 INSERT INTO outbox_direct (outbox_id)
 SELECT nextval('outbox_id_seq') FROM generate_series(1, CAST(%(count)s AS integer))
 RETURNING outbox_id;

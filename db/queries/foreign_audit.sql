@@ -3,7 +3,8 @@
 WITH RECURSIVE known AS (
     (SELECT source FROM outbox_foreign ORDER BY source LIMIT 1)
     UNION ALL
-    SELECT (SELECT f.source FROM outbox_foreign AS f WHERE f.source > known.source ORDER BY f.source LIMIT 1)
+    SELECT (SELECT f.source FROM outbox_foreign AS f WHERE f.source > known.source ORDER BY f.source
+            LIMIT 1)
     FROM known
     WHERE known.source IS NOT NULL
 )
@@ -19,20 +20,24 @@ OFFSET %(width)s
 LIMIT 1;
 
 -- foreign_count --
--- How many there are in a range, and the first one that was persisted here: what is below it may have been forgotten since.
+-- How many there are in a range, and the first one that was persisted here: what is below it may
+-- have been forgotten since.
 SELECT count(*), min(outbox_id) FILTER (WHERE status = 'consumed' AND applied IS NOT NULL)
 FROM outbox_foreign
 WHERE source = %(source)s AND outbox_id > %(after)s AND outbox_id <= %(until)s;
 
 -- foreign_faults --
--- State rows that are wrong by themselves; one without an offset was written by an operator, not by a worker.
+-- State rows that are wrong by themselves; one without an offset was written by an operator, not by
+-- a worker.
 SELECT outbox_id, fault, status
 FROM (
     SELECT outbox_id, status,
            CASE
-               WHEN (status = 'consumed') <> (applied IS NOT NULL) AND "offset" IS NOT NULL THEN 'flipped'
+               WHEN (status = 'consumed') <> (applied IS NOT NULL)
+               AND "offset" IS NOT NULL THEN 'flipped'
                WHEN open AND status IN ('consumed', 'discarded') THEN 'blocking'
-               WHEN status IN ('retrying', 'parked') AND (NOT open OR arrived IS NULL OR topic IS NULL) THEN 'forgotten'
+               WHEN status IN ('retrying', 'parked')
+               AND (NOT open OR arrived IS NULL OR topic IS NULL) THEN 'forgotten'
                WHEN status = 'retrying' AND next_retry_at IS NULL THEN 'forgotten'
            END AS fault
     FROM outbox_foreign
@@ -44,13 +49,15 @@ ORDER BY outbox_id;
 -- foreign_stuck --
 -- The first open message of each conversation, if it should have moved by now.
 SELECT head.source || ':' || head.outbox_id, head.status, head.topic, head.key, NULL::bigint,
-       extract(epoch FROM now() - coalesce(head.next_retry_at, head.updated_at))::double precision AS overdue
+       extract(epoch FROM now() - coalesce(head.next_retry_at,
+                                           head.updated_at))::double precision AS overdue
 FROM outbox_foreign AS head
 WHERE head.open AND head.status <> 'dead'
   AND coalesce(head.next_retry_at, head.updated_at) < now() - %(grace)s * interval '1 second'
   AND NOT EXISTS (
       SELECT FROM outbox_foreign AS before
-      WHERE before.open AND before.source = head.source AND before.topic = head.topic AND before.key = head.key
+      WHERE before.open AND before.source = head.source AND before.topic = head.topic
+        AND before.key = head.key
         AND before.arrived < head.arrived
   )
 ORDER BY head.source, head.outbox_id
@@ -61,10 +68,12 @@ LIMIT 10000;
 SELECT report -> 'envelopes' FROM outbox_audits ORDER BY id DESC LIMIT 1;
 
 -- foreign_first_offset --
--- The first record of a partition of an envelope topic that workers know: what is before it was taken over from others.
+-- The first record of a partition of an envelope topic that workers know: what is before it was
+-- taken over from others.
 SELECT min(first)
 FROM (
-    SELECT min("offset") AS first FROM outbox_foreign WHERE topic = %(topic)s AND partition = %(partition)s
+    SELECT min("offset") AS first FROM outbox_foreign
+    WHERE topic = %(topic)s AND partition = %(partition)s
     UNION ALL
     SELECT min("offset") FROM outbox_rejects WHERE topic = %(topic)s AND partition = %(partition)s
 ) AS known;
@@ -73,7 +82,8 @@ FROM (
 -- Those of these messages of another system that have no state.
 SELECT given.id
 FROM unnest(%(ids)s::bigint[]) AS given (id)
-WHERE NOT EXISTS (SELECT FROM outbox_foreign AS f WHERE f.source = %(source)s AND f.outbox_id = given.id)
+WHERE NOT EXISTS (SELECT FROM outbox_foreign AS f
+                  WHERE f.source = %(source)s AND f.outbox_id = given.id)
 ORDER BY given.id;
 
 -- audit_unrejected --

@@ -1,12 +1,14 @@
 -- look_moment --
--- Which moment this is, of which database: a replica's is that of its last replay.  What a session begins with says whether
--- the server takes writes, whatever this one was set to since.
-SELECT CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_xact_replay_timestamp(), now()) ELSE now() END,
+-- Which moment this is, of which database: a replica's is that of its last replay.  What a session
+-- begins with says whether the server takes writes, whatever this one was set to since.
+SELECT CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_xact_replay_timestamp(), now())
+            ELSE now() END,
        current_database(), pg_is_in_recovery(),
        (SELECT reset_val = 'on' FROM pg_settings WHERE name = 'default_transaction_read_only');
 
 -- look_pending --
--- Committed rows above the floor whose fate has not begun, at most one more than asked for, and when the first was enqueued.
+-- Committed rows above the floor whose fate has not begun, at most one more than asked for, and
+-- when the first was enqueued.
 SELECT count(*), min(created_at) AT TIME ZONE 'UTC'
 FROM (
     SELECT o.created_at
@@ -17,13 +19,17 @@ FROM (
 ) AS waiting;
 
 -- look_published --
--- Rows at or below the floor, and above an id up to which every message has its fate, whose fate has not begun: at most one
--- more than asked for, when the first was enqueued, and whether all rows down to that id were looked at.
-SELECT count(*) FILTER (WHERE fateless), min(created_at) FILTER (WHERE fateless) AT TIME ZONE 'UTC', count(*) <= %(rows)s
+-- Rows at or below the floor, and above an id up to which every message has its fate, whose fate
+-- has not begun: at most one more than asked for, when the first was enqueued, and whether all rows
+-- down to that id were looked at.
+SELECT count(*) FILTER (WHERE fateless), min(created_at) FILTER (WHERE fateless) AT TIME ZONE 'UTC',
+       count(*) <= %(rows)s
 FROM (
-    SELECT o.created_at, NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = o.id) AS fateless
+    SELECT o.created_at, NOT EXISTS (SELECT FROM outbox_state AS s
+                                     WHERE s.outbox_id = o.id) AS fateless
     FROM outbox AS o
-    WHERE o.id > %(settled)s AND o.id <= (SELECT coalesce(max(floor), 0) FROM relay_position) AND o.resend_of IS NULL
+    WHERE o.id > %(settled)s AND o.id <= (SELECT coalesce(max(floor), 0) FROM relay_position)
+      AND o.resend_of IS NULL
     ORDER BY o.id DESC
     LIMIT %(rows)s + 1
 ) AS newest;
@@ -40,8 +46,8 @@ FROM (
 ) AS open_messages;
 
 -- look_dead --
--- How many are dead, how many of them hold their conversation and since when, how many died in the last five minutes, and
--- how many do in five minutes of the day before.
+-- How many are dead, how many of them hold their conversation and since when, how many died in the
+-- last five minutes, and how many do in five minutes of the day before.
 SELECT (SELECT count(*) FROM outbox_dead_letters),
        (SELECT count(*) FROM outbox_dead_letters WHERE held),
        (SELECT min(died_at) FROM outbox_dead_letters WHERE held),
@@ -52,13 +58,18 @@ SELECT (SELECT count(*) FROM outbox_dead_letters),
           AND bucket <= now() - interval '5 minutes' AND projection = %(projection)s);
 
 -- look_causes --
--- Dead messages by cause, the one whose newest died last first: an index holds all of it but what the newest one says.
-SELECT c.fingerprint, d.biz_type, d.error_code, c.messages, c.conversations, c.held, c.first, c.last, d.source, d.outbox_id,
-       coalesce((SELECT error FROM outbox_state AS s WHERE d.source = '' AND s.outbox_id = d.outbox_id),
-                (SELECT error FROM outbox_foreign AS f WHERE f.source = d.source AND f.outbox_id = d.outbox_id))
+-- Dead messages by cause, the one whose newest died last first: an index holds all of it but what
+-- the newest one says.
+SELECT c.fingerprint, d.biz_type, d.error_code, c.messages, c.conversations, c.held, c.first,
+       c.last, d.source, d.outbox_id,
+       coalesce((SELECT error FROM outbox_state AS s
+                 WHERE d.source = '' AND s.outbox_id = d.outbox_id),
+                (SELECT error FROM outbox_foreign AS f
+                 WHERE f.source = d.source AND f.outbox_id = d.outbox_id))
 FROM (
     SELECT fingerprint, count(*) AS messages, count(DISTINCT (topic, key)) AS conversations,
-           count(*) FILTER (WHERE held) AS held, min(died_at) AS first, max(died_at) AS last, max(died) AS newest
+           count(*) FILTER (WHERE held) AS held, min(died_at) AS first, max(died_at) AS last,
+           max(died) AS newest
     FROM outbox_dead_letters
     WHERE (%(fingerprint)s::text IS NULL OR fingerprint = %(fingerprint)s)
     GROUP BY fingerprint
@@ -70,22 +81,27 @@ ORDER BY c.newest DESC;
 
 -- look_sparklines --
 -- How many of these causes died in each of the last 24 hours, 0 being this one.
-SELECT fingerprint, floor(extract(epoch FROM %(now)s::timestamptz - died_at) / 3600)::int AS ago, count(*)
+SELECT fingerprint, floor(extract(epoch FROM %(now)s::timestamptz - died_at) / 3600)::int AS ago,
+       count(*)
 FROM outbox_dead_letters
-WHERE fingerprint = ANY(%(fingerprints)s::text[]) AND died_at > %(now)s::timestamptz - interval '24 hours'
+WHERE fingerprint = ANY(%(fingerprints)s::text[])
+  AND died_at > %(now)s::timestamptz - interval '24 hours'
 GROUP BY fingerprint, ago;
 
 -- look_heads --
--- Conversations with open messages, the longest waiting first: what each waits for, until when, and how many behind it.
-SELECT source, topic, key, (array_agg(outbox_id ORDER BY arrived))[1], (array_agg(status ORDER BY arrived))[1],
-       (array_agg(error_code ORDER BY arrived))[1], min(since) AS since,
-       (array_agg(due ORDER BY arrived))[1], count(*) - 1, (array_agg(attempts ORDER BY arrived))[1],
-       (array_agg(partition ORDER BY arrived))[1]
+-- Conversations with open messages, the longest waiting first: what each waits for, until when, and
+-- how many behind it.
+SELECT source, topic, key, (array_agg(outbox_id ORDER BY arrived))[1],
+       (array_agg(status ORDER BY arrived))[1], (array_agg(error_code ORDER BY arrived))[1],
+       min(since) AS since, (array_agg(due ORDER BY arrived))[1], count(*) - 1,
+       (array_agg(attempts ORDER BY arrived))[1], (array_agg(partition ORDER BY arrived))[1]
 FROM (
-    SELECT '' AS source, topic, key, outbox_id, status, error_code, arrived, since, due, attempts, partition
+    SELECT '' AS source, topic, key, outbox_id, status, error_code, arrived, since, due, attempts,
+           partition
     FROM outbox_open
     UNION ALL
-    SELECT source, topic, key, outbox_id, status, error_code, arrived, updated_at, next_retry_at, attempts, partition
+    SELECT source, topic, key, outbox_id, status, error_code, arrived, updated_at, next_retry_at,
+           attempts, partition
     FROM outbox_foreign
     WHERE open
 ) AS open_messages
@@ -97,8 +113,8 @@ LIMIT %(limit)s;
 
 -- look_processes --
 -- Lives of processes with a sign of life within so many seconds, the newest first.
-SELECT id::text, kind, name, host, pid, version, address, partitions, memory, runs, pool_used, pool_size, waits_for,
-       waits_code, waits_since, figures, started, heartbeat, ended,
+SELECT id::text, kind, name, host, pid, version, address, partitions, memory, runs, pool_used,
+       pool_size, waits_for, waits_code, waits_since, figures, started, heartbeat, ended,
        extract(epoch FROM now() - heartbeat)::double precision AS silent
 FROM outbox_processes
 WHERE heartbeat > now() - %(seconds)s * interval '1 second'
@@ -106,10 +122,12 @@ ORDER BY started DESC, id
 LIMIT %(limit)s;
 
 -- look_crashed --
--- Processes that were started three times and more in ten minutes without having ended in order: where, and how often.
+-- Processes that were started three times and more in ten minutes without having ended in order:
+-- where, and how often.
 SELECT kind || ' on ' || host, count(*)
 FROM outbox_processes
-WHERE heartbeat BETWEEN now() - interval '10 minutes' AND now() - interval '10 seconds' AND ended IS NULL
+WHERE heartbeat BETWEEN now() - interval '10 minutes' AND now() - interval '10 seconds'
+  AND ended IS NULL
 GROUP BY kind, host
 HAVING count(*) >= 3
 ORDER BY 1;
@@ -122,9 +140,10 @@ WHERE at > now() - interval '1 day'
 ORDER BY "group", topic, partition;
 
 -- look_rates --
--- Counts of each biz_type over a span of so many seconds that ended a short time ago: processes send theirs every few seconds.
-SELECT biz_type, sum(enqueued)::bigint, sum(relayed)::bigint, sum(consumed)::bigint, sum(retried)::bigint, sum(parked)::bigint,
-       sum(dead)::bigint, sum(skipped)::bigint
+-- Counts of each biz_type over a span of so many seconds that ended a short time ago: processes
+-- send theirs every few seconds.
+SELECT biz_type, sum(enqueued)::bigint, sum(relayed)::bigint, sum(consumed)::bigint,
+       sum(retried)::bigint, sum(parked)::bigint, sum(dead)::bigint, sum(skipped)::bigint
 FROM outbox_stats
 WHERE width = 10 AND projection = %(projection)s
   AND bucket >= date_bin('10 s', now(), 'epoch') - %(seconds)s * interval '1 second'
@@ -141,17 +160,20 @@ WHERE width = 10 AND projection = %(projection)s AND bounds = %(bounds)s AND lat
   AND (%(biz_type)s::text IS NULL OR biz_type = %(biz_type)s);
 
 -- look_proof --
--- The newest audit, what it counted of the kinds that the badge names, and when the newest message it saw was enqueued.
-SELECT a.id, a.at, a.complete, a.messages, a.wrong, coalesce((a.report #>> '{wrong,missing,count}')::bigint, 0),
-       coalesce((a.report #>> '{wrong,doubled_effect,count}')::bigint, 0), coalesce((a.report ->> 'until')::bigint, 0),
-       coalesce((a.report ->> 'left')::bigint, 0)
+-- The newest audit, what it counted of the kinds that the badge names, and when the newest message
+-- it saw was enqueued.
+SELECT a.id, a.at, a.complete, a.messages, a.wrong,
+       coalesce((a.report #>> '{wrong,missing,count}')::bigint, 0),
+       coalesce((a.report #>> '{wrong,doubled_effect,count}')::bigint, 0),
+       coalesce((a.report ->> 'until')::bigint, 0), coalesce((a.report ->> 'left')::bigint, 0)
 FROM outbox_audits AS a
 ORDER BY a.id DESC
 LIMIT 1;
 
 -- look_enqueued_at --
 -- When the newest message at or below an id was enqueued.
-SELECT created_at AT TIME ZONE 'UTC' FROM outbox WHERE id <= %(id)s AND resend_of IS NULL ORDER BY id DESC LIMIT 1;
+SELECT created_at AT TIME ZONE 'UTC' FROM outbox WHERE id <= %(id)s AND resend_of IS NULL
+ORDER BY id DESC LIMIT 1;
 
 -- look_newer --
 -- How many messages came after an id, at most one more than asked for.

@@ -9,13 +9,14 @@ ORDER BY o.id DESC
 LIMIT %(limit)s;
 
 -- states_of --
--- How far these messages are whose fate has begun.  The bounds are what keeps it to the partitions of these ids: in a join
--- every partition there is would be read.
+-- How far these messages are whose fate has begun.  The bounds are what keeps it to the partitions
+-- of these ids: in a join every partition there is would be read.
 SELECT outbox_id, status, attempts, error_code, updated_at
 FROM outbox_state
 WHERE outbox_id = ANY(%(ids)s::bigint[]) AND outbox_id BETWEEN %(first)s AND %(last)s;
 
 -- badges --
--- How many messages are dead, and how many of them hold their conversation: each at most one more than is shown.
+-- How many messages are dead, and how many of them hold their conversation: each at most one more
+-- than is shown.
 SELECT (SELECT count(*) FROM (SELECT FROM outbox_dead_letters LIMIT 1000) AS dead),
        (SELECT count(*) FROM (SELECT FROM outbox_dead_letters WHERE held LIMIT 1000) AS holding);

@@ -4,7 +4,8 @@ LISTEN outbox_streams;
 
 -- has_notify_trigger --
 -- Whether inserts into the outbox tell of themselves.
-SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'outbox'::regclass AND tgname = 'outbox_notify');
+SELECT EXISTS (SELECT FROM pg_trigger
+               WHERE tgrelid = 'outbox'::regclass AND tgname = 'outbox_notify');
 
 -- notify_patience --
 -- The next lock is waited for this long.
@@ -12,7 +13,8 @@ SET LOCAL lock_timeout = '500ms';
 
 -- make_notify_trigger --
 -- Once a statement, however many rows it writes.
-CREATE TRIGGER outbox_notify AFTER INSERT ON outbox FOR EACH STATEMENT EXECUTE FUNCTION outbox_notify();
+CREATE TRIGGER outbox_notify AFTER INSERT ON outbox
+FOR EACH STATEMENT EXECUTE FUNCTION outbox_notify();
 
 -- drop_notify_trigger --
 -- NOTIFY takes a lock of the whole server at commit: nobody pays for it who does not want it.

@@ -1,6 +1,7 @@
 -- operation_plan --
--- Dead messages that fit and died no later than a place in the order of dying, conversation after conversation, each in its
--- original order; and whether each still holds its conversation: otherwise it comes late.
+-- Dead messages that fit and died no later than a place in the order of dying, conversation after
+-- conversation, each in its original order; and whether each still holds its conversation:
+-- otherwise it comes late.
 SELECT name, waits
 FROM (
     SELECT d.*, l.held AS waits, min(d.outbox_id) OVER conversation AS first,
@@ -17,7 +18,8 @@ FROM (
       AND (%(since)s::timestamptz IS NULL OR l.died_at >= %(since)s)
     WINDOW conversation AS (PARTITION BY d.source, d.topic, d.key)
 ) AS dead
-ORDER BY source, first, CASE WHEN all_arrived THEN arrived END, CASE WHEN all_placed THEN partition END,
+ORDER BY source, first, CASE WHEN all_arrived THEN arrived END,
+         CASE WHEN all_placed THEN partition END,
          CASE WHEN all_placed THEN "offset" END, outbox_id
 LIMIT %(limit)s;
 
@@ -31,16 +33,17 @@ DELETE FROM outbox_operations WHERE state = 'preview' AND created_at < now() - i
 
 -- operation_preview --
 -- What an act would work, bound by the hash of its messages.
-INSERT INTO outbox_operations (act, who, why, filter, force, rate, at_once, through, hash, planned, late)
-VALUES (%(act)s, %(who)s, %(why)s, %(filter)s::jsonb, %(force)s, %(rate)s, %(at_once)s, %(through)s, %(hash)s, %(planned)s,
-        %(late)s)
+INSERT INTO outbox_operations (act, who, why, filter, force, rate, at_once, through, hash, planned,
+                               late)
+VALUES (%(act)s, %(who)s, %(why)s, %(filter)s::jsonb, %(force)s, %(rate)s, %(at_once)s, %(through)s,
+        %(hash)s, %(planned)s, %(late)s)
 RETURNING id;
 
 -- operation --
 -- One operation as it stands.
-SELECT id, act, who, why, filter, force, rate, at_once, through, hash, planned, late, done, failed, circling, gone, state, reason,
-       step, step_begin, step_end, created_at, submitted_at, ended_at,
-       state = 'preview' AND created_at < now() - interval '1 hour' AS expired
+SELECT id, act, who, why, filter, force, rate, at_once, through, hash, planned, late, done, failed,
+       circling, gone, state, reason, step, step_begin, step_end, created_at, submitted_at,
+       ended_at, state = 'preview' AND created_at < now() - interval '1 hour' AS expired
 FROM outbox_operations
 WHERE id = %(id)s;
 
@@ -50,8 +53,9 @@ SELECT id FROM outbox_operations WHERE id = %(id)s FOR UPDATE;
 
 -- operations_page --
 -- Operations, the newest first, from before one on; previews only when asked for.
-SELECT id, act, who, why, filter, force, rate, at_once, through, hash, planned, late, done, failed, circling, gone, state, reason,
-       step, step_begin, step_end, created_at, submitted_at, ended_at, false AS expired
+SELECT id, act, who, why, filter, force, rate, at_once, through, hash, planned, late, done, failed,
+       circling, gone, state, reason, step, step_begin, step_end, created_at, submitted_at,
+       ended_at, false AS expired
 FROM outbox_operations
 WHERE id < coalesce(%(before)s::bigint, 9223372036854775807) AND state <> 'preview'
 ORDER BY id DESC
@@ -75,7 +79,8 @@ WHERE id = %(id)s;
 -- Its messages, in order.
 INSERT INTO outbox_operation_items (operation, position, source, outbox_id)
 SELECT %(id)s, position, source, outbox_id
-FROM unnest(%(sources)s::text[], %(ids)s::bigint[]) WITH ORDINALITY AS given (source, outbox_id, position);
+FROM unnest(%(sources)s::text[], %(ids)s::bigint[])
+     WITH ORDINALITY AS given (source, outbox_id, position);
 
 -- operations_running --
 -- Operations that somebody has to work.
@@ -105,10 +110,12 @@ WHERE operation = %(id)s AND position > %(begin)s AND position <= %(end)s AND ou
 ORDER BY position;
 
 -- operation_still --
--- Those of these messages that died no later than the plan's bound: one that died again is another death.
+-- Those of these messages that died no later than the plan's bound: one that died again is another
+-- death.
 SELECT source, outbox_id
 FROM outbox_dead_letters
-WHERE (source, outbox_id) IN (SELECT * FROM unnest(%(sources)s::text[], %(ids)s::bigint[])) AND died <= %(through)s;
+WHERE (source, outbox_id) IN (SELECT * FROM unnest(%(sources)s::text[], %(ids)s::bigint[]))
+  AND died <= %(through)s;
 
 -- operation_outcomes --
 -- What became of these messages.
@@ -118,17 +125,21 @@ FROM json_to_recordset(%(outcomes)s::json) AS given (position bigint, outcome te
 WHERE i.operation = %(id)s AND i.position = given.position;
 
 -- operation_fates --
--- How messages stand that were sent in a step: those that are consumed, and those that failed again.
+-- How messages stand that were sent in a step: those that are consumed, and those that failed
+-- again.
 SELECT i.position,
        CASE
            WHEN coalesce(s.status, f.status) = 'consumed' THEN 'done'
            WHEN coalesce(s.status, f.status) IN ('dead', 'discarded') THEN 'failed'
-           WHEN coalesce(s.status, f.status) = 'retrying' AND coalesce(s.attempts, f.attempts) > 0 THEN 'failed'
+           WHEN coalesce(s.status, f.status) = 'retrying'
+           AND coalesce(s.attempts, f.attempts) > 0 THEN 'failed'
        END
 FROM outbox_operation_items AS i
-LEFT JOIN LATERAL (SELECT * FROM outbox_state AS x WHERE i.source = '' AND x.outbox_id = i.outbox_id LIMIT 1) AS s ON true
+LEFT JOIN LATERAL (SELECT * FROM outbox_state AS x WHERE i.source = '' AND x.outbox_id = i.outbox_id
+                   LIMIT 1) AS s ON true
 LEFT JOIN outbox_foreign AS f ON f.source = i.source AND f.outbox_id = i.outbox_id
-WHERE i.operation = %(id)s AND i.position > %(begin)s AND i.position <= %(end)s AND i.outcome = 'sent';
+WHERE i.operation = %(id)s AND i.position > %(begin)s AND i.position <= %(end)s
+  AND i.outcome = 'sent';
 
 -- operation_step --
 -- A step was begun.
@@ -141,8 +152,10 @@ WHERE id = %(id)s;
 UPDATE outbox_operations AS o
 SET done = c.done, failed = c.failed, circling = c.circling, gone = c.gone
 FROM (
-    SELECT count(*) FILTER (WHERE outcome IN ('done', 'sent', 'failed')) AS done, count(*) FILTER (WHERE outcome = 'failed') AS failed,
-           count(*) FILTER (WHERE outcome = 'circling') AS circling, count(*) FILTER (WHERE outcome = 'gone') AS gone
+    SELECT count(*) FILTER (WHERE outcome IN ('done', 'sent', 'failed')) AS done,
+           count(*) FILTER (WHERE outcome = 'failed') AS failed,
+           count(*) FILTER (WHERE outcome = 'circling') AS circling,
+           count(*) FILTER (WHERE outcome = 'gone') AS gone
     FROM outbox_operation_items
     WHERE operation = %(id)s AND outcome <> 'waiting'
 ) AS c
@@ -164,6 +177,7 @@ WHERE id = %(id)s AND state = 'stopped';
 -- The step under way: its outcomes so far, and for how many seconds it has gone on.
 SELECT count(*) FILTER (WHERE outcome = 'sent'), count(*) FILTER (WHERE outcome = 'failed'),
        count(*) FILTER (WHERE outcome IN ('done', 'failed', 'sent')),
-       (SELECT extract(epoch FROM now() - stepped_at)::double precision FROM outbox_operations WHERE id = %(id)s)
+       (SELECT extract(epoch FROM now() - stepped_at)::double precision FROM outbox_operations
+        WHERE id = %(id)s)
 FROM outbox_operation_items
 WHERE operation = %(id)s AND position > %(begin)s AND position <= %(end)s;

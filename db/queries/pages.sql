@@ -1,7 +1,9 @@
 -- dead_page --
--- Dead messages that fit, without their text, those that died last first, from before one of them on.
-SELECT d.source, d.outbox_id, d.biz_type, d.topic, d.key, d.error_code, d.fingerprint, d.held, d.died, d.died_at,
-       coalesce(s.attempts, f.attempts, 0), coalesce(s.replays, f.replays, 0), coalesce(s.error, f.error)
+-- Dead messages that fit, without their text, those that died last first, from before one of them
+-- on.
+SELECT d.source, d.outbox_id, d.biz_type, d.topic, d.key, d.error_code, d.fingerprint, d.held,
+       d.died, d.died_at, coalesce(s.attempts, f.attempts, 0), coalesce(s.replays, f.replays, 0),
+       coalesce(s.error, f.error)
 FROM (
     SELECT *
     FROM outbox_dead_letters
@@ -17,7 +19,8 @@ FROM (
     ORDER BY died DESC
     LIMIT %(limit)s
 ) AS d
-LEFT JOIN LATERAL (SELECT * FROM outbox_state AS x WHERE d.source = '' AND x.outbox_id = d.outbox_id LIMIT 1) AS s ON true
+LEFT JOIN LATERAL (SELECT * FROM outbox_state AS x WHERE d.source = '' AND x.outbox_id = d.outbox_id
+                   LIMIT 1) AS s ON true
 LEFT JOIN outbox_foreign AS f ON f.source = d.source AND f.outbox_id = d.outbox_id
 ORDER BY d.died DESC;
 
@@ -28,10 +31,12 @@ UNION
 SELECT outbox_id FROM outbox_dead_letters WHERE topic = %(topic)s AND key = %(key)s AND source = '';
 
 -- axis_window --
--- A conversation's messages among these ids: there is no index on the key, so that an enqueue stays cheap.
+-- A conversation's messages among these ids: there is no index on the key, so that an enqueue stays
+-- cheap.
 SELECT id
 FROM outbox
-WHERE id > %(after)s AND id <= %(until)s AND topic = %(topic)s AND key = %(key)s AND resend_of IS NULL
+WHERE id > %(after)s AND id <= %(until)s AND topic = %(topic)s AND key = %(key)s
+  AND resend_of IS NULL
 ORDER BY id DESC;
 
 -- axis_items --
@@ -39,7 +44,8 @@ ORDER BY id DESC;
 SELECT o.id, o.biz_type,
        CASE WHEN isfinite(o.created_at) THEN o.created_at AT TIME ZONE 'UTC' END,
        coalesce(s.status, CASE WHEN o.id <= relay.floor THEN 'published' ELSE 'pending' END),
-       coalesce(s.attempts, 0), s.error_code, s.next_retry_at, s.partition, s."offset", s.applied, s.arrived, s.updated_at,
+       coalesce(s.attempts, 0), s.error_code, s.next_retry_at, s.partition, s."offset", s.applied,
+       s.arrived, s.updated_at,
        (SELECT count(*) FROM outbox AS again WHERE again.resend_of = o.id)
 FROM outbox AS o
 CROSS JOIN (SELECT coalesce(max(floor), 0) AS floor FROM relay_position) AS relay
@@ -49,15 +55,17 @@ ORDER BY o.id;
 
 -- axis_foreign --
 -- The same of another system's messages, whose conversations have an index while they are open.
-SELECT outbox_id, biz_type, CASE WHEN isfinite(created_at) THEN created_at AT TIME ZONE 'UTC' END, status, attempts,
-       error_code, next_retry_at, partition, "offset", applied, arrived, updated_at, 0::bigint
+SELECT outbox_id, biz_type, CASE WHEN isfinite(created_at) THEN created_at AT TIME ZONE 'UTC' END,
+       status, attempts, error_code, next_retry_at, partition, "offset", applied, arrived,
+       updated_at, 0::bigint
 FROM outbox_foreign
 WHERE source = %(source)s AND topic = %(topic)s AND key = %(key)s AND (open OR status = 'dead')
 ORDER BY outbox_id;
 
 -- looked_at --
 -- When the first message above an id was enqueued: how far back was looked.
-SELECT created_at AT TIME ZONE 'UTC' FROM outbox WHERE id > %(id)s AND isfinite(created_at) ORDER BY id LIMIT 1;
+SELECT created_at AT TIME ZONE 'UTC' FROM outbox WHERE id > %(id)s AND isfinite(created_at)
+ORDER BY id LIMIT 1;
 
 -- acts_page --
 -- What operators did, the newest first, from before one act on; the ids only as far as asked for.
@@ -79,10 +87,11 @@ ORDER BY id DESC
 LIMIT %(limit)s;
 
 -- stats_series --
--- Counts and histograms of each biz_type in buckets of one width, and what is not merged yet put to the bucket it is in.
-SELECT date_bin(%(width)s * interval '1 second', bucket, 'epoch') AS at, biz_type, sum(enqueued)::bigint,
-       sum(relayed)::bigint, sum(consumed)::bigint, sum(retried)::bigint, sum(parked)::bigint, sum(dead)::bigint,
-       sum(skipped)::bigint
+-- Counts and histograms of each biz_type in buckets of one width, and what is not merged yet put to
+-- the bucket it is in.
+SELECT date_bin(%(width)s * interval '1 second', bucket, 'epoch') AS at, biz_type,
+       sum(enqueued)::bigint, sum(relayed)::bigint, sum(consumed)::bigint, sum(retried)::bigint,
+       sum(parked)::bigint, sum(dead)::bigint, sum(skipped)::bigint
 FROM outbox_stats
 WHERE projection = %(projection)s
   AND ((width = %(width)s AND process = '' AND bucket >= %(since)s)
@@ -110,7 +119,8 @@ ORDER BY bucket, name, label;
 -- Whether there is such a message.
 SELECT CASE
            WHEN %(source)s = '' THEN EXISTS (SELECT FROM outbox WHERE id = %(outbox_id)s)
-           ELSE EXISTS (SELECT FROM outbox_foreign WHERE source = %(source)s AND outbox_id = %(outbox_id)s)
+           ELSE EXISTS (SELECT FROM outbox_foreign
+                        WHERE source = %(source)s AND outbox_id = %(outbox_id)s)
        END;
 
 -- reading_cause --

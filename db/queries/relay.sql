@@ -3,8 +3,9 @@
 SELECT current_user, rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user;
 
 -- outbox_writers --
--- Who holds the lock an INSERT takes before it draws an id, on the root or on a partition.  A virtual transaction keeps
--- its name through PREPARE TRANSACTION, when the pid is gone; after a restart of the server it is -1/xid.
+-- Who holds the lock an INSERT takes before it draws an id, on the root or on a partition.  A
+-- virtual transaction keeps its name through PREPARE TRANSACTION, when the pid is gone; after a
+-- restart of the server it is -1/xid.
 SELECT DISTINCT virtualtransaction
 FROM pg_locks
 WHERE locktype = 'relation'
@@ -15,15 +16,17 @@ WHERE locktype = 'relation'
        OR relation IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'outbox'::regclass));
 
 -- insert_lsn --
--- Where the next WAL record goes; pg_current_wal_lsn() lags behind commits under synchronous_commit=off.
+-- Where the next WAL record goes; pg_current_wal_lsn() lags behind commits under
+-- synchronous_commit=off.
 SELECT pg_current_wal_insert_lsn()::text;
 
 -- save_relay_position --
--- What this leader knows; floor and position never move back, and never into another database's row.  Whoever reads the log
--- knows only what was read while the publication was as it is now.
-INSERT INTO relay_position (name, mode, floor, lsn, leader, pid, heartbeat, identity, asked, doing, reason, rate,
-                            publication, beat)
-VALUES (%(name)s, %(mode)s, %(floor)s, %(lsn)s, %(leader)s, %(pid)s, now(), outbox_identity(), %(asked)s, %(doing)s,
+-- What this leader knows; floor and position never move back, and never into another database's
+-- row.  Whoever reads the log knows only what was read while the publication was as it is now.
+INSERT INTO relay_position (name, mode, floor, lsn, leader, pid, heartbeat, identity, asked, doing,
+                            reason, rate, publication, beat)
+VALUES (%(name)s, %(mode)s, %(floor)s, %(lsn)s, %(leader)s, %(pid)s, now(), outbox_identity(),
+        %(asked)s, %(doing)s,
         %(reason)s, %(rate)s, %(mark)s, CASE WHEN %(beats)s THEN 1 END)
 ON CONFLICT (name) DO UPDATE
 SET mode = excluded.mode,
@@ -38,44 +41,50 @@ SET mode = excluded.mode,
     reason = excluded.reason,
     rate = excluded.rate,
     publication = coalesce(excluded.publication, relay_position.publication),
-    beat = CASE WHEN %(beats)s THEN coalesce(relay_position.beat, 0) + 1 ELSE relay_position.beat END
+    beat = CASE WHEN %(beats)s THEN coalesce(relay_position.beat, 0) + 1
+                ELSE relay_position.beat END
 WHERE coalesce(relay_position.identity, excluded.identity) = excluded.identity
   AND (%(mark)s::text IS NULL OR %(mark)s = outbox_publication(%(publication)s))
 RETURNING beat, identity;
 
 -- beats --
--- How often the leader of each relay has counted here, and which database this is; one row without a name when there is none.
+-- How often the leader of each relay has counted here, and which database this is; one row without
+-- a name when there is none.
 SELECT p.name, p.beat, d.identity
 FROM (SELECT outbox_identity() AS identity) AS d
 LEFT JOIN relay_position AS p ON true;
 
 -- durable_session --
 -- A beat that Kafka knows must survive a crash, whatever the role's transactions wait for.
-SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
+SELECT set_config('synchronous_commit', 'on', false)
+WHERE current_setting('synchronous_commit') = 'off';
 
 -- relay_saved --
 -- What was saved last of this relay, and the database as it is.
-SELECT coalesce(p.floor, 0), p.lsn::text, p.leader IS NOT NULL, p.mode, p.asked, p.wish, p.identity, outbox_identity(),
+SELECT coalesce(p.floor, 0), p.lsn::text, p.leader IS NOT NULL, p.mode, p.asked, p.wish, p.identity,
+       outbox_identity(),
        (SELECT last_value - (NOT is_called)::int FROM outbox_id_seq), p.publication,
        outbox_publication(%(publication)s)
 FROM (VALUES (true)) AS always
 LEFT JOIN relay_position AS p ON p.name = %(relay)s;
 
 -- relay_healed --
--- Everything committed before this log position is with the broker: the slot that begins there may be read, as long as the
--- publication is this one.
+-- Everything committed before this log position is with the broker: the slot that begins there may
+-- be read, as long as the publication is this one.
 UPDATE relay_position
 SET lsn = %(lsn)s, publication = %(mark)s
 WHERE name = %(relay)s;
 
 -- bury_unpublishable --
--- No record can carry this row.  Its message is dead, if it has no fate yet or waits for this very row to be published; any
--- other fate stays: what is retrying or parked is worked from its outbox row, a resend only wakes its worker.  A message that
--- is open holds its conversation on, if its agent wants that.
+-- No record can carry this row.  Its message is dead, if it has no fate yet or waits for this very
+-- row to be published; any other fate stays: what is retrying or parked is worked from its outbox
+-- row, a resend only wakes its worker.  A message that is open holds its conversation on, if its
+-- agent wants that.
 INSERT INTO outbox_state AS s (outbox_id, status, attempts, error_code, error)
 VALUES (%(outbox_id)s, 'dead', 0, 'unpublishable', %(reason)s)
 ON CONFLICT (outbox_id) DO UPDATE
-SET status = 'dead', error_code = excluded.error_code, error = excluded.error, next_retry_at = NULL, updated_at = now(),
+SET status = 'dead', error_code = excluded.error_code, error = excluded.error, next_retry_at = NULL,
+    updated_at = now(),
     topic = CASE WHEN %(hold)s THEN s.topic END, key = CASE WHEN %(hold)s THEN s.key END
 WHERE s.status = 'replaying' AND s.source_id = %(row_id)s;
 
@@ -103,8 +112,9 @@ WHERE name = %(relay)s
 SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = 'outbox'::regclass;
 
 -- make_durable --
--- Whatever is visible now survives a crash once this is true: the commit of a row's lock flushes everything before it, and a
--- logical message would be everybody's who reads this database's log.  NULL while the relay has no row to lock.
+-- Whatever is visible now survives a crash once this is true: the commit of a row's lock flushes
+-- everything before it, and a logical message would be everybody's who reads this database's log.
+-- NULL while the relay has no row to lock.
 SELECT CASE
            WHEN pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()
            THEN (SELECT true FROM relay_position WHERE name = %(relay)s FOR KEY SHARE)
@@ -136,7 +146,8 @@ ORDER BY partitions NULLS LAST, biz_type
 LIMIT 1;
 
 -- open_churns --
--- Whether so many rows of outbox_open are gone that it has to be swept, and this role may: else the server does it in its time.
+-- Whether so many rows of outbox_open are gone that it has to be swept, and this role may: else the
+-- server does it in its time.
 SELECT pg_stat_get_dead_tuples(oid) > 1000 AND pg_has_role(relowner, 'USAGE')
 FROM pg_class
 WHERE oid = 'outbox_open'::regclass;

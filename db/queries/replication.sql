@@ -1,23 +1,29 @@
 -- publication --
--- The publication as it is: what it publishes, and whether it holds the outbox, whole, through its root.
-SELECT pubinsert AS inserts, pubupdate OR pubdelete OR pubtruncate AS others, pubviaroot AS via_root,
-       puballtables OR EXISTS (
+-- The publication as it is: what it publishes, and whether it holds the outbox, whole, through its
+-- root.
+SELECT pubinsert AS inserts, pubupdate OR pubdelete OR pubtruncate AS others,
+       pubviaroot AS via_root, puballtables OR EXISTS (
            SELECT FROM pg_publication_rel
-           WHERE prpubid = p.oid AND prrelid = to_regclass('outbox') AND prqual IS NULL AND prattrs IS NULL
+           WHERE prpubid = p.oid AND prrelid = to_regclass('outbox') AND prqual IS NULL
+             AND prattrs IS NULL
        ) AS has_outbox,
        puballtables OR EXISTS (
-           SELECT FROM pg_publication_rel WHERE prpubid = p.oid AND prrelid IS DISTINCT FROM to_regclass('outbox')
+           SELECT FROM pg_publication_rel
+           WHERE prpubid = p.oid AND prrelid IS DISTINCT FROM to_regclass('outbox')
        ) OR EXISTS (SELECT FROM pg_publication_namespace WHERE pnpubid = p.oid) AS other_tables,
        (SELECT min(relnamespace::regnamespace::text)
         FROM pg_publication_rel
         JOIN pg_class AS c ON c.oid = prrelid
-        WHERE prpubid = p.oid AND relname = 'outbox' AND prrelid IS DISTINCT FROM to_regclass('outbox')) AS other_outbox
+        WHERE prpubid = p.oid AND relname = 'outbox'
+          AND prrelid IS DISTINCT FROM to_regclass('outbox')) AS other_outbox
 FROM pg_publication AS p
 WHERE pubname = %(publication)s;
 
 -- slot --
--- The slot as it is: wal_status 'lost' means it can never be read again; `held` bytes of WAL are kept for it.
-SELECT plugin, database = current_database() AS here, active_pid, wal_status, confirmed_flush_lsn::text AS confirmed,
+-- The slot as it is: wal_status 'lost' means it can never be read again; `held` bytes of WAL are
+-- kept for it.
+SELECT plugin, database = current_database() AS here, active_pid, wal_status,
+       confirmed_flush_lsn::text AS confirmed,
        pg_wal_lsn_diff(pg_current_wal_insert_lsn(), restart_lsn)::bigint AS held, safe_wal_size,
        (to_jsonb(s) ->> 'failover')::boolean AS failover
 FROM pg_replication_slots AS s
@@ -39,11 +45,13 @@ WHERE s.slot_name = %(slot)s;
 SELECT pg_create_logical_replication_slot(%(slot)s, 'pgoutput');
 
 -- create_failover_slot --
--- PostgreSQL 17 and newer: standbys may keep it too, and synchronized_standby_slots holds it back for them.
+-- PostgreSQL 17 and newer: standbys may keep it too, and synchronized_standby_slots holds it back
+-- for them.
 SELECT pg_create_logical_replication_slot(%(slot)s, 'pgoutput', failover => true);
 
 -- slot_begins --
--- Before the first message is enqueued a new slot misses none: where it begins, everything is published.
+-- Before the first message is enqueued a new slot misses none: where it begins, everything is
+-- published.
 INSERT INTO relay_position (name, mode, lsn, publication)
 SELECT slot_name, 'cdc', confirmed_flush_lsn, outbox_publication(%(publication)s)
 FROM pg_replication_slots

@@ -1,14 +1,19 @@
 -- open_rows --
--- Those of these messages that are open, in their order, with the payload that counts; about so many bytes of payloads as
--- they are stored, so that a conversation of large ones is read in portions.
-SELECT outbox_id, key, status, attempts, due, error_code, since, partition, "offset", biz_type, payload::text, created_at
+-- Those of these messages that are open, in their order, with the payload that counts; about so
+-- many bytes of payloads as they are stored, so that a conversation of large ones is read in
+-- portions.
+SELECT outbox_id, key, status, attempts, due, error_code, since, partition, "offset", biz_type,
+       payload::text, created_at
 FROM (
-    SELECT s.outbox_id, s.key, s.status, s.attempts, coalesce(s.next_retry_at <= now(), false) AS due, s.error_code,
-           extract(epoch FROM now() - s.updated_at)::double precision AS since, s.partition, s."offset", root.biz_type,
-           body.payload, root.created_at, s.arrived,
-           sum(pg_column_size(body.payload)) OVER (ORDER BY s.arrived) - pg_column_size(body.payload) AS before
+    SELECT s.outbox_id, s.key, s.status, s.attempts,
+           coalesce(s.next_retry_at <= now(), false) AS due, s.error_code,
+           extract(epoch FROM now() - s.updated_at)::double precision AS since, s.partition,
+           s."offset", root.biz_type, body.payload, root.created_at, s.arrived,
+           sum(pg_column_size(body.payload)) OVER (ORDER BY s.arrived)
+               - pg_column_size(body.payload) AS before
     FROM (SELECT * FROM outbox_state WHERE outbox_id = ANY(%(ids)s::bigint[]) OFFSET 0) AS s
-    LEFT JOIN (SELECT * FROM outbox WHERE id = ANY(%(ids)s::bigint[]) OFFSET 0) AS root ON root.id = s.outbox_id
+    LEFT JOIN (SELECT * FROM outbox WHERE id = ANY(%(ids)s::bigint[]) OFFSET 0) AS root
+      ON root.id = s.outbox_id
     LEFT JOIN (SELECT * FROM outbox WHERE id = ANY(%(bodies)s::bigint[]) OFFSET 0) AS body
            ON body.id = coalesce(s.source_id, s.outbox_id)
     WHERE s.topic = %(topic)s
@@ -17,7 +22,8 @@ WHERE coalesce(before, 0) < %(bytes)s
 ORDER BY arrived;
 
 -- open_line --
--- The first open messages of these conversations, in their order, each with the row whose payload counts.
+-- The first open messages of these conversations, in their order, each with the row whose payload
+-- counts.
 SELECT line.outbox_id, coalesce(line.source_id, line.outbox_id)
 FROM json_array_elements_text(%(keys)s::json) AS given (key)
 CROSS JOIN LATERAL (
@@ -45,7 +51,8 @@ CROSS JOIN LATERAL (
 ) AS head;
 
 -- all_heads --
--- The same for every conversation of these partitions; skips from one conversation to the next, however much is parked.
+-- The same for every conversation of these partitions; skips from one conversation to the next,
+-- however much is parked.
 WITH RECURSIVE head AS (
     (SELECT key, partition, outbox_id, status, attempts, error_code, due
      FROM outbox_open WHERE topic = %(topic)s ORDER BY key, arrived LIMIT 1)
@@ -60,7 +67,8 @@ WITH RECURSIVE head AS (
         LIMIT 1
     ) AS next
 )
-SELECT key, partition, outbox_id, status, attempts, error_code, extract(epoch FROM due)::double precision
+SELECT key, partition, outbox_id, status, attempts, error_code,
+       extract(epoch FROM due)::double precision
 FROM head
 WHERE partition = ANY(%(partitions)s::integer[]);
 

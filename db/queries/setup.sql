@@ -1,17 +1,21 @@
 -- register_biz_type --
 -- outbox_enqueue() looks topic, limit and key field up here, a relay what the topic has to be like.
-INSERT INTO outbox_biz_types (biz_type, topic, max_bytes, partitions, replication_factor, retention_hours, key_field)
-VALUES (%(biz_type)s, %(topic)s, %(max_bytes)s, %(partitions)s, %(replication_factor)s, %(retention_hours)s, %(key_field)s)
+INSERT INTO outbox_biz_types (biz_type, topic, max_bytes, partitions, replication_factor,
+                              retention_hours, key_field)
+VALUES (%(biz_type)s, %(topic)s, %(max_bytes)s, %(partitions)s, %(replication_factor)s,
+        %(retention_hours)s, %(key_field)s)
 ON CONFLICT (biz_type) DO UPDATE
 SET topic = excluded.topic, max_bytes = excluded.max_bytes, partitions = excluded.partitions,
     replication_factor = excluded.replication_factor, retention_hours = excluded.retention_hours,
     key_field = excluded.key_field;
 
 -- add_biz_type --
--- What a process that starts knows; what somebody registered stays: it may be of a newer version than this one.
+-- What a process that starts knows; what somebody registered stays: it may be of a newer version
+-- than this one.
 INSERT INTO outbox_biz_types AS t
        (biz_type, topic, max_bytes, partitions, replication_factor, retention_hours, key_field)
-VALUES (%(biz_type)s, %(topic)s, %(max_bytes)s, %(partitions)s, %(replication_factor)s, %(retention_hours)s, %(key_field)s)
+VALUES (%(biz_type)s, %(topic)s, %(max_bytes)s, %(partitions)s, %(replication_factor)s,
+        %(retention_hours)s, %(key_field)s)
 ON CONFLICT (biz_type) DO UPDATE
 SET partitions = coalesce(t.partitions, excluded.partitions),
     replication_factor = coalesce(t.replication_factor, excluded.replication_factor),
@@ -21,15 +25,17 @@ WHERE t.topic = excluded.topic AND (t.partitions IS NULL OR t.key_field IS NULL)
 
 -- biz_types --
 -- What is registered, and how many messages wait for a worker that knows it.
-SELECT t.biz_type, t.topic, t.max_bytes, t.partitions, t.replication_factor, t.retention_hours, t.key_field,
-       t.retired_at,
+SELECT t.biz_type, t.topic, t.max_bytes, t.partitions, t.replication_factor, t.retention_hours,
+       t.key_field, t.retired_at,
        (SELECT count(*)
         FROM outbox_state AS s
         JOIN outbox AS o ON o.id = s.outbox_id
-        WHERE s.topic IS NOT NULL AND s.status = 'retrying' AND s.error_code = 'biz_type' AND o.biz_type = t.biz_type)
+        WHERE s.topic IS NOT NULL AND s.status = 'retrying' AND s.error_code = 'biz_type'
+          AND o.biz_type = t.biz_type)
        + (SELECT count(*)
           FROM outbox_foreign AS f
-          WHERE f.open AND f.status = 'retrying' AND f.error_code = 'biz_type' AND f.biz_type = t.biz_type) AS waiting
+          WHERE f.open AND f.status = 'retrying' AND f.error_code = 'biz_type'
+            AND f.biz_type = t.biz_type) AS waiting
 FROM outbox_biz_types AS t
 ORDER BY t.biz_type;
 
@@ -41,7 +47,8 @@ WHERE biz_type = %(biz_type)s
 RETURNING biz_type;
 
 -- give_up_waiting --
--- Messages that wait for a worker that knows this biz_type wait no longer: their workers look when an act was noted.
+-- Messages that wait for a worker that knows this biz_type wait no longer: their workers look when
+-- an act was noted.
 WITH ours AS (
     UPDATE outbox_state AS s
     SET next_retry_at = now()
@@ -58,7 +65,8 @@ WITH ours AS (
 SELECT (SELECT count(*) FROM ours) + (SELECT count(*) FROM others);
 
 -- unknown_biz_types --
--- Messages that wait for a worker that knows their biz_type, by biz_type: how many, since when, and until when the first.
+-- Messages that wait for a worker that knows their biz_type, by biz_type: how many, since when, and
+-- until when the first.
 SELECT biz_type, count(*), min(since), min(until)
 FROM (
     SELECT o.biz_type, s.updated_at AS since, s.next_retry_at AS until
@@ -74,7 +82,8 @@ GROUP BY biz_type
 ORDER BY biz_type;
 
 -- unserved_biz_types --
--- Registered biz_types that this process neither knows nor reads, with their topics; `open` when messages of it wait here.
+-- Registered biz_types that this process neither knows nor reads, with their topics; `open` when
+-- messages of it wait here.
 SELECT t.biz_type, t.topic,
        EXISTS (SELECT FROM outbox_open AS s WHERE s.topic = t.topic)
        OR EXISTS (
@@ -89,14 +98,17 @@ SELECT t.biz_type, t.topic,
            WHERE newest.biz_type = t.biz_type
        ) AS open
 FROM outbox_biz_types AS t
-WHERE t.retired_at IS NULL AND t.biz_type <> ALL(%(known)s::text[]) AND t.topic <> ALL(%(consumed)s::text[])
+WHERE t.retired_at IS NULL AND t.biz_type <> ALL(%(known)s::text[])
+  AND t.topic <> ALL(%(consumed)s::text[])
 ORDER BY t.biz_type;
 
 -- id_sequence --
--- The sequence that ids are drawn from, unless it draws them as we rely on: one by one, upwards, each once.
+-- The sequence that ids are drawn from, unless it draws them as we rely on: one by one, upwards,
+-- each once.
 SELECT seqcache, seqincrement, seqcycle
 FROM pg_sequence
-WHERE seqrelid = 'outbox_id_seq'::regclass AND (seqcache, seqincrement, seqcycle) IS DISTINCT FROM (1, 1, false);
+WHERE seqrelid = 'outbox_id_seq'::regclass
+  AND (seqcache, seqincrement, seqcycle) IS DISTINCT FROM (1, 1, false);
 
 -- hidden_tables --
 -- Tables of ours that this role works with, and of which policies hide rows from it.
@@ -111,7 +123,8 @@ WHERE relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'outbox'::re
 SELECT pg_advisory_xact_lock(%(key)s);
 
 -- as_owner --
--- Until this transaction ends whoever owns the outbox: a partition that another role makes would be that role's.
+-- Until this transaction ends whoever owns the outbox: a partition that another role makes would be
+-- that role's.
 SELECT set_config('role', pg_get_userbyid(relowner), true)
 FROM pg_class
 WHERE oid = 'outbox'::regclass AND pg_get_userbyid(relowner) <> current_user;
@@ -127,10 +140,13 @@ WHERE inhparent IN ('outbox'::regclass, 'outbox_state'::regclass);
 -- recent_rows --
 -- How many ids were drawn of late, and since how many seconds: at least 300, a burst is no rate.
 SELECT newest.id - older.id,
-       greatest(300, extract(epoch FROM (now() AT TIME ZONE 'UTC') - older.created_at))::double precision
-FROM (SELECT id FROM outbox WHERE id BETWEEN %(last)s - 1000000 AND %(last)s ORDER BY id DESC LIMIT 1) AS newest
+       greatest(300, extract(epoch FROM (now() AT TIME ZONE 'UTC')
+                                        - older.created_at))::double precision
+FROM (SELECT id FROM outbox WHERE id BETWEEN %(last)s - 1000000 AND %(last)s ORDER BY id DESC
+      LIMIT 1) AS newest
 CROSS JOIN (
-    SELECT id, created_at FROM outbox WHERE id BETWEEN %(last)s - 1000000 AND %(last)s ORDER BY id LIMIT 1
+    SELECT id, created_at FROM outbox WHERE id BETWEEN %(last)s - 1000000 AND %(last)s ORDER BY id
+    LIMIT 1
 ) AS older;
 
 -- last_id --
@@ -138,9 +154,12 @@ CROSS JOIN (
 SELECT last_value - (NOT is_called)::int FROM outbox_id_seq;
 
 -- sampled_id --
--- The same, to raise a floor towards; none while sessions may keep ids for later: a smaller one would be written afterwards.
+-- The same, to raise a floor towards; none while sessions may keep ids for later: a smaller one
+-- would be written afterwards.
 SELECT last_value - (NOT is_called)::int
 FROM outbox_id_seq
 WHERE EXISTS (
-    SELECT FROM pg_sequence WHERE seqrelid = 'outbox_id_seq'::regclass AND seqcache = 1 AND seqincrement = 1 AND NOT seqcycle
+    SELECT FROM pg_sequence
+    WHERE seqrelid = 'outbox_id_seq'::regclass AND seqcache = 1 AND seqincrement = 1
+      AND NOT seqcycle
 );

@@ -3,7 +3,8 @@
 SELECT pg_advisory_xact_lock(hashtextextended('outbox-streams relays join ' || %(name)s, 0));
 
 -- relay_share --
--- The lock of the relay's name, shared: whoever leads alone holds it alone, and these hold it together.
+-- The lock of the relay's name, shared: whoever leads alone holds it alone, and these hold it
+-- together.
 SELECT pg_try_advisory_lock_shared(hashtextextended('outbox-streams relay ' || %(name)s, 0));
 
 -- relays_sharing --
@@ -24,29 +25,35 @@ WHERE locktype = 'advisory'
 SELECT max(shards) FROM relay_shards WHERE name = %(name)s;
 
 -- drop_shards --
--- What shards of before were is nothing to begin at: relay_position has the floor that an operator may have moved back.
+-- What shards of before were is nothing to begin at: relay_position has the floor that an operator
+-- may have moved back.
 DELETE FROM relay_shards WHERE name = %(name)s;
 
 -- make_shards --
 -- Every shard begins where the relay is, whatever mode it had.
 INSERT INTO relay_shards (name, shard, shards, floor)
-SELECT %(name)s, shard, %(shards)s, coalesce((SELECT floor FROM relay_position WHERE name = %(name)s), 0)
+SELECT %(name)s, shard, %(shards)s,
+       coalesce((SELECT floor FROM relay_position WHERE name = %(name)s), 0)
 FROM generate_series(0, %(shards)s - 1) AS shard;
 
 -- take_shard --
 -- Take the leadership of this shard for this session, if nobody has it.
-SELECT pg_try_advisory_lock(hashtextextended('outbox-streams relay ' || %(name)s || ' shard ' || %(shard)s, 0));
+SELECT pg_try_advisory_lock(
+    hashtextextended('outbox-streams relay ' || %(name)s || ' shard ' || %(shard)s, 0));
 
 -- give_shard --
 -- Let another one lead it.
-SELECT pg_advisory_unlock(hashtextextended('outbox-streams relay ' || %(name)s || ' shard ' || %(shard)s, 0));
+SELECT pg_advisory_unlock(
+    hashtextextended('outbox-streams relay ' || %(name)s || ' shard ' || %(shard)s, 0));
 
 -- shard_floors --
 -- Where each of these shards is.
-SELECT shard, floor FROM relay_shards WHERE name = %(name)s AND shard = ANY(%(mine)s) ORDER BY shard;
+SELECT shard, floor FROM relay_shards WHERE name = %(name)s AND shard = ANY(%(mine)s)
+ORDER BY shard;
 
 -- save_shards --
--- What this leader of some shards has confirmed, which stays true whoever says it; gives back the floor of all of them.
+-- What this leader of some shards has confirmed, which stays true whoever says it; gives back the
+-- floor of all of them.
 WITH saved AS (
     UPDATE relay_shards
     SET floor = greatest(floor, %(floor)s), leader = %(leader)s, pid = %(pid)s, heartbeat = now()
@@ -59,7 +66,8 @@ LEFT JOIN saved USING (shard)
 WHERE s.name = %(name)s AND s.shards = %(shards)s;
 
 -- shard_window --
--- The next visible ids of all shards: how many, the last, and the ranges of ids between them that are not visible.
+-- The next visible ids of all shards: how many, the last, and the ranges of ids between them that
+-- are not visible.
 SELECT count(*), max(id),
        coalesce(array_agg(before + 1 ORDER BY id) FILTER (WHERE before + 1 < id), '{}'),
        coalesce(array_agg(id - 1 ORDER BY id) FILTER (WHERE before + 1 < id), '{}')
@@ -69,7 +77,8 @@ FROM (
 ) AS seen;
 
 -- shard_newer --
--- What is visible there of these shards, beyond where each of them is; `after` is null for the shards of others.
+-- What is visible there of these shards, beyond where each of them is; `after` is null for the
+-- shards of others.
 SELECT topic, key, payload, created_at, id, biz_type, traceparent, resend_of
 FROM outbox
 WHERE id > %(newest)s AND id <= %(last)s

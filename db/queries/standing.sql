@@ -1,7 +1,9 @@
 -- relays_standing --
--- How each relay stands, or the one asked for, led or not.  Rows behind: ids drawn since the floor, rolled back ones too.
-SELECT n.name, p.mode, p.asked, p.wish, p.doing, p.reason, coalesce(p.rate, 0) AS rate, p.lsn::text AS position,
-       coalesce(p.floor, 0) AS floor, p.leader, p.pid, extract(epoch FROM now() - p.heartbeat)::double precision AS silent,
+-- How each relay stands, or the one asked for, led or not.  Rows behind: ids drawn since the floor,
+-- rolled back ones too.
+SELECT n.name, p.mode, p.asked, p.wish, p.doing, p.reason, coalesce(p.rate, 0) AS rate,
+       p.lsn::text AS position, coalesce(p.floor, 0) AS floor, p.leader, p.pid,
+       extract(epoch FROM now() - p.heartbeat)::double precision AS silent,
        pg_wal_lsn_diff(pg_current_wal_insert_lsn(), p.lsn)::bigint AS lag_bytes,
        greatest(0, ids.newest - coalesce(p.floor, 0)) AS lag_rows, ids.newest,
        coalesce(p.identity <> outbox_identity() OR ids.newest < p.floor, false) AS strange,
@@ -23,7 +25,8 @@ ORDER BY id
 LIMIT 1;
 
 -- relay_attendance --
--- Sessions that lead this relay or stand by for it; they say who they are in their application_name.
+-- Sessions that lead this relay or stand by for it; they say who they are in their
+-- application_name.
 SELECT a.application_name
 FROM pg_locks AS l
 JOIN pg_stat_activity AS a USING (pid)
@@ -31,7 +34,8 @@ WHERE l.locktype = 'advisory'
   AND l.mode = 'ShareLock'
   AND l.objsubid = 1
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-  AND (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('outbox-streams relays ' || %(relay)s, 0)
+  AND (l.classid::bigint << 32 | l.objid::bigint)
+      = hashtextextended('outbox-streams relays ' || %(relay)s, 0)
 ORDER BY a.backend_start;
 
 -- relay_sharing --
@@ -56,8 +60,10 @@ SELECT greatest(last_value - (NOT is_called)::int, (SELECT max(id) FROM outbox))
 SELECT setval('outbox_id_seq', %(newest)s);
 
 -- relay_adopt --
--- From now on this relay publishes from this database; a log position of another one means nothing here.
-UPDATE relay_position SET identity = outbox_identity(), floor = %(floor)s, lsn = NULL, publication = NULL
+-- From now on this relay publishes from this database; a log position of another one means nothing
+-- here.
+UPDATE relay_position
+SET identity = outbox_identity(), floor = %(floor)s, lsn = NULL, publication = NULL
 WHERE name = %(relay)s;
 
 -- relay_raise_beat --
@@ -71,13 +77,16 @@ ON CONFLICT (name) DO UPDATE SET beat = greatest(relay_position.beat, excluded.b
 SELECT pg_try_advisory_xact_lock(hashtextextended('outbox-streams relay ' || %(relay)s, 0));
 
 -- outbox_pins --
--- Transactions that hold the floor, and so the sweep and retention, for longer than so many seconds: a session's, by pid,
--- or a prepared one, by gid.  Of sessions that this role may not look into nothing is known.
-SELECT DISTINCT l.pid, p.gid, a.state, nullif(a.application_name, ''), coalesce(p.prepared, a.xact_start) AS since
+-- Transactions that hold the floor, and so the sweep and retention, for longer than so many
+-- seconds: a session's, by pid, or a prepared one, by gid.  Of sessions that this role may not look
+-- into nothing is known.
+SELECT DISTINCT l.pid, p.gid, a.state, nullif(a.application_name, ''),
+                coalesce(p.prepared, a.xact_start) AS since
 FROM pg_locks AS l
 LEFT JOIN pg_stat_activity AS a USING (pid)
 LEFT JOIN pg_locks AS own
-    ON l.pid IS NULL AND own.pid IS NULL AND own.locktype = 'transactionid' AND own.virtualtransaction = l.virtualtransaction
+    ON l.pid IS NULL AND own.pid IS NULL AND own.locktype = 'transactionid'
+      AND own.virtualtransaction = l.virtualtransaction
 LEFT JOIN pg_prepared_xacts AS p ON p.transaction = own.transactionid
 WHERE l.locktype = 'relation'
   AND l.mode = 'RowExclusiveLock'

@@ -1,14 +1,17 @@
 -- sweep_reach --
 -- The floor of this relay, and the newest id that was drawn.
-SELECT coalesce((SELECT floor FROM relay_position WHERE name = %(relay)s), 0), last_value - (NOT is_called)::int
+SELECT coalesce((SELECT floor FROM relay_position WHERE name = %(relay)s), 0),
+       last_value - (NOT is_called)::int
 FROM outbox_id_seq;
 
 -- sweep_lost --
--- Published messages of a topic without a fate in a range of ids, each with its key and the id of its last record;
--- those sent again and perhaps under way are left out.  What is sent again is behind what it sends.
+-- Published messages of a topic without a fate in a range of ids, each with its key and the id of
+-- its last record; those sent again and perhaps under way are left out.  What is sent again is
+-- behind what it sends.
 SELECT o.id, o.key,
        coalesce((SELECT max(again.id) FROM outbox AS again
-                 WHERE again.resend_of = o.id AND again.id > o.id AND again.id > %(after)s AND again.id <= %(newest)s), o.id)
+                 WHERE again.resend_of = o.id AND again.id > o.id AND again.id > %(after)s
+                   AND again.id <= %(newest)s), o.id)
 FROM outbox AS o
 WHERE o.id > %(after)s AND o.id <= %(upto)s AND o.resend_of IS NULL AND o.topic = %(topic)s
   AND NOT EXISTS (
@@ -16,22 +19,26 @@ WHERE o.id > %(after)s AND o.id <= %(upto)s AND o.resend_of IS NULL AND o.topic 
       WHERE s.outbox_id = o.id AND s.outbox_id > %(after)s AND s.outbox_id <= %(upto)s)
   AND NOT EXISTS (
       SELECT FROM outbox AS again
-      WHERE again.resend_of = o.id AND again.id > %(floor)s AND again.id > %(after)s AND again.id <= %(newest)s)
+      WHERE again.resend_of = o.id AND again.id > %(floor)s AND again.id > %(after)s
+        AND again.id <= %(newest)s)
 ORDER BY o.id
 LIMIT %(most)s;
 
 -- sweep_overdue --
--- First open messages of their conversations that should have moved long ago: the record that moves them is lost.
+-- First open messages of their conversations that should have moved long ago: the record that moves
+-- them is lost.
 SELECT s.outbox_id, s.topic, s.key
 FROM outbox_open AS s
 WHERE CASE s.status
           WHEN 'retrying' THEN s.due < now() - %(patience)s * interval '1 second'
           WHEN 'parked' THEN s.since < now() - %(patience)s * interval '1 second'
-          WHEN 'replaying' THEN s.since < now() - %(patience)s * interval '1 second' AND s.source_id <= %(floor)s
+          WHEN 'replaying' THEN s.since < now() - %(patience)s * interval '1 second'
+          AND s.source_id <= %(floor)s
           ELSE false
       END
   AND NOT EXISTS (
-      SELECT FROM outbox_open AS e WHERE e.topic = s.topic AND e.key = s.key AND e.arrived < s.arrived)
+      SELECT FROM outbox_open AS e
+      WHERE e.topic = s.topic AND e.key = s.key AND e.arrived < s.arrived)
 ORDER BY s.outbox_id
 LIMIT %(most)s;
 
@@ -44,16 +51,20 @@ GROUP BY resend_of;
 
 -- sources --
 -- The rows whose payloads count for these messages, where they are not their own.
-SELECT source_id FROM outbox_state WHERE outbox_id = ANY(%(ids)s::bigint[]) AND source_id IS NOT NULL;
+SELECT source_id FROM outbox_state
+WHERE outbox_id = ANY(%(ids)s::bigint[]) AND source_id IS NOT NULL;
 
 -- sweep_resend --
--- Send these again with the payload that counts; a replay under way is moved by the new record from now on.
+-- Send these again with the payload that counts; a replay under way is moved by the new record from
+-- now on.
 WITH again AS (
     INSERT INTO outbox (biz_type, topic, key, payload, traceparent, resend_of)
     SELECT root.biz_type, root.topic, root.key, body.payload, root.traceparent, root.id
     FROM unnest(%(ids)s::bigint[]) WITH ORDINALITY AS given (id, position)
-    JOIN (SELECT * FROM outbox WHERE id = ANY(%(ids)s::bigint[]) OFFSET 0) AS root ON root.id = given.id
-    LEFT JOIN (SELECT * FROM outbox_state WHERE outbox_id = ANY(%(ids)s::bigint[]) OFFSET 0) AS s ON s.outbox_id = root.id
+    JOIN (SELECT * FROM outbox WHERE id = ANY(%(ids)s::bigint[]) OFFSET 0) AS root
+      ON root.id = given.id
+    LEFT JOIN (SELECT * FROM outbox_state WHERE outbox_id = ANY(%(ids)s::bigint[]) OFFSET 0) AS s
+      ON s.outbox_id = root.id
     JOIN (SELECT id, payload FROM outbox WHERE id = ANY(%(bodies)s::bigint[]) OFFSET 0) AS body
       ON body.id = coalesce(s.source_id, root.id)
     WHERE s.outbox_id IS NULL OR s.status IN ('retrying', 'parked', 'replaying')
@@ -61,7 +72,8 @@ WITH again AS (
     RETURNING id, resend_of
 ), moved AS (
     UPDATE outbox_state AS s
-    SET source_id = CASE WHEN s.status = 'replaying' THEN again.id ELSE s.source_id END, updated_at = now()
+    SET source_id = CASE WHEN s.status = 'replaying' THEN again.id ELSE s.source_id END,
+        updated_at = now()
     FROM again
     WHERE s.outbox_id = ANY(%(ids)s::bigint[]) AND s.outbox_id + 0 = again.resend_of
 )

@@ -7,9 +7,10 @@ JOIN outbox AS o ON o.id = given.id
 ORDER BY position;
 
 -- fates --
--- What became of these messages, in the order given; the delay is what was decided with the last failure.
-SELECT root.id, root.biz_type, root.key, coalesce(s.status, 'pending'), coalesce(s.attempts, 0), s.error_code, s.error,
-       extract(epoch FROM s.next_retry_at - s.updated_at)::double precision
+-- What became of these messages, in the order given; the delay is what was decided with the last
+-- failure.
+SELECT root.id, root.biz_type, root.key, coalesce(s.status, 'pending'), coalesce(s.attempts, 0),
+       s.error_code, s.error, extract(epoch FROM s.next_retry_at - s.updated_at)::double precision
 FROM unnest(%(ids)s::bigint[]) WITH ORDINALITY AS given (id, position)
 JOIN outbox AS o ON o.id = given.id
 JOIN outbox AS root ON root.id = coalesce(o.resend_of, o.id)
