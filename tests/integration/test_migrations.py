@@ -515,6 +515,6 @@ def test_every_revision_says_what_it_locks() -> None:
     """
     for file in sorted((revisions.MIGRATIONS / "versions").glob("*.py")):
         if file.name > "0013":
-            assert re.search(r'^locks = "', file.read_text(), re.MULTILINE), (
+            assert re.search(r'^locks = ["(]', file.read_text(), re.MULTILINE), (
                 f'{file.name}: add locks = "..."'
             )
