@@ -29,7 +29,7 @@ from streams.dev.postgres import PostgresServer
 from streams.registry import configured
 from streams.settings import load
 
-# Named: the server quotes the row, and its outbox_id is found there.  Unnamed: nothing tells which
+# Named: the server quotes the row, and its outbox_id is found there. Unnamed: nothing tells which
 # message it was.
 NAMED = "ALTER TABLE chat_histories ADD CONSTRAINT no_poison CHECK (role <> 'poison')"
 RAISE = (

@@ -2,9 +2,9 @@
 
 All of it is in one process.
 
-Runs of chat messages are persisted as a worker does it, on one connection at a time.  Three things
+Runs of chat messages are persisted as a worker does it, on one connection at a time. Three things
 are figures' own: the triggers on the states, seen by persisting runs with and without them in turn;
-counting what a run decided; and telling, every five seconds.  The share is what they take of a
+counting what a run decided; and telling, every five seconds. The share is what they take of a
 second of persisting.
 """
 

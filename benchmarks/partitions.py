@@ -2,7 +2,7 @@
 
 CPU time of one backend.
 
-Runs of 500 messages are claimed as a worker claims them, in the newest partition of many.  Wall
+Runs of 500 messages are claimed as a worker claims them, in the newest partition of many. Wall
 time depends on who else is on the machine; CPU time of the backend and the number of locks do not.
 """
 

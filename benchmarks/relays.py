@@ -2,7 +2,7 @@
 
 Prints ratios.
 
-Every contestant finds the same backlog, in a database of its own on the same servers.  Then rows
+Every contestant finds the same backlog, in a database of its own on the same servers. Then rows
 are written at a steady rate, and a consumer sees how old each record is.
 """
 

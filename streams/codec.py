@@ -160,7 +160,7 @@ def unparsable(raw: bytes) -> str:
 def _decoder(payload: type[E]) -> tuple[msgspec.json.Decoder[E], bytes, str]:
     """What reads the payload, and how its object begins, instead of with a brace.
 
-    Filling in the defaults of a dataclass takes msgspec as long as everything else.  Spelled out as
+    Filling in the defaults of a dataclass takes msgspec as long as everything else. Spelled out as
     nulls they are read in passing; what the record says comes later, and the last one of a name
     counts.
     """

@@ -37,7 +37,7 @@ def enqueue(
 
     Returns its outbox_id, or a list of theirs.
 
-    `using` names the database of Django's settings.  UsageError outside of `transaction.atomic`, or
+    `using` names the database of Django's settings. UsageError outside of `transaction.atomic`, or
     when that is no PostgreSQL; OutboxNotConfigured, OutboxDisabled, PayloadInvalid: nothing was
     sent then.
     """

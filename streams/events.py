@@ -93,7 +93,7 @@ class Batch(Sequence[Message[E]]):
 
         Fields at the end that are null may be absent where null is their default: a record set
         reads both as NULL. One parameter for one statement: `FROM json_to_recordset(:batch) AS m
-        (outbox_id bigint, ...)`.  Binding one text costs a sixth of binding an array per column
+        (outbox_id bigint, ...)`. Binding one text costs a sixth of binding an array per column
         (measured with 1000 rows of 12 columns).
         """
         return self._bytes().decode()

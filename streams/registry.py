@@ -35,7 +35,7 @@ class Agent:
     """One biz_type: its event, its handler, and what happens when a message fails.
 
     The handler persists a batch of it. A message that failed is tried again after `first_delay`
-    seconds, then twice that, at most `most_delay`; after `attempts` failures it is dead.  `on_dead`
+    seconds, then twice that, at most `most_delay`; after `attempts` failures it is dead. `on_dead`
     says whether its conversation goes on then, or waits for an operator. `effect` tells `streams
     audit` where to find what the handler wrote for a message.
     """

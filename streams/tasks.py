@@ -23,7 +23,7 @@ T = TypeVar("T")
 class ended_by(Generic[T]):
     """Beside a block: the first of these that returns a value ends the block and the others.
 
-    That value is then `outcome`. One that returns None ends nothing.  One that fails ends all, and
+    That value is then `outcome`. One that returns None ends nothing. One that fails ends all, and
     what it raised is raised.
     """
 

@@ -1,7 +1,7 @@
 """OpenTelemetry where a process uses it; where it does not, neither an import nor a span.
 
-Business code that traces has loaded OpenTelemetry itself, and set it up.  Relay and worker do so
-when `telemetry.enabled` says so.  Error texts are never recorded: they can hold what a message
+Business code that traces has loaded OpenTelemetry itself, and set it up. Relay and worker do so
+when `telemetry.enabled` says so. Error texts are never recorded: they can hold what a message
 says.
 """
 

@@ -18,7 +18,7 @@ def explain(error: msgspec.ValidationError, wanted: Any) -> tuple[str, str]:
     """Path and expectation of a type error.
 
     The path is `topics[...].partitions` ('' is the whole), the expectation ``expected `int`, got
-    `str` ``. `wanted` is the type it was converted to.  Choices are listed, a pattern is told in
+    `str` ``. `wanted` is the type it was converted to. Choices are listed, a pattern is told in
     words: `Meta(description=...)`.
     """
     match = _PLACE.fullmatch(str(error))

@@ -1,6 +1,6 @@
 """Records of envelope topics below the committed offset: each has to have a state or a rejection.
 
-Another system's outbox is its own, so that only the topic says what was sent.  What workers had
+Another system's outbox is its own, so that only the topic says what was sent. What workers had
 passed before they began here (the topic was taken over) is not theirs: the audit begins where the
 first record is that they know.
 """

@@ -1,12 +1,12 @@
 """The beat: how relay and workers tell a database that went back from the one they know.
 
 A copy of the data directory, a volume snapshot or a standby that lacked the end has the identity of
-the database it comes from.  So a leader counts `relay_position.beat`, about once a second, and when
-that is committed it writes the count to a compacted topic, keyed by the relay's name.  Kafka's
+the database it comes from. So a leader counts `relay_position.beat`, about once a second, and when
+that is committed it writes the count to a compacted topic, keyed by the relay's name. Kafka's
 count is never ahead of the database's, unless the database went back.
 
 Whoever compares reads Kafka first, the database second: meanwhile the database's count can only
-grow.  A beat that Kafka lost proves nothing, and is written anew.  One of another database (a
+grow. A beat that Kafka lost proves nothing, and is written anew. One of another database (a
 broker that two deployments share, a dump restored elsewhere) is not compared: `outbox_identity()`
 tells those apart.
 """

@@ -24,8 +24,8 @@ _LOADING = (
 class ConsumerGroup:
     """The workers' group as Kafka sees it now.
 
-    `members` is how many processes are in it.  `settled` is false while partitions are dealt out
-    anew.  `partitions` are those that each consumed topic has, none where it does not exist;
+    `members` is how many processes are in it. `settled` is false while partitions are dealt out
+    anew. `partitions` are those that each consumed topic has, none where it does not exist;
     `assigned` those that a member has.
     """
 

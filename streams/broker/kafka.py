@@ -1,6 +1,6 @@
 """Kafka as the settings describe it: how clients log in, which topics exist and how they are.
 
-Blocking calls; async callers run them in a thread.  Shared by the relay, the worker's start and the
+Blocking calls; async callers run them in a thread. Shared by the relay, the worker's start and the
 command line.
 """
 
@@ -92,7 +92,7 @@ def prepare_topics(
 
     `changelogs` are compacted topics with as many partitions as the topic each of them names.
     Those and the topics of wake-up calls are made from PostgreSQL, so they are replaced when their
-    count is wrong.  So is a topic of our messages in whose place somebody made another one with
+    count is wrong. So is a topic of our messages in whose place somebody made another one with
     fewer partitions, as brokers do that make what they are asked for: `strangers` are the topics
     that are others than those we worked with.
     """

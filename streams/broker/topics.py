@@ -2,8 +2,8 @@
 
 A name says little: a topic may be deleted and made again, by a person, by a broker that makes what
 it is asked for or that came back with an empty disk, and a bootstrap name may lead to another
-cluster.  Kafka gives each topic an id and each cluster an id, so whoever works with them notes both
-at its start and compares.  The ids are noted in PostgreSQL too (`outbox_topics`), so that the audit
+cluster. Kafka gives each topic an id and each cluster an id, so whoever works with them notes both
+at its start and compares. The ids are noted in PostgreSQL too (`outbox_topics`), so that the audit
 never compares offsets of two topics of one name; and workers commit each offset together with the
 id of the topic it was read from, so that nobody takes it for one of the topic that came after.
 

@@ -16,7 +16,7 @@ from streams.errors import StreamsError
 from streams.extras import extra_of, lacks
 from streams.registry import look_here
 
-# Command -> where it lives.  Loading on use keeps `streams --help` quick and `streams env` free of
+# Command -> where it lives. Loading on use keeps `streams --help` quick and `streams env` free of
 # Kafka and Faust.
 COMMANDS = {
     "init": "streams.cli.scaffold:init",

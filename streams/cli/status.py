@@ -31,7 +31,7 @@ def status(as_json: bool) -> None:
     """Show services, relays, workers and where the messages are.
 
     Exact: retrying, parked and dead. Capped: pending, and published, which is looked for among the
-    newest rows only. What is wrong has one line each (`streams doctor` says more).  Exit code 1
+    newest rows only. What is wrong has one line each (`streams doctor` says more). Exit code 1
     when that needs somebody now, 3 when PostgreSQL cannot be reached.
     """
     settings = load()

@@ -45,7 +45,7 @@ def command(
 ) -> None:
     """Tell every stage of one message or conversation, with times; never its text.
 
-    OUTBOX_ID is SOURCE:ID for a message of another system.  A conversation is looked for from the
+    OUTBOX_ID is SOURCE:ID for a message of another system. A conversation is looked for from the
     newest message back, without an index: on a large outbox give --since.
     """
     if (outbox_id is None) == (key is None):

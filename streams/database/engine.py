@@ -90,7 +90,7 @@ async def connect(
 ) -> psycopg.AsyncConnection[Any]:
     """A psycopg connection in autocommit mode, for sessions that hold locks or stream replication.
 
-    `session` is set beside what we rely on, `parameters` are libpq's.  To a server that takes
+    `session` is set beside what we rely on, `parameters` are libpq's. To a server that takes
     writes, unless the URL says otherwise: a standby knows no writers, and its locks are its own.
     """
     given, both = _parameters(
@@ -136,7 +136,7 @@ def _engine(url: str, options: dict[str, Any]) -> tuple[URL, dict[str, str], dic
     """What SQLAlchemy's two functions take, and what the URL says of the session."""
     ours = options.get("connect_args", KEEPALIVES)
     if several := _several(url):
-        # libpq alone knows whose port is whose.  Of several servers the one that takes writes is
+        # libpq alone knows whose port is whose. Of several servers the one that takes writes is
         # taken; a single one says itself that it is read only.
         address = URL.create(DRIVER)
         given, both = _parameters(several, {"target_session_attrs": PRIMARY, **ours})

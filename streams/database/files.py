@@ -15,7 +15,7 @@ def sql_folder(package: Path = _PACKAGE) -> Path:
 
     FileNotFoundError when this installation lacks it.
 
-    A wheel holds it as `streams/_sql`.  Beside the package it is taken only from a checkout of
+    A wheel holds it as `streams/_sql`. Beside the package it is taken only from a checkout of
     ours: beside site-packages anybody's `db/` may lie.
     """
     inside = package / "_sql"

@@ -1,7 +1,7 @@
 """Partitions of outbox and outbox_state, made ahead of need without blocking an open enqueue.
 
 CREATE TABLE ... PARTITION OF takes ACCESS EXCLUSIVE on the parent: it waits for every open enqueue
-and then blocks all new ones.  CREATE plus ATTACH takes SHARE UPDATE EXCLUSIVE, which lets writers
+and then blocks all new ones. CREATE plus ATTACH takes SHARE UPDATE EXCLUSIVE, which lets writers
 through.
 """
 
@@ -134,7 +134,7 @@ def _statements(
 
 def _partition(parent: str, start: int, end: int) -> list[sql.Composed]:
     names = {"parent": sql.Identifier(parent), "child": sql.Identifier(f"{parent}_{start}")}
-    # All that somebody may have given the table: a generated column, say.  But identity stays the
+    # All that somebody may have given the table: a generated column, say. But identity stays the
     # parent's alone: attaching a table with an identity of its own is an error.
     create = sql.SQL(
         "CREATE TABLE {child} (LIKE {parent} INCLUDING ALL EXCLUDING IDENTITY)"

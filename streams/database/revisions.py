@@ -31,7 +31,7 @@ LOCK = 7_201_001
 
 
 # Code that knows this revision works with every schema since: revisions after it only added
-# something.  Set it to the number of a revision that takes away, or changes, what code before it
+# something. Set it to the number of a revision that takes away, or changes, what code before it
 # uses.
 CONTRACTED = "0012"
 # Of the first revisions, which a database gets together.

@@ -1,13 +1,13 @@
 """What a session of ours is set to, whatever server, role, pooler or environment say.
 
 A role, a database, the server's configuration, libpq's environment and a pooler all have a say in
-what a session begins with, and the last one to speak wins.  So we speak last: after connecting,
+what a session begins with, and the last one to speak wins. So we speak last: after connecting,
 with SET, which a pooler in session mode passes on (it refuses the startup parameter `options`), and
-read back what arrived.  One round trip; two behind a pooler.
+read back what arrived. One round trip; two behind a pooler.
 
 A pooler in transaction mode gives every transaction another session: neither settings nor advisory
-locks stay.  Its backend's pid is not the one that the client was told, so a pooler is known; then a
-second connection looks whether it gets the session that the first one has marked.  Nothing but the
+locks stay. Its backend's pid is not the one that the client was told, so a pooler is known; then a
+second connection looks whether it gets the session that the first one has marked. Nothing but the
 mark is set before that is known: what is set in a session of such a pool is met by whoever gets it
 next.
 """
@@ -28,7 +28,7 @@ OLDEST = 15
 Settings = Mapping[str, str]
 Row = tuple[Any, ...]
 
-# What we rely on.  As the server shows them: they are read back and compared.
+# What we rely on. As the server shows them: they are read back and compared.
 REQUIRED: Settings = {
     "client_encoding": "UTF8",
     "datestyle": "ISO, YMD",
@@ -64,7 +64,7 @@ _INSPECT: LiteralString = """
 SELECT pg_backend_pid(), current_setting('server_encoding'),
        current_setting('session_replication_role'),
        coalesce(current_setting('outbox_streams.session', true), ''), current_database();"""
-# A temporary table is looked for last: it hides none of ours.  Whoever asked for commits that wait
+# A temporary table is looked for last: it hides none of ours. Whoever asked for commits that wait
 # for standbys keeps that; one that waits for nothing would lose, in a crash, what Kafka was told is
 # done.
 _SET: LiteralString = """

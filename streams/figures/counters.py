@@ -1,7 +1,7 @@
 """What one process counts: absolute values of one open bucket of ten seconds, by biz_type.
 
-The bucket is one of the database's clock.  Values are absolute and a bucket is named before
-anything is sent for it, so that a flush whose answer was lost can be sent again.  An example, with
+The bucket is one of the database's clock. Values are absolute and a bucket is named before
+anything is sent for it, so that a flush whose answer was lost can be sent again. An example, with
 counts of one biz_type:
 
     flush  bucket ?       nothing          the database says: it is 12:00:10 now
@@ -10,7 +10,7 @@ counts of one biz_type:
     flush  12:00:20       consumed 15      no answer
     flush  12:00:20       consumed 35      not taken, it is older than 30 s; it is 12:01:00 now
 
-What was sent without an answer may have arrived: it is not counted again.  So a figure is never
+What was sent without an answer may have arrived: it is not counted again. So a figure is never
 more than what happened, and at most what was counted since the last flush less.
 """
 

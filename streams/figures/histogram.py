@@ -1,6 +1,6 @@
 """Latencies as counts in 32 buckets, each 1.6 times as wide as the one before, from 5 ms on.
 
-The same bounds in PostgreSQL and in Prometheus: what is merged stays comparable.  Another set of
+The same bounds in PostgreSQL and in Prometheus: what is merged stays comparable. Another set of
 bounds is another version.
 """
 

@@ -35,7 +35,7 @@ def _incarnation_of(pid: int) -> str:
 class Vitals:
     """What a process tells of itself.
 
-    `kind` is worker, relay or web, `name` the consumer group or the relay.  `waits_for` says in
+    `kind` is worker, relay or web, `name` the consumer group or the relay. `waits_for` says in
     words what holds a run up, `waits_code` its SQLSTATE, `waits_seconds` for how long.
     """
 

@@ -1,6 +1,6 @@
 """One conversation on one axis of time: what waits, what came late, what is not there yet.
 
-A conversation is found by index only while something of it is open or dead.  Everything else is
+A conversation is found by index only while something of it is open or dead. Everything else is
 looked for from the newest id back, a little at a time: who asks says how long it may take, and is
 told how far it got.
 """
@@ -30,7 +30,7 @@ MOST = 500
 class AxisItem:
     """One message of a conversation.
 
-    `late`: persisted after one that was enqueued later.  `gap`: without a fate although a later one
+    `late`: persisted after one that was enqueued later. `gap`: without a fate although a later one
     has one.
     """
 

@@ -20,7 +20,7 @@ from streams.settings import Settings
 def deployment(connection: Connection, settings: Settings, registry: Registry) -> Snapshot:
     """Look at the database and ask Kafka.
 
-    It blocks.  What does not answer is part of the snapshot.
+    It blocks. What does not answer is part of the snapshot.
     """
     broker = _broker(settings, registry)
     gone_back = None

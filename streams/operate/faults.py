@@ -1,7 +1,7 @@
 """What is wrong with a deployment: a pure function of one snapshot, the same for whoever shows it.
 
 `streams status`, `streams doctor`, `/metrics/cluster`, the pages and the API all show this list.
-`bad` needs somebody now and makes `streams status` exit with 1; `watch` will need somebody.  Each
+`bad` needs somebody now and makes `streams status` exit with 1; `watch` will need somebody. Each
 fault says what to do, and has an anchor in the runbook (docs/monitoring/runbook.md).
 """
 

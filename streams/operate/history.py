@@ -1,6 +1,6 @@
 """The whole story of a message or a conversation: enqueued, relayed, tried, persisted or dead.
 
-Never its text.  The functions take a synchronous connection; from async code, `await
+Never its text. The functions take a synchronous connection; from async code, `await
 connection.run_sync(...)`.
 """
 

@@ -1,7 +1,7 @@
 """Read one snapshot of a deployment: every number in one transaction, so that they fit each other.
 
 Tables only; what the primary or Kafka alone can tell is asked where this is the primary, and
-otherwise read as the leader wrote it down.  Takes a synchronous connection that is in no
+otherwise read as the leader wrote it down. Takes a synchronous connection that is in no
 transaction; from async code, `await connection.run_sync(...)`.
 """
 

@@ -54,7 +54,7 @@ class Operation:
     Of these, `late` come after later ones of their conversation went on. `done` were worked,
     `failed` of them are dead or fail again; of those left alone `circling` were replayed too often,
     and `gone` were no longer dead. `state` is preview, running, stopped (`reason` says why) or
-    done.  `at_once`: without trying a few first.
+    done. `at_once`: without trying a few first.
     """
 
     id: int

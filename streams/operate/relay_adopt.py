@@ -1,6 +1,6 @@
 """Taking on a database that is not the one a relay published from, by an operator's order.
 
-What Kafka has of the other database's life is not known here.  So ids it may have drawn are not
+What Kafka has of the other database's life is not known here. So ids it may have drawn are not
 drawn again, and what is not known to be published is published.
 """
 

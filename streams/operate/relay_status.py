@@ -62,7 +62,7 @@ class RelayStatus:
     """One relay name, and how it stands.
 
     `mode` publishes now, `asked` is what the leader was started with, `wish` what operators asked
-    for later; `doing` is streaming, polling, healing, connector or waiting.  `strange`: this is not
+    for later; `doing` is streaming, polling, healing, connector or waiting. `strange`: this is not
     the database it knows. `sharing` are relays that lead some shards each; the `leader` is the one
     with the first.
     """

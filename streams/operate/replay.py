@@ -1,7 +1,7 @@
 """Replay and discard: bounded transactions in order, each with its row in `outbox_actions`.
 
 A replay is a new outbox row that names its root, so the relay publishes it like any other; the
-root's state says `replaying` and which row counts, and a worker takes no other.  A message of
+root's state says `replaying` and which row counts, and a worker takes no other. A message of
 another system has no outbox row: it is due again with the payload that was kept, and workers take
 it up.
 """

@@ -1,7 +1,7 @@
 """One look at a deployment: all that pages, commands and metrics show, read in one transaction.
 
 Everything here is frozen and knows no database: `streams.operate.look` reads it,
-`streams.operate.faults` judges it, and whoever shows it shows the same.  Times are aware and the
+`streams.operate.faults` judges it, and whoever shows it shows the same. Times are aware and the
 database's; of a replica, those of its last replay.
 """
 
@@ -33,7 +33,7 @@ class Count:
 class Totals:
     """Where the messages are: exact, but for pending and published, which stop at `MOST`.
 
-    `held` is how many of the dead hold their conversation for an operator.  `oldest` is when the
+    `held` is how many of the dead hold their conversation for an operator. `oldest` is when the
     first message without a fate was enqueued, None when every one has its fate.
     """
 
@@ -105,10 +105,10 @@ class Latency:
 class Process:
     """One life of a process, known by the `id` of this incarnation.
 
-    `kind` is worker, relay or web; `name` the consumer group or the relay.  `state` is alive,
-    silent (no heartbeat for ten seconds), gone (for a minute) or ended (in order).  `runs` are in
-    flight; what a run waits for has its SQLSTATE beside it.  `figures` are Faust's own, as far as
-    runs leave them right.  `silent` is seconds since the last heartbeat.
+    `kind` is worker, relay or web; `name` the consumer group or the relay. `state` is alive,
+    silent (no heartbeat for ten seconds), gone (for a minute) or ended (in order). `runs` are in
+    flight; what a run waits for has its SQLSTATE beside it. `figures` are Faust's own, as far as
+    runs leave them right. `silent` is seconds since the last heartbeat.
     """
 
     id: str
@@ -323,8 +323,8 @@ class Limits:
 class Snapshot:
     """A deployment at one moment; what a field holds is said at its type.
 
-    `replica`: read from a standby, `at` is its last replay.  `read_only`: the database takes no
-    writes.  `projection` is whose figures these are.  `versions` are those of the living processes.
+    `replica`: read from a standby, `at` is its last replay. `read_only`: the database takes no
+    writes. `projection` is whose figures these are. `versions` are those of the living processes.
     `rejects` are records of the last ten minutes that belong to no message, `recent_dead` those
     that died in the last five, `usual_dead` how many do so in five minutes of the last day.
     `ending` messages have at most three attempts left, `held_since` is when the conversation that

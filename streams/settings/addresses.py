@@ -1,7 +1,7 @@
 """The two addresses as people and other tools write them, with a driver in the scheme or not.
 
 `DATABASE_URL` and `BROKER_URL` are names that others use too: a service's SQLAlchemy, Django,
-Celery.  What names another system there is not meant for us, and nobody is refused because of it.
+Celery. What names another system there is not meant for us, and nobody is refused because of it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Events through your agents without Kafka: what a worker decides and writes, on a real PostgreSQL.
 
 The rows are real outbox rows, and what they carry is encoded, decoded, claimed, handed to the
-handlers and set aside by the code that a worker runs, its pipeline and its attempts.  Only Kafka is
+handlers and set aside by the code that a worker runs, its pipeline and its attempts. Only Kafka is
 missing, and waiting: where a worker would wait, WouldWait says for what.
 """
 
@@ -61,7 +61,7 @@ async def persist(
     """Enqueue these events, deliver them once, and say what became of each.
 
     `where` is the URL of a migrated database, and everything is committed; or your AsyncConnection
-    or AsyncSession, and it all happens in its transaction.  An outbox id in place of an event: what
+    or AsyncSession, and it all happens in its transaction. An outbox id in place of an event: what
     was enqueued before is delivered (again). `settings` default to faust.yml and the environment,
     as everywhere.
 
@@ -76,7 +76,7 @@ async def retry(where: Where, *, settings: Settings | None = None) -> Fates:
     """Try everything again that waits, as if its time had come.
 
     It is one more attempt for each conversation. Its first message goes first, and those parked
-    behind it follow when it is through.  Says what became of all that waited.
+    behind it follow when it is through. Says what became of all that waited.
     """
     async with InlineWorker(where, settings) as worker:
         return await worker.retry()

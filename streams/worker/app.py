@@ -92,7 +92,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "broker_rebalance_timeout": max(30.0, worker.session_timeout),
         "broker_commit_interval": worker.commit_interval,
         "consumer_auto_offset_reset": "earliest",
-        # Of each partition; a larger record comes alone (KIP-74).  Compressed: in memory it is a
+        # Of each partition; a larger record comes alone (KIP-74). Compressed: in memory it is a
         # few times as much.
         "consumer_max_fetch_size": FETCH_BYTES,
         # What one fetch may bring stays compressed until it is asked for; records are many times as

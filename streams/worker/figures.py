@@ -1,6 +1,6 @@
 """What a worker tells of itself every few seconds: counts, a sign of life, how far it is.
 
-On a connection of the worker's pool, beside the transactions of runs and never inside one.  Nobody
+On a connection of the worker's pool, beside the transactions of runs and never inside one. Nobody
 waits for it: when the database is away, or this role may not write these tables, messages are
 worked all the same.
 """

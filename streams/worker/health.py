@@ -43,7 +43,7 @@ class Readiness:
 class WorkerHealth:
     """Beats once a second in the worker's own event loop, and only while every agent is running.
 
-    When the loop stands still for `patience` seconds, the process stops.  `change` says what is not
+    When the loop stands still for `patience` seconds, the process stops. `change` says what is not
     as it was in Kafka.
     """
 

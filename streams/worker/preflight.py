@@ -58,7 +58,7 @@ def refuse_unserved(settings: Settings, registry: Registry) -> None:
     """UsageError when messages wait on a topic that nobody reads any more.
 
     They are of a biz_type that no agent here knows. An agent that was left out would stop silently
-    otherwise.  Where other workers read the topic, they have the agent.
+    otherwise. Where other workers read the topic, they have the agent.
     """
     if not registry.consumed:
         raise UsageError(

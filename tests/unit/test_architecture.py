@@ -18,7 +18,7 @@ from streams.extras import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 
-# Who may import whom, besides itself: rooms of `streams/`, the larger ones divided.  What is not
+# Who may import whom, besides itself: rooms of `streams/`, the larger ones divided. What is not
 # named is the core.
 RELAY = ("relay.postgres", "relay.source", "relay.sink", "relay.debezium", "relay.leader", "relay")
 VALUES = ("worker.delivery", "worker.set_aside")  # below every room that decides

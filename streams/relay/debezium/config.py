@@ -1,6 +1,6 @@
 """The configuration with which Debezium's connector sends the records that other relays send.
 
-Every setting is here for a reason: it decides bytes, order, or what is lost.  `BYTES` are those
+Every setting is here for a reason: it decides bytes, order, or what is lost. `BYTES` are those
 that a connector which somebody else made must have; the others may be tuned.
 """
 
@@ -64,7 +64,7 @@ SAFETY: Mapping[str, str] = {
     "heartbeat.action.query": "SELECT pg_logical_emit_message(false, 'heartbeat', '')",
     "message.prefix.exclude.list": "heartbeat",
     # A task that waits for a broker cannot be stopped: Connect leaves it behind, and it keeps the
-    # slot.  One that fails after some seconds lets go, and is started again.
+    # slot. One that fails after some seconds lets go, and is started again.
     "producer.override.max.block.ms": "4000",
     "producer.override.acks": "all",
     "producer.override.enable.idempotence": "true",

@@ -1,7 +1,7 @@
 """What a leader keeps small beside publishing, on a connection of its own.
 
 `outbox_open` first: a row comes and goes with every message that fails, and what is gone has to be
-swept before probes wade through it.  The server's own round comes once a minute at best.
+swept before probes wade through it. The server's own round comes once a minute at best.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ async def desired_plan(settings: Settings, asked: str, snapshot: RelaySnapshot) 
 
     Without one it is cdc where that can be.
 
-    UsageError or ServiceUnreachable when another mode cannot be.  One that led before and has lost
+    UsageError or ServiceUnreachable when another mode cannot be. One that led before and has lost
     its right goes on by polling, until it has it back.
     """
     mode, refused = (asked, None) if asked != "auto" else _wish(settings, snapshot)

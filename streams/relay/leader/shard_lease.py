@@ -1,7 +1,7 @@
 """A relay's share of the shards: conversations by the hash of their key, one leader a shard.
 
 Relays that share the work hold the lock of their name together (shared); whoever leads alone holds
-it alone, whatever its mode.  How many hold it says how many shards are due to each: who has more
+it alone, whatever its mode. How many hold it says how many shards are due to each: who has more
 gives back, who has less takes what is free.
 """
 

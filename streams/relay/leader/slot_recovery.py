@@ -1,8 +1,8 @@
 """From polling to the slot without a gap: poll up to its start, make it, poll past its start.
 
-A slot gives what is committed after its start.  The newest id drawn once it is there bounds what
+A slot gives what is committed after its start. The newest id drawn once it is there bounds what
 was committed before: when polling has its floor there, all of that is with the broker, and the slot
-goes on.  What was polled beyond comes twice, in the same order.
+goes on. What was polled beyond comes twice, in the same order.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RETRY_LIMIT = 30.0
 class SlotRecovery:
     """Runs beside a source that polls.
 
-    `floor` is that source's.  Ends with PlanChanged when the slot can go on.
+    `floor` is that source's. Ends with PlanChanged when the slot can go on.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Send again what was published and got no fate, or should have moved long ago.
 
 A message is lost only when the workers are past everything that its own partition held when it was
-already published, and PostgreSQL still knows no fate of it.  What merely lags is left alone.  An
-example: the floor is 700 while partition 3 ends at offset 90.  Once the workers have committed 90,
+already published, and PostgreSQL still knows no fate of it. What merely lags is left alone. An
+example: the floor is 700 while partition 3 ends at offset 90. Once the workers have committed 90,
 or Kafka has deleted everything before 90, each message of partition 3 with an id up to 700 was read
 or is lost.
 """

@@ -2,7 +2,7 @@
 
 This is policy only.
 
-A relay saves a log position before it confirms it to the slot.  So the slot is never past what was
+A relay saves a log position before it confirms it to the slot. So the slot is never past what was
 saved, unless it is another slot, made since: then rows between the two were read by nobody.
 """
 

@@ -39,7 +39,7 @@ class RelaySnapshot:
     """The slot of this relay, and its saved position.
 
     Every row up to `floor`, and every one committed before `lsn`, is with the broker; the log was
-    read with the publication as in `read_with`.  `led` when a relay of this name ever led; `newest`
+    read with the publication as in `read_with`. `led` when a relay of this name ever led; `newest`
     is the newest id drawn.
     """
 

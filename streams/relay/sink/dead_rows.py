@@ -34,7 +34,7 @@ class DeadRows:
         Returns when that is committed, however long the database is away.
 
         What the database refuses for another reason than an outage is given up after TRIES: the
-        rows behind it go on.  Its message has neither a record nor a fate then, so that the audit
+        rows behind it go on. Its message has neither a record nor a fate then, so that the audit
         finds it and the sweep sends it again.
         """
         attempt = refused = 0

@@ -1,8 +1,8 @@
 """Topics of biz_types that this relay does not know: made as the database says, or waited for.
 
-A newer version registers a biz_type, and business code enqueues it, while an older relay runs.  Its
+A newer version registers a biz_type, and business code enqueues it, while an older relay runs. Its
 topic has to have the partitions that the newer version will look for, so that nobody guesses:
-`outbox_biz_types` holds them.  Where it does not, or Kafka refuses, the relay waits, and everything
+`outbox_biz_types` holds them. Where it does not, or Kafka refuses, the relay waits, and everything
 behind that row with it: commits are published in their order.
 """
 
@@ -51,7 +51,7 @@ class NewTopics:
     async def made(self, topic: str) -> bool:
         """Whether this missing topic exists now; False when no biz_type is registered for it.
 
-        Waits as long as one is, and its topic cannot be made.  ServiceUnreachable or psycopg.Error
+        Waits as long as one is, and its topic cannot be made. ServiceUnreachable or psycopg.Error
         in an outage.
         """
         attempt, logged_at = 0, -SAY_SECONDS

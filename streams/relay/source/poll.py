@@ -1,9 +1,9 @@
 """Committed outbox rows read by polling: no logical replication, no role, no status in the row.
 
 A pass reads what is visible beyond the newest id read, then what has become visible in the gaps
-left behind, and sends the gaps first.  Who writes a conversation after an earlier message of it was
+left behind, and sends the gaps first. Who writes a conversation after an earlier message of it was
 committed draws a higher id and is never visible without it; the gaps are read later, so they hold
-whatever a newer row may have to wait for.  The floor rises towards a sampled id once all who could
+whatever a newer row may have to wait for. The floor rises towards a sampled id once all who could
 still write an id up to it had ended before a pass, as far as that pass has come and is with the
 broker: also in the middle of a backlog, which a restart must not begin again.
 """
@@ -44,7 +44,7 @@ class PollSource:
 
     Its `floor` is what that proves.
 
-    A position is the number of a batch.  psycopg.Error when the connection is lost.  What is
+    A position is the number of a batch. psycopg.Error when the connection is lost. What is
     confirmed is saved when this is left, after a last look, so that an orderly end sends nothing
     twice.
     """

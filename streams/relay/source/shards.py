@@ -19,7 +19,7 @@ class ShardSource(PollSource):
 
     A pass goes through all ids and takes the rows of these.
 
-    Its gaps are ids that are not visible to anybody.  They are looked for first, rows after them: a
+    Its gaps are ids that are not visible to anybody. They are looked for first, rows after them: a
     row that becomes visible in between is read and no gap, or a gap and read in the next pass.
     """
 

@@ -1,9 +1,9 @@
 """Faust's consumer, delivering runs: it asks its progress what to do with what is fetched.
 
-Stock Faust creates four tasks a message and decides by offsets what may be committed.  Here one
-message is a Run, and the ledger of its partition decides.  Records that were fetched across a
+Stock Faust creates four tasks a message and decides by offsets what may be committed. Here one
+message is a Run, and the ledger of its partition decides. Records that were fetched across a
 positioning of the consumer are never delivered, and a hole between two fetches is read again before
-it is believed.  What this leans on inside Faust is listed and checked in
+it is believed. What this leans on inside Faust is listed and checked in
 tests/contract/test_faust_contract.py.
 """
 
@@ -254,7 +254,7 @@ class RunConsumer(driver.Consumer):
     def _set_broker_wait(self, seconds: float) -> None:
         """How long the broker may keep a request for partitions that have nothing.
 
-        aiokafka has one request a broker under way.  While some partitions have records that nobody
+        aiokafka has one request a broker under way. While some partitions have records that nobody
         took yet, it asks for the others only; if those are empty, everything waits for that answer:
         1.5 seconds, if Faust had its way.
         """

@@ -1,7 +1,7 @@
 """One lane a partition: several partitions make progress at once, never two items of one partition.
 
 What waits is worked together: while traffic is thin, one transaction serves every partition that
-has something, instead of one each.  A group that fails is taken apart, so that no partition waits
+has something, instead of one each. A group that fails is taken apart, so that no partition waits
 for another one's trouble.
 """
 

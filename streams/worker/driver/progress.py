@@ -1,6 +1,6 @@
 """How far each partition is: what comes next, is in flight, may be committed and is confirmed.
 
-Nothing here knows Faust.  Every positioning starts an epoch: what was fetched across one is never
+Nothing here knows Faust. Every positioning starts an epoch: what was fetched across one is never
 delivered, acks of runs from before it count no more, and what was seen in another epoch proves
 nothing.
 
@@ -60,7 +60,7 @@ class PartitionProgress:
         if self.expected is None or first == self.expected:
             return Fetched.NEXT
         # Compaction, retention and transaction markers leave holes that stay; a race with a seek
-        # does not.  What was seen in another epoch proves nothing: the same fetch may have been
+        # does not. What was seen in another epoch proves nothing: the same fetch may have been
         # dropped again.
         hole = (self.expected, first, epoch)
         if self._hole != hole:

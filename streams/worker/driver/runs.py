@@ -23,7 +23,7 @@ class Run:
 
     `suspicion` is that of its partition, None where nobody suspects anything, and `trial` the one
     under way; `waiting` while it waits for something that is no message's fault, which the log says
-    to be `reason`, an SQLSTATE.  `weight` counts records, or more than that where they are large.
+    to be `reason`, an SQLSTATE. `weight` counts records, or more than that where they are large.
     `progressed` is when something last ended of the attempt under way, None while there is none.
     """
 

@@ -1,7 +1,7 @@
 """When a partition may hold the message that took its last owner down, and until when.
 
-Pure policy, for one partition from its assignment on.  Whoever died unnoted had at most one group
-of runs of it in a handler, and everything before that group had a fate.  So the guilty message is
+Pure policy, for one partition from its assignment on. Whoever died unnoted had at most one group
+of runs of it in a handler, and everything before that group had a fate. So the guilty message is
 among the first `most` records (or twice the bytes of a run) behind the first message without a
 fate, or before the end that the log had at the assignment: until that much went through handlers
 and was committed, every run is noted before a handler is called.

@@ -1,6 +1,6 @@
 """Reading on where aiokafka gives up: at a record with a header name that is not UTF-8.
 
-Such a fetch is made once more and decoded here, each byte of such a name as a question mark.  All
+Such a fetch is made once more and decoded here, each byte of such a name as a question mark. All
 of this runs in the consumer's thread, and what it leans on inside aiokafka is checked in
 tests/contract/test_faust_contract.py.
 """

@@ -1,7 +1,7 @@
 """Sees a worker that looks alive and does nothing, and records that reached nobody.
 
 Faust has several known ways to stop silently; a restart cures each, because what is not committed
-is delivered again.  What was only lost on the way is read again without one.
+is delivered again. What was only lost on the way is read again without one.
 """
 
 from __future__ import annotations

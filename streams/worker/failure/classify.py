@@ -1,7 +1,7 @@
 """What an error means: for the run (wait, or find who is guilty), and for a guilty message.
 
 Handlers wrap errors: `raise SaveFailed() from error`, an ExceptionGroup of a TaskGroup, an error
-raised while another one was handled.  What is wrapped decides (`decisive`): a missing grant stays
+raised while another one was handled. What is wrapped decides (`decisive`): a missing grant stays
 nobody's fault, whatever it is called on its way.
 """
 
@@ -27,7 +27,7 @@ OUTAGE_CLASSES = ("08", "25006", "40", "42501", "53", "55", "57P", "58")
 # Time and memory may be the message's fault after all: tried as they are a few times, then the
 # guilty one is charged.
 RESOURCE_STATES = ("57014", "25P03", "53200")
-# The statement does not fit the database: a bug, a missing table or column.  One message that fails
+# The statement does not fit the database: a bug, a missing table or column. One message that fails
 # so proves nothing about it. With what an object has to be before it can be used (55000), and a
 # policy that refuses a row (42501, see _is_outage).
 MISFIT_CLASSES = ("0A", "26", "3D", "3F", "42", "40002", "55000", "55P04")
@@ -147,7 +147,7 @@ def verdict_on(error: BaseException, connection_lost: bool) -> Verdict:
 def decisive(error: BaseException) -> BaseException:
     """The one of an error and all that it wraps that says what to do.
 
-    What a handler says itself, a Reject or a Retry that wraps something, counts as it is.  Else an
+    What a handler says itself, a Reject or a Retry that wraps something, counts as it is. Else an
     outage comes first, then what takes time or memory, a Reject or Retry, an error of PostgreSQL,
     one that no value can be bound with, and the first member of a group.
     """

@@ -1,6 +1,6 @@
 """Where in a user's own code an error came up: file, line and function, which hold no message text.
 
-An error's text can quote what a message says; where it was raised cannot.  Of a traceback these
+An error's text can quote what a message says; where it was raised cannot. Of a traceback these
 frames are the user's: not ours (but for our agents), not Faust's, not the standard library's, and
 of what is installed only the packages that agents are in.
 

@@ -17,7 +17,7 @@ does may end the transaction, break it in silence, or outlive the call:
     the transaction is another one    TransactionEnded: what was claimed is dead, and said loudly
     than before
 
-The handler runs in a task of its own.  What it cancels, swallows or leaves behind in its task stays
+The handler runs in a task of its own. What it cancels, swallows or leaves behind in its task stays
 there: on Python 3.11 before 3.11.4 a TaskGroup leaves a cancellation request behind that would
 spoil every timeout after it.
 """

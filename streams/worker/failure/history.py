@@ -34,7 +34,7 @@ class FailureRate:
         """How many messages cost least to try at once.
 
         A call costs as much as WORTH messages, and one that fails is lost with what it did: many
-        small pieces cost calls, few large ones lose much.  Where most fail, nothing is saved by
+        small pieces cost calls, few large ones lose much. Where most fail, nothing is saved by
         trying two at once.
         """
         if self.guilty > MOSTLY * self.messages:

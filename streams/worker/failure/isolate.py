@@ -3,7 +3,7 @@
 Pieces of the batch run behind savepoints, conversation by conversation: what succeeds stays done.
 An error that names its message (by `outbox_id`, or by the number of a row the server quotes) is
 followed there first, then the number of rows that the call had inserted when it failed; otherwise
-the piece is halved.  Later messages of a conversation that waits are parked behind it, never
+the piece is halved. Later messages of a conversation that waits are parked behind it, never
 applied past it.
 """
 
@@ -274,7 +274,7 @@ class Isolation:
         if blame is Blame.NONE:
             return
         if blame is Blame.DEFERRED:
-            # It waits for its next turn as it is.  Waiting here it would hold up others, who may
+            # It waits for its next turn as it is. Waiting here it would hold up others, who may
             # show that they work.
             attempts, status = delivery.attempts, "retrying"
             wait = jittered(delay(attempts, agent.first_delay, agent.most_delay))

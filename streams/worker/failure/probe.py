@@ -1,8 +1,8 @@
 """How long it takes to learn that nothing of a topic is open, and what to do when that is long.
 
-One probe of an index tells it, as a rule.  While an old snapshot is open nothing that was settled
+One probe of an index tells it, as a rule. While an old snapshot is open nothing that was settled
 since can be removed, and the probe wades through all of it: 345,000 messages that failed and
-succeeded made it 150 to 280 ms for every run.  By conversation it is one probe each, which meets
+succeeded made it 150 to 280 ms for every run. By conversation it is one probe each, which meets
 only what that conversation has left behind.
 """
 

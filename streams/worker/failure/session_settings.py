@@ -61,7 +61,7 @@ class Session:
             return False
         names, values = zip(*self._settings, strict=True)
         async with psycopg.AsyncClientCursor(self._driver) as cursor:
-            # First alone: what a handler allowed itself may be too little for the next one.  To its
+            # First alone: what a handler allowed itself may be too little for the next one. To its
             # value, not TO DEFAULT: that is what the session began with, before it was made ours.
             allowed = dict(self._settings)["statement_timeout"]
             await cursor.execute(_ALLOW, {"allowed": allowed}, prepare=False)
@@ -86,7 +86,7 @@ _ALLOW = """
 SELECT pg_catalog.current_setting('statement_timeout');
 SET LOCAL statement_timeout = %(allowed)s;
 """
-# Only what is different: to set some needs a right, even to the value that they have.  A temporary
+# Only what is different: to set some needs a right, even to the value that they have. A temporary
 # table of a handler's that is called as one of ours comes last.
 _RESTORE = """
 SELECT pg_catalog.set_config(name, value, true) <> '' AND name <> 'search_path'

@@ -1,7 +1,7 @@
 """When each waiting conversation is to be woken: by Faust's tables, made true by PostgreSQL.
 
 A wake-up call is a record on the topic's retry topic, keyed by conversation: it reaches the owner
-of the partition, and what it finds due there is PostgreSQL's to say.  So a call too many, or one
+of the partition, and what it finds due there is PostgreSQL's to say. So a call too many, or one
 that is lost, costs nothing but time.
 """
 

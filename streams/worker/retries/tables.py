@@ -1,6 +1,6 @@
 """Faust tables of what waits and what is dead, by conversation: for the schedule and for pages.
 
-PostgreSQL decides; a table may lag or be lost at any moment.  Never message text in here: ids,
+PostgreSQL decides; a table may lag or be lost at any moment. Never message text in here: ids,
 attempts, due times and codes.
 """
 

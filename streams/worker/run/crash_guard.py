@@ -1,6 +1,6 @@
 """What a run asks for, as a whole or one piece at a time, so that a death costs one message.
 
-A message that takes its process down costs one message.  While a partition is suspect its runs are
+A message that takes its process down costs one message. While a partition is suspect its runs are
 noted before handlers get them, and after two noted deaths its messages are tried one at a time
 (suspicion.py says how long).
 """

@@ -80,7 +80,7 @@ def check_times(off: Sequence[tuple[int | None, int | None]], *, another_life: b
     """WrongTimes when a setting is wrong, by the times of records (record, row).
 
     These records agree with their rows in all else. Such a setting gives every record a time after
-    its row was written.  So one that is older is of another life, and so are all of them when
+    its row was written. So one that is older is of another life, and so are all of them when
     others of the run are (`another_life`).
     """
     if any(time is None for time, _ in off):

@@ -1,7 +1,7 @@
 """Which tries of runs may call handlers beside one another, so that a death can be attributed.
 
-Runs of partitions that nobody suspects do as they like.  Of the suspects one at a time calls
-handlers.  A message that is tried alone is the only one in its process that a handler has: whoever
+Runs of partitions that nobody suspects do as they like. Of the suspects one at a time calls
+handlers. A message that is tried alone is the only one in its process that a handler has: whoever
 dies then died of it, or was killed from outside.
 """
 

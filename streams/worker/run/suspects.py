@@ -2,7 +2,7 @@
 
 A note is committed right before a handler is called, on a connection beside the transaction, and
 taken back as soon as the try has ended while the process lives: in the transaction that succeeded,
-or after the one that failed.  So a note that stands was left by a process that died while a handler
+or after the one that failed. So a note that stands was left by a process that died while a handler
 had the messages, and waiting costs nobody a strike.
 """
 

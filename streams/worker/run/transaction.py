@@ -1,6 +1,6 @@
 """The statements of one transaction on one topic; the pipeline says which of them, and when.
 
-They go straight to psycopg; handlers get the SQLAlchemy connection around the same transaction.  A
+They go straight to psycopg; handlers get the SQLAlchemy connection around the same transaction. A
 transaction never takes a second connection, so the pool cannot deadlock.
 """
 
