@@ -149,7 +149,7 @@ def packages_of_agents() -> frozenset[str]:
 
 
 # With the module as it was when it registered: an import that failed and is tried again registers
-# anew.
+# again.
 _registered: list[tuple[ModuleType | None, Agent]] = []
 
 

@@ -53,7 +53,7 @@ class Range:
     def crosses(self, other: Range) -> bool:
         """Whether they may hold a pair in the wrong order.
 
-        A topic that began anew since is no longer comparable.
+        A topic that began again since is no longer comparable.
         """
         first, second = (self, other) if self.after <= other.after else (other, self)
         return any(

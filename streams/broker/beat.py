@@ -6,7 +6,7 @@ that is committed it writes the count to a compacted topic, keyed by the relay's
 count is never ahead of the database's, unless the database went back.
 
 Whoever compares reads Kafka first, the database second: meanwhile the database's count can only
-grow. A beat that Kafka lost proves nothing, and is written anew. One of another database (a
+grow. A beat that Kafka lost proves nothing, and is written again. One of another database (a
 broker that two deployments share, a dump restored elsewhere) is not compared: `outbox_identity()`
 tells those apart.
 """
@@ -149,7 +149,7 @@ class BeatWriter:
         self._producer.poll(0)
 
     def make_topic(self) -> None:
-        """Make the topic anew that was deleted; blocking, ServiceUnreachable or UsageError."""
+        """Make the topic again that was deleted; blocking, ServiceUnreachable or UsageError."""
         prepare_topic(self._settings)
         self.topic_missing = False
 

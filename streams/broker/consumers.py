@@ -25,7 +25,7 @@ class ConsumerGroup:
     """The workers' group as Kafka sees it now.
 
     `members` is how many processes are in it. `settled` is false while partitions are dealt out
-    anew. `partitions` are those that each consumed topic has, none where it does not exist;
+    again. `partitions` are those that each consumed topic has, none where it does not exist;
     `assigned` those that a member has.
     """
 
@@ -37,7 +37,7 @@ class ConsumerGroup:
 
     @property
     def faults(self) -> list[str]:
-        """What is missing, one line each; nothing of a group that is being dealt out anew."""
+        """What is missing, one line each; nothing of a group that is being dealt out again."""
         missing = [topic for topic, numbers in self.partitions.items() if not numbers]
         faults = [
             f"consumed topic {topic} does not exist: relay and workers make it when they start"

@@ -8,7 +8,7 @@ never compares offsets of two topics of one name; and workers commit each offset
 id of the topic it was read from, so that nobody takes it for one of the topic that came after.
 
     worker        committed  p0: 5000, topic 'A'
-    somebody      deletes the topic and makes it anew: its id is 'B'
+    somebody      deletes the topic and makes it again: its id is 'B'
     worker        commits once more, before it notices:  p0: 5040, topic 'A'
     next worker   reads the committed offset of another topic, and begins at the first record of 'B'
 """

@@ -1,7 +1,7 @@
 """Which files the downloads have to be, by checksums of our own in `jars.sha256`.
 
 After other coordinates were chosen, `python -m streams.dev.pins` downloads them and prints that
-file anew, to be looked at.
+file again, to be looked at.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def plan(
     went_back = known is not None and known.identity == identity and known.count > counted
     if known_as in (None, identity) and drawn >= floor and not went_back and not force:
         return None
-    # Ids below the floor were drawn anew: which of them are published nobody knows.
+    # Ids below the floor were drawn again: which of them are published nobody knows.
     return Plan(
         relay,
         floor if drawn >= floor else 0,

@@ -71,7 +71,7 @@ def refuse_unserved(settings: Settings, registry: Registry) -> None:
         return
     topics = {row.topic for row in rows}
     group = consumers.consumer_group(settings, topics)
-    # Of a group that is being dealt out anew nobody knows yet who reads what.
+    # Of a group that is being dealt out again nobody knows yet who reads what.
     served = (
         topics
         if group.members and not group.settled

@@ -1,7 +1,7 @@
 """A worker ends when its topics or its cluster are not those that it began with any more.
 
 Faust and aiokafka believe for ever what they learned at their start: positions, partition counts,
-the addresses of brokers. A process that starts again learns anew, and makes what is missing. Two
+the addresses of brokers. A process that starts again learns again, and makes what is missing. Two
 looks have to agree, as one broker may not know yet what the others do; until then the worker is not
 ready.
 """

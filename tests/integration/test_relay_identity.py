@@ -163,7 +163,7 @@ async def test_after_a_sequence_went_back_nothing_is_taken_for_published(
 ) -> None:
     relayed.query("TRUNCATE outbox; " + BACK)
     await refusal(relayed, relayed.processes[0], eventually)
-    # Drawn anew, below the floor, while no relay ran.
+    # Drawn again, below the floor, while no relay ran.
     ids = enqueue(relayed.url, relayed.topic, [payload(n, f"d{n % 5}") for n in range(20)])
     before = len(on_topic(relayed))
     assert (await streams(relayed, "relay", "adopt", "--yes")).code == 0

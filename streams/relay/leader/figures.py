@@ -1,7 +1,7 @@
 """What only a leader can tell of a deployment, written down every other second.
 
 Rows that came and rows that were relayed, counted from ids between the old and the new floor:
-producers are other programs that roll back, and a relay that starts anew reads rows twice. What
+producers are other programs that roll back, and a relay that starts again reads rows twice. What
 the primary alone knows (slot, log, who holds the floor), what Kafka alone knows (ends, what is
 deleted, how far the workers are), gauges over time; and processes' counts, made one row for all.
 Everything on the connection that the leader's upkeep has anyway.

@@ -62,7 +62,7 @@ TOPICS_SECONDS = 5.0
 
 
 class TopicsChanged(StreamsError):
-    """A topic or the cluster is another one than before: they have to be prepared anew."""
+    """A topic or the cluster is another one than before: they have to be prepared again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A session as the leader of some shards, with a new plan when they are dealt out anew."""
+"""A session as the leader of some shards, with a new plan when they are dealt out again."""
 
 from __future__ import annotations
 

@@ -280,7 +280,7 @@ class RunConsumer(driver.Consumer):
     async def _end_abandoned_fetch(self) -> bool:
         """Whether an abandoned fetch took something.
 
-        It may have done so after the partitions were positioned anew.
+        It may have done so after the partitions were positioned again.
         """
         if self._fetch is None:
             return False
@@ -463,7 +463,7 @@ class RunConsumer(driver.Consumer):
         return None if state is None else state._position
 
     def verify_event_path(self, now: float, tp: TP) -> None:
-        """Let Faust say that a partition stands still, unless that is being positioned anew.
+        """Let Faust say that a partition stands still, unless that is being positioned again.
 
         Faust asks for a position that is not there then, in a task whose errors end the worker.
         """

@@ -50,7 +50,7 @@ class PartitionProgress:
     def forget(self) -> None:
         """Forget what was in flight: it will be delivered again.
 
-        The partition is positioned anew, or not ours any more.
+        The partition is positioned again, or not ours any more.
         """
         self.ledger.reset()
         self.expected = self.confirmed = None
@@ -122,7 +122,7 @@ class Progress:
         return self._partitions.values()
 
     def forget(self, partitions: Iterable[Hashable]) -> None:
-        """Begin an epoch, in which these are positioned anew."""
+        """Begin an epoch, in which these are positioned again."""
         self.epoch += 1
         for partition in partitions:
             self._partitions[partition].forget()

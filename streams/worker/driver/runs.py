@@ -19,7 +19,7 @@ from streams.worker.driver.suspicion import Suspicion
 class Run:
     """Consecutive records of one partition.
 
-    `current` until it is positioned anew, `taken` once an agent has it.
+    `current` until it is positioned again, `taken` once an agent has it.
 
     `suspicion` is that of its partition, None where nobody suspects anything, and `trial` the one
     under way; `waiting` while it waits for something that is no message's fault, which the log says
@@ -71,7 +71,7 @@ class Run:
         return self.parts
 
     def give_up(self) -> None:
-        """The partition is not ours any more, or is positioned anew."""
+        """The partition is not ours any more, or is positioned again."""
         self.current = False
         for run in self.parts:
             run.give_up()
@@ -107,7 +107,7 @@ class Ledger:
     def reset(self) -> None:
         """Forget what was in flight: it will be delivered again, its acks count no more.
 
-        The partition is positioned anew.
+        The partition is positioned again.
         """
         for run in self._in_flight:
             run.give_up()

@@ -22,7 +22,7 @@ LEND = 0.25
 
 
 class Displaced(Exception):
-    """Another suspect calls handlers now: this try has to begin anew, when it may."""
+    """Another suspect calls handlers now: this try has to begin again, when it may."""
 
 
 class Exclusion:

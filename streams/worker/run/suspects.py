@@ -43,7 +43,7 @@ class Unnoted(Exception):
 class TakenOver(Unnoted):
     """Another owner took the partition in between.
 
-    It is ours again, and the try begins anew at once.
+    It is ours again, and the try begins again at once.
 
     Two consumer groups of one topic take it from each other: whoever waited now would find it taken
     again.
@@ -334,7 +334,7 @@ class Trial:
             )
 
     async def _note(self) -> None:
-        """Note that the run is tried; TakenOver when that has to begin anew.
+        """Note that the run is tried; TakenOver when that has to begin again.
 
         Where another owner has the partition it is taken again, and as long as nothing was noted
         meanwhile, this goes on: its transaction holds the partition's lock. Two consumer groups
