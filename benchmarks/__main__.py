@@ -48,7 +48,7 @@ CONTESTANTS = {
 
 async def contest(bench: Bench, rounds: int) -> dict[str, list[Drain]]:
     """Each contestant drains the topic once a round."""
-    found: defaultdict[str, list[Drain]] = defaultdict(list)
+    drains: defaultdict[str, list[Drain]] = defaultdict(list)
     names = list(CONTESTANTS)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
@@ -57,10 +57,10 @@ async def contest(bench: Bench, rounds: int) -> dict[str, list[Drain]]:
             settle(bench)
             environ = bench.environ(place, place)
             async with bench.running(environ, *CONTESTANTS[name]) as process:
-                found[name].append(await drained(environ["DATABASE_URL"], bench.rows, [process]))
-            show(name, found[name][-1])
+                drains[name].append(await drained(environ["DATABASE_URL"], bench.rows, [process]))
+            show(name, drains[name][-1])
             drop(bench, place)
-    return found
+    return drains
 
 
 async def pipeline(bench: Bench, rounds: int) -> tuple[list[Drain], tuple[float, float]]:
@@ -68,7 +68,7 @@ async def pipeline(bench: Bench, rounds: int) -> tuple[list[Drain], tuple[float,
 
     From the first persisted message to the last; then latency.
     """
-    found = []
+    rates = []
     for turn in range(rounds):
         name = f"pipeline_{turn}"
         database(bench, name)
@@ -79,11 +79,11 @@ async def pipeline(bench: Bench, rounds: int) -> tuple[list[Drain], tuple[float,
         settle(bench)
         worker = bench.running(environ, *CONTESTANTS["ours"])
         async with worker as consumer, bench.running(environ, "streams", "relay") as relay:
-            found.append(await drained(environ["DATABASE_URL"], bench.rows, [consumer, relay]))
-            show("pipeline", found[-1])
+            rates.append(await drained(environ["DATABASE_URL"], bench.rows, [consumer, relay]))
+            show("pipeline", rates[-1])
             if turn + 1 == rounds:
                 times = await latency(environ["DATABASE_URL"])
-    return found, times
+    return rates, times
 
 
 def show(name: str, drain: Drain) -> None:
@@ -150,8 +150,8 @@ async def main(rows: int, rounds: int) -> None:
             kafka.prepare_topics(settings, ["chat-history"])
             fill(settings.database_url, rows)
             publish(bench, "filled")
-            found = await contest(bench, rounds)
-            report(bench, found, *await pipeline(bench, rounds))
+            drains = await contest(bench, rounds)
+            report(bench, drains, *await pipeline(bench, rounds))
 
 
 if __name__ == "__main__":

@@ -55,11 +55,12 @@ async def ages(arena: Arena, contestant: Contestant, rate: int, seconds: int) ->
             took, after = time.monotonic() - began, [cpu(each) for each in programs]
             cuts = statistics.quantiles((await arriving)[1 + rate :], n=100)
     relay, postgresql = [(late - early) / took for early, late in zip(before, after, strict=True)]
-    found = Ages(cuts[49], cuts[98], relay, postgresql, wal)
+    measured = Ages(cuts[49], cuts[98], relay, postgresql, wal)
     console.print(
-        f"{contestant.name:>25} {rate:>5} rows/s  p50 {found.p50:.1f} ms, p99 {found.p99:.1f} ms"
+        f"{contestant.name:>25} {rate:>5} rows/s  p50 {measured.p50:.1f} ms,"
+        f" p99 {measured.p99:.1f} ms"
     )
-    return found
+    return measured
 
 
 async def steady(url: str, count: int, rate: int = RATE) -> float:

@@ -23,9 +23,9 @@ class Ends:
     def count(self) -> int:
         """The sum of all ends; blocking, one request."""
         while True:
-            found = self._admin.list_offsets(self._asked, request_timeout=5)
+            offsets = self._admin.list_offsets(self._asked, request_timeout=5)
             try:
-                return sum(each.result().offset for each in found.values())
+                return sum(each.result().offset for each in offsets.values())
             except KafkaException as error:
                 # A topic that was just made.
                 if error.args[0].code() not in (
@@ -50,9 +50,9 @@ def waits(broker: str, topic: str, partitions: int, records: int) -> list[float]
     consumer.assign(
         [TopicPartition(topic, number, OFFSET_BEGINNING) for number in range(partitions)]
     )
-    found: list[float] = []
+    seconds: list[float] = []
     deadline = time.monotonic() + PATIENCE
-    while len(found) < records:
+    while len(seconds) < records:
         # Asked for many, it would wait for many.
         batch = consumer.consume(1, timeout=0.1)
         now = time.time() * 1000
@@ -60,10 +60,10 @@ def waits(broker: str, topic: str, partitions: int, records: int) -> list[float]
         for message in batch:
             if (error := message.error()) is not None:
                 raise KafkaException(error)
-            found.append(now - message.timestamp()[1])
+            seconds.append(now - message.timestamp()[1])
         if time.monotonic() > deadline:
             raise TimeoutError(
-                f"only {len(found)} of {records} records arrived within {PATIENCE} seconds"
+                f"only {len(seconds)} of {records} records arrived within {PATIENCE} seconds"
             )
     consumer.close()
-    return found
+    return seconds

@@ -44,13 +44,15 @@ def main(threads: int) -> None:
     consumer.subscribe([TOPIC])
     with ThreadPoolExecutor(threads) as pool:
         while True:
-            found: defaultdict[int, list[Record]] = defaultdict(list)
+            by_partition: defaultdict[int, list[Record]] = defaultdict(list)
             for message in consumer.consume(1000 * threads, timeout=0.2):
-                found[message.partition() or 0].append(_record(message))
-            work: list[Future[None]] = [pool.submit(persist, *batch) for batch in found.items()]
+                by_partition[message.partition() or 0].append(_record(message))
+            work: list[Future[None]] = [
+                pool.submit(persist, *batch) for batch in by_partition.items()
+            ]
             for future in work:
                 future.result()
-            if found:
+            if by_partition:
                 consumer.commit(asynchronous=True)
 
 

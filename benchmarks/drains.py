@@ -73,16 +73,16 @@ async def drain(arena: Arena, contestant: Contestant, rows: int, size: int) -> D
     micros = [
         (late - early) / (rows - first) * 1e6 for early, late in zip(before, after, strict=True)
     ]
-    found = Drain((rows - first) / seconds, *micros)
+    result = Drain((rows - first) / seconds, *micros)
     cost = (
-        f"CPU us/row: relay {found.relay:.1f}, PostgreSQL {found.postgres:.1f},"
-        f" broker {found.broker:.1f}"
+        f"CPU us/row: relay {result.relay:.1f}, PostgreSQL {result.postgres:.1f},"
+        f" broker {result.broker:.1f}"
     )
     console.print(
-        f"{contestant.name:>25} {size or 'all':>4} rows/transaction {found.rate:9,.0f} rows/s "
+        f"{contestant.name:>25} {size or 'all':>4} rows/transaction {result.rate:9,.0f} rows/s "
         f" {cost}"
     )
-    return found
+    return result
 
 
 async def raw(arena: Arena, rows: int) -> Drain:
@@ -115,11 +115,11 @@ def _fill(connection: psycopg.Connection[Any], topic: str, rows: int, size: int)
 async def _reached(ends: Ends, count: int) -> int:
     """How many records there are, once there are as many as that."""
     deadline = time.monotonic() + PATIENCE
-    while (found := await asyncio.to_thread(ends.count)) < count:
+    while (arrived := await asyncio.to_thread(ends.count)) < count:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"only {found} of {count} records within {PATIENCE} seconds")
+            raise TimeoutError(f"only {arrived} of {count} records within {PATIENCE} seconds")
         await asyncio.sleep(0.02)
-    return found
+    return arrived
 
 
 async def _waiting(url: str, relays: int) -> None:

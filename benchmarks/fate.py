@@ -105,10 +105,12 @@ async def contest(bench: Bench, name: str, refuse: str, bad: Callable[[int, int]
     async with bench.running(
         environ, "faust", "-A", "streams.app", "worker", "-l", "error"
     ) as worker:
-        found = await drained(settings.database_url, bench.rows, [bench.postgres.pid, worker.pid])
-    console.print(f"{name:>20} {found.rate:9,.0f} messages/s, {found.micros:5.1f} us CPU a message")
+        result = await drained(settings.database_url, bench.rows, [bench.postgres.pid, worker.pid])
+    console.print(
+        f"{name:>20} {result.rate:9,.0f} messages/s, {result.micros:5.1f} us CPU a message"
+    )
     drop(bench, name)
-    return found
+    return result
 
 
 async def main(rows: int, rounds: int) -> None:
@@ -159,17 +161,19 @@ async def main(rows: int, rounds: int) -> None:
             )
             for column in ("what", "messages/s", "ratio", "target", "CPU us/message", "clean"):
                 table.add_column(column)
-            found: defaultdict[str, list[tuple[Drain, Drain]]] = defaultdict(list)
+            results: defaultdict[str, list[tuple[Drain, Drain]]] = defaultdict(list)
             for turn in range(rounds):
                 for _, _, name, refuse, bad in cases:
                     # One after the other: what a shared machine can do changes from minute to
                     # minute.
                     clean = await contest(bench, f"{name}_clean_{turn}", refuse, nothing)
-                    found[name].append((await contest(bench, f"{name}_{turn}", refuse, bad), clean))
+                    results[name].append(
+                        (await contest(bench, f"{name}_{turn}", refuse, bad), clean)
+                    )
             for what, target, name, _, _ in cases:
-                rate, micros = (median(one[at] for one, _ in found[name]) for at in range(2))
-                ratio = median(one.rate / clean.rate for one, clean in found[name])
-                clean_micros = median(clean.micros for _, clean in found[name])
+                rate, micros = (median(one[at] for one, _ in results[name]) for at in range(2))
+                ratio = median(one.rate / clean.rate for one, clean in results[name])
+                clean_micros = median(clean.micros for _, clean in results[name])
                 table.add_row(
                     what,
                     f"{rate:,.0f}",

@@ -148,13 +148,13 @@ async def main(rounds: int) -> None:
         async with PostgresServer(Path(folder) / "postgres") as server:
             settings = load(environ={"DATABASE_URL": server.url, "STREAMS_RELAY__MODE": "poll"})
             list(migrate.migrate(settings, configured(settings)))
-            found = await measure(settings, rounds)
-    for name, value in found.items():
+            measured = await measure(settings, rounds)
+    for name, value in measured.items():
         print(f"{name:24} {value:9.3f} ms")  # noqa: T201 - what a benchmark is for
-    runs_a_second = 1000 / found["run"]
-    counting = found["counting a run"] * runs_a_second / 1000
-    telling = found["telling once"] / 1000 / BEAT_SECONDS
-    triggers = found["run"] / found["run without triggers"] - 1
+    runs_a_second = 1000 / measured["run"]
+    counting = measured["counting a run"] * runs_a_second / 1000
+    telling = measured["telling once"] / 1000 / BEAT_SECONDS
+    triggers = measured["run"] / measured["run without triggers"] - 1
     for name, share in (("counting", counting), ("telling", telling), ("triggers", triggers)):
         print(f"{name:24} {share:9.2%} of a worker's time")  # noqa: T201
 

@@ -55,8 +55,8 @@ async def latency(
             raise TimeoutError(
                 f"only {len(waits)} of {count} messages were persisted within 30 seconds"
             )
-    found = {"warming up": waits[rate : rate * warm], "latency": waits[rate * warm :]}
-    for name, part in found.items():
+    spans = {"warming up": waits[rate : rate * warm], "latency": waits[rate * warm :]}
+    for name, part in spans.items():
         cuts = statistics.quantiles(part, n=100)
         console.print(
             f"{name:>16} p50 {cuts[49]:.1f} ms, p99 {cuts[98]:.1f} ms at {reached:,.0f} messages/s"

@@ -49,15 +49,15 @@ async def rates(arena: Arena, rows: int, rounds: int) -> None:
 
     What the machine does meanwhile meets all of them.
     """
-    found = {(COLD.name, 100): [await drain(arena, COLD, rows, 100)]}
+    drains = {(COLD.name, 100): [await drain(arena, COLD, rows, 100)]}
     for _ in range(rounds):
-        found.setdefault(("bare producer", -1), []).append(await raw(arena, rows))
+        drains.setdefault(("bare producer", -1), []).append(await raw(arena, rows))
         for contestant, size in CONTESTS:
-            found.setdefault((contestant.name, size), []).append(
+            drains.setdefault((contestant.name, size), []).append(
                 await drain(arena, contestant, rows, size)
             )
     middle = {
-        key: Drain(*map(statistics.median, zip(*each, strict=True))) for key, each in found.items()
+        key: Drain(*map(statistics.median, zip(*each, strict=True))) for key, each in drains.items()
     }
     table = Table(title=f"{rows:,} rows, {PARTITIONS} partitions, {os.cpu_count()} cores")
     columns = ("to Debezium: warm", "just started", "CPU us/row: relay", "PostgreSQL", "broker")
@@ -91,10 +91,10 @@ async def latencies(arena: Arena, seconds: int) -> None:
         table.add_column(column, justify="right" if column else "left")
     for rate in (RATE, SLOW):
         for contestant in (CDC, POLL, WOKEN, DEBEZIUM):
-            found = await ages(arena, contestant, rate, seconds)
-            costs = (f"{found.relay:.2f}", f"{found.postgres:.2f}", f"{found.wal:.0f}")
+            measured = await ages(arena, contestant, rate, seconds)
+            costs = (f"{measured.relay:.2f}", f"{measured.postgres:.2f}", f"{measured.wal:.0f}")
             table.add_row(
-                contestant.name, f"{rate:,}", f"{found.p50:.1f}", f"{found.p99:.1f}", *costs
+                contestant.name, f"{rate:,}", f"{measured.p50:.1f}", f"{measured.p99:.1f}", *costs
             )
     console.print(table)
 

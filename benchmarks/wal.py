@@ -42,12 +42,12 @@ def statuses(url: str, rows: int) -> dict[str, float]:
         batches = [(first, first + BATCH - 1) for first in range(1, rows, BATCH)]
         for batch in batches:
             connection.execute(COPY, batch)
-        found = {}
+        bytes_of = {}
         for name in ("published", "consumed"):
             before = written(connection)
             for batch in batches:
                 connection.execute(STATUS, (name, *batch))
-            found[f"status in the row: {name}"] = (written(connection) - before) / rows
+            bytes_of[f"status in the row: {name}"] = (written(connection) - before) / rows
         before = written(connection)
         for first, last in batches:
             ids = list(range(first, last + 1))
@@ -56,5 +56,5 @@ def statuses(url: str, rows: int) -> dict[str, float]:
                 query("claim_all"),
                 {"topic": "chat-history", "checked": False, "ids": ids, **record},
             )
-        found["row in outbox_state"] = (written(connection) - before) / rows
-        return found
+        bytes_of["row in outbox_state"] = (written(connection) - before) / rows
+        return bytes_of

@@ -29,21 +29,23 @@ def snapshot(world: World) -> Snapshot:
         return look(connection, Limits(relay=world.settings.relay.name, topics=(world.topic,)))
 
 
-def shown(found: Snapshot) -> dict[str, int]:
+def shown(numbers: Snapshot) -> dict[str, int]:
     """As functions of pages and API give it."""
-    totals = found.totals
+    totals = numbers.totals
     return {
         "pending": totals.pending.number,
         "published": totals.published.number,
         **{status: getattr(totals, status) for status in STATUSES[2:]},
-        **{f"cause {cause.fingerprint}": cause.messages for cause in found.causes},
+        **{f"cause {cause.fingerprint}": cause.messages for cause in numbers.causes},
     }
 
 
-def told(found: Snapshot) -> dict[str, int]:
+def told(numbers: Snapshot) -> dict[str, int]:
     """As Prometheus reads it."""
     values: dict[str, int] = {}
-    for family in text_string_to_metric_families(cluster_metrics(found, faults_of(found)).decode()):
+    for family in text_string_to_metric_families(
+        cluster_metrics(numbers, faults_of(numbers)).decode()
+    ):
         for sample in family.samples:
             if sample.name == "outbox_messages" and sample.labels["status"] in STATUSES:
                 values[sample.labels["status"]] = int(sample.value)
@@ -112,15 +114,15 @@ async def test_everything_that_shows_numbers_shows_the_same(
     }
 
     def at_rest() -> Snapshot | None:
-        found = snapshot(world)
-        return found if {status: shown(found)[status] for status in STATUSES} == expected else None
+        seen = snapshot(world)
+        return seen if {status: shown(seen)[status] for status in STATUSES} == expected else None
 
-    found = await eventually(at_rest, 90)
-    agreed = shown(found)
+    seen = await eventually(at_rest, 90)
+    agreed = shown(seen)
     assert sorted(count for name, count in agreed.items() if name.startswith("cause")) == sorted(
         CAUSES
     )
-    assert agreed == told(found) == said() == stored(world)
+    assert agreed == told(seen) == said() == stored(world)
     whole = {"enqueued": ALL, "relayed": ALL, "consumed": good, "dead": sum(CAUSES)}
     await eventually(lambda: flowed(world) == whole, 30)
 
@@ -128,13 +130,13 @@ async def test_everything_that_shows_numbers_shows_the_same(
         process.kill()
     enqueue(world.url, world.topic, [payload(number, "late") for number in range(5)])
     expected["pending"] = 5
-    found = snapshot(world)
-    assert shown(found) == agreed | {"pending": 5} == told(found) == said() == stored(world)
+    seen = snapshot(world)
+    assert shown(seen) == agreed | {"pending": 5} == told(seen) == said() == stored(world)
 
     world.relay()
     world.worker()
     expected["pending"] = 0
-    found = await eventually(at_rest, 60)
-    assert shown(found) == agreed == told(found) == said() == stored(world)
+    seen = await eventually(at_rest, 60)
+    assert shown(seen) == agreed == told(seen) == said() == stored(world)
     after = flowed(world)
     assert all(after[name] <= whole[name] + 5 for name in whole)

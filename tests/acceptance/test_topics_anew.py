@@ -115,9 +115,9 @@ async def test_a_topic_deleted_and_made_again_under_load(
     assert kept.ended == {"relay": [], "worker": [RESTART] * 2}
     assert any(world.topic in reason for reason in kept.reasons)
     assert world.query("SELECT count(*) - count(DISTINCT outbox_id) FROM chat_histories") == [(0,)]
-    found = report(world)
-    assert not found.wrong, found.wrong
-    assert not found.lagging
+    audited = report(world)
+    assert not audited.wrong, audited.wrong
+    assert not audited.lagging
 
 
 @pytest.mark.long
@@ -156,5 +156,5 @@ async def test_a_broker_that_makes_what_it_is_asked_for_and_another_cluster(
                 assert any(
                     reason in log.read_text() for log in world.directory.glob("faust-*.log")
                 ), reason
-                found = report(world)
-                assert not found.wrong, found.wrong
+                audited = report(world)
+                assert not audited.wrong, audited.wrong

@@ -66,23 +66,23 @@ def psql(folder: Path, statement: str) -> str:
 
 def processes(folder: Path) -> list[str]:
     """The processes that work in this folder or were started with something in it."""
-    found = []
+    running = []
     for process in psutil.process_iter(["cmdline", "cwd", "status"]):
         words = [process.info["cwd"] or "", *(process.info["cmdline"] or [])]
         if process.info["status"] != psutil.STATUS_ZOMBIE and any(
             str(folder) in word for word in words
         ):
-            found.append(f"{process.pid} {' '.join(words)[:100]}")
-    return found
+            running.append(f"{process.pid} {' '.join(words)[:100]}")
+    return running
 
 
 def wait(condition: Callable[[], Any], seconds: float) -> Any:
     """What the condition gives once it is true; AssertionError when it takes longer."""
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (answer := condition()):
         assert time.monotonic() < deadline, f"not within {seconds:g} s"
         time.sleep(0.1)
-    return found
+    return answer
 
 
 def status(folder: Path) -> Mapping[str, Any]:
@@ -92,9 +92,9 @@ def status(folder: Path) -> Mapping[str, Any]:
     """
     answer = streams(folder, "status", "--json")
     assert answer.returncode in (0, 1), answer.stderr
-    found: Mapping[str, Any] = json.loads(answer.stdout)
-    assert answer.returncode == any(fault["severity"] == "bad" for fault in found["faults"])
-    return found
+    answered: Mapping[str, Any] = json.loads(answer.stdout)
+    assert answer.returncode == any(fault["severity"] == "bad" for fault in answered["faults"])
+    return answered
 
 
 @pytest.fixture(scope="module")
@@ -141,18 +141,18 @@ def test_a_message_of_a_transaction_that_rolled_back_never_appears(up: Path) -> 
 
 def test_status_has_its_stable_shape(up: Path) -> None:
     # A rebalance moves partitions for a moment: all eight are somewhere in the end.
-    found = wait(lambda: _balanced(status(up)), 60)
-    assert set(found) == {"services", "relays", "workers", "messages", "faults"}
+    told = wait(lambda: _balanced(status(up)), 60)
+    assert set(told) == {"services", "relays", "workers", "messages", "faults"}
     assert wait(lambda: not status(up)["faults"], 30)
-    assert {name: set(service) for name, service in found["services"].items()} == {
+    assert {name: set(service) for name, service in told["services"].items()} == {
         "postgresql": {"pid", "url"},
         "kafka": {"pid", "url"},
     }
-    [relay] = found["relays"]
+    [relay] = told["relays"]
     assert set(relay) == {"pid", "mode", "leader", "lag_rows", "lag_seconds"}
     assert (relay["mode"], relay["leader"]) == ("cdc", True)
-    assert set(found["messages"]) >= {"pending", "published", "retrying", "parked", "dead"}
-    assert all(psutil.pid_exists(service["pid"]) for service in found["services"].values())
+    assert set(told["messages"]) >= {"pending", "published", "retrying", "parked", "dead"}
+    assert all(psutil.pid_exists(service["pid"]) for service in told["services"].values())
     assert "postgresql://" in streams(up, "status").stdout
 
 
@@ -279,11 +279,11 @@ def test_a_supervisor_killed_with_9_leaves_nothing_and_the_next_up_recovers(tmp_
     assert processes(tmp_path) == []
 
 
-def _balanced(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _balanced(told: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The status once two workers share the eight partitions."""
-    shares = [worker["partitions"].get("chat-history", []) for worker in found["workers"]]
+    shares = [worker["partitions"].get("chat-history", []) for worker in told["workers"]]
     whole = sorted(partition for share in shares for partition in share) == list(range(8))
-    return found if whole and all(shares) else None
+    return told if whole and all(shares) else None
 
 
 def _on_a_terminal(folder: Path, *arguments: str, until: str) -> str:

@@ -188,20 +188,20 @@ def fingerprints() -> dict[str, str]:
 
     Of Cython's stream loop: of the source it was compiled from.
     """
-    found = {
+    digests = {
         f"{piece.__module__}.{piece.__qualname__}": _digest(_source(piece)) for piece in RELIED_ON
     }
     compiled = Path(faust.__file__).with_name("_cython") / "streams.pyx"
-    return {**found, "faust._cython.streams": _digest(compiled.read_text())}
+    return {**digests, "faust._cython.streams": _digest(compiled.read_text())}
 
 
 def changed() -> list[str]:
     """The pieces whose source is not what the driver was written against."""
-    found = fingerprints()
+    digests = fingerprints()
     return sorted(
         name
-        for name in found.keys() | FINGERPRINTS.keys()
-        if found.get(name) != FINGERPRINTS.get(name)
+        for name in digests.keys() | FINGERPRINTS.keys()
+        if digests.get(name) != FINGERPRINTS.get(name)
     )
 
 

@@ -163,9 +163,9 @@ def check_order(world: World, ids: list[int]) -> None:
 
     That is the order of the commits.
     """
-    found = on_topic(world)
-    assert {record.id for record in found} == set(ids)
-    for key, seen in first_seen(found).items():
+    records = on_topic(world)
+    assert {record.id for record in records} == set(ids)
+    for key, seen in first_seen(records).items():
         assert seen == sorted(seen), key
 
 
@@ -353,9 +353,9 @@ async def test_a_huge_transaction_takes_no_memory(
 
     await eventually(finished, 120)
     assert peak < 150 << 20
-    found = on_topic(world)
-    assert len({record.id for record in found}) == rows
-    for key, seen in first_seen(found).items():
+    records = on_topic(world)
+    assert len({record.id for record in records}) == rows
+    for key, seen in first_seen(records).items():
         assert seen == sorted(seen), key
 
 
@@ -381,7 +381,7 @@ async def test_a_row_that_no_record_can_carry_is_dead_and_the_rest_goes_on(
     ]
     ids = [world.query(insert, CHAT, *values)[0][0] for values, _ in lines]
     world.relay()
-    good = [found for found, (_, reason) in zip(ids, lines, strict=True) if reason is None]
+    good = [outbox_id for outbox_id, (_, reason) in zip(ids, lines, strict=True) if reason is None]
     await eventually(published(world, good))
     check_order(world, good)
     dead = {
@@ -391,10 +391,10 @@ async def test_a_row_that_no_record_can_carry_is_dead_and_the_rest_goes_on(
         )
     }
     assert dead.keys() == set(ids) - set(good)
-    for found, (_, reason) in zip(ids, lines, strict=True):
+    for outbox_id, (_, reason) in zip(ids, lines, strict=True):
         if reason is not None:
-            assert dead[found][:3] == ("dead", "unpublishable", 0)
-            assert reason in dead[found][3]
+            assert dead[outbox_id][:3] == ("dead", "unpublishable", 0)
+            assert reason in dead[outbox_id][3]
     assert "canary" not in str(dead) + (world.directory / "streams-0.log").read_text()
 
 
@@ -446,7 +446,7 @@ async def test_a_record_refused_for_what_only_the_broker_knows_costs_one_message
 async def test_sigterm_ends_it_with_everything_confirmed(
     world: World, eventually: Eventually
 ) -> None:
-    ids = [found for _ in range(100) for found in enqueue(world.url, world.topic, BATCH)]
+    ids = [outbox_id for _ in range(100) for outbox_id in enqueue(world.url, world.topic, BATCH)]
     relay = world.relay()
     await eventually(published(world, ids[:1]))
     await relay.stop(signal.SIGTERM, grace=8)

@@ -55,11 +55,11 @@ def bury(
 @pytest.fixture
 def ids(world: World, run: Run) -> list[int]:
     """Nine dead messages of three conversations."""
-    found = enqueue(
+    enqueued = enqueue(
         world.url, world.topic, [payload(n, f"c{n % 3}", message="secret-canary") for n in range(9)]
     )
-    bury(world, found)
-    return found
+    bury(world, enqueued)
+    return enqueued
 
 
 def actions(world: World) -> list[tuple[Any, ...]]:
@@ -81,10 +81,10 @@ def test_dead_messages_are_listed_without_their_text(run: Run, ids: list[int]) -
     text = run("list").output
     assert "expected int, got str" in text
     assert "canary" not in text
-    found = json.loads(run("list", "--json", "--limit", "4").output)
-    assert [one["outbox_id"] for one in found] == ids[:4]
-    assert found[0] | {"since": "", "fingerprint": ""} == {
-        "outbox_id": ids[0], "biz_type": CHAT, "topic": found[0]["topic"], "key": "c0",
+    listed = json.loads(run("list", "--json", "--limit", "4").output)
+    assert [one["outbox_id"] for one in listed] == ids[:4]
+    assert listed[0] | {"since": "", "fingerprint": ""} == {
+        "outbox_id": ids[0], "biz_type": CHAT, "topic": listed[0]["topic"], "key": "c0",
         "attempts": 3, "replays": 0,
         "error_code": "payload", "error": "'user_id': expected int, got str", "held": False,
         "since": "",
@@ -118,14 +118,14 @@ def test_errors_are_grouped_by_fingerprint(run: Run, ids: list[int], world: Worl
         bury(
             world, [one], code="json", error=f"the value is not JSON: broken at character {number}"
         )
-    found = json.loads(run("list", "--group", "--json").output)
-    assert [(one["messages"], one["conversations"], one["error_code"]) for one in found] == [
+    groups = json.loads(run("list", "--group", "--json").output)
+    assert [(one["messages"], one["conversations"], one["error_code"]) for one in groups] == [
         (9, 3, "payload"),
         (3, 1, "json"),
     ]
-    chosen = json.loads(run("list", "--json", "--error", found[1]["fingerprint"]).output)
+    chosen = json.loads(run("list", "--json", "--error", groups[1]["fingerprint"]).output)
     assert [one["outbox_id"] for one in chosen] == more
-    assert found[1]["fingerprint"] in run("list", "--group").output
+    assert groups[1]["fingerprint"] in run("list", "--group").output
 
 
 def test_show_tells_the_story_and_the_text_only_when_asked(run: Run, ids: list[int]) -> None:

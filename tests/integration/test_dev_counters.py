@@ -71,19 +71,19 @@ async def test_only_what_is_written_since_the_start_is_counted_and_each_message_
         await counters.begin(connection)
         assert await counters.step(connection) == Counts()
         ids = enqueue(business, 10)
-        found = await counters.step(connection)
-        assert (found.committed, found.relayed, found.persisted, found.lag) == (10, 0, 0, 10)
-        assert found.lag_seconds > 0
+        counts = await counters.step(connection)
+        assert (counts.committed, counts.relayed, counts.persisted, counts.lag) == (10, 0, 0, 10)
+        assert counts.lag_seconds > 0
         floor(business, ids[5])
         settle(business, [*old, *ids[:2], ids[3]])
         for _ in range(2):
-            found = await counters.step(connection)
-            assert (found.committed, found.relayed, found.persisted) == (10, 6, 3)
+            counts = await counters.step(connection)
+            assert (counts.committed, counts.relayed, counts.persisted) == (10, 6, 3)
         settle(business, [ids[2], ids[4]], status="dead")
         settle(business, ids[5:])
         floor(business, ids[-1])
-        found = await counters.step(connection)
-        assert (found.committed, found.relayed, found.persisted, found.lag_seconds) == (
+        counts = await counters.step(connection)
+        assert (counts.committed, counts.relayed, counts.persisted, counts.lag_seconds) == (
             10,
             10,
             8,
@@ -98,8 +98,8 @@ async def test_a_message_persisted_above_the_floor_was_relayed(
     async with await connect(database) as connection:
         await counters.begin(connection)
         settle(business, enqueue(business, 4))
-        found = await counters.step(connection)
-    assert (found.committed, found.relayed, found.persisted, found.lag) == (4, 4, 4, 0)
+        counts = await counters.step(connection)
+    assert (counts.committed, counts.relayed, counts.persisted, counts.lag) == (4, 4, 4, 0)
 
 
 async def test_a_rolled_back_message_is_not_counted(

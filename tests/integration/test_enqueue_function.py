@@ -260,9 +260,9 @@ def test_a_payload_may_be_bound_as_whatever_a_driver_takes_it_for(
         begun.execute(select(func.outbox_enqueue(TYPE, "c1", GOOD)))
         begun.execute(select(func.outbox_enqueue(TYPE, "c1", cast(plain, JSONB))))
     engine.dispose()
-    found = rows(connection)
-    assert len(found) == 9
-    assert all(orjson.loads(row[4]) == plain for row in found)
+    written = rows(connection)
+    assert len(written) == 9
+    assert all(orjson.loads(row[4]) == plain for row in written)
     with pytest.raises(errors.InvalidTextRepresentation):
         connection.execute("SELECT outbox_enqueue(%s, %s, %s)", [TYPE, "c1", "{broken"])
     connection.execute("SET search_path = pg_catalog")

@@ -150,9 +150,9 @@ async def test_a_failing_message_is_retried_and_its_conversation_keeps_its_order
     assert run("conversations", "list", "--source", "").output == "no conversation waits\n"
     counted = json.loads(run("status", "--json").output)["messages"]
     assert (counted["retrying"], counted["parked"], counted["dead"]) == (1, 2, 0)
-    found = json.loads(run("trace", "--key", "a", "--source", "seed", "--json").output)
-    assert [each["outbox_id"] for each in found] == [f"seed:{one}" for one in ids]
-    assert found[2]["events"][-1]["about"] == {"behind": "seed:2"}
+    stories = json.loads(run("trace", "--key", "a", "--source", "seed", "--json").output)
+    assert [each["outbox_id"] for each in stories] == [f"seed:{one}" for one in ids]
+    assert stories[2]["events"][-1]["about"] == {"behind": "seed:2"}
     kept = seed.world.query("SELECT payload FROM outbox_foreign WHERE open ORDER BY arrived")
     assert [orjson.loads(text)["note"] for (text,) in kept] == ["a1", "a2", "a3"]
     seed.again("a", "a0", "another text", "a2")

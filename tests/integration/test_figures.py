@@ -53,18 +53,18 @@ async def test_processes_tell_what_they_did_and_how_they_ended(
         seen = snapshot(world)
         return seen if seen.partitions and all(part.lag == 0 for part in seen.partitions) else None
 
-    found = await eventually(settled, 30)
-    assert found.totals.at_rest
-    assert found.totals.dead == bad
-    kinds = sorted(process.kind for process in found.processes)
+    seen = await eventually(settled, 30)
+    assert seen.totals.at_rest
+    assert seen.totals.dead == bad
+    kinds = sorted(process.kind for process in seen.processes)
     assert kinds == ["relay", "worker", "worker"]
-    partitions = [number for worker in found.workers for number in worker.partitions[world.topic]]
+    partitions = [number for worker in seen.workers for number in worker.partitions[world.topic]]
     assert sorted(partitions) == list(range(world.settings.topic.partitions))
-    assert {part.owner for part in found.partitions} == {worker.id for worker in found.workers}
-    assert len(found.partitions) == world.settings.topic.partitions
-    assert {limit.topic for limit in found.retention} == {world.topic}
-    assert found.latency.samples == good
-    assert {"wal_held", "lag", "standbys"} & {name.partition(":")[0] for name in found.trends}
+    assert {part.owner for part in seen.partitions} == {worker.id for worker in seen.workers}
+    assert len(seen.partitions) == world.settings.topic.partitions
+    assert {limit.topic for limit in seen.retention} == {world.topic}
+    assert seen.latency.samples == good
+    assert {"wal_held", "lag", "standbys"} & {name.partition(":")[0] for name in seen.trends}
 
     relay, *_ = [process for process in world.processes if "streams" in process.log.name]
     first, second = [process for process in world.processes if "faust" in process.log.name]

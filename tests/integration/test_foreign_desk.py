@@ -174,8 +174,8 @@ def test_a_held_conversation_is_listed_and_released(run: Run, world: World) -> N
         "UPDATE outbox_foreign SET open = true, arrived = 7 WHERE source = 'seed' AND outbox_id = 3"
     )
     world.query("UPDATE outbox_state SET topic = 'ours', key = 'c1', arrived = 8")
-    found = json.loads(run("conversations", "list", "--held", "--json").output)
-    assert {(one["topic"], one["key"], one["head"]) for one in found} == {
+    held = json.loads(run("conversations", "list", "--held", "--json").output)
+    assert {(one["topic"], one["key"], one["head"]) for one in held} == {
         ("theirs", "c1", "seed:3"),
         ("ours", "c1", 1),
     }
@@ -189,11 +189,11 @@ def test_a_held_conversation_is_listed_and_released(run: Run, world: World) -> N
 
 
 def test_a_conversation_is_told_by_its_source(run: Run, world: World) -> None:
-    found = json.loads(
+    stories = json.loads(
         run("trace", "--key", "c0", "--source", "seed", "--limit", "2", "--json").output
     )
-    assert [each["outbox_id"] for each in found] == ["seed:4", "seed:6"]
-    assert [event["stage"] for event in found[0]["events"]] == ["produced", "relayed", "dead"]
+    assert [each["outbox_id"] for each in stories] == ["seed:4", "seed:6"]
+    assert [event["stage"] for event in stories[0]["events"]] == ["produced", "relayed", "dead"]
     assert json.loads(
         run("trace", "--key", "c0", "--source", "seed", "--since", "1h", "--json").output
     )

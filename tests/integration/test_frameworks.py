@@ -116,18 +116,21 @@ def test_alembics_autogenerate_leaves_our_tables_alone(database: str) -> None:
 
         def differences(**options: Any) -> set[tuple[str, str]]:
             context = MigrationContext.configure(connection, opts=options)
-            found = [each for each in compare_metadata(context, mine) if isinstance(each, tuple)]
+            differing = [
+                each for each in compare_metadata(context, mine) if isinstance(each, tuple)
+            ]
             # Of a column: (kind, schema, table, column).
             return {
-                (each[0], each[1].name if hasattr(each[1], "name") else each[2]) for each in found
+                (each[0], each[1].name if hasattr(each[1], "name") else each[2])
+                for each in differing
             }
 
         assert ("remove_table", "outbox") in differences()
-        found = differences(include_object=include_object)
+        differing = differences(include_object=include_object)
         connection.rollback()
     engine.dispose()
-    assert {each for each in found if each[0].endswith("_table")} == {("add_table", "orders")}
-    assert {name for kind, name in found if kind.endswith("_column")} == {"agent_chats"}
+    assert {each for each in differing if each[0].endswith("_table")} == {("add_table", "orders")}
+    assert {name for kind, name in differing if kind.endswith("_column")} == {"agent_chats"}
 
 
 async def test_everything_works_in_a_schema_of_its_own(

@@ -90,27 +90,31 @@ def statuses(connection: Connection) -> dict[str, int]:
 
 
 def test_a_snapshot_says_what_the_tables_say(filled: Connection) -> None:
-    found = look.look(filled, Limits(relay="outbox", topics=("t",)))
-    totals, counts = found.totals, statuses(filled)
+    snapshot = look.look(filled, Limits(relay="outbox", topics=("t",)))
+    totals, counts = snapshot.totals, statuses(filled)
     assert totals.pending == Count(counts["pending"]) == Count(10)
     assert totals.published == Count(counts["published"]) == Count(10)
     assert (totals.retrying, totals.parked, totals.replaying) == (4, 4, 1)
     assert (totals.dead, totals.held) == (counts["dead"], 2) == (13, 2)
     assert not totals.at_rest
-    assert sum(cause.messages for cause in found.causes) == totals.dead
-    assert max(cause.messages for cause in found.causes) == 11
-    assert found.proof is not None
-    assert (found.proof.missing, found.proof.until_id, found.proof.under_way) == (1, 50, Count(52))
-    [worker] = found.workers
+    assert sum(cause.messages for cause in snapshot.causes) == totals.dead
+    assert max(cause.messages for cause in snapshot.causes) == 11
+    assert snapshot.proof is not None
+    assert (snapshot.proof.missing, snapshot.proof.until_id, snapshot.proof.under_way) == (
+        1,
+        50,
+        Count(52),
+    )
+    [worker] = snapshot.workers
     assert (worker.pid, worker.state, worker.partitions) == (7, "alive", {"t": (0,)})
-    assert [(part.partition, part.lag, part.owner) for part in found.partitions] == [
+    assert [(part.partition, part.lag, part.owner) for part in snapshot.partitions] == [
         (0, 15, worker.id),
         (1, 5, None),
     ]
-    assert found.rates[0].consumed == pytest.approx(2.0)
-    assert found.latency.samples == 640
-    assert {head.key for head in found.waiting} >= {"k3", "k4", "k5"}
-    codes = {fault.code for fault in faults.faults_of(found)}
+    assert snapshot.rates[0].consumed == pytest.approx(2.0)
+    assert snapshot.latency.samples == 640
+    assert {head.key for head in snapshot.waiting} >= {"k3", "k4", "k5"}
+    codes = {fault.code for fault in faults.faults_of(snapshot)}
     assert codes >= {
         "run.waits", "partition.stuck", "partition.unowned", "audit.red", "audit.overdue",
         "attempts.ending",
@@ -192,13 +196,24 @@ def test_pages_are_read_a_piece_at_a_time(filled: Connection) -> None:
     assert (cause.messages, cause.example, cause.error) == (1, 72, "another")
     assert sum(cause.sparkline) == cause.sparkline[-1] == 1
 
-    found = axis.axis(filled, "t", "k1")
-    assert [item.outbox_id for item in found.items] == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91]
-    assert found.before is None
-    assert [item.outbox_id for item in found.items if item.late] == [11]
-    assert [item.outbox_id for item in found.items if item.gap] == []
-    assert found.head is not None
-    assert (found.head.head, found.head.status) == (61, "dead")
+    conversation = axis.axis(filled, "t", "k1")
+    assert [item.outbox_id for item in conversation.items] == [
+        1,
+        11,
+        21,
+        31,
+        41,
+        51,
+        61,
+        71,
+        81,
+        91,
+    ]
+    assert conversation.before is None
+    assert [item.outbox_id for item in conversation.items if item.late] == [11]
+    assert [item.outbox_id for item in conversation.items if item.gap] == []
+    assert conversation.head is not None
+    assert (conversation.head.head, conversation.head.status) == (61, "dead")
 
     assert [act.who for act in acts.acts(filled)] == ["ann"]
     assert acts.acts(filled, who="bob") == []
@@ -220,16 +235,16 @@ def test_pages_are_read_a_piece_at_a_time(filled: Connection) -> None:
 
 @pytest.mark.parametrize("span", series.SPANS)
 def test_a_chart_counts_what_is_not_merged_yet(filled: Connection, span: series.Span) -> None:
-    found = series.series(filled, span)
-    [line] = found.lines if found.width == 10 else [*found.lines, None][:1]
+    chart = series.series(filled, span)
+    [line] = chart.lines if chart.width == 10 else [*chart.lines, None][:1]
     assert line is not None
-    assert sum(line.consumed) == (120 if found.width == 10 else 60)
-    assert len(line.consumed) == len(found.latency) == found.buckets
-    assert sum(latency.samples for latency in found.latency) == (640 if found.width == 10 else 320)
+    assert sum(line.consumed) == (120 if chart.width == 10 else 60)
+    assert len(line.consumed) == len(chart.latency) == chart.buckets
+    assert sum(latency.samples for latency in chart.latency) == (640 if chart.width == 10 else 320)
 
 
 def test_a_replica_shows_relays_as_a_leader_saw_them(filled: Connection) -> None:
-    found: Snapshot = look.look(filled)
+    snapshot: Snapshot = look.look(filled)
     row = {
         "name": "outbox", "mode": "cdc", "asked": "cdc", "wish": None, "doing": "streaming",
         "reason": None, "rate": 1.0,
@@ -244,7 +259,7 @@ def test_a_replica_shows_relays_as_a_leader_saw_them(filled: Connection) -> None
         "INSERT INTO outbox_primary (relay, seen) VALUES ('outbox', %s)", (seen,)
     )
     filled.commit()
-    relays, _ = look._relays(filled, True, look.primary_of(filled), found.at)
+    relays, _ = look._relays(filled, True, look.primary_of(filled), snapshot.at)
     assert [(relay.name, relay.slot.held_bytes) for relay in relays if relay.slot] == [
         ("outbox", 77)
     ]

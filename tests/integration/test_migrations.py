@@ -72,8 +72,8 @@ def settings(url: str, name: str, **environ: str) -> Settings:
     return load(environ={"DATABASE_URL": url, "STREAMS_RELAY__NAME": name, **environ})
 
 
-def migrate(found: Settings) -> list[str]:
-    return list(migrations.migrate(found, configured(found)))
+def migrate(given: Settings) -> list[str]:
+    return list(migrations.migrate(given, configured(given)))
 
 
 def catalog(url: str) -> dict[str, list[Any]]:
@@ -146,14 +146,14 @@ def test_the_files_are_named_by_their_revisions(
 
 
 def test_migrating_twice_changes_nothing_the_second_time(empty: str, name: str) -> None:
-    found = settings(empty, name)
-    assert migrate(found) == [
+    given = settings(empty, name)
+    assert migrate(given) == [
         f"database at revision {revisions.head()}",
         "publication outbox_pub created",
         f"replication slot {name} created",
     ]
     before = catalog(empty)
-    assert migrate(found) == [f"database at revision {revisions.head()}"]
+    assert migrate(given) == [f"database at revision {revisions.head()}"]
     assert catalog(empty) == before
 
 
@@ -230,8 +230,8 @@ def test_publication_and_slot_are_made_under_the_lock_too(empty: str, name: str)
                 "SELECT pg_try_advisory_lock(%s)", [revisions.LOCK]
             ).fetchall() == [(True,)]
 
-    found = settings(empty, name)
-    steps = migrations.migrate(found, configured(found))
+    given = settings(empty, name)
+    steps = migrations.migrate(given, configured(given))
     assert next(steps).startswith("database at revision")
     assert not free()
     assert len(list(steps)) == 2
@@ -405,8 +405,8 @@ def test_tables_of_chat_history_that_an_earlier_version_made_are_taken_over(
     empty: str, name: str, at: Callable[[str], Connection]
 ) -> None:
     """Up to revision 0012 they were part of the schema, whoever used them."""
-    found = settings(empty, name, STREAMS_RELAY__MODE="poll")
-    migrate(found)
+    given = settings(empty, name, STREAMS_RELAY__MODE="poll")
+    migrate(given)
     before = catalog(empty)
     with psycopg.connect(empty, autocommit=True) as connection:
         connection.execute("INSERT INTO agent_chats VALUES (1, 'c', 1, now())")
@@ -414,9 +414,9 @@ def test_tables_of_chat_history_that_an_earlier_version_made_are_taken_over(
         with pytest.raises(
             NotMigrated, match="the tables chat_histories and agent_chats are not there, or are old"
         ):
-            migrations.check(at(empty), configured(found))
-        migrate(found)
-        migrations.check(at(empty), configured(found))
+            migrations.check(at(empty), configured(given))
+        migrate(given)
+        migrations.check(at(empty), configured(given))
         assert connection.execute("SELECT count(*) FROM agent_chats").fetchall() == [(1,)]
     assert catalog(empty) == before
 
@@ -425,14 +425,14 @@ def test_a_slot_or_publication_of_somebody_else_is_named(
     empty: str, name: str, postgres: PostgresServer
 ) -> None:
     """Slots have one name for the whole server, publications one for all schemas of a database."""
-    found = settings(empty, name)
+    given = settings(empty, name)
     with (
         psycopg.connect(postgres.url, autocommit=True) as other,
         psycopg.connect(empty, autocommit=True) as connection,
     ):
         other.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [name])
         try:
-            assert migrate(found)[-1] == (
+            assert migrate(given)[-1] == (
                 f"no replication slot: {name} is the slot of database {other.info.dbname}:"
                 " set relay.name to one that nobody has, and migrate again"
             )
@@ -464,20 +464,20 @@ def test_older_code_works_with_a_newer_schema_that_only_added_something(
     empty: str, name: str, at: Callable[[str], Connection]
 ) -> None:
     """So old and new processes run side by side, and one release can be taken back."""
-    found = settings(empty, name, STREAMS_RELAY__MODE="poll")
-    migrate(found)
+    given = settings(empty, name, STREAMS_RELAY__MODE="poll")
+    migrate(given)
     with psycopg.connect(empty, autocommit=True) as connection:
         connection.execute(f"UPDATE {revisions.VERSION_TABLE} SET version_num = '9999'".encode())
-        migrations.check(at(empty), configured(found))
-        assert migrate(found) == [
+        migrations.check(at(empty), configured(given))
+        assert migrate(given) == [
             "database at revision 9999, of a newer version: left as it is, this one works with it"
         ]
-        assert migrations.plan(found) == []
+        assert migrations.plan(given) == []
         connection.execute(f"COMMENT ON TABLE {revisions.VERSION_TABLE} IS '9999'".encode())
         for refused in (
             lambda: migrations.check(at(empty)),
-            lambda: migrate(found),
-            lambda: migrations.plan(found),
+            lambda: migrate(given),
+            lambda: migrations.plan(given),
         ):
             with pytest.raises(
                 UsageError,
@@ -493,7 +493,7 @@ def test_older_code_works_with_a_newer_schema_that_only_added_something(
 def test_the_plan_says_what_each_revision_is_for_and_what_it_locks(
     empty: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = settings(empty, name, STREAMS_RELAY__MODE="poll")
+    given = settings(empty, name, STREAMS_RELAY__MODE="poll")
     for variable, value in {"DATABASE_URL": empty, "STREAMS_RELAY__MODE": "poll"}.items():
         monkeypatch.setenv(variable, value)
     said = CliRunner().invoke(cli, ["migrate", "--plan"], standalone_mode=False)
@@ -502,7 +502,7 @@ def test_the_plan_says_what_each_revision_is_for_and_what_it_locks(
     assert [line.split()[0] for line in lines[::2]] == revisions.revisions()
     assert lines[0].startswith("0001  Outbox, state, positions")
     assert lines[1] == "      locks nothing that was there before"
-    migrate(found)
+    migrate(given)
     assert CliRunner().invoke(cli, ["migrate", "--plan"], standalone_mode=False).output == (
         f"nothing to do: the database is at revision {revisions.head()}\n"
     )

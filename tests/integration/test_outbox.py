@@ -263,13 +263,13 @@ def test_a_savepoint_rolled_back_takes_its_events_along(engine: Engine, rows: Ro
 
 
 def statements(engine: Engine) -> list[str]:
-    found: list[str] = []
+    sent: list[str] = []
 
     def note(_: Any, __: Any, statement: str, *___: Any) -> None:
-        found.append(statement)
+        sent.append(statement)
 
     event.listen(engine, "before_cursor_execute", note)
-    return found
+    return sent
 
 
 @pytest.mark.usefixtures("enabled")
@@ -455,8 +455,8 @@ async def test_record_runs_the_handler_in_the_callers_transaction_while_disabled
         await outbox.record(session, [chat("a", "one"), chat("b", "two"), chat("a", "three")])
         assert rows("*", "chat_histories") == []
     assert rows() == []
-    found = rows("id, chat_id, message_content", "chat_histories")
-    assert [row[1:] for row in found] == [("a", "one"), ("b", "two"), ("a", "three")]
+    written = rows("id, chat_id, message_content", "chat_histories")
+    assert [row[1:] for row in written] == [("a", "one"), ("b", "two"), ("a", "three")]
     assert rows("chat_id, message_count", "agent_chats") == [("a", 2), ("b", 1)]
     async with aengine.connect() as connection:
         await outbox.record(connection, chat("gone"))

@@ -91,14 +91,14 @@ async def test_a_changed_width_goes_on_where_the_last_partition_ends(
 ) -> None:
     await ensure(connection, ahead=WIDTH, width=3_000_000)
     await ensure(connection, ahead=WIDTH + 2_000_000, width=1_000_000)
-    found = await bounds(connection)
-    assert {name: bound for name, bound in found.items() if "state" not in name} == {
+    ranges = await bounds(connection)
+    assert {name: bound for name, bound in ranges.items() if "state" not in name} == {
         "outbox_0": "FROM ('0') TO ('5000000')",
         "outbox_5000000": "FROM ('5000000') TO ('6000000')",
         "outbox_6000000": "FROM ('6000000') TO ('7000000')",
         "outbox_7000000": "FROM ('7000000') TO ('8000000')",
     }
-    assert len(found) == 8
+    assert len(ranges) == 8
 
 
 async def test_rows_cross_into_the_next_partition(connection: psycopg.AsyncConnection[Any]) -> None:

@@ -127,8 +127,8 @@ async def test_the_floor_is_never_above_a_row_that_is_not_confirmed(
                     connection.rollback()
         return wrong
 
-    found = await asyncio.gather(*(asyncio.to_thread(write, number) for number in range(6)))
-    assert [line for lines in found for line in lines] == []
+    written = await asyncio.gather(*(asyncio.to_thread(write, number) for number in range(6)))
+    assert [line for lines in written for line in lines] == []
     [(newest,)] = relayed.query("SELECT last_value FROM outbox_id_seq")
     await eventually(lambda: floor(relayed) == newest)
 

@@ -170,8 +170,8 @@ async def test_after_a_sequence_went_back_nothing_is_taken_for_published(
     relayed.relay()
     ids += enqueue(relayed.url, relayed.topic, [payload(n, f"d{n % 5}") for n in range(20)])
     await eventually(lambda: len(on_topic(relayed)) >= before + len(ids))
-    found = [record.id for record in on_topic(relayed) if record.key.startswith(b"d")]
-    assert set(found) == set(ids)
+    published = [record.id for record in on_topic(relayed) if record.key.startswith(b"d")]
+    assert set(published) == set(ids)
 
 
 async def test_a_relay_that_leads_is_not_adopted_under_its_feet(relayed: World) -> None:
@@ -193,7 +193,7 @@ async def test_after_a_failover_that_lost_its_tail_ids_are_left_out(
     assert (refused.code, "nothing to adopt" in refused.out) == (0, True)
     done = await streams(relayed, "relay", "adopt", "--yes", "--force", "--skip", "1000")
     assert (done.code, "the next id is 1051" in done.out) == (0, True)
-    [found] = enqueue(relayed.url, relayed.topic, [payload(50, "c0")])
-    assert found == 1051
+    [outbox_id] = enqueue(relayed.url, relayed.topic, [payload(50, "c0")])
+    assert outbox_id == 1051
     relayed.relay()
-    await eventually(published(relayed, [found]))
+    await eventually(published(relayed, [outbox_id]))

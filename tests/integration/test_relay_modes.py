@@ -66,10 +66,10 @@ async def test_records_are_the_same_bytes_in_every_mode(
     await eventually(lambda: len(on_topic(world)) == 3 * len(ids), 60)
     await third.stop(grace=12)
     await Connect(connect.url, f"{name}d").delete()
-    found = on_topic(world)
+    records = on_topic(world)
     for one in ids:
         by_log, by_poll, by_debezium = [
-            record._replace(offset=0) for record in found if record.id == one
+            record._replace(offset=0) for record in records if record.id == one
         ]
         assert by_log == by_poll == by_debezium
 

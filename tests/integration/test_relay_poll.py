@@ -62,9 +62,9 @@ async def test_kill_9_does_not_begin_the_backlog_again(
     assert 0 < saved <= sent < ROWS
     world.relay()
     await eventually(lambda: floor(world) == ROWS, 60)
-    found = on_topic(world)
-    assert {record.id for record in found} == set(range(1, ROWS + 1))
-    assert len(found) <= ROWS + sent - saved
+    records = on_topic(world)
+    assert {record.id for record in records} == set(range(1, ROWS + 1))
+    assert len(records) <= ROWS + sent - saved
 
 
 async def test_a_published_row_survives_a_crash_of_the_server(
@@ -92,11 +92,11 @@ async def test_a_published_row_survives_a_crash_of_the_server(
                     "INSERT INTO outbox (biz_type, topic, key, payload) VALUES (%s, %s, 'c', '{}')"
                     " RETURNING id"
                 )
-                [[found]] = connection.execute(insert, [CHAT, world.topic]).fetchall()
-                await eventually(published(world, [found]))
+                [[outbox_id]] = connection.execute(insert, [CHAT, world.topic]).fetchall()
+                await eventually(published(world, [outbox_id]))
             server.kill()
         await server.start()
-        assert world.query("SELECT max(id) FROM outbox") == [(found,)]
+        assert world.query("SELECT max(id) FROM outbox") == [(outbox_id,)]
         changes = "pg_logical_slot_get_binary_changes('others', NULL, NULL, 'proto_version', '1',"
         options = "'publication_names', 'others', 'messages', 'true')"
         messages = world.query(

@@ -107,13 +107,16 @@ async def test_status_tells_who_leads_which_shards(world: World, eventually: Eve
         lambda: world.query("SELECT count(*) FROM relay_position WHERE pid IS NOT NULL") == [(1,)]
     )
     with migrate.connection(world.settings) as connection:
-        [found] = standing(connection, world.settings.relay.name)
-        shown = relays([found], [])
-    assert {each.pid for each in found.sharing} == {first.pid, second.pid}
-    assert sorted(shard for each in found.sharing for shard in each.shards) == [0, 1, 2, 3]
-    assert found.leader is not None
-    assert (found.leader.pid, found.sharing[0].shards[0]) == (found.sharing[0].pid, 0)
-    assert [each.pid for each in found.standbys] == [third.pid]
+        [relay_status] = standing(connection, world.settings.relay.name)
+        shown = relays([relay_status], [])
+    assert {each.pid for each in relay_status.sharing} == {first.pid, second.pid}
+    assert sorted(shard for each in relay_status.sharing for shard in each.shards) == [0, 1, 2, 3]
+    assert relay_status.leader is not None
+    assert (relay_status.leader.pid, relay_status.sharing[0].shards[0]) == (
+        relay_status.sharing[0].pid,
+        0,
+    )
+    assert [each.pid for each in relay_status.standbys] == [third.pid]
     assert {(each["pid"], each["leader"]) for each in shown} == {
         (first.pid, True),
         (second.pid, True),

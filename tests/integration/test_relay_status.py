@@ -28,9 +28,9 @@ async def test_it_tells_leader_standbys_floor_lag_and_slot(
     await eventually(confirmed(world))
     await eventually(lambda: world.query("SELECT floor FROM relay_position") == [(ids[-1],)])
     answer = await streams(world, "relay", "status", "--json")
-    found = answer.json
-    assert (answer.code, found["faults"]) == (0, [])
-    assert list(found) == [
+    told = answer.json
+    assert (answer.code, told["faults"]) == (0, [])
+    assert list(told) == [
         *(
             "name",
             "mode",
@@ -45,23 +45,23 @@ async def test_it_tells_leader_standbys_floor_lag_and_slot(
         ),
         *("floor", "position", "lag", "rate", "slot", "strange", "faults"),
     ]
-    assert (found["name"], found["mode"], found["asked"], found["doing"]) == (
+    assert (told["name"], told["mode"], told["asked"], told["doing"]) == (
         name,
         "cdc",
         "cdc",
         "streaming",
     )
-    assert found["leader"]["pid"] == leader.pid
-    assert [(each["pid"], each["mode"]) for each in found["standbys"]] == [(standby.pid, "auto")]
-    assert (found["floor"], found["lag"]["rows"], found["lag"]["seconds"]) == (ids[-1], 0, 0)
-    assert found["lag"]["bytes"] < 1_000_000
-    assert found["slot"] == {
+    assert told["leader"]["pid"] == leader.pid
+    assert [(each["pid"], each["mode"]) for each in told["standbys"]] == [(standby.pid, "auto")]
+    assert (told["floor"], told["lag"]["rows"], told["lag"]["seconds"]) == (ids[-1], 0, 0)
+    assert told["lag"]["bytes"] < 1_000_000
+    assert told["slot"] == {
         "wal_status": "reserved",
         "active": True,
-        "held_bytes": found["slot"]["held_bytes"],
+        "held_bytes": told["slot"]["held_bytes"],
         "safe_bytes": None,
     }
-    assert found["rate"] > 0
+    assert told["rate"] > 0
     shown = await streams(world, "relay", "status")
     assert shown.code == 0
     for words in (

@@ -263,14 +263,14 @@ def test_without_an_event_loop_the_twins_do_the_same(note: Any, database: str) -
 
 
 def test_a_batch_holds_what_a_handler_gets() -> None:
-    found = batch(
+    made = batch(
         [chat(1), chat(2, tokens_consumed=5)],
         first_id=7,
         attempts=2,
         created_at=datetime(2026, 1, 31, 12),
     )
-    assert found[1] == Message(8, "c1", chat(2, tokens_consumed=5), 1_769_860_800_000, 2)
-    assert found[0].created_at == datetime(2026, 1, 31, 12)
+    assert made[1] == Message(8, "c1", chat(2, tokens_consumed=5), 1_769_860_800_000, 2)
+    assert made[0].created_at == datetime(2026, 1, 31, 12)
     with pytest.raises(
         PayloadInvalid, match=r"'user_id' is of type str \(1 characters\): expected int"
     ):

@@ -253,10 +253,10 @@ async def test_text_is_persisted_byte_for_byte(
     await ENTRIES[entry](world, key, fields, raw)
     await eventually(lambda: fate(world, key), 30, every=0.02)
     assert fate(world, key) == [("consumed", None, None)]
-    [(found,)] = world.query(
+    [(persisted,)] = world.query(
         "SELECT convert_to(message_content, 'UTF8') FROM chat_histories WHERE chat_id = %s", key
     )
-    assert found == fields["message"].encode()
+    assert persisted == fields["message"].encode()
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -101,17 +101,17 @@ def story(world: World, run: Run) -> list[int]:
     return ids
 
 
-def stages(found: dict[str, Any]) -> list[str]:
-    return [event["stage"] for event in found["events"]]
+def stages(story_told: dict[str, Any]) -> list[str]:
+    return [event["stage"] for event in story_told["events"]]
 
 
 def test_a_message_tells_its_whole_story(run: Run, story: list[int]) -> None:
     result = run("trace", str(story[4]), "--json")
     assert result.exception is None
-    found = json.loads(result.output)
-    assert stages(found) == ["enqueued", "relayed", "sent again", "replay", "replaying"]
-    enqueued, relayed, again, act, now = found["events"]
-    assert relayed["about"] == {"topic": found["topic"], "partition": 3, "offset": 14}
+    told = json.loads(result.output)
+    assert stages(told) == ["enqueued", "relayed", "sent again", "replay", "replaying"]
+    enqueued, relayed, again, act, now = told["events"]
+    assert relayed["about"] == {"topic": told["topic"], "partition": 3, "offset": 14}
     assert act["about"] == {"who": "ann", "why": "user fixed"}
     assert now["about"]["source"] == again["about"]["as"] > story[6]
     assert (now["about"]["error_code"], now["about"]["replays"]) == ("payload", 1)
@@ -120,11 +120,11 @@ def test_a_message_tells_its_whole_story(run: Run, story: list[int]) -> None:
 
 
 def test_every_status_is_told(run: Run, story: list[int], world: World) -> None:
-    found = [json.loads(run("trace", str(one), "--json").output) for one in story]
-    assert [each["status"] for each in found] == [
+    stories = [json.loads(run("trace", str(one), "--json").output) for one in story]
+    assert [each["status"] for each in stories] == [
         "consumed", "retrying", "parked", "dead", "replaying", "published", "pending",
     ]  # fmt: skip
-    last = [each["events"][-1] for each in found]
+    last = [each["events"][-1] for each in stories]
     assert [each["stage"] for each in last] == [
         "persisted", "retrying", "parked", "dead", "replaying", "relayed", "enqueued",
     ]  # fmt: skip
@@ -141,8 +141,8 @@ def test_a_resend_is_its_root(run: Run, story: list[int], world: World) -> None:
 
 
 def test_a_conversation_is_told_oldest_first_without_its_text(run: Run, story: list[int]) -> None:
-    found = json.loads(run("trace", "--key", "c\x1b1", "--json").output)
-    assert [each["outbox_id"] for each in found] == story
+    stories = json.loads(run("trace", "--key", "c\x1b1", "--json").output)
+    assert [each["outbox_id"] for each in stories] == story
     newest = json.loads(run("trace", "--key", "c\x1b1", "--limit", "2", "--json").output)
     assert [each["outbox_id"] for each in newest] == story[5:]
     text = run("trace", "--key", "c\x1b1").output
@@ -159,8 +159,8 @@ def test_a_conversation_is_found_across_windows_and_since(
     )
     enqueue(world.url, world.topic, [payload(n, "other") for n in range(50)])
     monkeypatch.setattr(history, "WINDOW", 3)
-    found = json.loads(run("trace", "--key", "c\x1b1", "--json").output)
-    assert [each["outbox_id"] for each in found] == story
+    stories = json.loads(run("trace", "--key", "c\x1b1", "--json").output)
+    assert [each["outbox_id"] for each in stories] == story
     recent = json.loads(run("trace", "--key", "c\x1b1", "--since", "1h", "--json").output)
     assert [each["outbox_id"] for each in recent] == story[1:]
 

@@ -128,14 +128,14 @@ def test_a_frozen_owner_keeps_its_partition_no_longer_than_the_server_lets_it(
     together = Transaction._together
 
     async def look(transaction: Transaction, *what: Any) -> list[Any]:
-        found = await together(transaction, *what)
+        answers = await together(transaction, *what)
         states.extend(
             stage.bench.query(
                 "SELECT state FROM pg_stat_activity WHERE pid = %s",
                 transaction._driver.info.backend_pid,
             )
         )
-        return found
+        return answers
 
     monkeypatch.setattr(Transaction, "_together", look)
     stage.insert(stage.bench.connection, "a", "plain")

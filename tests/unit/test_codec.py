@@ -480,8 +480,8 @@ def test_the_fast_reader_reads_a_payload_as_the_careful_one_does(
 def test_a_moment_is_the_same_text_in_the_outbox_and_in_a_batch(zone: tzinfo | None) -> None:
     """The audit compares the two where a handler keeps it as text."""
     _, stored = encode(Order(ref="r", when=datetime(2026, 1, 2, 3, 4, 5, 678, zone)), ORDER, LIMIT)
-    [found] = orjson.loads(Batch([Message(1, "r", decode(stored, Order), 0)]).json())
-    assert found["when"] == orjson.loads(stored)["when"]
+    [in_batch] = orjson.loads(Batch([Message(1, "r", decode(stored, Order), 0)]).json())
+    assert in_batch["when"] == orjson.loads(stored)["when"]
 
 
 def test_a_name_that_comes_twice_counts_once() -> None:
@@ -492,12 +492,12 @@ def test_a_name_that_comes_twice_counts_once() -> None:
 @given(values=st.dictionaries(st.sampled_from(list(ChatHistoryPersist.__slots__)), JSON))
 def test_any_json_is_read_or_refused(values: dict[str, Any]) -> None:
     try:
-        found = decode(document(**values), ChatHistoryPersist)
+        read = decode(document(**values), ChatHistoryPersist)
     except Unreadable as refused:
         assert refused.code in ("payload", "json")
     else:
         assert (
-            encode(found, CHAT, LIMIT)
-            if 0 < len(found.conversation_id.encode()) <= KEY_BYTES
+            encode(read, CHAT, LIMIT)
+            if 0 < len(read.conversation_id.encode()) <= KEY_BYTES
             else True
         )

@@ -69,9 +69,9 @@ def test_the_schema_is_looked_at() -> None:
 
 
 def test_every_pod_may_do_nothing_but_its_work() -> None:
-    found = dict(pods())
-    assert found.keys() == {"outbox-migrate", "outbox-relay", "outbox-worker"}
-    for template in found.values():
+    by_name = dict(pods())
+    assert by_name.keys() == {"outbox-migrate", "outbox-relay", "outbox-worker"}
+    for template in by_name.values():
         spec = template["spec"]
         assert (spec["automountServiceAccountToken"], spec["enableServiceLinks"]) == (False, False)
         assert spec["securityContext"]["runAsNonRoot"]

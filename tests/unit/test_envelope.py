@@ -40,9 +40,9 @@ def envelope(
 
 
 def read(*records: Record) -> list[Delivery]:
-    found, rejected = Foreign(REGISTRY, "seed").read(records)
+    deliveries, rejected = Foreign(REGISTRY, "seed").read(records)
     assert rejected == []
-    return found
+    return deliveries
 
 
 @pytest.mark.parametrize("outbox_id", [7, "7", "007"])
@@ -186,6 +186,6 @@ def test_a_key_that_is_none_names_no_conversation(key: bytes | None) -> None:
     st.integers(-(2**63), 2**63 - 1),
 )
 def test_no_bytes_raise(value: bytes | None, key: bytes | None, timestamp: int) -> None:
-    found, rejected = Foreign(REGISTRY, "seed").read([Record(value, key, timestamp=timestamp)])
-    assert len(found) + len(rejected) == 1
-    assert all((one.message is None) == (one.fault is not None) for one in found)
+    deliveries, rejected = Foreign(REGISTRY, "seed").read([Record(value, key, timestamp=timestamp)])
+    assert len(deliveries) + len(rejected) == 1
+    assert all((one.message is None) == (one.fault is not None) for one in deliveries)

@@ -74,8 +74,8 @@ def test_a_bad_declaration_names_the_class_and_what_is_wrong(
 
 
 def test_a_declared_event_is_known_and_any_other_class_is_refused() -> None:
-    found = declared(declaration()(Fine))
-    assert (found.biz_type, found.topic, found.key, found.payload) == (
+    event_type = declared(declaration()(Fine))
+    assert (event_type.biz_type, event_type.topic, event_type.key, event_type.payload) == (
         "events_test",
         "events-test",
         "ref",
@@ -209,17 +209,17 @@ def test_a_batch_holds_every_kind_of_value_as_json_has_it() -> None:
     payload = Nested(
         [Inner(UUID(int=1), at) for at in moments], Colour.RED, 1e16, {"a": [None, True, 2**63]}
     )
-    [found] = orjson.loads(Batch([Message(1, "a", payload, 0)]).json())
-    assert [one["at"] for one in found["inner"]] == [
+    [in_batch] = orjson.loads(Batch([Message(1, "a", payload, 0)]).json())
+    assert [one["at"] for one in in_batch["inner"]] == [
         "2026-01-02T03:04:05.000006Z",
         "2026-01-02T00:00:00",
         "2026-01-02",
         "12:30:15.250000",
     ]
-    assert {one["_of"] for one in found["inner"]} == {str(UUID(int=1))}
-    assert (found["colour"], found["share"], found["more"]) == ("red", 1e16, payload.more)
+    assert {one["_of"] for one in in_batch["inner"]} == {str(UUID(int=1))}
+    assert (in_batch["colour"], in_batch["share"], in_batch["more"]) == ("red", 1e16, payload.more)
 
 
 def test_a_moment_before_1970_is_written_as_a_moment() -> None:
-    [found] = orjson.loads(Batch([Message(1, "a", Fine("a"), -1)]).json())
-    assert found["created_at"] == "1969-12-31T23:59:59.999"
+    [in_batch] = orjson.loads(Batch([Message(1, "a", Fine("a"), -1)]).json())
+    assert in_batch["created_at"] == "1969-12-31T23:59:59.999"

@@ -38,8 +38,12 @@ def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("streams.x").info("not shown")
     logging.getLogger("streams.x").warning("message dead", extra={"outbox_id": 7, "where": object})
     [line] = capsys.readouterr().err.splitlines()
-    found = json.loads(line)
-    assert (found["level"], found["message"], found["outbox_id"]) == ("warning", "message dead", 7)
+    logged = json.loads(line)
+    assert (logged["level"], logged["message"], logged["outbox_id"]) == (
+        "warning",
+        "message dead",
+        7,
+    )
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

@@ -72,17 +72,17 @@ def refusal(*packages: str) -> str:
 
 
 def test_our_own_agents_are_known_unless_others_are_named() -> None:
-    found = discover()
-    assert found.agents["chat_history_persist"].event.payload is ChatHistoryPersist
-    assert found.agents["chat_history_persist"].handler is save
-    assert found.topics == ("chat-history",)
+    registry = discover()
+    assert registry.agents["chat_history_persist"].event.payload is ChatHistoryPersist
+    assert registry.agents["chat_history_persist"].handler is save
+    assert registry.topics == ("chat-history",)
 
 
 def test_one_file_in_a_users_package_is_enough(write: Write) -> None:
     name = write(orders=HEAD + ORDERS + SAVE)
-    found = discover([name])
-    assert found.agents[f"{name}_placed"].where.startswith(f"{name}.orders.save (")
-    assert found.topics == (name,)
+    registry = discover([name])
+    assert registry.agents[f"{name}_placed"].where.startswith(f"{name}.orders.save (")
+    assert registry.topics == (name,)
     assert f"{name}_placed" not in discover().agents, "another deployment's agents are not ours"
 
 
@@ -105,8 +105,8 @@ def test_a_package_named_twice_counts_once(write: Write) -> None:
 
 def test_every_topic_gets_the_prefix(write: Write) -> None:
     name = write(orders=HEAD + ORDERS + SAVE)
-    found = configured(Settings(agents=(AGENTS, name), broker=Broker(topic_prefix="test.")))
-    assert found.topics == ("test.chat-history", f"test.{name}")
+    registry = configured(Settings(agents=(AGENTS, name), broker=Broker(topic_prefix="test.")))
+    assert registry.topics == ("test.chat-history", f"test.{name}")
     assert discover([name]).topics == (name,), (
         "discovering with a prefix changed what is registered"
     )
@@ -136,10 +136,10 @@ def test_envelope_topics_are_consumed_beside_those_of_our_events() -> None:
         "other": replace(envelope, source="theirs"),
         "chat-history": Topic(partitions=3),
     }
-    found = configured(Settings(topics=topics, broker=Broker(topic_prefix="test.")))
-    assert found.envelopes == {"test.seed": "seed", "test.other": "theirs"}
-    assert found.topics == ("test.chat-history",)
-    assert found.consumed == ("test.chat-history", "test.other", "test.seed")
+    registry = configured(Settings(topics=topics, broker=Broker(topic_prefix="test.")))
+    assert registry.envelopes == {"test.seed": "seed", "test.other": "theirs"}
+    assert registry.topics == ("test.chat-history",)
+    assert registry.consumed == ("test.chat-history", "test.other", "test.seed")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def settings() -> Settings:
 
 
 def test_it_reads_our_slot_of_our_database(settings: Settings) -> None:
-    found = connector(settings)
+    configuration = connector(settings)
     expected = {
         "database.hostname": "db.example",
         "database.port": "6543",
@@ -36,8 +36,8 @@ def test_it_reads_our_slot_of_our_database(settings: Settings) -> None:
         "publication.name": "outbox_pub",
         "topic.prefix": "chat",
     }
-    assert expected.items() <= found.items()
-    assert differences(found, settings, "public") == []
+    assert expected.items() <= configuration.items()
+    assert differences(configuration, settings, "public") == []
 
 
 def test_it_reads_one_host() -> None:

@@ -63,10 +63,10 @@ def test_a_slot_that_cannot_be_read_is_gone(found: RelaySnapshot, words: str) ->
 
 @pytest.mark.parametrize("mark", ["7/2", None])
 def test_with_another_publication_rows_may_be_missing(mark: str | None) -> None:
-    found = replace(LOOK, publication=mark)
-    assert "the publication was changed or made anew" in (why_not_resumable(found) or "")
-    assert why_not_resumable(replace(found, read_with=None)) is None
-    assert why_unreadable(found) is None
+    snapshot = replace(LOOK, publication=mark)
+    assert "the publication was changed or made anew" in (why_not_resumable(snapshot) or "")
+    assert why_not_resumable(replace(snapshot, read_with=None)) is None
+    assert why_unreadable(snapshot) is None
 
 
 def test_a_connector_of_others_cannot_be_healed_by_us() -> None:

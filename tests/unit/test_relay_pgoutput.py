@@ -71,9 +71,9 @@ def decoded(*messages: bytes) -> Rows | None:
 
 
 def test_rows_of_a_committed_transaction_lead_up_to_the_end_of_its_commit() -> None:
-    found = decoded(relation(), begin(), insert(*PLAIN), insert(*TRACED), commit(120))
-    assert found is not None
-    assert (found.rows, found.position) == ([PLAIN_ROW, TRACED_ROW], 120)
+    read = decoded(relation(), begin(), insert(*PLAIN), insert(*TRACED), commit(120))
+    assert read is not None
+    assert (read.rows, read.position) == ([PLAIN_ROW, TRACED_ROW], 120)
 
 
 def test_rows_are_given_out_before_their_transaction_ends() -> None:
@@ -89,7 +89,7 @@ def test_rows_are_given_out_before_their_transaction_ends() -> None:
 
 
 def test_several_transactions_are_given_out_together_with_the_last_position() -> None:
-    found = decoded(
+    read = decoded(
         relation(),
         begin(),
         insert(*PLAIN),
@@ -100,8 +100,8 @@ def test_several_transactions_are_given_out_together_with_the_last_position() ->
         begin(),
         insert(*PLAIN),
     )
-    assert found is not None
-    assert (len(found.rows), found.position) == (3, 160)
+    assert read is not None
+    assert (len(read.rows), read.position) == (3, 160)
 
 
 def test_the_row_names_itself_and_the_message_it_resends() -> None:
@@ -114,13 +114,13 @@ def test_columns_are_found_by_name_whatever_their_order(
     values: tuple[bytes | None, ...], row: Row
 ) -> None:
     columns = ("added", *reversed(COLUMNS))
-    found = decoded(relation(columns), begin(), insert(b"x", *reversed(values)), commit(9))
-    assert found is not None
-    assert found.rows == [row]
+    read = decoded(relation(columns), begin(), insert(b"x", *reversed(values)), commit(9))
+    assert read is not None
+    assert read.rows == [row]
 
 
 def test_a_relation_described_again_is_read_by_its_new_columns() -> None:
-    found = decoded(
+    read = decoded(
         relation(),
         begin(),
         insert(*PLAIN),
@@ -128,15 +128,15 @@ def test_a_relation_described_again_is_read_by_its_new_columns() -> None:
         insert(*PLAIN, b"x"),
         commit(9),
     )
-    assert found is not None
-    assert found.rows == [PLAIN_ROW, PLAIN_ROW]
+    assert read is not None
+    assert read.rows == [PLAIN_ROW, PLAIN_ROW]
 
 
 def test_rows_alternating_between_topics_keep_their_own() -> None:
     other = (b"7", b"note", b"notes", *PLAIN[3:])
-    found = decoded(relation(), begin(), insert(*PLAIN), insert(*other), insert(*PLAIN), commit(9))
-    assert found is not None
-    assert [(row.topic, row.biz_type, row.id) for row in found.rows] == [
+    read = decoded(relation(), begin(), insert(*PLAIN), insert(*other), insert(*PLAIN), commit(9))
+    assert read is not None
+    assert [(row.topic, row.biz_type, row.id) for row in read.rows] == [
         ("chat-history", "chat", 5),
         ("notes", "note", 7),
         ("chat-history", "chat", 5),
@@ -153,11 +153,11 @@ def test_an_idle_server_moves_the_position_but_not_within_a_transaction() -> Non
 
 
 def test_the_description_of_a_partition_is_passed_over() -> None:
-    found = decoded(
+    read = decoded(
         relation(), relation(name="outbox_0", oid=78), begin(), insert(*PLAIN), commit(9)
     )
-    assert found is not None
-    assert found.rows == [PLAIN_ROW]
+    assert read is not None
+    assert read.rows == [PLAIN_ROW]
 
 
 def test_a_row_of_another_table_stops_the_relay_with_what_mends_it() -> None:

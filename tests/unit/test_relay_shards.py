@@ -10,6 +10,6 @@ from streams.relay.leader.shard_lease import due
 
 @given(st.integers(1, 64), st.integers(0, 70))
 def test_the_parts_hold_all_shards_and_none_could_be_smaller(shards: int, relays: int) -> None:
-    found = due(shards, relays)
-    assert found * max(1, relays) >= shards
-    assert (found - 1) * max(1, relays) < shards
+    parts = due(shards, relays)
+    assert parts * max(1, relays) >= shards
+    assert (parts - 1) * max(1, relays) < shards

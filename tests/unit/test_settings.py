@@ -33,12 +33,12 @@ def read(text: str = "", **environ: str) -> Settings:
 
 def refused(text: str = "", **environ: str) -> str:
     with pytest.raises(SettingsInvalid) as caught:
-        found = read(text, **environ)
+        settings = read(text, **environ)
         # The addresses are looked at by whoever needs them.
-        if found.database.url:
-            _ = found.database_url
-        if found.broker.url:
-            _ = found.broker_url
+        if settings.database.url:
+            _ = settings.database_url
+        if settings.broker.url:
+            _ = settings.broker_url
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
     return str(caught.value)
@@ -307,7 +307,7 @@ def test_the_file_that_was_named_counts(folder: Path) -> None:
 
 
 def test_the_environment_wins_over_the_file() -> None:
-    found = read(
+    settings = read(
         "relay: {mode: cdc, name: kept}\nagents: [a]",
         STREAMS_RELAY__MODE="poll",
         STREAMS_OUTBOX__ENABLED="off",
@@ -316,21 +316,21 @@ def test_the_environment_wins_over_the_file() -> None:
         STREAMS_TOPICS="{chat-history: {partitions: 3}}",
         OTHER_THING="ignored",
     )
-    assert (found.relay.mode, found.relay.name) == ("poll", "kept")
-    assert (found.outbox.enabled, found.outbox.max_bytes) == (False, 10)
-    assert found.agents == ("b", "c")
-    assert found.topics["chat-history"].partitions == 3
+    assert (settings.relay.mode, settings.relay.name) == ("poll", "kept")
+    assert (settings.outbox.enabled, settings.outbox.max_bytes) == (False, 10)
+    assert settings.agents == ("b", "c")
+    assert settings.topics["chat-history"].partitions == 3
 
 
 def test_our_own_variables_win_over_the_generic_ones_and_those_over_the_file() -> None:
     text = "database: {url: 'postgresql://file/d'}\nbroker: {url: 'file:1'}"
     generic = {"DATABASE_URL": "postgresql://url/d", "BROKER_URL": "kafka://url:1"}
-    found = read(text, **generic)
-    assert (found.database_url, found.broker_url) == ("postgresql://url/d", "url:1")
-    found = read(
+    settings = read(text, **generic)
+    assert (settings.database_url, settings.broker_url) == ("postgresql://url/d", "url:1")
+    settings = read(
         text, **generic, STREAMS_DATABASE__URL="postgresql://key/d", STREAMS_BROKER__URL="key:1"
     )
-    assert (found.database_url, found.broker_url) == ("postgresql://key/d", "key:1")
+    assert (settings.database_url, settings.broker_url) == ("postgresql://key/d", "key:1")
     assert read(text, STREAMS_BROKER__URL="key:1", BROKER_URL="").broker_url == "key:1"
 
 
@@ -367,14 +367,16 @@ def test_an_address_of_another_system_is_not_ours_and_is_named_where_one_is_miss
 ) -> None:
     """The service's Celery has a BROKER_URL too, and its other database a DATABASE_URL."""
     foreign = {"BROKER_URL": broker, "DATABASE_URL": "mysql://u:hunter2@h/d"}
-    found = read("broker: {url: 'file:1'}", **foreign, STREAMS_DATABASE__URL="postgresql://ours/d")
-    assert (found.broker_url, found.database_url) == ("file:1", "postgresql://ours/d")
+    settings = read(
+        "broker: {url: 'file:1'}", **foreign, STREAMS_DATABASE__URL="postgresql://ours/d"
+    )
+    assert (settings.broker_url, settings.database_url) == ("file:1", "postgresql://ours/d")
     for name, value in foreign.items():
         monkeypatch.setenv(name, value)
     Path("faust.yml").unlink()
-    found = load()
+    settings = load()
     with pytest.raises(SettingsInvalid) as caught:
-        _ = found.broker_url
+        _ = settings.broker_url
     assert (
         f"(BROKER_URL is {scheme}://..., which is not Kafka's: STREAMS_BROKER__URL is ours alone)"
         in str(caught.value)
@@ -383,7 +385,7 @@ def test_an_address_of_another_system_is_not_ours_and_is_named_where_one_is_miss
     with pytest.raises(
         SettingsInvalid, match=r"\(DATABASE_URL is mysql://\.\.\., which is not PostgreSQL's"
     ):
-        _ = found.database_url
+        _ = settings.database_url
 
 
 def test_variables_of_kubernetes_for_services_called_like_us_are_left_alone() -> None:
@@ -425,11 +427,11 @@ def test_an_empty_variable_is_as_if_it_was_not_there(empty: str) -> None:
 
 @pytest.mark.parametrize("text", ["12345", "{abc", "@abc", "a: b #c", "off", " x "])
 def test_text_from_the_environment_is_taken_as_it_is(text: str) -> None:
-    found = read(
+    settings = read(
         "broker: {security_protocol: SASL_SSL, sasl_mechanism: PLAIN, sasl_username: me}",
         STREAMS_BROKER__SASL_PASSWORD=text,
     )
-    assert found.broker.sasl_password == text
+    assert settings.broker.sasl_password == text
 
 
 @pytest.mark.parametrize(
@@ -491,8 +493,8 @@ def note(folder: Path, **values: object) -> None:
 
 def test_dev_services_that_run_here_are_used(folder: Path) -> None:
     note(folder, pid=os.getpid(), database_url="postgresql://dev/d", broker_url="dev:1")
-    found = load(environ={})
-    assert (found.database_url, found.broker_url) == ("postgresql://dev/d", "dev:1")
+    settings = load(environ={})
+    assert (settings.database_url, settings.broker_url) == ("postgresql://dev/d", "dev:1")
     assert load(environ={"BROKER_URL": "mine:1"}).broker_url == "mine:1"
     assert read("database: {url: 'postgresql://mine/d'}").database_url == "postgresql://mine/d"
 
@@ -520,24 +522,24 @@ def test_a_note_without_urls_names_none(folder: Path) -> None:
 
 
 def test_secrets_are_in_no_text_of_the_settings() -> None:
-    found = read(
+    settings = read(
         "broker: {security_protocol: SASL_SSL, sasl_mechanism: PLAIN, sasl_username: me, url:"
         " 'kafka:1'}",
         DATABASE_URL=f"postgresql://me:{SECRET}@db:5432/app?password={SECRET}",
         STREAMS_BROKER__SASL_PASSWORD=SECRET,
     )
     for text in (
-        str(found),
-        repr(found),
-        repr(found.broker),
-        repr(found.database),
-        f"{found}",
-        str(public(found)),
+        str(settings),
+        repr(settings),
+        repr(settings.broker),
+        repr(settings.database),
+        f"{settings}",
+        str(public(settings)),
     ):
         assert SECRET not in text
         assert "kafka:1" in text or "postgresql://me:***@db:5432/app?***" in text
-    assert public(found)["broker"]["sasl_password"] == "***"
-    assert found.broker.sasl_password == SECRET
+    assert public(settings)["broker"]["sasl_password"] == "***"
+    assert settings.broker.sasl_password == SECRET
 
 
 @pytest.mark.parametrize(
@@ -577,12 +579,12 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
 
 
 def test_a_topic_has_its_own_settings_under_its_name_without_prefix() -> None:
-    found = read(
+    settings = read(
         "broker: {topic_prefix: test.}\ntopic: {partitions: 2}\ntopics: {chat-history: {partitions:"
         " 5}}"
     )
-    assert found.topic_settings("test.chat-history").partitions == 5
-    assert found.topic_settings("test.other").partitions == 2
+    assert settings.topic_settings("test.chat-history").partitions == 5
+    assert settings.topic_settings("test.other").partitions == 2
 
 
 @pytest.mark.parametrize(

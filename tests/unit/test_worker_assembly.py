@@ -65,8 +65,8 @@ def test_no_environment_variable_of_fausts_changes_a_setting(
         for prefix in ("", "FAUST_", "F_"):
             if param.env_name:
                 monkeypatch.setenv(prefix + param.env_name, value)
-    found = values(App("group", **options))
-    assert {name for name in found if found[name] != plain[name]} <= random
+    given = values(App("group", **options))
+    assert {name for name in given if given[name] != plain[name]} <= random
 
 
 def test_a_worker_needs_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

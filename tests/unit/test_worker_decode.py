@@ -41,10 +41,10 @@ def record(
 
 
 def test_the_first_record_of_an_id_counts_and_order_stays() -> None:
-    found, rejected = read([record(3), record(1), record(3), record(2), record(1)], REGISTRY)
-    assert [one.outbox_id for one in found] == [3, 1, 2]
+    deliveries, rejected = read([record(3), record(1), record(3), record(2), record(1)], REGISTRY)
+    assert [one.outbox_id for one in deliveries] == [3, 1, 2]
     assert rejected == []
-    message = found[0].message
+    message = deliveries[0].message
     assert message is not None
     assert message.created_at.isoformat() == "2023-11-14T22:13:20.123000"
 
@@ -57,8 +57,8 @@ def test_a_resend_is_known_by_its_root() -> None:
 def test_headers_in_another_order_or_missing_are_looked_up() -> None:
     shuffled = Record((("resend_of", None), ("biz_type", b"chat_history_persist"), ("id", b"5")))
     bare = Record(())
-    found, rejected = read([shuffled, bare], REGISTRY)
-    assert [one.outbox_id for one in found] == [5]
+    deliveries, rejected = read([shuffled, bare], REGISTRY)
+    assert [one.outbox_id for one in deliveries] == [5]
     assert [one.reason for one in rejected] == ["header 'id' is not an outbox id: missing"]
 
 
@@ -88,6 +88,6 @@ def test_an_unknown_biz_type_names_what_is_known() -> None:
     )
 )
 def test_no_bytes_raise(records: list[Record]) -> None:
-    found, rejected = read(records, REGISTRY)
-    assert len(found) + len(rejected) <= len(records)
-    assert all((one.message is None) == (one.fault is not None) for one in found)
+    deliveries, rejected = read(records, REGISTRY)
+    assert len(deliveries) + len(rejected) <= len(records)
+    assert all((one.message is None) == (one.fault is not None) for one in deliveries)

@@ -53,14 +53,14 @@ class Faust:
     async def fetch(self, _: Any, seconds: float) -> dict[TP, list[Any]]:
         self.patience.append(seconds)
         await self.waits()
-        found: dict[TP, list[Any]] = {
+        fetched: dict[TP, list[Any]] = {
             tp: [SimpleNamespace(offset=self.holes.get(tp, at), serialized_value_size=1)]
             for tp, at in self.positions.items()
             if at < ENDS[tp] and tp not in self.silent
         }
-        self.positions |= {tp: ENDS[tp] for tp in found}
+        self.positions |= {tp: ENDS[tp] for tp in fetched}
         await self.disturb()
-        return found
+        return fetched
 
 
 @pytest.fixture

@@ -38,12 +38,14 @@ def batch(compression: int) -> bytes:
 def test_the_names_alone_are_changed(compression: int, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UnicodeDecodeError):
         list(DefaultRecordBatch(batch(compression)))
-    found = list(decoded(batch(compression), TP("topic", 3)))
-    assert [(one.offset, one.timestamp) for one in found] == [(n, 1000 + n) for n in range(4)]
-    assert [(one.key, one.value) for one in found] == [record[:2] for record in RECORDS]
-    assert [name for one in found for name, _ in one.headers if name.startswith("?")] == ["??"] * 3
-    assert all(one.headers[:2] == PLAIN for one in (found[0], found[1], found[3]))
-    assert found[3].headers[-1] == ("last", b"1")
+    records = list(decoded(batch(compression), TP("topic", 3)))
+    assert [(one.offset, one.timestamp) for one in records] == [(n, 1000 + n) for n in range(4)]
+    assert [(one.key, one.value) for one in records] == [record[:2] for record in RECORDS]
+    assert [name for one in records for name, _ in one.headers if name.startswith("?")] == [
+        "??"
+    ] * 3
+    assert all(one.headers[:2] == PLAIN for one in (records[0], records[1], records[3]))
+    assert records[3].headers[-1] == ("last", b"1")
     assert [vars(line)["offset"] for line in caplog.records] == [1, 3]
 
 
@@ -59,8 +61,12 @@ def test_nothing_but_the_name_is_touched_whatever_its_bytes_are() -> None:
         odd = Odd("x")
         odd.NAME = name
         builder.append(0, 1000, name, name, [(odd, value), ("id", b"7")])
-        [found] = decoded(bytes(builder.build()), TP("topic", 0))
-        assert (found.key, found.value, found.headers) == (name, name, [("?", value), ("id", b"7")])
+        [record] = decoded(bytes(builder.build()), TP("topic", 0))
+        assert (record.key, record.value, record.headers) == (
+            name,
+            name,
+            [("?", value), ("id", b"7")],
+        )
 
 
 def test_names_are_read_once_however_many_there_are() -> None:
@@ -76,8 +82,8 @@ def test_names_are_read_once_however_many_there_are() -> None:
         autospec=True,
         side_effect=_DefaultRecordBatchPy._read_msg,
     ) as reads:
-        [found] = decoded(bytes(builder.build()), TP("topic", 0))
-    assert len(found.headers) == len(names)
+        [record] = decoded(bytes(builder.build()), TP("topic", 0))
+    assert len(record.headers) == len(names)
     assert reads.call_count == 2
 
 
@@ -111,12 +117,12 @@ def _of(producer: int, at: int, *, control: bool = False) -> bytes:
     """A batch of one record at this offset; -1 is a producer without transactions."""
     builder = _DefaultRecordBatchBuilderPy(2, 0, int(producer >= 0), producer, 0, 0, 1 << 16)
     builder.append(0, 1000, b"k", b"v", [])
-    found = bytearray(builder.build())
-    struct.pack_into(">q", found, 0, at)
+    built = bytearray(builder.build())
+    struct.pack_into(">q", built, 0, at)
     if control:
-        (attributes,) = struct.unpack_from(">h", found, ATTRIBUTES)
-        struct.pack_into(">h", found, ATTRIBUTES, attributes | _DefaultRecordBatchPy.CONTROL_MASK)
-    return bytes(found)
+        (attributes,) = struct.unpack_from(">h", built, ATTRIBUTES)
+        struct.pack_into(">h", built, ATTRIBUTES, attributes | _DefaultRecordBatchPy.CONTROL_MASK)
+    return bytes(built)
 
 
 # Behind the base offset, the length, the leader's epoch, the magic byte and the checksum.

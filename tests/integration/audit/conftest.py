@@ -173,8 +173,8 @@ def audit(copy: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]
         result = CliRunner().invoke(cli, arguments)
         assert isinstance(result.exception, SystemExit | None), result.exception
         assert result.exit_code in (0, 1), result.output
-        found: Report = json.loads(result.stdout)
-        assert result.exit_code == (0 if found["ok"] else 1)
-        return found
+        report: Report = json.loads(result.stdout)
+        assert result.exit_code == (0 if report["ok"] else 1)
+        return report
 
     return invoke

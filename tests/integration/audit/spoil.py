@@ -29,11 +29,11 @@ def chat(copy: World, key: str = "c3") -> list[int]:
     return [row[0] for row in rows]
 
 
-def named(found: Report, kind: str) -> set[int]:
+def named(report: Report, kind: str) -> set[int]:
     """Every message that the examples of this kind name."""
     return {
         value
-        for example in found["wrong"][kind]["examples"]
+        for example in report["wrong"][kind]["examples"]
         for name, value in example.items()
         if name in ("outbox_id", "before", "other")
     }

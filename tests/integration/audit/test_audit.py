@@ -28,14 +28,14 @@ Audit = Callable[..., Report]
 
 def test_a_system_in_every_state_is_clean(copy: World, audit: Callable[..., Report]) -> None:
     for arguments in (["--full"], [], ["--full"]):
-        found = audit(*arguments)
-        assert found["wrong"] == {}
-        assert found["ok"]
-    assert found["messages"] == 3000 + 6 + 6 + 3
-    assert found["late"] == 1
-    assert list(found["lagging"]) == [copy.topic]
+        report = audit(*arguments)
+        assert report["wrong"] == {}
+        assert report["ok"]
+    assert report["messages"] == 3000 + 6 + 6 + 3
+    assert report["late"] == 1
+    assert list(report["lagging"]) == [copy.topic]
     # Open, dead, and behind: to be looked at again.
-    assert found["left"] == 6 + 4 + 3
+    assert report["left"] == 6 + 4 + 3
     assert copy.query("SELECT count(*), min(wrong), max(wrong) FROM outbox_audits") == [(3, 0, 0)]
 
 
@@ -43,12 +43,12 @@ def push(world: World, group: str, change: Callable[[int, int], int]) -> None:
     """Offsets of a group of its own: the system's, changed (partition, offset)."""
     system = Consumer({"bootstrap.servers": world.settings.broker_url, "group.id": "audited"})
     try:
-        found = system.committed(
+        committed = system.committed(
             [TopicPartition(world.topic, number) for number in range(8)], timeout=10
         )
     finally:
         system.close()
-    offsets = {each.partition: change(each.partition, max(each.offset, 0)) for each in found}
+    offsets = {each.partition: change(each.partition, max(each.offset, 0)) for each in committed}
     commit(world.settings.broker_url, group, world.topic, offsets)
 
 
@@ -72,9 +72,9 @@ def test_a_topic_that_somebody_knew_before_this_one_is_told_from_it(
     )
     assert set(audit("--full")["wrong"]) == {"same_place"}
     copy.query("INSERT INTO outbox_topics VALUES (%s, 'earlier', 'cluster', 8)", copy.topic)
-    found = audit("--full")
-    assert found["wrong"] == {}
-    assert f"topic {copy.topic} began anew: order across that is judged by id" in found["notes"]
+    report = audit("--full")
+    assert report["wrong"] == {}
+    assert f"topic {copy.topic} began anew: order across that is judged by id" in report["notes"]
 
 
 def test_offsets_committed_past_records_without_state(copy: World, audit: Audit, name: str) -> None:
@@ -83,9 +83,9 @@ def test_offsets_committed_past_records_without_state(copy: World, audit: Audit,
     ends = {r.partition: r.offset + 1 for r in records(copy.settings.broker_url, copy.topic)}
     push(copy, name, lambda partition, offset: ends[slow] if partition == slow else offset)
     copy.environ["STREAMS_WORKER__GROUP"] = name
-    found = audit()
-    assert set(found["wrong"]) == {"skipped"}
-    examples = found["wrong"]["skipped"]["examples"]
+    report = audit()
+    assert set(report["wrong"]) == {"skipped"}
+    examples = report["wrong"]["skipped"]["examples"]
     assert [each["outbox_id"] for each in examples] == [
         row[0] for row in copy.query("SELECT id FROM outbox WHERE key = %s ORDER BY id", SLOW)
     ]
@@ -103,8 +103,8 @@ def test_a_lost_message_is_sent_again_once(copy: World, audit: Audit) -> None:
     copy.query("DELETE FROM outbox_state WHERE outbox_id = ANY(%s)", ids)
     copy.query("DELETE FROM chat_histories WHERE outbox_id = ANY(%s)", ids)
     copy.query("UPDATE agent_chats SET message_count = message_count - 1 WHERE chat_id = 'c5'")
-    found = audit("--full", "--repair")
-    assert (set(found["wrong"]), found["repaired"]) == ({"skipped"}, 3)
+    report = audit("--full", "--repair")
+    assert (set(report["wrong"]), report["repaired"]) == ({"skipped"}, 3)
     before = copy.query("SELECT resend_of FROM outbox ORDER BY id DESC LIMIT 3")
     assert [row[0] for row in before] == ids[::-1]
     [(who, act, what)] = copy.query(
@@ -117,8 +117,8 @@ def test_a_lost_message_is_sent_again_once(copy: World, audit: Audit) -> None:
 
 def test_a_lost_replay_is_sent_again(copy: World, audit: Audit) -> None:
     one = lose_a_replay(copy)
-    found = audit("--repair")
-    assert found["repaired"] == 4 + 1  # and those that the relay never published
+    report = audit("--repair")
+    assert report["repaired"] == 4 + 1  # and those that the relay never published
     [(source, payload_of)] = copy.query(
         "SELECT s.source_id, o.resend_of FROM outbox_state AS s JOIN outbox AS o"
         " ON o.id = s.source_id WHERE s.outbox_id = %s",
@@ -147,9 +147,9 @@ def test_order_holds_across_ranges_and_audits(
     ids = chat(copy, "c7")
     first, last = ids[2], ids[-2]
     copy.query(SWAP_APPLIED.replace("%(id)s", str(first)).replace("%(next)s", str(last)))
-    found = audit("--full")
-    assert "out_of_order" in found["wrong"]
-    assert {first, last} & named(found, "out_of_order")
+    report = audit("--full")
+    assert "out_of_order" in report["wrong"]
+    assert {first, last} & named(report, "out_of_order")
     # Audited when there was only the beginning: the rest is compared with it later.
     copy.query("UPDATE relay_position SET floor = %s", ids[20])
     whole = copy.query("SELECT max(floor) FROM relay_position")
@@ -190,9 +190,9 @@ def test_an_open_message_that_is_persisted_out_of_turn_is_found_later(
         " NULL, key = NULL, next_retry_at = NULL WHERE outbox_id = %s",
         one,
     )
-    found = audit()
-    assert set(found["wrong"]) == {"out_of_order"}
-    assert {one, after} <= named(found, "out_of_order")
+    report = audit()
+    assert set(report["wrong"]) == {"out_of_order"}
+    assert {one, after} <= named(report, "out_of_order")
     assert applied
 
 
@@ -205,9 +205,9 @@ def test_a_payload_that_postgresql_cannot_read_is_skipped_not_fatal(
         " WHERE id = %s",
         one,
     )
-    found = audit("--full")
-    assert found["ok"]
-    assert "1 payloads could not be compared: PostgreSQL cannot read them" in found["notes"]
+    report = audit("--full")
+    assert report["ok"]
+    assert "1 payloads could not be compared: PostgreSQL cannot read them" in report["notes"]
 
 
 def test_without_kafka_there_is_no_verdict(copy: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,7 @@ def test_partitions_are_found_as_kafka_finds_them(system: World) -> None:
 def test_the_docs_name_every_kind() -> None:
     page = (Path(__file__).parents[3] / "docs" / "audit.md").read_text(encoding="utf-8")
     table = page.partition("## What it finds")[2].partition("##")[0]
-    found = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE))
-    assert set(found) == set(KINDS)
+    documented = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE))
+    assert set(documented) == set(KINDS)
     for kind, meaning in KINDS.items():
-        assert found[kind].startswith(meaning.split(",")[0]), kind
+        assert documented[kind].startswith(meaning.split(",")[0]), kind

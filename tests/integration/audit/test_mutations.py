@@ -356,12 +356,12 @@ def test_every_corruption_is_found_and_named(
 ) -> None:
     kinds, spoil = MUTATIONS[kind]
     spoiled = spoil(copy)
-    found = audit("--full")
-    assert set(found["wrong"]) == set(kinds.split())
+    report = audit("--full")
+    assert set(report["wrong"]) == set(kinds.split())
     first = kinds.split()[0]
-    assert found["wrong"][first]["count"] <= 2
+    assert report["wrong"][first]["count"] <= 2
     if first not in ("wrong_tally", "phantom_effect", "bad_resend", "no_sign_of_life"):
-        assert spoiled in named(found, first)
+        assert spoiled in named(report, first)
 
 
 def never_sent(copy: World) -> int:
@@ -428,11 +428,11 @@ def test_every_silent_loss_is_found_with_and_without_a_declared_effect(
     if not declared:
         monkeypatch.setattr("streams.cli.audit.configured", undeclared)
     spoiled = spoil(copy)
-    found = audit("--full")
+    report = audit("--full")
     kinds = (with_effect if declared else without).split()
-    assert set(found["wrong"]) - {"missing"} == set(kinds) - {"missing"}
-    assert set(kinds) <= set(found["wrong"])
-    assert spoiled in named(found, kinds[0])
+    assert set(report["wrong"]) - {"missing"} == set(kinds) - {"missing"}
+    assert set(kinds) <= set(report["wrong"])
+    assert spoiled in named(report, kinds[0])
 
 
 def test_records_that_kafka_deleted_before_anybody_read_them_are_missing(
@@ -445,14 +445,15 @@ def test_records_that_kafka_deleted_before_anybody_read_them_are_missing(
     monkeypatch.setattr(Topics, "_bounds", lambda self, place: (bounds(self, place)[1],) * 2)
     monkeypatch.setattr(Topics, "locate", lambda *_: {})
     monkeypatch.setattr("streams.cli.audit.configured", undeclared)
-    found = audit("--full")
-    assert set(found["wrong"]) == {"missing"}
-    assert slow <= named(found, "missing")
+    report = audit("--full")
+    assert set(report["wrong"]) == {"missing"}
+    assert slow <= named(report, "missing")
 
 
 def undeclared(settings: Settings) -> Registry:
     """The registry, of agents that do not say how their effects are recognised."""
-    found = configured(settings)
+    registry = configured(settings)
     return replace(
-        found, agents={name: replace(agent, effect=None) for name, agent in found.agents.items()}
+        registry,
+        agents={name: replace(agent, effect=None) for name, agent in registry.agents.items()},
     )

@@ -105,18 +105,18 @@ def test_a_million_messages_in_seconds(
     result = CliRunner().invoke(cli, ["audit", "--full", "--json"])
     watch.over.set()
     watch.join()
-    found = json.loads(result.stdout)
-    assert found["wrong"] == {}
-    assert found["messages"] == count
+    report = json.loads(result.stdout)
+    assert report["wrong"] == {}
+    assert report["messages"] == count
     assert watch.longest < max(10, filled)
     # Figures are in docs/performance.md; where others keep the machine busy, everything takes
     # longer in proportion.
-    assert found["seconds"] < max(20 + count / 20_000, 4 * filled), (
-        f"{found['seconds']} s, longest transaction {watch.longest:.2f} s"
+    assert report["seconds"] < max(20 + count / 20_000, 4 * filled), (
+        f"{report['seconds']} s, longest transaction {watch.longest:.2f} s"
     )
-    print(f"\n{count} messages: {found['seconds']} s, longest transaction {watch.longest:.2f} s")  # noqa: T201
+    print(f"\n{count} messages: {report['seconds']} s, longest transaction {watch.longest:.2f} s")  # noqa: T201
     again = json.loads(CliRunner().invoke(cli, ["audit", "--json"]).stdout)
-    assert (again["messages"], again["seconds"] < found["seconds"]) == (0, True)
+    assert (again["messages"], again["seconds"] < report["seconds"]) == (0, True)
 
 
 async def test_a_busy_system_gives_no_false_alarm(
@@ -139,10 +139,10 @@ async def test_a_busy_system_gives_no_false_alarm(
     began = time.monotonic()
     while load.is_alive() or audited < 6:
         options = ["--full"] if audited % 2 else []
-        found = json.loads(
+        report = json.loads(
             CliRunner().invoke(cli, ["audit", "--json", "--patience", "1", *options]).stdout
         )
-        assert found["wrong"] == {}, found
+        assert report["wrong"] == {}, report
         audited += 1
         if audited == 2:
             victim.kill()
