@@ -92,7 +92,7 @@ class Rate:
 class Latency:
     """Seconds from enqueueing to persisting, as bounds: so many at most.
 
-    None with too few samples to say.
+    None with too few samples to say; inf, which JSON shows as null too, beyond the last bound.
     """
 
     samples: int

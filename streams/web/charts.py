@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from streams.figures import histogram
 from streams.operate.series import Line, Series
 
 WIDTH, HEIGHT = 600, 120
@@ -46,10 +48,13 @@ def rates(figures: Series, counted: str) -> Markup:
 
 
 def latency(figures: Series) -> Markup:
-    """p50 and p99 over a span, as lines with gaps where there are too few samples."""
+    """p50 and p99 over a span, as lines with gaps where there are too few samples.
+
+    What took longer than the last bound is drawn as long as that.
+    """
     percentiles = {
-        1: [each.p50 for each in figures.latency],
-        2: [each.p99 for each in figures.latency],
+        1: [_bounded(each.p50) for each in figures.latency],
+        2: [_bounded(each.p99) for each in figures.latency],
     }
     top = nice(
         max(
@@ -129,11 +134,7 @@ def nice(value: float) -> float:
     """The next of 1, 2, 5 times a power of ten, for the top of an axis."""
     if value <= 0:
         return 1.0
-    power = 1.0
-    while power * 10 <= value:
-        power *= 10
-    while power > value:
-        power /= 10
+    power = 10.0 ** math.floor(math.log10(value))  # an error for what has no end
     return next((step * power for step in (1, 2, 5) if step * power >= value), 10 * power)
 
 
@@ -176,6 +177,10 @@ def _stretches(values: Sequence[float | None], top: float, count: int) -> list[s
             f"{_n((at + 1) * WIDTH / count)},{height}",
         ]
     return [" ".join(points) for points in stretches if points]
+
+
+def _bounded(seconds: float | None) -> float | None:
+    return None if seconds is None else min(seconds, histogram.BOUNDS[-2])
 
 
 def _thinned(values: Sequence[float], most: int = 180) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from streams.figures import histogram
 from streams.message_id import MessageId, parts_of
 from streams.operate.meaning import meaning
 from streams.terminal import printable, printable_lines
@@ -65,6 +67,7 @@ def _environment() -> Environment:
     for name, filter_ in (
         ("number", number),
         ("seconds", seconds),
+        ("bound", bound),
         ("bytes", bytes_),
         ("short", short),
         ("prose", prose),
@@ -135,6 +138,15 @@ def seconds(value: float | None) -> str:
             rest = int(value % size // smaller)
             return f"{int(value // size)} {unit}" + (f" {rest} {name}" if rest else "")
     raise AssertionError(value)
+
+
+def bound(value: float | None) -> str:
+    """What a percentile says: a duration at most, or more than the last bound of the histogram."""
+    if value is None:
+        return "unknown"
+    if math.isinf(value):
+        return f"more than {seconds(histogram.BOUNDS[-2])}"
+    return f"at most {seconds(value)}"
 
 
 def bytes_(value: int | None) -> str:

@@ -5,12 +5,15 @@ Words for numbers, text made harmless, charts, and files that stay small.
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, datetime
 
 import pytest
 from markupsafe import Markup
 
+from streams.figures import histogram
+from streams.operate.look import latency_of
 from streams.operate.meaning import MEANINGS, meaning
 from streams.operate.series import Line, Series
 from streams.web import charts, render
@@ -48,6 +51,14 @@ def test_numbers_as_a_person_reads_them(value: float | None, shown: str) -> None
 )
 def test_durations_as_a_person_says_them(value: float | None, shown: str) -> None:
     assert render.seconds(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "unknown"), (0.008, "at most 8 ms"), (math.inf, "more than 1 h 50 min")],
+)
+def test_a_percentile_beyond_the_last_bound_is_said(value: float | None, shown: str) -> None:
+    assert render.bound(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -92,6 +103,15 @@ def test_a_chart_is_drawn_from_numbers_alone_and_says_what_it_shows() -> None:
     assert 'aria-label="consumed a second, ten minutes: at most 5.9 /s"' in drawn
     assert charts.lines(figures, "dead") == []
     assert [charts.nice(value) for value in (0, 0.3, 1, 4, 99, 101)] == [1, 0.5, 1, 5, 100, 200]
+
+
+def test_latencies_beyond_the_last_bound_are_drawn_at_it() -> None:
+    slow = latency_of([0] * (histogram.SIZE - 1) + [1000])
+    assert slow.p99 == math.inf
+    figures = Series(span="10m", width=10, start=datetime.now(UTC), buckets=1, latency=(slow,))
+    drawn = charts.latency(figures)
+    assert "the axis ends at 10000 s" in drawn
+    assert drawn.count("0,40.2 600,40.2") == 2
 
 
 def test_codes_have_words_by_themselves_or_by_their_class() -> None:
