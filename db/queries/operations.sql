@@ -142,9 +142,9 @@ WHERE i.operation = %(id)s AND i.position > %(begin)s AND i.position <= %(end)s
   AND i.outcome = 'sent';
 
 -- operation_step --
--- A step was begun.
+-- A step was begun, the first of its size or once more.
 UPDATE outbox_operations
-SET step = step + 1, step_begin = %(begin)s, step_end = %(end)s, stepped_at = now()
+SET step = %(step)s, step_begin = %(begin)s, step_end = %(end)s, stepped_at = now()
 WHERE id = %(id)s;
 
 -- operation_count --

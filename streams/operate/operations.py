@@ -257,21 +257,23 @@ def work(connection: Connection, number: int) -> float | None:
         rows = _unsent(connection, now)
         if sent and not rows and not now.at_once:
             return POLL_SECONDS
-        limit = BATCH if now.at_once or now.act == "discard" else _size(now.step)
+        # Nothing of the step before could be tried: that is no reason to try more at once.
+        tried = now.step if size or not now.step else now.step - 1
+        limit = BATCH if now.at_once or now.act == "discard" else _size(tried)
         parameters = {"id": number, "after": now.step_end, "limit": limit}
         if not rows:
             rows = connection.exec_driver_sql(query("operation_next"), parameters).all()
             if not rows:
                 _end(connection, number, "done", None)
                 return None
-            step = {"id": number, "begin": now.step_end, "end": rows[-1][0]}
+            step = {"id": number, "begin": now.step_end, "end": rows[-1][0], "step": tried + 1}
             connection.exec_driver_sql(query("operation_step"), step)
-    _send(
+    sent = _send(
         connection,
         now,
         [(position, name_of(source, outbox_id)) for position, source, outbox_id in rows],
     )
-    return 0.0 if now.at_once or now.act == "discard" else POLL_SECONDS
+    return POLL_SECONDS if sent and now.act == "replay" and not now.at_once else 0.0
 
 
 def work_all(connection: Connection) -> float:
@@ -313,8 +315,11 @@ class _Items:
         )
 
 
-def _send(connection: Connection, now: Operation, rows: Sequence[tuple[int, MessageId]]) -> None:
-    """Work these messages; those that another process sent before it died are sent already."""
+def _send(connection: Connection, now: Operation, rows: Sequence[tuple[int, MessageId]]) -> int:
+    """Work these messages; those that another process sent before it died are sent already.
+
+    How many there were to work: the others were left alone.
+    """
     ledger = _Items(connection, now, {name: position for position, name in rows})
     operator, names = Operator(now.who, now.why), [name for _, name in rows]
     if now.act == "replay":
@@ -323,9 +328,12 @@ def _send(connection: Connection, now: Operation, rows: Sequence[tuple[int, Mess
         )
     else:
         steps = discard(connection, names, operator, now.choice, rate=now.rate, ledger=ledger)
-    for _ in steps:
+    worked = 0
+    for step in steps:
+        worked += step.done
         with connection.begin():
             connection.exec_driver_sql(query("operation_count"), {"id": now.id})
+    return worked
 
 
 def _settle(connection: Connection, now: Operation) -> None:

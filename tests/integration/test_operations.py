@@ -160,6 +160,29 @@ def test_messages_that_fail_again_stop_the_operation(
     assert operations.work(desk, operation.id) is None
 
 
+def test_a_first_step_of_which_nothing_could_be_tried_is_no_reason_to_try_more(
+    business: psycopg.Connection[Any], desk: Connection
+) -> None:
+    ids = die(business, 30)
+    # Those of the first conversation were replayed three times already: they are left alone.
+    circled = ids[::10]
+    business.execute("UPDATE outbox_state SET replays = 3 WHERE outbox_id = ANY(%s)", [circled])
+    operation = begun(desk)
+    pauses = []
+    while not sent(business):
+        pauses.append(operations.work(desk, operation.id))
+    assert pauses == [0.0, 0.0, 0.0, operations.POLL_SECONDS]
+    assert len(sent(business)) == 1
+    fate(business, "dead")
+    assert operations.work(desk, operation.id) is None
+    stopped = operations.operation(desk, operation.id)
+    assert (stopped.reason, stopped.circling, stopped.done) == (
+        "1 of 1 messages of this step failed again",
+        3,
+        1,
+    )
+
+
 def test_whoever_takes_it_up_goes_on_and_nothing_is_sent_twice(
     business: psycopg.Connection[Any],
     desk: Connection,
@@ -172,7 +195,7 @@ def test_whoever_takes_it_up_goes_on_and_nothing_is_sent_twice(
     class Killed(Exception):
         pass
 
-    send: Callable[..., None] = operations._send
+    send: Callable[..., int] = operations._send
 
     def killed_before(*_: Any) -> None:
         raise Killed
