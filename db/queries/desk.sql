@@ -13,36 +13,38 @@ ORDER BY source, outbox_id
 LIMIT %(limit)s;
 
 -- dead_groups --
--- The same, as one line for each kind of error, the most frequent first; the example is the oldest
--- of them.
-SELECT g.fingerprint, g.biz_type, g.error_code, g.messages, g.conversations, g.first, g.last,
-       CASE g.example_source WHEN '' THEN g.example_id::text
-            ELSE g.example_source || ':' || g.example_id END AS example,
-       coalesce(s.error, f.error) AS error
+-- The same, as one line for each kind of error, the most frequent first; the example is the one
+-- that died first.
+SELECT g.fingerprint, d.biz_type, d.error_code, g.messages, g.conversations, g.first, g.last,
+       CASE d.source WHEN '' THEN d.outbox_id::text
+            ELSE d.source || ':' || d.outbox_id END AS example,
+       coalesce((SELECT error FROM outbox_state AS s
+                 WHERE d.source = '' AND s.outbox_id = d.outbox_id),
+                (SELECT error FROM outbox_foreign AS f
+                 WHERE f.source = d.source AND f.outbox_id = d.outbox_id)) AS error
 FROM (
-    SELECT fingerprint, biz_type, error_code, count(*) AS messages,
-           count(DISTINCT (topic, key)) AS conversations, min(died_at) AS first,
-           max(died_at) AS last,
-           (array_agg(source ORDER BY source, outbox_id))[1] AS example_source,
-           (array_agg(outbox_id ORDER BY source, outbox_id))[1] AS example_id
-    FROM outbox_dead_letters
-    WHERE (%(names)s::text[] IS NULL
-           OR CASE source WHEN '' THEN outbox_id::text
-                   ELSE source || ':' || outbox_id END = ANY(%(names)s::text[]))
-      AND (%(source)s::text IS NULL OR source = %(source)s)
-      AND (%(biz_type)s::text IS NULL OR biz_type = %(biz_type)s)
-      AND (%(key)s::text IS NULL OR key = %(key)s)
-      AND (%(error)s::text IS NULL OR %(error)s IN (error_code, fingerprint))
-      AND (%(since)s::timestamptz IS NULL OR died_at >= %(since)s)
-    GROUP BY fingerprint, biz_type, error_code
+    -- Conversation by conversation, as look_causes does.
+    SELECT fingerprint, sum(messages)::bigint AS messages, count(*) AS conversations,
+           min(first) AS first, max(last) AS last, min(oldest) AS oldest
+    FROM (
+        SELECT fingerprint, topic, key, count(*) AS messages, min(died_at) AS first,
+               max(died_at) AS last, min(died) AS oldest
+        FROM outbox_dead_letters
+        WHERE (%(names)s::text[] IS NULL
+               OR CASE source WHEN '' THEN outbox_id::text
+                       ELSE source || ':' || outbox_id END = ANY(%(names)s::text[]))
+          AND (%(source)s::text IS NULL OR source = %(source)s)
+          AND (%(biz_type)s::text IS NULL OR biz_type = %(biz_type)s)
+          AND (%(key)s::text IS NULL OR key = %(key)s)
+          AND (%(error)s::text IS NULL OR %(error)s IN (error_code, fingerprint))
+          AND (%(since)s::timestamptz IS NULL OR died_at >= %(since)s)
+        GROUP BY fingerprint, topic, key
+    ) AS conversations
+    GROUP BY fingerprint
     ORDER BY messages DESC, fingerprint
     LIMIT %(limit)s
 ) AS g
-LEFT JOIN LATERAL (
-    SELECT error FROM outbox_state AS x WHERE g.example_source = '' AND x.outbox_id = g.example_id
-    LIMIT 1
-) AS s ON true
-LEFT JOIN outbox_foreign AS f ON f.source = g.example_source AND f.outbox_id = g.example_id
+JOIN outbox_dead_letters AS d ON d.died = g.oldest
 ORDER BY g.messages DESC, g.fingerprint;
 
 -- dead_in_order --

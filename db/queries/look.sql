@@ -6,51 +6,57 @@ SELECT CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_xact_replay_timestamp
        current_database(), pg_is_in_recovery(),
        (SELECT reset_val = 'on' FROM pg_settings WHERE name = 'default_transaction_read_only');
 
+-- look_floor --
+-- Up to which id relays have published.
+SELECT coalesce(max(floor), 0) FROM relay_position;
+
 -- look_pending --
--- Committed rows above the floor whose fate has not begun, at most one more than asked for, and
+-- Committed rows above the floor whose fate has not begun, at most one more than asked for; and
 -- when the first was enqueued.
 SELECT count(*), min(created_at) AT TIME ZONE 'UTC'
 FROM (
     SELECT o.created_at
     FROM outbox AS o
-    WHERE o.id > (SELECT coalesce(max(floor), 0) FROM relay_position) AND o.resend_of IS NULL
-      AND NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = o.id)
+    WHERE o.id > %(floor)s AND o.resend_of IS NULL
+      AND NOT EXISTS (
+          SELECT FROM outbox_state AS s WHERE s.outbox_id = o.id AND s.outbox_id > %(floor)s
+      )
+    ORDER BY o.id
     LIMIT %(most)s + 1
 ) AS waiting;
 
 -- look_published --
--- Rows at or below the floor, and above an id up to which every message has its fate, whose fate
--- has not begun: at most one more than asked for, when the first was enqueued, and whether all rows
--- down to that id were looked at.
-SELECT count(*) FILTER (WHERE fateless), min(created_at) FILTER (WHERE fateless) AT TIME ZONE 'UTC',
-       count(*) <= %(rows)s
-FROM (
-    SELECT o.created_at, NOT EXISTS (SELECT FROM outbox_state AS s
-                                     WHERE s.outbox_id = o.id) AS fateless
-    FROM outbox AS o
-    WHERE o.id > %(settled)s AND o.id <= (SELECT coalesce(max(floor), 0) FROM relay_position)
-      AND o.resend_of IS NULL
-    ORDER BY o.id DESC
-    LIMIT %(rows)s + 1
-) AS newest;
+-- Rows among these ids, all of them at or below the floor, whose fate has not begun, and when the
+-- first was enqueued.
+SELECT count(*), min(o.created_at) AT TIME ZONE 'UTC'
+FROM outbox AS o
+LEFT JOIN outbox_state AS s
+  ON s.outbox_id = o.id AND s.outbox_id > %(after)s AND s.outbox_id <= %(floor)s
+WHERE o.id > %(after)s AND o.id <= %(floor)s AND o.resend_of IS NULL AND s.outbox_id IS NULL;
 
 -- look_open --
--- What waits for another try; and how many have few attempts left.
+-- What waits for another try; how many have few attempts left, and how many wait for a worker that
+-- knows their biz_type.
 SELECT count(*) FILTER (WHERE status = 'retrying'), count(*) FILTER (WHERE status = 'parked'),
        count(*) FILTER (WHERE status = 'replaying'),
-       count(*) FILTER (WHERE status = 'retrying' AND attempts >= %(attempts)s)
+       count(*) FILTER (WHERE status = 'retrying' AND attempts >= %(attempts)s),
+       count(*) FILTER (WHERE status = 'retrying' AND error_code = 'biz_type')
 FROM (
-    SELECT status, attempts FROM outbox_open WHERE status <> 'dead'
+    SELECT status, attempts, error_code FROM outbox_open WHERE status <> 'dead'
     UNION ALL
-    SELECT status, attempts FROM outbox_foreign WHERE open AND status <> 'dead'
+    SELECT status, attempts, error_code FROM outbox_foreign WHERE open AND status <> 'dead'
 ) AS open_messages;
 
+-- dead_signature --
+-- How many are dead, how many of them hold their conversation, and who died last: the same three
+-- numbers only as long as the same messages are dead.
+SELECT count(*), (SELECT count(*) FROM outbox_dead_letters WHERE held), coalesce(max(died), 0)
+FROM outbox_dead_letters;
+
 -- look_dead --
--- How many are dead, how many of them hold their conversation and since when, how many died in the
--- last five minutes, and how many do in five minutes of the day before.
-SELECT (SELECT count(*) FROM outbox_dead_letters),
-       (SELECT count(*) FROM outbox_dead_letters WHERE held),
-       (SELECT min(died_at) FROM outbox_dead_letters WHERE held),
+-- Since when the conversation is held that is held longest, how many died in the last five minutes,
+-- and how many do in five minutes of the day before.
+SELECT (SELECT min(died_at) FROM outbox_dead_letters WHERE held),
        (SELECT coalesce(sum(dead), 0)::bigint FROM outbox_stats
         WHERE width = 10 AND bucket > now() - interval '5 minutes' AND projection = %(projection)s),
        (SELECT coalesce(sum(dead), 0)::double precision / 287 FROM outbox_stats
@@ -67,13 +73,20 @@ SELECT c.fingerprint, d.biz_type, d.error_code, c.messages, c.conversations, c.h
                 (SELECT error FROM outbox_foreign AS f
                  WHERE f.source = d.source AND f.outbox_id = d.outbox_id))
 FROM (
-    SELECT fingerprint, count(*) AS messages, count(DISTINCT (topic, key)) AS conversations,
-           count(*) FILTER (WHERE held) AS held, min(died_at) AS first, max(died_at) AS last,
-           max(died) AS newest
-    FROM outbox_dead_letters
-    WHERE (%(fingerprint)s::text IS NULL OR fingerprint = %(fingerprint)s)
+    -- Conversation by conversation, in the order of the index: counting distinct ones would sort
+    -- them all.
+    SELECT fingerprint, sum(messages)::bigint AS messages, count(*) AS conversations,
+           sum(held)::bigint AS held, min(first) AS first, max(last) AS last, max(newest) AS newest
+    FROM (
+        SELECT fingerprint, topic, key, count(*) AS messages,
+               count(*) FILTER (WHERE held) AS held, min(died_at) AS first, max(died_at) AS last,
+               max(died) AS newest
+        FROM outbox_dead_letters
+        WHERE (%(fingerprint)s::text IS NULL OR fingerprint = %(fingerprint)s)
+        GROUP BY fingerprint, topic, key
+    ) AS conversations
     GROUP BY fingerprint
-    ORDER BY max(died) DESC
+    ORDER BY max(newest) DESC
     LIMIT %(limit)s
 ) AS c
 JOIN outbox_dead_letters AS d ON d.died = c.newest
@@ -90,26 +103,39 @@ GROUP BY fingerprint, ago;
 
 -- look_heads --
 -- Conversations with open messages, the longest waiting first: what each waits for, until when, and
--- how many behind it.
-SELECT source, topic, key, (array_agg(outbox_id ORDER BY arrived))[1],
-       (array_agg(status ORDER BY arrived))[1], (array_agg(error_code ORDER BY arrived))[1],
-       min(since) AS since, (array_agg(due ORDER BY arrived))[1], count(*) - 1,
-       (array_agg(attempts ORDER BY arrived))[1], (array_agg(partition ORDER BY arrived))[1]
+-- how many behind it.  The first message of those only that are shown is looked up; it is the one
+-- that holds a conversation.
+SELECT c.source, c.topic, c.key, h.outbox_id, h.status, h.error_code, c.since, h.due,
+       c.messages - 1, h.attempts, h.partition
 FROM (
-    SELECT '' AS source, topic, key, outbox_id, status, error_code, arrived, since, due, attempts,
-           partition
-    FROM outbox_open
+    SELECT source, topic, key, count(*) AS messages, min(since) AS since
+    FROM (
+        SELECT '' AS source, topic, key, status, since FROM outbox_open
+        UNION ALL
+        SELECT source, topic, key, status, updated_at FROM outbox_foreign WHERE open
+    ) AS open_messages
+    WHERE (%(topic)s::text IS NULL OR topic = %(topic)s)
+      AND (%(key)s::text IS NULL OR key = %(key)s)
+    GROUP BY source, topic, key
+    HAVING NOT %(held)s OR bool_or(status = 'dead')
+    ORDER BY since, topic, key
+    LIMIT %(limit)s
+) AS c
+CROSS JOIN LATERAL (
+    (SELECT outbox_id, status, error_code, due, attempts, partition
+     FROM outbox_open AS o
+     WHERE c.source = '' AND o.topic = c.topic AND o.key = c.key
+     ORDER BY o.arrived
+     LIMIT 1)
     UNION ALL
-    SELECT source, topic, key, outbox_id, status, error_code, arrived, updated_at, next_retry_at,
-           attempts, partition
-    FROM outbox_foreign
-    WHERE open
-) AS open_messages
-WHERE (%(topic)s::text IS NULL OR topic = %(topic)s) AND (%(key)s::text IS NULL OR key = %(key)s)
-GROUP BY source, topic, key
-HAVING NOT %(held)s OR (array_agg(status ORDER BY arrived))[1] = 'dead'
-ORDER BY since, topic, key
-LIMIT %(limit)s;
+    (SELECT outbox_id, status, error_code, next_retry_at, attempts, partition
+     FROM outbox_foreign AS f
+     WHERE c.source <> '' AND f.open AND f.source = c.source AND f.topic = c.topic
+       AND f.key = c.key
+     ORDER BY f.arrived
+     LIMIT 1)
+) AS h
+ORDER BY c.since, c.topic, c.key;
 
 -- look_processes --
 -- Lives of processes with a sign of life within so many seconds, the newest first.

@@ -45,11 +45,16 @@ SELECT o.id, o.biz_type,
        CASE WHEN isfinite(o.created_at) THEN o.created_at AT TIME ZONE 'UTC' END,
        coalesce(s.status, CASE WHEN o.id <= relay.floor THEN 'published' ELSE 'pending' END),
        coalesce(s.attempts, 0), s.error_code, s.next_retry_at, s.partition, s."offset", s.applied,
-       s.arrived, s.updated_at,
-       (SELECT count(*) FROM outbox AS again WHERE again.resend_of = o.id)
+       s.arrived, s.updated_at, coalesce(again.times, 0)
 FROM outbox AS o
 CROSS JOIN (SELECT coalesce(max(floor), 0) AS floor FROM relay_position) AS relay
 LEFT JOIN outbox_state AS s ON s.outbox_id = o.id AND s.outbox_id = ANY(%(ids)s::bigint[])
+LEFT JOIN (
+    SELECT resend_of, count(*) AS times
+    FROM outbox
+    WHERE id > %(after)s AND resend_of = ANY(%(ids)s::bigint[])
+    GROUP BY resend_of
+) AS again ON again.resend_of = o.id
 WHERE o.id = ANY(%(ids)s::bigint[])
 ORDER BY o.id;
 

@@ -103,7 +103,8 @@ def axis(
         if time.monotonic() >= ends:
             break
     more = until >= oldest
-    rows = connection.exec_driver_sql(query("axis_items"), {"ids": sorted(set(ids))}).all()
+    items = {"ids": sorted(set(ids)), "after": min(ids, default=0)}
+    rows = connection.exec_driver_sql(query("axis_items"), items).all()
     looked_back = connection.exec_driver_sql(
         query("looked_at"), {"id": until if more else 0}
     ).scalar()

@@ -21,7 +21,7 @@ async def cluster(call: Call) -> Response:
     site = call.site
 
     def make(connection: Connection) -> bytes:
-        snapshot = look(connection, limits_of(site.settings))
+        snapshot = look(connection, limits_of(site.settings), memory=site.memory)
         return cluster_metrics(snapshot, faults_of(snapshot))
 
     answer = await site.shared.get("/metrics/cluster", lambda: site.pool.run(make))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 from streams.database import query as named
 from streams.errors import ServiceUnreachable, StreamsError
 from streams.operate import faults
+from streams.operate.look import Memory
 from streams.settings import Settings
 from streams.terminal import printable
 from streams.web import messages, render
@@ -44,6 +45,7 @@ class Source:
 
     connection: Connection
     settings: Settings
+    memory: Memory = field(default_factory=Memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,7 @@ async def _made(page: Page[Any], call: Call, query: msgspec.Struct) -> Answer[_M
     }
 
     def make(connection: Connection) -> _Made:
-        seen = page.read(Source(connection, site.settings), query)
+        seen = page.read(Source(connection, site.settings, site.memory), query)
         html = render.page(
             page.template, seen=seen, query=query, base=base, rights=call.who.rights, given=given
         )

@@ -13,6 +13,7 @@ from streams.errors import (
     StreamsError,
     UsageError,
 )
+from streams.operate.look import Memory
 from streams.registry import Registry, configured
 from streams.settings import Settings
 from streams.web import guard, messages, render
@@ -44,6 +45,7 @@ class Site:
         self.process: Callable[[], bytes] | None = None
         self.access = Access(web, host)
         self.shared = Shared()
+        self.memory = Memory()
         self.pool = Pool(lambda: web.database_url or settings.database_url, "pages", READ, 2)
         self.acts = Pool(lambda: web.acts_url or settings.database_url, "acts", ACT, 2)
         self.operations = Operations(self.acts)

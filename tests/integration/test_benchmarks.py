@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
+from aiohttp import web
 
+from benchmarks.crowd import Crowd, addresses, fill
+from benchmarks.pages import ask, times, viewing
 from benchmarks.persist import Record, statements
+from streams.dev.ports import free_port
+from streams.settings import load
+from streams.web import aiohttp as on_aiohttp
+from streams.web.pages import PAGES
+from streams.web.site import Site
+
+
+@pytest.fixture
+async def aiohttp_pages(database: str) -> AsyncIterator[str]:
+    """The pages of a deployment in which nothing happens."""
+    host = web.Application()
+    host.add_subapp("/outbox/", on_aiohttp.pages(load(environ={"DATABASE_URL": database})))
+    runner = web.AppRunner(host, shutdown_timeout=1)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    yield f"http://127.0.0.1:{port}/outbox"
+    await runner.cleanup()
 
 
 def test_the_contestants_statements_claim_and_persist_a_batch(database: str) -> None:
@@ -35,6 +58,30 @@ def test_the_contestants_statements_claim_and_persist_a_batch(database: str) -> 
             " (SELECT count(*) FROM outbox_state WHERE status = 'consumed')"
         ).fetchall()
     assert (histories, consumed) == (50, 50)
+
+
+async def test_every_page_of_a_crowded_deployment_is_timed(database: str) -> None:
+    size = Crowd(rows=8000, dead=800, open=100)
+    *_, filled = fill(database, size)
+    assert filled == 1.0
+    settings = load(environ={"DATABASE_URL": database})
+    measured = await times(settings, addresses(database, size), 2)
+    assert {page.path for page in PAGES} <= measured.keys()
+    assert len(measured) == 2 * len(PAGES) + 11
+    assert all(0 < each.p50 <= each.most for each in measured.values())
+    site = Site(settings)
+    dead = json.loads((await ask(site, "/api/dead")).body)
+    site.close()
+    assert len(dead["causes"]) == 41
+    assert sum(cause["messages"] for cause in dead["causes"]) > 700
+
+
+async def test_viewers_are_counted_by_what_they_are_sent(
+    aiohttp_pages: str,
+) -> None:
+    renewed = await viewing(aiohttp_pages, ("/dead/", "/proof/"), 2.5)
+    # Each once, and nothing that has not changed a second time.
+    assert renewed == 2
 
 
 @pytest.mark.long

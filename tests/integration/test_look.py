@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import psycopg
@@ -11,8 +12,9 @@ import pytest
 from sqlalchemy import Connection, NullPool
 
 from streams.broker.partitioner import partition_of
-from streams.database import sync_engine
+from streams.database import query, sync_engine
 from streams.operate import acts, axis, dead_letters, faults, history, look, readings, series
+from streams.operate.selection import Choice
 from streams.operate.snapshot import Count, Limits, Snapshot
 
 FILL = """
@@ -231,6 +233,60 @@ def test_pages_are_read_a_piece_at_a_time(filled: Connection) -> None:
         "\0": set(),
     }
     assert readings.readings(filled, "61")[0] == readings.Reading("message", 61, True)
+
+
+MANY_DEAD = """
+INSERT INTO outbox_dead_letters (source, outbox_id, topic, key, biz_type, error_code, fingerprint,
+                                 died_at, held)
+SELECT '', 1000 + n, 't', 'c' || n * 7 % 3001, 'chat', 'e', lpad(to_hex(n % 20), 8, '0'),
+       now() - n * interval '1 second', n % 100 = 0
+FROM generate_series(1, 20000) AS n;
+VACUUM (ANALYZE) outbox_dead_letters;
+ANALYZE outbox, outbox_state
+"""
+CAUSES = {"fingerprint": None, "limit": 200}
+GROUPS = Choice().parameters()
+PAGE = asdict(dead_letters.DeadFilter()) | {"before": None, "limit": 51}
+NEVER = dict.fromkeys(PAGE, None) | {"held": False, "limit": 51, "fingerprint": "0" * 8}
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A plan's node, and all below it."""
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from nodes(below)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "blocks"),
+    [
+        # All of them, each once: a leaf of the index holds about a hundred.
+        ("look_causes", CAUSES, 900),
+        ("look_causes", CAUSES | {"fingerprint": "00000003"}, 400),
+        ("dead_groups", GROUPS, 900),
+        # So many as a page shows.
+        ("dead_page", PAGE, 700),
+        ("dead_page", NEVER, 700),
+        ("badges", {}, 700),
+        ("look_heads", {"topic": None, "key": None, "held": True, "limit": 10}, 200),
+    ],
+)
+def test_many_dead_letters_are_read_once_in_the_order_of_an_index(
+    filled: Connection, name: str, parameters: dict[str, Any], blocks: int
+) -> None:
+    driver: Any = filled.connection.driver_connection
+    driver.autocommit = True
+    for statement in MANY_DEAD.split(";\n"):
+        driver.execute(statement.encode())
+    explained = f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {query(name)}"
+    [plan] = driver.execute(explained.encode(), parameters).fetchone()[0]
+    assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] <= blocks
+    sorted_rows = [
+        node["Plans"][0]["Actual Rows"] * node["Plans"][0]["Actual Loops"]
+        for node in nodes(plan["Plan"])
+        if node["Node Type"] in ("Sort", "Incremental Sort")
+    ]
+    assert max(sorted_rows, default=0) <= 1000, plan
 
 
 @pytest.mark.parametrize("span", series.SPANS)

@@ -14,6 +14,10 @@ from streams.operate.axis import Axis
 from streams.web.page import Page, Source
 from streams.web.pages.parameters import Before, Topic
 
+FIRST_LOOK = 0.03
+"""Seconds to look back before what is open is shown; whoever wants to see more asks for it."""
+LOOK = 0.2
+
 
 class ConversationQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which conversation.
@@ -28,10 +32,15 @@ class ConversationQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 def read(source: Source, query: ConversationQuery) -> Axis:
-    """What is open or dead at once, the rest by looking back 200 ms."""
+    """What is open or dead, and what a short look back finds; a longer one from there on."""
     with source.connection.begin():
         return axis.axis(
-            source.connection, query.topic, query.key, source=query.source, before=query.before
+            source.connection,
+            query.topic,
+            query.key,
+            source=query.source,
+            before=query.before,
+            seconds=FIRST_LOOK if query.before is None else LOOK,
         )
 
 

@@ -73,7 +73,8 @@ def page(source: Source, query: DeadQuery) -> DeadPage:
 
 def read(source: Source, query: DeadQuery) -> Dead:
     """Causes as they all are, messages as asked for."""
-    return Dead(look.causes(source.connection, sparklines=True), page(source, query))
+    causes = look.causes(source.connection, sparklines=True, memory=source.memory)
+    return Dead(causes, page(source, query))
 
 
 def command(query: DeadQuery) -> tuple[str, ...]:

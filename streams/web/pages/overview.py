@@ -31,7 +31,7 @@ class Overview:
 
 def read(source: Source, query: OverviewQuery) -> Overview:
     """Look once, and judge that."""
-    snapshot = look.look(source.connection, limits_of(source.settings))
+    snapshot = look.look(source.connection, limits_of(source.settings), memory=source.memory)
     with source.connection.begin():
         figures = series.series(source.connection, query.span)
     return Overview(faults.faults_of(snapshot), snapshot, figures)
