@@ -91,6 +91,36 @@ WHERE id < coalesce(%(before)s::bigint, 9223372036854775807)
 ORDER BY id DESC
 LIMIT %(limit)s;
 
+-- audit_alone --
+-- Until this transaction ends nobody else asks for an audit.
+SELECT pg_advisory_xact_lock(hashtextextended('outbox-streams audit', 0));
+
+-- asked_audit --
+-- The audit that somebody asked for last, among the newest acts: it is done when a report was
+-- written since, and lost when there was none for half an hour.
+SELECT a.at, a.who, a.why, coalesce((a.what ->> 'full')::boolean, false),
+       CASE
+           WHEN ended.error IS NOT NULL THEN 'failed'
+           WHEN EXISTS (SELECT FROM outbox_audits WHERE at >= a.at) THEN 'done'
+           WHEN a.at < now() - interval '30 minutes' THEN 'lost'
+           ELSE 'running'
+       END,
+       ended.error
+FROM (
+    SELECT *
+    FROM (SELECT * FROM outbox_actions ORDER BY id DESC LIMIT 10000) AS newest
+    WHERE act = 'audit' AND at > now() - interval '1 day'
+    ORDER BY id DESC
+    LIMIT 1
+) AS a
+LEFT JOIN LATERAL (
+    SELECT what ->> 'error' AS error
+    FROM outbox_actions
+    WHERE id > a.id AND act = 'audit failed'
+    ORDER BY id
+    LIMIT 1
+) AS ended ON true;
+
 -- stats_series --
 -- Counts and histograms of each biz_type in buckets of one width, and what is not merged yet put to
 -- the bucket it is in.

@@ -1,4 +1,4 @@
-"""What operators did, and what audits found: the newest first, a page at a time."""
+"""What operators did, which audits they asked for, and what audits found: the newest first."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import orjson
 from sqlalchemy import Connection
 
 from streams.database import query
+from streams.operate.replay import Operator
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,22 @@ class Audit:
     report: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class AskedAudit:
+    """The audit that somebody asked for last, from a page.
+
+    `state` is running, done, failed (`error` says why), or lost: it has gone on for half an hour,
+    and whoever did it has probably died.
+    """
+
+    at: datetime
+    who: str
+    why: str | None
+    full: bool
+    state: str
+    error: str | None
+
+
 def acts(
     connection: Connection,
     *,
@@ -60,3 +78,38 @@ def audits(connection: Connection, *, before: int | None = None, limit: int = 50
     """Audits, the newest first; `before` is the id of the last one of the page before."""
     parameters = {"before": before, "limit": limit}
     return [Audit(*row) for row in connection.exec_driver_sql(query("audits_page"), parameters)]
+
+
+def asked_audit(connection: Connection, *, alone: bool = False) -> AskedAudit | None:
+    """The audit that was asked for last, of the last day; None: there was none.
+
+    `alone`: nobody else asks for one until this transaction has ended.
+    """
+    if alone:
+        connection.exec_driver_sql(query("audit_alone"))
+    row = connection.exec_driver_sql(query("asked_audit")).first()
+    return None if row is None else AskedAudit(*row)
+
+
+def ask_audit(connection: Connection, operator: Operator, *, full: bool) -> AskedAudit:
+    """Write down that somebody asked for one now."""
+    _note(connection, operator, "audit", {"full": full})
+    asked = asked_audit(connection)
+    assert asked is not None
+    return asked
+
+
+def note_failed_audit(connection: Connection, operator: Operator, reason: str) -> None:
+    """Write down that it could not be done."""
+    _note(connection, operator, "audit failed", {"error": reason})
+
+
+def _note(connection: Connection, operator: Operator, act: str, what: dict[str, Any]) -> None:
+    note = {
+        "who": operator.who,
+        "act": act,
+        "outbox_id": None,
+        "what": orjson.dumps(what).decode(),
+        "why": operator.why,
+    }
+    connection.exec_driver_sql(query("note_action"), note)

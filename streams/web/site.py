@@ -18,6 +18,7 @@ from streams.registry import Registry, configured
 from streams.settings import Settings
 from streams.web import guard, messages, render
 from streams.web.access import Access, HostAccess
+from streams.web.auditing import Audits
 from streams.web.messages import Refusal, Request, Response
 from streams.web.operating import Operations
 from streams.web.pool import ACT, READ, Pool
@@ -49,6 +50,7 @@ class Site:
         self.pool = Pool(lambda: web.database_url or settings.database_url, "pages", READ, 2)
         self.acts = Pool(lambda: web.acts_url or settings.database_url, "acts", ACT, 2)
         self.operations = Operations(self.acts)
+        self.audits = Audits(settings, self.acts)
         self._registry: Registry | None = None
 
     async def answer(self, request: Request) -> Response:
@@ -86,6 +88,7 @@ class Site:
     def close(self) -> None:
         """Close all connections; operations go on elsewhere, or later."""
         self.operations.close()
+        self.audits.close()
         self.pool.close()
         self.acts.close()
 

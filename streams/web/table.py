@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streams.web import acts, files, login, metrics, openapi, operating, search
+from streams.web import acts, auditing, files, login, metrics, openapi, operating, search
 from streams.web.pages import PAGES
 from streams.web.pages.acts import EXPORT
 from streams.web.routes import Route
@@ -15,6 +15,7 @@ ROUTES: tuple[Route, ...] = (
     EXPORT,
     *acts.ROUTES,
     *operating.ROUTES,
+    *auditing.ROUTES,
     *search.ROUTES,
     openapi.ROUTE,
 )

@@ -472,6 +472,41 @@ async def test_pages_have_two_connections_and_give_them_back(site: Site, databas
     assert connections() == 0
 
 
+async def test_an_audit_that_cannot_be_done_says_why(database: str) -> None:
+    token = {"admin": {"sha256": hashlib.sha256(b"admin").hexdigest(), "role": "admin"}}
+    environ = {
+        "DATABASE_URL": database,
+        "STREAMS_AGENTS": "[no_such_agents]",
+        "STREAMS_WEB__TOKENS": json.dumps(token),
+    }
+    site = Site(load(environ=environ))
+    assert b"Nobody asked for one" in (await get(site, "/proof/", role="admin")).body
+    assert (await post(site, "/api/proof/audit")).status == 400
+    asked = json.loads((await post(site, "/api/proof/audit", why="monthly", full="true")).body)
+    assert (asked["who"], asked["why"], asked["full"], asked["state"]) == (
+        "token admin",
+        "monthly",
+        True,
+        "running",
+    )
+    # A second one is refused while it is under way, whoever asks.
+    again = await post(site, "/proof/audit", why="me too")
+    assert (again.status, b"an audit is under way: " in again.body) == (409, True)
+
+    async def ended() -> Any:
+        site.shared.renew()
+        told = json.loads((await get(site, "/api/proof", accept="*/*", role="admin")).body)
+        return told["asked"]["state"] == "failed" and told["asked"]["error"]
+
+    async with asyncio.timeout(60):
+        while not (reason := await ended()):
+            await asyncio.sleep(0.1)
+    assert "no_such_agents" in reason
+    page = (await get(site, "/proof/", role="admin")).body.decode()
+    assert "it could not be done" in page and "no_such_agents" in page
+    site.close()
+
+
 MANY = """
 INSERT INTO outbox (biz_type, topic, key, payload)
 SELECT 'chat_history_persist', 'chat-history', 'many-' || n % 500, '{}'

@@ -71,6 +71,8 @@ NEEDED: dict[tuple[str, str], str | None] = {
     ("POST", "/api/operations/{operation}/stop"): "operate",
     ("POST", "/operations/{operation}/resume"): "operate",
     ("POST", "/api/operations/{operation}/resume"): "operate",
+    ("POST", "/proof/audit"): "operate",
+    ("POST", "/api/proof/audit"): "operate",
     ("GET", "/operations/"): "view",
     ("GET", "/operations/{operation}"): "view",
     ("GET", "/api/operations"): "view",

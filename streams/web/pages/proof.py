@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from streams.operate import acts, look
-from streams.operate.acts import Audit
+from streams.operate.acts import AskedAudit, Audit
 from streams.operate.snapshot import Proof
 from streams.web.page import Page, Source
 from streams.web.pages.parameters import Before, Limit
@@ -22,9 +22,13 @@ class ProofQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Proofs:
-    """What the last audit proves (None: there was none yet), all audits, the newest first."""
+    """What the last audit proves (None: there was none yet), all audits, the newest first.
+
+    And which audit somebody asked for last, from a page.
+    """
 
     proof: Proof | None
+    asked: AskedAudit | None
     audits: list[Audit]
     before: int | None
 
@@ -35,7 +39,8 @@ def read(source: Source, query: ProofQuery) -> Proofs:
         audits = acts.audits(source.connection, before=query.before, limit=query.limit + 1)
         shown = audits[: query.limit]
         before = shown[-1].id if len(audits) > query.limit else None
-        return Proofs(look.proof(source.connection), shown, before)
+        asked = acts.asked_audit(source.connection)
+        return Proofs(look.proof(source.connection), asked, shown, before)
 
 
 PAGE = Page(
