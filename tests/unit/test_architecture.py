@@ -153,6 +153,14 @@ def test_every_module_starts_with_a_sentence() -> None:
             assert len(first) <= 100, f"{module} opens with more than one plain sentence: {first}"
 
 
+def test_every_docstring_begins_with_a_sentence_of_one_line() -> None:
+    for module, path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                first = (ast.get_docstring(node) or ".").splitlines()[0]
+                assert first.endswith((".", ":")), f"{module}, {node.name}: {first}"
+
+
 @pytest.mark.parametrize(
     "statement",
     [

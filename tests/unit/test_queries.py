@@ -27,6 +27,7 @@ def test_a_query_starts_with_a_line_of_why_and_is_one_statement(name: str) -> No
     statement = re.sub(r"^--.*$", "", text, flags=re.MULTILINE).strip()
     assert statement
     assert ";" not in statement
+    assert [line for line in text.splitlines() if len(line) > 100] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
