@@ -148,6 +148,7 @@ FROM outbox AS o
 JOIN outbox_biz_types AS t ON t.biz_type = o.biz_type AND t.key_field IS NOT NULL
 WHERE o.id > %(after)s AND o.id <= %(until)s
   AND (o.payload -> t.key_field)::text IS DISTINCT FROM to_json(o.key)::text
+  AND o.payload::text NOT LIKE '{"$erased"%%'
   AND outbox_key_fits(o.payload, t.key_field, o.key) IS FALSE
 ORDER BY o.id;
 
@@ -158,6 +159,7 @@ FROM outbox AS o
 JOIN outbox_biz_types AS t ON t.biz_type = o.biz_type AND t.key_field IS NOT NULL
 WHERE o.id > %(after)s AND o.id <= %(until)s
   AND outbox_key_fits(o.payload, t.key_field, o.key) IS FALSE
+  AND o.payload::text NOT LIKE '{"$erased"%%'
 ORDER BY o.id;
 
 -- audit_places --

@@ -30,7 +30,8 @@ def compare(effect: Effect) -> Statement:
         FROM (
             SELECT a.id, a.status,
                    a.status IS NOT DISTINCT FROM 'consumed' AS consumed, {id} IS NOT NULL AS found,
-                   CASE WHEN a.status = 'consumed' AND {id} IS NOT NULL THEN {differs}
+                   CASE WHEN a.status = 'consumed' AND {id} IS NOT NULL AND p.payload IS NOT NULL
+                             AND NOT jsonb_exists(p.payload, '$erased') THEN {differs}
                         ELSE false END AS differs
             FROM audit_rows AS a
             JOIN outbox AS o ON o.id = a.id AND o.id > %(after)s AND o.id <= %(until)s

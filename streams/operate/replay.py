@@ -323,6 +323,8 @@ def _send_again(
             "bodies": [dead[one].body for one in ours(ids)],
             "payload": payload,
         }
+        if payload is None:
+            _refuse_erased(connection, {dead[one].body: one for one in ours(ids)})
         rows = connection.exec_driver_sql(query("dead_replay"), given).all()
         if len(rows) != len(ours(ids)):
             lost = min(set(ours(ids)) - {row[0] for row in rows})
@@ -330,6 +332,14 @@ def _send_again(
                 f"message {lost} has lost its outbox row and cannot be replayed: nothing was done"
             )
         connection.exec_driver_sql(query("foreign_replay"), foreign(ids))
+
+
+def _refuse_erased(connection: Connection, messages: Mapping[int | None, MessageId]) -> None:
+    rows = connection.exec_driver_sql(query("erased_among"), {"ids": list(messages)}).all()
+    if rows:
+        raise UsageError(
+            f"message {messages[rows[0][0]]} was erased and cannot be replayed: nothing was done"
+        )
 
 
 def _agent(biz_type: str, registry: Registry) -> Agent:

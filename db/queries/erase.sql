@@ -1,0 +1,34 @@
+-- erase_window --
+-- Rows of a conversation, or of a biz_type with such a value in a field, among these ids.
+-- Those that still hold their text.
+SELECT id, coalesce(resend_of, id), topic, created_at AT TIME ZONE 'UTC'
+FROM outbox
+WHERE id > %(after)s AND id <= %(until)s
+  AND (%(key)s::text IS NULL OR key = %(key)s)
+  AND (%(biz_type)s::text IS NULL OR biz_type = %(biz_type)s AND payload ->> %(field)s = %(value)s)
+  AND payload::text NOT LIKE '{"$erased"%%'
+ORDER BY id;
+
+-- erase_rows --
+-- Their text is gone; who they were stays, and what a replay refuses says since when.
+UPDATE outbox
+SET payload = json_build_object('$erased', now())
+WHERE id = ANY(%(ids)s::bigint[]);
+
+-- erased_among --
+-- Those of these rows whose text was erased.
+SELECT id FROM outbox WHERE id = ANY(%(ids)s::bigint[]) AND payload::text LIKE '{"$erased"%%';
+
+-- foreign_texts --
+-- How many messages of other systems in a conversation have their text yet: settled ones, others.
+SELECT count(*) FILTER (WHERE status IN ('consumed', 'discarded')),
+       count(*) FILTER (WHERE status NOT IN ('consumed', 'discarded'))
+FROM outbox_foreign
+WHERE key = %(key)s AND (payload IS NOT NULL OR replaced IS NOT NULL);
+
+-- erase_foreign --
+-- What is kept of another system's settled messages of a conversation.
+UPDATE outbox_foreign
+SET payload = NULL, replaced = NULL
+WHERE key = %(key)s AND status IN ('consumed', 'discarded')
+  AND (payload IS NOT NULL OR replaced IS NOT NULL);

@@ -1,0 +1,134 @@
+"""The text of settled messages taken out of the outbox.
+
+Their rows stay, so that nothing else has to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import orjson
+from sqlalchemy import Connection
+
+from streams.database import query
+from streams.database.partitions import first_sync
+from streams.operate.replay import Operator
+
+WINDOW = 200_000
+SETTLED = ("consumed", "discarded")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    """Whose messages are meant: a conversation's, or those with a value in a field.
+
+    The latter are of one biz_type, and the field is one of its payload.
+    """
+
+    key: str | None = None
+    biz_type: str | None = None
+    field: str | None = None
+    value: str | None = None
+
+
+@dataclass(slots=True)
+class Erased:
+    """What was done so far.
+
+    ids: rows without text now; open: messages that were left, because they are not settled;
+    foreign: rows of other systems' messages, foreign_open: those that were left; topics: for each
+    topic when the newest of the rows was written; share: how much of the outbox was looked through.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    open: set[int] = field(default_factory=set)
+    foreign: int = 0
+    foreign_open: int = 0
+    topics: dict[str, datetime] = field(default_factory=dict)
+    share: float = 0.0
+
+
+def erase(
+    connection: Connection,
+    person: Person,
+    operator: Operator,
+    *,
+    force: bool = False,
+    dry: bool = False,
+) -> Iterator[Erased]:
+    """Take the text out, a window of ids in each transaction, act noted.
+
+    Yields how far it is, the last time all of it.
+
+    With `force` also that of messages which are not settled: they cannot be persisted any more.
+    """
+    with connection.begin():
+        after = first_sync(connection) - 1
+        last: int = connection.exec_driver_sql(query("last_id")).scalar_one()
+    erased, ids = Erased(), max(1, last - after)
+    while after < last:
+        until = min(after + WINDOW, last)
+        with connection.begin():
+            _erase_window(connection, person, operator, after, until, erased, force=force, dry=dry)
+        erased.share += (until - after) / ids
+        after = until
+        yield erased
+    if person.key is not None:
+        with connection.begin():
+            given = {"key": person.key}
+            erased.foreign, erased.foreign_open = connection.exec_driver_sql(
+                query("foreign_texts"), given
+            ).one()
+            if erased.foreign and not dry:
+                connection.exec_driver_sql(query("erase_foreign"), given)
+                _note(connection, operator, person, erased.foreign, [])
+    yield erased
+
+
+def _erase_window(
+    connection: Connection,
+    person: Person,
+    operator: Operator,
+    after: int,
+    until: int,
+    erased: Erased,
+    *,
+    force: bool,
+    dry: bool,
+) -> None:
+    where = {"after": after, "until": until, "key": person.key, "biz_type": person.biz_type}
+    where |= {"field": person.field, "value": person.value}
+    rows = connection.exec_driver_sql(query("erase_window"), where).all()
+    if not rows:
+        return
+    roots = {"ids": list({row[1] for row in rows})}
+    settled = {
+        row[0] for row in connection.exec_driver_sql(query("statuses"), roots) if row[1] in SETTLED
+    }
+    chosen = [row for row in rows if force or row[1] in settled]
+    erased.open |= {row[1] for row in rows} - settled
+    for _, _, topic, written in chosen:
+        erased.topics[topic] = max(written, erased.topics.get(topic, written))
+    ids = [row[0] for row in chosen]
+    if ids and not dry:
+        connection.exec_driver_sql(query("erase_rows"), {"ids": ids})
+        _note(connection, operator, person, len(ids), ids)
+    erased.ids += ids
+
+
+def _note(
+    connection: Connection, operator: Operator, person: Person, count: int, ids: list[int]
+) -> None:
+    """Whom it was about is said by the ids: their rows have the key."""
+    what = {"count": count, "ids": ids, "biz_type": person.biz_type, "field": person.field}
+    said = orjson.dumps({name: value for name, value in what.items() if value}).decode()
+    act = {
+        "who": operator.who,
+        "act": "erase",
+        "outbox_id": None,
+        "what": said,
+        "why": operator.why,
+    }
+    connection.exec_driver_sql(query("note_action"), act)

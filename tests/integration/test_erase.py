@@ -1,0 +1,115 @@
+"""A person's text leaves the outbox, and nothing else changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from click.testing import CliRunner, Result
+
+from streams import operate
+from streams.cli import cli
+from streams.errors import UsageError
+from tests.fixtures.simulation import Bench
+from tests.fixtures.stage import OPERATOR, Stage
+
+MARKED = "SELECT id FROM outbox WHERE payload::text LIKE '{\"$erased\"%' ORDER BY id"
+
+
+@pytest.fixture
+def stage(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """Settled, dead and pending messages of two conversations."""
+    monkeypatch.setenv("DATABASE_URL", database)
+    with Bench(database) as bench:
+        stage = Stage(bench)
+        for key in ("a", "a", "d", "a"):
+            stage.insert(bench.connection, key, "plain")
+        bench.handler.faults[stage.name()] = "reject"
+        stage.send(stage.committed())
+        for number in stage.log.partitions:
+            run = stage.next_run(number, 100)
+            assert run is not None
+            stage.persist(0, run)
+        stage.insert(bench.connection, "a", "plain")
+        yield stage
+
+
+def erase(*arguments: str) -> Result:
+    """`streams erase`."""
+    return CliRunner().invoke(cli, ["erase", "--why", "a request", *arguments])
+
+
+def test_a_conversations_settled_text_is_erased_and_the_audit_agrees(stage: Stage) -> None:
+    query = stage.bench.query
+    settled = [
+        row[0]
+        for row in query(
+            "SELECT id FROM outbox JOIN outbox_state ON outbox_id = id"
+            # Fmt: skip
+            " WHERE outbox.key = 'a' AND status = 'consumed' ORDER BY id"
+        )
+    ]
+    before = query("SELECT id, biz_type, topic, key, created_at FROM outbox ORDER BY id")
+    said = erase("--key", "a", "--dry-run")
+    assert said.stdout.startswith("2 rows would be erased")
+    assert query(MARKED) == []
+    said = erase("--key", "a")
+    assert said.exit_code == 1
+    assert said.stdout.startswith("2 rows erased")
+    assert "topic notes holds the records until" in said.stdout
+    assert "2 messages are not settled and were left" in said.stdout
+    assert [row[0] for row in query(MARKED)] == settled
+    assert query("SELECT id, biz_type, topic, key, created_at FROM outbox ORDER BY id") == before
+    assert query("SELECT act, what -> 'ids', why FROM outbox_actions") == [
+        ("erase", settled, "a request")
+    ]
+    stage.bench.raise_floor(4)
+    report = stage.bench.audit(stage.log)
+    assert not report.wrong, report.wrong
+    assert erase("--key", "a").stdout.startswith("0 rows erased")
+
+
+def test_what_is_kept_of_other_systems_messages_goes_too_once_they_are_settled(
+    stage: Stage,
+) -> None:
+    stage.bench.connection.execute(
+        "INSERT INTO outbox_foreign (source, outbox_id, status, topic, key, payload, replaced)"
+        " VALUES ('seed', 1, 'consumed', 't', 'z', NULL, 'text'),"
+        " ('seed', 2, 'dead', 't', 'z', 'text', NULL),"
+        " ('seed', 3, 'consumed', 't', 'y', NULL, 'text')"
+    )
+    said = [erase("--key", "z", "--dry-run"), erase("--key", "z")]
+    left = "\n1 messages of other systems are not settled and were left\n"
+    assert [each.stdout for each in said] == [
+        f"0 rows would be erased, 1 of other systems{left}",
+        f"0 rows erased, 1 of other systems{left}",
+    ]
+    assert [each.exit_code for each in said] == [1, 1]
+    assert stage.bench.query(
+        "SELECT outbox_id, payload, replaced FROM outbox_foreign ORDER BY outbox_id"
+    ) == [(1, None, None), (2, "text", None), (3, None, "text")]
+
+
+def test_a_dead_message_that_was_erased_is_replayed_by_nobody_but_with_another_text(
+    stage: Stage,
+) -> None:
+    assert erase("--where", "plain.book=a", "--force").exit_code == 0
+    [dead] = operate.plan(stage.bench.operators, operate.Choice())
+    with pytest.raises(
+        UsageError, match=f"message {dead} was erased and cannot be replayed: nothing was done"
+    ):
+        list(operate.replay(stage.bench.operators, [dead], OPERATOR, operate.Choice()))
+    text = b'{"book": "a", "note": "another"}'
+    operate.edit(stage.bench.operators, int(dead), text, stage.bench.registry, 900_000, OPERATOR)
+    assert stage.bench.query("SELECT status FROM outbox_state WHERE outbox_id = %s", dead) == [
+        ("replaying",)
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--key", "a", "--where", "x.y=1"], ["--where", "plain=1"]]
+)
+def test_whom_it_is_about_has_to_be_said(stage: Stage, arguments: list[str]) -> None:
+    result = erase(*arguments)
+    assert "expected" in str(result.exception)
+    assert stage.bench.query(MARKED) == []
