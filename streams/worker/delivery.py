@@ -26,7 +26,7 @@ class StoredPayload(msgspec.Struct):
 class Delivery(msgspec.Struct, eq=False):
     """One record with a usable id, and the message that it delivers.
 
-    Known by itself, not by its id.
+    It is known by itself, not by its id.
 
     record_id    the id of the record's own outbox row
     outbox_id    that of the message: the root's

@@ -105,14 +105,20 @@ class Attempt:
     outcome: Outcome
 
     async def settle(self) -> None:
-        """Before the commit: forget what was stored of settled messages, and take back what was noted."""
+        """Before the commit: forget what was stored of settled messages.
+
+        What was noted is taken back too.
+        """
         await self.transaction.settle()
         if self.trial is not None:
             await self.trial.settle(self.transaction.execute)
 
 
 class Attempts:
-    """What all attempts of a process share: agents, whose messages a topic carries, what failures have taught."""
+    """What all attempts of a process share.
+
+    They share agents, whose messages a topic carries, and what failures have taught.
+    """
 
     def __init__(self, settings: Settings, registry: Registry) -> None:
         self._agents, self._unknown_seconds = registry.agents, settings.worker.unknown_days * DAY
@@ -131,7 +137,10 @@ class Attempts:
         return self._histories[self.origin(topic).source]
 
     def strategy(self, topic: str) -> Strategy:
-        """Savepoints from the start where messages failed, until they are so rare that whole runs are cheaper."""
+        """The strategy to begin with: savepoints where messages failed a short while ago.
+
+        They are used until failures are so rare that whole runs are cheaper.
+        """
         return Strategy.BISECT if self.history(topic).recently_failing(topic) else Strategy.WHOLE
 
     def begin(

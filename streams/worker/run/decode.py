@@ -25,7 +25,7 @@ def read(records: Iterable[Any], registry: Registry) -> tuple[list[Delivery], li
     """Each outbox row's first record in this run, in order, and what has no usable id.
 
     A restarted relay doubles rows within a run, and ON CONFLICT refuses the same key twice in one
-    statement.  Records that share an id and nothing else stay, each of them doubtful.
+    statement. Records that share an id and nothing else stay, each of them doubtful.
     """
     deliveries: dict[int, Delivery] = {}
     others: dict[int, list[Delivery]] = {}

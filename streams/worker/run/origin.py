@@ -42,7 +42,10 @@ class Origin(Protocol):
         """Each message's first record, in order, and what is no message."""
 
     def load_stored(self, delivery: Delivery, row: Sequence[Any], attempts: int) -> None:
-        """Make the message what is stored says, not its record: (id, biz_type, key, payload, created_at)."""
+        """Make the message what is stored says, not its record.
+
+        Stored is (id, biz_type, key, payload, created_at).
+        """
 
     def statement(self, name: str) -> LiteralString:
         """The named query that does this here."""
@@ -51,7 +54,10 @@ class Origin(Protocol):
         """The parameters of `claim_all` that say which messages."""
 
     def claim_each(self, deliveries: Sequence[Delivery], known: bool) -> dict[str, Any]:
-        """The parameters of `claim`; `known` when the records are known to be their outbox rows'."""
+        """The parameters of `claim`.
+
+        `known` when the records are known to be their outbox rows'.
+        """
 
     def to_store(self, delivery: Delivery) -> Mapping[str, Any]:
         """What has to be stored of a message that is set aside, beside its fate."""
@@ -74,7 +80,10 @@ class Dated(Protocol):
 
 
 def digest(deliveries: Iterable[Dated]) -> str:
-    """The keys and times of records in the order of their ids, as `claim_all` reads them from the outbox rows."""
+    """One digest over keys and times of records, in the order of their ids.
+
+    `claim_all` makes the same of the outbox rows.
+    """
     parts: list[bytes] = []
     for delivery in sorted(deliveries, key=_by_id):
         time = delivery.time
@@ -96,7 +105,10 @@ class Outbox:
         self._registry = registry
 
     def read(self, records: Iterable[Any]) -> tuple[list[Delivery], list[Rejected]]:
-        """Each message's first record, by the headers that the relay writes, and what is no message."""
+        """Each message's first record, and what is no message.
+
+        A record is known by the headers that the relay writes.
+        """
         return decode.read(records, self._registry)
 
     def load_stored(self, delivery: Delivery, row: Sequence[Any], attempts: int) -> None:

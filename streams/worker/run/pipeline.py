@@ -1,12 +1,13 @@
 """One run in one transaction: lock, claim, judge, decide, handle, set aside; the caller commits.
 
     lock_and_claim      the partitions are ours, and what is new is claimed, in one round trip
-    judge, look_up      only what was not simply new: whose is the record, what is known of its message?
+    judge, look_up      only what was not simply new: whose is the record, what is known of its
+                        message?
     decide              pure: parked, new after all, open and its turn, queued, rejected, or skipped
     open, claim, ...    as decided
     handle              each biz_type's handler gets its batch; what fails is set aside
 
-A run of 500 new messages takes the first line and the last one.  When one of them was delivered
+A run of 500 new messages takes the first line and the last one. When one of them was delivered
 before, nothing is claimed at once, then 499 one by one; the last one is judged, its fact says
 `consumed`, and it is skipped.
 """
@@ -228,11 +229,13 @@ async def look_up(attempt: Attempt, deliveries: Sequence[Delivery]) -> dict[int,
 
 
 async def wait_for_visibility(attempt: Attempt, ids: Collection[int]) -> None:
-    """A commit is in the log, and so with a relay, before other sessions see it: raises NotYetVisible while that may be so.
+    """Wait for rows that may be in commit: raises NotYetVisible while one of them may be.
 
-    An id that was never drawn is forged.  Any other may be that of a row in commit: of whoever may
+    A commit is in the log, and so with a relay, before other sessions see it.
+
+    An id that was never drawn is forged. Any other may be that of a row in commit: of whoever may
     be writing it when it is first missed, all have to be seen ended, or idle, which nobody is who
-    has committed.  Only what is missing in a snapshot taken after that has no row.  A commit that
+    has committed. Only what is missing in a snapshot taken after that has no row. A commit that
     waits for a standby is waited for like any outage, everything else VISIBLE_SECONDS: a row that
     comes to light later has no fate, and is sent again.
     """
@@ -256,7 +259,7 @@ async def wait_for_visibility(attempt: Attempt, ids: Collection[int]) -> None:
 async def reclaim(attempt: Attempt, turns: Sequence[tuple[Delivery, str]]) -> set[int]:
     """Take open messages whose turn it is, each given with its status.
 
-    The ids of those that still had it.
+    Returns the ids of those that still had it.
     """
     reclaimed = await attempt.transaction.reclaim(turns)
     attempt.outcome.woken |= {

@@ -1,7 +1,6 @@
-"""What becomes of messages that no handler gets: they cannot be read, or wait behind one that cannot.
+"""What becomes of messages that no handler gets.
 
-A biz_type that nobody here knows may be known to a worker of another version: such a message waits,
-with its conversation, for as long as `patience` says.  Anything else that cannot be read is dead.
+They cannot be read, or wait behind one that cannot.
 """
 
 from __future__ import annotations
@@ -22,10 +21,9 @@ UNREGISTERED_SECONDS = 600.0
 def patience_with(
     biz_types: Collection[str], retired: Mapping[str, bool], seconds: float, *, foreign: bool
 ) -> dict[str, float]:
-    """For how many seconds messages of each of these unknown biz_types wait for somebody who knows it.
+    """For how many seconds messages of each of these unknown biz_types wait.
 
-    `retired` says it of those that somebody registered once; of another system's nobody registers
-    any.
+    They wait for somebody who knows it.
     """
     shortest = min(UNREGISTERED_SECONDS, seconds)
     longest = UNREGISTERED_SECONDS if foreign else seconds
@@ -35,7 +33,10 @@ def patience_with(
 
 
 def fate_on_arrival(delivery: Delivery, agents: Mapping[str, Agent]) -> SetAside:
-    """The fate of a message that arrives behind an open one: it is parked, or dead when it cannot be read."""
+    """The fate of a message that arrives behind an open one.
+
+    It is parked, or dead when it cannot be read.
+    """
     return (
         parked(delivery)
         if delivery.fault is None or delivery.unknown
