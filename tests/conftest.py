@@ -9,16 +9,21 @@ import asyncio
 import itertools
 import json
 import os
+import select
 import urllib.error
 import urllib.request
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 
+from streams.database import connect_sync
 from streams.dev.connect import ConnectWorker
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
@@ -30,6 +35,31 @@ from tests.fixtures.forks import ForkedProcess, Forks
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
 _numbers = itertools.count(1)
+
+SELDOM = 0.15  # seconds between two looks at what takes long: a look costs CPU that others need
+_kept: ContextVar[dict[str, psycopg.Connection[Any]] | None] = ContextVar("kept", default=None)
+
+
+# Slow ones that would come last, where nothing is left for the other processes to do meanwhile.
+FIRST = frozenset(("test_web_pages.py", "test_worker.py", "test_worker_broker.py"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In the order of their files, which is that in which xdist gives them out, but for FIRST."""
+    items.sort(key=lambda item: item.path.name not in FIRST)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """With `--durations=N` the slowest N files too, with 0 all."""
+    if (count := terminalreporter.config.getoption("durations")) is None:
+        return
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            seconds[report.nodeid.partition("::")[0]] += report.duration
+    terminalreporter.section("slowest files")
+    for file in sorted(seconds, key=seconds.__getitem__, reverse=True)[: count or None]:
+        terminalreporter.write_line(f"{seconds[file]:.2f}s {file}")
 
 
 @pytest.fixture(scope="session")
@@ -107,6 +137,17 @@ class World(Deployment):
         """The database."""
         return self.environ["DATABASE_URL"]
 
+    def query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Run one statement on the database, committed; returns its rows.
+
+        While a test waits, its looks share a connection: making one costs more than a look.
+        """
+        kept = _kept.get()
+        if kept is None:
+            return super().query(statement, *parameters)
+        cursor = _usable(kept, self.url).execute(statement, parameters or None)
+        return cursor.fetchall() if cursor.description else []
+
     def start(self, *command: str, **environ: str) -> Process:
         """Run a command of ours, forked from a process that has imported it."""
         if self.forks is None:
@@ -163,6 +204,19 @@ def world(
         yield found
 
 
+def _usable(kept: dict[str, psycopg.Connection[Any]], url: str) -> psycopg.Connection[Any]:
+    """The connection to this database, made anew when the server has ended it."""
+    connection = kept.get(url)
+    # A server that says something unasked says goodbye.
+    if connection is None or connection.closed or select.select([connection], [], [], 0)[0]:
+        if connection is not None:
+            connection.close()
+        connection = kept[url] = connect_sync(url)
+        # Tables change meanwhile.
+        connection.prepare_threshold = None
+    return connection
+
+
 def _get(url: str) -> Any:
     try:
         with urllib.request.urlopen(url, timeout=3) as answer:
@@ -177,7 +231,7 @@ class Eventually(Protocol):
     """How tests wait; never by sleeping."""
 
     async def __call__(
-        self, condition: Callable[..., object], seconds: float = 30.0, *, every: float = 0.05
+        self, condition: Callable[..., object], seconds: float = 30.0, *, every: float | None = None
     ) -> Any:
         """The condition's first true value."""
 
@@ -186,19 +240,29 @@ class Eventually(Protocol):
 def eventually() -> Eventually:
     """`await eventually(condition, seconds)`: the condition's first true value.
 
-    When the time is over it fails, and shows the last value.
+    It looks less often the longer it takes, unless the test says how often. When the time is over
+    it fails, and shows the last value.
     """
 
     async def wait(
-        condition: Callable[[], Any], seconds: float = 30.0, *, every: float = 0.05
+        condition: Callable[[], Any], seconds: float = 30.0, *, every: float | None = None
     ) -> Any:
         deadline = asyncio.get_running_loop().time() + seconds
-        while True:
-            value = condition()
-            if value:
-                return value
-            if asyncio.get_running_loop().time() > deadline:
-                pytest.fail(f"not within {seconds} s: the condition's last value was {value!r}")
-            await asyncio.sleep(every)
+        pause = every or 0.03
+        kept: dict[str, psycopg.Connection[Any]] = {}
+        before = _kept.set(kept)
+        try:
+            while True:
+                value = condition()
+                if value:
+                    return value
+                if asyncio.get_running_loop().time() > deadline:
+                    pytest.fail(f"not within {seconds} s: the condition's last value was {value!r}")
+                await asyncio.sleep(pause)
+                pause = every or min(pause * 1.25, SELDOM)
+        finally:
+            _kept.reset(before)
+            for connection in kept.values():
+                connection.close()
 
     return wait

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,7 +27,7 @@ from streams.dev.process import Process
 from streams.dev.procfile import program
 from streams.errors import StreamsError
 from streams.registry import configured
-from streams.settings import Settings, load
+from streams.settings import FILE, Settings, load
 from streams.testing.fates import Fates
 
 READY_SECONDS = 60.0
@@ -80,7 +81,9 @@ class Deployment(AbstractContextManager["Deployment"]):
     @property
     def settings(self) -> Settings:
         """The settings of its processes: give them to `outbox.start` in the test."""
-        return load(environ=self.environ)
+        file = Path(self.environ.get("STREAMS_CONFIG") or FILE)
+        content = file.read_bytes() if file.is_file() else None
+        return _settings(tuple(self.environ.items()), file.absolute(), content)
 
     @property
     def url(self) -> str:
@@ -202,6 +205,14 @@ def inherited() -> dict[str, str]:
     standard = sysconfig.get_path("stdlib")
     paths = [path or os.getcwd() for path in sys.path if not path.startswith(standard)]
     return {**environ, "PYTHONPATH": os.pathsep.join(path for path in paths if os.path.isdir(path))}
+
+
+@lru_cache(maxsize=32)
+def _settings(
+    environ: tuple[tuple[str, str], ...], _file: Path, _content: bytes | None
+) -> Settings:
+    """As `load` reads them, once for each content of the file: who waits asks again and again."""
+    return load(environ=dict(environ))
 
 
 def _alone(settings: Settings, database: str, broker: str, name: str) -> dict[str, Any]:

@@ -103,12 +103,19 @@ async def test_a_failed_task_is_named_and_another_relay_can_take_over(
     assert dead == [(broken, "dead")]
 
 
-async def test_stopped_in_order_it_gives_the_slot_to_whoever_comes_next(
-    world: World, eventually: Eventually
+async def test_killed_it_loses_nothing_and_stopped_it_gives_the_slot_to_whoever_comes_next(
+    world: World, connect: ConnectWorker, eventually: Eventually
 ) -> None:
     relay = world.relay(STREAMS_CONNECT__REGISTER="true")
     ids = enqueue(world.url, world.topic, [payload(n, f"c{n % 3}") for n in range(50)])
     await eventually(published(world, ids), 60)
+    relay.kill()
+    connect.kill()
+    ids += enqueue(world.url, world.topic, [payload(n, f"c{n % 3}") for n in range(50)])
+    await connect.restart()
+    relay = world.relay(STREAMS_CONNECT__REGISTER="true")
+    await eventually(published(world, ids), 120)
+    await eventually(leads(world, relay), 60)
     await relay.stop(grace=15)
     assert relay.returncode == 0
     world.relay(STREAMS_RELAY__MODE="cdc")

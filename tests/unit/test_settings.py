@@ -15,6 +15,7 @@ import pytest
 
 from streams.errors import SettingsInvalid
 from streams.settings import Settings, load, public, redact
+from streams.testing.deployment import Deployment
 
 SECRET = "hunter2"
 
@@ -630,3 +631,17 @@ web:
         assert "postgresql://u:***@h/d" in shown
     said = refused(text, STREAMS_WEB__USERS="{amy: [" + SECRET)
     assert SECRET not in said
+
+
+def test_a_deployment_reads_its_settings_once_and_again_when_something_has_changed(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "faust.yml"
+    file.write_text("relay: {name: one}\n")
+    deployment = Deployment({"STREAMS_CONFIG": str(file)}, tmp_path)
+    assert deployment.settings is deployment.settings
+    assert deployment.settings.relay.name == "one"
+    file.write_text("relay: {name: two}\n")
+    assert deployment.settings.relay.name == "two"
+    deployment.environ["STREAMS_RELAY__NAME"] = "three"
+    assert deployment.settings.relay.name == "three"
