@@ -5,6 +5,7 @@ One clear line, and the exit code of the design.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from streams.registry import configured
 from streams.settings import load
 from streams.worker import preflight
 from tests.conftest import World
+from tests.fixtures.command import Answer
+from tests.fixtures.forks import ForkedProcess
 from tests.fixtures.publish import enqueue, payload, publish
 
 RELAY = ("streams", "relay")
@@ -33,35 +36,47 @@ Refused = Callable[..., str]
 def refused(world: World, tmp_path: Path) -> Refused:
     """Run a command that must not start; the one line it says."""
 
-    def run(command: tuple[str, ...], code: int, **environ: str) -> str:
-        program = str(Path(sys.executable).with_name(command[0]))
-        clean = {
-            name: value
-            for name, value in {**os.environ, **world.environ, **environ}.items()
-            if value
-        }
-        answer = subprocess.run(
-            [program, *command[1:]],
-            cwd=tmp_path,
-            env=clean,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-        assert answer.returncode == code, answer.stdout + answer.stderr
+    def run(command: tuple[str, ...], code: int, *, anew: bool = False, **environ: str) -> str:
+        merged = {**os.environ, **world.environ, **environ}
+        clean = {name: value for name, value in merged.items() if value}
+        ended = (_started if anew else _forked)(world, command, clean, tmp_path)
+        assert ended.code == code, ended.out + ended.error
         # Beside what it did: a relay without a broker makes room for the business all the same.
-        said = [line for line in answer.stderr.splitlines() if " INFO " not in line]
-        assert (answer.stdout, len(said)) == ("", 1), answer.stdout + answer.stderr
+        said = [line for line in ended.error.splitlines() if " INFO " not in line]
+        assert (ended.out, len(said)) == ("", 1), ended.out + ended.error
         assert said[0].startswith("streams: ")
         return said[0].removeprefix("streams: ")
 
     return run
 
 
+def _forked(world: World, command: tuple[str, ...], environ: dict[str, str], place: Path) -> Answer:
+    assert world.forks is not None
+    out, error = place / "out", place / "error"
+    process = ForkedProcess(world.forks, command, out, environ, error=error).run_in(place)
+    process.launch()
+    code = asyncio.run(process.finish(120))
+    return Answer(code, out.read_text(), error.read_text())
+
+
+def _started(_: World, command: tuple[str, ...], environ: dict[str, str], place: Path) -> Answer:
+    program = str(Path(sys.executable).with_name(command[0]))
+    ended = subprocess.run(
+        [program, *command[1:]],
+        cwd=place,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    return Answer(ended.returncode, ended.stdout, ended.stderr)
+
+
 @BOTH
 def test_without_a_database(refused: Refused, command: tuple[str, ...]) -> None:
-    said = refused(command, 2, DATABASE_URL="")
+    """The programs that a user starts, with every import of theirs; the other tests fork."""
+    said = refused(command, 2, anew=True, DATABASE_URL="")
     assert (
         said
         == "no database: set DATABASE_URL or database.url in faust.yml, or run `streams up` here"
