@@ -53,7 +53,7 @@ async def finish(world: World, load: Load, count: int, eventually: Eventually) -
 
 @pytest.mark.parametrize(
     ("count", "kills"),
-    [(20_000, 6), pytest.param(200_000, 20, marks=[pytest.mark.long, pytest.mark.timeout(1800)])],
+    [(10_000, 6), pytest.param(200_000, 20, marks=[pytest.mark.long, pytest.mark.timeout(1800)])],
 )
 async def test_kill_9_of_workers_and_relay_at_random(
     world: World, eventually: Eventually, count: int, kills: int
@@ -114,7 +114,7 @@ async def test_a_worker_stopped_for_longer_than_its_session_and_continued(
 ) -> None:
     world.relay()
     zombie, other = world.worker(), world.worker()
-    load = Load(world.url, world.topic, 10_000)
+    load = Load(world.url, world.topic, 5_000)
     load.start()
     await eventually(
         lambda: world.query("SELECT count(*) > 500 FROM chat_histories") == [(True,)], 60
@@ -123,7 +123,7 @@ async def test_a_worker_stopped_for_longer_than_its_session_and_continued(
     os.killpg(os.getpgid(zombie.pid), signal.SIGSTOP)
     await asyncio.sleep(9)  # longer than the session timeout of 6 s: this wait is the fault itself
     os.killpg(os.getpgid(zombie.pid), signal.SIGCONT)
-    await finish(world, load, 10_000, eventually)
+    await finish(world, load, 5_000, eventually)
     assert other.running
 
 
@@ -131,7 +131,7 @@ async def test_sigterm_under_load_ends_with_0_within_5_seconds(
     world: World, eventually: Eventually
 ) -> None:
     relay, worker = world.relay(), world.worker()
-    load = Load(world.url, world.topic, 20_000)
+    load = Load(world.url, world.topic, 10_000)
     load.start()
     await eventually(
         lambda: world.query("SELECT count(*) > 1000 FROM chat_histories") == [(True,)], 60
@@ -142,4 +142,4 @@ async def test_sigterm_under_load_ends_with_0_within_5_seconds(
         assert await process.finish(5) == 0
     world.relay()
     world.worker()
-    await finish(world, load, 20_000, eventually)
+    await finish(world, load, 10_000, eventually)

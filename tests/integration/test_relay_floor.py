@@ -19,7 +19,8 @@ INSERT = (
 )
 
 
-@pytest.fixture(params=["cdc", "poll", "poll in shards"])
+# That of several shards in `make test`: tests/integration/test_relay_shards.py.
+@pytest.fixture(params=["cdc", "poll", pytest.param("poll in shards", marks=pytest.mark.long)])
 async def relayed(
     world: World, request: pytest.FixtureRequest, eventually: Eventually
 ) -> AsyncIterator[World]:

@@ -28,7 +28,11 @@ ELSEWHERE = (
 )
 
 
-@pytest.fixture(params=["cdc", "poll"])
+# What is refused while it runs, at its start and after a sequence went back, is so in both modes.
+BOTH = pytest.mark.parametrize("relayed", ["cdc", "poll"], indirect=True)
+
+
+@pytest.fixture(params=["cdc", pytest.param("poll", marks=pytest.mark.long)])
 async def relayed(
     world: World, request: pytest.FixtureRequest, eventually: Eventually
 ) -> AsyncIterator[World]:
@@ -50,6 +54,7 @@ async def refusal(world: World, relay: Process, eventually: Eventually) -> str:
     return log.read_text().splitlines()[-1]
 
 
+@BOTH
 async def test_a_sequence_that_went_back_stops_it_running_and_at_its_start(
     relayed: World, eventually: Eventually
 ) -> None:
@@ -60,6 +65,7 @@ async def test_a_sequence_that_went_back_stops_it_running_and_at_its_start(
     assert await refusal(relayed, relayed.relay(), eventually) == line
 
 
+@BOTH
 async def test_another_system_identifier_stops_it_running_and_at_its_start(
     relayed: World, eventually: Eventually
 ) -> None:
@@ -158,6 +164,7 @@ async def run(*command: str | Path) -> None:
     assert process.returncode == 0, errors.decode()
 
 
+@BOTH
 async def test_after_a_sequence_went_back_nothing_is_taken_for_published(
     relayed: World, eventually: Eventually
 ) -> None:
