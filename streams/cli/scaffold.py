@@ -79,8 +79,9 @@ def _agent(package: str, name: str) -> dict[str, str]:
         f"tests/test_{name}.py": _text("test.py", **words),
         **(
             {}
-            if Path("tests/conftest.py").exists()
-            else {"tests/conftest.py": _text("conftest.py")}
+            if Path("conftest.py").exists() or Path("tests/conftest.py").exists()
+            # Beside the package: so pytest lets tests import it.
+            else {"conftest.py": _text("conftest.py")}
         ),
     }
 

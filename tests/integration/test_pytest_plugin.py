@@ -47,14 +47,14 @@ def project(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """`python -m pytest` there, in an environment without our own settings."""
+    """`pytest` there, without our own settings; only what is installed can be imported."""
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("STREAMS_", "PYTEST_"))
+        if not name.startswith(("STREAMS_", "PYTEST_", "PYTHONPATH"))
     }
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        [Path(sys.executable).with_name("pytest"), "-q", "-p", "no:cacheprovider", *arguments],
         cwd=folder,
         env={**kept, "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/production", **environ},
         capture_output=True,
