@@ -16,7 +16,7 @@ WORKERS ?= 2
 # In the order of their folders: the slowest files come first, and the quick ones fill the gaps at the end.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv up down test test-long tools lint types bench bench-relays pictures schema dist lock clean
+.PHONY: help venv up down test test-long tools lint types bench bench-relays pictures schema reference docs dist lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,12 @@ pictures: venv ## Take the pictures of the README anew
 
 schema: venv ## Write db/schema.sql anew: what the migrations make
 	WRITE_SCHEMA=1 $(BIN)/python -m pytest -q tests/integration/test_migrations.py -k schema_file
+
+reference: venv ## Write the pages of docs/reference/ anew that come from the code
+	WRITE_REFERENCE=1 $(BIN)/python -m pytest -q tests/unit/test_reference.py
+
+docs: venv ## Build the docs as a site into build/site; `.venv/bin/mkdocs serve` shows it while you write
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 dist: venv ## Build sdist and wheel into dist/ and check them; with licences and bill of materials
 	@.ci/dist
