@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -66,6 +67,66 @@ def test_the_schema_is_looked_at() -> None:
     job["spec"]["template"]["spec"]["containers"][0]["comand"] = ["x"]
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(job, "1.34", strict=True)
+
+
+# What KEDA's definition of a ScaledObject says of the fields that ours may have, and its Kafka
+# scaler of a trigger.  Nothing else is allowed: a field that is misspelt would be ignored.
+SCALED_OBJECT = {
+    "type": "object",
+    "required": ["scaleTargetRef", "triggers"],
+    "additionalProperties": False,
+    "properties": {
+        "scaleTargetRef": {
+            "type": "object",
+            "required": ["name"],
+            "additionalProperties": False,
+            "properties": {
+                "name": {"type": "string", "minLength": 1},
+                "kind": {"type": "string"},
+                "apiVersion": {"type": "string"},
+            },
+        },
+        "minReplicaCount": {"type": "integer", "minimum": 0},
+        "maxReplicaCount": {"type": "integer", "minimum": 1},
+        "pollingInterval": {"type": "integer", "minimum": 1},
+        "cooldownPeriod": {"type": "integer", "minimum": 0},
+        "triggers": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["type", "metadata"],
+                "additionalProperties": False,
+                "properties": {
+                    "type": {"const": "kafka"},
+                    "authenticationRef": {"type": "object", "required": ["name"]},
+                    "metadata": {
+                        "type": "object",
+                        "required": ["bootstrapServers", "consumerGroup", "topic", "lagThreshold"],
+                        # Text, numbers too: another type is refused when it is applied.
+                        "additionalProperties": {"type": "string"},
+                        "properties": {
+                            "lagThreshold": {"type": "string", "pattern": "^[1-9][0-9]*$"},
+                            "offsetResetPolicy": {"enum": ["latest", "earliest"]},
+                        },
+                    },
+                },
+            },
+        },
+    },
+}
+
+
+def test_scaling_is_what_keda_takes() -> None:
+    [scaled] = documents(DEPLOY / "kubernetes/autoscaling/scaledobject.yaml")
+    assert (scaled["apiVersion"], scaled["kind"]) == ("keda.sh/v1alpha1", "ScaledObject")
+    jsonschema.validate(scaled["spec"], SCALED_OBJECT)
+    for spoilt in ({"lagThreshold": 50000}, {"offsetResetPolicy": "first"}):
+        trigger = {"type": "kafka", "metadata": scaled["spec"]["triggers"][0]["metadata"] | spoilt}
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**scaled["spec"], "triggers": [trigger]}, SCALED_OBJECT)
+    with pytest.raises(jsonschema.ValidationError, match="maxReplicas"):
+        jsonschema.validate({**scaled["spec"], "maxReplicas": 8}, SCALED_OBJECT)
 
 
 def test_every_pod_may_do_nothing_but_its_work() -> None:
