@@ -373,8 +373,10 @@ def test_a_rate_is_kept(run: Run, ids: list[int], world: World) -> None:
     assert [row[3] for row in actions(world)] == [6, 3]
 
 
-@pytest.mark.parametrize("count", [20_000, pytest.param(100_000, marks=pytest.mark.long)])
-def test_many_are_replayed_fast_in_order(run: Run, world: World, count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "limit"), [(20_000, 10.0), pytest.param(100_000, 20.0, marks=pytest.mark.long)]
+)
+def test_many_are_replayed_fast_in_order(run: Run, world: World, count: int, limit: float) -> None:
     began = time.monotonic()
     world.query(
         "INSERT INTO outbox (biz_type, topic, key, payload)"
@@ -395,5 +397,5 @@ def test_many_are_replayed_fast_in_order(run: Run, world: World, count: int) -> 
         "SELECT count(*) FROM (SELECT resend_of < lag(resend_of) OVER (PARTITION BY key"
         " ORDER BY id) AS wrong FROM outbox WHERE resend_of IS NOT NULL) AS steps WHERE wrong"
     ) == [(0,)]
-    # 5,000 a second, or, where others keep the machine busy, in proportion to making them.
-    assert seconds < max(count / 5000, 8 * filled), f"{seconds:.1f} s, {filled:.1f} s to make them"
+    # Where others keep the machine busy, in proportion to making them.
+    assert seconds < max(limit, 8 * filled), f"{seconds:.1f} s, {filled:.1f} s to make them"
