@@ -28,6 +28,10 @@ START = 240
 HELLO = """{"user_id": 1, "conversation_id": "c1", "role": "user", "message": "hi"}"""
 # Only one process, and no worker: quick to start.
 SHOP = "shop: sleep 600\n"
+STUBBORN = """\
+stubborn: python -c "from signal import *; signal(SIGTERM, SIG_IGN); pause()"
+worker: faust -q -A streams.app worker
+"""
 
 
 def environ() -> dict[str, str]:
@@ -288,6 +292,45 @@ def test_ctrl_c_stops_everything_and_the_next_up_finds_the_data(tmp_path: Path) 
         == "demo-summaries"
     )
     assert streams(tmp_path, "down").stdout == "stopped\n"
+    assert processes(tmp_path) == []
+
+
+@pytest.mark.long
+def test_a_changed_agent_starts_workers_again_and_a_second_ctrl_c_stops_at_once(
+    tmp_path: Path,
+) -> None:
+    assert streams(tmp_path, "init", "--package", "shop", "--agent", "orders").returncode == 0
+    (tmp_path / "Procfile").write_text(STUBBORN)
+    said = tmp_path / "said.txt"
+
+    def worker() -> Any:
+        note = json.loads((tmp_path / ".dev" / "services.json").read_text())
+        return next(each["pid"] for each in note["processes"] if each["name"] == "worker.1")
+
+    with (
+        said.open("w") as output,
+        subprocess.Popen(
+            ("streams", "up", "--reload"),
+            cwd=tmp_path,
+            env=environ(),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        ) as process,
+    ):
+        wait(lambda: "ready;" in said.read_text(), START)
+        before = worker()
+        agent = tmp_path / "shop" / "agents" / "orders.py"
+        agent.write_text(agent.read_text() + "CHANGED = True\n")
+        wait(lambda: "orders.py changed, the workers start again" in said.read_text(), 20)
+        wait(lambda: worker() not in (None, before), 20)
+        os.kill(process.pid, signal.SIGINT)
+        # In order it would take ten seconds: one process does not listen.
+        wait(lambda: not psutil.pid_exists(worker() or before), 8)
+        began = time.monotonic()
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(60) == 0, said.read_text()
+        assert time.monotonic() - began < 6
     assert processes(tmp_path) == []
 
 
