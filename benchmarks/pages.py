@@ -93,7 +93,7 @@ async def times(
                 found[f"{name} ({shape})" if shape == "call" else name] = await _timed(
                     site, asked, rounds, programs
                 )
-    site.close()
+    await site.close()
     return found
 
 

@@ -32,7 +32,7 @@ def pages(settings: Settings | None = None, access: HostAccess | None = None) ->
         return await served(site, request, "/" + request.match_info["below"], ours=False)
 
     async def close(_: web.Application) -> None:
-        site.close()
+        await site.close()
 
     app.router.add_route("*", "/{below:.*}", answer)
     app.on_cleanup.append(close)

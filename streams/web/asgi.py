@@ -38,7 +38,7 @@ class Pages:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        self.site.close()
+        await self.site.close()
 
     async def _answer(self, scope: Message, receive: Receive) -> Response:
         root, path = scope.get("root_path", ""), scope["path"]

@@ -64,10 +64,12 @@ class Audits:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def close(self) -> None:
-        """End what is under way."""
-        for task in self._tasks:
+    async def close(self) -> None:
+        """End what is under way: no process outlives this one."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _audit(self, operator: Operator, *, full: bool) -> None:
         settings = self._settings

@@ -45,7 +45,7 @@ def set_up(app: web.Application, site: Site) -> None:
         site.operations.take_up()
 
     async def close(_: web.Application) -> None:
-        site.close()
+        await site.close()
 
     app.on_startup.append(begin)
     app.middlewares.append(front)

@@ -85,10 +85,10 @@ class Site:
             self._registry = await asyncio.to_thread(configured, self.settings)
         return self._registry
 
-    def close(self) -> None:
-        """Close all connections; operations go on elsewhere, or later."""
+    async def close(self) -> None:
+        """Close all connections; operations go on elsewhere, or later, and audits end."""
         self.operations.close()
-        self.audits.close()
+        await self.audits.close()
         self.pool.close()
         self.acts.close()
 

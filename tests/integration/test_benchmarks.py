@@ -71,7 +71,7 @@ async def test_every_page_of_a_crowded_deployment_is_timed(database: str) -> Non
     assert all(0 < each.p50 <= each.most for each in measured.values())
     site = Site(settings)
     dead = json.loads((await ask(site, "/api/dead")).body)
-    site.close()
+    await site.close()
     assert len(dead["causes"]) == 41
     assert sum(cause["messages"] for cause in dead["causes"]) > 700
 

@@ -188,13 +188,15 @@ def test_status_says_how_long_the_partitions_last(
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", database)
     with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute(
+        in_an_hour = (
             "INSERT INTO outbox (biz_type, topic, key, payload, created_at)"
             " SELECT 'x', 'x', 'x', '{}', now() AT TIME ZONE 'UTC' - interval '1 hour'"
             " FROM generate_series(1, 3600)"
         )
+        connection.execute(in_an_hour)
         assert "the outbox has partitions" not in CliRunner().invoke(cli, ["status"]).output
-        connection.execute("SELECT setval('outbox_id_seq', 4999000)")
+        connection.execute("SELECT setval('outbox_id_seq', 4999000 - 3600)")
+        connection.execute(in_an_hour)
         told = CliRunner().invoke(cli, ["status"])
     assert told.exit_code == 1
     assert (

@@ -138,7 +138,7 @@ async def _look_at_every_page(world: World) -> None:
                 assert answer.status == 200, (page.path, answer.body)
             refused += b"web.database_url and web.acts_url may name a role that may" in answer.body
         assert (refused > 0) == (role == WORKER)
-        site.close()
+        await site.close()
 
 
 # A statement, and who may do it beside the owner.

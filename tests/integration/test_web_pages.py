@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -19,7 +19,9 @@ from psycopg import sql
 from sqlalchemy import Engine, event
 
 from streams.database import connect_sync, partitions, sync_engine
+from streams.dev.postgres import PostgresServer
 from streams.settings import load
+from streams.testing.services import copied
 from streams.web.messages import FORM, Request, Response
 from streams.web.page import Page
 from streams.web.pages import PAGES
@@ -48,20 +50,24 @@ async def site(database: str) -> AsyncIterator[Site]:
     }
     site = Site(load(environ={"DATABASE_URL": database, "STREAMS_WEB__TOKENS": json.dumps(tokens)}))
     yield site
-    site.close()
+    await site.close()
+
+
+@pytest.fixture(scope="module")
+def silent(postgres: PostgresServer, streams_template: str) -> Iterator[str]:
+    """The URL of a database in which there is nothing."""
+    with copied(postgres, streams_template) as url:
+        yield url
 
 
 @pytest.fixture
-async def quiet(streams_template: str) -> AsyncIterator[Site]:
-    """The pages of a database in which there is nothing, shared by all.
-
-    What is sent finds nothing to act on.
-    """
+async def quiet(silent: str) -> AsyncIterator[Site]:
+    """The pages of a database in which there is nothing to act on, shared by all."""
     tokens = {"admin": {"sha256": hashlib.sha256(b"admin").hexdigest(), "role": "admin"}}
-    environ = {"DATABASE_URL": streams_template, "STREAMS_WEB__TOKENS": json.dumps(tokens)}
+    environ = {"DATABASE_URL": silent, "STREAMS_WEB__TOKENS": json.dumps(tokens)}
     site = Site(load(environ=environ))
     yield site
-    site.close()
+    await site.close()
 
 
 ROLES = ("viewer", "operator", "admin")
@@ -450,7 +456,7 @@ async def test_a_database_that_falls_silent_costs_a_second_and_is_back_when_it_i
         while not await fresh():
             assert time.monotonic() - healed < 10
             await asyncio.sleep(0.2)
-        site.close()
+        await site.close()
 
 
 async def test_pages_have_two_connections_and_give_them_back(site: Site, database: str) -> None:
@@ -504,7 +510,7 @@ async def test_an_audit_that_cannot_be_done_says_why(database: str) -> None:
     assert "no_such_agents" in reason
     page = (await get(site, "/proof/", role="admin")).body.decode()
     assert "it could not be done" in page and "no_such_agents" in page
-    site.close()
+    await site.close()
 
 
 MANY = """
@@ -583,4 +589,4 @@ async def test_no_page_reads_a_large_table_whole_or_asks_much(database: str) -> 
     looked_back = ("/", "/conversation", "/proof/")
     assert max(scans for path, (_, scans) in seen.items() if path not in looked_back) < 10, seen
     event.remove(Engine, "before_cursor_execute", count)
-    site.close()
+    await site.close()

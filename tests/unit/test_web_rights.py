@@ -165,7 +165,7 @@ async def test_every_route_with_every_method(settings: Settings, role: str | Non
             else:
                 expected = {403}
             assert status in expected, (method, path, role, status)
-    site.close()
+    await site.close()
 
 
 @pytest.fixture
