@@ -33,14 +33,18 @@ async def audit_apart(settings: Settings, *, full: bool) -> None:
     StreamsError says in one line why it could not be done. Cancelled, the audit ends.
     """
     task = Task(settings, full, sys.path)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "streams.web.audit_child",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "streams.web.audit_child",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except OSError as error:  # no memory, no more processes, no Python where it was
+        reason = error.strerror or type(error).__name__
+        raise StreamsError(f"no process can be started to audit: {reason}") from None
     assert process.stdin is not None
     assert process.stderr is not None
     try:

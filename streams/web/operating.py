@@ -151,7 +151,7 @@ class Operations:
                 return
             except ServiceUnreachable:
                 pause = AGAIN_SECONDS
-            except Exception:
+            except Exception:  # a fault of ours: said, and the next one submitted takes them up
                 logger.exception("operations are not worked here")
                 return
             if pause is None:

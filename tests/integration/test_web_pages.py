@@ -6,12 +6,14 @@ import asyncio
 import hashlib
 import json
 import re
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import hypothesis
+import psutil
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
@@ -511,6 +513,38 @@ async def test_an_audit_that_cannot_be_done_says_why(database: str) -> None:
     page = (await get(site, "/proof/", role="admin")).body.decode()
     assert "it could not be done" in page and "no_such_agents" in page
     await site.close()
+
+
+async def test_an_audit_for_which_no_process_can_be_started_says_so(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    await post(site, "/api/proof/audit", why="monthly")
+    async with asyncio.timeout(30):
+        while True:
+            site.shared.renew()
+            asked = json.loads((await get(site, "/api/proof", accept="*/*")).body)["asked"]
+            if asked["state"] != "running":
+                break
+            await asyncio.sleep(0.05)
+    assert asked["state"] == "failed"
+    assert "no process can be started to audit: No such file" in asked["error"]
+
+
+async def test_no_audit_outlives_the_pages_it_was_asked_for_on(site: Site) -> None:
+    def auditing() -> list[psutil.Process]:
+        return [
+            child
+            for child in psutil.Process().children()
+            if "streams.web.audit_child" in " ".join(child.cmdline())
+        ]
+
+    await post(site, "/api/proof/audit", why="monthly")
+    async with asyncio.timeout(30):
+        while not auditing():
+            await asyncio.sleep(0.005)
+    await site.close()
+    assert auditing() == []
 
 
 MANY = """

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.registry import discover
+from streams.worker.run import decode
 from streams.worker.run.decode import read
 
 REGISTRY = discover()
@@ -60,6 +61,13 @@ def test_headers_in_another_order_or_missing_are_looked_up() -> None:
     deliveries, rejected = read([shuffled, bare], REGISTRY)
     assert [one.outbox_id for one in deliveries] == [5]
     assert [one.reason for one in rejected] == ["header 'id' is not an outbox id: missing"]
+
+
+def test_a_header_that_no_biz_type_can_have_is_not_remembered() -> None:
+    before = decode._remembered_text.cache_info().currsize
+    deliveries, _ = read([record(each, biz_type=b"%d" % each * 1000) for each in (1, 2)], REGISTRY)
+    assert [delivery.biz_type for delivery in deliveries] == ["1" * 1000, "2" * 1000]
+    assert decode._remembered_text.cache_info().currsize == before
 
 
 def test_an_unknown_biz_type_names_what_is_known() -> None:

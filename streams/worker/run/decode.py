@@ -19,6 +19,7 @@ from streams.worker.delivery import UNKNOWN, Delivery, Rejected
 
 EPOCH = datetime(1970, 1, 1)
 CREATE_TIME = 0  # the timestamp type of a record whose producer set its time; a broker's own is 1
+LONGEST = 100  # bytes of a biz_type that anybody can register: nothing longer is remembered
 
 
 def read(records: Iterable[Any], registry: Registry) -> tuple[list[Delivery], list[Rejected]]:
@@ -78,7 +79,8 @@ def _headers(
 def _delivery(
     record: Any, raw_type: bytes | None, record_id: int, outbox_id: int, registry: Registry
 ) -> Delivery:
-    biz_type = _text(raw_type)
+    short = raw_type is None or len(raw_type) <= LONGEST
+    biz_type = _remembered_text(raw_type) if short else _text(raw_type)
     partition, offset, key = record.partition, record.offset, ""
     time = record.timestamp if record.timestamp_type == CREATE_TIME else None
     try:
@@ -98,10 +100,13 @@ def _delivery(
     return Delivery(record_id, outbox_id, partition, offset, key, biz_type, message, time=time)
 
 
-@lru_cache(maxsize=256)
 def _text(raw_type: bytes | None) -> str:
-    """The biz_type that a header names; a topic has few, so that each is made text once."""
+    """The biz_type that a header names."""
     return (raw_type or b"").decode("utf-8", "replace")
+
+
+# A topic has few: each is made text once.
+_remembered_text = lru_cache(maxsize=256)(_text)
 
 
 class _BrokenKey(ValueError):
