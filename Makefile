@@ -16,7 +16,7 @@ WORKERS ?= 2
 # In the order of their folders: the slowest files come first, and the quick ones fill the gaps at the end.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv up down test test-long tools lint types bench bench-relays pictures schema reference docs dist lock clean
+.PHONY: help venv up down test test-long learn tools lint types bench bench-relays pictures schema reference docs dist lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,11 +37,14 @@ up: venv ## Start PostgreSQL, Kafka, relay, two workers and the demo, and say wh
 down: venv ## Stop what `make up` or `streams up --detach` started here
 	@$(BIN)/streams down
 
-test: lint types tools ## Lint, types and tests: a quarter of an hour on two cores, most of it waiting for servers
+test: learn lint types tools ## Lint, types and tests: a quarter of an hour on two cores, most of it waiting for servers
 	$(PYTEST) -m 'not long'
 
-test-long: lint types tools ## The same with the long tests, in full counts: much longer
+test-long: learn lint types tools ## The same with the long tests, in full counts: much longer
 	$(PYTEST)
+
+learn: venv
+	@mkdir -p build && { $(BIN)/python -m tests.fixtures.java > build/learn.log 2>&1 & }  # while types are checked
 
 tools: ## Install Debian's chromium and prometheus, in which some tests look at pages and alerts, where they are missing
 	@missing=; for each in chromium:chromium promtool:prometheus; do \

@@ -29,10 +29,10 @@ from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
 from streams.testing.deployment import Deployment, inherited
+from tests.fixtures import java
 from tests.fixtures.forks import ForkedProcess, Forks
 
-# A broker of a test lives for seconds: what the second compiler would gain never pays for its work.
-os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+java.set_options()
 
 _numbers = itertools.count(1)
 

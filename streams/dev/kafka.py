@@ -17,6 +17,7 @@ from types import TracebackType
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from streams.dev import learned
 from streams.dev.downloads import Report, resolve_in_thread
 from streams.dev.ports import HOST, claim, is_free
 from streams.dev.process import Process, failure, until
@@ -25,6 +26,7 @@ from streams.dev.wheels import java_home
 KAFKA = "org.apache.kafka:kafka_2.13:4.3.0+org.apache.logging.log4j:log4j-slf4j-impl:2.25.4"
 START_SECONDS = 90.0
 STOP_SECONDS = 20.0
+LEARN_SECONDS = 120.0  # until a JVM that ends has written down what it learnt
 MAX_MESSAGE = 12 * 1024 * 1024
 
 JAVA_OPTIONS = (
@@ -76,7 +78,8 @@ class KafkaBroker(AbstractAsyncContextManager["KafkaBroker"]):
     """A broker whose data outlives it; restarted it keeps its port, so that clients find it again.
 
     Without `port` it takes a free one and remembers it in its folder. `settings` go over SETTINGS;
-    `report` hears of the download that the first start on a machine needs.
+    `report` hears of the download that the first start on a machine needs. `learn` is a file to
+    write down in what its JVM has learnt (`learned.py`), when it is stopped.
     """
 
     def __init__(
@@ -87,8 +90,10 @@ class KafkaBroker(AbstractAsyncContextManager["KafkaBroker"]):
         settings: Mapping[str, str] | None = None,
         log: Path | None = None,
         report: Report | None = None,
+        learn: Path | None = None,
     ) -> None:
         self.directory = directory.absolute()
+        self._learn = learn
         self.port = port
         self.log = log or self.directory / "kafka.log"
         self._data = self.directory / "data"
@@ -134,7 +139,8 @@ class KafkaBroker(AbstractAsyncContextManager["KafkaBroker"]):
         )
         if not self._data.is_dir():
             await self._format(jars)
-        self._process = self._java(jars, "kafka.Kafka", self._properties(self._data))
+        kept = (f"-XX:AOTCacheOutput={self._learn}",) if self._learn else learned.options(jars)
+        self._process = self._java(jars, kept, "kafka.Kafka", self._properties(self._data))
         self._process.launch()
         try:
             await self._ready(self._process)
@@ -145,7 +151,8 @@ class KafkaBroker(AbstractAsyncContextManager["KafkaBroker"]):
     async def stop(self) -> None:
         """Flush and end in order."""
         if self._process:
-            await self._process.stop(signal.SIGTERM, grace=STOP_SECONDS)
+            grace = LEARN_SECONDS if self._learn else STOP_SECONDS
+            await self._process.stop(signal.SIGTERM, grace=grace)
 
     def kill(self) -> None:
         """SIGKILL, as if the machine had lost power."""
@@ -167,6 +174,7 @@ class KafkaBroker(AbstractAsyncContextManager["KafkaBroker"]):
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         process = self._java(
             jars,
+            learned.options(jars),
             "kafka.tools.StorageTool",
             "format",
             f"--cluster-id={cluster}",
@@ -194,9 +202,9 @@ class KafkaBroker(AbstractAsyncContextManager["KafkaBroker"]):
         file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         return file
 
-    def _java(self, jars: list[Path], *arguments: str | Path) -> Process:
+    def _java(self, jars: list[Path], kept: tuple[str, ...], *arguments: str | Path) -> Process:
         log4j = f"-Dlog4j2.configurationFile={self.directory / 'log4j2.properties'}"
-        command = (java_home() / "bin" / "java", *JAVA_OPTIONS, log4j, *arguments)
+        command = (java_home() / "bin" / "java", *JAVA_OPTIONS, *kept, log4j, *arguments)
         environ = {**os.environ, "CLASSPATH": os.pathsep.join(map(str, jars))}
         return Process(command, self.log, environ=environ)
 

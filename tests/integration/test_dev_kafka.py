@@ -10,7 +10,9 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from streams.dev.downloads import CACHE, cache
 from streams.dev.kafka import KafkaBroker
+from streams.dev.learn import learn
 from streams.dev.ports import HOST
 from streams.errors import ServiceUnreachable, UsageError
 
@@ -81,3 +83,22 @@ async def test_a_broker_that_does_not_start_is_one_line_with_its_last_words(tmp_
     ) as caught:
         await KafkaBroker(tmp_path, settings={"num.io.threads": "many"}).start()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.long
+async def test_what_one_broker_learnt_another_takes_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jars = cache() / "maven", cache() / "classpath"
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    for folder in jars:
+        (tmp_path / "cache" / folder.name).symlink_to(folder)
+    file = await learn()
+    assert file is not None and file == await learn()
+    async with KafkaBroker(tmp_path / "broker") as broker:
+        assert str(file) in Path(f"/proc/{broker.pid}/maps").read_text()
+    # A file that is none is no reason not to start.
+    file.write_bytes(b"nothing")
+    async with KafkaBroker(tmp_path / "broker") as broker:
+        assert broker.pid is not None
