@@ -487,6 +487,7 @@ CREATE TABLE public.relay_position (
     rate double precision,
     publication text,
     beat bigint,
+    retention jsonb,
     CONSTRAINT relay_position_wish CHECK ((wish = ANY (ARRAY['cdc'::text, 'poll'::text, 'debezium'::text])))
 );
 
@@ -641,6 +642,16 @@ ALTER TABLE public.outbox_rejects ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTI
     CACHE 1
 );
 
+CREATE TABLE public.outbox_retired (
+    first_id bigint NOT NULL,
+    last_id bigint NOT NULL,
+    messages bigint NOT NULL,
+    kept bigint NOT NULL,
+    tables text[] NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL,
+    dropped_at timestamp with time zone
+);
+
 CREATE TABLE public.outbox_run_crashes (
     topic text NOT NULL,
     partition integer NOT NULL,
@@ -755,6 +766,9 @@ ALTER TABLE ONLY public.outbox_rejects
 
 ALTER TABLE ONLY public.outbox_rejects
     ADD CONSTRAINT outbox_rejects_record UNIQUE (topic, partition, "offset");
+
+ALTER TABLE ONLY public.outbox_retired
+    ADD CONSTRAINT outbox_retired_pkey PRIMARY KEY (first_id);
 
 ALTER TABLE ONLY public.outbox_run_crashes
     ADD CONSTRAINT outbox_run_crashes_pkey PRIMARY KEY (topic, partition, first_offset);

@@ -5,12 +5,16 @@ SELECT coalesce((SELECT min(id) FROM outbox), 1) AS first,
        (SELECT last_value FROM outbox_id_seq) AS last,
        coalesce((SELECT max(floor) FROM relay_position), 0) AS floor;
 
+-- audit_retired --
+-- Ranges of ids that are gone, but for what was not settled.
+SELECT first_id, last_id FROM outbox_retired ORDER BY first_id;
+
 -- audit_next --
 -- The first message after an id.
 SELECT min(id) FROM outbox WHERE id > %(after)s;
 
 -- audit_rows --
--- The messages of a range as the checks want them; a table of this session only.  `line` is the
+-- The messages of a range as the checks want them; a table of this session only. `line` is the
 -- conversation, `counts` marks those that must be in order: persisted, and neither replayed nor
 -- sent again.
 CREATE TEMP TABLE audit_rows (
@@ -65,7 +69,7 @@ WHERE o.id > %(after)s AND o.id <= %(until)s AND o.resend_of IS NULL
   AND (%(ids)s::bigint[] IS NULL OR o.id = ANY(%(ids)s::bigint[]));
 
 -- audit_faults --
--- State rows that are wrong by themselves, or whose replay is not theirs.
+-- State rows that are wrong by themselves, or whose replay is not theirs, where that is not gone.
 SELECT id, fault, status FROM audit_rows WHERE fault IS NOT NULL
 UNION ALL
 SELECT a.id, 'bad_source', a.status
@@ -73,7 +77,10 @@ FROM audit_rows AS a
 LEFT JOIN LATERAL (
     SELECT true AS known FROM outbox AS o WHERE o.id = a.source_id AND o.resend_of = a.id LIMIT 1
 ) AS source ON true
-WHERE a.source_id IS NOT NULL AND source.known IS NULL;
+WHERE source.known IS NULL
+  AND (a.source_id > %(retired)s
+       OR a.source_id IS NOT NULL
+          AND a.status IN ('retrying', 'parked', 'replaying', 'dead'));
 
 -- audit_rowless --
 -- States of messages that there are not.
@@ -109,13 +116,14 @@ WHERE (s.topic, s.key, s.arrived, s.source_id, s.next_retry_at, s.updated_at, s.
 SELECT outbox_id FROM outbox_open WHERE outbox_id > %(after)s ORDER BY outbox_id LIMIT %(limit)s;
 
 -- audit_resends --
--- Rows that send again what is no message, or one of another conversation.
+-- Rows that send again what is no message, or one of another conversation; of one that is gone
+-- nothing can be said.
 SELECT o.id, o.resend_of
 FROM outbox AS o
 LEFT JOIN outbox AS root ON root.id = o.resend_of
 WHERE o.id > %(after)s AND o.id <= %(until)s AND o.resend_of >= %(first)s
   AND (%(ids)s::bigint[] IS NULL OR o.id = ANY(%(ids)s::bigint[]))
-  AND (root.id IS NULL OR root.resend_of IS NOT NULL
+  AND (root.id IS NULL AND o.resend_of > %(retired)s OR root.resend_of IS NOT NULL
        OR (root.biz_type, root.topic, root.key) <> (o.biz_type, o.topic, o.key));
 
 -- audit_order --
@@ -141,7 +149,7 @@ WHERE applied < earlier_applied AND (fresh OR earlier_fresh) AND (NOT lenient OR
 SELECT id, topic, key FROM outbox WHERE id = ANY(%(ids)s::bigint[]);
 
 -- audit_keys --
--- Rows whose key is not what the payload's key field says.  Equal as text they nearly always are:
+-- Rows whose key is not what the payload's key field says. Equal as text they nearly always are:
 -- the function is for the rest.
 SELECT o.id, t.key_field, octet_length(o.key)
 FROM outbox AS o
@@ -246,7 +254,7 @@ LIMIT 10000;
 
 -- audit_unpublished --
 -- Rows that were written long ago and are above the floor, and that nobody has persisted all the
--- same: behind a floor that an open transaction holds, rows are published and consumed.  Of the
+-- same: behind a floor that an open transaction holds, rows are published and consumed. Of the
 -- first 100,000 above it.
 SELECT o.id, o.resend_of,
        floor(extract(epoch FROM (now() AT TIME ZONE 'UTC') - o.created_at))::bigint AS waited

@@ -7,6 +7,7 @@ SELECT n.name, p.mode, p.asked, p.wish, p.doing, p.reason, coalesce(p.rate, 0) A
        pg_wal_lsn_diff(pg_current_wal_insert_lsn(), p.lsn)::bigint AS lag_bytes,
        greatest(0, ids.newest - coalesce(p.floor, 0)) AS lag_rows, ids.newest,
        coalesce(p.identity <> outbox_identity() OR ids.newest < p.floor, false) AS strange,
+       p.retention -> 'waits' AS retention,
        s.wal_status, s.active_pid IS NOT NULL AS slot_active, s.safe_wal_size,
        pg_wal_lsn_diff(pg_current_wal_insert_lsn(), s.restart_lsn)::bigint AS held
 FROM (SELECT name FROM relay_position WHERE %(relay)s::text IS NULL UNION SELECT %(relay)s) AS n

@@ -60,6 +60,10 @@ class Audit:
 
     def run(self, advance: Callable[[int, int], None] = lambda done, total: None) -> Report:
         """Everything but repair and writing it down; `advance` takes ids done and to do."""
+        with self._session.undisturbed():
+            return self._run(advance)
+
+    def _run(self, advance: Callable[[int, int], None]) -> Report:
         began = time.monotonic()
         report = self.report
         self._first, _, report.floor = self._session.rows("audit_bounds")[0]
@@ -85,9 +89,16 @@ class Audit:
         ]
         for name in ("audit_rows", "audit_before"):
             self._session.rows(name)
+        self._retired = [(row[0], row[1]) for row in self._session.rows("audit_retired")]
         if self._full:
             self._session.rows("audited_anew")
             self._known = []
+            for first, last in self._retired:
+                # What is left of a range that is gone.
+                left = [
+                    row[0] for row in self._session.rows("range_unsettled", first=first, last=last)
+                ]
+                self._session.rows("audit_leave", ids=left)
         self._look_again()
         self._look_at_new(advance)
         self._look_at_open()
@@ -183,10 +194,22 @@ class Audit:
         if tallies:
             tallies.count(EVERYTHING, after)
         while after < report.floor:
-            until = min(after + WIDTH, report.floor)
+            if gone := next(
+                (last for first, last in self._retired if first <= after + 1 <= last), None
+            ):
+                if tallies:
+                    tallies.count(after, gone)
+                after = report.until = gone
+                continue
+            ends = [first - 1 for first, _ in self._retired if first > after + 1]
+            until = min(after + WIDTH, report.floor, *ends)
             [(following,)] = self._session.rows("audit_next", after=after)
             if following is None or following > until:
-                until = min(report.floor, following - 1) if following else report.floor
+                until = (
+                    min(report.floor, following - 1, *ends)
+                    if following
+                    else min(report.floor, *ends)
+                )
             finding, wrong, unsettled = self._look(after, until, None)
             if self._backlog > BACKLOG:
                 report.notes.append(
@@ -290,9 +313,14 @@ class Audit:
     def _read(self, after: int, until: int, ids: list[int] | None) -> None:
         self._session.rows("audit_read", after=after, until=until, ids=ids, lenient=self._lenient)
 
+    @property
+    def _mark(self) -> int:
+        """What is at or below this id and has no row is gone."""
+        return max((last for _, last in self._retired), default=0)
+
     def _states(self, where: dict[str, Any]) -> set[int]:
         add, wrong = self.report.add, set[int]()
-        for outbox_id, kind, status in self._session.rows("audit_faults"):
+        for outbox_id, kind, status in self._session.rows("audit_faults", retired=self._mark):
             add(kind, outbox_id, status=status)
             wrong.add(outbox_id)
         for outbox_id, status in self._session.rows("audit_rowless", **where):
@@ -301,7 +329,9 @@ class Audit:
         for outbox_id, status in self._session.rows("audit_open", **where):
             add("wrong_open", outbox_id, status=status)
             wrong.add(outbox_id)
-        for outbox_id, root in self._session.rows("audit_resends", **where, first=self._first):
+        for outbox_id, root in self._session.rows(
+            "audit_resends", **where, first=self._first, retired=self._mark
+        ):
             add("bad_resend", outbox_id, resend_of=root)
             wrong.add(outbox_id)
         if where["ids"] is None:

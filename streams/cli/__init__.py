@@ -36,6 +36,7 @@ COMMANDS = {
     "conversations": "streams.cli.conversations:conversations",
     "biz-types": "streams.cli.biz_types:biz_types",
     "audit": "streams.cli.audit:command",
+    "retention": "streams.cli.retention:retention",
     "erase": "streams.cli.erase:command",
     "web": "streams.cli.web:web",
     "completion": "streams.cli.completion:completion",

@@ -20,6 +20,7 @@ import streams.database.notify
 import streams.database.replication
 from streams.database import query, revisions, sync_engine
 from streams.database.engine import KEEPALIVES
+from streams.database.partitions import FIRST_WIDTH
 from streams.database.sessions import SessionRefused
 from streams.errors import NotMigrated, ServiceUnreachable, SettingsInvalid, UsageError
 from streams.registry import Registry
@@ -27,11 +28,11 @@ from streams.settings import AGENTS, Settings, redact
 
 # Every table of ours but the partitions; `db/schema.sql` says what is in them.
 TABLES = (
-    "outbox", "outbox_direct", "outbox_biz_types", "outbox_state", "outbox_open", "outbox_foreign",
-    "outbox_run_crashes", "outbox_partition_crashes", "outbox_message_crashes", "outbox_rejects",
-    "outbox_topics", "relay_position", "relay_shards", "outbox_actions", "outbox_audit_ranges",
-    "outbox_audit_left", "outbox_audits", "outbox_stats", "outbox_processes", "outbox_lag",
-    "outbox_gauges", "outbox_primary", "outbox_dead_letters", "outbox_operations",
+    "outbox", "outbox_direct", "outbox_biz_types", "outbox_state", "outbox_open", "outbox_retired",
+    "outbox_foreign", "outbox_run_crashes", "outbox_partition_crashes", "outbox_message_crashes",
+    "outbox_rejects", "outbox_topics", "relay_position", "relay_shards", "outbox_actions",
+    "outbox_audit_ranges", "outbox_audit_left", "outbox_audits", "outbox_stats", "outbox_processes",
+    "outbox_lag", "outbox_gauges", "outbox_primary", "outbox_dead_letters", "outbox_operations",
     "outbox_operation_items",
 )  # fmt: skip
 # Those of our own agent, where it is used.
@@ -48,7 +49,7 @@ def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
         with _connect(settings) as database, revisions.locked(database):
             if (newer := _newer(database)) is None:
                 revision = revisions.upgrade(
-                    database, partition_rows=settings.outbox.partition_rows
+                    database, partition_rows=settings.outbox.partition_rows or FIRST_WIDTH
                 )
                 yield f"database at revision {revision}"
             else:

@@ -7,6 +7,7 @@ through.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, cast
 
@@ -19,7 +20,21 @@ from streams.database.queries import query
 PARTITIONED = ("outbox", "outbox_state")
 LOCK = 7_201_002
 AT_ONCE = 20
+FIRST_WIDTH = 5_000_000  # while nothing is known of the rate
+ALIVE = 36  # partitions that a period of retention has, give or take half of it
+NARROWEST, WIDEST = 10_000, 1_000_000_000
 _BOUNDS = re.compile(r"FROM \('(\d+)'\) TO \('(\d+)'\)")
+
+
+def fitting_width(rate: float, days: float) -> int:
+    """Ids of a partition, as 1, 2 or 5 with zeros.
+
+    At this rate a second, so many days have 20 to 60 of such partitions.
+    """
+    wanted = min(max(rate * days * 86_400 / ALIVE, NARROWEST), WIDEST)
+    zeros: int = 10 ** math.floor(math.log10(wanted))
+    widths = [zeros, 2 * zeros, 5 * zeros, 10 * zeros]
+    return min(widths, key=lambda width: abs(math.log(width / wanted)))
 
 
 def ensure_sync(connection: Connection, *, ahead: int, width: int) -> int:

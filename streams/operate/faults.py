@@ -77,6 +77,7 @@ CODES: dict[str, Severity] = {
     "floor.pinned": "bad",
     "outbox.partitions_end": "bad",
     "outbox.partitions_ending": "watch",
+    "outbox.retention_waits": "watch",
     "workers.none": "bad",
     "workers.incomplete": "bad",
     "worker.silent": "watch",
@@ -136,7 +137,7 @@ def worker_unready(web: str, *, running: bool) -> Fault:
 def relay_faults(relay: RelayStatus, limits: Limits | None = None) -> list[Fault]:
     """What is wrong with one relay alone."""
     alone = Snapshot(at=datetime.now(UTC), limits=limits or Limits(), totals=_NONE)
-    return [*_relay(relay), *_slot(relay, alone)]
+    return [*_relay(relay), *_slot(relay, alone), *_retention_of(relay)]
 
 
 def _fault(
@@ -291,6 +292,22 @@ def _room(snapshot: Snapshot) -> Iterator[Fault]:
         " present rate, then enqueueing fails",
         "start a relay, it makes them",
     )
+
+
+def _retention(snapshot: Snapshot) -> Iterator[Fault]:
+    for relay in snapshot.relays:
+        yield from _retention_of(relay)
+
+
+def _retention_of(relay: RelayStatus) -> Iterator[Fault]:
+    if relay.retention:
+        more = f", and {len(relay.retention) - 1} more" if len(relay.retention) > 1 else ""
+        yield _fault(
+            "outbox.retention_waits",
+            f"{relay.retention[0]}{more}",
+            "`streams retention --dry-run` says what holds each range up",
+            subject=relay.name,
+        )
 
 
 def _workers(snapshot: Snapshot) -> Iterator[Fault]:
@@ -534,6 +551,7 @@ _RULES: Sequence[Callable[[Snapshot], Iterator[Fault]]] = (
     _relays,
     _pins,
     _room,
+    _retention,
     _workers,
     _runs,
     _partitions,

@@ -75,7 +75,8 @@ def adopt(
         if not connection.exec_driver_sql(query("relay_hold"), relay).scalar_one():
             raise UsageError(f"relay {adoption.relay} leads at this moment: stop it first")
         connection.exec_driver_sql(query("skip_ids"), {"newest": adoption.newest})
-        partitions.ensure_sync(connection, ahead=1, width=settings.outbox.partition_rows)
+        width = settings.outbox.partition_rows or partitions.FIRST_WIDTH
+        partitions.ensure_sync(connection, ahead=1, width=width)
         connection.exec_driver_sql(query("relay_adopt"), {**relay, "floor": adoption.floor})
         connection.exec_driver_sql(query("relay_raise_beat"), {**relay, "beat": adoption.beat})
         what = {**relay, "floor": adoption.floor, "newest": adoption.newest, "was": adoption.was}

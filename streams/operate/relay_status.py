@@ -64,7 +64,7 @@ class RelayStatus:
     `mode` publishes now, `asked` is what the leader was started with, `wish` what operators asked
     for later; `doing` is streaming, polling, healing, connector or waiting. `strange`: this is not
     the database it knows. `sharing` are relays that lead some shards each; the `leader` is the one
-    with the first.
+    with the first. `retention` is what holds retention up, as the leader saw it last.
     """
 
     name: str
@@ -83,6 +83,7 @@ class RelayStatus:
     rate: float
     slot: SlotHealth | None
     strange: bool
+    retention: tuple[str, ...] = ()
 
 
 def standing(connection: Connection, relay: str | None = None) -> list[RelayStatus]:
@@ -151,6 +152,7 @@ def _standing(row: dict[str, Any], sharing: list[Member], present: list[Member])
         lag=Lag(row["lag_bytes"], row["lag_rows"], round(row["lag_seconds"], 3)),
         slot=slot,
         strange=row["strange"],
+        retention=tuple(row.get("retention") or ()),
     )
 
 

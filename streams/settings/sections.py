@@ -19,6 +19,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 Bytes = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
 Days = Annotated[float, msgspec.Meta(gt=0, le=365)]
+Kept = Annotated[float, msgspec.Meta(gt=0, le=36_500)]  # days
 MessageId = Annotated[
     str,
     msgspec.Meta(
@@ -79,12 +80,18 @@ class Broker(_Section, frozen=True):
 
 
 class Outbox(_Section, frozen=True):
-    """What business code may enqueue, and how the table is partitioned."""
+    """What business code may enqueue, how the table is partitioned, and how long it is kept."""
 
     enabled: bool = True
     max_bytes: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 900_000
-    partition_rows: Annotated[int, msgspec.Meta(ge=1000)] = 5_000_000
+    partition_rows: Annotated[int, msgspec.Meta(ge=1000)] | None = None
     partitions_ahead_days: Seconds = 3.0
+    retention_days: Kept | None = None
+    dead_days: Kept | None = None
+    foreign_days: Kept | None = None
+    rejects_days: Kept | None = None
+    actions_days: Kept | None = None
+    audits_days: Kept | None = None
 
 
 class Topic(_Section, frozen=True):

@@ -114,7 +114,7 @@ async def test_a_leader_sweeps_what_is_open_no_more(bench: Workbench) -> None:
         dead: tuple[Any, ...] | None = None
         while dead is None or not dead[0]:
             dead = await (await connection.execute(query("open_churns"))).fetchone()
-        await Housekeeping(bench.settings).round(connection)
+        await Housekeeping(bench.settings, [TOPIC]).round(connection)
         while dead is None or dead[0]:
             dead = await (await connection.execute(query("open_churns"))).fetchone()
     assert bench.query(

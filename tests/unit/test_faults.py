@@ -178,6 +178,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "outbox.partitions_end": ({"room": Room(10, 3599.0)}, {"room": Room(10, None)}),
     "outbox.partitions_ending": ({"room": Room(10, 3600.0)}, {"room": Room(10, 86_400.0)}),
+    "outbox.retention_waits": (
+        relay(retention=("retention of messages 0 to 9 waits: pid 7 (pg_dump, active)",)),
+        relay(retention=()),
+    ),
     "workers.none": ({"processes": ()}, worker(state="silent")),
     "worker.silent": (worker(state="silent", silent=15.0), worker(state="ended")),
     "process.crashes": ({"crashed": (("worker on h", 3),)}, {"crashed": ()}),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from streams.backoff import delay
+from streams.database.partitions import fitting_width
 from streams.relay.leader.maintenance import needed_ahead
 from streams.relay.postgres.floor import Sample, reached, settle
 from streams.relay.postgres.lsn import lsn_number, lsn_text
@@ -60,3 +63,21 @@ def test_waiting_doubles_and_ends_at_the_limit() -> None:
     assert 0.1 <= delay(0, 10.0) <= 0.2
     assert 0.4 <= delay(2, 10.0) <= 0.8
     assert all(5.0 <= delay(attempt, 10.0) <= 10.0 for attempt in (6, 50, 10_000))
+
+
+@pytest.mark.parametrize(
+    ("rate", "days", "width"),
+    [
+        (0.001, 14.0, 10_000),
+        (10.0, 14.0, 500_000),
+        (1000.0, 14.0, 50_000_000),
+        (30_000.0, 14.0, 1_000_000_000),
+        (30_000.0, 1.0, 100_000_000),
+    ],
+)
+def test_a_partition_is_as_wide_as_keeps_a_few_dozen_alive(
+    rate: float, days: float, width: int
+) -> None:
+    assert fitting_width(rate, days) == width
+    if width > 10_000:
+        assert 20 <= rate * days * 86_400 / width <= 60

@@ -200,3 +200,20 @@ def test_a_reading_of_a_long_transaction_ends_before_it() -> None:
     rows = read_once(relation(), begin(), *[insert(*PLAIN)] * (3 * ROWS), commit(120))
     assert rows is not None
     assert (len(rows.rows), rows.position) == (2 * ROWS, None)
+
+
+def test_what_retention_puts_back_is_not_handed_over_again() -> None:
+    """A transaction's first row tells.
+
+    What a business transaction wrote before the floor had passed it comes whole.
+    """
+    decoder = Decoder()
+    decoder.published = lambda: 5
+    newer = (b"7", *PLAIN[1:])
+    messages = [relation(), begin(), insert(*PLAIN), insert(*PLAIN), commit(110)]
+    for message in [*messages, begin(), insert(*newer), insert(*PLAIN), commit(120)]:
+        decoder.feed(message)
+    found = decoder.take()
+    assert found is not None
+    assert [row.id for row in found.rows] == [7, 5]
+    assert found.position == 120

@@ -1,30 +1,49 @@
 """What a leader keeps small beside publishing, on a connection of its own.
 
 `outbox_open` first: a row comes and goes with every message that fails, and what is gone has to be
-swept before probes wade through it. The server's own round comes once a minute at best.
+swept before probes wade through it; the server's own round comes once a minute at best. Then
+retention, which takes old messages away.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Iterable
 from typing import Any
 
+import orjson
 import psycopg
 
 from streams.database import connect, query
+from streams.database.retention import (
+    DETACH_TIMEOUT,
+    Busy,
+    NotAllowed,
+    Proof,
+    Retention,
+    Step,
+    holding,
+    periods,
+)
 from streams.settings import Settings
 
 logger = logging.getLogger("streams.relay")
 
 ROUND_SECONDS = 10.0
+RETENTION_SECONDS = 60.0
+EXPIRE_SECONDS = 3600.0
 
 
 class Housekeeping:
     """Runs until cancelled; an outage costs a round, nothing else."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, topics: Iterable[str]) -> None:
+        self._settings, self._periods = settings, periods(settings, topics)
+        self._retained_at, self._expired_at = -RETENTION_SECONDS, -EXPIRE_SECONDS
+        self._proofs: dict[int, Proof] = {}
+        self._waits: list[str] | None = None
 
     async def run(self) -> None:
         """One round after another."""
@@ -34,12 +53,17 @@ class Housekeeping:
                     self._settings.database_url,
                     connect_timeout=self._settings.database.connect_timeout,
                     application_name="outbox-streams relay housekeeping",
+                    session={"lock_timeout": DETACH_TIMEOUT},
                 ) as connection:
                     while True:
                         await self.round(connection)
                         await asyncio.sleep(ROUND_SECONDS)
             except (psycopg.Error, OSError) as error:
-                logger.warning("housekeeping interrupted", extra={"error": type(error).__name__})
+                extra = {
+                    "error": type(error).__name__,
+                    "sqlstate": getattr(error, "sqlstate", None),
+                }
+                logger.warning("housekeeping interrupted", extra=extra)
             await asyncio.sleep(ROUND_SECONDS)
 
     async def round(self, connection: psycopg.AsyncConnection[Any]) -> None:
@@ -47,3 +71,43 @@ class Housekeeping:
         row = await (await connection.execute(query("open_churns"))).fetchone()
         if row and row[0]:
             await connection.execute(query("vacuum_open"))
+        if time.monotonic() - self._retained_at >= RETENTION_SECONDS:
+            self._retained_at = time.monotonic()
+            await self._retain(connection)
+
+    async def _retain(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Take away what is old, and write down what holds that up."""
+        if self._periods.endless:
+            return
+        waits: list[str] = []
+        try:
+            async with holding(connection):
+                work = Retention(connection, self._periods, proofs=self._proofs)
+                if time.monotonic() - self._expired_at >= EXPIRE_SECONDS:
+                    self._expired_at = time.monotonic()
+                    await work.expire()
+                async for step in work.steps():
+                    waits += self._told(step)
+        except NotAllowed as reason:
+            async for step in Retention(
+                connection, self._periods, dry=True, proofs=self._proofs
+            ).steps():
+                if step.act != "wait" and not waits:
+                    waits.append(f"retention: {reason}")
+        except Busy:  # another relay of this name, or a person, who says what holds it up
+            return
+        if waits != self._waits:
+            retention = orjson.dumps({"waits": waits}).decode()
+            given = {"relay": self._settings.relay.name, "retention": retention}
+            await connection.execute(query("save_retention"), given)
+            self._waits = waits
+
+    def _told(self, step: Step) -> list[str]:
+        about = {"first": step.first, "last": step.last}
+        if step.act == "empty":
+            logger.info("range emptied", extra={**about, "bytes": step.bytes, "left": step.left})
+        elif step.act == "drop":
+            logger.info("partitions dropped", extra=about)
+        elif step.reason is not None:
+            return [f"retention of messages {step.first} to {step.last} waits: {step.reason}"]
+        return []

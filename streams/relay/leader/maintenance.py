@@ -162,11 +162,8 @@ class LeaderMaintenance:
             application_name="outbox-streams relay upkeep",
             options=f"-c lock_timeout={LOCK_TIMEOUT}",
         ) as connection:
-            made = await partitions.ensure(
-                connection,
-                ahead=PARTITIONS_A_LOOK * self._settings.outbox.partition_rows,
-                width=self._settings.outbox.partition_rows,
-            )
+            width = self._settings.outbox.partition_rows or partitions.FIRST_WIDTH
+            made = await partitions.ensure(connection, ahead=PARTITIONS_A_LOOK * width, width=width)
         if made:
             logger.info("partitions made", extra={"count": made})
 
@@ -272,8 +269,10 @@ class LeaderMaintenance:
             self._beats.write(self._settings.relay.name, newest)
 
     async def _make_partitions(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        width = self._settings.outbox.partition_rows
         newest, now = await _value(connection, "last_id"), time.monotonic()
+        width = self._settings.outbox.partition_rows or await self._fitting_width(
+            connection, newest
+        )
         reached = await partitions.reach(connection) - newest
         ahead = needed_ahead(
             self._ids, (now, newest), self._settings.outbox.partitions_ahead_days, width, reached
@@ -290,6 +289,16 @@ class LeaderMaintenance:
             return
         if made:
             logger.info("partitions made", extra={"count": made, "newest_id": newest})
+
+    async def _fitting_width(self, connection: psycopg.AsyncConnection[Any], newest: int) -> int:
+        """As the last million ids came; partitions that are there already stay as they are."""
+        days = self._settings.outbox.retention_days
+        if days is None:
+            return partitions.FIRST_WIDTH
+        row = await (await connection.execute(query("recent_rows"), {"last": newest})).fetchone()
+        if row is None or not row[0]:
+            return partitions.FIRST_WIDTH
+        return partitions.fitting_width(row[0] / row[1], days)
 
 
 class Rate:

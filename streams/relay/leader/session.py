@@ -107,6 +107,7 @@ class LeaderSession:
         self._careful = False
         self._refused: dict[int, str] = {}
         self._survey = Survey(settings)
+        self._saved_floor = 0
 
     async def run(self) -> None:
         """Publish until told to stop, with everything in flight confirmed."""
@@ -165,7 +166,8 @@ class LeaderSession:
 
     def _beside(self) -> list[Coroutine[Any, Any, None]]:
         """What a leader does all the time, whatever its plan is."""
-        sweep, housekeeping = Sweep(self._settings, self._registry), Housekeeping(self._settings)
+        sweep = Sweep(self._settings, self._registry)
+        housekeeping = Housekeeping(self._settings, self._registry.topics)
         return [self._maintenance.run(), self._monitor.run(), sweep.run(), housekeeping.run()]
 
     async def _plan(self) -> Plan:
@@ -184,6 +186,7 @@ class LeaderSession:
         ):
             raise SlotBusy("Debezium still reads the slot")
         self._monitor.follow(plan, snapshot)
+        self._saved_floor = snapshot.floor
         if plan.reason:
             message = "relay polls" if plan.mode == "poll" else "relay not switched"
             logger.warning(message, extra={"relay": snapshot.relay, "reason": plan.reason})
@@ -224,6 +227,8 @@ class LeaderSession:
             Publisher(self._settings, limits, mark_dead, careful=self._careful) as publisher,
         ):
             floor = source.floor(lambda: publisher.confirmed)
+            if isinstance(source, CdcSource):
+                source.skip(lambda: max(self._saved_floor, floor.value))
             self._leads(plan)
             activity, identity = (
                 Activity(plan.mode, plan.doing, plan.reason),

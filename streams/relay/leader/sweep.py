@@ -223,7 +223,14 @@ class Sweep:
     ) -> bool:
         """Whether a message of the topic has no fate; remembers from where all before have one."""
         after = max(self._swept[topic], oldest - 1)
-        upto = min(reach.floor, after + IDS)
+        if reach.floor - after > IDS:
+            # Every message had its fate where retention went; years of ids may be between two
+            # that are left.
+            for start, end in await _rows(connection, "retired_after", after=after):
+                if start > after + 1:
+                    break
+                after = end
+        upto = max(after, min(reach.floor, after + IDS))
         where = {"topic": topic, "after": after, "upto": upto, **reach._asdict()}
         first = await _rows(connection, "sweep_lost", **where, most=1)
         self._swept[topic] = first[0][0] - 1 if first else max(self._swept[topic], upto)

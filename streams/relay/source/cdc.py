@@ -95,6 +95,13 @@ class CdcSource:
             else:
                 raise psycopg.OperationalError(self._why_ended())
 
+    def skip(self, published: Callable[[], int]) -> None:
+        """From now on rows up to this id are not handed over.
+
+        They were published, and put back by retention.
+        """
+        self._decoder.published = published
+
     def confirm(self, position: int | None) -> None:
         """Everything up to `position` is with the broker (None: nothing yet).
 

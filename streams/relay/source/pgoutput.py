@@ -6,7 +6,7 @@ is passed over. https://www.postgresql.org/docs/current/protocol-logicalrep-mess
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Any
 
@@ -35,6 +35,10 @@ class Decoder:
     """
 
     def __init__(self) -> None:
+        # Up to this id everything is published: what retention puts back into its place comes once
+        # more.
+        self.published: Callable[[], int] = lambda: 0
+        self._restored = False
         self.in_transaction = False
         self.count = 0
         self.size = 0
@@ -79,7 +83,8 @@ class Decoder:
             self._position = _end_lsn(message, 10)[0]
             self.in_transaction = False
         elif kind == _BEGIN:
-            self.in_transaction = True
+            # Its first row tells: whoever puts rows back does nothing else in the transaction.
+            self.in_transaction = self._restored = True
         elif kind == _RELATION:
             self._relation(message)
 
@@ -94,6 +99,10 @@ class Decoder:
         self._keep(message, self._row(_columns(message, order)))
 
     def _keep(self, message: bytes, row: Row) -> None:
+        if self._restored:
+            if row.id <= self.published():
+                return
+            self._restored = False
         self._rows.append(row)
         self.count += 1
         self.size += len(message)

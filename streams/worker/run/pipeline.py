@@ -130,6 +130,10 @@ async def work_left(
     # either may be the first.
     loaded = set(unclear)
     facts |= await look_up(attempt, [delivery for delivery in left if delivery not in loaded])
+    gone = await transaction.gone(
+        [outbox_id for outbox_id, fact in facts.items() if not fact.known]
+    )
+    facts |= {outbox_id: Fact(known=True, status="consumed") for outbox_id in gone}
     await wait_for_visibility(
         attempt, [outbox_id for outbox_id, fact in facts.items() if not fact.known]
     )
@@ -173,9 +177,11 @@ async def judge(
         return deliveries, {}
     ids = {delivery.record_id for delivery in deliveries}
     rows = await transaction.identities(ids)
+    missing = [row_id for row_id in ids if row_id not in rows]
+    gone = await transaction.gone(missing)
     # A replay changes the state in the transaction that writes the row to send again: not seen
     # before that row is.
-    await wait_for_visibility(attempt, [row_id for row_id in ids if row_id not in rows])
+    await wait_for_visibility(attempt, [row_id for row_id in missing if row_id not in gone])
     reasons = {
         delivery: why_strange(delivery, transaction.topic, rows.get(delivery.record_id))
         for delivery in deliveries
@@ -187,7 +193,7 @@ async def judge(
     unsettled = {
         delivery: reason
         for delivery, reason in strangers.items()
-        if facts[delivery.outbox_id].status not in TERMINAL
+        if facts[delivery.outbox_id].status not in TERMINAL and delivery.record_id not in gone
     }
     times = [
         (delivery.time, rows[delivery.record_id].created_ms)

@@ -179,6 +179,12 @@ class Transaction:
         """
         return {row[0]: Named(*row[1:]) for row in await self.execute("identities", ids=list(ids))}
 
+    async def gone(self, ids: Collection[int]) -> set[int]:
+        """Those of these ids, of which there is no row, that retention took away."""
+        if not ids:
+            return set()
+        return {row[0] for row in await self.execute("retired_among", ids=list(ids))}
+
     async def facts(self, ids: Collection[int]) -> dict[int, Fact]:
         """What is known of each of these messages."""
         return {row[0]: Fact(*row[1:]) for row in await self.execute("facts", ids=list(ids))}

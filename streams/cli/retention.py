@@ -1,0 +1,87 @@
+"""`streams retention`: take away what is old now, or say what would go, and what holds it up."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import asdict
+
+import click
+import psycopg
+
+from streams.cli.choose import say, say_json
+from streams.database import connect, migrate
+from streams.database.retention import DETACH_TIMEOUT, Busy, Retention, Step, holding, periods
+from streams.errors import ServiceUnreachable, UsageError
+from streams.registry import configured
+from streams.settings import Settings, load, redact
+
+KEPT = "everything is kept: outbox.retention_days and the like are not set"
+
+
+@click.command("retention")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, one object for each range of ids.")
+def retention(dry_run: bool, as_json: bool) -> None:
+    """Empty and drop old ranges of the outbox, and delete what else is older than its period.
+
+    The relay that leads does this by itself, if its role may. Exit code 1 when something holds it
+    up, with one line each.
+    """
+    settings = load()
+    if periods(settings, ()).endless:
+        say_json([]) if as_json else say(KEPT)
+        return
+    with migrate.connection(settings) as connection:
+        migrate.check(connection)
+    steps = asyncio.run(_steps(settings, dry_run))
+    if as_json:
+        say_json([asdict(step) for step in steps])
+    elif steps:
+        say("\n".join(_line(step, dry_run) for step in steps))
+    else:
+        say("nothing is old enough")
+    if any(step.reason for step in steps):
+        sys.exit(1)
+
+
+async def _steps(settings: Settings, dry_run: bool) -> list[Step]:
+    try:
+        async with await connect(
+            settings.database_url,
+            connect_timeout=settings.database.connect_timeout,
+            application_name="streams retention",
+            session={"lock_timeout": DETACH_TIMEOUT},
+        ) as connection:
+            work = Retention(
+                connection, periods(settings, configured(settings).topics), dry=dry_run
+            )
+            if dry_run:
+                return [step async for step in work.steps()]
+            try:
+                async with holding(connection):
+                    await work.expire()
+                    return [step async for step in work.steps()]
+            except Busy as busy:
+                raise UsageError(f"nothing was done: {busy}") from None
+    except psycopg.Error as error:
+        where, reason = redact(settings.database_url), (str(error).strip().splitlines() or [""])[0]
+        if (error.sqlstate or "").startswith("42"):
+            raise UsageError(f"PostgreSQL at {where} refuses: {reason}") from None
+        raise ServiceUnreachable(f"PostgreSQL at {where} went away: {reason}") from None
+
+
+def _line(step: Step, dry_run: bool) -> str:
+    size = f", {step.bytes / 1e6:,.1f} MB" if step.bytes else ""
+    left = f", {step.left} rows are left" if step.left else ""
+    done = {
+        "empty": "would be emptied" if dry_run else "emptied",
+        "drop": "would be dropped" if dry_run else "dropped",
+    }
+    if step.days is not None:
+        said = f"old enough in {step.days:.1f} days"
+    elif step.reason is not None:
+        said = f"waits: {step.reason}"
+    else:
+        said = done[step.act]
+    return f"messages {step.first} to {step.last}{size}: {said}{left}"

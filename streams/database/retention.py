@@ -1,0 +1,517 @@
+"""Old messages go: a range of ids is emptied in place, and dropped when nothing is left in it.
+
+DELETE would write as much again and leave the space to vacuum; DETACH hides rows at once, then
+waits for every snapshot of the database, and outbox and outbox_state cannot be detached together.
+So nobody ever sees one table without the other:
+
+    proof   every message of the range is published, has a fate, and is old; that cannot become
+            untrue
+    empty   in one transaction both partitions are locked (nobody is waited for), counted once more,
+            what is unsettled is set aside, TRUNCATE, and it is put back
+    drop    a range with nothing left: DETACH CONCURRENTLY, which may take days, FINALIZE when it
+            was given up, DROP
+
+What is left are messages that are not settled (dead ones, while their own period lasts) and the
+rows that send one again, wherever the message is: an edited payload stands in a younger partition
+than its message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields
+from typing import Any, LiteralString, NamedTuple
+
+import orjson
+import psycopg
+from psycopg import errors, sql
+
+from streams.database.queries import query
+from streams.settings import Settings
+
+DAY = 86_400.0
+PART = 1000  # ids given to one statement
+MOST = 10_000  # rows that one statement deletes
+LEFT_MOST = 0.1  # of the rows of a range: above that it is not worth emptying
+LOCK_SECONDS = 5.0
+AGAIN_SECONDS = 0.1
+PROOF_SECONDS = 600.0  # until a range that was not ready is read again
+DETACH_TIMEOUT = "2s"
+WRITTEN = "rows came into it after it was emptied: somebody wrote them by hand"
+CONTRADICTION = "states contradict their rows or outbox_open: run `streams audit --full`"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Periods:
+    """For how many days each thing is kept; None: for ever.
+
+    messages: settled ones, in outbox and outbox_state; dead: dead letters, until they are
+    discarded; foreign: settled messages of other systems; rejects, actions, audits: what arrived
+    and was no message, what operators did, and what audits found.
+    """
+
+    messages: float | None = None
+    dead: float | None = None
+    foreign: float | None = None
+    rejects: float | None = None
+    actions: float | None = None
+    audits: float | None = None
+
+    @property
+    def endless(self) -> bool:
+        """Whether everything is kept for ever."""
+        return all(getattr(self, each.name) is None for each in fields(self))
+
+
+class Range(NamedTuple):
+    """A range of ids whose rows are in two partitions.
+
+    `kept` rows are left in it, None when it was never emptied.
+    """
+
+    first: int
+    last: int
+    schema: str
+    tables: list[str]
+    bytes: int
+    messages: int | None
+    kept: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What was done or would be done with a range of ids: `act` is empty, drop or wait.
+
+    `reason` says why it waits.
+
+    `left` rows of unsettled messages stay in it; in `days` it is old enough.
+    """
+
+    first: int
+    last: int
+    act: str
+    bytes: int = 0
+    left: int = 0
+    days: float | None = None
+    reason: str | None = None
+
+
+class Leaf(NamedTuple):
+    """One partition of a range in which nothing is left; without a schema it is gone."""
+
+    parent: str
+    name: str
+    schema: str | None
+    attached: bool
+    pending: bool
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        """Its name, quoted."""
+        return sql.Identifier(self.schema or "", self.name)
+
+
+class Busy(Exception):
+    """Somebody holds what is needed, or another process is at it; it names who."""
+
+
+class NotAllowed(Busy):
+    """This role may not do it; it says what to run."""
+
+
+class Proof(NamedTuple):
+    """What is in a range of ids, as seen `at` a moment; the same for ever once `fault` is None."""
+
+    at: float
+    rows: int
+    messages: int
+    fault: str | None
+
+
+class Retention:
+    """One pass after another over the ranges of ids, on a connection of its own in autocommit mode.
+
+    Use it within `holding`.  `dry` says what would be done.
+    """
+
+    def __init__(
+        self,
+        connection: psycopg.AsyncConnection[Any],
+        periods: Periods,
+        *,
+        dry: bool = False,
+        proofs: dict[int, Proof] | None = None,
+    ) -> None:
+        self._connection, self._periods, self._dry = connection, periods, dry
+        # By the first id: each reads a whole range, so the next pass takes them over.
+        self._proofs = {} if proofs is None else proofs
+
+    async def steps(self) -> AsyncIterator[Step]:
+        """What is done with each range, oldest first, as it is done.
+
+        Psycopg.Error when the database goes away.
+        """
+        async for step in self._emptied():
+            yield step
+        async for step in self._dropped():
+            yield step
+
+    async def expire(self) -> None:
+        """Give up what is dead for too long, and delete what else is older than its period."""
+        await self._discard()
+        await self._expire()
+
+    # Emptying.
+
+    async def _emptied(self) -> AsyncIterator[Step]:
+        if self._periods.messages is None:
+            return
+        for each in [Range(*row) for row in await self._rows("retention_ranges")]:
+            if each.kept == 0:
+                continue
+            step = await self._ready(each)
+            if step.act == "empty" and not self._dry:
+                try:
+                    step = await self._empty(each, step)
+                except Busy as busy:
+                    step = Step(
+                        each.first, each.last, "wait", each.bytes, step.left, reason=str(busy)
+                    )
+            if step.act != "kept":
+                yield step
+            if step.days is not None:
+                return  # what comes after it is younger
+
+    async def _ready(self, each: Range) -> Step:
+        """Whether the range may be emptied, proved without a lock."""
+        assert self._periods.messages is not None
+        bounds = {"first": each.first, "last": each.last}
+
+        def wait(reason: str, left: int = 0) -> Step:
+            return Step(each.first, each.last, "wait", each.bytes, left, reason=reason)
+
+        if each.kept is not None:  # once more, when some of what was left is settled
+            left = len(await self._needed(each))
+            return Step(
+                each.first, each.last, "kept" if left >= each.kept else "empty", each.bytes, left
+            )
+        written = await self._value("range_written", **bounds)
+        if written is not None and written < self._periods.messages * DAY:
+            return Step(
+                each.first,
+                each.last,
+                "wait",
+                each.bytes,
+                days=self._periods.messages - written / DAY,
+            )
+        proof = await self._proof(each)
+        if proof.fault is not None:
+            return wait(proof.fault)
+        left = len(await self._left(each))
+        if left > proof.rows * LEFT_MOST:
+            reason = (
+                f"{left} of {proof.rows} rows are of messages that are not settled: replay or"
+                " discard them"
+            )
+            return wait(reason, left)
+        return Step(each.first, each.last, "empty", each.bytes, left)
+
+    async def _proof(self, each: Range) -> Proof:
+        known, now = self._proofs.get(each.first), time.monotonic()
+        if known is not None and (known.fault is None or now - known.at < PROOF_SECONDS):
+            return known
+        proof = self._proofs[each.first] = await self._prove(each)
+        return proof
+
+    async def _prove(self, each: Range) -> Proof:
+        rows, messages, fateless, strange = (
+            await self._rows("range_proof", first=each.first, last=each.last)
+        )[0]
+        fault = None
+        if fateless:
+            fault = f"{fateless} messages have no fate yet: the sweep sends them again"
+        elif strange:
+            fault = f"{strange} states contradict their rows: run `streams audit --full`"
+        return Proof(time.monotonic(), rows, messages, fault)
+
+    async def _left(self, each: Range) -> list[int]:
+        return [
+            row[0] for row in await self._rows("range_unsettled", first=each.first, last=each.last)
+        ]
+
+    async def _unsettled_roots(self, each: Range) -> list[int]:
+        """Messages that are not settled, and that rows of this range send again."""
+        roots = [
+            row[0] for row in await self._rows("range_roots", first=each.first, last=each.last)
+        ]
+        parts = [roots[start : start + PART] for start in range(0, len(roots), PART)]
+        return [row[0] for part in parts for row in await self._rows("unsettled", ids=part)]
+
+    async def _needed(self, each: Range) -> list[int]:
+        """Rows of a range that was emptied before, that somebody may still need."""
+        given = {"ids": await self._left(each), "roots": await self._unsettled_roots(each)}
+        return [
+            row[0]
+            for row in await self._rows("range_needed", first=each.first, last=each.last, **given)
+        ]
+
+    async def _empty(self, each: Range, ready: Step) -> Step:
+        """Empty it in one transaction.
+
+        Busy when its partitions cannot be locked for some seconds.
+        """
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                return await self._empty_now(each)
+            except (errors.LockNotAvailable, errors.DeadlockDetected):
+                if time.monotonic() > deadline:
+                    raise Busy(await self._who("holders", tables=self._named(each))) from None
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _empty_now(self, each: Range) -> Step:
+        """Do it now or not at all.
+
+        LockNotAvailable when somebody is there, Busy when it is not as it was proved.
+        """
+        bounds: Mapping[str, Any] = {"first": each.first, "last": each.last}
+        leaves = [sql.Identifier(each.schema, name) for name in each.tables]
+        both = sql.SQL(", ").join(sql.SQL("ONLY {}").format(leaf) for leaf in leaves)
+        async with self._connection.transaction():
+            await self._connection.execute(
+                sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE NOWAIT").format(both)
+            )
+            if not await self._value("emptying_lock"):
+                raise Busy("an audit runs")
+            messages = await self._proved_still(each)
+            ids = await self._still_open(each)
+            await self._rows(
+                "retain_rows", **bounds, ids=ids, roots=await self._unsettled_roots(each)
+            )
+            await self._rows("retain_states", **bounds, ids=ids)
+            [(rows, states)] = await self._rows("retained")
+            if states != len(ids):
+                raise Busy(CONTRADICTION)
+            about = {"messages": messages, "kept": rows, "tables": each.tables}
+            await self._rows("note_retired", **bounds, **about)
+            await self._connection.execute(sql.SQL("TRUNCATE {}").format(both))
+            await self._rows("forget_letters", **bounds, ids=ids)
+            for name, count in (("restore_rows", rows), ("restore_states", states)):
+                restored = await self._connection.execute(query(name)) if count else None
+                if restored is not None and restored.rowcount != count:
+                    raise Busy(f"{restored.rowcount} of {count} were put back: a trigger of yours?")
+        return Step(each.first, each.last, "empty", each.bytes, rows)
+
+    async def _proved_still(self, each: Range) -> int:
+        """How many messages the range had, now that nobody writes there.
+
+        Busy if it is not as it was proved.
+        """
+        if each.messages is not None:
+            proof = await self._prove(each)  # of the few rows that are left
+            if proof.fault is not None or proof.rows != each.kept:
+                raise Busy(proof.fault or CONTRADICTION)
+            return each.messages
+        proof = self._proofs[each.first]
+        counts = (await self._rows("range_counts", first=each.first, last=each.last))[0]
+        if counts != (proof.rows, proof.messages):
+            # A row that was committed and not visible yet, or written by hand.
+            del self._proofs[each.first]
+            raise Busy("rows came into it: it is read once more")
+        return proof.messages
+
+    async def _still_open(self, each: Range) -> list[int]:
+        """Messages of the range that are not settled, by their states alone.
+
+        Busy if outbox_open says that one more is.
+        """
+        rows = await self._rows("range_open", first=each.first, last=each.last)
+        if any(contradicts for _, contradicts in rows):
+            raise Busy(CONTRADICTION)
+        return [outbox_id for outbox_id, _ in rows]
+
+    # Dropping.
+
+    async def _dropped(self) -> AsyncIterator[Step]:
+        ranges: dict[tuple[int, int], list[Leaf]] = {}
+        for first, last, *about in await self._rows("to_drop"):
+            ranges.setdefault((first, last), []).append(Leaf(*about))
+        pending = None  # one detach at a time may be: the rest waits for it
+        for (first, last), leaves in ranges.items():
+            reason = pending
+            if reason is None and not self._dry:
+                reason = pending = await self._detach(leaves)
+                if reason == WRITTEN:
+                    pending = None
+                if reason is None:
+                    reason = await self._drop(first, leaves)
+            yield Step(first, last, "drop" if reason is None else "wait", reason=reason)
+
+    async def _detach(self, leaves: Sequence[Leaf]) -> str | None:
+        """Detach the partitions of an empty range; why not, when that cannot be now."""
+        for leaf in leaves:
+            if leaf.schema is not None and await self._any_row(leaf.identifier):
+                return WRITTEN
+        for leaf in leaves:
+            if not leaf.attached:
+                continue
+            detach = "ALTER TABLE {parent} DETACH PARTITION {leaf} " + (
+                "FINALIZE" if leaf.pending else "CONCURRENTLY"
+            )
+            names = {
+                "parent": sql.Identifier(leaf.schema or "", leaf.parent),
+                "leaf": leaf.identifier,
+            }
+            try:
+                await self._connection.execute(sql.SQL(detach).format(**names))
+            except (
+                errors.LockNotAvailable,
+                errors.ObjectInUse,
+                errors.ObjectNotInPrerequisiteState,
+            ):
+                return await self._who("snapshots")
+        return None
+
+    async def _drop(self, first: int, leaves: Sequence[Leaf]) -> str | None:
+        """Drop the two tables, which are no partitions any more; why not, when that cannot be."""
+        tables = [leaf.identifier for leaf in leaves if leaf.schema is not None]
+        try:
+            async with self._connection.transaction():
+                for table in tables:
+                    await self._connection.execute(
+                        sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE NOWAIT").format(table)
+                    )
+                    if await self._any_row(table):
+                        return WRITTEN
+                for table in tables:
+                    await self._connection.execute(sql.SQL("DROP TABLE {}").format(table))
+                await self._rows("note_dropped", first=first)
+        except errors.LockNotAvailable:
+            return await self._who("snapshots")
+        return None
+
+    async def _any_row(self, table: sql.Identifier) -> bool:
+        cursor = await self._connection.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(table))
+        return await cursor.fetchone() is not None
+
+    # What else grows.
+
+    async def _discard(self) -> None:
+        """Dead letters whose period is over are given up, act noted."""
+        if self._periods.dead is None:
+            return
+        seconds = self._periods.dead * DAY
+        for each in [Range(*row) for row in await self._rows("retention_ranges")]:
+            while True:
+                bounds = {"first": each.first, "last": each.last, "seconds": seconds, "most": PART}
+                ids = [row[0] for row in await self._rows("dead_for_long", **bounds)]
+                if not ids:
+                    break
+                async with self._connection.transaction():
+                    dead = [row[0] for row in await self._rows("dead_lock", ids=ids)]
+                    await self._rows("dead_discard", ids=dead)
+                    await self._note(dead, [str(one) for one in dead])
+        while rows := await self._rows("foreign_dead_for_long", seconds=seconds, most=PART):
+            names = {"sources": [row[0] for row in rows], "ids": [row[1] for row in rows]}
+            async with self._connection.transaction():
+                await self._rows("foreign_lock", **names)
+                await self._rows("foreign_discard", **names)
+                await self._note([], [f"{source}:{one}" for source, one in rows])
+
+    async def _note(self, ids: Sequence[int], names: Sequence[str]) -> None:
+        what: dict[str, Any] = {"count": len(names), "ids": list(ids) or list(names)}
+        why = f"dead for more than {self._periods.dead or 0:g} days"
+        note = {
+            "who": "retention",
+            "act": "discard",
+            "outbox_id": ids[0] if len(ids) == 1 else None,
+            "why": why,
+        }
+        await self._rows("note_action", **note, what=orjson.dumps(what).decode())
+
+    async def _expire(self) -> None:
+        periods: list[tuple[LiteralString, float | None]] = [
+            ("expire_foreign", self._periods.foreign),
+            ("expire_rejects", self._periods.rejects),
+            ("expire_actions", self._periods.actions),
+            ("expire_audits", self._periods.audits),
+            ("expire_crashes", self._periods.messages),
+            ("expire_direct", 0.0),  # by ranges that were emptied
+            ("expire_audit_ranges", 0.0),
+        ]
+        for name, days in periods:
+            if days is None:
+                continue
+            given = {"seconds": days * DAY, "most": MOST}
+            while (await self._connection.execute(query(name), given)).rowcount == MOST:
+                pass
+
+    # Asking.
+
+    async def _rows(self, name: str, /, **parameters: Any) -> list[tuple[Any, ...]]:
+        cursor = await self._connection.execute(query(name), parameters)
+        return await cursor.fetchall() if cursor.description else []
+
+    async def _value(self, name: str, /, **parameters: Any) -> Any:
+        rows = await self._rows(name, **parameters)
+        return rows[0][0] if rows else None
+
+    async def _who(self, name: str, /, **parameters: Any) -> str:
+        rows = await self._rows(name, **parameters)
+        if not rows:
+            return "a transaction that is open"
+        named = [
+            f"pid {pid} ({', '.join(filter(None, (who, state)))})" if pid else who
+            for pid, who, state in rows
+        ]
+        return ("the snapshot of " if name == "snapshots" else "") + ", ".join(named)
+
+    def _named(self, each: Range) -> list[str]:
+        return [sql.Identifier(each.schema, name).as_string() for name in each.tables]
+
+
+def periods(settings: Settings, topics: Iterable[str]) -> Periods:
+    """As the settings say; messages stay at least as long as the records of any of these topics.
+
+    Other systems' messages stay longer: what is forgotten of them is persisted once more when its
+    record is read again, and Kafka keeps a record for up to a segment's week longer.
+    """
+    kept = settings.outbox
+    records = max(
+        (settings.topic_settings(name).retention_hours / 24 for name in topics), default=0
+    )
+    return Periods(
+        messages=None if kept.retention_days is None else max(kept.retention_days, records),
+        dead=kept.dead_days,
+        foreign=None if kept.foreign_days is None else max(kept.foreign_days, 2 * records + 7),
+        rejects=kept.rejects_days,
+        actions=kept.actions_days,
+        audits=kept.audits_days,
+    )
+
+
+@asynccontextmanager
+async def holding(connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
+    """Nobody else does retention within this, and this session acts as the owner of the tables.
+
+    Busy when another process is at it, NotAllowed when this role is no member of the owner.
+    """
+    [(owner, member, role)] = await (await connection.execute(query("retention_right"))).fetchall()
+    if not member:
+        raise NotAllowed(
+            f"role {role} may not drop partitions: run `streams retention` as {owner},"
+            f" or GRANT {owner} TO {role}"
+        )
+    [(taken,)] = await (await connection.execute(query("retention_lock"))).fetchall()
+    if not taken:
+        raise Busy("another process is at it")
+    try:
+        await connection.execute(query("retention_role"), {"role": owner})
+        yield
+    finally:
+        if not connection.closed:
+            await connection.execute(query("retention_role"), {"role": "none"})
+            await connection.execute(query("retention_unlock"))
