@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 LOCK := $(wildcard requirements.lock)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 WORKERS ?= 2
-# Most tests wait for servers: three at a time, each with servers of its own, take less than half the time on two cores.
+# Most tests wait for servers: three at a time, each with servers of its own; a fourth gains nothing on two cores.
 # In the order of their folders: the slowest files come first, and the quick ones fill the gaps at the end.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
