@@ -5,9 +5,11 @@ Their rows stay, so that nothing else has to change.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import orjson
 from sqlalchemy import Connection
@@ -100,7 +102,11 @@ def _erase_window(
 ) -> None:
     where = {"after": after, "until": until, "key": person.key, "biz_type": person.biz_type}
     where |= {"field": person.field, "value": person.value}
-    rows = connection.exec_driver_sql(query("erase_window"), where).all()
+    rows: list[Sequence[Any]] = list(connection.exec_driver_sql(query("erase_window"), where))
+    if person.biz_type is not None:
+        for *row, text in connection.exec_driver_sql(query("erase_escaped"), where):
+            if _value(text, person.field) == person.value:
+                rows.append(row)
     if not rows:
         return
     roots = {"ids": list({row[1] for row in rows})}
@@ -116,6 +122,13 @@ def _erase_window(
         connection.exec_driver_sql(query("erase_rows"), {"ids": ids})
         _note(connection, operator, person, len(ids), ids)
     erased.ids += ids
+
+
+def _value(text: str, name: str | None) -> str | None:
+    """A field of a payload as PostgreSQL's ->> would show it, if it could show this one."""
+    payload = json.loads(text, parse_int=str, parse_float=str)
+    value = payload.get(name) if isinstance(payload, dict) else None
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else value
 
 
 def _note(

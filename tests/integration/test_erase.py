@@ -113,3 +113,20 @@ def test_whom_it_is_about_has_to_be_said(stage: Stage, arguments: list[str]) -> 
     result = erase(*arguments)
     assert "expected" in str(result.exception)
     assert stage.bench.query(MARKED) == []
+
+
+def test_a_field_is_found_in_a_text_that_postgresql_cannot_look_into(stage: Stage) -> None:
+    """NUL and half a character are JSON, and no text of PostgreSQL's."""
+    texts = (
+        r'{"book": "z", "note": "\u0000"}',
+        r'{"book": "z", "note": "\ud800"}',
+        r'{"book": "\u0000", "note": "z"}',
+        r'{"book": "z", "note": "\\u0000"}',
+        r'{"book": 7.0, "note": "\u0000"}',
+    )
+    ids = [stage.bench.insert(stage.bench.connection, "d", "plain", text) for text in texts]
+    left = erase("--where", "plain.book=z")
+    assert (left.exit_code, left.stdout.splitlines()[0]) == (1, "0 rows erased")
+    assert erase("--where", "plain.book=z", "--force").stdout.startswith("3 rows erased")
+    assert erase("--where", "plain.book=7.0", "--force").stdout.startswith("1 rows erased")
+    assert [row[0] for row in stage.bench.query(MARKED)] == [ids[0], ids[1], ids[3], ids[4]]
