@@ -268,6 +268,39 @@ WHERE id IN (
     ORDER BY id
     LIMIT %(most)s);
 
+-- expire_operation_items --
+-- Some messages of bulk acts that ended longer than so many seconds ago, or went no further.
+DELETE FROM outbox_operation_items
+WHERE (operation, position) IN (
+    SELECT i.operation, i.position
+    FROM outbox_operations AS o
+    JOIN outbox_operation_items AS i ON i.operation = o.id
+    WHERE o.state <> 'running'
+      AND coalesce(o.ended_at, o.stepped_at, o.created_at)
+          < now() - %(seconds)s * interval '1 second'
+    LIMIT %(most)s);
+
+-- expire_operations --
+-- Some bulk acts that ended longer than so many seconds ago, or went no further, without messages.
+DELETE FROM outbox_operations
+WHERE id IN (
+    SELECT id FROM outbox_operations AS o
+    WHERE state <> 'running'
+      AND coalesce(ended_at, stepped_at, created_at) < now() - %(seconds)s * interval '1 second'
+      AND NOT EXISTS (SELECT FROM outbox_operation_items WHERE operation = o.id)
+    ORDER BY id
+    LIMIT %(most)s);
+
+-- expired_waiting --
+-- Tables whose oldest row is older than its period by a day and more.
+SELECT name
+FROM (VALUES ('outbox_rejects', (SELECT at FROM outbox_rejects ORDER BY id LIMIT 1),
+              %(rejects)s::double precision),
+             ('outbox_actions', (SELECT at FROM outbox_actions ORDER BY id LIMIT 1), %(actions)s),
+             ('outbox_audits', (SELECT at FROM outbox_audits ORDER BY id LIMIT 1), %(audits)s)
+     ) AS oldest (name, at, days)
+WHERE at < now() - (days + 1) * interval '1 day';
+
 -- expire_audits --
 -- Some reports of audits longer than so many seconds ago.
 DELETE FROM outbox_audits
@@ -291,6 +324,10 @@ WHERE (source, outbox_id) IN (
 -- expire_crashes --
 -- Notes on messages that nobody tried for longer than so many seconds.
 DELETE FROM outbox_message_crashes WHERE updated_at < now() - %(seconds)s * interval '1 second';
+
+-- expire_run_crashes --
+-- What workers of the version before noted of runs, longer than so many seconds ago.
+DELETE FROM outbox_run_crashes WHERE updated_at < now() - %(seconds)s * interval '1 second';
 
 -- expire_direct --
 -- Some ids of messages that their callers wrote themselves, of ranges that nobody looks at any

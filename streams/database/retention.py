@@ -164,6 +164,11 @@ class Retention:
         await self._discard()
         await self._expire()
 
+    async def overdue(self) -> list[str]:
+        """Tables of which something should have gone by now; of rejects, actions and audits."""
+        kept = {name: getattr(self._periods, name) for name in ("rejects", "actions", "audits")}
+        return [row[0] for row in await self._rows("expired_waiting", **kept)]
+
     # Emptying.
 
     async def _emptied(self) -> AsyncIterator[Step]:
@@ -437,8 +442,11 @@ class Retention:
             ("expire_foreign", self._periods.foreign),
             ("expire_rejects", self._periods.rejects),
             ("expire_actions", self._periods.actions),
+            ("expire_operation_items", self._periods.actions),
+            ("expire_operations", self._periods.actions),
             ("expire_audits", self._periods.audits),
             ("expire_crashes", self._periods.messages),
+            ("expire_run_crashes", self._periods.messages),
             ("expire_direct", 0.0),  # by ranges that were emptied
             ("expire_audit_ranges", 0.0),
         ]
@@ -461,6 +469,8 @@ class Retention:
 
     async def _who(self, name: str, /, **parameters: Any) -> str:
         rows = await self._rows(name, **parameters)
+        if not rows and name == "snapshots":  # a detach waits for whoever holds its parent, too
+            return await self._who("holders", tables=["outbox", "outbox_state"])
         if not rows:
             return "a transaction that is open"
         named = [

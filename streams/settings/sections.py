@@ -89,9 +89,9 @@ class Outbox(_Section, frozen=True):
     retention_days: Kept | None = None
     dead_days: Kept | None = None
     foreign_days: Kept | None = None
-    rejects_days: Kept | None = None
-    actions_days: Kept | None = None
-    audits_days: Kept | None = None
+    rejects_days: Kept | None = 90.0
+    actions_days: Kept | None = 365.0
+    audits_days: Kept | None = 90.0
 
 
 class Topic(_Section, frozen=True):

@@ -17,164 +17,24 @@ from psycopg import sql
 from streams import operate
 from streams.cli import cli
 from streams.database import connect, query, retention
-from streams.database.retention import Busy, Periods, Proof, Retention, Step, holding
-from streams.operate import history
+from streams.database.retention import Busy, Proof, Retention, holding
 from streams.operate.faults import relay_faults
 from streams.operate.relay_status import standing
 from streams.relay.leader.housekeeping import Housekeeping
 from streams.relay.source.cdc import CdcSource
 from streams.settings import load
+from tests.fixtures.aged import PERIODS, acts, age, leaves, old_outbox, retain, seen, work
 from tests.fixtures.listed import TOPIC
-from tests.fixtures.simulation import Bench
 from tests.fixtures.stage import OPERATOR, Stage
 
-PERIODS = Periods(messages=14, dead=365, foreign=90, rejects=90, actions=365, audits=90)
 SCHEMA = Path(__file__).parents[2] / "db" / "schema.sql"
-WIDTH = 10
-LEAVES = """
-SELECT inhrelid::regclass::text
-FROM pg_inherits
-WHERE inhparent IN ('outbox'::regclass, 'outbox_state'::regclass)"""
-EVERYTHING = {"after": -1, "until": 2**62, "ids": None}
 
 
 @pytest.fixture
-def stage(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    """One empty outbox in partitions of ten ids, of which half may be left."""
-    monkeypatch.setattr(retention, "LEFT_MOST", 0.5)
-    monkeypatch.setattr(retention, "LOCK_SECONDS", 0.3)
-    with psycopg.connect(database, autocommit=True) as connection:
-        for (leaf,) in connection.execute(LEAVES.encode()).fetchall():
-            connection.execute(f"DROP TABLE {leaf}".encode())
-        for parent in ("outbox", "outbox_state"):
-            for first in range(0, 12 * WIDTH, WIDTH):
-                bounds = f"FROM ({first}) TO ({first + WIDTH})"
-                connection.execute(
-                    f"CREATE TABLE {parent}_{first} PARTITION OF {parent}"
-                    f" FOR VALUES {bounds}".encode()
-                )
-    with Bench(database) as bench:
-        yield Stage(bench)
-
-
-def work(stage: Stage, *, then: str | None = None) -> None:
-    """Publish what was committed, and work it; `then` fails each message with such a text."""
-    stage.send(stage.committed())
-    for number in stage.log.partitions:
-        if (run := stage.next_run(number, 1000)) is not None:
-            stage.persist(0, run)
-
-
-def enqueue(
-    stage: Stage, key: str, count: int, fault: str | None = None, kind: str = "plain"
-) -> list[int]:
-    """Messages of one conversation, worked; `fault` is what becomes of each."""
-    ids = []
-    for _ in range(count):
-        ids.append(stage.insert(stage.bench.connection, key, kind))
-        if fault is not None:
-            stage.bench.handler.faults[stage.name()] = fault
-    work(stage)
-    return ids
-
-
-def age(stage: Stage, days: int = 20) -> None:
-    """All of this was written long ago, and published."""
-    stage.bench.query(
-        f"UPDATE outbox SET created_at = created_at - interval '{days} days' RETURNING 1"
-    )
-    for records in stage.log.partitions.values():
-        records[:] = [
-            record._replace(timestamp=record.timestamp - days * 86_400_000) for record in records
-        ]
-    stage.bench.raise_floor(stage.newest)
-
-
-def retain(
-    stage: Stage,
-    *,
-    dry: bool = False,
-    periods: Periods = PERIODS,
-    proofs: dict[int, Proof] | None = None,
-) -> list[Step]:
-    """One pass of retention."""
-
-    async def steps() -> list[Step]:
-        async with (
-            await connect(stage.bench._url, session={"lock_timeout": "300ms"}) as connection,
-            holding(connection),
-        ):
-            work = Retention(connection, periods, dry=dry, proofs=proofs)
-            if not dry:
-                await work.expire()
-            return [step async for step in work.steps()]
-
-    return stage.bench.run(steps())
-
-
-def acts(steps: list[Step]) -> list[tuple[int, str, int]]:
-    """(first id, what was done, rows left) of each range."""
-    return [(step.first, step.act, step.left) for step in steps]
-
-
-def leaves(stage: Stage) -> set[str]:
-    """The partitions that are there."""
-    return {row[0] for row in stage.bench.query(LEAVES)}
-
-
-def seen(stage: Stage) -> Any:
-    """All that somebody may still need.
-
-    Open messages, dead ones with the text that counts, states that are not settled.
-    """
-    rows = stage.bench.query(
-        "SELECT * FROM outbox_state WHERE status NOT IN ('consumed', 'discarded') ORDER BY 1"
-    )
-    waiting = stage.bench.query("SELECT * FROM outbox_open ORDER BY 1")
-    assert stage.bench.connection.execute(query("audit_open"), EVERYTHING).fetchall() == []
-    dead = operate.plan(stage.bench.operators, operate.Choice())
-    texts = {one: operate.payload(stage.bench.operators, one) for one in dead}
-    stage.bench.operators.rollback()
-    told = history.messages(stage.bench.operators, dead)
-    stage.bench.operators.rollback()
-    letters = stage.bench.query("SELECT * FROM outbox_dead_letters ORDER BY source, outbox_id")
-    return rows, waiting, letters, texts, told
-
-
-@pytest.fixture
-def aged(stage: Stage) -> Stage:
-    """Five ranges of old messages: most settled, some dead.
-
-    One was replayed with another text, one holds its line.
-    """
-    enqueue(stage, "a", 4)
-    enqueue(stage, "a", 2, "reject")  # 5 and 6
-    enqueue(stage, "d", 6)
-    [held] = enqueue(stage, "b", 1, "reject", "held")
-    enqueue(stage, "b", 2)  # parked
-    enqueue(stage, "a", 6)
-    stage.bench.handler.faults["edited"] = "reject"
-    operate.edit(
-        stage.bench.operators,
-        6,
-        b'{"book": "a", "note": "edited"}',
-        stage.bench.registry,
-        900_000,
-        OPERATOR,
-    )
-    work(stage)  # 22 sends 6 again, which dies again
-    enqueue(stage, "d", 20)
-    age(stage)
-    assert stage.bench.query(
-        "SELECT outbox_id, status, source_id FROM outbox_state WHERE status <> 'consumed'"
-    ) == [
-        (5, "dead", None),
-        (6, "dead", 22),
-        (held, "dead", None),
-        (held + 1, "parked", None),
-        (held + 2, "parked", None),
-    ]
-    return stage
+def aged(database: str) -> Iterator[Stage]:
+    """Five ranges of old messages: most settled, some dead."""
+    with old_outbox(database) as stage:
+        yield stage
 
 
 def test_a_range_is_emptied_but_for_what_somebody_still_needs_and_dropped_when_that_is_nothing(
@@ -500,6 +360,11 @@ def test_what_else_grows_has_a_period(aged: Stage) -> None:
         " FROM generate_series(0, 2) AS n;"
         "DELETE FROM outbox_actions; INSERT INTO outbox_actions (at, who, act)"
         " SELECT now() - n * interval '300 days', 'ann', 'replay' FROM generate_series(0, 2) AS n;"
+        "INSERT INTO outbox_operations (act, who, through, hash, planned, state, ended_at)"
+        " SELECT 'replay', 'ann', 0, '', 1, CASE n WHEN 3 THEN 'running' ELSE 'done' END,"
+        " now() - n * interval '300 days' FROM generate_series(0, 3) AS n;"
+        "INSERT INTO outbox_operation_items (operation, position, outbox_id)"
+        " SELECT id, 1, 1 FROM outbox_operations;"
         "INSERT INTO outbox_direct VALUES (38), (99);"
         "INSERT INTO outbox_foreign (source, outbox_id, status, open, updated_at)"
         " SELECT 'seed', n, CASE n WHEN 9 THEN 'parked' ELSE 'consumed' END, n = 9,"
@@ -510,6 +375,8 @@ def test_what_else_grows_has_a_period(aged: Stage) -> None:
     retain(aged)  # by ranges that were emptied
     for table in ("outbox_rejects", "outbox_audits", "outbox_actions"):
         assert aged.bench.query(f"SELECT count(*) FROM {table}") == [(2,)]
+    for table in ("outbox_operations", "outbox_operation_items"):
+        assert aged.bench.query(f"SELECT count(*) FROM {table}") == [(3,)], table
     assert aged.bench.query("SELECT outbox_id FROM outbox_direct") == [(99,)]
 
 
@@ -566,7 +433,7 @@ def test_the_command_says_what_it_would_do_and_does_it(
     before = (seen(aged), leaves(aged))
     kept = CliRunner().invoke(cli, ["retention"])
     assert kept.exit_code == 0
-    assert kept.stdout == "everything is kept: outbox.retention_days and the like are not set\n"
+    assert kept.stdout == "messages are kept for ever: outbox.retention_days is not set\n"
     assert (seen(aged), leaves(aged)) == before
     monkeypatch.setenv("STREAMS_OUTBOX__RETENTION_DAYS", "14")
     result = CliRunner().invoke(cli, ["retention", "--dry-run"])

@@ -89,11 +89,10 @@ class Housekeeping:
                 async for step in work.steps():
                     waits += self._told(step)
         except NotAllowed as reason:
-            async for step in Retention(
-                connection, self._periods, dry=True, proofs=self._proofs
-            ).steps():
-                if step.act != "wait" and not waits:
-                    waits.append(f"retention: {reason}")
+            work = Retention(connection, self._periods, dry=True, proofs=self._proofs)
+            ready = any([step.act != "wait" async for step in work.steps()])
+            if ready or await work.overdue():
+                waits.append(f"retention: {reason}")
         except Busy:  # another relay of this name, or a person, who says what holds it up
             return
         if waits != self._waits:

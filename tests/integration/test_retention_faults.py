@@ -1,0 +1,308 @@
+"""What breaks while old messages go: kills, backups, prepared transactions, operators at work.
+
+Desk, trace, sweep and audit agree before, while and after.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from streams import operate
+from streams.database import connect
+from streams.database.retention import Retention, holding
+from streams.dev.wheels import postgres_bin
+from streams.operate.relay_status import standing
+from streams.relay.leader.housekeeping import Housekeeping
+from streams.settings import load
+from tests.fixtures.aged import PERIODS, acts, enqueue, leaves, old_outbox, retain, seen, work
+from tests.fixtures.forks import Child, Forks
+from tests.fixtures.killed import NAME
+from tests.fixtures.stage import OPERATOR, Stage
+
+EMPTYING = (
+    "LOCK TABLE ONLY",
+    "TABLE retained_rows",
+    "TABLE retained_states",
+    "INSERT INTO outbox_retired",
+    "TRUNCATE",
+    "INSERT INTO outbox (",
+    "INSERT INTO outbox_state (",
+)
+DROPPING = ("DETACH", "DROP TABLE", "UPDATE outbox_retired")
+MOMENTS = ("before", "sent", "answered")
+# Roots that are published and have no state, and states without a row: half of a range.
+HALVES = """
+SELECT (SELECT count(*) FROM outbox
+        WHERE resend_of IS NULL AND id NOT IN (SELECT outbox_id FROM outbox_state)),
+       (SELECT count(*) FROM outbox_state WHERE outbox_id NOT IN (SELECT id FROM outbox))"""
+
+
+@pytest.fixture
+def aged(database: str) -> Iterator[Stage]:
+    """Five ranges of old messages: most settled, some dead."""
+    with old_outbox(database) as stage:
+        yield stage
+
+
+def agree(stage: Stage, before: Any) -> None:
+    """Desk, trace, audit and sweep say what they said before, and nobody sees half of a range."""
+    assert seen(stage) == before
+    assert stage.bench.query(HALVES) == [(0, 0)]
+    report = stage.bench.audit(stage.log)
+    assert not report.wrong, report.wrong
+    stage.bench.sweep(stage.log)
+    assert stage.committed() == [], "what is settled was sent again"
+
+
+def killed(stage: Stage, forks: Forks, directory: Path, word: str, moment: str) -> None:
+    """A process that does retention dies there; its session is gone."""
+    log = directory / "killed.log"
+    request = {
+        "command": ("python", "-m", "tests.fixtures.killed", stage.bench._url, word, moment),
+        "environ": dict(os.environ),
+        "cwd": os.getcwd(),
+        "log": str(log),
+        "error": str(log),
+    }
+    code = Child(forks, request).wait(60)
+    assert code == -signal.SIGKILL, (word, moment, log.read_text())
+    wait_until(
+        stage,
+        "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = %s"
+        " AND datname = current_database()",
+        NAME,
+    )
+
+
+def wait_until(stage: Stage, statement: str, *parameters: Any) -> None:
+    """Until it is true; an error after half a minute."""
+    deadline = time.monotonic() + 30
+    while not stage.bench.query(statement, *parameters)[0][0]:
+        assert time.monotonic() < deadline, statement
+        time.sleep(0.01)
+
+
+def kills(aged: Stage, forks: Forks, directory: Path, moments: Callable[[str], Any]) -> None:
+    """A pass that is killed again and again, and comes to its end."""
+    before, partitions = seen(aged), leaves(aged)
+    retired = "SELECT count(*) FROM outbox_retired"
+    for word in EMPTYING:
+        for moment in moments(word):
+            killed(aged, forks, directory, word, moment)
+            assert aged.bench.query(retired) == [(0,)], (word, moment)
+    assert leaves(aged) == partitions
+    agree(aged, before)
+    for moment in moments("COMMIT"):
+        killed(aged, forks, directory, "COMMIT", moment)
+        agree(aged, before)
+    for word in DROPPING:
+        for moment in moments(word):
+            killed(aged, forks, directory, word, moment)
+            agree(aged, before)
+    retain(aged)
+    assert leaves(aged) == partitions - {"outbox_30", "outbox_state_30"}
+    assert aged.bench.query(
+        "SELECT first_id, kept, dropped_at IS NOT NULL FROM outbox_retired ORDER BY 1"
+    ) == [(0, 2, False), (10, 3, False), (20, 1, False), (30, 0, True)]
+    agree(aged, before)
+
+
+def test_whoever_is_killed_in_the_middle_is_taken_over_from(
+    aged: Stage, forks: Forks, tmp_path: Path
+) -> None:
+    some = {"TRUNCATE": "sent", "COMMIT": "sent", "DETACH": "sent", "UPDATE outbox_retired": "sent"}
+    kills(aged, forks, tmp_path, lambda word: [some[word]] if word in some else [])
+
+
+@pytest.mark.long
+def test_whoever_is_killed_at_any_statement_is_taken_over_from(
+    aged: Stage, forks: Forks, tmp_path: Path
+) -> None:
+    once = {("DROP TABLE", "answered"), ("UPDATE outbox_retired", "answered")}
+
+    def moments(word: str) -> list[str]:
+        return [moment for moment in MOMENTS if (word, moment) not in once]
+
+    kills(aged, forks, tmp_path, moments)
+
+
+def test_a_prepared_transaction_is_waited_for_and_named(aged: Stage) -> None:
+    before, partitions = seen(aged), leaves(aged)
+    with aged.bench.another() as writer:
+        text = '{"book": "a", "note": "prepared"}'
+        prepared = aged.bench.insert(writer, "a", "plain", text)
+        writer.execute("PREPARE TRANSACTION 'business'")
+    with aged.bench.another() as operator:
+        operator.execute("SELECT FROM outbox_state_0 WHERE outbox_id = 5 FOR UPDATE")
+        operator.execute("PREPARE TRANSACTION 'an operator''s'")
+    try:
+        first, *others, last = retain(aged)
+        assert (first.first, first.act, first.reason) == (0, "wait", "prepared transaction")
+        assert [step.act for step in others] == ["empty"] * 3
+        assert (last.act, last.reason) == ("wait", "prepared transaction")
+        agree(aged, before)
+    finally:
+        aged.bench.connection.execute("COMMIT PREPARED 'business'")
+        aged.bench.connection.execute("ROLLBACK PREPARED 'an operator''s'")
+    assert acts(retain(aged)) == [(0, "empty", 2), (30, "drop", 0)]
+    assert leaves(aged) == partitions - {"outbox_30", "outbox_state_30"}
+    aged.send([row for row in aged.bench.rows(prepared - 1) if row.id == prepared])
+    work(aged)
+    assert aged.bench.query("SELECT count(*) FROM notes WHERE note = 'prepared'") == [(1,)]
+    agree(aged, before)
+
+
+def test_a_backup_has_everything_and_is_only_waited_for(aged: Stage) -> None:
+    before = seen(aged)
+    # More than fits into the pipe to whoever reads the backup: it stands still.
+    aged.bench.connection.execute(
+        "INSERT INTO notes (note) SELECT md5(n::text) FROM generate_series(1, 20000) AS n"
+    )
+    command = [str(postgres_bin() / "pg_dump"), "--data-only", aged.bench._url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as backup:
+        assert backup.stdout is not None
+        began = backup.stdout.read(1)
+        steps = retain(aged)
+        assert [step.act for step in steps] == ["wait"] * 4
+        assert all("(pg_dump, " in (step.reason or "") for step in steps)
+        enqueue(aged, "d", 1)
+        assert seen(aged) == before
+        dump = began + backup.stdout.read()
+    assert backup.returncode == 0
+    assert dump.count("edited") == 2  # the row that holds the text; the act
+    assert acts(retain(aged))[0] == (0, "empty", 2)
+    aged.bench.connection.execute("DELETE FROM notes WHERE outbox_id IS NULL")
+    agree(aged, before)
+
+
+def test_an_old_snapshot_sees_all_that_it_saw_when_it_looked_first(aged: Stage) -> None:
+    """What it has touched waits for it; what it touches for the first time later is retired."""
+    with aged.bench.another() as report:
+        report.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        rows = report.execute("SELECT * FROM outbox ORDER BY id").fetchall()
+        states = report.execute("SELECT * FROM outbox_state ORDER BY outbox_id").fetchall()
+        assert {step.act for step in retain(aged)} == {"wait"}
+        enqueue(aged, "d", 1)
+        assert report.execute("SELECT * FROM outbox ORDER BY id").fetchall() == rows
+        again = report.execute("SELECT * FROM outbox_state ORDER BY outbox_id").fetchall()
+        assert again == states
+    assert {step.act for step in retain(aged)} == {"empty", "drop"}
+
+
+def meanwhile(stage: Stage, word: str, act: Callable[[], None]) -> list[Any]:
+    """One pass of retention; before its first statement with this word somebody acts."""
+
+    class Paused(psycopg.AsyncConnection[Any]):
+        acted = False
+
+        async def execute(self, statement: Any, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
+            composed = isinstance(statement, sql.Composable)
+            text = statement.as_string(self) if composed else str(statement)
+            if word in text and not Paused.acted:
+                Paused.acted = True
+                act()
+            return await super().execute(statement, *arguments, **options)
+
+    async def run() -> list[Any]:
+        connection = await Paused.connect(stage.bench._url, autocommit=True)
+        async with connection, holding(connection):
+            steps = [step async for step in Retention(connection, PERIODS).steps()]
+        assert Paused.acted
+        return steps
+
+    return stage.bench.run(run())
+
+
+def test_what_is_replayed_meanwhile_stays_and_is_worked(aged: Stage) -> None:
+    """One replay comes between proof and lock, an edited one while the range is empty."""
+    desk = operate.replay
+
+    def replay() -> None:
+        list(desk(aged.bench.operators, [5], OPERATOR, operate.Choice()))
+
+    waits: list[threading.Thread] = []
+
+    def edit() -> None:
+        """It waits for the range, and then goes on as if nothing had been."""
+
+        def late() -> None:
+            text = b'{"book": "a", "note": "edited late"}'
+            operate.edit(aged.bench.operators, 6, text, aged.bench.registry, 900_000, OPERATOR)
+
+        waits.append(threading.Thread(target=late))
+        waits[0].start()
+        wait_until(
+            aged,
+            "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND database ="
+            " (SELECT oid FROM pg_database WHERE datname = current_database())",
+        )
+        # Whoever enqueues does not wait.
+        aged.insert(aged.bench.connection, "d", "plain")
+
+    assert acts(meanwhile(aged, "LOCK TABLE", replay))[0] == (0, "empty", 2)
+    assert aged.bench.query("SELECT status FROM outbox_state WHERE outbox_id = 5") == [
+        ("replaying",)
+    ]
+    aged.bench.handler.faults.clear()
+    work(aged)
+    assert aged.bench.query("SELECT status FROM outbox_state WHERE outbox_id = 5") == [
+        ("consumed",)
+    ]
+    # Another round of the first range, for 5 is settled now; 6 is edited while it is empty.
+    assert acts(meanwhile(aged, "INSERT INTO outbox (", edit))[0] == (0, "empty", 1)
+    waits[0].join(30)
+    assert aged.bench.query("SELECT status FROM outbox_state WHERE outbox_id = 6") == [
+        ("replaying",)
+    ]
+    work(aged)
+    assert aged.bench.query("SELECT note FROM notes WHERE outbox_id IN (5, 6) ORDER BY 1") == [
+        ("edited late",),
+        ("n0005",),
+    ]
+    agree(aged, seen(aged))
+    assert acts(retain(aged))[0] == (0, "empty", 0)
+    agree(aged, seen(aged))
+
+
+def test_a_role_that_may_not_is_told_about_what_else_is_old(aged: Stage, name: str) -> None:
+    """Reports of audits go after 90 days without a word in faust.yml, if the role may."""
+    aged.bench.connection.execute(
+        f"CREATE ROLE {name}_relay LOGIN;"
+        f" GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {name}_relay;"
+        "INSERT INTO outbox_audits (at, seconds, complete, messages, wrong, report)"
+        " VALUES (now() - interval '92 days', 1, true, 1, 0, '{}')".encode()
+    )
+    url = aged.bench._url
+
+    def told(role: str) -> tuple[str, ...]:
+        settings = load(environ={"DATABASE_URL": url.replace("postgres@", f"{role}@")})
+
+        async def round_() -> None:
+            async with await connect(settings.database_url) as connection:
+                await Housekeeping(settings, []).round(connection)
+
+        aged.bench.run(round_())
+        [relay] = standing(aged.bench.operators)
+        aged.bench.operators.rollback()
+        return tuple(relay.retention)
+
+    try:
+        [line] = told(f"{name}_relay")
+        assert line.startswith(f"retention: role {name}_relay may not drop partitions: run")
+        assert not told("postgres")
+        assert aged.bench.query("SELECT count(*) FROM outbox_audits") == [(0,)]
+    finally:
+        aged.bench.connection.execute(
+            f"DROP OWNED BY {name}_relay; DROP ROLE {name}_relay".encode()
+        )
