@@ -177,6 +177,7 @@ class PostgresServer(AbstractAsyncContextManager["PostgresServer"]):
             "--no-locale",
             "-E",
             "UTF8",
+            *(("--no-sync",) if self._settings.get("fsync") == "off" else ()),
         )
         process = Process(command, self.log, owned=draft)
         process.launch()

@@ -24,6 +24,9 @@ from streams.errors import StreamsError, UsageError
 from streams.registry import configured
 from streams.settings import load
 
+UNSAFE = {"fsync": "off"}
+"""A server of tests loses nothing when it is killed; that the machine loses power is its end."""
+
 GONE_MILLISECONDS = 30_000
 """How long a server process may take to end before its database is dropped."""
 
@@ -45,7 +48,7 @@ def readable() -> Iterator[None]:
 @contextmanager
 def postgres(directory: Path) -> Iterator[PostgresServer]:
     """A server for as long as the block."""
-    server = PostgresServer(directory, trusting=True)
+    server = PostgresServer(directory, trusting=True, settings=UNSAFE)
     asyncio.run(server.start())
     try:
         yield server

@@ -14,6 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from streams.dev.postgres import PostgresServer
 from streams.dev.wheels import postgres_bin
+from streams.testing.services import UNSAFE
 from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import on_topic
 from tests.fixtures.publish import enqueue, payload
@@ -45,7 +46,7 @@ async def nodes(world: World, tmp_path_factory: pytest.TempPathFactory) -> Async
     """Both running, and the database migrated."""
     directory = tmp_path_factory.mktemp("nodes")
     primary = PostgresServer(
-        directory / "one", settings={"synchronized_standby_slots": "two"}, trusting=True
+        directory / "one", settings={**UNSAFE, "synchronized_standby_slots": "two"}, trusting=True
     )
     async with primary:
         ask(primary.url, "SELECT pg_create_physical_replication_slot('two', true)")
@@ -71,7 +72,7 @@ async def follow(primary: PostgresServer, directory: Path) -> PostgresServer:
         primary.port,
     ]
     process = await asyncio.create_subprocess_exec(
-        *map(str, [*command, "-U", "postgres", "-c", "fast"])
+        *map(str, [*command, "-U", "postgres", "-c", "fast", "--no-sync"])
     )
     assert await process.wait() == 0
     (directory / "data" / "standby.signal").touch()
@@ -80,6 +81,7 @@ async def follow(primary: PostgresServer, directory: Path) -> PostgresServer:
         "primary_conninfo": where,
         "primary_slot_name": "two",
         "sync_replication_slots": "on",
+        **UNSAFE,
         "hot_standby_feedback": "on",
         "wal_receiver_status_interval": "1s",
     }

@@ -17,6 +17,7 @@ from confluent_kafka.admin import AdminClient
 from streams.broker import beat, kafka
 from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
+from streams.testing.services import UNSAFE
 from tests.conftest import Eventually, World
 from tests.fixtures.command import streams
 from tests.fixtures.publish import enqueue, payload
@@ -25,7 +26,9 @@ from tests.fixtures.publish import enqueue, payload
 @pytest.fixture
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PostgresServer]:
     """A PostgreSQL server that a test may stop and set back."""
-    async with PostgresServer(tmp_path_factory.mktemp("own"), trusting=True) as found:
+    async with PostgresServer(
+        tmp_path_factory.mktemp("own"), settings=UNSAFE, trusting=True
+    ) as found:
         yield found
 
 

@@ -30,6 +30,7 @@ from streams.errors import NotMigrated, ServiceUnreachable, SettingsInvalid, Usa
 from streams.registry import configured
 from streams.relay.postgres import checks
 from streams.settings import Settings, load
+from streams.testing.services import UNSAFE
 from tests.fixtures import schema
 
 ROOT = Path(__file__).parents[2]
@@ -275,7 +276,7 @@ def test_in_poll_mode_there_is_neither_publication_nor_slot(empty: str, name: st
 
 async def test_without_logical_decoding_the_slot_is_only_noted(tmp_path: Path, name: str) -> None:
     async with PostgresServer(
-        tmp_path / "replica", settings={"wal_level": "replica"}, trusting=True
+        tmp_path / "replica", settings={**UNSAFE, "wal_level": "replica"}, trusting=True
     ) as server:
         lines = migrate(settings(server.url, name))
     assert lines == [

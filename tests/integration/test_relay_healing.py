@@ -16,6 +16,7 @@ import pytest
 
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
+from streams.testing.services import UNSAFE
 from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import Writers, check_order, leads, on_topic, published
 from tests.fixtures.publish import enqueue, payload
@@ -86,7 +87,8 @@ async def test_a_slot_dropped_under_load_is_made_anew_without_a_gap(
 async def test_a_slot_whose_wal_is_gone_is_made_anew_without_a_gap(
     world: World, kafka: KafkaBroker, tmp_path: Path, eventually: Eventually
 ) -> None:
-    settings = {"max_slot_wal_keep_size": "32MB", "max_wal_size": "64MB", "wal_keep_size": "0"}
+    small = {"max_slot_wal_keep_size": "32MB", "max_wal_size": "64MB", "wal_keep_size": "0"}
+    settings = {**UNSAFE, **small}
     async with PostgresServer(tmp_path / "small", settings=settings, trusting=True) as server:
         world.environ["DATABASE_URL"] = server.url
         world.migrate()

@@ -16,6 +16,7 @@ import pytest
 from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
 from streams.dev.wheels import postgres_bin
+from streams.testing.services import UNSAFE
 from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import check_order, leads, on_topic, published
 from tests.fixtures.command import streams
@@ -134,7 +135,7 @@ async def test_a_dump_restored_on_another_server_is_refused_and_can_be_adopted(
     directory = tmp_path_factory.mktemp("second")
     dump = directory / "dump"
     await run(postgres_bin() / "pg_dump", "--format=custom", f"--file={dump}", relayed.url)
-    async with PostgresServer(directory / "server", trusting=True) as second:
+    async with PostgresServer(directory / "server", settings=UNSAFE, trusting=True) as second:
         await run(postgres_bin() / "pg_restore", "--exit-on-error", f"--dbname={second.url}", dump)
         original, relayed.environ["DATABASE_URL"] = relayed.url, second.url
         try:

@@ -17,6 +17,7 @@ from streams.dev.postgres import PostgresServer
 from streams.errors import NotMigrated, ServiceUnreachable, StreamsError, UsageError
 from streams.registry import configured
 from streams.relay import Relay
+from streams.testing.services import UNSAFE
 from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import check_order, published
 from tests.fixtures.publish import enqueue, payload
@@ -166,7 +167,7 @@ async def test_services_that_do_not_answer(world: World) -> None:
 
 async def test_a_server_without_logical_decoding(world: World, tmp_path: Path) -> None:
     async with PostgresServer(
-        tmp_path / "replica", settings={"wal_level": "replica"}, trusting=True
+        tmp_path / "replica", settings={**UNSAFE, "wal_level": "replica"}, trusting=True
     ) as server:
         world.environ["DATABASE_URL"] = server.url
         world.migrate()
