@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from streams.database import connect_sync
 from streams.dev.connect import ConnectWorker
@@ -30,6 +31,7 @@ from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
 from streams.testing.deployment import Deployment, inherited
 from tests.fixtures import java
+from tests.fixtures.copies import Copies
 from tests.fixtures.forks import ForkedProcess, Forks
 
 java.set_options()
@@ -43,10 +45,32 @@ _kept: ContextVar[dict[str, psycopg.Connection[Any]] | None] = ContextVar("kept"
 # Slow ones that would come last, where nothing is left for the other processes to do meanwhile.
 FIRST = frozenset(("test_web_pages.py", "test_worker.py", "test_worker_broker.py"))
 
+# Files that share a server which only they need: one process has them all, and starts it once.
+TOGETHER = {
+    "test_relay_debezium.py": "connect",
+    "test_relay_modes.py": "connect",
+    "test_relay_switch.py": "connect",
+    "test_relay_budget.py": "spare",
+    "test_worker_broker.py": "spare",
+}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In the order of their files, which is that in which xdist gives them out, but for FIRST."""
     items.sort(key=lambda item: item.path.name not in FIRST)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests run in one process, as do those of files that share a server."""
+
+    def scope(nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return TOGETHER.get(file.rpartition("/")[2], file)
+
+    scheduling = LoadFileScheduling(config, log)
+    scheduling._split_scope = scope
+    return scheduling
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -117,10 +141,19 @@ def name() -> str:
     return f"t{os.getpid()}_{next(_numbers)}"
 
 
+@pytest.fixture(scope="session")
+def copies(streams_postgres: PostgresServer, streams_template: str) -> Iterator[Copies]:
+    """Copies of the template, each made while the test before runs."""
+    made = Copies(streams_postgres, streams_template)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def database(streams_database: str) -> str:
+def database(copies: Copies) -> Iterator[str]:
     """The URL of a fresh migrated database."""
-    return streams_database
+    with copies.take() as url:
+        yield url
 
 
 @dataclass
