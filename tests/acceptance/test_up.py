@@ -65,6 +65,14 @@ def ask(folder: Path, statement: str) -> str:
     return "|".join(map(str, row or ()))
 
 
+def tell(folder: Path, *statements: str) -> None:
+    """Run these in one transaction."""
+    url = json.loads((folder / ".dev" / "services.json").read_text())["database_url"]
+    with psycopg.connect(url) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
 def psql(folder: Path, statement: str) -> str:
     """What a plain psql in a shell says, settings from `streams env`."""
     script = 'eval "$(streams env)" && psql "$DATABASE_URL" -v ON_ERROR_STOP=1 -qAt'
@@ -101,25 +109,39 @@ def wait(condition: Callable[[], Any], seconds: float) -> Any:
     return answer
 
 
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
 Status = Callable[[Path], Mapping[str, Any]]
 
 
 @pytest.fixture
-def status(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Status:
-    """`status(folder)`: what `streams status` says there, forked because tests ask again and again.
+def forked(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """Like `streams`, from a process that has imported it: where tests ask again and again."""
+    out, error = (tmp_path_factory.mktemp("forked") / name for name in ("out", "error"))
+
+    def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        for file in (out, error):
+            file.write_text("")
+        command = ("streams", *arguments)
+        process = ForkedProcess(forks, command, out, environ(), error=error)
+        process.run_in(folder).launch()
+        code = asyncio.run(process.finish(START))
+        return subprocess.CompletedProcess(command, code, out.read_text(), error.read_text())
+
+    return run
+
+
+@pytest.fixture
+def status(forked: Command) -> Status:
+    """`status(folder)`: what `streams status` says there.
 
     It ends with 1 exactly when something of it needs somebody now.
     """
-    out, error = (tmp_path_factory.mktemp("status") / name for name in ("out", "error"))
 
     def asked(folder: Path) -> Mapping[str, Any]:
-        out.write_text("")
-        process = ForkedProcess(forks, ("streams", "status", "--json"), out, environ(), error=error)
-        process.run_in(folder).launch()
-        code = asyncio.run(process.finish(START))
-        assert code in (0, 1), error.read_text()
-        told: Mapping[str, Any] = json.loads(out.read_text())
-        assert code == any(fault["severity"] == "bad" for fault in told["faults"])
+        answer = forked(folder, "status", "--json")
+        assert answer.returncode in (0, 1), answer.stderr
+        told: Mapping[str, Any] = json.loads(answer.stdout)
+        assert answer.returncode == any(fault["severity"] == "bad" for fault in told["faults"])
         return told
 
     return asked
@@ -154,12 +176,12 @@ def test_a_message_enqueued_with_plain_psql_is_persisted_within_a_second(up: Pat
 
 
 def test_a_message_of_a_transaction_that_rolled_back_never_appears(up: Path) -> None:
-    psql(
+    tell(
         up,
-        "BEGIN; SELECT outbox_enqueue('chat_history_persist', 'gone',"
-        f" '{HELLO.replace('c1', 'gone')}'); ROLLBACK",
+        f"SELECT outbox_enqueue('chat_history_persist', 'gone', '{HELLO.replace('c1', 'gone')}')",
+        "ROLLBACK",
     )
-    psql(
+    tell(
         up,
         f"SELECT outbox_enqueue('chat_history_persist', 'after', '{HELLO.replace('c1', 'after')}')",
     )
@@ -169,7 +191,7 @@ def test_a_message_of_a_transaction_that_rolled_back_never_appears(up: Path) -> 
     assert ask(up, "SELECT count(*) FROM outbox WHERE key = 'gone'") == "0"
 
 
-def test_status_has_its_stable_shape(up: Path, status: Status) -> None:
+def test_status_has_its_stable_shape(up: Path, status: Status, forked: Command) -> None:
     # A rebalance moves partitions for a moment: all eight are somewhere in the end.
     told = wait(lambda: _balanced(status(up)), 60)
     assert set(told) == {"services", "relays", "workers", "messages", "faults"}
@@ -183,11 +205,11 @@ def test_status_has_its_stable_shape(up: Path, status: Status) -> None:
     assert (relay["mode"], relay["leader"]) == ("cdc", True)
     assert set(told["messages"]) >= {"pending", "published", "retrying", "parked", "dead"}
     assert all(psutil.pid_exists(service["pid"]) for service in told["services"].values())
-    assert "postgresql://" in streams(up, "status").stdout
+    assert "postgresql://" in forked(up, "status").stdout
 
 
-def test_settings_tell_where_they_come_from(up: Path) -> None:
-    shown = streams(up, "settings").stdout.splitlines()
+def test_settings_tell_where_they_come_from(up: Path, forked: Command) -> None:
+    shown = forked(up, "settings").stdout.splitlines()
     assert any(
         line.startswith("  url: 'postgresql://") and line.endswith("# .dev/services.json")
         for line in shown
@@ -195,14 +217,14 @@ def test_settings_tell_where_they_come_from(up: Path) -> None:
     assert "  name: outbox" in shown
 
 
-def test_nobody_else_reads_the_folder_or_sees_the_password(up: Path) -> None:
+def test_nobody_else_reads_the_folder_or_sees_the_password(up: Path, forked: Command) -> None:
     root = up / ".dev"
     password = (root / "postgres" / "password").read_text()
     assert stat.S_IMODE(root.stat().st_mode) & 0o066 == 0
     for name in ("services.json", "postgres/password", "postgres/pgpass"):
         assert stat.S_IMODE((root / name).stat().st_mode) == 0o600
     said = [
-        streams(up, *command)
+        forked(up, *command)
         for command in (("env",), ("settings",), ("status",), ("status", "--json"), ("up",))
     ]
     shown = "".join(answer.stdout + answer.stderr for answer in said)
@@ -212,12 +234,12 @@ def test_nobody_else_reads_the_folder_or_sees_the_password(up: Path) -> None:
         assert password not in log.read_text(errors="replace"), log
 
 
-def test_a_second_up_says_who_runs(up: Path, status: Status) -> None:
-    answer = streams(up, "up")
+def test_a_second_up_says_who_runs(up: Path, status: Status, forked: Command) -> None:
+    answer = forked(up, "up")
     assert answer.returncode == 2
     assert answer.stderr.startswith(f"streams: `streams up` already runs in {up} (pid ")
     assert status(up)["services"]["postgresql"]["url"] in answer.stderr
-    assert streams(up, "up", "--detach").returncode == 2
+    assert forked(up, "up", "--detach").returncode == 2
 
 
 def test_a_killed_worker_comes_back_and_works(up: Path, status: Status) -> None:
@@ -231,7 +253,7 @@ def test_a_killed_worker_comes_back_and_works(up: Path, status: Status) -> None:
 
 def check_relay(folder: Path, status: Status, mode: str) -> None:
     """The relay of this deployment, which has no worker, publishes in this mode."""
-    psql(folder, f"SELECT outbox_enqueue('chat_history_persist', 'c1', '{HELLO}')")
+    tell(folder, f"SELECT outbox_enqueue('chat_history_persist', 'c1', '{HELLO}')")
     wait(lambda: status(folder)["relays"][0]["lag_rows"] == 0, 60)
     [relay] = status(folder)["relays"]
     assert (relay["mode"], relay["leader"]) == (mode, True)
@@ -253,19 +275,19 @@ def test_debezium_does_the_same_work(tmp_path: Path, status: Status) -> None:
     assert processes(tmp_path) == []
 
 
-def test_without_services_commands_say_what_to_do(tmp_path: Path) -> None:
-    answer = streams(tmp_path, "env")
+def test_without_services_commands_say_what_to_do(tmp_path: Path, forked: Command) -> None:
+    answer = forked(tmp_path, "env")
     assert (answer.returncode, answer.stdout) == (3, "")
     assert (
         answer.stderr == "streams: nothing runs in this folder: `streams up` starts the services\n"
     )
-    assert streams(tmp_path, "status").returncode == 2
-    assert streams(tmp_path, "down").stdout == "nothing runs in this folder\n"
+    assert forked(tmp_path, "status").returncode == 2
+    assert forked(tmp_path, "down").stdout == "nothing runs in this folder\n"
 
 
-def test_status_without_postgresql_ends_with_3(tmp_path: Path) -> None:
+def test_status_without_postgresql_ends_with_3(tmp_path: Path, forked: Command) -> None:
     (tmp_path / "faust.yml").write_text("database: {url: postgresql://me:secret@127.0.0.1:1/x}\n")
-    answer = streams(tmp_path, "status")
+    answer = forked(tmp_path, "status")
     assert answer.returncode == 3
     assert "secret" not in answer.stderr
     assert answer.stderr.count("\n") == 1
@@ -335,7 +357,7 @@ def test_a_changed_agent_starts_workers_again_and_a_second_ctrl_c_stops_at_once(
 
 
 def test_a_supervisor_killed_with_9_leaves_nothing_and_the_next_up_recovers(
-    tmp_path: Path, status: Status
+    tmp_path: Path, status: Status, forked: Command
 ) -> None:
     """That one with another relay: it does the same work."""
     (tmp_path / "Procfile").write_text("relay: streams relay\n")
@@ -343,7 +365,7 @@ def test_a_supervisor_killed_with_9_leaves_nothing_and_the_next_up_recovers(
     note = json.loads((tmp_path / ".dev" / "services.json").read_text())
     os.kill(note["pid"], signal.SIGKILL)
     wait(lambda: processes(tmp_path) == [], 20)
-    assert streams(tmp_path, "env").returncode == 3
+    assert forked(tmp_path, "env").returncode == 3
     assert streams(tmp_path, "up", "--detach", "--relay", "poll").returncode == 0
     check_relay(tmp_path, status, "poll")
     assert (
