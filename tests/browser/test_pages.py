@@ -157,7 +157,9 @@ def test_a_dead_message_appears_by_itself_and_what_somebody_holds_stays(
     page.wait_for_url(re.compile("/(search|conversation)"))
 
 
-@pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
+@pytest.mark.parametrize(
+    "script", [pytest.param(True, marks=pytest.mark.long), False], ids=["script", "no script"]
+)
 def test_try_one_fails_again_and_a_bulk_replay_stops_by_itself(
     stack: Stack, browser: Browser, script: bool
 ) -> None:
@@ -204,7 +206,9 @@ def test_try_one_fails_again_and_a_bulk_replay_stops_by_itself(
     context.close()
 
 
-@pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
+@pytest.mark.parametrize(
+    "script", [True, pytest.param(False, marks=pytest.mark.long)], ids=["script", "no script"]
+)
 def test_log_in_look_and_act(stack: Stack, browser: Browser, script: bool) -> None:
     context = browser.new_context(
         java_script_enabled=script, viewport={"width": 1440, "height": 900}

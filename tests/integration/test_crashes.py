@@ -26,7 +26,7 @@ def world_of(world: World, tmp_path: Path) -> Callable[..., Notes]:
 
     def make(partitions: int, **environ: str) -> Notes:
         world.environ |= {
-            "STREAMS_WORKER__SESSION_TIMEOUT": "6",
+            "STREAMS_WORKER__SESSION_TIMEOUT": "3",
             "STREAMS_WORKER__COMMIT_INTERVAL": "30",
             **environ,
         }

@@ -429,7 +429,7 @@ async def test_two_groups_claiming_the_same_messages_make_no_deadlock(
     notes: Notes, eventually: Eventually
 ) -> None:
     notes.fail("a7")
-    ids = [one for n in range(150) for book in "abcd" for one in notes.enqueue(book, f"{book}{n}")]
+    ids = notes.enqueue_each([(book, f"{book}{n}") for n in range(150) for book in "abcd"])
     notes.publish(ids)
     workers = [
         notes.world.worker(),

@@ -17,7 +17,6 @@ from tests.conftest import Eventually, World
 from tests.fixtures.notes import Notes
 from tests.fixtures.publish import publish
 
-MANY = 10_000
 KEYS = [
     "a b",
     "a'b\"c\\d",
@@ -41,7 +40,10 @@ def notes(world: World, tmp_path: Path) -> Notes:
     return Notes(world, tmp_path)
 
 
-async def test_ten_thousand_messages_behind_one_head(notes: Notes, eventually: Eventually) -> None:
+@pytest.mark.parametrize("many", [2000, pytest.param(10_000, marks=pytest.mark.long)])
+async def test_thousands_of_messages_behind_one_head(
+    notes: Notes, eventually: Eventually, many: int
+) -> None:
     notes.fail("a0")
     worker = notes.world.worker()
     head = notes.send("a", "a0")
@@ -51,14 +53,14 @@ async def test_ten_thousand_messages_behind_one_head(notes: Notes, eventually: E
         " SELECT 'note_added', %s, 'a', json_build_object('book', 'a', 'note', 'a' || n)"
         " FROM generate_series(1, %s) AS n",
         notes.topic,
-        MANY,
+        many,
     )
     ids = [row[0] for row in notes.world.query("SELECT id FROM outbox ORDER BY id")]
     publish(notes.world.settings.broker_url, notes.topic, notes.world.url, ids[1:])
     await eventually(
         lambda: (
             notes.world.query("SELECT count(*) FROM outbox_state WHERE status = 'parked'")
-            == [(MANY,)]
+            == [(many,)]
         ),
         60,
     )
@@ -67,7 +69,7 @@ async def test_ten_thousand_messages_behind_one_head(notes: Notes, eventually: E
     notes.mend()
     await eventually(lambda: notes.all(head, "consumed"), 30)
     await eventually(lambda: notes.all(ids, "consumed"), 30)
-    assert notes.saved("a") == [f"a{n}" for n in range(MANY + 1)]
+    assert notes.saved("a") == [f"a{n}" for n in range(many + 1)]
     assert worker.running
 
 

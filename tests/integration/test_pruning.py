@@ -11,10 +11,10 @@ import psycopg
 from streams.database import connect, queries, query
 from streams.database.files import sql_folder
 
-PARTITIONS, WIDTH = 400, 1000
+PARTITIONS, WIDTH = 100, 1000
 # Messages of two partitions, and a range of ids within one.
 IDS, FIRST, LAST = [3001, 7001], 3001, 3002
-NEWEST = 399_500
+NEWEST = 99_500
 OURS = re.compile(r"\b(outbox|outbox_state|outbox_messages|outbox_dead)\b(?! ?\()")
 # What looks at everything: not for a worker, a relay, a sweep or an act on given messages.
 EXCEPTIONS = {
@@ -154,7 +154,7 @@ def test_every_exception_is_a_statement_that_needs_to_be_one() -> None:
 
 
 async def make_partitions(connection: psycopg.AsyncConnection[Any]) -> None:
-    """400 of each instead of those that the migration made.
+    """100 of each instead of those that the migration made.
 
     Nobody writes meanwhile, so the quick way will do.
     """

@@ -162,21 +162,18 @@ def test_asked_for_twice_and_overridden_the_plugin_is_there_once(tmp_path: Path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
-def test_a_download_is_told_although_output_is_captured(tmp_path: Path) -> None:
-    (tmp_path / "test_it.py").write_text(
-        "from streams.dev.downloads import Progress\nfrom streams.testing.services import shown\n\n"
-        "def test_it(pytestconfig): shown(pytestconfig)(Progress('org.apache.kafka:kafka:4', 1, 5,"
-        " 2000000))\n"
-    )
-    assert (
-        "outbox-streams: downloading kafka 4, once: 1 of 5 files, 2.0 MB\n" in run(tmp_path).stdout
-    )
-
-
-def test_a_run_that_uses_no_fixture_of_it_imports_nothing_for_it(tmp_path: Path) -> None:
+def test_a_run_imports_nothing_for_fixtures_it_does_not_use_and_a_download_is_told(
+    tmp_path: Path,
+) -> None:
+    """The first test of a run uses none; the second is told of a download although captured."""
     (tmp_path / "test_it.py").write_text(
         f"import sys\n\ndef test_it():\n    assert 'pytest_outbox_streams' in sys.modules\n"
-        f"    assert {HEAVY}.isdisjoint(sys.modules)\n"
+        f"    assert {HEAVY}.isdisjoint(sys.modules)\n\n"
+        "def test_download(pytestconfig):\n"
+        "    from streams.dev.downloads import Progress\n"
+        "    from streams.testing.services import shown\n"
+        "    shown(pytestconfig)(Progress('org.apache.kafka:kafka:4', 1, 5, 2000000))\n"
     )
     ended = run(tmp_path)
     assert ended.returncode == 0, ended.stdout
+    assert "outbox-streams: downloading kafka 4, once: 1 of 5 files, 2.0 MB\n" in ended.stdout

@@ -319,12 +319,14 @@ LONG = pytest.mark.long
     [
         pytest.param(_decides("parked", Decision.AGAIN), id="a parked message overtakes"),
         pytest.param(_decides(None, Decision.NEW), id="nothing is parked"),
-        pytest.param(_decides("consumed", Decision.AGAIN), id="consumed again"),
+        pytest.param(_decides("consumed", Decision.AGAIN), id="consumed again", marks=LONG),
         pytest.param(
             (Isolation, "_without_blocked", lambda self, piece: list(piece)),
             id="past one that failed",
         ),
-        pytest.param((Transaction, "set_aside", _backwards), id="parked in the wrong order"),
+        pytest.param(
+            (Transaction, "set_aside", _backwards), id="parked in the wrong order", marks=LONG
+        ),
         pytest.param((pipeline, "reclaim", _silent), id="nobody is woken", marks=LONG),
         pytest.param((pipeline, "UNKNOWN", ""), id="left to whoever knows it", marks=LONG),
         pytest.param((decide, "UNKNOWN", ""), id="waits for ever for who knows it", marks=LONG),

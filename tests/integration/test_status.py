@@ -21,7 +21,8 @@ Status = Callable[..., Result]
 @pytest.fixture
 def status(world: World, monkeypatch: pytest.MonkeyPatch) -> Status:
     """Run `streams status` in this world, whose relay polls."""
-    world.environ["STREAMS_RELAY__MODE"] = "poll"
+    # A worker that is killed is missed soon.
+    world.environ |= {"STREAMS_RELAY__MODE": "poll", "STREAMS_WORKER__SESSION_TIMEOUT": "3"}
     world.migrate()
     for name, value in world.environ.items():
         monkeypatch.setenv(name, value)

@@ -24,7 +24,7 @@ from tests.fixtures.command import streams
 from tests.fixtures.notes import Notes
 from tests.fixtures.publish import CHAT, enqueue, payload
 
-MODES = pytest.mark.parametrize("mode", ["cdc", "poll"])
+MODES = pytest.mark.parametrize("mode", ["cdc", pytest.param("poll", marks=pytest.mark.long)])
 
 
 def row(world: World, outbox_id: int, resend_of: int | None = None, **changes: Any) -> Row:
