@@ -16,6 +16,9 @@ WORKERS ?= 2
 # In the order of their folders: the slowest files come first, and the quick ones fill the gaps at the end.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
+# What a JVM takes over from one that ran before, and what pytest makes of the tests' assertions.
+LEARN := { $(BIN)/python -m tests.fixtures.java; $(BIN)/python -m pytest --collect-only -q; }
+
 .PHONY: help venv up down test test-long learn tools lint types bench bench-relays pictures schema reference docs dist lock clean
 
 help: ## List the targets
@@ -44,7 +47,7 @@ test-long: learn lint types tools ## The same with the long tests, in full count
 	$(PYTEST)
 
 learn: venv
-	@mkdir -p build && { $(BIN)/python -m tests.fixtures.java > build/learn.log 2>&1 & }  # while types are checked
+	@mkdir -p build && { $(LEARN) > build/learn.log 2>&1 & }  # while types are checked
 
 tools: ## Install Debian's chromium and prometheus, in which some tests look at pages and alerts, where they are missing
 	@missing=; for each in chromium:chromium promtool:prometheus; do \

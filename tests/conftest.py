@@ -55,6 +55,22 @@ TOGETHER = {
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Without the long tests a property is tried with fewer examples; with them, a hundred.
+
+    Where others keep the machine busy, slow examples say nothing about the test.
+    """
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "busy",
+        max_examples=40 if config.getoption("markexpr") == "not long" else 100,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.load_profile("busy")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In the order of their files, which is that in which xdist gives them out, but for FIRST."""
     items.sort(key=lambda item: item.path.name not in FIRST)
