@@ -312,6 +312,8 @@ async def test_unknown_biz_types_and_broken_payloads_are_dead_with_a_reason(
     assert all(reasons), reasons
 
 
+# In `make test`: in one process in test_charges.py, and as a retry of a worker in test_parked.py.
+@pytest.mark.long
 async def test_a_handler_that_hangs_costs_one_message(notes: Notes, eventually: Eventually) -> None:
     notes.world.environ |= {
         "STREAMS_WORKER__HANDLER_TIMEOUT": "1",
