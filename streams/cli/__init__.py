@@ -37,6 +37,7 @@ COMMANDS = {
     "biz-types": "streams.cli.biz_types:biz_types",
     "audit": "streams.cli.audit:command",
     "retention": "streams.cli.retention:retention",
+    "archive": "streams.cli.archive:archive",
     "erase": "streams.cli.erase:command",
     "web": "streams.cli.web:web",
     "completion": "streams.cli.completion:completion",

@@ -9,6 +9,7 @@ from dataclasses import asdict
 import click
 import psycopg
 
+from streams.archive.write import writer
 from streams.cli.choose import say, say_json
 from streams.database import connect, migrate
 from streams.database.retention import DETACH_TIMEOUT, Busy, Retention, Step, holding, periods
@@ -43,6 +44,7 @@ def retention(dry_run: bool, as_json: bool) -> None:
 
 
 async def _steps(settings: Settings, dry_run: bool) -> list[Step]:
+    archive = await writer(settings)
     try:
         async with await connect(
             settings.database_url,
@@ -50,9 +52,8 @@ async def _steps(settings: Settings, dry_run: bool) -> list[Step]:
             application_name="streams retention",
             session={"lock_timeout": DETACH_TIMEOUT},
         ) as connection:
-            work = Retention(
-                connection, periods(settings, configured(settings).topics), dry=dry_run
-            )
+            kept = periods(settings, configured(settings).topics)
+            work = Retention(connection, kept, dry=dry_run, archive=archive)
             if dry_run:
                 return [step async for step in work.steps()]
             try:

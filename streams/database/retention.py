@@ -23,14 +23,19 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
-from typing import Any, LiteralString, NamedTuple
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 import orjson
 import psycopg
 from psycopg import errors, sql
 
 from streams.database.queries import query
+from streams.errors import StreamsError
 from streams.settings import Settings
+
+if TYPE_CHECKING:
+    from streams.archive.parts import Part
+    from streams.archive.write import Writer
 
 DAY = 86_400.0
 PART = 1000  # ids given to one statement
@@ -40,6 +45,7 @@ LOCK_SECONDS = 5.0
 AGAIN_SECONDS = 0.1
 PROOF_SECONDS = 600.0  # until a range that was not ready is read again
 DETACH_TIMEOUT = "2s"
+CHANGED = "it changed while it was archived: it is archived once more"
 WRITTEN = "rows came into it after it was emptied: somebody wrote them by hand"
 CONTRADICTION = "states contradict their rows or outbox_open: run `streams audit --full`"
 
@@ -134,7 +140,8 @@ class Proof(NamedTuple):
 class Retention:
     """One pass after another over the ranges of ids, on a connection of its own in autocommit mode.
 
-    Use it within `holding`.  `dry` says what would be done.
+    Use it within `holding`.  `dry` says what would be done.  With an `archive` nothing goes that is
+    not in it.
     """
 
     def __init__(
@@ -144,8 +151,10 @@ class Retention:
         *,
         dry: bool = False,
         proofs: dict[int, Proof] | None = None,
+        archive: Writer | None = None,
     ) -> None:
         self._connection, self._periods, self._dry = connection, periods, dry
+        self._archive = archive
         # By the first id: each reads a whole range, so the next pass takes them over.
         self._proofs = {} if proofs is None else proofs
 
@@ -181,9 +190,9 @@ class Retention:
             if step.act == "empty" and not self._dry:
                 try:
                     step = await self._empty(each, step)
-                except Busy as busy:
+                except (Busy, StreamsError) as reason:
                     step = Step(
-                        each.first, each.last, "wait", each.bytes, step.left, reason=str(busy)
+                        each.first, each.last, "wait", each.bytes, step.left, reason=str(reason)
                     )
             if step.act != "kept":
                 yield step
@@ -268,16 +277,21 @@ class Retention:
 
         Busy when its partitions cannot be locked for some seconds.
         """
+        archived = None
+        if self._archive is not None:
+            archived = await self._archive.archive(
+                self._connection, each.first, each.last, whole=each.kept is None
+            )
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
-                return await self._empty_now(each)
+                return await self._empty_now(each, archived)
             except (errors.LockNotAvailable, errors.DeadlockDetected):
                 if time.monotonic() > deadline:
                     raise Busy(await self._who("holders", tables=self._named(each))) from None
             await asyncio.sleep(AGAIN_SECONDS)
 
-    async def _empty_now(self, each: Range) -> Step:
+    async def _empty_now(self, each: Range, archived: Part | None) -> Step:
         """Do it now or not at all.
 
         LockNotAvailable when somebody is there, Busy when it is not as it was proved.
@@ -291,8 +305,18 @@ class Retention:
             )
             if not await self._value("emptying_lock"):
                 raise Busy("an audit runs")
-            messages = await self._proved_still(each)
+            before, messages = await self._proved_still(each)
             ids = await self._still_open(each)
+            if archived is not None and self._archive is not None:
+                still = await self._archive.unchanged(
+                    self._connection,
+                    archived,
+                    rows=before.rows,
+                    states=before.messages,
+                    unsettled=ids,
+                )
+                if not still:
+                    raise Busy(CHANGED)
             await self._rows(
                 "retain_rows", **bounds, ids=ids, roots=await self._unsettled_roots(each)
             )
@@ -310,8 +334,8 @@ class Retention:
                     raise Busy(f"{restored.rowcount} of {count} were put back: a trigger of yours?")
         return Step(each.first, each.last, "empty", each.bytes, rows)
 
-    async def _proved_still(self, each: Range) -> int:
-        """How many messages the range had, now that nobody writes there.
+    async def _proved_still(self, each: Range) -> tuple[Proof, int]:
+        """What is in the range now that nobody writes there, and how many messages it had once.
 
         Busy if it is not as it was proved.
         """
@@ -319,14 +343,14 @@ class Retention:
             proof = await self._prove(each)  # of the few rows that are left
             if proof.fault is not None or proof.rows != each.kept:
                 raise Busy(proof.fault or CONTRADICTION)
-            return each.messages
+            return proof, each.messages
         proof = self._proofs[each.first]
         counts = (await self._rows("range_counts", first=each.first, last=each.last))[0]
         if counts != (proof.rows, proof.messages):
             # A row that was committed and not visible yet, or written by hand.
             del self._proofs[each.first]
             raise Busy("rows came into it: it is read once more")
-        return proof.messages
+        return proof, proof.messages
 
     async def _still_open(self, each: Range) -> list[int]:
         """Messages of the range that are not settled, by their states alone.

@@ -49,7 +49,9 @@ def visible(name: str, value: Any) -> Any:
     """A value as it may be shown."""
     if not isinstance(value, str) or not value:
         return value
-    return redact(value) if name.endswith("url") else "***" if name in SECRETS else value
+    # The archive is a folder, or a URL.
+    address = name.endswith("url") or (name == "archive" and "://" in value)
+    return redact(value) if address else "***" if name in SECRETS else value
 
 
 def _shown(plain: Any, name: str = "") -> Any:

@@ -92,6 +92,7 @@ class Outbox(_Section, frozen=True):
     rejects_days: Kept | None = 90.0
     actions_days: Kept | None = 365.0
     audits_days: Kept | None = 90.0
+    archive: Annotated[str, msgspec.Meta(min_length=1)] | None = None
 
 
 class Topic(_Section, frozen=True):

@@ -5,11 +5,8 @@ Desk, trace, sweep and audit agree before, while and after.
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,8 +23,8 @@ from streams.operate.relay_status import standing
 from streams.relay.leader.housekeeping import Housekeeping
 from streams.settings import load
 from tests.fixtures.aged import PERIODS, acts, enqueue, leaves, old_outbox, retain, seen, work
-from tests.fixtures.forks import Child, Forks
-from tests.fixtures.killed import NAME
+from tests.fixtures.forks import Forks
+from tests.fixtures.killed import killed, wait_until
 from tests.fixtures.stage import OPERATOR, Stage
 
 EMPTYING = (
@@ -63,34 +60,6 @@ def agree(stage: Stage, before: Any) -> None:
     assert not report.wrong, report.wrong
     stage.bench.sweep(stage.log)
     assert stage.committed() == [], "what is settled was sent again"
-
-
-def killed(stage: Stage, forks: Forks, directory: Path, word: str, moment: str) -> None:
-    """A process that does retention dies there; its session is gone."""
-    log = directory / "killed.log"
-    request = {
-        "command": ("python", "-m", "tests.fixtures.killed", stage.bench._url, word, moment),
-        "environ": dict(os.environ),
-        "cwd": os.getcwd(),
-        "log": str(log),
-        "error": str(log),
-    }
-    code = Child(forks, request).wait(60)
-    assert code == -signal.SIGKILL, (word, moment, log.read_text())
-    wait_until(
-        stage,
-        "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = %s"
-        " AND datname = current_database()",
-        NAME,
-    )
-
-
-def wait_until(stage: Stage, statement: str, *parameters: Any) -> None:
-    """Until it is true; an error after half a minute."""
-    deadline = time.monotonic() + 30
-    while not stage.bench.query(statement, *parameters)[0][0]:
-        assert time.monotonic() < deadline, statement
-        time.sleep(0.01)
 
 
 def kills(aged: Stage, forks: Forks, directory: Path, moments: Callable[[str], Any]) -> None:

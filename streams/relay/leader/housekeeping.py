@@ -11,11 +11,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import orjson
 import psycopg
 
+from streams.archive.write import Writer, writer
 from streams.database import connect, query
 from streams.database.retention import (
     DETACH_TIMEOUT,
@@ -27,6 +29,7 @@ from streams.database.retention import (
     holding,
     periods,
 )
+from streams.errors import StreamsError
 from streams.settings import Settings
 
 logger = logging.getLogger("streams.relay")
@@ -44,6 +47,7 @@ class Housekeeping:
         self._retained_at, self._expired_at = -RETENTION_SECONDS, -EXPIRE_SECONDS
         self._proofs: dict[int, Proof] = {}
         self._waits: list[str] | None = None
+        self._archive: Writer | None = None
 
     async def run(self) -> None:
         """One round after another."""
@@ -82,7 +86,13 @@ class Housekeeping:
         waits: list[str] = []
         try:
             async with holding(connection):
-                work = Retention(connection, self._periods, proofs=self._proofs)
+                kept = self._periods
+                try:
+                    self._archive = self._archive or await writer(self._settings)
+                except StreamsError as reason:  # nothing goes that is not archived
+                    waits.append(f"retention: {reason}")
+                    kept = replace(kept, messages=None)
+                work = Retention(connection, kept, proofs=self._proofs, archive=self._archive)
                 if time.monotonic() - self._expired_at >= EXPIRE_SECONDS:
                     self._expired_at = time.monotonic()
                     await work.expire()

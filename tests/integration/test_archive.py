@@ -1,0 +1,298 @@
+"""What goes is in the archive first, and comes back as it was."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import msgspec
+import pyarrow
+import pytest
+from click.testing import CliRunner
+from pyarrow import parquet
+
+from streams.archive.parts import ArchiveFailed, decode, encode
+from streams.archive.store import Store
+from streams.archive.write import Writer
+from streams.cli import cli
+from streams.database import connect, retention
+from streams.database.retention import Retention
+from streams.errors import StreamsError
+from streams.extras import ExtraMissing
+from streams.operate.relay_status import standing
+from streams.relay.leader.housekeeping import Housekeeping
+from streams.settings import load
+from tests.fixtures.aged import acts, leaves, old_outbox, retain, seen
+from tests.fixtures.forks import Forks
+from tests.fixtures.killed import killed
+from tests.fixtures.stage import Stage
+
+ROWS = "SELECT id, biz_type, topic, key, payload::text, traceparent, resend_of, created_at FROM {}"
+STATES = "SELECT to_jsonb(s) FROM {} AS s"
+
+
+@pytest.fixture
+def aged(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """Five ranges of old messages: most settled, some dead."""
+    with old_outbox(database) as stage:
+        monkeypatch.setenv("DATABASE_URL", stage.bench._url)
+        yield stage
+
+
+def archived(stage: Stage, target: Path | str) -> list[retention.Step]:
+    """One pass of retention that archives."""
+    return retain(stage, archive=Writer(Store(str(target))))
+
+
+def streams(*arguments: str, code: int = 0) -> str:
+    """What a command says; `main` shows an error as one line."""
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == code, result.output + repr(result.exception)
+    said = str(result.exception) if isinstance(result.exception, StreamsError) else ""
+    return result.output + said
+
+
+def reasons(steps: list[retention.Step]) -> set[str | None]:
+    """Why each range waits, without its name."""
+    return {step.reason for step in steps}
+
+
+def contents(stage: Stage, rows: str, states: str) -> list[Any]:
+    """Rows and states of the first range in two tables."""
+    return [
+        stage.bench.query(f"{ROWS.format(rows)} WHERE id < 10 ORDER BY id"),
+        stage.bench.query(f"{STATES.format(states)} WHERE outbox_id < 10 ORDER BY outbox_id"),
+    ]
+
+
+def test_what_went_comes_back_as_it_was_beside_the_outbox(aged: Stage, tmp_path: Path) -> None:
+    before, needed = contents(aged, "outbox", "outbox_state"), seen(aged)
+    assert acts(archived(aged, tmp_path))[0] == (0, "empty", 2)
+    assert seen(aged) == needed
+    came_back = ("outbox_restored_0", "outbox_state_restored_0")
+    said = streams("archive", "restore", "7", "--from", str(tmp_path))
+    assert said.startswith("messages 0 to 9 are in outbox_restored_0 and outbox_state_restored_0")
+    assert contents(aged, *came_back) == before
+    again = "outbox_restored_0 is there already: DROP TABLE it to restore anew"
+    assert again in streams("archive", "restore", "7", "--from", str(tmp_path), code=1)
+    # Nobody takes it for part of the outbox.
+    assert not set(came_back) & leaves(aged)
+    assert seen(aged) == needed
+    assert not aged.bench.audit(aged.log).wrong
+    # What was left goes later, with the fate that it has then: the later part is right.
+    aged.bench.query(
+        "UPDATE outbox_state SET status = 'discarded' WHERE outbox_id IN (5, 6) RETURNING 1"
+    )
+    assert acts(archived(aged, tmp_path))[0] == (0, "empty", 0)
+    aged.bench.connection.execute(f"DROP TABLE {', '.join(came_back)}".encode())
+    streams("archive", "restore", "0", "--from", str(tmp_path))
+    rows, states = contents(aged, *came_back)
+    assert rows == before[0]
+    assert {row[0]["status"] for row in states} == {"consumed", "discarded"}
+    listed = json.loads(streams("archive", "list", "--json", "--from", str(tmp_path)))
+    assert [(part["first"], part["part"], part["rows"]) for part in listed[:3]] == [
+        (0, 1, 9), (0, 2, 2), (10, 1, 10),
+    ]  # fmt: skip
+    assert streams("archive", "list", "--from", str(tmp_path)).count("archived at") == len(listed)
+    assert streams("archive", "show", "3", "--from", str(tmp_path)).count(": whole") == 2
+
+
+def test_whoever_is_killed_after_it_was_archived_does_not_archive_it_again(
+    aged: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Retention, "_empty_now", dies)
+        assert reasons(archived(aged, tmp_path)) == {"killed"}
+    manifests = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    # One was killed earlier: a part without its manifest is none, and is written over.
+    next(tmp_path.glob("*0000019.1.json")).unlink()
+    next(tmp_path.glob("*0000019.1.outbox.parquet")).write_bytes(b"half")
+    assert [step.act for step in archived(aged, tmp_path)] == ["empty"] * 4 + ["drop"]
+    assert manifests.keys() == set(tmp_path.iterdir())
+    changed = {path.name for path in manifests if path.stat().st_mtime_ns != manifests[path]}
+    assert {name[30:39] for name in changed} == {"000000019"}
+
+
+def test_a_process_that_is_killed_while_it_archives_loses_nothing(
+    aged: Stage, tmp_path: Path, forks: Forks
+) -> None:
+    before, folder = contents(aged, "outbox", "outbox_state"), tmp_path / "archive"
+    for word in ("manifest", "LOCK TABLE ONLY", "COMMIT"):
+        killed(aged, forks, tmp_path, word, "before", str(folder))
+        assert contents(aged, "outbox", "outbox_state") == before
+    assert len(list(folder.glob("*.json"))) == 1
+    assert [step.act for step in archived(aged, folder)] == ["empty"] * 4 + ["drop"]
+    streams("archive", "restore", "1", "--from", str(folder))
+    assert contents(aged, "outbox_restored_0", "outbox_state_restored_0") == before
+
+
+def test_what_changes_while_it_is_archived_is_archived_once_more(
+    aged: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody erases a text, somebody discards a message: the part before is not enough."""
+    archive = Writer.archive
+
+    async def interrupted(*given: Any, **named: Any) -> Any:
+        part = await archive(*given, **named)
+        if part.first == 0:
+            aged.bench.query("UPDATE outbox_state SET status = 'discarded' WHERE outbox_id = 5"
+                             " RETURNING 1")  # fmt: skip
+        if part.first == 10:
+            aged.bench.query(
+                "INSERT INTO outbox_actions (who, act) VALUES ('ann', 'erase') RETURNING 1"
+            )
+        return part
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, "archive", interrupted)
+        steps = archived(aged, tmp_path)
+    assert [step.reason for step in steps[:2]] == [retention.CHANGED] * 2
+    assert acts(archived(aged, tmp_path))[:2] == [(0, "empty", 1), (10, "empty", 3)]
+    [first, second] = Store(str(tmp_path)).about(0, 9)
+    assert (first.whole, second.whole, second.part) == (True, True, 2)
+    streams("archive", "restore", "5", "--from", str(tmp_path))
+    assert aged.bench.query("SELECT status FROM outbox_state_restored_0 WHERE outbox_id = 5") == [
+        ("discarded",)
+    ]
+
+
+async def dies(*_: Any) -> None:
+    """Instead of emptying a range."""
+    raise retention.Busy("killed")
+
+
+def test_nothing_goes_while_the_archive_cannot_be_written(
+    aged: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, partitions = seen(aged), leaves(aged)
+    (tmp_path / "file").touch()
+    for reason in reasons(archived(aged, tmp_path / "file")):
+        assert (reason or "").startswith(f"archive {tmp_path / 'file'}: ")
+        assert (reason or "").endswith(" cannot be written: File exists")
+    # A disk that is full.
+    full = tmp_path / "full"
+    full.mkdir()
+    name = f"{0:019}-{9:019}.1.outbox.parquet"
+    (full / name).symlink_to("/dev/full")
+    step = archived(aged, full)[0]
+    assert step.reason == f"archive {full}: {name} cannot be written: No space left on device"
+    assert aged.bench.query("SELECT count(*) FROM outbox WHERE id < 10") == [(9,)]
+    assert (seen(aged), leaves(aged) - partitions) == (before, set())
+    # Of another database.
+    other = tmp_path / "other"
+    with monkeypatch.context() as patched:
+        patched.setattr(Retention, "_empty_now", dies)
+        archived(aged, other)
+    for path in other.glob("*.json"):
+        part = decode(path.read_bytes(), path.name)
+        path.write_bytes(encode(msgspec.structs.replace(part, database="another")))
+    assert "of another database: give this one a folder of its own" in str(archived(aged, other)[0])
+
+
+def test_a_file_that_was_changed_is_not_believed(aged: Stage, tmp_path: Path) -> None:
+    archived(aged, tmp_path)
+    file = next(tmp_path.glob("*0000009.1.outbox.parquet"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    said = streams("archive", "show", "3", "--from", str(tmp_path), code=1)
+    assert f"{file.name} was changed after it was written" in said
+    said = streams("archive", "restore", "3", "--from", str(tmp_path), code=1)
+    assert f"{file.name} was changed after it was written" in said
+    assert aged.bench.query("SELECT to_regclass('outbox_restored_0') IS NULL") == [(True,)]
+    manifest = next(tmp_path.glob("*0000009.1.json"))
+    manifest.write_text(manifest.read_text().replace('"rows": 9', '"rows": 8'))
+    said = streams("archive", "list", "--from", str(tmp_path), code=1)
+    assert said == f"{tmp_path}: {manifest.name} was changed after it was written"
+    manifest.write_text('{"format": 2}')
+    assert "its format is 2, and this release reads 1" in streams(
+        "archive", "list", "--from", str(tmp_path), code=1
+    )
+    manifest.write_bytes(b"\xff")
+    assert "is no manifest" in streams("archive", "list", "--from", str(tmp_path), code=1)
+    manifest.unlink()
+    assert "message 3 is in no range of the archive" in streams(
+        "archive", "show", "3", "--from", str(tmp_path), code=1
+    )
+
+
+def test_what_is_restored_has_the_columns_of_then(aged: Stage, tmp_path: Path) -> None:
+    aged.bench.connection.execute("ALTER TABLE outbox ADD old int4range, ADD older integer")
+    aged.bench.connection.execute("UPDATE outbox SET old = '[1,3)', older = 7 WHERE id = 1")
+    archived(aged, tmp_path)
+    aged.bench.connection.execute("ALTER TABLE outbox DROP old, DROP older, ADD young text")
+    streams("archive", "restore", "1", "--from", str(tmp_path))
+    assert aged.bench.query("SELECT old, older FROM outbox_restored_0 WHERE id = 1") == [
+        ("[1,3)", 7)
+    ]
+    # A type that a manifest names becomes part of a statement: none but those that we know.
+    path = next(tmp_path.glob("*0000019.1.json"))
+    part = decode(path.read_bytes(), path.name)
+    columns = [("id", "bigint"), ("x", "text); DROP TABLE outbox; --")]
+    changed = msgspec.structs.replace(
+        part, outbox=msgspec.structs.replace(part.outbox, columns=columns)
+    )
+    path.write_bytes(encode(changed))
+    said = streams("archive", "restore", "11", "--from", str(tmp_path), code=1)
+    assert "'x' is of an unknown type" in said
+
+
+def test_what_postgresql_refuses_is_told_without_the_text(aged: Stage, tmp_path: Path) -> None:
+    archived(aged, tmp_path)
+    path = next(tmp_path.glob("*0000009.1.json"))
+    part, store = decode(path.read_bytes(), path.name), Store(str(tmp_path))
+    table = parquet.read_table(tmp_path / part.outbox.name)
+    payload = pyarrow.array(["a secret"] * table.num_rows)
+    table = table.set_column(table.schema.get_field_index("payload"), "payload", payload)
+    with store.writing(part.outbox.name) as written:
+        parquet.write_table(table, written)
+    file = msgspec.structs.replace(part.outbox, bytes=written.bytes, sha256=written.sha256)
+    store.save(msgspec.structs.replace(part, outbox=file))
+    said = streams("archive", "restore", "1", "--from", str(tmp_path), code=1)
+    assert said.strip() == (
+        f"{part.outbox.name}: messages 1 to 9 are refused by PostgreSQL (SQLSTATE 22P02)"
+    )
+    assert aged.bench.query("SELECT to_regclass('outbox_restored_0') IS NULL") == [(True,)]
+
+
+def test_any_place_of_fsspec_will_do_and_a_leader_says_what_is_missing(
+    aged: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = "memory://bucket/outbox"
+    monkeypatch.setenv("STREAMS_OUTBOX__RETENTION_DAYS", "14")
+    monkeypatch.setenv("STREAMS_OUTBOX__ARCHIVE", target)
+
+    def told() -> list[str]:
+        async def round_() -> None:
+            async with await connect(aged.bench._url) as connection:
+                await Housekeeping(load(), []).round(connection)
+
+        aged.bench.run(round_())
+        [relay] = standing(aged.bench.operators)
+        aged.bench.operators.rollback()
+        return list(relay.retention)
+
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "pyarrow", None)
+        missing = "outbox.archive needs the extra 'archive' (pyarrow is missing): run `pip install"
+        with pytest.raises(ExtraMissing):
+            Store(target)
+        assert missing in streams("retention", code=1)
+        assert missing in told()[0]
+        assert aged.bench.query("SELECT count(*) FROM outbox_retired") == [(0,)]
+    assert not told()
+    assert aged.bench.query("SELECT count(*) FROM outbox_retired") == [(4,)]
+    assert len(fsspec.filesystem("memory").ls("/bucket/outbox")) == 12
+    assert streams("archive", "show", "3").count(": whole") == 1
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
+    monkeypatch.delenv("STREAMS_OUTBOX__ARCHIVE")
+    assert "outbox.archive is not set" in streams("archive", "list", code=1)
+    secret = "nowhere://user:secret@bucket"
+    with pytest.raises(ArchiveFailed, match=r"nowhere://user:\*\*\*@bucket: cannot be reached"):
+        Store(secret)
+    monkeypatch.setenv("STREAMS_OUTBOX__ARCHIVE", secret)
+    assert ":secret@" not in repr(load())
