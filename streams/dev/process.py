@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Protocol
 import psutil
 
 from streams.errors import ServiceUnreachable
+from streams.interpreter import interpreter
 
 # As the C library says it, and as PostgreSQL does after a write that was cut short.
 DISK_FULL = ("No space left on device", "Check free disk space")
@@ -62,7 +62,7 @@ class Process:
     ) -> None:
         self._stdin = stdin
         guard = (
-            sys.executable,
+            interpreter(),
             "-I",
             "-S",
             _GUARD,

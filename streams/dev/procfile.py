@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from streams.dev.wheels import folder as wheel
 from streams.errors import UsageError
+from streams.interpreter import interpreter
 
 DEFAULT = """\
 relay: streams relay
@@ -56,7 +56,7 @@ def program(name: str) -> str:
     path = shutil.which(name, path=search_path())
     if path is None:
         raise UsageError(
-            f"{name} is neither beside {sys.executable} nor on PATH: is outbox-streams installed"
+            f"{name} is neither beside {interpreter()} nor on PATH: is outbox-streams installed"
             " there?"
         )
     return path
@@ -64,4 +64,4 @@ def program(name: str) -> str:
 
 def search_path() -> str:
     """PATH with the programs of this Python's environment in front."""
-    return os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    return os.pathsep.join((str(Path(interpreter()).parent), os.environ.get("PATH", os.defpath)))

@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from streams.dev.supervised import Supervised, kept_running
 from streams.dev.workplace import Note, Workplace, disk_error
 from streams.errors import ServiceUnreachable, StreamsError
 from streams.groups import TaskGroup
+from streams.interpreter import interpreter
 from streams.settings import AGENTS, load, redact
 
 TROUBLE = "streams.dev.trouble"
@@ -147,7 +147,7 @@ class Supervisor:
             self._workplace.demo.unlink(missing_ok=True)
             trouble = ("--trouble",) if self._plan.trouble else ()
             counts = ("--counts", str(self._workplace.demo))
-            yield Program("demo", (sys.executable, "-m", "streams.dev.demo", *counts, *trouble))
+            yield Program("demo", (interpreter(), "-m", "streams.dev.demo", *counts, *trouble))
 
     def _environ(self) -> dict[str, str]:
         if self._plan.trouble:

@@ -43,7 +43,12 @@ def exposed(families: Iterable[Metric]) -> bytes:
 
 def process_metrics(counters: Counters, vitals: Vitals) -> bytes:
     """What this process did since it began, and what it does now."""
-    return exposed([*_counts(counters), *_vitals(vitals)])
+    return exposed(process_families(counters, vitals))
+
+
+def process_families(counters: Counters, vitals: Vitals) -> list[Metric]:
+    """The same before it is written down: each metric with its samples."""
+    return [*_counts(counters), *_vitals(vitals)]
 
 
 def _counts(counters: Counters) -> Iterator[Metric]:

@@ -18,16 +18,19 @@ RATES = ("enqueued", "relayed", "consumed", "retried", "parked", "dead", "skippe
 
 def cluster_metrics(snapshot: Snapshot, faults: Iterable[Fault]) -> bytes:
     """The text that Prometheus reads."""
-    return exposed(
-        [
-            *_messages(snapshot),
-            *_flow(snapshot),
-            *_relays(snapshot),
-            *_workers(snapshot),
-            *_care(snapshot),
-            _faults(faults),
-        ]
-    )
+    return exposed(cluster_families(snapshot, faults))
+
+
+def cluster_families(snapshot: Snapshot, faults: Iterable[Fault]) -> list[Metric]:
+    """The same before it is written down: each metric with its samples."""
+    return [
+        *_messages(snapshot),
+        *_flow(snapshot),
+        *_relays(snapshot),
+        *_workers(snapshot),
+        *_care(snapshot),
+        _faults(faults),
+    ]
 
 
 def _messages(snapshot: Snapshot) -> Iterator[Metric]:

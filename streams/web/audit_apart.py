@@ -7,12 +7,14 @@ somebody waits for it: when that ends, the child does.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from contextlib import suppress
 
 import msgspec
 
 from streams.errors import StreamsError
+from streams.interpreter import interpreter
 from streams.settings import Settings
 
 REFUSED = 3
@@ -32,12 +34,16 @@ async def audit_apart(settings: Settings, *, full: bool) -> None:
 
     StreamsError says in one line why it could not be done. Cancelled, the audit ends.
     """
-    task = Task(settings, full, sys.path)
+    path = _search_path()
+    task = Task(settings, full, path)
     try:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
+            interpreter(),
+            "-P",  # what lies in the working folder hides nothing of ours
             "-m",
             "streams.web.audit_child",
+            # The host may have found us in a folder of its own settings.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -64,3 +70,8 @@ async def audit_apart(settings: Settings, *, full: bool) -> None:
     if status:
         # Never what an exception says: a payload may be in it.
         raise StreamsError(f"the process that audits ended with status {status}")
+
+
+def _search_path() -> list[str]:
+    """Where modules are found here; the working folder by its name."""
+    return [os.path.abspath(entry) for entry in sys.path]

@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -515,20 +516,31 @@ async def test_an_audit_that_cannot_be_done_says_why(database: str) -> None:
     await site.close()
 
 
-async def test_an_audit_for_which_no_process_can_be_started_says_so(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+async def test_an_audit_is_done_below_a_host_that_is_no_python_and_says_when_none_can_start(
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    await post(site, "/api/proof/audit", why="monthly")
-    async with asyncio.timeout(30):
-        while True:
-            site.shared.renew()
-            asked = json.loads((await get(site, "/api/proof", accept="*/*")).body)["asked"]
-            if asked["state"] != "running":
-                break
-            await asyncio.sleep(0.05)
-    assert asked["state"] == "failed"
-    assert "no process can be started to audit: No such file" in asked["error"]
+    """uWSGI names itself where the path of Python belongs."""
+
+    async def audited() -> Any:
+        await post(site, "/api/proof/audit", why="monthly")
+        async with asyncio.timeout(30):
+            while True:
+                site.shared.renew()
+                asked = json.loads((await get(site, "/api/proof", accept="*/*")).body)["asked"]
+                if asked["state"] != "running":
+                    return asked
+                await asyncio.sleep(0.05)
+
+    # What lies in the working folder of the host hides nothing.
+    (tmp_path / "msgspec.py").write_text("raise SystemExit(9)")
+    with monkeypatch.context() as hosted:
+        hosted.chdir(tmp_path)
+        hosted.setattr(sys, "executable", "/usr/bin/uwsgi-core")
+        assert (await audited())["state"] == "done"
+    monkeypatch.setattr("streams.web.audit_apart.interpreter", lambda: "/nowhere/python")
+    failed = await audited()
+    assert failed["state"] == "failed"
+    assert "no process can be started to audit: No such file" in failed["error"]
 
 
 async def test_no_audit_outlives_the_pages_it_was_asked_for_on(site: Site) -> None:
