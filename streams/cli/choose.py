@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
 
+from streams.errors import StreamsError
 from streams.message_id import MAX_ID, MessageId, read_name
 from streams.terminal import document, printable_lines
 
@@ -78,9 +80,22 @@ MESSAGE = Message()
 
 def say(text: str, *, err: bool = False) -> None:
     """Print lines, whose control sequences never reach the terminal as such."""
-    click.echo(printable_lines(text), err=err)
+    _write(printable_lines(text), err=err)
 
 
 def say_json(value: Any) -> None:
     """Print a value as indented JSON, safe for a terminal too."""
-    click.echo(document(value))
+    _write(document(value))
+
+
+def _write(text: str, *, err: bool = False) -> None:
+    """StreamsError when the output takes nothing more, as on a full disk."""
+    try:
+        click.echo(text, err=err)
+    except BrokenPipeError:  # whoever reads has seen enough: click ends quietly
+        raise
+    except OSError as error:
+        # What is buffered would be tried, and told, once more at the end.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2 if err else 1)
+        raise StreamsError(f"the output cannot be written: {error.strerror}") from None

@@ -17,7 +17,7 @@ import orjson
 
 from streams.dev.pins import check, pinned
 from streams.dev.wheels import folder
-from streams.errors import ServiceUnreachable, StreamsError
+from streams.errors import ServiceUnreachable, StreamsError, UsageError
 
 CACHE = "OUTBOX_STREAMS_CACHE"
 
@@ -42,11 +42,19 @@ class Abandoned(StreamsError):
 def cache() -> Path:
     """Where downloads are kept.
 
-    That is $OUTBOX_STREAMS_CACHE, else outbox-streams in the user's cache folder.
+    That is $OUTBOX_STREAMS_CACHE, else outbox-streams in the user's cache folder. UsageError for a
+    user who has no home.
     """
-    named = os.environ.get(CACHE)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(home) / "outbox-streams"
+    if named := os.environ.get(CACHE):
+        return Path(named)
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches) / "outbox-streams"
+    try:
+        return Path.home() / ".cache" / "outbox-streams"
+    except RuntimeError:  # neither HOME nor a passwd entry
+        raise UsageError(
+            f"uid {os.getuid()} has no home folder to keep downloads in: set ${CACHE} to a folder"
+        ) from None
 
 
 def resolve(coordinates: str, report: Report | None = None) -> list[Path]:
@@ -78,6 +86,7 @@ def resolve(coordinates: str, report: Report | None = None) -> list[Path]:
     except OSError as error:
         raise ServiceUnreachable(
             f"{coordinates} cannot be kept in {root}: {error.strerror or error}"
+            f" (${CACHE} names another folder)"
         ) from None
 
 

@@ -105,12 +105,23 @@ def _override(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
         if not text.strip():
             continue
         section, _, key = name.removeprefix("STREAMS_").lower().partition("__")
+        if section not in Settings.__struct_fields__:
+            raise SettingsInvalid(f"{name}: {_unknown(section)}")
         if key:
             # A password is not YAML: what holds text is taken as it is.
             is_text = (section, key) in _text_keys()
             _section(raw, section, name)[key] = text if is_text else _scalar(name, text)
         else:
             raw[section] = _scalar(name, text)
+
+
+def _unknown(section: str) -> str:
+    """Why a variable means nothing; often it has one underscore too few."""
+    for known, kind in get_type_hints(Settings).items():
+        key = section.removeprefix(f"{known}_")
+        if key != section and key in getattr(kind, "__struct_fields__", ()):
+            return f"expected two underscores: STREAMS_{known.upper()}__{key.upper()}"
+    return f"unknown setting {section!r}: expected one of {', '.join(Settings.__struct_fields__)}"
 
 
 def _section(raw: dict[str, Any], section: str, name: str) -> dict[str, Any]:

@@ -186,3 +186,21 @@ def test_a_jar_that_nobody_pinned_is_refused(
 @pytest.mark.parametrize("coordinates", [KAFKA, CONNECT])
 def test_whatever_the_dev_services_download_is_pinned(coordinates: str) -> None:
     assert {name.rpartition("/")[2].split("-")[0] for name in pins.pinned(coordinates)} >= {"kafka"}
+
+
+def test_a_user_without_a_home_is_told_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """OpenShift runs a container as a uid that no passwd file has, and may set no HOME."""
+    for name in (CACHE, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(UsageError, match=rf"has no home folder .*: set \${CACHE} to a folder"):
+        resolve(COORDINATES)
+    monkeypatch.setenv(CACHE, "/proc/no-such-folder")
+    with pytest.raises(ServiceUnreachable, match=rf"cannot be kept in .*\${CACHE} names another"):
+        resolve(COORDINATES)

@@ -6,6 +6,8 @@ Help that is not cut, a user without a name, a folder nobody may write to.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -58,3 +60,11 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     assert isinstance(error, UsageError)
     assert str(error).startswith(f"{Path('/proc/.dev')}")
     assert "cannot be written" in str(error)
+
+
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        command = [str(Path(sys.executable).with_name("streams")), "settings"]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.stderr == "streams: the output cannot be written: No space left on device\n"
+    assert ended.returncode == 1

@@ -405,7 +405,7 @@ def test_variables_of_kubernetes_for_services_called_like_us_are_left_alone() ->
             read(**{name.replace("STREAMS", service, 1): value for name, value in links.items()})
             == Settings()
         )
-    assert refused(STREAMS_PORTS="1").startswith("unknown setting 'ports'")
+    assert refused(STREAMS_PORTS="1").startswith("STREAMS_PORTS: unknown setting")
     assert read(STREAMS_WEB__PORT="7000").web.port == 7000
 
 
@@ -444,7 +444,21 @@ def test_text_from_the_environment_is_taken_as_it_is(text: str) -> None:
             "setting 'relay.mode' is 'off': expected one of auto, cdc, debezium, poll",
         ),
         ("STREAMS_RELAY__MOD", "cdc", "unknown setting 'relay.mod': expected one of name, mode"),
-        ("STREAMS_FOO__BAR", "1", "unknown setting 'foo': expected one of database"),
+        (
+            "STREAMS_FOO__BAR",
+            "1",
+            "STREAMS_FOO__BAR: unknown setting 'foo': expected one of database",
+        ),
+        (
+            "STREAMS_LOG_LEVEL",
+            "debug",
+            "STREAMS_LOG_LEVEL: expected two underscores: STREAMS_LOG__LEVEL",
+        ),
+        (
+            "STREAMS_OUTBOX_MAX_BYTES",
+            "5",
+            "STREAMS_OUTBOX_MAX_BYTES: expected two underscores: STREAMS_OUTBOX__MAX_BYTES",
+        ),
         (
             "STREAMS_RELAY",
             "5",
