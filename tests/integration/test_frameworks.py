@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 import psycopg
 import pytest
@@ -17,6 +21,8 @@ from sqlalchemy import Column, Integer, MetaData, Table
 
 from streams.alembic import include_object
 from streams.database import sync_engine
+from streams.dev.ports import free_port
+from streams.dev.process import Process
 from tests.conftest import World
 
 Eventually = Callable[..., Any]
@@ -101,6 +107,75 @@ def test_djangos_connection_enqueues_in_its_transaction(database: str, tmp_path:
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
+
+
+# What `django-admin startproject` writes, in one file.
+MANAGE = """
+import os, sys
+from urllib.parse import urlsplit
+from django.conf import settings
+from django.core.management import execute_from_command_line
+url = urlsplit(os.environ["DATABASE_URL"])
+database = {
+    "ENGINE": "django.db.backends.postgresql", "HOST": url.hostname, "PORT": url.port,
+    "USER": url.username, "NAME": url.path[1:],
+}
+settings.configure(
+    DATABASES={"default": database}, ROOT_URLCONF="urls", INSTALLED_APPS=["chat.apps.ChatConfig"],
+    ALLOWED_HOSTS=["127.0.0.1"],
+)
+execute_from_command_line(sys.argv)
+"""
+SERVICES = {
+    "FastAPI": ("uvicorn", "shop:app", "--port", "{port}"),
+    "Flask": ("flask", "--app", "shop", "run", "--port", "{port}"),
+    "Django": ("manage.py", "runserver", "--noreload", "127.0.0.1:{port}"),
+}
+
+
+@pytest.mark.parametrize("framework", SERVICES)
+async def test_the_services_of_the_docs_enqueue(
+    framework: str, database: str, tmp_path: Path, eventually: Eventually
+) -> None:
+    """Each as the page writes it, started and asked as it says."""
+    page = (ROOT / "docs/frameworks.md").read_text(encoding="utf-8")
+    section = page.partition(f"## {framework}\n")[2].partition("\n## ")[0]
+    for name, code in re.findall(r"^```python\n# (\S+)\n(.*?)^```$", section, re.M | re.S):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(code)
+    (tmp_path / "manage.py").write_text(MANAGE)
+    [address] = re.findall(r"^curl (?:-X POST )?'?(http.*?)'?$", section, re.M)
+    method = "POST" if "-X POST" in section else "GET"
+    port = free_port()
+    program, *arguments = [word.format(port=port) for word in SERVICES[framework]]
+    start = (program,) if program.endswith(".py") else ("-m", program)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("STREAMS_")}
+    path = os.pathsep.join((str(tmp_path), str(ROOT)))
+    service = Process(
+        (sys.executable, *start, *arguments),
+        tmp_path / "log",
+        environ={**environ, "DATABASE_URL": database, "PYTHONPATH": path},
+        cwd=tmp_path,
+    )
+
+    def asked() -> Any:
+        assert service.running, service.last_words(20, between="\n")
+        request = Request(re.sub(r":\d+/", f":{port}/", address), method=method)
+        try:
+            with urlopen(request, timeout=10) as answer:
+                return json.load(answer)
+        except URLError as error:
+            assert not isinstance(error, HTTPError), service.last_words(30, between="\n")
+            return None
+
+    service.launch()
+    try:
+        said = await eventually(asked, 30)
+    finally:
+        service.kill()
+    with psycopg.connect(database) as connection:
+        rows = connection.execute("SELECT id, key, payload->>'message' FROM outbox").fetchall()
+    assert rows == [(said["outbox_id"], "c1", "hi")]
 
 
 @pytest.mark.filterwarnings("ignore:Did not recognize type 'pg_lsn'")
