@@ -25,8 +25,9 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
             assert heading in _headings(target), link
 
 
-def test_every_rule_and_test_of_the_reliability_page_is_where_it_says() -> None:
-    named = FILE.findall((ROOT / "docs/reliability.md").read_text())
+@pytest.mark.parametrize("page", ["reliability.md", "environments.md"])
+def test_every_rule_and_test_that_a_page_names_is_where_it_says(page: str) -> None:
+    named = FILE.findall((ROOT / "docs" / page).read_text())
     assert len(named) > 20
     for name in named:
         folder = name.split("/")[0]
