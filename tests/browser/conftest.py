@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,6 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import uvicorn
+from aiohttp import web
+from fastapi import FastAPI
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from streams.database import connect_sync
@@ -18,7 +23,8 @@ from streams.dev.ports import free_port
 from streams.dev.postgres import PostgresServer
 from streams.testing.deployment import Deployment
 from streams.testing.services import copied
-from streams.web import passwords
+from streams.web import aiohttp as aiohttp_pages
+from streams.web import asgi, passwords
 from tests.fixtures.programs import program
 from tests.fixtures.scene import BIDI, CANARY
 
@@ -114,6 +120,45 @@ def _login(deployment: Deployment) -> str:
         STREAMS_WEB__COLOUR="violet",
     )
     return f"http://127.0.0.1:{port}/outbox/"
+
+
+@pytest.fixture
+def mounted(stack: Stack) -> Iterator[dict[str, str]]:
+    """The pages in an aiohttp and in a FastAPI application, each below a prefix, in a thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    settings, ports = stack.deployment.settings, (free_port(), free_port())
+    on_aiohttp, on_fastapi = web.Application(), FastAPI()
+    on_aiohttp.add_subapp("/team/outbox/", aiohttp_pages.pages(settings))
+    runner = web.AppRunner(on_aiohttp, shutdown_timeout=1)
+    inside = asgi.pages(settings)
+    on_fastapi.mount("/ops", inside)
+    server = uvicorn.Server(uvicorn.Config(on_fastapi, port=ports[1], log_level="warning"))
+
+    async def serve() -> asyncio.Task[None]:
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", ports[0]).start()
+        serving = asyncio.ensure_future(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.02)
+        return serving
+
+    async def stop(serving: asyncio.Task[None]) -> None:
+        server.should_exit = True
+        await serving
+        await inside.aclose()
+        await runner.cleanup()
+
+    serving = asyncio.run_coroutine_threadsafe(serve(), loop).result(20)
+    yield {
+        "aiohttp": f"http://127.0.0.1:{ports[0]}/team/outbox/",
+        "fastapi": f"http://127.0.0.1:{ports[1]}/ops/",
+    }
+    asyncio.run_coroutine_threadsafe(stop(serving), loop).result(20)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+    loop.close()
 
 
 @pytest.fixture(scope="module")

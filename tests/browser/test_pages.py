@@ -206,6 +206,95 @@ def test_try_one_fails_again_and_a_bulk_replay_stops_by_itself(
     context.close()
 
 
+def test_mended_and_replayed_a_cause_is_consumed_in_order(stack: Stack, page: Page) -> None:
+    stack.query(
+        "ALTER TABLE chat_histories ADD CONSTRAINT no_robots CHECK (role <> 'system') NOT VALID"
+    )
+    stack.query(
+        "SELECT outbox_enqueue('chat_history_persist', 'robots-' || n %% 3, json_build_object("
+        "'user_id', 7, 'conversation_id', 'robots-' || n %% 3, 'role', 'system', 'message', 'hi'))"
+        " FROM generate_series(1, %(count)s) AS n",
+        count=12,
+    )
+    page.goto(f"{stack.pages}dead/?error_code=23514")
+    rows = page.locator("#p-rows tbody tr")
+    expect(rows).to_have_count(12, timeout=30_000)
+    stack.query("ALTER TABLE chat_histories DROP CONSTRAINT no_robots")
+    [(cause,)] = stack.query(
+        "SELECT DISTINCT fingerprint FROM outbox_dead_letters WHERE error_code = '23514'"
+    )
+    page.goto(f"{stack.pages}dead/{cause}")
+    page.get_by_label("why").fill("robots are let in")
+    page.get_by_role("button", name="Replay all").click()
+    page.get_by_role("button", name="Replay 12 messages").click()
+    expect(page.locator("#p-operation")).to_contain_text("12 of 12 sent again", timeout=30_000)
+    expect(page.locator("#p-items .state").filter(has_text="done")).to_have_count(
+        12, timeout=30_000
+    )
+    orders = stack.query(
+        "SELECT array_agg(o.id ORDER BY s.applied) = array_agg(o.id ORDER BY o.id), count(*)"
+        " FROM outbox_state AS s JOIN outbox AS o ON o.id = s.outbox_id"
+        " WHERE o.key LIKE 'robots-%' AND s.status = 'consumed' GROUP BY o.key"
+    )
+    assert orders == [(True, 4)] * 3
+
+
+def test_an_audit_is_started_from_its_page_and_what_it_found_appears(
+    stack: Stack, page: Page
+) -> None:
+    page.goto(f"{stack.pages}proof/")
+    page.get_by_label("why").fill("before the release")
+    page.get_by_role("button", name="Audit now").click()
+    expect(page.locator("#p-asked")).to_contain_text("asked for an audit of what is new")
+    expect(page.locator("#p-asked .state")).to_have_text("done", timeout=60_000)
+    expect(page.locator("#p-audits tbody tr")).not_to_have_count(0)
+    assert stack.query("SELECT why FROM outbox_actions WHERE act = 'audit'") == [
+        ("before the release",)
+    ]
+
+
+@pytest.mark.long
+def test_a_worker_that_falls_silent_is_shown_so_and_then_gone(stack: Stack, page: Page) -> None:
+    page.goto(f"{stack.pages}workers/")
+    worker = stack.deployment.worker()
+    pid = worker.pid
+    row = page.locator("#p-processes tbody tr").filter(has_text=f":{pid}")
+    # Alive, and with partitions of its own.
+    expect(row.locator(".state").first).to_have_text("alive", timeout=30_000)
+    expect(row.locator("td b")).not_to_have_count(0, timeout=60_000)
+    worker.kill()
+    killed = time.monotonic()
+    expect(row.locator(".state").first).to_have_text("silent", timeout=15_000)
+    # Ten seconds without a heartbeat, a page that asks every two; the rest is for busy machines.
+    assert time.monotonic() - killed < 15
+    # A minute later, which is not waited for: gone, and in what happened in the last hour.
+    stack.query(
+        "UPDATE outbox_processes SET heartbeat = heartbeat - interval '1 min' WHERE pid = %(pid)s",
+        pid=pid,
+    )
+    expect(row).to_have_count(0, timeout=10_000)
+    past = page.locator("#p-past li").filter(has_text=f":{pid}")
+    expect(past).to_contain_text("gone without saying goodbye")
+    # What it had is somebody else's once the group has noticed.
+    partitions = page.locator("#p-partitions")
+    expect(partitions.get_by_text("nobody")).to_have_count(0, timeout=60_000)
+    expect(partitions).not_to_contain_text(f":{pid}")
+
+
+@pytest.mark.parametrize("host", ["aiohttp", "fastapi"])
+def test_an_application_that_mounts_the_pages_shows_them(
+    mounted: dict[str, str], page: Page, host: str
+) -> None:
+    # What is shown renews itself, at addresses below whatever prefix there is.
+    with page.expect_response(lambda answer: "part=live" in answer.url) as renewed:
+        page.goto(mounted[host])
+    assert renewed.value.url.startswith(mounted[host])
+    assert page.evaluate("getComputedStyle(document.body).margin") == "0px"
+    page.get_by_role("link", name=re.compile("Dead letters")).first.click()
+    page.wait_for_url(f"{mounted[host]}dead/")
+    expect(page.locator("#p-causes tbody tr")).not_to_have_count(0)
+
+
 @pytest.mark.parametrize(
     "script", [True, pytest.param(False, marks=pytest.mark.long)], ids=["script", "no script"]
 )

@@ -35,6 +35,14 @@ def test_every_rule_and_test_that_a_page_names_is_where_it_says(page: str) -> No
         assert (ROOT / above / name).exists(), name
 
 
+def test_every_test_that_shows_a_promise_of_the_pages_is_there() -> None:
+    tests = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    there = {*tests, *re.findall(r"def (test_\w+)", "\n".join(tests.values()))}
+    named = set(re.findall(r"\btest_\w+(?:\.py)?", (ROOT / "docs/pages.md").read_text()))
+    assert len(named) > 15
+    assert named <= there, named - there
+
+
 def _headings(page: Path) -> set[str]:
     """As the places that a link can name: small letters, no punctuation, dashes."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
