@@ -98,31 +98,6 @@ FIGURES: tuple[LiteralString, ...] = (
     INSERT INTO outbox_primary (relay, seen)
     VALUES ('outbox', json_build_object('settled', %(settled)s::bigint))
     """,
-    # As the leader keeps them: ten seconds for two hours, a minute for three days, an hour for
-    # ninety; and what twenty processes sent in the last minute, not merged yet.
-    """
-    INSERT INTO outbox_stats (width, bucket, process, biz_type, enqueued, relayed, consumed,
-                              retried, dead, latency)
-    SELECT width, date_bin(width * interval '1 s', now(), 'epoch') - n * width * interval '1 s', '',
-           'kind-' || k, 1000, 1000, 990, 10, 1, array_fill(30, ARRAY[20])
-    FROM (VALUES (10, 720), (60, 4320), (3600, 2160)) AS kept (width, buckets),
-         generate_series(7, buckets) AS n, generate_series(0, %(biz_types)s - 1) AS k
-    """,
-    """
-    INSERT INTO outbox_stats (width, bucket, process, biz_type, consumed, latency)
-    SELECT 10, date_bin('10 s', now(), 'epoch') - n * interval '10 s', 'process-' || p,
-           'kind-' || k, 50, array_fill(2, ARRAY[20])
-    FROM generate_series(0, 6) AS n, generate_series(1, 20) AS p,
-         generate_series(0, %(biz_types)s - 1) AS k
-    """,
-    """
-    INSERT INTO outbox_gauges (width, bucket, name, label, value, highest)
-    SELECT width, date_bin(width * interval '1 s', now(), 'epoch') - n * width * interval '1 s',
-           name, '', n, n
-    FROM (VALUES (10, 720), (60, 4320), (3600, 2160)) AS kept (width, buckets),
-         generate_series(0, buckets) AS n,
-         unnest(ARRAY['lag', 'wal_held', 'oldest', 'standbys']) AS name
-    """,
     """
     INSERT INTO outbox_processes (id, kind, name, host, pid, version, partitions, memory, heartbeat,
                                   started)
@@ -165,6 +140,37 @@ FIGURES: tuple[LiteralString, ...] = (
     """,
 )
 
+# What goes by with time: written anew for each look at what was filled before.
+FLOW: tuple[LiteralString, ...] = (
+    "DELETE FROM outbox_stats",
+    "DELETE FROM outbox_gauges",
+    # As the leader keeps them: ten seconds for two hours, a minute for three days, an hour for
+    # ninety; and what twenty processes sent in the last minute, not merged yet.
+    """
+    INSERT INTO outbox_stats (width, bucket, process, biz_type, enqueued, relayed, consumed,
+                              retried, dead, latency)
+    SELECT width, date_bin(width * interval '1 s', now(), 'epoch') - n * width * interval '1 s', '',
+           'kind-' || k, 1000, 1000, 990, 10, 1, array_fill(30, ARRAY[20])
+    FROM (VALUES (10, 720), (60, 4320), (3600, 2160)) AS kept (width, buckets),
+         generate_series(7, buckets) AS n, generate_series(0, %(biz_types)s - 1) AS k
+    """,
+    """
+    INSERT INTO outbox_stats (width, bucket, process, biz_type, consumed, latency)
+    SELECT 10, date_bin('10 s', now(), 'epoch') - n * interval '10 s', 'process-' || p,
+           'kind-' || k, 50, array_fill(2, ARRAY[20])
+    FROM generate_series(0, 6) AS n, generate_series(1, 20) AS p,
+         generate_series(0, %(biz_types)s - 1) AS k
+    """,
+    """
+    INSERT INTO outbox_gauges (width, bucket, name, label, value, highest)
+    SELECT width, date_bin(width * interval '1 s', now(), 'epoch') - n * width * interval '1 s',
+           name, '', n, n
+    FROM (VALUES (10, 720), (60, 4320), (3600, 2160)) AS kept (width, buckets),
+         generate_series(0, buckets) AS n,
+         unnest(ARRAY['lag', 'wal_held', 'oldest', 'standbys']) AS name
+    """,
+)
+
 
 def fill(url: str, crowd: Crowd) -> Iterator[float]:
     """Fill a migrated database that is empty, in 40 partitions; yields how much of it is done."""
@@ -200,6 +206,15 @@ def fill(url: str, crowd: Crowd) -> Iterator[float]:
         for statement in FIGURES:
             connection.execute(statement, values)
         connection.execute("VACUUM (ANALYZE)")
+    flow(url)
+
+
+def flow(url: str) -> None:
+    """Write figures that end now, instead of those there are."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in FLOW:
+            connection.execute(statement, {"biz_types": BIZ_TYPES})
+        connection.execute("VACUUM (ANALYZE) outbox_stats, outbox_gauges")
 
 
 def addresses(url: str, crowd: Crowd) -> dict[str, str]:

@@ -245,7 +245,10 @@ def crowded(server: PostgresServer, size: Crowd) -> Settings:
             for share in crowd.fill(settings.database_url, size):
                 console.print(f"filled {share:4.0%}", end="\r")
             connection.execute(f"ALTER DATABASE {filling} RENAME TO {CROWDED}".encode())
-    return load(environ={"DATABASE_URL": server.url_of(CROWDED)})
+    settings = load(environ={"DATABASE_URL": server.url_of(CROWDED)})
+    list(migrate.migrate(settings, configured(settings)))
+    crowd.flow(settings.database_url)
+    return settings
 
 
 async def main(size: Crowd, rounds: int, seconds: float, messages: int, folder: Path) -> None:

@@ -17,11 +17,7 @@ LIMIT %(limit)s;
 -- that died first.
 SELECT g.fingerprint, d.biz_type, d.error_code, g.messages, g.conversations, g.first, g.last,
        CASE d.source WHEN '' THEN d.outbox_id::text
-            ELSE d.source || ':' || d.outbox_id END AS example,
-       coalesce((SELECT error FROM outbox_state AS s
-                 WHERE d.source = '' AND s.outbox_id = d.outbox_id),
-                (SELECT error FROM outbox_foreign AS f
-                 WHERE f.source = d.source AND f.outbox_id = d.outbox_id)) AS error
+            ELSE d.source || ':' || d.outbox_id END AS example
 FROM (
     -- Conversation by conversation, as look_causes does.
     SELECT fingerprint, sum(messages)::bigint AS messages, count(*) AS conversations,

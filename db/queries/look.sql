@@ -13,7 +13,7 @@ SELECT coalesce(max(floor), 0) FROM relay_position;
 -- look_pending --
 -- Committed rows above the floor whose fate has not begun, at most one more than asked for; and
 -- when the first was enqueued.
-SELECT count(*), min(created_at) AT TIME ZONE 'UTC'
+SELECT count(*), min(created_at) FILTER (WHERE isfinite(created_at)) AT TIME ZONE 'UTC'
 FROM (
     SELECT o.created_at
     FROM outbox AS o
@@ -28,7 +28,7 @@ FROM (
 -- look_published --
 -- Rows among these ids, all of them at or below the floor, whose fate has not begun, and when the
 -- first was enqueued.
-SELECT count(*), min(o.created_at) AT TIME ZONE 'UTC'
+SELECT count(*), min(o.created_at) FILTER (WHERE isfinite(o.created_at)) AT TIME ZONE 'UTC'
 FROM outbox AS o
 LEFT JOIN outbox_state AS s
   ON s.outbox_id = o.id AND s.outbox_id > %(after)s AND s.outbox_id <= %(floor)s
@@ -49,9 +49,10 @@ FROM (
 
 -- dead_signature --
 -- How many are dead, how many of them hold their conversation, and who died last: the same three
--- numbers only as long as the same messages are dead.
-SELECT count(*), (SELECT count(*) FROM outbox_dead_letters WHERE held), coalesce(max(died), 0)
-FROM outbox_dead_letters;
+-- numbers only as long as the same messages are dead.  Each has an index that holds it.
+SELECT (SELECT count(*) FROM outbox_dead_letters),
+       (SELECT count(*) FROM outbox_dead_letters WHERE held),
+       (SELECT coalesce(max(died), 0) FROM outbox_dead_letters);
 
 -- look_dead --
 -- Since when the conversation is held that is held longest, how many died in the last five minutes,
@@ -64,14 +65,10 @@ SELECT (SELECT min(died_at) FROM outbox_dead_letters WHERE held),
           AND bucket <= now() - interval '5 minutes' AND projection = %(projection)s);
 
 -- look_causes --
--- Dead messages by cause, the one whose newest died last first: an index holds all of it but what
--- the newest one says.
+-- Dead messages by cause, the one whose newest died last first: an index holds all of it.  What the
+-- newest one says is looked up by its id, in its own partition.
 SELECT c.fingerprint, d.biz_type, d.error_code, c.messages, c.conversations, c.held, c.first,
-       c.last, d.source, d.outbox_id,
-       coalesce((SELECT error FROM outbox_state AS s
-                 WHERE d.source = '' AND s.outbox_id = d.outbox_id),
-                (SELECT error FROM outbox_foreign AS f
-                 WHERE f.source = d.source AND f.outbox_id = d.outbox_id))
+       c.last, d.source, d.outbox_id
 FROM (
     -- Conversation by conversation, in the order of the index: counting distinct ones would sort
     -- them all.
@@ -103,21 +100,31 @@ GROUP BY fingerprint, ago;
 
 -- look_heads --
 -- Conversations with open messages, the longest waiting first: what each waits for, until when, and
--- how many behind it.  The first message of those only that are shown is looked up; it is the one
--- that holds a conversation.
+-- how many behind it.  Of so many messages that have waited longest only (all of them: NULL), since
+-- grouping them all takes longer than anything else that is looked at.  A conversation's first
+-- message, which holds it, and how many it has are looked up for those that are shown.
 SELECT c.source, c.topic, c.key, h.outbox_id, h.status, h.error_code, c.since, h.due,
-       c.messages - 1, h.attempts, h.partition
+       b.messages - 1, h.attempts, h.partition
 FROM (
-    SELECT source, topic, key, count(*) AS messages, min(since) AS since
+    SELECT source, topic, key, min(since) AS since
     FROM (
-        SELECT '' AS source, topic, key, status, since FROM outbox_open
-        UNION ALL
-        SELECT source, topic, key, status, updated_at FROM outbox_foreign WHERE open
-    ) AS open_messages
-    WHERE (%(topic)s::text IS NULL OR topic = %(topic)s)
-      AND (%(key)s::text IS NULL OR key = %(key)s)
+        SELECT source, topic, key, since
+        FROM (
+            SELECT '' AS source, topic, key, since FROM outbox_open
+            UNION ALL
+            SELECT source, topic, key, updated_at FROM outbox_foreign WHERE open
+        ) AS open_messages
+        WHERE (%(topic)s::text IS NULL OR topic = %(topic)s)
+          AND (%(key)s::text IS NULL OR key = %(key)s)
+          AND (NOT %(held)s OR (source, topic, key) IN (
+              SELECT '', topic, key FROM outbox_open WHERE status = 'dead'
+              UNION ALL
+              SELECT source, topic, key FROM outbox_foreign WHERE open AND status = 'dead'
+          ))
+        ORDER BY since, topic, key
+        LIMIT %(among)s
+    ) AS longest
     GROUP BY source, topic, key
-    HAVING NOT %(held)s OR bool_or(status = 'dead')
     ORDER BY since, topic, key
     LIMIT %(limit)s
 ) AS c
@@ -135,6 +142,13 @@ CROSS JOIN LATERAL (
      ORDER BY f.arrived
      LIMIT 1)
 ) AS h
+CROSS JOIN LATERAL (
+    SELECT (SELECT count(*) FROM outbox_open AS o
+            WHERE c.source = '' AND o.topic = c.topic AND o.key = c.key)
+           + (SELECT count(*) FROM outbox_foreign AS f
+              WHERE c.source <> '' AND f.open AND f.source = c.source AND f.topic = c.topic
+                AND f.key = c.key) AS messages
+) AS b
 ORDER BY c.since, c.topic, c.key;
 
 -- look_processes --
@@ -196,19 +210,44 @@ FROM outbox_audits AS a
 ORDER BY a.id DESC
 LIMIT 1;
 
--- look_enqueued_at --
--- When the newest message at or below an id was enqueued.
-SELECT created_at AT TIME ZONE 'UTC' FROM outbox WHERE id <= %(id)s AND resend_of IS NULL
-ORDER BY id DESC LIMIT 1;
+-- look_enqueued_last --
+-- When the newest message among these ids was enqueued.
+SELECT created_at AT TIME ZONE 'UTC'
+FROM outbox
+WHERE id > %(after)s AND id <= %(until)s AND resend_of IS NULL AND isfinite(created_at)
+ORDER BY id DESC
+LIMIT 1;
+
+-- look_enqueued_first --
+-- When the oldest message among these ids was enqueued.
+SELECT created_at AT TIME ZONE 'UTC'
+FROM outbox
+WHERE id > %(after)s AND id <= %(until)s AND resend_of IS NULL AND isfinite(created_at)
+ORDER BY id
+LIMIT 1;
 
 -- look_newer --
--- How many messages came after an id, at most one more than asked for.
+-- How many messages there are among these ids, at most so many.
 SELECT count(*)
-FROM (SELECT FROM outbox WHERE id > %(id)s AND resend_of IS NULL LIMIT %(most)s + 1) AS newer;
+FROM (
+    SELECT FROM outbox
+    WHERE id > %(after)s AND id <= %(until)s AND resend_of IS NULL
+    LIMIT %(most)s
+) AS newer;
 
--- look_first_message --
--- When the oldest message that is still here was enqueued.
-SELECT created_at AT TIME ZONE 'UTC' FROM outbox ORDER BY id LIMIT 1;
+-- look_errors --
+-- What these messages of one's own failed with last, how often they were tried, and how often
+-- replayed.
+SELECT outbox_id, error, attempts, replays
+FROM outbox_state
+WHERE outbox_id = ANY(%(ids)s::bigint[]);
+
+-- look_foreign_errors --
+-- The same of other systems' messages.
+SELECT f.source, f.outbox_id, f.error, f.attempts, f.replays
+FROM outbox_foreign AS f
+JOIN unnest(%(sources)s::text[], %(ids)s::bigint[]) AS given (source, outbox_id)
+  ON given.source = f.source AND given.outbox_id = f.outbox_id;
 
 -- look_rejects --
 -- Records of the last ten minutes that belong to no message, as ranges count them.

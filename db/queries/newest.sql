@@ -1,10 +1,10 @@
 -- newest_messages --
--- Messages, the newest first, from before one on, and the relay's floor.
+-- Messages among these ids, the newest first, and whether the relay has published them.
 SELECT o.id, o.biz_type, o.topic, o.key,
        CASE WHEN isfinite(o.created_at) THEN o.created_at AT TIME ZONE 'UTC' END,
        o.id <= (SELECT coalesce(max(floor), 0) FROM relay_position)
 FROM outbox AS o
-WHERE o.id < coalesce(%(before)s::bigint, 9223372036854775807) AND o.resend_of IS NULL
+WHERE o.id > %(after)s AND o.id <= %(until)s AND o.resend_of IS NULL
 ORDER BY o.id DESC
 LIMIT %(limit)s;
 

@@ -126,7 +126,7 @@ WHERE i.operation = %(id)s AND i.position = given.position;
 
 -- operation_fates --
 -- How messages stand that were sent in a step: those that are consumed, and those that failed
--- again.
+-- again.  `ids` are those of the step that are one's own: only their partitions are opened.
 SELECT i.position,
        CASE
            WHEN coalesce(s.status, f.status) = 'consumed' THEN 'done'
@@ -135,11 +135,18 @@ SELECT i.position,
            AND coalesce(s.attempts, f.attempts) > 0 THEN 'failed'
        END
 FROM outbox_operation_items AS i
-LEFT JOIN LATERAL (SELECT * FROM outbox_state AS x WHERE i.source = '' AND x.outbox_id = i.outbox_id
-                   LIMIT 1) AS s ON true
+LEFT JOIN outbox_state AS s
+  ON i.source = '' AND s.outbox_id = i.outbox_id AND s.outbox_id = ANY(%(ids)s::bigint[])
 LEFT JOIN outbox_foreign AS f ON f.source = i.source AND f.outbox_id = i.outbox_id
 WHERE i.operation = %(id)s AND i.position > %(begin)s AND i.position <= %(end)s
   AND i.outcome = 'sent';
+
+-- operation_sent --
+-- One's own messages that were sent in a step, and are not known to have their fate.
+SELECT outbox_id
+FROM outbox_operation_items
+WHERE operation = %(id)s AND position > %(begin)s AND position <= %(end)s AND outcome = 'sent'
+  AND source = '';
 
 -- operation_step --
 -- A step was begun, the first of its size or once more.

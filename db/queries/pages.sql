@@ -1,28 +1,19 @@
 -- dead_page --
 -- Dead messages that fit, without their text, those that died last first, from before one of them
 -- on.
-SELECT d.source, d.outbox_id, d.biz_type, d.topic, d.key, d.error_code, d.fingerprint, d.held,
-       d.died, d.died_at, coalesce(s.attempts, f.attempts, 0), coalesce(s.replays, f.replays, 0),
-       coalesce(s.error, f.error)
-FROM (
-    SELECT *
-    FROM outbox_dead_letters
-    WHERE died < coalesce(%(before)s::bigint, 9223372036854775807)
-      AND (%(source)s::text IS NULL OR source = %(source)s)
-      AND (%(biz_type)s::text IS NULL OR biz_type = %(biz_type)s)
-      AND (%(topic)s::text IS NULL OR topic = %(topic)s)
-      AND (%(key)s::text IS NULL OR key = %(key)s)
-      AND (%(error_code)s::text IS NULL OR error_code = %(error_code)s)
-      AND (%(fingerprint)s::text IS NULL OR fingerprint = %(fingerprint)s)
-      AND (%(since)s::timestamptz IS NULL OR died_at >= %(since)s)
-      AND (NOT %(held)s OR held)
-    ORDER BY died DESC
-    LIMIT %(limit)s
-) AS d
-LEFT JOIN LATERAL (SELECT * FROM outbox_state AS x WHERE d.source = '' AND x.outbox_id = d.outbox_id
-                   LIMIT 1) AS s ON true
-LEFT JOIN outbox_foreign AS f ON f.source = d.source AND f.outbox_id = d.outbox_id
-ORDER BY d.died DESC;
+SELECT source, outbox_id, biz_type, topic, key, error_code, fingerprint, held, died, died_at
+FROM outbox_dead_letters
+WHERE died < coalesce(%(before)s::bigint, 9223372036854775807)
+  AND (%(source)s::text IS NULL OR source = %(source)s)
+  AND (%(biz_type)s::text IS NULL OR biz_type = %(biz_type)s)
+  AND (%(topic)s::text IS NULL OR topic = %(topic)s)
+  AND (%(key)s::text IS NULL OR key = %(key)s)
+  AND (%(error_code)s::text IS NULL OR error_code = %(error_code)s)
+  AND (%(fingerprint)s::text IS NULL OR fingerprint = %(fingerprint)s)
+  AND (%(since)s::timestamptz IS NULL OR died_at >= %(since)s)
+  AND (NOT %(held)s OR held)
+ORDER BY died DESC
+LIMIT %(limit)s;
 
 -- axis_open --
 -- The open messages of a conversation and its dead ones: both have an index.
@@ -66,11 +57,6 @@ SELECT outbox_id, biz_type, CASE WHEN isfinite(created_at) THEN created_at AT TI
 FROM outbox_foreign
 WHERE source = %(source)s AND topic = %(topic)s AND key = %(key)s AND (open OR status = 'dead')
 ORDER BY outbox_id;
-
--- looked_at --
--- When the first message above an id was enqueued: how far back was looked.
-SELECT created_at AT TIME ZONE 'UTC' FROM outbox WHERE id > %(id)s AND isfinite(created_at)
-ORDER BY id LIMIT 1;
 
 -- acts_page --
 -- What operators did, the newest first, from before one act on; the ids only as far as asked for.
@@ -120,6 +106,10 @@ LEFT JOIN LATERAL (
     ORDER BY id
     LIMIT 1
 ) AS ended ON true;
+
+-- stats_kinds --
+-- How many biz_types there are figures of, at most.
+SELECT count(*) FROM outbox_biz_types;
 
 -- stats_series --
 -- Counts and histograms of each biz_type in buckets of one width, and what is not merged yet put to

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from typing import Any, cast
 
 import psycopg
@@ -23,6 +24,7 @@ AT_ONCE = 20
 FIRST_WIDTH = 5_000_000  # while nothing is known of the rate
 ALIVE = 36  # partitions that a period of retention has, give or take half of it
 NARROWEST, WIDEST = 10_000, 1_000_000_000
+NEAR = 100_000  # ids; what is looked for is nearly always among so many
 _BOUNDS = re.compile(r"FROM \('(\d+)'\) TO \('(\d+)'\)")
 
 
@@ -94,6 +96,20 @@ def first_sync(connection: Connection) -> int:
     return _first(
         [(row[0], row[1]) for row in connection.exec_driver_sql(query("partition_bounds"))]
     )
+
+
+def nearest_first(begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Ranges of ids from `begin` to `end`, as (after, until): those above the one, up to the other.
+
+    The first is the one at `begin`, each ten times as wide as the one before it; an `end` below
+    `begin` goes back. A statement opens every partition of its range: whoever looks for what is
+    close by opens few, and yet finds what is far away.
+    """
+    width = NEAR
+    while begin != end:
+        step = min(begin + width, end) if begin < end else max(begin - width, end)
+        yield min(begin, step), max(begin, step)
+        begin, width = step, width * 10
 
 
 def reach_sync(connection: Connection) -> int:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from streams.database import query
 from streams.database.partitions import first_sync
 from streams.message_id import MessageId, name_of
-from streams.operate.look import heads
+from streams.operate.look import enqueued_first, heads
 from streams.operate.snapshot import Head
 
 WINDOW = 50_000
@@ -105,9 +105,7 @@ def axis(
     more = until >= oldest
     items = {"ids": sorted(set(ids)), "after": min(ids, default=0)}
     rows = connection.exec_driver_sql(query("axis_items"), items).all()
-    looked_back = connection.exec_driver_sql(
-        query("looked_at"), {"id": until if more else 0}
-    ).scalar()
+    looked_back = enqueued_first(connection, until if more else None)
     return Axis(
         source=source,
         topic=topic,

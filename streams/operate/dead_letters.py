@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
@@ -91,13 +92,42 @@ class DeadPage:
     before: int | None
 
 
+class Tries(NamedTuple):
+    """What a message failed with last, how often it was tried, and how often replayed."""
+
+    error: str | None = None
+    attempts: int = 0
+    replays: int = 0
+
+
+def tries_of(connection: Connection, names: Iterable[MessageId]) -> Mapping[MessageId, Tries]:
+    """How these messages failed; a message that has no state has never been tried.
+
+    They are asked for by their ids, so that no other partitions are opened than theirs.
+    """
+    tries = dict.fromkeys(names, Tries())
+    parts = [parts_of(name) for name in tries]
+    if own := [outbox_id for source, outbox_id in parts if not source]:
+        for outbox_id, *rest in connection.exec_driver_sql(query("look_errors"), {"ids": own}):
+            tries[name_of("", outbox_id)] = Tries(*rest)
+    if foreign := [(source, outbox_id) for source, outbox_id in parts if source]:
+        sources, ids = zip(*foreign, strict=True)
+        asked = {"sources": list(sources), "ids": list(ids)}
+        for source, outbox_id, *rest in connection.exec_driver_sql(
+            query("look_foreign_errors"), asked
+        ):
+            tries[name_of(source, outbox_id)] = Tries(*rest)
+    return tries
+
+
 def page(
     connection: Connection, which: DeadFilter, *, before: int | None = None, limit: int = 50
 ) -> DeadPage:
     """The dead messages that fit, from before one on."""
     parameters = asdict(which) | {"before": before, "limit": limit + 1}
     rows = connection.exec_driver_sql(query("dead_page"), parameters).all()
-    shown = tuple(_row(*row) for row in rows[:limit])
+    tries = tries_of(connection, (name_of(*row[:2]) for row in rows[:limit]))
+    shown = tuple(_row(tries, *row) for row in rows[:limit])
     return DeadPage(shown, shown[-1].died if len(rows) > limit else None)
 
 
@@ -109,8 +139,13 @@ def letters(connection: Connection, choice: Choice) -> list[Letter]:
 
 def groups(connection: Connection, choice: Choice) -> list[Group]:
     """The kinds of error among the dead messages that fit, the most frequent first."""
-    rows = connection.exec_driver_sql(query("dead_groups"), choice.parameters())
-    return [Group(**dict(row) | {"example": read_name(row["example"])}) for row in rows.mappings()]
+    rows = connection.exec_driver_sql(query("dead_groups"), choice.parameters()).mappings().all()
+    examples = [read_name(row["example"]) for row in rows]
+    tries = tries_of(connection, examples)
+    return [
+        Group(**dict(row) | {"example": example, "error": tries[example].error})
+        for row, example in zip(rows, examples, strict=True)
+    ]
 
 
 def payload(connection: Connection, name: MessageId) -> str:
@@ -128,10 +163,11 @@ def payload(connection: Connection, name: MessageId) -> str:
     return str(row["payload"])
 
 
-def _row(source: str, outbox_id: int, *rest: Any) -> DeadRow:
-    biz_type, topic, key, code, fingerprint, held, died, died_at, attempts, replays, error = rest
+def _row(tries: Mapping[MessageId, Tries], source: str, outbox_id: int, *rest: Any) -> DeadRow:
+    biz_type, topic, key, code, fingerprint, held, died, died_at = rest
+    name = name_of(source, outbox_id)
     return DeadRow(
-        outbox_id=name_of(source, outbox_id),
+        outbox_id=name,
         biz_type=biz_type,
         topic=topic,
         key=key,
@@ -140,7 +176,7 @@ def _row(source: str, outbox_id: int, *rest: Any) -> DeadRow:
         held=held,
         died=died,
         died_at=died_at,
-        attempts=attempts,
-        replays=replays,
-        error=error,
+        attempts=tries[name].attempts,
+        replays=tries[name].replays,
+        error=tries[name].error,
     )

@@ -16,9 +16,10 @@ from typing import Any
 from sqlalchemy import Connection
 
 from streams.database import query
-from streams.database.partitions import reach_sync
+from streams.database.partitions import first_sync, nearest_first, reach_sync
 from streams.figures import histogram
 from streams.message_id import name_of
+from streams.operate.dead_letters import Tries, tries_of
 from streams.operate.relay_status import RelayStatus, from_rows, standing
 from streams.operate.snapshot import (
     MOST,
@@ -53,6 +54,8 @@ REMEMBERED_SECONDS = 10.0
 FEW_ATTEMPTS = 3
 SHOWN = 10
 CAUSES = 200
+AMONG = 20
+"""Messages looked at for each conversation that is to be shown, before all of them are."""
 
 
 # How many are dead, how many of them hold their conversation, and the place of whoever died last.
@@ -94,6 +97,7 @@ def look(
         relays, relays_at = _relays(connection, replica, primary, at)
         processes = processes_of(connection, GONE_SECONDS)
         partitions = partitions_of(connection, processes, at)
+        proved = proof(connection)
         totals, ending, unknown, held_since, recent_dead, usual_dead = _totals(
             connection, limits, projection, _settled(primary), signature := _signature(connection)
         )
@@ -115,8 +119,8 @@ def look(
             partitions=partitions,
             waiting=heads(connection, limit=SHOWN),
             causes=_remembered(connection, CAUSES, False, memory, signature),
-            proof=proof(connection),
-            first_message_at=connection.exec_driver_sql(query("look_first_message")).scalar(),
+            proof=proved,
+            first_message_at=None if proved else enqueued_first(connection, None),
             pins=_pins(connection, replica, primary),
             unknown=_unknown(connection) if unknown else (),
             room=_room(connection),
@@ -183,8 +187,9 @@ def _causes(
 ) -> tuple[Cause, ...]:
     parameters = {"fingerprint": fingerprint, "limit": limit}
     rows = connection.exec_driver_sql(query("look_causes"), parameters).all()
+    tries = tries_of(connection, (name_of(*row[-2:]) for row in rows))
     lines = _sparklines(connection, [row[0] for row in rows]) if sparklines and rows else {}
-    return tuple(_cause(*row, lines.get(row[0], ())) for row in rows)
+    return tuple(_cause(tries[name_of(*row[-2:])], *row, lines.get(row[0], ())) for row in rows)
 
 
 def heads(
@@ -197,7 +202,30 @@ def heads(
 ) -> tuple[Head, ...]:
     """Conversations that wait, the longest first; `held`: only those that a dead message holds."""
     parameters = {"topic": topic, "key": key, "held": held, "limit": limit}
-    return tuple(_head(*row) for row in connection.exec_driver_sql(query("look_heads"), parameters))
+
+    def among(messages: int | None) -> Sequence[Sequence[Any]]:
+        return connection.exec_driver_sql(
+            query("look_heads"), parameters | {"among": messages}
+        ).all()
+
+    # One conversation has an index. Where few have all the messages, all are looked at after all.
+    rows = among(None if key is not None else AMONG * limit)
+    if rows and len(rows) < limit and key is None:
+        rows = among(None)
+    return tuple(_head(*row) for row in rows)
+
+
+def enqueued_first(connection: Connection, after: int | None) -> datetime | None:
+    """When the first message above this id was enqueued, or the first of all; None without one."""
+    begin = first_sync(connection) - 1 if after is None else after
+    for lower, upper in nearest_first(begin, max(begin, _last_id(connection))):
+        asked = {"after": lower, "until": upper}
+        at: datetime | None = connection.exec_driver_sql(
+            query("look_enqueued_first"), asked
+        ).scalar()
+        if at is not None:
+            return at
+    return None
 
 
 def processes_of(connection: Connection, seconds: float, limit: int = 1000) -> tuple[Process, ...]:
@@ -267,10 +295,7 @@ def proof(connection: Connection) -> Proof | None:
     if row is None:
         return None
     number, at, complete, messages, wrong, missing, doubled, until, left = row
-    newer = connection.exec_driver_sql(
-        query("look_newer"), {"id": until, "most": MOST}
-    ).scalar_one()
-    under_way = newer + left
+    under_way = _newer(connection, until) + left
     return Proof(
         id=number,
         at=at,
@@ -280,9 +305,36 @@ def proof(connection: Connection) -> Proof | None:
         missing=missing,
         doubled=doubled,
         until_id=until,
-        until=connection.exec_driver_sql(query("look_enqueued_at"), {"id": until}).scalar(),
+        until=_enqueued_last(connection, until),
         under_way=_count(under_way),
     )
+
+
+def _newer(connection: Connection, after: int) -> int:
+    """How many messages came after this id, at most one more than are counted."""
+    count = 0
+    for lower, upper in nearest_first(after, max(after, _last_id(connection))):
+        asked = {"after": lower, "until": upper, "most": MOST + 1 - count}
+        count += connection.exec_driver_sql(query("look_newer"), asked).scalar_one()
+        if count > MOST:
+            break
+    return count
+
+
+def _enqueued_last(connection: Connection, until: int) -> datetime | None:
+    for lower, upper in nearest_first(until, 0):
+        asked = {"after": lower, "until": upper}
+        at: datetime | None = connection.exec_driver_sql(
+            query("look_enqueued_last"), asked
+        ).scalar()
+        if at is not None:
+            return at
+    return None
+
+
+def _last_id(connection: Connection) -> int:
+    newest: int = connection.exec_driver_sql(query("last_id")).scalar_one()
+    return newest
 
 
 def primary_of(connection: Connection) -> Mapping[str, tuple[datetime, Mapping[str, Any]]]:
@@ -371,9 +423,9 @@ def _topic_seconds(partitions: Sequence[Partition], at: datetime) -> float | Non
     return max(0.0, max((at - moment).total_seconds() for moment in worked if moment is not None))
 
 
-def _cause(*row: Any) -> Cause:
+def _cause(tries: Tries, *row: Any) -> Cause:
     name, biz_type, code, messages, conversations, held, first, last, *example, line = row
-    source, outbox_id, error = example
+    source, outbox_id = example
     return Cause(
         fingerprint=name,
         biz_type=biz_type,
@@ -384,7 +436,7 @@ def _cause(*row: Any) -> Cause:
         first=first,
         last=last,
         example=name_of(source, outbox_id),
-        error=error,
+        error=tries.error,
         sparkline=line,
     )
 
@@ -461,7 +513,7 @@ def _pins(
 
 
 def _room(connection: Connection) -> Room:
-    last = connection.exec_driver_sql(query("last_id")).scalar_one()
+    last = _last_id(connection)
     left = max(0, reach_sync(connection) - 1 - last)
     row = connection.exec_driver_sql(query("recent_rows"), {"last": last}).first()
     return Room(left, left * row[1] / row[0] if row and row[0] else None)

@@ -239,8 +239,6 @@ def held(connection: Connection, number: int) -> Iterator[bool]:
 def work(connection: Connection, number: int) -> float | None:
     """Do what can be done now: seconds after which to come back, None when it has ended.
 
-    To be called by the holder of the operation; a step is several short transactions at most.
-
     To be called by whoever holds it; a step is several short transactions at most.
     """
     with connection.begin():
@@ -339,7 +337,8 @@ def _send(connection: Connection, now: Operation, rows: Sequence[tuple[int, Mess
 def _settle(connection: Connection, now: Operation) -> None:
     """Note the fates of what the step under way has sent."""
     step = {"id": now.id, "begin": now.step_begin, "end": now.step_end}
-    fates = connection.exec_driver_sql(query("operation_fates"), step)
+    ids = connection.exec_driver_sql(query("operation_sent"), step).scalars().all()
+    fates = connection.exec_driver_sql(query("operation_fates"), step | {"ids": list(ids)})
     _note(connection, now.id, {position: fate for position, fate in fates if fate is not None})
     connection.exec_driver_sql(query("operation_count"), {"id": now.id})
 

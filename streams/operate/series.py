@@ -25,6 +25,9 @@ SPANS: Mapping[str, tuple[int, int]] = {
     "24h": (60, 1440),
     "7d": (3600, 168),
 }
+WIDTHS = (60, 3600)
+MOST = 30_000
+"""Buckets of all biz_types together that are read for one chart: of more, wider ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,35 +79,35 @@ def series(
 ) -> Series:
     """Counts, latencies and gauges over a span that ends now.
 
-    Counts are by biz_type, latencies are of one biz_type if it is named.
+    Counts are by biz_type, latencies are of one biz_type if it is named. Where there are hundreds
+    of biz_types buckets are wider.
     """
-    width, buckets = SPANS[span]
+    width, buckets = _fitting(span, connection.exec_driver_sql(query("stats_kinds")).scalar_one())
     now: datetime = connection.exec_driver_sql("SELECT now()").scalar_one()
     last = math.floor(now.timestamp() / width) * width
     start = datetime.fromtimestamp(last, UTC) - timedelta(seconds=width * (buckets - 1))
     parameters = {"width": width, "since": start, "projection": projection}
 
-    def column_of(at: datetime) -> int:
-        return round((at - start).total_seconds() / width)
-
+    # Thousands of rows are of some hundred buckets.
+    columns = {start + timedelta(seconds=width * column): column for column in range(buckets)}
     counts: dict[str, list[list[int]]] = defaultdict(lambda: [[0] * buckets for _ in range(7)])
     for at, name, *numbers in connection.exec_driver_sql(query("stats_series"), parameters):
-        if 0 <= column_of(at) < buckets:
+        if (bucket := columns.get(at)) is not None:
             for column, number in zip(counts[name], numbers, strict=True):
-                column[column_of(at)] += number
+                column[bucket] += number
     times = [[0] * histogram.SIZE for _ in range(buckets)]
     asked = parameters | {"bounds": histogram.VERSION, "biz_type": biz_type}
     for at, latency in connection.exec_driver_sql(query("latency_series"), asked):
-        if 0 <= column_of(at) < buckets:
-            times[column_of(at)] = histogram.total((times[column_of(at)], latency))
+        if (bucket := columns.get(at)) is not None:
+            times[bucket] = histogram.total((times[bucket], latency))
     gauges: dict[tuple[str, str], list[tuple[float | None, float | None]]] = defaultdict(
         lambda: [(None, None)] * buckets
     )
     for at, name, label, value, highest in connection.exec_driver_sql(
         query("gauge_series"), {"width": width, "since": start}
     ):
-        if 0 <= column_of(at) < buckets:
-            gauges[name, label][column_of(at)] = (value, highest)
+        if (bucket := columns.get(at)) is not None:
+            gauges[name, label][bucket] = (value, highest)
     return Series(
         span=span,
         width=width,
@@ -122,6 +125,15 @@ def series(
             for (name, label), values in sorted(gauges.items())
         ),
     )
+
+
+def _fitting(span: Span, kinds: int) -> tuple[int, int]:
+    """The width of buckets, and how many there are, for figures of so many biz_types."""
+    width, buckets = SPANS[span]
+    for wider in WIDTHS:
+        if kinds * buckets > MOST and wider > width and width * buckets % wider == 0:
+            width, buckets = wider, width * buckets // wider
+    return width, buckets
 
 
 def _line(biz_type: str, columns: list[list[int]]) -> Line:

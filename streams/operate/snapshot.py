@@ -118,7 +118,8 @@ class Process:
     pid: int
     version: str
     state: str
-    silent: float
+    # It grows by itself: without it a process that is as it was says so.
+    silent: float = field(compare=False)
     started: datetime
     heartbeat: datetime
     ended: datetime | None = None

@@ -30,7 +30,13 @@ SILENT = "PostgreSQL does not answer: "
 IDLE_SECONDS = 60.0
 # Seconds beyond a statement's own limit after which a server that says nothing is a lost one
 GRACE = 1.5
-READ: Session = {"statement_timeout": "2000", "default_transaction_read_only": "on"}
+READ: Session = {
+    "statement_timeout": "2000",
+    "default_transaction_read_only": "on",
+    # Two connections are two of the server's processors, whatever it would spend on a statement.
+    "max_parallel_workers_per_gather": "0",
+}
+MISSING = ("42P01", "42703", "42883")  # a table, a column, a function
 ACT: Session = {"statement_timeout": "30000", "lock_timeout": "5000"}
 
 
@@ -186,6 +192,10 @@ def _told(error: DBAPIError) -> Exception:
         return DatabaseRefuses(
             f"PostgreSQL refuses: {reason}; web.database_url and web.acts_url may name a role that"
             " may"
+        )
+    if state in MISSING:
+        return DatabaseRefuses(
+            f"PostgreSQL refuses: {reason}; `streams migrate` makes what pages of this version read"
         )
     if state.startswith("42"):
         return DatabaseRefuses(f"PostgreSQL refuses: {reason}")

@@ -124,6 +124,36 @@ def test_a_snapshot_says_what_the_tables_say(filled: Connection) -> None:
     }  # fmt: skip
 
 
+def test_conversations_of_many_messages_hide_none_that_waits_less_long(filled: Connection) -> None:
+    """Few of the longest waiting messages are looked at first; they may all be of one."""
+    filled.exec_driver_sql(
+        "INSERT INTO outbox_state (outbox_id, status, topic, key, arrived, updated_at)"
+        " SELECT n, 'parked', 't', 'long', nextval('outbox_arrived'), now() - interval '1 day'"
+        " FROM generate_series(1001, 1100) AS n"
+    )
+    filled.commit()
+    every = look.heads(filled, limit=200)
+    assert [(head.key, head.behind) for head in every][:1] == [("long", 99)]
+    assert len({head.key for head in every}) == len(every) > 3
+    for limit in (1, 2, 3):
+        assert look.heads(filled, limit=limit) == every[:limit]
+    held = look.heads(filled, held=True, limit=1)
+    assert held == tuple(head for head in every if head.status == "dead")[:1]
+    assert look.heads(filled, topic="t", key="long") == every[:1]
+
+
+@pytest.mark.parametrize("moment", ["infinity", "-infinity"])
+def test_a_time_that_is_none_fails_no_page(filled: Connection, moment: str) -> None:
+    """A producer may write any time; what cannot be shown is left out."""
+    filled.exec_driver_sql(f"UPDATE outbox SET created_at = '{moment}' WHERE id IN (50, 90, 91)")
+    filled.commit()
+    snapshot = look.look(filled, Limits(relay="outbox", topics=("t",)))
+    assert snapshot.proof is not None
+    assert snapshot.proof.until is not None and snapshot.totals.oldest is not None
+    with filled.begin():
+        assert axis.axis(filled, "t", "k0").looked_back is not None
+
+
 def test_a_message_that_a_run_waits_with_says_what_it_waits_for(filled: Connection) -> None:
     persisted, waiting, pending = history.messages(filled, [85, 1, 95])
     [step] = [step for step in waiting.events if step.stage == "waits"]
@@ -247,6 +277,7 @@ ANALYZE outbox, outbox_state
 CAUSES = {"fingerprint": None, "limit": 200}
 GROUPS = Choice().parameters()
 PAGE = asdict(dead_letters.DeadFilter()) | {"before": None, "limit": 51}
+HELD = {"topic": None, "key": None, "held": True, "limit": 10, "among": 200}
 NEVER = dict.fromkeys(PAGE, None) | {"held": False, "limit": 51, "fingerprint": "0" * 8}
 
 
@@ -268,7 +299,7 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         ("dead_page", PAGE, 700),
         ("dead_page", NEVER, 700),
         ("badges", {}, 700),
-        ("look_heads", {"topic": None, "key": None, "held": True, "limit": 10}, 200),
+        ("look_heads", HELD, 200),
     ],
 )
 def test_many_dead_letters_are_read_once_in_the_order_of_an_index(
@@ -287,6 +318,23 @@ def test_many_dead_letters_are_read_once_in_the_order_of_an_index(
         if node["Node Type"] in ("Sort", "Incremental Sort")
     ]
     assert max(sorted_rows, default=0) <= 1000, plan
+
+
+@pytest.mark.parametrize(
+    ("span", "width", "buckets"), [("10m", 10, 60), ("1h", 60, 60), ("24h", 3600, 24)]
+)
+def test_hundreds_of_biz_types_get_wider_buckets(
+    filled: Connection, span: series.Span, width: int, buckets: int
+) -> None:
+    filled.exec_driver_sql(
+        "INSERT INTO outbox_biz_types (biz_type, topic, max_bytes)"
+        " SELECT 'kind-' || n, 't', 1000 FROM generate_series(1, 300) AS n"
+    )
+    filled.commit()
+    chart = series.series(filled, span)
+    assert (chart.width, chart.buckets, len(chart.latency)) == (width, buckets, buckets)
+    # Of what is merged each width has rows of its own, and the test wrote those of ten seconds.
+    assert sum(chart.lines[0].consumed) == (120 if width == 10 else 60)
 
 
 @pytest.mark.parametrize("span", series.SPANS)

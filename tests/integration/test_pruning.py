@@ -19,7 +19,6 @@ OURS = re.compile(r"\b(outbox|outbox_state|outbox_messages|outbox_dead)\b(?! ?\(
 # What looks at everything: not for a worker, a relay, a sweep or an act on given messages.
 EXCEPTIONS = {
     "dead_letters": "the list of all dead letters",
-    "dead_groups": "the list of all dead letters",
     "dead_in_order": "the list of all dead letters",
     "newest_dead": "the dead letters of a worker's partitions, every half minute",
     "biz_types": "a list for a person",
@@ -31,14 +30,12 @@ EXCEPTIONS = {
     "drop_notify_trigger": "migrate",
     "recent_rows": "the last million ids, for the status",
     "slot_begins": "migrate: whether the outbox is empty",
+    "operation_plan": "a preview, of all dead letters that fit",
     "make_due": "tests",
     "fates": "tests",
     "deliverable": "tests",
 }
-FOR_PERSONS = [
-    sql_folder() / "queries" / f"{name}.sql"
-    for name in ("audit", "look", "newest", "operations", "pages")
-]
+FOR_PERSONS = [sql_folder() / "queries" / f"{name}.sql" for name in ("audit",)]
 MESSAGES = json.dumps(
     [
         {
@@ -107,6 +104,8 @@ OTHER: dict[str, dict[str, Any]] = {
     "sweep_resent": {"newest": LAST + 2 * WIDTH},
     "oldest_above": {"floor": FIRST, "newest": FIRST + 2 * WIDTH},
     "trace_resends": {"after": NEWEST},
+    "axis_items": {"after": NEWEST},
+    "look_published": {"after": NEWEST - WIDTH},
     "shard_newer": {"newest": FIRST, "last": LAST, "after": ARRAYS["after"]},
     "shard_gaps": {"after": ARRAYS["after"]},
     "shard_others": {"after": ARRAYS["after"]},

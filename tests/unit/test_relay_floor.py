@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from streams.backoff import delay
-from streams.database.partitions import fitting_width
+from streams.database.partitions import NEAR, fitting_width, nearest_first
 from streams.relay.leader.maintenance import needed_ahead
 from streams.relay.postgres.floor import Sample, reached, settle
 from streams.relay.postgres.lsn import lsn_number, lsn_text
@@ -81,3 +83,17 @@ def test_a_partition_is_as_wide_as_keeps_a_few_dozen_alive(
     assert fitting_width(rate, days) == width
     if width > 10_000:
         assert 20 <= rate * days * 86_400 / width <= 60
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0, 10**9), (10**9, 0), (5, 6), (6, 5), (7, 7)])
+def test_what_is_near_is_looked_at_before_what_is_far_away(begin: int, end: int) -> None:
+    ranges = list(nearest_first(begin, end))
+    if begin == end:
+        assert ranges == []
+        return
+    assert ranges[0][1] - ranges[0][0] <= NEAR and begin in ranges[0]
+    # Together they are everything between the two, each id once, in few steps.
+    rising = ranges if begin < end else ranges[::-1]
+    assert (rising[0][0], rising[-1][1]) == (min(begin, end), max(begin, end))
+    assert all(lower[1] == upper[0] for lower, upper in itertools.pairwise(rising))
+    assert len(ranges) <= 6

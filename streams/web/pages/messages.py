@@ -8,8 +8,10 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from sqlalchemy import Connection
 
 from streams.database import query as named
+from streams.database.partitions import nearest_first
 from streams.web.page import Page, Source
 from streams.web.pages.parameters import Before, Limit
 
@@ -46,9 +48,8 @@ class Messages:
 
 def read(source: Source, query: MessagesQuery) -> Messages:
     """The newest messages from there on."""
-    parameters = {"before": query.before, "limit": query.limit + 1}
     with source.connection.begin():
-        rows = source.connection.exec_driver_sql(named("newest_messages"), parameters).all()
+        rows = _newest(source.connection, query)
         shown = rows[: query.limit]
         ids = [row[0] for row in shown]
         bounds = {"ids": ids, "first": min(ids, default=0), "last": max(ids, default=0)}
@@ -57,6 +58,19 @@ def read(source: Source, query: MessagesQuery) -> Messages:
         }
     lines = tuple(_line(row, states.get(row[0])) for row in shown)
     return Messages(lines, ids[-1] if len(rows) > query.limit else None)
+
+
+def _newest(connection: Connection, query: MessagesQuery) -> list[Sequence[Any]]:
+    """At most one more than a page shows."""
+    newest: int = connection.exec_driver_sql(named("last_id")).scalar_one()
+    begin = newest if query.before is None else min(newest, query.before - 1)
+    rows: list[Sequence[Any]] = []
+    for after, until in nearest_first(begin, 0):
+        asked = {"after": after, "until": until, "limit": query.limit + 1 - len(rows)}
+        rows += connection.exec_driver_sql(named("newest_messages"), asked)
+        if len(rows) > query.limit:
+            break
+    return rows
 
 
 def _line(row: Sequence[Any], state: Sequence[Any] | None) -> Line:
