@@ -71,7 +71,7 @@ def description() -> dict[str, Any]:
 def _operation(route: Route, taken: dict[str, Any], by_kind: dict[str, Any]) -> dict[str, Any]:
     named = {part[1:-1] for part in route.path.split("/") if part.startswith("{")}
     required = set(taken.get("required", ()))
-    properties = taken.get("properties", {})
+    properties = {name: _given(schema) for name, schema in taken.get("properties", {}).items()}
     problem = {"description": "What is wrong.", "content": _json(by_kind[str(Problem)])}
     path = route.path.removeprefix("/api").replace("/", "_").translate(_PLAIN)
     operation: dict[str, Any] = {
@@ -100,6 +100,14 @@ def _operation(route: Route, taken: dict[str, Any], by_kind: dict[str, Any]) -> 
             "content": {"application/x-www-form-urlencoded": {"schema": form}}
         }
     return operation
+
+
+def _given(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a value as it can be sent: a query or a form has no null, it leaves out."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) == 1:
+        schema = {**{key: value for key, value in schema.items() if key != "anyOf"}, **kinds[0]}
+    return {key: value for key, value in schema.items() if (key, value) != ("default", None)}
 
 
 def _json(schema: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import datetime
 from functools import partial
 from typing import Annotated
 
@@ -14,13 +13,14 @@ from sqlalchemy import Connection
 
 from streams.database import query
 from streams.errors import ServiceUnreachable, UsageError
+from streams.message_id import MAX_ID
 from streams.operate import Choice, Operator, operations
 from streams.operate.operations import Operation
 from streams.web import messages
 from streams.web.acts import Why
 from streams.web.messages import Refusal, Response
 from streams.web.pages.operations import Number
-from streams.web.pages.parameters import Topic
+from streams.web.pages.parameters import Since
 from streams.web.pool import DatabaseRefuses, Pool
 from streams.web.rights import Right
 from streams.web.routes import Call, Route
@@ -41,10 +41,9 @@ class PreviewForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     error: str | None = None
     biz_type: str | None = None
     source: str | None = None
-    topic: Topic | None = None
     key: str | None = None
-    since: datetime | None = None
-    limit: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    since: Since | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_ID)] | None = None
     force: bool = False
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
+from streams.message_id import MAX_ID
+from streams.operate import Choice
 from streams.web.openapi import description
+from streams.web.operating import PreviewForm
 from streams.web.table import ROUTES
 
 
@@ -36,8 +40,36 @@ def test_every_call_is_described_with_its_parameters_and_its_right() -> None:
         given = {each["name"]: each for each in operation["parameters"]}
         for name in re.findall(r"\{(\w+)\}", route.path):
             assert (given[name]["in"], given[name]["required"]) == ("path", True), route.path
+        # What cannot be sent is no value.
+        assert not [each for each in given.values() if "anyOf" in each["schema"]], route.path
         assert ("requestBody" in operation) == (route.method == "POST"), route.path
     assert len(names) == len(set(names)) > 20
+
+
+def test_a_preview_leaves_out_nothing_that_it_was_told_to_look_for() -> None:
+    about = {"why", "force"}
+    assert set(PreviewForm.__struct_fields__) - about == {
+        each.name for each in fields(Choice) if each.name != "ids"
+    }
+
+
+def test_no_number_is_taken_that_postgresql_cannot_hold() -> None:
+    unbounded = [
+        f"{path} {name}"
+        for path, operations in description()["paths"].items()
+        for operation in operations.values()
+        for name, schema in taken(operation)
+        if schema.get("type") == "integer" and schema.get("maximum", 1 << 64) > MAX_ID
+    ]
+    assert unbounded == []
+
+
+def taken(operation: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The parameters of a call, and the fields of its form."""
+    for each in operation["parameters"]:
+        yield each["name"], each["schema"]
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        yield from content["schema"]["properties"].items()
 
 
 def test_every_reference_of_the_description_leads_somewhere() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 
 import msgspec
 
@@ -11,7 +10,7 @@ from streams.operate import dead_letters, look
 from streams.operate.dead_letters import DeadFilter, DeadPage
 from streams.operate.snapshot import Cause
 from streams.web.page import Page, Source
-from streams.web.pages.parameters import Before, Fingerprint, Limit, Topic
+from streams.web.pages.parameters import Before, Fingerprint, Limit, Since, Topic
 
 
 class DeadQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -23,7 +22,7 @@ class DeadQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: str | None = None
     topic: Topic | None = None
     key: str | None = None
-    since: datetime | None = None
+    since: Since | None = None
     held: bool = False
     before: Before | None = None
     limit: Limit = 50

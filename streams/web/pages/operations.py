@@ -7,6 +7,7 @@ from typing import Annotated
 
 import msgspec
 
+from streams.message_id import MAX_ID
 from streams.operate import operations
 from streams.operate.operations import Item, Operation
 from streams.web.messages import Refusal
@@ -27,7 +28,7 @@ class OperationQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which operation, and where the list of its messages goes on."""
 
     operation: Number
-    after: Annotated[int, msgspec.Meta(ge=0)] = 0
+    after: Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)] = 0
     limit: Limit = 100
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 import msgspec
@@ -13,6 +14,7 @@ Limit = Annotated[int, msgspec.Meta(ge=1, le=200, description="how many")]
 Fingerprint = Annotated[
     str, msgspec.Meta(pattern="^[0-9a-f]{8}$", description="8 hex digits, the name of a cause")
 ]
+Since = Annotated[datetime, msgspec.Meta(description="a time like 2026-01-31T12:00:00Z")]
 Topic = Annotated[str, msgspec.Meta(min_length=1, max_length=249)]
 Name = Annotated[
     str,
