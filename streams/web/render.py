@@ -125,6 +125,8 @@ def seconds(value: float | None) -> str:
     """A duration as a person says it, two units at most."""
     if value is None:
         return "unknown"
+    # A clock that was set back says less than nothing.
+    value = max(0.0, value)
     if value < 1:
         return f"{value * 1000:.0f} ms"
     if value < 60:

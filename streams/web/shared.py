@@ -78,10 +78,11 @@ class Shared:
     def renew(self) -> None:
         """Forget what was looked up, for somebody did something.
 
-        What was found before that, or is looked for now, is not fresh.
+        What was found before that, or was not, or is looked for now, is not fresh.
         """
         for entry in self._entries.values():
             entry.at -= FRESH_SECONDS
+            entry.failed_at -= FRESH_SECONDS
             entry.work = None
 
     def last(self, key: Hashable) -> Answer[Any] | None:

@@ -6,6 +6,7 @@ Nothing is sent twice, whoever dies.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -19,7 +20,7 @@ from streams.operate.operations import NoSuchOperation, Operation, PreviewChange
 from streams.operate.replay import Operator
 from streams.operate.selection import Choice, NotDead
 
-ANN = Operator("ann", "mended")
+ANN, BOB = Operator("ann", "mended"), Operator("bob", "mended too")
 CODE = Choice(error="23503")
 
 
@@ -105,6 +106,37 @@ def test_a_preview_binds(business: psycopg.Connection[Any], desk: Connection) ->
         ("ann", str(ended.id), 10),
         ("ann", str(ended.id), 1),
     ]
+
+
+def test_two_operators_at_once_send_no_message_twice(
+    business: psycopg.Connection[Any], desk: Connection
+) -> None:
+    ids = die(business, 12)
+    previewed = operations.preview(desk, "replay", CODE, ANN)
+    another = operations.preview(desk, "replay", CODE, BOB)
+    with desk.engine.connect() as second, ThreadPoolExecutor(2) as both:
+
+        def at_once(act: Callable[..., Any], *given: tuple[Any, ...]) -> list[Any]:
+            running = [
+                both.submit(act, connection, *values)
+                for connection, values in zip((desk, second), given, strict=True)
+            ]
+            return [each.result() for each in running]
+
+        # Of one preview, whoever comes first; the other one is told who that was.
+        submitted = at_once(operations.submit, (previewed.id, ANN), (previewed.id, BOB))
+        assert len({each.who for each in submitted}) == 1
+        # Of two previews of the same messages, each message is sent by one of them.
+        operations.submit(desk, another.id, BOB)
+        for _ in range(40):
+            at_once(operations.work_all, (), ())
+            fate(business, "consumed")
+            ended = [operations.operation(desk, each.id) for each in (previewed, another)]
+            if {each.state for each in ended} == {"done"}:
+                break
+    assert {each.state for each in ended} == {"done"}
+    assert sum(each.done for each in ended) == sum(each.gone for each in ended) == 12
+    assert sorted(sent(business)) == ids
 
 
 def test_a_preview_that_fits_no_more_is_refused_and_an_old_one_is_gone(

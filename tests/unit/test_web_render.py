@@ -109,6 +109,8 @@ def test_latencies_beyond_the_last_bound_are_drawn_at_it() -> None:
     slow = latency_of([0] * (histogram.SIZE - 1) + [1000])
     assert slow.p99 == math.inf
     figures = Series(span="10m", width=10, start=datetime.now(UTC), buckets=1, latency=(slow,))
+    spark = charts.sparkline((0, 1, 2), "deaths")
+    assert 'd="M5.5 16V8M9.5 16V0"' in spark and 'aria-label="deaths"' in spark
     drawn = charts.latency(figures)
     assert "the axis ends at 10000 s" in drawn
     assert drawn.count("0,40.2 600,40.2") == 2

@@ -11,6 +11,7 @@ from streams.operate.snapshot import Partition, Process
 from streams.web.page import Nothing, Page, Source
 
 HOUR = 3600.0
+SHOWN = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,16 @@ class Workers:
     def past(self) -> tuple[Process, ...]:
         """Those that ended or are gone."""
         return tuple(each for each in self.processes if each.state not in ("alive", "silent"))
+
+    @property
+    def pressing(self) -> tuple[Partition, ...]:
+        """As many partitions as a page holds: those that nobody has, then those with most lag."""
+        if len(self.partitions) <= SHOWN:
+            return self.partitions
+        urgent = sorted(
+            self.partitions, key=lambda each: (each.owner is not None, -(each.lag or 0))
+        )
+        return tuple(urgent[:SHOWN])
 
 
 def read(source: Source, _: msgspec.Struct) -> Workers:
