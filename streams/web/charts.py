@@ -84,7 +84,7 @@ def stacked(layers: Sequence[Layer], title: str, unit: str, span: str) -> Markup
     ]
     top = nice(max(totals, default=0.0))
     step = WIDTH / max(1, count)
-    feet = [0.0] * count
+    feet, wide = [0.0] * count, _n(max(0.8, step - 1))
     drawn = Markup("")
     for layer in layers:
         path = []
@@ -92,8 +92,7 @@ def stacked(layers: Sequence[Layer], title: str, unit: str, span: str) -> Markup
             if value:
                 tall = value / top * HEIGHT
                 feet[at] += tall
-                wide = _n(max(0.8, step - 1))
-                path.append(f"M{_n(at * step)} {_n(HEIGHT - feet[at])}h{wide}v{_n(tall)}h-{wide}")
+                path.append(f"M{at * step:.4g} {HEIGHT - feet[at]:.4g}h{wide}v{tall:.4g}h-{wide}")
         drawn += Markup('<path class="c{}" d="{}"/>').format(layer.colour, "".join(path))
     label = (
         f"{title}, {span}: at most {top_of(totals)} {unit}"
@@ -160,7 +159,8 @@ def _svg(kind: str, title: str, inner: Markup) -> Markup:
 
 
 def _n(value: float) -> str:
-    return f"{value:.1f}".rstrip("0").rstrip(".")
+    # No coordinate has more than three digits before its point.
+    return f"{value:.4g}"
 
 
 def _stretches(values: Sequence[float | None], top: float, count: int) -> list[str]:

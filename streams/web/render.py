@@ -98,9 +98,9 @@ def when(moment: datetime | None) -> Markup:
         return Markup('<span class="none">unknown</span>')
     utc = moment.astimezone(UTC)
     shown = utc.strftime("%Y-%m-%d %H:%M:%S")
-    return Markup('<time datetime="{}">{} UTC</time>').format(
-        utc.isoformat(timespec="milliseconds").replace("+00:00", "Z"), shown
-    )
+    # Nothing of it is anybody's text: no need to escape it, of a hundred in a page.
+    at = utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return Markup(f'<time datetime="{at}">{shown} UTC</time>')
 
 
 def as_of(moment: datetime) -> Markup:

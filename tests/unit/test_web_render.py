@@ -113,7 +113,7 @@ def test_latencies_beyond_the_last_bound_are_drawn_at_it() -> None:
     assert 'd="M5.5 16V8M9.5 16V0"' in spark and 'aria-label="deaths"' in spark
     drawn = charts.latency(figures)
     assert "the axis ends at 10000 s" in drawn
-    assert drawn.count("0,40.2 600,40.2") == 2
+    assert drawn.count("0,40.25 600,40.25") == 2
 
 
 def test_codes_have_words_by_themselves_or_by_their_class() -> None:
