@@ -130,7 +130,9 @@ def settle(bench: Bench) -> None:
 def drop(bench: Bench, name: str) -> None:
     """What was measured is not in the way of what comes next."""
     with psycopg.connect(bench.postgres.url, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        connection.execute(
+            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+        )
 
 
 def fill(url: str, rows: int, topic: str = "chat-history") -> None:

@@ -43,9 +43,14 @@ def total(histograms: Iterable[Sequence[int]]) -> list[int]:
     """The sum of several histograms; shorter ones count as far as they go."""
     summed = [0] * SIZE
     for counts in histograms:
-        for bucket, count in enumerate(counts[:SIZE]):
-            summed[bucket] += count
+        add_to(summed, counts)
     return summed
+
+
+def add_to(summed: list[int], counts: Sequence[int]) -> None:
+    """Add one histogram to a sum; a shorter one counts as far as it goes."""
+    for bucket, count in enumerate(counts[:SIZE]):
+        summed[bucket] += count
 
 
 def quantile(counts: Sequence[int], share: float) -> float | None:

@@ -91,15 +91,16 @@ def series(
     # Thousands of rows are of some hundred buckets.
     columns = {start + timedelta(seconds=width * column): column for column in range(buckets)}
     counts: dict[str, list[list[int]]] = defaultdict(lambda: [[0] * buckets for _ in range(7)])
-    for at, name, *numbers in connection.exec_driver_sql(query("stats_series"), parameters):
+    rows = connection.exec_driver_sql(query("stats_series"), parameters).all()
+    for at, name, *numbers in rows:
         if (bucket := columns.get(at)) is not None:
             for column, number in zip(counts[name], numbers, strict=True):
                 column[bucket] += number
     times = [[0] * histogram.SIZE for _ in range(buckets)]
     asked = parameters | {"bounds": histogram.VERSION, "biz_type": biz_type}
-    for at, latency in connection.exec_driver_sql(query("latency_series"), asked):
+    for at, latency in connection.exec_driver_sql(query("latency_series"), asked).all():
         if (bucket := columns.get(at)) is not None:
-            times[bucket] = histogram.total((times[bucket], latency))
+            histogram.add_to(times[bucket], latency)
     gauges: dict[tuple[str, str], list[tuple[float | None, float | None]]] = defaultdict(
         lambda: [(None, None)] * buckets
     )

@@ -56,6 +56,7 @@ def description() -> dict[str, Any]:
             "version": version("outbox-streams"),
             "description": (
                 "What the operators' pages show and do. Message text is in no answer of a GET."
+                " A value that is empty counts as not given."
             ),
         },
         "servers": [{"url": "./"}],
