@@ -39,12 +39,18 @@ def first(broker: KafkaBroker) -> bytes | None:
         consumer.close()
 
 
-async def test_after_kill_9_it_is_back_on_its_port_with_its_data(tmp_path: Path) -> None:
+async def test_after_kill_9_it_is_back_on_its_port_with_its_data(
+    kafka: KafkaBroker, tmp_path: Path
+) -> None:
     async with KafkaBroker(tmp_path) as broker:
         url = broker.url
         admin = AdminClient({"bootstrap.servers": url, **QUIET})
         admin.create_topics([NewTopic("kept", 1, 1)])["kept"].result(30)
         written(broker, b"seven")
+        # What a log folder begins with was made once; each is another cluster all the same.
+        other = AdminClient({"bootstrap.servers": kafka.url, **QUIET})
+        ids = {each.list_topics(timeout=10).cluster_id for each in (admin, other)}
+        assert len(ids - {None, ""}) == 2
         broker.kill()
         assert broker.pid is None
         await broker.restart()

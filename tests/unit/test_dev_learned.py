@@ -48,3 +48,14 @@ def test_another_java_class_path_or_collector_has_a_file_of_its_own(
 def test_java_learns_from_25_on(monkeypatch: pytest.MonkeyPatch, release: str, can: bool) -> None:
     monkeypatch.setattr(learned, "java_release", lambda: release)
     assert learned.can_learn() is can
+
+
+def test_what_a_log_folder_begins_with_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.write_bytes(b"checkpoint")
+    kept = tmp_path / "cache" / "learned" / "x.format"
+    for _ in range(2):
+        learned.keep(made, kept)
+        assert kept.read_bytes() == b"checkpoint"
+    assert list(kept.parent.iterdir()) == [kept]
+    learned.keep(made, made / "nobody may write here")
