@@ -255,7 +255,7 @@ async def test_a_conversation_in_several_partitions_waits_as_one(
     seed.world.worker()
     first = seed.send("a", "first", key=None)
     await eventually(lambda: seed.all(first, "retrying"), 60)
-    later = [one for n in range(10) for one in seed.send("a", f"a{n}", key=None)]
+    later = [one for n in range(20) for one in seed.send("a", f"a{n}", key=None)]
     await eventually(lambda: seed.all(later, "parked"), 30)
     assert len(seed.world.query("SELECT DISTINCT partition FROM outbox_foreign")) == 2
     seed.notes.mend()
