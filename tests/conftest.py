@@ -10,6 +10,8 @@ import itertools
 import json
 import os
 import select
+import shutil
+import tempfile
 import urllib.error
 import urllib.request
 from collections import defaultdict
@@ -29,6 +31,7 @@ from streams.dev.connect import ConnectWorker
 from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
+from streams.testing import services
 from streams.testing.deployment import Deployment, inherited
 from tests.fixtures import java
 from tests.fixtures.copies import Copies
@@ -38,6 +41,7 @@ java.set_options()
 
 _numbers = itertools.count(1)
 
+MEMORY, ROOM = "/dev/shm", 4 << 30
 SELDOM = 0.15  # seconds between two looks at what takes long: a look costs CPU that others need
 _kept: ContextVar[dict[str, psycopg.Connection[Any]] | None] = ContextVar("kept", default=None)
 
@@ -109,18 +113,30 @@ def postgres(streams_postgres: PostgresServer) -> PostgresServer:
 
 
 @pytest.fixture(scope="session")
-def kafka(streams_kafka: KafkaBroker) -> KafkaBroker:
-    """One real broker; tests that stop it start it again on the same port."""
-    return streams_kafka
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in memory, where there is room: a broker waits for the disk with each partition.
+
+    A broker that is killed loses nothing by it, no more than with files on a disk.
+    """
+    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+        with tempfile.TemporaryDirectory(prefix="outbox-tests-", dir=MEMORY) as folder:
+            yield Path(folder)
+    else:
+        yield tmp_path_factory.mktemp("quick", numbered=False)
 
 
 @pytest.fixture(scope="session")
-def spare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+def kafka(quick: Path, pytestconfig: pytest.Config) -> Iterator[KafkaBroker]:
+    """One real broker; tests that stop it start it again on the same port."""
+    with services.kafka(quick / "kafka", pytestconfig) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def spare(quick: Path, pytestconfig: pytest.Config) -> Iterator[KafkaBroker]:
     """A second real broker, which nobody shares."""
-    broker = KafkaBroker(tmp_path_factory.mktemp("spare", numbered=False))
-    asyncio.run(broker.start())
-    yield broker
-    asyncio.run(broker.stop())
+    with services.kafka(quick / "spare", pytestconfig) as broker:
+        yield broker
 
 
 @pytest.fixture
@@ -142,7 +158,7 @@ def connect(
     worker = ConnectWorker(tmp_path_factory.mktemp("connect", numbered=False), kafka)
     asyncio.run(worker.start())
     yield worker
-    asyncio.run(worker.stop())
+    worker.kill()
 
 
 @pytest.fixture(scope="session")
