@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 # What a JVM takes over from one that ran before, and what pytest makes of the tests' assertions.
 LEARN := { $(BIN)/python -m tests.fixtures.java; $(BIN)/python -m pytest --collect-only -q; }
 
-.PHONY: help venv up down test test-long learn tools lint types bench bench-relays pictures schema reference docs dist lock clean
+.PHONY: help venv up down test test-long checks learn tools lint types bench bench-relays pictures schema reference docs dist lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,11 +40,14 @@ up: venv ## Start PostgreSQL, Kafka, relay, two workers and the demo, and say wh
 down: venv ## Stop what `make up` or `streams up --detach` started here
 	@$(BIN)/streams down
 
-test: learn lint types tools ## Lint, types and tests: a quarter of an hour on two cores, most of it waiting for servers
+test: checks ## Lint, types and tests: a quarter of an hour on two cores, most of it waiting for servers
 	$(PYTEST) -m 'not long'
 
-test-long: learn lint types tools ## The same with the long tests, in full counts: much longer
+test-long: checks ## The same with the long tests, in full counts: much longer
 	$(PYTEST)
+
+checks: venv  # side by side: most of it waits for a network or for one core
+	@$(MAKE) --no-print-directory --jobs 4 learn lint types tools
 
 learn: venv
 	@mkdir -p build && { $(LEARN) > build/learn.log 2>&1 & }  # while types are checked
