@@ -60,6 +60,7 @@ def test_the_contestants_statements_claim_and_persist_a_batch(database: str) -> 
     assert (histories, consumed) == (50, 50)
 
 
+@pytest.mark.long
 async def test_every_page_of_a_crowded_deployment_is_timed(database: str) -> None:
     size = Crowd(rows=8000, dead=800, open=100)
     *_, filled = fill(database, size)
