@@ -15,14 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from streams.broker import kafka
+from streams.broker import kafka as topics
+from streams.dev.kafka import KafkaBroker
+from streams.dev.postgres import PostgresServer
 from streams.errors import UsageError
 from streams.registry import configured
 from streams.settings import load
+from streams.testing.services import copied
 from streams.worker import preflight
 from tests.conftest import World
 from tests.fixtures.command import Answer
-from tests.fixtures.forks import ForkedProcess
+from tests.fixtures.forks import ForkedProcess, Forks
 from tests.fixtures.publish import enqueue, payload, publish
 
 RELAY = ("streams", "relay")
@@ -32,9 +35,31 @@ BOTH = pytest.mark.parametrize("command", [RELAY, WORKER], ids=["relay", "worker
 Refused = Callable[..., str]
 
 
+@pytest.fixture(scope="module")
+def untouched(
+    postgres: PostgresServer,
+    kafka: KafkaBroker,
+    template: str,
+    forks: Forks,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[World]:
+    """A world for commands that end before they look at its database, or only look."""
+    with copied(postgres, template) as url:
+        environ = {
+            "DATABASE_URL": url,
+            "BROKER_URL": kafka.url,
+            "STREAMS_RELAY__NAME": "untouched",
+            "STREAMS_WORKER__GROUP": "untouched",
+            "STREAMS_BROKER__TOPIC_PREFIX": "untouched.",
+        }
+        yield World(environ, tmp_path_factory.mktemp("untouched"), forks=forks)
+
+
 @pytest.fixture
-def refused(world: World, tmp_path: Path) -> Refused:
-    """Run a command that must not start; the one line it says."""
+def refused(request: pytest.FixtureRequest, tmp_path: Path) -> Refused:
+    """Run a command that must not start, in the test's world if there is one; the line it says."""
+    name = "world" if "world" in request.fixturenames else "untouched"
+    world: World = request.getfixturevalue(name)
 
     def run(command: tuple[str, ...], code: int, *, anew: bool = False, **environ: str) -> str:
         merged = {**os.environ, **world.environ, **environ}
@@ -204,7 +229,7 @@ def test_a_topic_with_another_partition_count(
     refused: Refused, command: tuple[str, ...], world: World
 ) -> None:
     world.migrate()
-    kafka.prepare_topics(world.settings, [world.topic])
+    topics.prepare_topics(world.settings, [world.topic])
     said = refused(command, 2, STREAMS_TOPIC__PARTITIONS="5")
     assert said.startswith(
         f"topic '{world.topic}' has 8 partitions, faust.yml says 5: set topics.chat-history.part"
@@ -241,7 +266,7 @@ def test_messages_that_nobody_here_would_work(world: World) -> None:
     """An agent that was left out would stop silently, with what was enqueued for it."""
     world.environ["STREAMS_RELAY__MODE"] = "poll"
     world.migrate()
-    kafka.prepare_topics(world.settings, [world.topic])
+    topics.prepare_topics(world.settings, [world.topic])
     without = load(
         environ={
             **world.environ,
