@@ -17,6 +17,7 @@ import pytest
 
 from streams.broker import kafka as topics
 from streams.dev.kafka import KafkaBroker
+from streams.dev.ports import free_port
 from streams.dev.postgres import PostgresServer
 from streams.errors import UsageError
 from streams.registry import configured
@@ -62,7 +63,9 @@ def refused(request: pytest.FixtureRequest, tmp_path: Path) -> Refused:
     world: World = request.getfixturevalue(name)
 
     def run(command: tuple[str, ...], code: int, *, anew: bool = False, **environ: str) -> str:
-        merged = {**os.environ, **world.environ, **environ}
+        # A worker of somebody else's may have the default port.
+        own = {"STREAMS_WEB__PORT": str(free_port())}
+        merged = {**os.environ, **own, **world.environ, **environ}
         clean = {name: value for name, value in merged.items() if value}
         ended = (_started if anew else _forked)(world, command, clean, tmp_path)
         assert ended.code == code, ended.out + ended.error
