@@ -135,15 +135,15 @@ def drop(bench: Bench, name: str) -> None:
         )
 
 
-def fill(url: str, rows: int, topic: str = "chat-history") -> None:
-    """Outbox rows in transactions of 10,000."""
+def fill(url: str, rows: int, topic: str = "chat-history", chats: int = CHATS) -> None:
+    """Outbox rows of so many conversations, in transactions of 10,000."""
     with psycopg.connect(url) as connection, connection.cursor() as cursor:
         for first in range(0, rows, 10_000):
             with cursor.copy("COPY outbox (biz_type, topic, key, payload) FROM STDIN") as copy:
                 for number in range(first, min(first + 10_000, rows)):
-                    copy.write_row(
-                        ("chat_history_persist", topic, f"c{number % CHATS}", payload(number))
-                    )
+                    key = f"c{number % chats}"
+                    text = payload(number, conversation_id=key)
+                    copy.write_row(("chat_history_persist", topic, key, text))
             connection.commit()
 
 

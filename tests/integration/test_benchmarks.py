@@ -91,3 +91,13 @@ def test_the_whole_contest_runs() -> None:
     contest = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert contest.returncode == 0, contest.stdout[-3000:] + contest.stderr[-3000:]
     assert "bare" in contest.stdout
+
+
+@pytest.mark.long
+def test_an_old_deployment_is_measured_beside_a_new_one() -> None:
+    command = [sys.executable, "-m", "benchmarks.growth", "1000,2,1000,4", "4000,5,2000,8"]
+    command += ["--load", "2000", "--seconds", "2"]
+    growth = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert growth.returncode == 0, growth.stdout[-3000:] + growth.stderr[-3000:]
+    assert "last by first" in growth.stdout
+    assert growth.stdout.count("during retention") >= 2
