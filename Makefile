@@ -52,8 +52,8 @@ checks: venv  # side by side: most of it waits for a network or for one core
 learn: venv
 	@mkdir -p build && { $(LEARN) > build/learn.log 2>&1 & }  # while types are checked
 
-tools: ## Install Debian's chromium and prometheus, in which some tests look at pages and alerts, where they are missing
-	@missing=; for each in chromium:chromium promtool:prometheus; do \
+tools: ## Install Debian's chromium, prometheus and pgbouncer, which some tests need, where they are missing
+	@missing=; for each in chromium:chromium promtool:prometheus pgbouncer:pgbouncer; do \
 		command -v $${each%:*} > /dev/null || missing="$$missing $${each#*:}"; done; \
 	test -z "$$missing" || \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing > /dev/null; } || \

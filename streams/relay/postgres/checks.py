@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import psycopg
 from sqlalchemy import Connection
 
@@ -11,9 +13,12 @@ from streams.errors import NotMigrated, ServiceUnreachable, UsageError
 from streams.relay.postgres.connections import replication_connection
 from streams.settings import Settings, redact
 
+# What poolers say to a replication connection, each in its words; PostgreSQL itself never does.
+_POOLER = re.compile(r"startup parameter|not supported|(n't|not) support", re.IGNORECASE)
+
 
 class MayNotReplicate(UsageError):
-    """The role lacks REPLICATION."""
+    """The role lacks REPLICATION, or a pooler lets no replication connection through."""
 
 
 def check_database(settings: Settings) -> None:
@@ -48,6 +53,11 @@ async def check_replication(settings: Settings) -> None:
                 f"role {role} may not replicate: run ALTER ROLE {role} REPLICATION"
             ) from None
         reason = (str(error).strip().splitlines() or [""])[-1].strip()
+        if _POOLER.search(reason):
+            raise MayNotReplicate(
+                f"a pooler at {redact(url)} lets no replication connection through ({reason}):"
+                " give the relay the URL of the server itself, or set relay.mode: poll"
+            ) from None
         raise ServiceUnreachable(
             f"PostgreSQL at {redact(url)} refuses a replication connection: {reason}"
         ) from None
