@@ -6,6 +6,18 @@ SELECT pg_advisory_xact_lock(hashtextextended(%(topic)s, given.partition)),
        set_config('application_name', %(session)s, true)
 FROM unnest(%(partitions)s::bigint[]) AS given (partition);
 
+-- end_vanished --
+-- End each session of a worker's that says nothing in a run for longer than it says it may, and for
+-- how many seconds it was silent. The server waits for the rest of what it was sent, which has no
+-- limit, or its limit was passed over: it would keep the locks for ever.
+SELECT pid, extract(epoch FROM clock_timestamp() - state_change)::double precision AS seconds,
+       pg_terminate_backend(pid) AS ended
+FROM pg_stat_activity,
+     LATERAL regexp_match(application_name, 'in a run, silent for at most (\d+) s$') AS given (most)
+WHERE datname = current_database() AND usename = session_user AND wait_event = 'ClientRead'
+  AND xact_start IS NOT NULL
+  AND state_change < clock_timestamp() - make_interval(secs => most[1]::integer + %(grace)s);
+
 -- by_index --
 -- The plan of the next statement is made while a partition may be nearly empty, and has to be good
 -- when it is full.

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL, Dialect, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from streams.database.driver import BlockingCursor, Connection
 from streams.database.sessions import Session, Settings, settle, settle_sync, split_options
 
 # A peer that vanished without a goodbye is noticed within about 15 seconds instead of hours.
@@ -22,16 +23,8 @@ KEEPALIVES: dict[str, Any] = {
     "tcp_user_timeout": 15_000,
 }
 
-# The same for the server's end, as settings of a session: it frees the locks of a client that
-# vanished.
-SERVER_KEEPALIVES = {
-    "tcp_keepalives_idle": "5",
-    "tcp_keepalives_interval": "2",
-    "tcp_keepalives_count": "3",
-    "tcp_user_timeout": "15000",
-}
-
 PRIMARY = "read-write"
+SOON = {"idle_in_transaction_session_timeout": "60000"}
 DRIVER = "postgresql+psycopg"
 
 
@@ -49,7 +42,7 @@ def sync_engine(url: str, *, session: Settings | None = None, **options: Any) ->
         def again() -> psycopg.Connection[Any]:
             return psycopg.connect(*arguments, **parameters)
 
-        connection = dialect.connect(*arguments, **parameters)
+        connection = dialect.connect(*arguments, cursor_factory=BlockingCursor, **parameters)
         try:
             settle_sync(cast("psycopg.Connection[Any]", connection), wanted, again)
         except BaseException:  # interrupted too: nobody else would close it
@@ -74,7 +67,9 @@ def async_engine(url: str, *, session: Settings | None = None, **options: Any) -
         def again() -> Awaitable[psycopg.AsyncConnection[Any]]:
             return psycopg.AsyncConnection.connect(*arguments, **parameters)
 
-        connection: Any = dialect.connect(*arguments, **parameters)
+        connection: Any = dialect.connect(
+            *arguments, async_creator_fn=Connection.connect, **parameters
+        )
         try:
             connection.run_async(lambda driver: settle(driver, wanted, again))
         except BaseException:  # cancelled too
@@ -92,6 +87,7 @@ async def connect(
 
     `session` is set beside what we rely on, `parameters` are libpq's. To a server that takes
     writes, unless the URL says otherwise: a standby knows no writers, and its locks are its own.
+    None of ours thinks for long in a transaction.
     """
     given, both = _parameters(
         conninfo_to_dict(url), {"target_session_attrs": PRIMARY, **KEEPALIVES, **parameters}
@@ -100,9 +96,9 @@ async def connect(
     def again() -> Awaitable[psycopg.AsyncConnection[Any]]:
         return psycopg.AsyncConnection.connect(url, **both)
 
-    connection = await psycopg.AsyncConnection.connect(url, autocommit=True, **both)
+    connection = await Connection.connect(url, autocommit=True, **both)
     try:
-        await settle(connection, Session(given, session or {}), again)
+        await settle(connection, Session(given, {**SOON, **(session or {})}), again)
     except BaseException:  # cancelled too
         await connection.close()
         raise
@@ -114,7 +110,7 @@ def connect_sync(
 ) -> psycopg.Connection[Any]:
     """A psycopg connection in autocommit mode, to any server that the URL names."""
     given, both = _parameters(conninfo_to_dict(url), {**KEEPALIVES, **parameters})
-    connection = psycopg.connect(url, autocommit=True, **both)
+    connection = psycopg.connect(url, autocommit=True, cursor_factory=BlockingCursor, **both)
     try:
         settle_sync(connection, Session(given, session or {}), lambda: psycopg.connect(url, **both))
     except BaseException:  # interrupted too: nobody else would close it

@@ -53,11 +53,19 @@ UNLIMITED: Settings = dict.fromkeys(
     (
         "statement_timeout",
         "lock_timeout",
-        "idle_in_transaction_session_timeout",
         "idle_session_timeout",
     ),
     "0",
 )
+# What frees the locks of a client that vanished in a transaction: soon, when its machine answers
+# nothing; in minutes, when something in between answers for it; sooner where somebody waits.
+VANISHED: Settings = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "15000",
+    "idle_in_transaction_session_timeout": "300000",
+}
 MARK = "outbox_streams.session"
 
 _INSPECT: LiteralString = """
@@ -115,7 +123,7 @@ class Session:
         """All settings by name, for a server of this version (150004 is 15.4)."""
         unlimited = {**UNLIMITED, **({"transaction_timeout": "0"} if version >= 170_000 else {})}
         given = {name.lower(): value for name, value in self.given.items()}
-        return {**unlimited, **given, **REQUIRED, **self.ours}
+        return {**unlimited, **VANISHED, **given, **REQUIRED, **self.ours}
 
 
 def split_options(options: str) -> tuple[dict[str, str], str]:

@@ -37,7 +37,11 @@ READ: Session = {
     "max_parallel_workers_per_gather": "0",
 }
 MISSING = ("42P01", "42703", "42883")  # a table, a column, a function
-ACT: Session = {"statement_timeout": "30000", "lock_timeout": "5000"}
+ACT: Session = {
+    "statement_timeout": "30000",
+    "lock_timeout": "5000",
+    "idle_in_transaction_session_timeout": "40000",
+}
 
 
 class DatabaseRefuses(ServiceUnreachable):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -138,6 +139,14 @@ async def flowing(running: Running, eventually: Eventually) -> AsyncIterator[Flo
     await eventually(lambda: flow.sent and running.world.query(_ABOUT_THERE) == [(True,)], 30)
     yield flow
     flow.finish()
+    # For a test that failed: what is left, who waits for whom, and what everybody said last.
+    for statement in (_LEFT, _SESSIONS):
+        for row in running.world.query(statement):
+            sys.stdout.write(f"{row}\n")
+    sys.stdout.write(f"{running.world.health()}\n")
+    for name, log in running.logs.items():
+        lines = log.read_text().splitlines()[-25:]
+        sys.stdout.write("\n".join([f"--- {name}", *lines, ""]))
 
 
 async def recovered(running: Running, flow: Flow, eventually: Eventually) -> None:
@@ -331,7 +340,7 @@ async def test_retries_due_during_an_outage_return_in_portions(
             most = max(most, running.connections())
             return len(_attempts(world, fresh)) == len(fresh)
 
-        await eventually(written, 20)
+        await eventually(written, 60)
         await recovered(running, flowing, eventually)
     assert most <= 2 * MOST_CONNECTIONS
     assert _attempts(world, herd) == attempts
@@ -343,6 +352,15 @@ async def test_retries_due_during_an_outage_return_in_portions(
 
 
 _DATABASE = "the database does not answer"
+_LEFT = """
+SELECT outbox.id, outbox.key, created_at, status, attempts, next_retry_at, s.updated_at, now()
+FROM outbox LEFT JOIN outbox_state AS s ON outbox_id = id
+WHERE status IS DISTINCT FROM 'consumed' ORDER BY id LIMIT 20
+"""
+_SESSIONS = """
+SELECT pid, usename, state, wait_event, now() - xact_start, pg_blocking_pids(pid), left(query, 80)
+FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
 _NOT_YET = """
 CREATE OR REPLACE FUNCTION not_yet() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -6,6 +6,7 @@ What a role, a database or the environment says changes nothing that we rely on.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, closing
 from typing import Any
 
 import psycopg
@@ -16,6 +17,7 @@ from sqlalchemy import NullPool, text
 from streams.database import async_engine, connect, connect_sync, sync_engine
 from streams.database.sessions import REQUIRED, UNLIMITED
 from streams.relay.postgres.connections import replication_connection
+from tests.conftest import Eventually
 
 # Each differs from what we rely on, as PostgreSQL shows it.
 OTHERS = {
@@ -34,6 +36,7 @@ OTHERS = {
     "jit": "on",
 }
 LIMITS = {**dict.fromkeys([*UNLIMITED, "transaction_timeout"], "59s")}
+ENDED = {"idle_in_transaction_session_timeout": "59s", "tcp_keepalives_idle": "59"}
 ENVIRONMENT = {
     "PGCLIENTENCODING": "LATIN1",
     "PGDATESTYLE": "SQL, DMY",
@@ -44,7 +47,7 @@ ENVIRONMENT = {
         "-c bytea_output=escape -c default_transaction_isolation=serializable -c search_path=theirs"
     ),
 }
-NAMES = [*REQUIRED, *LIMITS, "transaction_isolation", "synchronous_commit", "search_path"]
+NAMES = [*REQUIRED, *LIMITS, *ENDED, "transaction_isolation", "synchronous_commit", "search_path"]
 SHOW = "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS asked (name)"
 
 Shown = Callable[[str], Awaitable[dict[str, str]]]
@@ -87,7 +90,7 @@ def role(database: str, name: str) -> Iterator[str]:
     """A role of this database whose sessions begin with everything that we do not want."""
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE ROLE {} LOGIN REPLICATION").format(sql.Identifier(name)))
-        for setting, value in {**OTHERS, **LIMITS, "synchronous_commit": "off"}.items():
+        for setting, value in {**OTHERS, **LIMITS, **ENDED, "synchronous_commit": "off"}.items():
             connection.execute(
                 sql.SQL("ALTER ROLE {} SET {} = {}").format(
                     sql.Identifier(name), sql.Identifier(setting), value
@@ -105,6 +108,7 @@ async def test_a_role_changes_nothing_that_we_rely_on(
     shown = await opener(database.replace("postgres@", f"{role}@"))
     assert {name: shown[name] for name in REQUIRED} == REQUIRED
     assert {shown[name] for name in LIMITS} == {"0"}
+    assert not {shown[name] for name in ENDED} & {"0", "59", "59s"}
     assert (shown["transaction_isolation"], shown["synchronous_commit"]) == (
         "read committed",
         "local",
@@ -158,3 +162,73 @@ async def test_triggers_that_do_not_fire_are_refused(database: str) -> None:
             Exception, match="session_replication_role is replica, so triggers do not fire"
         ):
             await opener(database)
+
+
+async def in_a_pipeline(connection: psycopg.AsyncConnection[Any]) -> None:
+    async with connection.pipeline():
+        for _ in range(3):
+            await connection.execute("SELECT 1")
+
+
+async def several_times(connection: psycopg.AsyncConnection[Any]) -> None:
+    async with connection.cursor() as cursor:
+        await cursor.executemany("SELECT %s::integer", [(1,), (2,), (3,)])
+
+
+async def once(connection: psycopg.AsyncConnection[Any]) -> None:
+    await connection.execute("SELECT 1")
+
+
+@pytest.mark.parametrize("ask", [in_a_pipeline, several_times, once])
+@pytest.mark.parametrize("opened", ["by connection", "by engine"])
+async def test_the_server_ends_who_falls_silent_in_a_transaction_whatever_was_asked_last(
+    database: str,
+    eventually: Eventually,
+    ask: Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]],
+    opened: str,
+) -> None:
+    """A Flush behind the end of a pipeline stopped the server's clock: locks were kept for ever."""
+    session = {"idle_in_transaction_session_timeout": "100"}
+    async with AsyncExitStack() as stack:
+        connection: Any
+        if opened == "by connection":
+            connection = await stack.enter_async_context(await connect(database, session=session))
+            await connection.set_autocommit(False)
+        else:
+            engine = async_engine(database, session=session, poolclass=NullPool)
+            stack.push_async_callback(engine.dispose)
+            pooled = await stack.enter_async_context(engine.connect())
+            connection = (await pooled.get_raw_connection()).driver_connection
+        await ask(connection)
+        await eventually(lambda: not _there(database, connection.info.backend_pid), 5)
+        await connection.close()
+
+
+@pytest.mark.parametrize("opened", ["by connection", "by engine"])
+async def test_the_server_ends_who_blocks_and_falls_silent_after_many_statements(
+    database: str, eventually: Eventually, opened: str
+) -> None:
+    session = {"idle_in_transaction_session_timeout": "100"}
+    with ExitStack() as stack:
+        connection: Any
+        if opened == "by connection":
+            connection = stack.enter_context(closing(connect_sync(database, session=session)))
+            connection.autocommit = False
+        else:
+            engine = sync_engine(database, session=session, poolclass=NullPool)
+            connection = stack.enter_context(closing(engine.raw_connection())).driver_connection
+        connection.cursor().executemany("SELECT %s::integer", [(1,), (2,), (3,)])
+        await eventually(lambda: not _there(database, connection.info.backend_pid), 5)
+        connection.close()
+
+
+async def test_no_session_of_ours_keeps_its_locks_for_ever_when_it_vanishes(database: str) -> None:
+    for shown in (await by_connection(database), await by_engine(database)):
+        assert shown["idle_in_transaction_session_timeout"] in ("1min", "5min")
+        assert shown["tcp_keepalives_idle"] == "5"
+
+
+def _there(database: str, pid: int) -> bool:
+    with psycopg.connect(database) as other:
+        session = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
+        return other.execute(session, [pid]).fetchone() is not None

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import psycopg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from streams.database import query
 from streams.settings import load
 from streams.worker.failure.strategy import Strategy
 from streams.worker.run.persister import Persister
-from streams.worker.run.transaction import Transaction
+from streams.worker.run.transaction import IN_A_RUN, Transaction
+from tests.fixtures.listed import TOPIC
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.simulation import Bench
 from tests.fixtures.stage import Stage
@@ -208,7 +211,47 @@ def test_a_message_behind_one_that_fails_again_is_not_touched(stage: Stage) -> N
     assert stage.bench.query("SELECT DISTINCT status FROM outbox_state") == [("consumed",)]
 
 
-def test_a_network_that_falls_silent_before_the_rollback_is_given_up(stage: Stage) -> None:
+@pytest.mark.parametrize("silent_for", [100, 1])
+def test_who_vanished_in_the_middle_of_a_pipeline_keeps_no_partition(
+    stage: Stage, silent_for: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server has no limit for the rest of a pipeline: whoever waits for the lock ends it.
+
+    Not before the session has been silent for as long as it says that it may.
+    """
+    stage.insert(stage.bench.connection, "a", "plain")
+    stage.send(stage.committed())
+    run = stage.next_run(0, 1)
+    assert run is not None
+    monkeypatch.setattr("streams.worker.database.database.ENDED_AFTER", 0.2)
+    with closing(stage.bench.another()) as vanished:
+        locking = query("lock_partitions").replace("%(topic)s", "$1").replace("%(session)s", "$2")
+        parameters = [TOPIC.encode(), IN_A_RUN.format(silent_for).encode()]
+        vanished.pgconn.enter_pipeline_mode()
+        vanished.pgconn.send_query_params(b"BEGIN", None)
+        vanished.pgconn.send_query_params(
+            locking.replace("%(partitions)s::bigint[]", "'{0}'::bigint[]").encode(), parameters
+        )
+        vanished.pgconn.send_flush_request()
+        vanished.pgconn.flush()
+        short = {"STREAMS_WORKER__LOCK_TIMEOUT": "0.2"}
+        worker = Persister(
+            load(environ={"DATABASE_URL": stage.bench.settings.database_url, **short}),
+            stage.bench.registry,
+        )
+        persisting = asyncio.wait_for(worker.persist(run), 2.5)
+        if silent_for == 1:
+            assert stage.bench.run(persisting) is not None
+            assert "a session that fell silent in a run is ended" in caplog.text
+        else:
+            with pytest.raises(TimeoutError):
+                stage.bench.run(persisting)
+        stage.bench.run(worker.database.close())
+
+
+def test_a_network_that_falls_silent_before_the_rollback_is_given_up(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What could not be rolled back is no outage for ever.
 
     The connection is given up, and the message is not charged.
@@ -217,6 +260,8 @@ def test_a_network_that_falls_silent_before_the_rollback_is_given_up(stage: Stag
     stage.send(stage.committed())
     run = stage.next_run(0, 1)
     assert run is not None
+
+    monkeypatch.setattr("streams.worker.database.connections.GRACE", 1.0)
 
     async def silence(_: AsyncConnection) -> None:
         proxy.blackhole()

@@ -20,15 +20,9 @@ from streams.relay.postgres.snapshot import RelaySnapshot, read_snapshot, reader
 from streams.settings import Settings
 
 PATIENCE = 5.0
-# A leader that vanished with its machine gives the lock back after about this long; one whose
-# connection something in the middle keeps alive, when it has asked nothing for so long: it asks
-# every second.
-KEEPALIVES = {
-    "tcp_keepalives_idle": "5",
-    "tcp_keepalives_interval": "2",
-    "tcp_keepalives_count": "3",
-    "idle_session_timeout": "15s",
-}
+# A leader whose connection something in the middle keeps alive gives the lock back when it has
+# asked nothing for so long: it asks every second.
+LIMITS = {"idle_session_timeout": "15s"}
 
 
 class Leadership:
@@ -53,7 +47,7 @@ class Leadership:
             self._settings.database_url,
             connect_timeout=self._settings.database.connect_timeout,
             application_name=self._who,
-            session=KEEPALIVES,
+            session=LIMITS,
         )
         self._life = ProcessLife("relay", self._settings.relay.name)
         try:

@@ -8,7 +8,7 @@ import psycopg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from streams.database import async_engine
-from streams.database.engine import KEEPALIVES, SERVER_KEEPALIVES
+from streams.database.engine import KEEPALIVES
 from streams.errors import UsageError
 from streams.settings import Settings
 
@@ -35,23 +35,26 @@ class NotCommitted(Exception):
     """
 
 
+def most_silence(settings: Settings) -> float:
+    """For how many seconds a worker that lives may say nothing in a transaction."""
+    return settings.worker.handler_timeout + 2 * GRACE
+
+
 def worker_engine(settings: Settings) -> AsyncEngine:
     """A pool of as many connections as a worker uses, with its limits of time."""
     worker = settings.worker
-    # idle_in_transaction_session_timeout frees a partition's lock from an owner that stopped in the
-    # middle.
+    # The last frees a partition's lock from an owner that stopped in the middle.
     timeouts = {
         "lock_timeout": worker.lock_timeout,
         "statement_timeout": worker.handler_timeout,
-        "idle_in_transaction_session_timeout": worker.handler_timeout + 2 * GRACE,
+        "idle_in_transaction_session_timeout": most_silence(settings),
     }
     return async_engine(
         settings.database_url,
         # One more for each way of asking beside the transactions: heartbeat, heads.
         pool_size=worker.transactions + 2,
         max_overflow=0,
-        session={name: str(round(seconds * 1000)) for name, seconds in timeouts.items()}
-        | SERVER_KEEPALIVES,
+        session={name: str(round(seconds * 1000)) for name, seconds in timeouts.items()},
         connect_args={
             **KEEPALIVES,
             "connect_timeout": settings.database.connect_timeout,

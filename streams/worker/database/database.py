@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -19,9 +20,12 @@ from streams.worker.database.connections import GRACE, driver_of, worker_engine
 from streams.worker.database.response_deadline import response_deadline
 from streams.worker.fail import fail_stop
 
+logger = logging.getLogger(__name__)
+
 Asked = tuple[LiteralString, Mapping[str, Any]]  # a statement and its parameters
 
 REACH = 2.0  # seconds in which a database that is there answers
+ENDED_AFTER = 5.0  # seconds beyond what a session may be silent: the server's own limit comes first
 
 
 class Database:
@@ -69,6 +73,14 @@ class Database:
         async with self._asking(self.patience) as driver, driver.cursor() as cursor:
             await cursor.execute(statement, parameters)
             return await cursor.fetchall() if cursor.description else []
+
+    async def end_vanished(self) -> None:
+        """End sessions of workers that vanished in a run: what they locked is waited for."""
+        for pid, seconds, ended in await self.read(query("end_vanished"), {"grace": ENDED_AFTER}):
+            logger.warning(
+                "a session that fell silent in a run is ended",
+                extra={"pid": pid, "seconds": round(seconds, 1), "ended": ended},
+            )
 
     async def tell(self, asked: Sequence[Asked]) -> list[list[tuple[Any, ...]]]:
         """Commit some small statements together, soon or not at all.

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 import psycopg
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from streams.registry import Registry
@@ -180,6 +180,9 @@ class Persister:
             logger.log(
                 level, text, extra={**about, "tries": tries} | ({"reason": words} if words else {})
             )
+        if state == psycopg.errors.LockNotAvailable.sqlstate:
+            with suppress(psycopg.Error, SQLAlchemyError, OSError):
+                await self.database.end_vanished()
         await self.rest(jittered(min(MOST_WAIT, 0.1 * 2 ** min(tries, 8))))
 
     async def rest(self, seconds: float) -> None:
