@@ -34,7 +34,8 @@ def pages(settings: Settings | None = None, access: HostAccess | None = None) ->
     async def close(_: web.Application) -> None:
         await site.close()
 
-    app.router.add_route("*", "/{below:.*}", answer)
+    # A line break too, or aiohttp answers that itself.
+    app.router.add_route("*", "/{below:(?s:.*)}", answer)
     app.on_cleanup.append(close)
     return app
 

@@ -144,6 +144,9 @@ def test_what_is_found_keeps_to_its_description(api: tuple[str, str]) -> None:
             if operation.method == "get":
                 response = ask(operation.Case(**known.get(operation.path, {})), address, session)
                 assert response.status_code == 200, (operation.path, response.text)
+        # No path is answered by whatever stands before the pages.
+        odd = SCHEMA["/messages/{message}"]["GET"].Case(path_parameters={"message": "a\nb"})
+        assert ask(odd, address, session).status_code == 400
 
 
 def test_every_call_of_the_api_is_described() -> None:
