@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -24,6 +25,7 @@ from streams.database import sync_engine
 from streams.dev.ports import free_port
 from streams.dev.process import Process
 from tests.conftest import World
+from tests.fixtures.forks import Forks
 
 Eventually = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
@@ -256,3 +258,42 @@ async def test_everything_works_in_a_schema_of_its_own(
     ):
         process = world.start("streams", *command)
         assert await process.finish(60) == 0, process.log.read_text()
+
+
+@pytest.mark.long
+async def test_tenants_with_a_schema_each_share_a_database(
+    world: World, forks: Forks, name: str, eventually: Eventually
+) -> None:
+    """As docs/tenants.md says it, with a prefix that keeps other tests apart."""
+    page = (ROOT / "docs/tenants.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z]+)\.([a-z_]+)`.*?\| `(.+?)` \|$", page, re.M)
+    assert len(rows) == 5
+    message = '{"user_id": 1, "conversation_id": "c1", "role": "user", "message": "hi"}'
+    plain = world.url
+    deployed: dict[str, World] = {}
+    with ExitStack() as stack, psycopg.connect(plain, autocommit=True) as connection:
+        for tenant in ("acme", "best"):
+            connection.execute(f"CREATE SCHEMA {tenant}".encode())
+            environ = {"BROKER_URL": world.environ["BROKER_URL"]}
+            for section, key, value in rows:
+                value = value.replace("acme", tenant if key == "url" else f"{name}_{tenant}")
+                value = value.replace("postgresql://app@db/app", plain)
+                environ[f"STREAMS_{section}__{key}".upper()] = value
+            environ["DATABASE_URL"] = environ["STREAMS_DATABASE__URL"]
+            folder = world.directory / tenant
+            folder.mkdir()
+            deployed[tenant] = World(environ, folder, forks=forks)
+            stack.enter_context(deployed[tenant]).up()
+        for tenant, each in deployed.items():
+            [(outbox_id,)] = connection.execute(
+                f"SELECT {tenant}.outbox_enqueue('chat_history_persist', 'c1', %s)".encode(),
+                [message],
+            )
+            await each.until_persisted(outbox_id)
+            with connection.transaction():
+                connection.execute(f"SET LOCAL search_path = {tenant}, public".encode())
+                [count] = connection.execute("SELECT count(*) FROM chat_histories")
+                assert count == (1,)
+        for tenant, each in deployed.items():
+            assert each.query("SELECT count(*) FROM outbox") == [(1,)]
+            assert await each.start("streams", "audit").finish(60) == 0, tenant
