@@ -60,6 +60,9 @@ def enqueue(
     ):
         if ordered:
             cursor.execute(query("enqueue_in_order"), outbox.keys_of(rows))
+            if cursor.fetchall()[0][0] > outbox.ORDERED_KEYS:
+                cursor.execute(query("ordered_locks"))
+                outbox.refuse_locks(cursor.fetchone()[0])
         name, parameters = outbox.insert_rows(rows, parent)
         cursor.execute(query(name), parameters)
         return outbox.ids_of(events, [row[0] for row in cursor.fetchall()])

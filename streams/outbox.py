@@ -92,7 +92,9 @@ async def enqueue(
     connection = await _async_connection(db)
     with telemetry.enqueueing({row[1] for row in rows}, traceparent) as parent:
         if ordered:
-            await connection.execute(statement("enqueue_in_order"), keys_of(rows))
+            asked = await connection.execute(statement("enqueue_in_order"), keys_of(rows))
+            if asked.scalars().all()[0] > ORDERED_KEYS:
+                refuse_locks((await connection.execute(statement("ordered_locks"))).scalar_one())
         name, parameters = insert_rows(rows, parent)
         inserted = await connection.execute(statement(name), parameters)
         return ids_of(events, [row[0] for row in inserted])
@@ -115,7 +117,9 @@ def enqueue_sync(
     connection = _connection(db)
     with telemetry.enqueueing({row[1] for row in rows}, traceparent) as parent:
         if ordered:
-            connection.execute(statement("enqueue_in_order"), keys_of(rows))
+            asked = connection.execute(statement("enqueue_in_order"), keys_of(rows))
+            if asked.scalars().all()[0] > ORDERED_KEYS:
+                refuse_locks(connection.execute(statement("ordered_locks")).scalar_one())
         name, parameters = insert_rows(rows, parent)
         inserted = connection.execute(statement(name), parameters)
         return ids_of(events, [row[0] for row in inserted])
@@ -184,6 +188,15 @@ def checked_rows(events: object, ordered: bool) -> list[tuple[str, str, str, str
             " each takes a lock of the server's; enqueue them in several transactions"
         )
     return rows
+
+
+def refuse_locks(held: int) -> None:
+    """UsageError when a transaction holds more locks of keys than one may take."""
+    if held > ORDERED_KEYS:
+        raise UsageError(
+            f"ordered=True with {held} keys in one transaction: expected at most {ORDERED_KEYS},"
+            " each takes a lock of the server's; enqueue them in several transactions"
+        )
 
 
 def keys_of(rows: Sequence[tuple[str, str, str, str]]) -> dict[str, Any]:

@@ -17,10 +17,22 @@ RETURNING id;
 
 -- enqueue_in_order --
 -- Transactions that write one conversation at once take turns, so that the order of their rows is
--- the order of commits.
-SELECT pg_advisory_xact_lock(hashtextextended(key, 7201003))
-FROM unnest(CAST(%(keys)s AS text[])) AS given (key)
+-- the order of commits.  How many keys this transaction has asked for so far, some of them twice
+-- perhaps.
+WITH asked AS MATERIALIZED (
+    SELECT CAST(set_config('outbox_streams.ordered_keys',
+                           CAST(coalesce(CAST(nullif(current_setting('outbox_streams.ordered_keys',
+                                                                     true), '') AS integer), 0)
+                                + cardinality(CAST(%(keys)s AS text[])) AS text),
+                           true) AS integer) AS total
+)
+SELECT total, pg_advisory_xact_lock(hashtextextended(key, 7201003))
+FROM asked, unnest(CAST(%(keys)s AS text[])) AS given (key)
 ORDER BY key;
+
+-- ordered_locks --
+-- How many keys' locks, and other advisory ones, this transaction holds.
+SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid();
 
 -- draw_ids --
 -- Ids for messages written directly while the outbox is disabled; noted, so that the audit knows

@@ -218,7 +218,13 @@ def test_more_ordered_keys_than_the_server_has_locks_for_are_refused_before_anyt
         ):
             outbox.enqueue_sync(connection, many, ordered=True)
         assert len(outbox.enqueue_sync(connection, many[1:], ordered=True)) == outbox.ORDERED_KEYS
-    assert len(rows()) == outbox.ORDERED_KEYS
+        # The same ones take nothing more, others in a second call are too many.
+        assert len(outbox.enqueue_sync(connection, many[1:], ordered=True)) == outbox.ORDERED_KEYS
+        with pytest.raises(
+            UsageError, match="ordered=True with 1001 keys in one transaction: expected at most"
+        ):
+            outbox.enqueue_sync(connection, many[:1], ordered=True)
+    assert len(rows()) == 2 * outbox.ORDERED_KEYS
 
 
 @pytest.mark.usefixtures("enabled")
