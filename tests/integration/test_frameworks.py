@@ -291,7 +291,7 @@ async def test_tenants_with_a_schema_each_share_a_database(
             )
             await each.until_persisted(outbox_id)
             with connection.transaction():
-                connection.execute(f"SET LOCAL search_path = {tenant}, public".encode())
+                connection.execute(f"SET LOCAL search_path = {tenant}".encode())
                 [count] = connection.execute("SELECT count(*) FROM chat_histories")
                 assert count == (1,)
         for tenant, each in deployed.items():
