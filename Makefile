@@ -12,9 +12,9 @@ BIN := $(VENV)/bin
 LOCK := $(wildcard requirements.lock)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 WORKERS ?= 2
-# Most tests wait for servers: three at a time, each with servers of its own; a fourth gains nothing on two cores.
+# Most tests wait for servers: four at a time, each with servers of its own, keep two cores busy.
 # In the order of their folders: the slowest files come first, and the quick ones fill the gaps at the end.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 # What a JVM takes over from one that ran before, and what pytest makes of the tests' assertions.
 LEARN := { $(BIN)/python -m tests.fixtures.java; $(BIN)/python -m pytest --collect-only -q; }
