@@ -18,6 +18,7 @@ from aiokafka.structs import TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from streams.worker.driver import transport
 from streams.worker.driver.consumer import RunConsumer
 from streams.worker.driver.runs import Run
 from streams.worker.driver.transport import run_transport
@@ -465,3 +466,20 @@ async def test_a_partition_positioned_again_while_faust_looks_at_it_ends_no_work
     state.seek(9)
     consumer.verify_event_path(0.0, TP("source", 0))
     assert thread.verified == [7]
+
+
+async def test_nobody_waits_long_until_what_tables_tell_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before each commit and each rebalance Faust does: with no end under a flood of failures."""
+
+    async def flush(_: driver.Producer) -> None:
+        flushing.set()
+        await asyncio.Event().wait()
+
+    flushing = asyncio.Event()
+    monkeypatch.setattr(driver.Producer, "flush", flush)
+    monkeypatch.setattr(transport, "FLUSH", 0.05)
+    producer = object.__new__(run_transport([], 1, 1).Producer)
+    await asyncio.wait_for(producer.flush(), 5)
+    assert flushing.is_set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
@@ -10,11 +12,29 @@ from faust.transport.drivers import aiokafka as driver
 from streams.worker.driver.consumer import RunConsumer
 from streams.worker.driver.suspicion import Owner
 
+FLUSH = 1.0  # seconds that anybody waits for what tables tell
+
+
+class TellingProducer(driver.Producer):
+    """A producer for whom nobody waits long: it sends what tables tell, and wake-up calls.
+
+    The database knows both, and each is compared with it. Faust flushes before it commits offsets
+    and before it gives partitions up: under a flood of failures, or beside a broker that says
+    nothing, workers committed nothing for half a minute and were stopped as stalled.
+    """
+
+    async def flush(self) -> None:
+        """Wait for what is buffered, for a moment."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH):
+                await super().flush()
+
 
 class RunTransport(driver.Transport):
     """Faust's Kafka transport with a consumer that delivers runs."""
 
     Consumer = RunConsumer
+    Producer = TellingProducer
 
 
 def run_transport(
