@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import tempfile
 from collections import defaultdict
-from pathlib import Path
 from statistics import median
 
 from rich.table import Table
@@ -27,14 +25,13 @@ from benchmarks.bench import (
     drained,
     drop,
     fill,
+    on_servers,
     publish,
     settle,
 )
 from benchmarks.latency import latency
 from streams.broker import kafka
 from streams.database import migrate
-from streams.dev.kafka import KafkaBroker
-from streams.dev.postgres import PostgresServer
 from streams.registry import configured
 from streams.settings import load
 
@@ -134,24 +131,15 @@ def report(
 
 async def main(rows: int, rounds: int) -> None:
     """Everything, one after the other, on servers of its own."""
-    with tempfile.TemporaryDirectory(prefix="outbox-bench-", ignore_cleanup_errors=True) as folder:
-        directory = Path(folder)
-        directory.chmod(0o755)
-        async with (
-            PostgresServer(directory / "postgres") as postgres,
-            KafkaBroker(directory / "kafka") as broker,
-        ):
-            bench = Bench(postgres, broker, directory, rows)
-            database(bench, "filled")
-            settings = load(
-                environ=bench.environ("filled", "bench") | {"STREAMS_RELAY__MODE": "poll"}
-            )
-            list(migrate.migrate(settings, configured(settings)))
-            kafka.prepare_topics(settings, ["chat-history"])
-            fill(settings.database_url, rows)
-            publish(bench, "filled")
-            drains = await contest(bench, rounds)
-            report(bench, drains, *await pipeline(bench, rounds))
+    async with on_servers(rows) as bench:
+        database(bench, "filled")
+        settings = load(environ=bench.environ("filled", "bench") | {"STREAMS_RELAY__MODE": "poll"})
+        list(migrate.migrate(settings, configured(settings)))
+        kafka.prepare_topics(settings, ["chat-history"])
+        fill(settings.database_url, rows)
+        publish(bench, "filled")
+        drains = await contest(bench, rounds)
+        report(bench, drains, *await pipeline(bench, rounds))
 
 
 if __name__ == "__main__":

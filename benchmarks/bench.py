@@ -9,6 +9,7 @@ import asyncio
 import os
 import random
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -35,6 +36,19 @@ PATIENCE = 120.0
 CHATS = 2000
 TEXT_BYTES = 290  # with the other fields a payload has about 360
 console = Console()
+
+
+@asynccontextmanager
+async def on_servers(rows: int) -> AsyncIterator[Bench]:
+    """A bench of so many messages, on servers of its own in a folder that goes afterwards."""
+    with tempfile.TemporaryDirectory(prefix="outbox-bench-", ignore_cleanup_errors=True) as folder:
+        directory = Path(folder)
+        directory.chmod(0o755)
+        async with (
+            PostgresServer(directory / "postgres") as postgres,
+            KafkaBroker(directory / "kafka") as broker,
+        ):
+            yield Bench(postgres, broker, directory, rows)
 
 
 @dataclass

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import LiteralString, NamedTuple
 
 import psycopg
+from sqlalchemy import Connection
 
 from streams.database import partitions, sync_engine
 
@@ -172,15 +173,20 @@ FLOW: tuple[LiteralString, ...] = (
 )
 
 
+def drop_partitions(connection: Connection) -> None:
+    """Those that a migration made, with what is in them."""
+    for name in connection.exec_driver_sql(
+        "SELECT inhrelid::regclass::text FROM pg_inherits"
+    ).scalars():
+        if name.rpartition("_")[0] in partitions.PARTITIONED:
+            connection.exec_driver_sql(f"DROP TABLE {name}")  # as the server wrote it, quoted
+
+
 def fill(url: str, crowd: Crowd) -> Iterator[float]:
     """Fill a migrated database that is empty, in 40 partitions; yields how much of it is done."""
     engine = sync_engine(url)
     with engine.begin() as empty:
-        for name in empty.exec_driver_sql(
-            "SELECT inhrelid::regclass::text FROM pg_inherits"
-        ).scalars():
-            if name.rpartition("_")[0] in partitions.PARTITIONED:
-                empty.exec_driver_sql(f"DROP TABLE {name}")  # as the server wrote it, quoted
+        drop_partitions(empty)
         partitions.ensure_sync(empty, ahead=crowd.rows, width=max(1, crowd.rows // PARTITIONS))
     engine.dispose()
     values = {

@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import psycopg
 from rich.table import Table
 
-from benchmarks.bench import CHATS, PARTITIONS, Bench, console, database, drop, payload, publish
+from benchmarks.bench import (
+    CHATS,
+    PARTITIONS,
+    Bench,
+    console,
+    database,
+    drop,
+    on_servers,
+    payload,
+    publish,
+)
 from benchmarks.cpu import cpu
 from streams.broker import kafka
 from streams.database import migrate
-from streams.dev.kafka import KafkaBroker
-from streams.dev.postgres import PostgresServer
 from streams.registry import configured
 from streams.settings import load
 
@@ -115,74 +121,65 @@ async def contest(bench: Bench, name: str, refuse: str, bad: Callable[[int, int]
 
 async def main(rows: int, rounds: int) -> None:
     """Each kind of bad, and before it the same without, on the same servers."""
-    with tempfile.TemporaryDirectory(prefix="outbox-bench-", ignore_cleanup_errors=True) as folder:
-        directory = Path(folder)
-        directory.chmod(0o755)
-        async with (
-            PostgresServer(directory / "postgres") as postgres,
-            KafkaBroker(directory / "kafka") as broker,
-        ):
-            bench = Bench(postgres, broker, directory, rows)
-            cases = [
-                (
-                    "1 bad in 500, named by the error",
-                    ">= 0.6",
-                    "named",
-                    NAMED,
-                    lambda number, chat: number % 499 == 7,
-                ),
-                (
-                    "1 bad in 500, unnamed",
-                    ">= 0.6",
-                    "unnamed",
-                    UNNAMED,
-                    lambda number, chat: number % 499 == 7,
-                ),
-                (
-                    "10 bad in 500, unnamed",
-                    ">= 0.05",
-                    "many",
-                    UNNAMED,
-                    lambda number, chat: number % 49 == 7,
-                ),
-                (
-                    "1 conversation in 100 parked",
-                    ">= 0.9",
-                    "parked",
-                    TRANSIENT,
-                    lambda number, chat: chat % 100 == 7,
-                ),
-            ]
-            table = Table(
-                title=(
-                    f"{rows:,} messages, {PARTITIONS} partitions, median of {rounds}:"
-                    " rate beside a clean one"
-                )
+    async with on_servers(rows) as bench:
+        cases = [
+            (
+                "1 bad in 500, named by the error",
+                ">= 0.6",
+                "named",
+                NAMED,
+                lambda number, chat: number % 499 == 7,
+            ),
+            (
+                "1 bad in 500, unnamed",
+                ">= 0.6",
+                "unnamed",
+                UNNAMED,
+                lambda number, chat: number % 499 == 7,
+            ),
+            (
+                "10 bad in 500, unnamed",
+                ">= 0.05",
+                "many",
+                UNNAMED,
+                lambda number, chat: number % 49 == 7,
+            ),
+            (
+                "1 conversation in 100 parked",
+                ">= 0.9",
+                "parked",
+                TRANSIENT,
+                lambda number, chat: chat % 100 == 7,
+            ),
+        ]
+        table = Table(
+            title=(
+                f"{rows:,} messages, {PARTITIONS} partitions, median of {rounds}:"
+                " rate beside a clean one"
             )
-            for column in ("what", "messages/s", "ratio", "target", "CPU us/message", "clean"):
-                table.add_column(column)
-            results: defaultdict[str, list[tuple[Drain, Drain]]] = defaultdict(list)
-            for turn in range(rounds):
-                for _, _, name, refuse, bad in cases:
-                    # One after the other: what a shared machine can do changes from minute to
-                    # minute.
-                    clean = await contest(bench, f"{name}_clean_{turn}", refuse, nothing)
-                    results[name].append(
-                        (await contest(bench, f"{name}_{turn}", refuse, bad), clean)
-                    )
-            for what, target, name, _, _ in cases:
-                rate, micros = (median(one[at] for one, _ in results[name]) for at in range(2))
-                ratio = median(one.rate / clean.rate for one, clean in results[name])
-                clean_micros = median(clean.micros for _, clean in results[name])
-                table.add_row(
-                    what,
-                    f"{rate:,.0f}",
-                    f"{ratio:.2f}",
-                    target,
-                    f"{micros:.1f}",
-                    f"{clean_micros:.1f}",
-                )
-            console.print(table)
+        )
+        for column in ("what", "messages/s", "ratio", "target", "CPU us/message", "clean"):
+            table.add_column(column)
+        results: defaultdict[str, list[tuple[Drain, Drain]]] = defaultdict(list)
+        for turn in range(rounds):
+            for _, _, name, refuse, bad in cases:
+                # One after the other: what a shared machine can do changes from minute to
+                # minute.
+                clean = await contest(bench, f"{name}_clean_{turn}", refuse, nothing)
+                results[name].append((await contest(bench, f"{name}_{turn}", refuse, bad), clean))
+        for what, target, name, _, _ in cases:
+            rate, micros = (median(one[at] for one, _ in results[name]) for at in range(2))
+            ratio = median(one.rate / clean.rate for one, clean in results[name])
+            clean_micros = median(clean.micros for _, clean in results[name])
+            table.add_row(
+                what,
+                f"{rate:,.0f}",
+                f"{ratio:.2f}",
+                target,
+                f"{micros:.1f}",
+                f"{clean_micros:.1f}",
+            )
+        console.print(table)
 
 
 if __name__ == "__main__":

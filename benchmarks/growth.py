@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, LiteralString, NamedTuple
 
@@ -25,15 +23,24 @@ import orjson
 import psycopg
 from rich.table import Table
 
-from benchmarks.bench import PATIENCE, Bench, console, database, drop, fill, payload, settle
+from benchmarks.bench import (
+    PATIENCE,
+    Bench,
+    console,
+    database,
+    drop,
+    fill,
+    on_servers,
+    payload,
+    settle,
+)
 from benchmarks.cpu import cpu
+from benchmarks.crowd import drop_partitions
 from benchmarks.latency import latency
 from benchmarks.pages import ask
 from streams.audit import audit
 from streams.database import connect, migrate, partitions, sync_engine
 from streams.database.retention import Periods, Retention, holding
-from streams.dev.kafka import KafkaBroker
-from streams.dev.postgres import PostgresServer
 from streams.groups import TaskGroup
 from streams.registry import configured
 from streams.relay.leader.sweep import Sweep
@@ -161,11 +168,7 @@ def grow_old(url: str, case: Case, topic: str) -> None:
     """So many messages were worked, in so many partitions, and a relay is past them."""
     engine = sync_engine(url)
     with engine.begin() as empty:
-        for leaf in empty.exec_driver_sql(
-            "SELECT inhrelid::regclass::text FROM pg_inherits"
-        ).scalars():
-            if leaf.rpartition("_")[0] in partitions.PARTITIONED:
-                empty.exec_driver_sql(f"DROP TABLE {leaf}")  # as the server wrote it, quoted
+        drop_partitions(empty)
     width = max(1000, case.messages // max(1, case.partitions - 1))
     for done in range(0, case.partitions, 20):  # a few at a time: each takes locks
         with engine.begin() as some:
@@ -325,18 +328,11 @@ def _shown(value: float) -> str:
 
 async def main(cases: Sequence[Case], load: int, seconds: int) -> None:
     """One deployment after the other, on servers of their own."""
-    with tempfile.TemporaryDirectory(prefix="outbox-bench-", ignore_cleanup_errors=True) as folder:
-        directory = Path(folder)
-        directory.chmod(0o755)
-        async with (
-            PostgresServer(directory / "postgres") as postgres,
-            KafkaBroker(directory / "kafka") as broker,
-        ):
-            bench = Bench(postgres, broker, directory, load)
-            figures = []
-            for case in cases:
-                figures.append(await measure(bench, case, load, seconds))
-                report([case], figures[-1:])
+    async with on_servers(load) as bench:
+        figures = []
+        for case in cases:
+            figures.append(await measure(bench, case, load, seconds))
+            report([case], figures[-1:])
     report(cases, figures)
 
 

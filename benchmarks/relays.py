@@ -12,19 +12,15 @@ import argparse
 import asyncio
 import os
 import statistics
-import tempfile
-from pathlib import Path
 
 from rich.table import Table
 
 from benchmarks.ages import RATE, ages, steady
 from benchmarks.arena import Arena, Contestant
-from benchmarks.bench import PARTITIONS
+from benchmarks.bench import PARTITIONS, on_servers
 from benchmarks.drains import Drain, console, drain, raw
 from benchmarks.wal import statuses
 from streams.dev.connect import ConnectWorker
-from streams.dev.kafka import KafkaBroker
-from streams.dev.postgres import PostgresServer
 
 CDC = Contestant("cdc", "cdc")
 POLL = Contestant("poll", "poll")
@@ -115,18 +111,14 @@ async def log_sizes(arena: Arena, seconds: int) -> None:
 
 async def main(rows: int, rounds: int, seconds: int) -> None:
     """Everything, one after the other, on servers of its own."""
-    with tempfile.TemporaryDirectory(prefix="outbox-bench-", ignore_cleanup_errors=True) as folder:
-        directory = Path(folder)
-        directory.chmod(0o755)
-        async with (
-            PostgresServer(directory / "postgres") as postgres,
-            KafkaBroker(directory / "kafka") as broker,
-            ConnectWorker(directory / "connect", broker) as connect,
-        ):
-            arena = Arena(postgres, broker, directory, rows, connect=connect)
-            await rates(arena, rows, rounds)
-            await latencies(arena, seconds)
-            await log_sizes(arena, seconds)
+    async with (
+        on_servers(rows) as bench,
+        ConnectWorker(bench.directory / "connect", bench.broker) as connect,
+    ):
+        arena = Arena(bench.postgres, bench.broker, bench.directory, rows, connect=connect)
+        await rates(arena, rows, rounds)
+        await latencies(arena, seconds)
+        await log_sizes(arena, seconds)
 
 
 if __name__ == "__main__":

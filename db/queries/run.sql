@@ -1,9 +1,10 @@
 -- lock_partitions --
 -- Alone in its statement, so that the next one sees what the partitions' previous owners committed.
 -- The session's name is another one until this transaction ends: the server tells its client of
--- that by itself, whoever ends it.
+-- that by itself, whoever ends it. It says for how long the session may say nothing.
 SELECT pg_advisory_xact_lock(hashtextextended(%(topic)s, given.partition)),
-       set_config('application_name', %(session)s, true)
+       set_config('application_name',
+                  %(session)s || current_setting('idle_in_transaction_session_timeout'), true)
 FROM unnest(%(partitions)s::bigint[]) AS given (partition);
 
 -- end_vanished --
@@ -13,10 +14,11 @@ FROM unnest(%(partitions)s::bigint[]) AS given (partition);
 SELECT pid, extract(epoch FROM clock_timestamp() - state_change)::double precision AS seconds,
        pg_terminate_backend(pid) AS ended
 FROM pg_stat_activity,
-     LATERAL regexp_match(application_name, 'in a run, silent for at most (\d+) s$') AS given (most)
+     LATERAL regexp_match(application_name, 'in a run, silent for at most (\d+(ms|s|min|h|d))$')
+          AS given (most)
 WHERE datname = current_database() AND usename = session_user AND wait_event = 'ClientRead'
   AND xact_start IS NOT NULL
-  AND state_change < clock_timestamp() - make_interval(secs => most[1]::integer + %(grace)s);
+  AND state_change < clock_timestamp() - most[1]::interval - make_interval(secs => %(grace)s);
 
 -- by_index --
 -- The plan of the next statement is made while a partition may be nearly empty, and has to be good

@@ -218,14 +218,7 @@ def heads(
 def enqueued_first(connection: Connection, after: int | None) -> datetime | None:
     """When the first message above this id was enqueued, or the first of all; None without one."""
     begin = first_sync(connection) - 1 if after is None else after
-    for lower, upper in nearest_first(begin, max(begin, _last_id(connection))):
-        asked = {"after": lower, "until": upper}
-        at: datetime | None = connection.exec_driver_sql(
-            query("look_enqueued_first"), asked
-        ).scalar()
-        if at is not None:
-            return at
-    return None
+    return _enqueued(connection, "look_enqueued_first", begin, max(begin, _last_id(connection)))
 
 
 def processes_of(connection: Connection, seconds: float, limit: int = 1000) -> tuple[Process, ...]:
@@ -305,7 +298,7 @@ def proof(connection: Connection) -> Proof | None:
         missing=missing,
         doubled=doubled,
         until_id=until,
-        until=_enqueued_last(connection, until),
+        until=_enqueued(connection, "look_enqueued_last", until, 0),
         under_way=_count(under_way),
     )
 
@@ -321,12 +314,11 @@ def _newer(connection: Connection, after: int) -> int:
     return count
 
 
-def _enqueued_last(connection: Connection, until: int) -> datetime | None:
-    for lower, upper in nearest_first(until, 0):
-        asked = {"after": lower, "until": upper}
-        at: datetime | None = connection.exec_driver_sql(
-            query("look_enqueued_last"), asked
-        ).scalar()
+def _enqueued(connection: Connection, name: str, begin: int, end: int) -> datetime | None:
+    """When the message that this query finds closest to `begin` was enqueued."""
+    for after, until in nearest_first(begin, end):
+        asked = {"after": after, "until": until}
+        at: datetime | None = connection.exec_driver_sql(query(name), asked).scalar()
         if at is not None:
             return at
     return None

@@ -88,6 +88,10 @@ async def test_behind_a_pooler_relay_and_worker_do_their_work(
 ) -> None:
     behind = replace(world, environ={**world.environ, "DATABASE_URL": pooled})
     behind.migrate()
+    asked = behind.relay(STREAMS_RELAY__MODE="cdc")
+    await eventually(lambda: not asked.running)
+    assert asked.returncode == 2
+    assert "give the relay the URL of the server itself" in asked.last_words()
     relay = behind.relay()
     behind.worker()
     enqueue(pooled, world.topic, MESSAGES)

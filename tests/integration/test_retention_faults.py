@@ -22,21 +22,22 @@ from streams.dev.wheels import postgres_bin
 from streams.operate.relay_status import standing
 from streams.relay.leader.housekeeping import Housekeeping
 from streams.settings import load
-from tests.fixtures.aged import PERIODS, acts, enqueue, leaves, old_outbox, retain, seen, work
+from tests.fixtures.aged import (
+    DROPPING,
+    EMPTYING,
+    PERIODS,
+    acts,
+    enqueue,
+    leaves,
+    old_outbox,
+    retain,
+    seen,
+    work,
+)
 from tests.fixtures.forks import Forks
 from tests.fixtures.killed import killed, wait_until
 from tests.fixtures.stage import OPERATOR, Stage
 
-EMPTYING = (
-    "LOCK TABLE ONLY",
-    "TABLE retained_rows",
-    "TABLE retained_states",
-    "INSERT INTO outbox_retired",
-    "TRUNCATE",
-    "INSERT INTO outbox (",
-    "INSERT INTO outbox_state (",
-)
-DROPPING = ("DETACH", "DROP TABLE", "UPDATE outbox_retired")
 MOMENTS = ("before", "sent", "answered")
 # Roots that are published and have no state, and states without a row: half of a range.
 HALVES = """

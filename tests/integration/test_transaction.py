@@ -226,7 +226,9 @@ def test_who_vanished_in_the_middle_of_a_pipeline_keeps_no_partition(
     monkeypatch.setattr("streams.worker.database.database.ENDED_AFTER", 0.2)
     with closing(stage.bench.another()) as vanished:
         locking = query("lock_partitions").replace("%(topic)s", "$1").replace("%(session)s", "$2")
-        parameters = [TOPIC.encode(), IN_A_RUN.format(silent_for).encode()]
+        vanished.execute(f"SET idle_in_transaction_session_timeout = '{silent_for}s'".encode())
+        vanished.commit()
+        parameters = [TOPIC.encode(), IN_A_RUN.encode()]
         vanished.pgconn.enter_pipeline_mode()
         vanished.pgconn.send_query_params(b"BEGIN", None)
         vanished.pgconn.send_query_params(

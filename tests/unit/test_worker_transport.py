@@ -16,7 +16,9 @@ from aiokafka.errors import NotLeaderForPartitionError
 from aiokafka.protocol.offset import OffsetResetStrategy
 from aiokafka.structs import TopicPartition
 from faust.transport.drivers import aiokafka as driver
+from faust.transport.producer import ProducerBuffer
 from faust.types import TP
+from faust.types.tuples import FutureMessage
 
 from streams.worker.driver import transport
 from streams.worker.driver.consumer import RunConsumer
@@ -483,3 +485,24 @@ async def test_nobody_waits_long_until_what_tables_tell_is_sent(
     producer = object.__new__(run_transport([], 1, 1).Producer)
     await asyncio.wait_for(producer.flush(), 5)
     assert flushing.is_set()
+
+
+async def test_what_a_flood_left_in_the_buffer_fails_no_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody waits long for it, so that some of it may be there when the worker ends."""
+
+    async def on_stop(_: driver.Producer) -> None:
+        stopped.set()
+
+    stopped = asyncio.Event()
+    monkeypatch.setattr(driver.Producer, "on_stop", on_stop)
+    producer = object.__new__(run_transport([], 1, 1).Producer)
+    producer.buffer = ProducerBuffer()
+    app: Any = SimpleNamespace(conf=SimpleNamespace(producer_threaded=False))
+    message: Any = SimpleNamespace()
+    producer.buffer.app = app
+    producer.buffer.put(FutureMessage(message))
+    await producer.on_stop()
+    await producer.buffer.on_stop()
+    assert stopped.is_set()

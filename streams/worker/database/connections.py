@@ -35,11 +35,6 @@ class NotCommitted(Exception):
     """
 
 
-def most_silence(settings: Settings) -> float:
-    """For how many seconds a worker that lives may say nothing in a transaction."""
-    return settings.worker.handler_timeout + 2 * GRACE
-
-
 def worker_engine(settings: Settings) -> AsyncEngine:
     """A pool of as many connections as a worker uses, with its limits of time."""
     worker = settings.worker
@@ -47,7 +42,7 @@ def worker_engine(settings: Settings) -> AsyncEngine:
     timeouts = {
         "lock_timeout": worker.lock_timeout,
         "statement_timeout": worker.handler_timeout,
-        "idle_in_transaction_session_timeout": most_silence(settings),
+        "idle_in_transaction_session_timeout": worker.handler_timeout + 2 * GRACE,
     }
     return async_engine(
         settings.database_url,

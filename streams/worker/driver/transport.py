@@ -29,6 +29,12 @@ class TellingProducer(driver.Producer):
             async with asyncio.timeout(FLUSH):
                 await super().flush()
 
+    async def on_stop(self) -> None:
+        """Leave what is still buffered: without a producer it can only fail to be sent."""
+        while not self.buffer.pending.empty():
+            self.buffer.pending.get_nowait()
+        await super().on_stop()
+
 
 class RunTransport(driver.Transport):
     """Faust's Kafka transport with a consumer that delivers runs."""

@@ -6,7 +6,6 @@ transaction never takes a second connection, so the pool cannot deadlock.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -15,7 +14,6 @@ from typing import Any
 import orjson
 import psycopg
 
-from streams.worker.database.connections import GRACE
 from streams.worker.database.response_deadline import response_deadline
 from streams.worker.delivery import Delivery, Rejected, by_reason
 from streams.worker.failure.doubt import Leaf
@@ -27,9 +25,9 @@ OPEN_BYTES = 1_000_000  # of payloads read at once, as they are stored: compress
 
 Query = tuple[str, dict[str, Any]]  # a named query and its parameters
 Fates = Sequence[tuple[Delivery, SetAside]]  # what is set aside, and the delivery it came by
-# What pg_stat_activity calls a worker's session while it holds the locks of partitions; the query
-# `end_vanished` reads it.
-IN_A_RUN = "outbox-streams worker, in a run, silent for at most {:.0f} s"
+# What pg_stat_activity calls a worker's session while it holds the locks of partitions, before the
+# time for which it may say nothing; the query `end_vanished` reads it.
+IN_A_RUN = "outbox-streams worker, in a run, silent for at most "
 BOTH = "another transaction decided one of these messages in this moment"
 
 
@@ -44,13 +42,12 @@ class Transaction:
         self, driver: psycopg.AsyncConnection[Any], topic: str, origin: Origin, seconds: float
     ) -> None:
         self._driver, self.topic, self.origin, self._seconds = driver, topic, origin, seconds
-        self._name = IN_A_RUN.format(math.ceil(seconds + GRACE))
         self.probe_seconds = 0.0  # how long it took to learn whether anything of the topic is open
         self._reclaimed: set[int] = set()
 
     async def lock(self, partitions: Iterable[int]) -> None:
         """Keep every other owner, past or future, of these partitions out until the commit."""
-        name, parameters = self._locking(partitions)
+        name, parameters = _locking(partitions)
         await self.execute(name, **parameters)
 
     async def lock_and_claim(
@@ -60,9 +57,7 @@ class Transaction:
 
         Nothing is claimed while something of the topic is open.
         """
-        claimed, _ = await self._claimed(
-            deliveries, checked=False, before=self._locking(partitions)
-        )
+        claimed, _ = await self._claimed(deliveries, checked=False, before=_locking(partitions))
         return claimed
 
     async def lock_and_ask(
@@ -72,9 +67,7 @@ class Transaction:
 
         That is asked in the round trip that locks.
         """
-        _, (_, rows) = await self._together(
-            self._locking(partitions), ("open_keys", _keys(deliveries))
-        )
+        _, (_, rows) = await self._together(_locking(partitions), ("open_keys", _keys(deliveries)))
         return {key for (key,) in rows}
 
     async def waiting_conversations(self, deliveries: Sequence[Delivery]) -> set[str]:
@@ -288,9 +281,6 @@ class Transaction:
                     for cursor in cursors
                 ]
 
-    def _locking(self, partitions: Iterable[int]) -> Query:
-        return "lock_partitions", {"partitions": sorted(partitions), "session": self._name}
-
     def _complete(self, parameters: dict[str, Any]) -> dict[str, Any]:
         return {"topic": self.topic, "source": self.origin.source, **parameters}
 
@@ -323,6 +313,10 @@ def _of(fates: Fates, rows: Iterable[tuple[Any, ...]]) -> list[tuple[Delivery, S
     """Those whose ids the rows hold."""
     stored = {row[0] for row in rows}
     return [(delivery, fate) for delivery, fate in fates if fate.outbox_id in stored]
+
+
+def _locking(partitions: Iterable[int]) -> Query:
+    return "lock_partitions", {"partitions": sorted(partitions), "session": IN_A_RUN}
 
 
 def _by_index(name: str, parameters: dict[str, Any], *, probing: bool = False) -> list[Query]:
