@@ -48,7 +48,7 @@ UNNAMED = RAISE.format(sqlstate="22000")
 TRANSIENT = RAISE.format(sqlstate="P0001")
 
 
-def fill(url: str, rows: int, bad: Callable[[int, int], bool]) -> None:
+def fill(url: str, topic: str, rows: int, bad: Callable[[int, int], bool]) -> None:
     """Outbox rows of which those with `bad(number, conversation)` are poison."""
     copy_in = "COPY outbox (biz_type, topic, key, payload) FROM STDIN"
     with (
@@ -59,9 +59,7 @@ def fill(url: str, rows: int, bad: Callable[[int, int], bool]) -> None:
         for number in range(rows):
             chat = number % CHATS
             role = "poison" if bad(number, chat) else "user"
-            copy.write_row(
-                ("chat_history_persist", "chat-history", f"c{chat}", payload(number, role=role))
-            )
+            copy.write_row(("chat_history_persist", topic, f"c{chat}", payload(number, role=role)))
 
 
 def nothing(number: int, chat: int) -> bool:
@@ -102,9 +100,10 @@ async def contest(bench: Bench, name: str, refuse: str, bad: Callable[[int, int]
     }
     settings = load(environ=environ)
     list(migrate.migrate(settings, configured(settings)))
-    kafka.prepare_topics(settings, [f"{name}.chat-history"])
-    fill(settings.database_url, bench.rows, bad)
-    publish(bench, name, f"{name}.chat-history")
+    topic = f"{name}.chat-history"
+    kafka.prepare_topics(settings, [topic])
+    fill(settings.database_url, topic, bench.rows, bad)
+    publish(bench, name, topic)
     with psycopg.connect(settings.database_url, autocommit=True) as connection:
         connection.execute(refuse.encode())
         connection.execute("CHECKPOINT")
