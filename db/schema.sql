@@ -416,7 +416,8 @@ CREATE TABLE public.outbox_dead_letters (
     fingerprint text NOT NULL,
     died bigint NOT NULL,
     died_at timestamp with time zone DEFAULT now() NOT NULL,
-    held boolean DEFAULT false NOT NULL
+    held boolean DEFAULT false NOT NULL,
+    died_in bigint DEFAULT ((pg_current_xact_id())::text)::bigint
 );
 
 CREATE SEQUENCE public.outbox_died
@@ -569,6 +570,7 @@ CREATE TABLE public.outbox_operations (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     submitted_at timestamp with time zone,
     ended_at timestamp with time zone,
+    unseen bigint[] DEFAULT '{}'::bigint[] NOT NULL,
     CONSTRAINT outbox_operations_act CHECK ((act = ANY (ARRAY['replay'::text, 'discard'::text]))),
     CONSTRAINT outbox_operations_state CHECK ((state = ANY (ARRAY['preview'::text, 'running'::text, 'stopped'::text, 'done'::text])))
 );

@@ -1,7 +1,7 @@
 -- operation_plan --
--- Dead messages that fit and died no later than a place in the order of dying, conversation after
--- conversation, each in its original order; and whether each still holds its conversation:
--- otherwise it comes late.
+-- Dead messages that fit and died no later than a place in the order of dying, none of them in a
+-- transaction that was open when the place was read, conversation after conversation, each in its
+-- original order; and whether each still holds its conversation: otherwise it comes late.
 SELECT name, waits
 FROM (
     SELECT d.*, l.held AS waits, min(d.outbox_id) OVER conversation AS first,
@@ -9,7 +9,7 @@ FROM (
            bool_and("offset" IS NOT NULL) OVER conversation AS all_placed
     FROM outbox_dead_letters AS l
     JOIN outbox_dead AS d ON d.source = l.source AND d.outbox_id = l.outbox_id
-    WHERE l.died <= %(through)s
+    WHERE l.died <= %(through)s AND (l.died_in = ANY(%(unseen)s::bigint[])) IS NOT TRUE
       AND (%(names)s::text[] IS NULL OR d.name = ANY(%(names)s::text[]))
       AND (%(source)s::text IS NULL OR l.source = %(source)s)
       AND (%(biz_type)s::text IS NULL OR l.biz_type = %(biz_type)s)
@@ -24,8 +24,10 @@ ORDER BY source, first, CASE WHEN all_arrived THEN arrived END,
 LIMIT %(limit)s;
 
 -- operation_bound --
--- The place of whoever died last.
-SELECT coalesce(max(died), 0) FROM outbox_dead_letters;
+-- The place of whoever died last, and the open transactions: a place is given when a message dies,
+-- and seen when that commits, so these may yet tell of deaths before it.
+SELECT coalesce((SELECT max(died) FROM outbox_dead_letters), 0),
+       ARRAY(SELECT open::text::bigint FROM pg_snapshot_xip(pg_current_snapshot()) AS open);
 
 -- operation_forget --
 -- Previews that nobody submitted within an hour.
@@ -33,10 +35,10 @@ DELETE FROM outbox_operations WHERE state = 'preview' AND created_at < now() - i
 
 -- operation_preview --
 -- What an act would work, bound by the hash of its messages.
-INSERT INTO outbox_operations (act, who, why, filter, force, rate, at_once, through, hash, planned,
-                               late)
+INSERT INTO outbox_operations (act, who, why, filter, force, rate, at_once, through, unseen, hash,
+                               planned, late)
 VALUES (%(act)s, %(who)s, %(why)s, %(filter)s::jsonb, %(force)s, %(rate)s, %(at_once)s, %(through)s,
-        %(hash)s, %(planned)s, %(late)s)
+        %(unseen)s, %(hash)s, %(planned)s, %(late)s)
 RETURNING id;
 
 -- operation --
@@ -48,8 +50,8 @@ FROM outbox_operations
 WHERE id = %(id)s;
 
 -- operation_lock --
--- Alone with it until the end of the transaction.
-SELECT id FROM outbox_operations WHERE id = %(id)s FOR UPDATE;
+-- Alone with it until the end of the transaction: the transactions that its preview did not see.
+SELECT unseen FROM outbox_operations WHERE id = %(id)s FOR UPDATE;
 
 -- operations_page --
 -- Operations, the newest first, from before one on; previews only when asked for.

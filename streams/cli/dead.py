@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -26,6 +26,8 @@ from streams.terminal import printable
 F = TypeVar("F", bound=Callable[..., Any])
 
 SHOWN = 50
+PREVIEWS = 5
+"""How often --yes previews what others act on meanwhile."""
 LETTER = (
     "outbox_id",
     "biz_type",
@@ -202,18 +204,49 @@ def _act(verb: str, done: str, outbox_ids: tuple[MessageId, ...], options: dict[
             _one(connection, verb, ids, choice, operator, force=options["force"])
             say(f"{done} 1 message")
             return
-        previewed = operations.preview(
-            connection,
-            verb,
-            choice,
-            operator,
-            force=options["force"],
-            rate=options["rate"],
-            at_once=not options["careful"],
-        )
-        _confirm(verb, previewed.planned, options["yes"])
-        ended = _worked(connection, operations.submit(connection, previewed.id, operator))
+        try:
+            previewed = _previewed(connection, verb, choice, operator, options)
+            _confirm(verb, previewed.planned, options["yes"])
+            submitted = _submitted(connection, previewed, operator, options)
+        except operations.NothingDead:
+            # Somebody else was faster.
+            say("no dead message fits")
+            return
+        ended = _worked(connection, submitted)
     _tell(done, ended)
+
+
+def _previewed(
+    connection: Connection,
+    verb: str,
+    choice: operate.Choice,
+    operator: operate.Operator,
+    options: Mapping[str, Any],
+) -> operations.Operation:
+    return operations.preview(
+        connection,
+        verb,
+        choice,
+        operator,
+        force=options["force"],
+        rate=options["rate"],
+        at_once=not options["careful"],
+    )
+
+
+def _submitted(
+    connection: Connection,
+    previewed: operations.Operation,
+    operator: operate.Operator,
+    options: Mapping[str, Any],
+) -> operations.Operation:
+    """As it was previewed; or as it is now for --yes, when somebody else acted meanwhile."""
+    for _ in range(PREVIEWS - 1 if options["yes"] else 0):
+        try:
+            return operations.submit(connection, previewed.id, operator)
+        except operations.PreviewChanged:
+            previewed = _previewed(connection, previewed.act, previewed.choice, operator, options)
+    return operations.submit(connection, previewed.id, operator)
 
 
 def _one(

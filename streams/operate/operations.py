@@ -43,6 +43,10 @@ class PreviewChanged(StreamsError):
     """What was previewed is not what would be worked now: nothing was done."""
 
 
+class NothingDead(UsageError):
+    """No dead message fits the filter: there is nothing to do."""
+
+
 class NoSuchOperation(StreamsError):
     """There is no operation of this number, or its preview is over an hour old."""
 
@@ -121,14 +125,14 @@ def preview(
 ) -> Operation:
     """Write down what the act would work now; NotDead when a named message is not dead.
 
-    UsageError for none.
+    NothingDead for none.
     """
     if act not in ACTS:
         raise UsageError(f"unknown act {act!r:.40}: expected one of {', '.join(ACTS)}")
     with connection.begin():
         connection.exec_driver_sql(query("operation_forget"))
-        through: int = connection.exec_driver_sql(query("operation_bound")).scalar_one()
-        plan = _plan(connection, choice, through)
+        through, unseen = connection.exec_driver_sql(query("operation_bound")).one()
+        plan = _plan(connection, choice, through, unseen)
         missing = set(choice.ids or ()) - {name for name, _ in plan}
         if missing and not choice.limit:
             first = min(missing, key=parts_of)
@@ -136,7 +140,7 @@ def preview(
                 f"message {first} is not dead, or does not fit the filter: nothing was done"
             )
         if not plan:
-            raise UsageError("no dead message fits: nothing to do")
+            raise NothingDead("no dead message fits: nothing to do")
         parameters = {
             "act": act,
             "who": operator.who,
@@ -146,6 +150,7 @@ def preview(
             "rate": rate,
             "at_once": at_once,
             "through": through,
+            "unseen": unseen,
             "hash": _hash(name for name, _ in plan),
             "planned": len(plan),
             "late": sum(not held for _, held in plan),
@@ -163,11 +168,13 @@ def submit(connection: Connection, number: int, operator: Operator) -> Operation
     more.
     """
     with connection.begin():
-        connection.exec_driver_sql(query("operation_lock"), {"id": number})
+        lock = connection.exec_driver_sql(query("operation_lock"), {"id": number})
+        unseen = lock.scalar_one_or_none() or []
         operation = _read(connection, number)
         if operation.state != "preview":
             return operation
-        names = [name for name, _ in _plan(connection, operation.choice, operation.through)]
+        plan = _plan(connection, operation.choice, operation.through, unseen)
+        names = [name for name, _ in plan]
         if _hash(names) != operation.hash:
             raise PreviewChanged(
                 f"preview {number} is of {operation.planned:,} messages, and {len(names):,} of them"
@@ -379,8 +386,10 @@ def _read(connection: Connection, number: int) -> Operation:
     return Operation(**dict(row))
 
 
-def _plan(connection: Connection, choice: Choice, through: int) -> list[tuple[MessageId, bool]]:
-    parameters = choice.parameters() | {"through": through}
+def _plan(
+    connection: Connection, choice: Choice, through: int, unseen: Sequence[int]
+) -> list[tuple[MessageId, bool]]:
+    parameters = choice.parameters() | {"through": through, "unseen": unseen}
     rows = connection.exec_driver_sql(query("operation_plan"), parameters)
     return [(read_name(name), waits) for name, waits in rows]
 

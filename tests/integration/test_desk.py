@@ -15,7 +15,7 @@ from streams import operate
 from streams.cli import cli
 from streams.database import migrate
 from streams.errors import StreamsError, UsageError
-from streams.operate import history
+from streams.operate import history, operations
 from tests.conftest import World
 from tests.fixtures.publish import CHAT, enqueue, payload
 
@@ -363,6 +363,26 @@ def test_two_replays_of_one_filter_at_once_replay_once(
         ]
     assert sorted(resent(world)) == [ids[3], ids[6]]
     assert [row[:4] for row in actions(world)] == [("ann", "replay", None, 2)]
+
+
+def test_yes_means_what_is_dead_when_it_is_done_whoever_else_acts(
+    run: Run, ids: list[int], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, steps = operations.submit, iter([ids[:1], ids[1:2]])
+
+    def late(*arguments: Any) -> operations.Operation:
+        """Between a preview and its submission somebody else acts."""
+        world.query(
+            "UPDATE outbox_state SET status = 'consumed' WHERE outbox_id = ANY(%s)", next(steps, [])
+        )
+        return submit(*arguments)
+
+    monkeypatch.setattr(operations, "submit", late)
+    assert run("replay", "--all", "--yes").output == "replayed 7 messages\n"
+    assert sorted(resent(world)) == ids[2:]
+    bury(world, enqueue(world.url, world.topic, [payload(1, "c0"), payload(2, "c0")]))
+    steps = iter([list(range(ids[-1], ids[-1] + 100))])
+    assert run("replay", "--all", "--yes").output == "no dead message fits\n"
 
 
 def test_a_rate_is_kept(run: Run, ids: list[int], world: World) -> None:

@@ -108,6 +108,24 @@ def test_a_preview_binds(business: psycopg.Connection[Any], desk: Connection) ->
     ]
 
 
+def test_what_was_dying_when_it_was_previewed_is_no_part_of_it(
+    database: str, business: psycopg.Connection[Any], desk: Connection
+) -> None:
+    with psycopg.connect(database) as slow:
+        # It has its place in the order of dying, and is not seen before it commits.
+        die(slow, 3)
+        ids = die(business, 5)
+        previewed = operations.preview(desk, "replay", CODE, ANN)
+        assert previewed.planned == 5
+        slow.commit()
+    running = operations.submit(desk, previewed.id, ANN)
+    assert running.state == "running"
+    while operations.work(desk, running.id) is not None:
+        fate(business, "consumed")
+    assert sorted(sent(business)) == ids
+    assert operations.preview(desk, "replay", CODE, ANN).planned == 3
+
+
 def test_two_operators_at_once_send_no_message_twice(
     business: psycopg.Connection[Any], desk: Connection
 ) -> None:
