@@ -11,6 +11,7 @@ import json
 import os
 import select
 import shutil
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -91,6 +92,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     scheduling = LoadFileScheduling(config, log)
     scheduling._split_scope = scope
     return scheduling
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Where nobody watches the dots, the name of a failed test at once, not a quarter later."""
+    if report.failed and os.environ.get("CI") and "PYTEST_XDIST_WORKER" not in os.environ:
+        sys.stdout.write(f"\nfailed: {report.nodeid} ({report.when})\n")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -211,9 +211,10 @@ ORDER BY r.first_id, position;
 UPDATE outbox_retired SET dropped_at = now() WHERE first_id = %(first)s;
 
 -- holders --
--- Who holds these tables, or else the oldest snapshot, for which a detach waits.
+-- Who holds these tables.
 SELECT DISTINCT ON (l.pid) l.pid,
-       coalesce(nullif(a.application_name, ''), a.backend_type, 'prepared transaction'), a.state
+       coalesce(nullif(a.application_name, ''), a.backend_type, 'prepared transaction'), a.state,
+       false AS snapshot
 FROM pg_locks AS l
 LEFT JOIN pg_stat_activity AS a USING (pid)
 WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
@@ -221,13 +222,32 @@ WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backen
   AND l.relation = ANY(%(tables)s::regclass[])
 LIMIT 5;
 
--- snapshots --
--- Who holds the oldest snapshots of this database.
-SELECT pid, coalesce(nullif(application_name, ''), backend_type), state
-FROM pg_stat_activity
-WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid() AND datname = current_database()
-ORDER BY age(backend_xmin) DESC, xact_start
-LIMIT 1;
+-- detach_holders --
+-- Whom a detach waits for, the oldest first: whoever holds the parents, or has a snapshot of this
+-- database.  A vacuum's does not count, and a prepared transaction has no end of its own.
+SELECT pid, name, state, bool_or(snapshot)
+FROM (
+    SELECT l.pid, coalesce(nullif(a.application_name, ''), a.backend_type, 'prepared transaction')
+               AS name,
+           a.state, false AS snapshot, coalesce(a.xact_start, '-infinity') AS since
+    FROM pg_locks AS l
+    LEFT JOIN pg_stat_activity AS a USING (pid)
+    WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND l.relation IN ('outbox'::regclass, 'outbox_state'::regclass)
+    UNION ALL
+    SELECT pid, coalesce(nullif(application_name, ''), backend_type), state, true, xact_start
+    FROM pg_stat_activity
+    WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid() AND datname = current_database()
+) AS holders
+WHERE pid IS NULL OR pid NOT IN (
+    SELECT pid FROM pg_stat_activity WHERE backend_type = 'autovacuum worker'
+    UNION ALL
+    SELECT pid FROM pg_stat_progress_vacuum
+)
+GROUP BY pid, name, state
+ORDER BY min(since)
+LIMIT 3;
 
 -- save_retention --
 -- What holds retention up, for `streams status`.

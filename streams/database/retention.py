@@ -401,12 +401,13 @@ class Retention:
                 errors.ObjectInUse,
                 errors.ObjectNotInPrerequisiteState,
             ):
-                return await self._who("snapshots")
+                return await self._who("detach_holders")
         return None
 
     async def _drop(self, first: int, leaves: Sequence[Leaf]) -> str | None:
         """Drop the two tables, which are no partitions any more; why not, when that cannot be."""
         tables = [leaf.identifier for leaf in leaves if leaf.schema is not None]
+        names = [table.as_string() for table in tables]
         try:
             async with self._connection.transaction():
                 for table in tables:
@@ -419,7 +420,7 @@ class Retention:
                     await self._connection.execute(sql.SQL("DROP TABLE {}").format(table))
                 await self._rows("note_dropped", first=first)
         except errors.LockNotAvailable:
-            return await self._who("snapshots")
+            return await self._who("holders", tables=names)
         return None
 
     async def _any_row(self, table: sql.Identifier) -> bool:
@@ -493,15 +494,12 @@ class Retention:
 
     async def _who(self, name: str, /, **parameters: Any) -> str:
         rows = await self._rows(name, **parameters)
-        if not rows and name == "snapshots":  # a detach waits for whoever holds its parent, too
-            return await self._who("holders", tables=["outbox", "outbox_state"])
-        if not rows:
-            return "a transaction that is open"
         named = [
-            f"pid {pid} ({', '.join(filter(None, (who, state)))})" if pid else who
-            for pid, who, state in rows
+            ("the snapshot of " if snapshot else "")
+            + (f"pid {pid} ({', '.join(filter(None, (who, state)))})" if pid else who)
+            for pid, who, state, snapshot in rows
         ]
-        return ("the snapshot of " if name == "snapshots" else "") + ", ".join(named)
+        return ", ".join(named) or "a transaction that is open"
 
     def _named(self, each: Range) -> list[str]:
         return [sql.Identifier(each.schema, name).as_string() for name in each.tables]

@@ -303,8 +303,6 @@ def test_ctrl_c_stops_everything_and_the_next_up_finds_the_data(tmp_path: Path) 
     assert streams(tmp_path, "up", "--detach").returncode == 0
     # What was persisted first may have been of either of the demo's biz types.
     assert int(ask(tmp_path, "SELECT count(*) FROM outbox_state WHERE status = 'consumed'")) > 0
-    # What was enqueued in trouble is worked without more of it.
-    assert wait(lambda: int(ask(tmp_path, "SELECT count(*) FROM chat_histories")) > 0, 30)
     assert (
         ask(tmp_path, "SELECT topic FROM outbox_biz_types WHERE biz_type = 'demo_summaries'")
         == "demo-summaries"

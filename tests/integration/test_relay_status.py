@@ -14,6 +14,7 @@ from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import confirmed, leads
 from tests.fixtures.command import streams
 from tests.fixtures.publish import enqueue, payload
+from tests.fixtures.slots import drop_slot
 
 
 async def test_it_tells_leader_standbys_floor_lag_and_slot(
@@ -101,7 +102,7 @@ async def test_a_slot_that_cannot_be_made_is_bad_news_with_what_mends_it(
     world.query("DROP PUBLICATION outbox_pub")
     world.query("UPDATE relay_position SET wish = NULL")
     await relay.stop(grace=8)
-    world.query("SELECT pg_drop_replication_slot(%s)", name)
+    drop_slot(world.url, name)
     second = world.relay(STREAMS_RELAY__MODE="auto")
     await eventually(leads(world, second))
     answer = await streams(world, "relay", "status")

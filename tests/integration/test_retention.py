@@ -25,6 +25,7 @@ from streams.relay.source.cdc import CdcSource
 from streams.settings import load
 from tests.fixtures.aged import EMPTYING, PERIODS, acts, age, leaves, old_outbox, retain, seen, work
 from tests.fixtures.listed import TOPIC
+from tests.fixtures.slots import drop_slot
 from tests.fixtures.stage import OPERATOR, Stage
 
 SCHEMA = Path(__file__).parents[2] / "db" / "schema.sql"
@@ -145,16 +146,17 @@ def test_nobody_is_waited_for_and_who_holds_it_up_is_named(aged: Stage) -> None:
         backup.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         backup.execute("SET application_name = 'a backup'")
         backup.execute("SELECT count(*) FROM outbox_0")
-        pid = backup.info.backend_pid
+        writing = writer.info.backend_pid
+        backing = f"pid {backup.info.backend_pid} (a backup, idle in transaction)"
         first, *others = retain(aged)
-        assert first.reason == f"pid {pid} (a backup, idle in transaction)"
+        assert first.reason == backing
         dropped = others.pop()
         assert [step.act for step in others] == ["empty"] * 3
-        # Its snapshot is older than the detach, which is pending from now on: what it hides is
-        # empty.
+        # The detach waits for whoever writes and whose snapshot is older; it is pending from now
+        # on, and what it hides is empty.
         assert (dropped.act, dropped.reason) == (
             "wait",
-            f"the snapshot of pid {pid} (a backup, idle in transaction)",
+            f"pid {writing} (client backend, idle in transaction), the snapshot of {backing}",
         )
         assert aged.bench.query("SELECT count(*) FROM pg_inherits WHERE inhdetachpending") == [(1,)]
         aged.insert(aged.bench.connection, "d", "plain")
@@ -304,7 +306,7 @@ def test_a_relay_that_reads_the_log_hands_nothing_over_that_was_put_back(
     try:
         everything, new = aged.bench.run(twice())
     finally:
-        aged.bench.query("SELECT pg_drop_replication_slot(%s)", name)
+        drop_slot(aged.bench._url, name)
     assert len(everything) == put_back + 1
     assert new == [marker]
 

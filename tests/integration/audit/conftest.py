@@ -21,6 +21,7 @@ from streams.dev.postgres import PostgresServer
 from streams.registry import configured
 from tests.conftest import World
 from tests.fixtures.publish import enqueue, payload
+from tests.fixtures.slots import drop_slot
 from tests.integration.audit.spoil import GRACE, Report
 
 CHATS = 40
@@ -67,7 +68,7 @@ def system(
             process.kill()
     yield world
     with psycopg.connect(postgres.url, autocommit=True) as connection:
-        connection.execute("SELECT pg_drop_replication_slot('audited')")
+        drop_slot(postgres.url, "audited")
         connection.execute("DROP DATABASE audited WITH (FORCE)")
 
 
