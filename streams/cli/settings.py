@@ -15,6 +15,7 @@ import yaml
 from streams.cli.choose import say, say_json
 from streams.settings import DEV_SERVICES, FILE, load, public
 from streams.settings.addresses import VARIABLES, meant_for_us
+from streams.settings.sources import parsed
 
 
 @click.command()
@@ -66,5 +67,5 @@ def _origin(file: dict[str, Any], section: str, key: str | None, value: Any = No
 def _file() -> dict[str, Any]:
     """The settings file as written; `load` has checked it."""
     file = Path(os.environ.get("STREAMS_CONFIG", FILE))
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    content = parsed(file.read_text(encoding="utf-8")) if file.is_file() else None
     return content if isinstance(content, dict) else {}

@@ -288,7 +288,7 @@ async def test_commits_whose_answer_is_lost(
         await recovered(running, flowing, eventually)
 
 
-@pytest.mark.parametrize("count", [500, pytest.param(2000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.long)])
 async def test_retries_due_during_an_outage_return_in_portions(
     running: Running, flowing: Flow, postgres: PostgresServer, eventually: Eventually, count: int
 ) -> None:
