@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import psycopg
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streams.broker import kafka
 from streams.relay.leader.sweep import MOST
 from tests.conftest import Eventually, World
+from tests.fixtures.listed import ListedSweep
 from tests.fixtures.notes import Notes
+from tests.fixtures.simulation import Bench
+from tests.fixtures.stage import Stage
 
 
 def cdc(world: World, folder: Path) -> Notes:
@@ -102,3 +106,28 @@ async def test_messages_that_kafka_deleted_unread_are_sent_again_in_order_within
     await eventually(lambda: notes.all(ids, "consumed"), 90)
     assert notes.saved("a") == texts
     assert world.query(resent) == [(len(ids), len(ids))]
+
+
+async def _rounds(bench: Bench, sweep: ListedSweep, count: int) -> int:
+    """So many rounds of one leader; how many messages they sent again."""
+    async with await psycopg.AsyncConnection.connect(bench._url, autocommit=True) as connection:
+        return sum([await sweep.round(connection) for _ in range(count)])
+
+
+def test_what_is_lost_once_more_on_its_way_is_sent_once_more_by_the_same_leader(
+    database: str,
+) -> None:
+    """A leader that looks while it is under way does not take it for settled."""
+    with Bench(database) as bench:
+        stage = Stage(bench)
+        lost = stage.insert(bench.connection, "a", "plain")
+        bench.raise_floor(lost)
+        sweep = ListedSweep(bench.settings, bench.registry, stage.log)
+        assert bench.run(_rounds(bench, sweep, 2)) == 1
+        assert bench.run(_rounds(bench, sweep, 2)) == 0, "it is under way"
+        [again] = bench.query("SELECT id FROM outbox WHERE resend_of = %s", lost)
+        # Published, and its record is lost too.
+        bench.raise_floor(again[0])
+        assert bench.run(_rounds(bench, sweep, 2)) == 1
+        resends = "SELECT count(*) FROM outbox WHERE resend_of = %s"
+        assert bench.query(resends, lost) == [(2,)]

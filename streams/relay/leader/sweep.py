@@ -231,8 +231,9 @@ class Sweep:
                     break
                 after = end
         upto = max(after, min(reach.floor, after + IDS))
-        where = {"topic": topic, "after": after, "upto": upto, **reach._asdict()}
-        first = await _rows(connection, "sweep_lost", **where, most=1)
+        # As if all were published: what was sent again and is under way may be lost once more.
+        where = {"topic": topic, "after": after, "upto": upto, "newest": reach.newest}
+        first = await _rows(connection, "sweep_lost", **where, floor=reach.newest, most=1)
         self._swept[topic] = first[0][0] - 1 if first else max(self._swept[topic], upto)
         return bool(first)
 
