@@ -57,8 +57,11 @@ RETURNING asked, leader IS NOT NULL AND heartbeat > now() - interval '10 seconds
 SELECT greatest(last_value - (NOT is_called)::int, (SELECT max(id) FROM outbox)) FROM outbox_id_seq;
 
 -- skip_ids --
--- The next id drawn is the one after this.
-SELECT setval('outbox_id_seq', %(newest)s);
+-- The next id drawn is the one after this, unless it was drawn meanwhile: never back.
+SELECT CASE WHEN last_value - (NOT is_called)::int < %(newest)s
+            THEN setval('outbox_id_seq', %(newest)s)
+            ELSE last_value END
+FROM outbox_id_seq;
 
 -- relay_adopt --
 -- From now on this relay publishes from this database; a log position of another one means nothing

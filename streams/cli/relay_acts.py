@@ -112,13 +112,12 @@ def adopt(skip: int, force: bool, yes: bool, who: str, why: str | None) -> None:
         if adoption is None:
             say(f"relay {settings.relay.name} knows this database: nothing to adopt")
             return
-        floors = f"at floor {adoption.floor} (it had {adoption.was})"
-        change = f"relay {adoption.relay} goes on {floors}, the next id is {adoption.newest + 1}"
         if not yes and not sys.stdin.isatty():
             raise UsageError(
-                f"would adopt this database, {change}: expected --yes, or a terminal to ask"
+                f"would adopt this database, {adoption.change}: expected --yes, or a terminal to"
+                " ask"
             )
         if not yes:
-            click.confirm(f"{change}: adopt this database?", abort=True)
-        take(connection, settings, adoption, who=who, why=why)
-    say(f"adopted: {change}")
+            click.confirm(f"{adoption.change}: adopt this database?", abort=True)
+        adopted = take(connection, settings, adoption, who=who, why=why)
+    say(f"adopted: {adopted.change}")

@@ -6,7 +6,7 @@ drawn again, and what is not known to be published is published.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
@@ -30,6 +30,12 @@ class Plan:
     newest: int
     was: str
     beat: int
+
+    @property
+    def change(self) -> str:
+        """What becomes different, in one line."""
+        floors = f"at floor {self.floor} (it had {self.was})"
+        return f"relay {self.relay} goes on {floors}, the next id is {self.newest + 1}"
 
 
 def plan(
@@ -65,8 +71,10 @@ def plan(
 
 def adopt(
     connection: Connection, settings: Settings, adoption: Plan, *, who: str, why: str | None
-) -> None:
-    """Adopt in one transaction, and write it down.
+) -> Plan:
+    """Adopt in one transaction, and write it down; what was done.
+
+    Its `newest` is a later one where the business has drawn ids beyond the plan's since.
 
     UsageError while a relay of this name leads.
     """
@@ -74,10 +82,14 @@ def adopt(
     with connection.begin():
         if not connection.exec_driver_sql(query("relay_hold"), relay).scalar_one():
             raise UsageError(f"relay {adoption.relay} leads at this moment: stop it first")
-        connection.exec_driver_sql(query("skip_ids"), {"newest": adoption.newest})
+        newest: int = connection.exec_driver_sql(
+            query("skip_ids"), {"newest": adoption.newest}
+        ).scalar_one()
+        adoption = replace(adoption, newest=newest)
         width = settings.outbox.partition_rows or partitions.FIRST_WIDTH
         partitions.ensure_sync(connection, ahead=1, width=width)
         connection.exec_driver_sql(query("relay_adopt"), {**relay, "floor": adoption.floor})
         connection.exec_driver_sql(query("relay_raise_beat"), {**relay, "beat": adoption.beat})
         what = {**relay, "floor": adoption.floor, "newest": adoption.newest, "was": adoption.was}
         note(connection, "relay adopt", who, why, what)
+    return adoption
