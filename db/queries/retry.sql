@@ -35,8 +35,10 @@ CROSS JOIN LATERAL (
 ORDER BY line.arrived;
 
 -- newest_act --
--- What an operator did last: it may have set conversations free.
-SELECT coalesce(max(id), 0) FROM outbox_actions;
+-- Another number with each act of an operator, which may have set conversations free.  Not the
+-- highest id: an act that was begun earlier may commit later, with a lower one.
+SELECT coalesce(sum(id), 0)::bigint
+FROM (SELECT id FROM outbox_actions ORDER BY id DESC LIMIT 100) AS newest;
 
 -- heads --
 -- The message that each of these conversations waits for.

@@ -47,3 +47,21 @@ def test_a_message_that_died_stays_dead_when_the_next_of_its_conversation_fails_
         assert connection.execute(
             "SELECT outbox_id FROM outbox_dead_letters ORDER BY 1"
         ).fetchall() == [(1,), (2,)]
+
+
+def test_an_act_that_commits_after_a_later_one_is_noticed_too(bench: Workbench) -> None:
+    """Its id is the lower one: nobody would look for what it set free until half a minute later."""
+    act = "INSERT INTO outbox_actions (who, act) VALUES ('ann', 'release')"
+    database = bench.worker.database
+
+    def looked() -> int:
+        assert bench.run(database.reachable())
+        return database.newest_act
+
+    with psycopg.connect(bench.url) as slow:
+        slow.execute(act)
+        before = looked()
+        bench.query(act)
+        between = looked()
+    assert len({before, between, looked()}) == 3
+    assert looked() == looked()
