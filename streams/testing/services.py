@@ -123,18 +123,28 @@ def _drop(server: PostgresServer, name: str) -> None:
     They would come back, as a Connect worker does.
     """
     database = sql.Identifier(name)
+    deadline = time.monotonic() + GONE_MILLISECONDS / 1000
     with connect_sync(server.url) as connection:
         connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(database))
-        connection.execute(
-            "SELECT pg_terminate_backend(pid, %s) FROM pg_stat_activity WHERE datname = %s",
-            [GONE_MILLISECONDS, name],
-        )
-        connection.execute(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-            " WHERE database = %s",
-            [name],
-        )
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
+        while True:
+            # Who was let in a moment before may show, and take a slot, only now.
+            connection.execute(
+                "SELECT pg_terminate_backend(pid, %s) FROM pg_stat_activity WHERE datname = %s",
+                [GONE_MILLISECONDS, name],
+            )
+            try:
+                connection.execute(
+                    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+                    " WHERE database = %s",
+                    [name],
+                )
+                connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
+            except psycopg.errors.ObjectInUse:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+            else:
+                return
 
 
 def _created(server: PostgresServer, name: str, template: str = "template1") -> str:
