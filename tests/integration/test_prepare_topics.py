@@ -6,6 +6,7 @@ They are replaced where PostgreSQL has all they held, else a person is asked.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
@@ -23,9 +24,14 @@ def admin(world: World) -> AdminClient:
 
 
 def make(admin: AdminClient, name: str, partitions: int) -> None:
-    admin.create_topics([NewTopic(name, partitions, 1)])[name].result(10)
-    deadline = time.monotonic() + 10
-    while count(admin, name) != partitions:  # a broker learns it a moment later
+    admin.create_topics([NewTopic(name, partitions, 1)])[name].result(30)
+    until(lambda: count(admin, name) == partitions)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Whoever asks the broker sees it: it learns what the controller did a moment later."""
+    deadline = time.monotonic() + 30
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -37,7 +43,8 @@ def count(admin: AdminClient, name: str) -> int | None:
 
 
 def delete(admin: AdminClient, name: str) -> None:
-    admin.delete_topics([name])[name].result(10)
+    admin.delete_topics([name])[name].result(30)
+    until(lambda: count(admin, name) is None)
 
 
 def prepare(world: World) -> dict[str, int]:
