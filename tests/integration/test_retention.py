@@ -322,7 +322,8 @@ def retain_no_further(stage: Stage, word: str) -> None:
                 else str(statement)
             )
             if word in text:
-                stage.bench.query("SELECT pg_terminate_backend(%s)", self.info.backend_pid)
+                # Waits until it is gone, with its locks: its client hears of it before.
+                stage.bench.query("SELECT pg_terminate_backend(%s, 30000)", self.info.backend_pid)
             return await super().execute(statement, *arguments, **options)
 
     async def run() -> None:
