@@ -6,6 +6,7 @@ What is with the broker is not sent again.
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from pathlib import Path
 
 import psycopg
@@ -45,7 +46,7 @@ async def test_neither_sigterm_nor_kill_9_begins_the_backlog_again(
 ) -> None:
     """After SIGTERM nothing is sent twice; after kill -9 what was sent behind the saved floor."""
     world, relay = backlog
-    await relay.stop(signal.SIGTERM, grace=8)
+    await relay.stop(signal.SIGTERM, grace=30)
     assert relay.returncode == 0
     assert floor(world) < ROWS, "it was not in the middle"
     # Every id of this table was committed, so the floor counts what is published.
@@ -58,9 +59,11 @@ async def test_neither_sigterm_nor_kill_9_begins_the_backlog_again(
     assert stopped < saved <= sent < ROWS
     world.relay()
     await eventually(lambda: floor(world) == ROWS, 60)
-    records = on_topic(world)
-    assert {record.id for record in records} == set(range(1, ROWS + 1))
-    assert len(records) <= ROWS + sent - saved
+    # Not by their number: the broker may still have worked what the killed one had sent.
+    times = Counter(record.id for record in on_topic(world))
+    assert times.keys() == set(range(1, ROWS + 1))
+    assert min((each for each, count in times.items() if count > 1), default=ROWS) > saved
+    assert max(times.values()) <= 2
 
 
 async def test_a_published_row_survives_a_crash_of_the_server(
