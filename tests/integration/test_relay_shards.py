@@ -72,13 +72,13 @@ async def test_relays_come_and_go_and_nothing_is_lost_or_out_of_order(
     await eventually(led(world, first))
     writers = Writers(world.url, world.topic, transactions)
     second = world.relay()
-    await eventually(led(world, first, second), 20)
+    await eventually(led(world, first, second), 60)
     first.kill()
-    await eventually(led(world, second), 20)
+    await eventually(led(world, second), 60)
     third = world.relay()
-    await eventually(led(world, second, third), 20)
+    await eventually(led(world, second, third), 60)
     second.kill()
-    await eventually(led(world, third), 20)
+    await eventually(led(world, third), 60)
     ids = await asyncio.to_thread(writers.join)
     await eventually(published(world, ids), 60, every=0.5)
     check_order(world, ids)
@@ -87,19 +87,19 @@ async def test_relays_come_and_go_and_nothing_is_lost_or_out_of_order(
 
 async def test_the_floor_is_that_of_the_slowest_shard(world: World, eventually: Eventually) -> None:
     first, second = world.relay(), world.relay()
-    await eventually(led(world, first, second), 20)
+    await eventually(led(world, first, second), 60)
     ids = enqueue(world.url, world.topic, BATCH)
     await eventually(lambda: floor(world) == ids[-1])
     second.kill()
     late = enqueue(world.url, world.topic, BATCH)
-    await eventually(lambda: floor(world) == late[-1], 20)
+    await eventually(lambda: floor(world) == late[-1], 60)
     assert world.query("SELECT count(*), min(floor) = max(floor) FROM relay_shards") == [(4, True)]
     await eventually(published(world, ids + late))
 
 
 async def test_status_tells_who_leads_which_shards(world: World, eventually: Eventually) -> None:
     first, second = world.relay(), world.relay()
-    await eventually(led(world, first, second), 20)
+    await eventually(led(world, first, second), 60)
     third = world.relay(STREAMS_RELAY__SHARDS="2")
     await eventually(lambda: "relay stands by" in log(world, 2))
     # Its heartbeat comes from the leader of the first shard only.
@@ -138,15 +138,15 @@ async def test_shards_begin_where_the_relay_is(world: World, eventually: Eventua
 
 async def test_an_orderly_end_sends_nothing_twice(world: World, eventually: Eventually) -> None:
     first, second = world.relay(), world.relay()
-    await eventually(led(world, first, second), 20)
+    await eventually(led(world, first, second), 60)
     ids = enqueue(world.url, world.topic, BATCH)
     await eventually(lambda: floor(world) == ids[-1])
     for relay in (first, second):
-        await relay.stop(signal.SIGTERM, grace=8)
+        await relay.stop(signal.SIGTERM, grace=30)
         assert relay.returncode == 0
     third = world.relay()
     ids += enqueue(world.url, world.topic, BATCH)
-    await eventually(led(world, third), 20)
+    await eventually(led(world, third), 60)
     await eventually(lambda: floor(world) == ids[-1])
     assert sorted(record.id for record in on_topic(world)) == ids
 
@@ -160,10 +160,11 @@ async def test_another_number_of_shards_waits_until_the_old_ones_are_gone(
     await eventually(lambda: "run with 4 shards, here relay.shards is 3" in log(world, 1))
     ids = enqueue(world.url, world.topic, BATCH)
     await eventually(published(world, ids))
-    assert led(world, first)()
+    # Of its own last second: a heartbeat may be late.
+    await eventually(led(world, first))
     first.kill()
     ids += enqueue(world.url, world.topic, BATCH)
-    await eventually(led(world, second, shards=3), 20)
+    await eventually(led(world, second, shards=3), 60)
     await eventually(published(world, ids))
     check_order(world, ids)
     await eventually(lambda: floor(world) == ids[-1])
@@ -179,13 +180,13 @@ async def test_a_relay_that_leads_alone_and_relays_that_share_never_lead_togethe
     ids = enqueue(world.url, world.topic, BATCH)
     await eventually(published(world, ids))
     first.kill()
-    await eventually(leads(world, alone), 20)
+    await eventually(leads(world, alone), 60)
     third = world.relay()
     await eventually(lambda: "relay stands by" in log(world, 2))
     ids += enqueue(world.url, world.topic, BATCH)
     await eventually(published(world, ids))
     await alone.stop(signal.SIGTERM, grace=8)
-    await eventually(led(world, third), 20)
+    await eventually(led(world, third), 60)
     ids += enqueue(world.url, world.topic, BATCH)
     await eventually(published(world, ids))
     check_order(world, ids)
