@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
+import psycopg
 import pytest
 
 from streams.dev.connect import ConnectWorker
@@ -33,10 +34,18 @@ async def test_there_and_back_under_load(
     assert (there.code, f"relay {name} publishes in mode poll" in there.out) == (0, True)
     assert world.query(MODE) == [("poll", "polling", "poll")]
     await eventually(lambda: world.query(SLOTS, name) == [(0,)])
-    back = await streams(world, "relay", "switch", "--to", "cdc")
-    assert (back.code, "poll: healing" in back.error) == (0, True)
+    # Who has written holds up the new slot, until the command has told of it.
+    with psycopg.connect(world.url) as connection:
+        insert = (
+            "INSERT INTO outbox (biz_type, topic, key, payload) VALUES ('x', %s, 'held', '{}')"
+            " RETURNING id"
+        )
+        [held] = connection.execute(insert, (world.topic,)).fetchone() or []
+        back = world.start("streams", "relay", "switch", "--to", "cdc")
+        await eventually(lambda: "poll: healing" in back.output(), 60)
+    assert await back.finish(120) == 0, back.output()
     assert world.query(MODE) == [("cdc", "streaming", "cdc")]
-    ids = await asyncio.to_thread(writers.join)
+    ids = [held, *await asyncio.to_thread(writers.join)]
     await eventually(published(world, ids), 60, every=0.5)
     check_order(world, ids)
     assert relay.running
