@@ -48,6 +48,8 @@ ENVIRONMENT = {
     ),
 }
 NAMES = [*REQUIRED, *LIMITS, *ENDED, "transaction_isolation", "synchronous_commit", "search_path"]
+# Longer than a process that others keep from running is silent between two statements.
+SILENT_MILLISECONDS = "500"
 SHOW = "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS asked (name)"
 
 Shown = Callable[[str], Awaitable[dict[str, str]]]
@@ -188,7 +190,7 @@ async def test_the_server_ends_who_falls_silent_in_a_transaction_whatever_was_as
     opened: str,
 ) -> None:
     """A Flush behind the end of a pipeline stopped the server's clock: locks were kept for ever."""
-    session = {"idle_in_transaction_session_timeout": "100"}
+    session = {"idle_in_transaction_session_timeout": SILENT_MILLISECONDS}
     async with AsyncExitStack() as stack:
         connection: Any
         if opened == "by connection":
@@ -200,7 +202,7 @@ async def test_the_server_ends_who_falls_silent_in_a_transaction_whatever_was_as
             pooled = await stack.enter_async_context(engine.connect())
             connection = (await pooled.get_raw_connection()).driver_connection
         await ask(connection)
-        await eventually(lambda: not _there(database, connection.info.backend_pid), 5)
+        await eventually(lambda: not _there(database, connection.info.backend_pid))
         await connection.close()
 
 
@@ -208,7 +210,7 @@ async def test_the_server_ends_who_falls_silent_in_a_transaction_whatever_was_as
 async def test_the_server_ends_who_blocks_and_falls_silent_after_many_statements(
     database: str, eventually: Eventually, opened: str
 ) -> None:
-    session = {"idle_in_transaction_session_timeout": "100"}
+    session = {"idle_in_transaction_session_timeout": SILENT_MILLISECONDS}
     with ExitStack() as stack:
         connection: Any
         if opened == "by connection":
@@ -218,7 +220,7 @@ async def test_the_server_ends_who_blocks_and_falls_silent_after_many_statements
             engine = sync_engine(database, session=session, poolclass=NullPool)
             connection = stack.enter_context(closing(engine.raw_connection())).driver_connection
         connection.cursor().executemany("SELECT %s::integer", [(1,), (2,), (3,)])
-        await eventually(lambda: not _there(database, connection.info.backend_pid), 5)
+        await eventually(lambda: not _there(database, connection.info.backend_pid))
         connection.close()
 
 
