@@ -77,7 +77,7 @@ async def test_a_relay_that_cannot_start_without_the_broker_drops_it_too(
     ids = enqueue(frugal.url, frugal.topic, [payload(n, f"c{n % 9}") for n in range(100)])
     spend(frugal, 15)
     second = frugal.relay()
-    await eventually(lambda: second.returncode is not None)
+    await eventually(lambda: second.returncode is not None, 60)
     assert second.returncode == 3
     assert frugal.query(SLOTS, name) == [(0,)]
     await broker.restart()

@@ -36,7 +36,7 @@ def last_line(world: World, number: int = 0) -> str:
 
 
 async def ended(relay: Process, eventually: Eventually) -> int | None:
-    await eventually(lambda: relay.returncode is not None)
+    await eventually(lambda: relay.returncode is not None, 60)
     return relay.returncode
 
 
@@ -116,7 +116,7 @@ async def test_killed_it_loses_nothing_and_stopped_it_gives_the_slot_to_whoever_
     relay = world.relay(STREAMS_CONNECT__REGISTER="true")
     await eventually(published(world, ids), 120)
     await eventually(leads(world, relay), 60)
-    await relay.stop(grace=15)
+    await relay.stop(grace=60)
     assert relay.returncode == 0
     world.relay(STREAMS_RELAY__MODE="cdc")
     ids += enqueue(world.url, world.topic, [payload(n, f"c{n % 3}") for n in range(50)])
@@ -132,7 +132,7 @@ async def test_a_slot_lost_under_our_connector_is_healed_by_polling(
     await eventually(published(world, ids), 60)
     await drop(world, eventually)
     log = world.directory / "streams-0.log"
-    await eventually(lambda: "does not exist" in log.read_text(), 10)
+    await eventually(lambda: "does not exist" in log.read_text())
     ids += enqueue(world.url, world.topic, [payload(n, f"c{n % 5}") for n in range(50)])
     await eventually(published(world, ids), 60)
     await eventually(lambda: world.query("SELECT mode FROM relay_position") == [("debezium",)], 60)

@@ -140,7 +140,7 @@ async def test_the_floor_survives_a_change_of_leader(
     before = floor(relayed)
     relayed.processes[0].kill()
     second = relayed.relay(STREAMS_RELAY__FLOOR_INTERVAL="0.1")
-    await eventually(lambda: relayed.query("SELECT pid FROM relay_position") == [(second.pid,)], 15)
+    await eventually(lambda: relayed.query("SELECT pid FROM relay_position") == [(second.pid,)])
     assert floor(relayed) >= before
     ids = enqueue(relayed.url, relayed.topic, [payload(1, "d")])
     await eventually(lambda: floor(relayed) >= ids[-1])

