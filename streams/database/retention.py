@@ -445,13 +445,15 @@ class Retention:
                     await self._rows("dead_discard", ids=dead)
                     await self._note(dead, [str(one) for one in dead])
         while rows := await self._rows("foreign_dead_for_long", seconds=seconds, most=PART):
-            names = {"sources": [row[0] for row in rows], "ids": [row[1] for row in rows]}
             async with self._connection.transaction():
-                await self._rows("foreign_lock", **names)
-                await self._rows("foreign_discard", **names)
-                await self._note([], [f"{source}:{one}" for source, one in rows])
+                # An operator may have replayed some of them meanwhile.
+                locked = await self._rows("foreign_lock", **_foreign(rows))
+                await self._rows("foreign_discard", **_foreign(locked))
+                await self._note([], [f"{source}:{one}" for source, one, *_ in locked])
 
     async def _note(self, ids: Sequence[int], names: Sequence[str]) -> None:
+        if not names:
+            return
         what: dict[str, Any] = {"count": len(names), "ids": list(ids) or list(names)}
         why = f"dead for more than {self._periods.dead or 0:g} days"
         note = {
@@ -503,6 +505,12 @@ class Retention:
 
     def _named(self, each: Range) -> list[str]:
         return [sql.Identifier(each.schema, name).as_string() for name in each.tables]
+
+
+def _foreign(rows: Iterable[Sequence[Any]]) -> dict[str, list[Any]]:
+    """Other systems' messages, each (source, id, ...), as the parameters of a named query."""
+    parts = [row[:2] for row in rows]
+    return {"sources": [source for source, _ in parts], "ids": [one for _, one in parts]}
 
 
 def periods(settings: Settings, topics: Iterable[str]) -> Periods:

@@ -17,7 +17,7 @@ import pytest
 from psycopg import sql
 
 from streams import operate
-from streams.database import connect
+from streams.database import connect, query
 from streams.database.retention import Retention, holding
 from streams.dev.wheels import postgres_bin
 from streams.operate.relay_status import standing
@@ -209,7 +209,9 @@ def meanwhile(stage: Stage, word: str, act: Callable[[], None]) -> list[Any]:
     async def run() -> list[Any]:
         connection = await Paused.connect(stage.bench._url, autocommit=True)
         async with connection, holding(connection):
-            steps = [step async for step in Retention(connection, PERIODS).steps()]
+            work = Retention(connection, PERIODS)
+            await work.expire()
+            steps = [step async for step in work.steps()]
         assert Paused.acted
         return steps
 
@@ -265,6 +267,26 @@ def test_what_is_replayed_meanwhile_stays_and_is_worked(aged: Stage) -> None:
     agree(aged, seen(aged))
     assert acts(retain(aged))[0] == (0, "empty", 0)
     agree(aged, seen(aged))
+
+
+def test_another_systems_message_that_is_replayed_meanwhile_is_not_given_up(aged: Stage) -> None:
+    """It was dead for long when retention looked; an operator was quicker than its lock."""
+    aged.bench.query(
+        "INSERT INTO outbox_foreign (source, outbox_id, biz_type, topic, key, status, payload,"
+        " updated_at) SELECT 'seed', n, 'plain', 'seeds', 'a', 'dead', '{}',"
+        " now() - interval '400 days' FROM generate_series(1, 2) AS n RETURNING 1"
+    )
+
+    def replay() -> None:
+        list(operate.replay(aged.bench.operators, ["seed:1"], OPERATOR, operate.Choice()))
+
+    meanwhile(aged, str(query("foreign_lock")), replay)
+    assert aged.bench.query(
+        "SELECT outbox_id, status, payload FROM outbox_foreign ORDER BY outbox_id"
+    ) == [(1, "retrying", "{}"), (2, "discarded", None)]
+    assert aged.bench.query(
+        "SELECT what -> 'ids' FROM outbox_actions WHERE act = 'discard' AND who = 'retention'"
+    ) == [(["seed:2"],)]
 
 
 def test_a_role_that_may_not_is_told_about_what_else_is_old(aged: Stage, name: str) -> None:
