@@ -10,14 +10,16 @@ import pytest
 from streams.dev.kafka import KafkaBroker
 from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import check_order, leads, published
+from tests.fixtures.copies import Copies
 from tests.fixtures.publish import enqueue, payload
 
 SLOTS = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s"
 
 
 @pytest.fixture
-def frugal(world: World, broker: KafkaBroker) -> World:
-    """A migrated world whose slot may hold back little."""
+def frugal(world: World, broker: KafkaBroker, copies: Copies) -> World:
+    """A migrated world whose slot may hold back little, and holds back none of what others do."""
+    copies.wait()
     world.environ |= {
         "BROKER_URL": broker.url,
         "STREAMS_RELAY__MODE": "cdc",
