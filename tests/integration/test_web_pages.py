@@ -25,7 +25,7 @@ from streams.database import connect_sync, partitions, sync_engine
 from streams.dev.postgres import PostgresServer
 from streams.settings import load
 from streams.testing.services import copied
-from streams.web import render
+from streams.web import render, shared
 from streams.web.messages import FORM, Request, Response
 from streams.web.page import Page
 from streams.web.pages import PAGES
@@ -33,6 +33,7 @@ from streams.web.pool import DatabaseRefuses
 from streams.web.routes import Route
 from streams.web.site import Site
 from streams.web.table import ROUTES
+from tests.conftest import Eventually
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.scene import BIDI, CANARY, HELD, RETRIED, TEXT, fill
 
@@ -46,9 +47,15 @@ ADDRESSES = {
 
 
 @pytest.fixture
-async def site(database: str) -> AsyncIterator[Site]:
-    """The pages of the scene, for a viewer, an operator and an admin by token."""
+async def site(database: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    """The pages of the scene, for a viewer, an operator and an admin by token.
+
+    Whoever asks waits for a new answer, however busy the machine is: an old one is not what these
+    tests are about.
+    """
     fill(database)
+    monkeypatch.setattr(shared, "WAIT_SECONDS", 20.0)
+    monkeypatch.setattr(shared, "FIRST_SECONDS", 20.0)
     tokens = {
         role: {"sha256": hashlib.sha256(role.encode()).hexdigest(), "role": role} for role in ROLES
     }
@@ -477,7 +484,7 @@ async def test_a_clock_that_was_set_back_fails_no_page(site: Site, database: str
 
 
 async def test_an_operation_does_what_its_preview_said_and_stops_by_itself(
-    site: Site, database: str, eventually: Any
+    site: Site, database: str, eventually: Eventually
 ) -> None:
     def query(statement: str) -> list[tuple[Any, ...]]:
         with connect_sync(database) as connection:
@@ -519,7 +526,7 @@ async def test_an_operation_does_what_its_preview_said_and_stops_by_itself(
 
     # One goes first; it dies again, and the operation stops by itself and says why.
     sent = "SELECT outbox_id FROM outbox_state WHERE status = 'replaying'"
-    [(first,)] = await eventually(lambda: query(sent), 10)
+    [(first,)] = await eventually(lambda: query(sent))
     query(
         "UPDATE outbox_state SET status = 'dead', topic = NULL, key = NULL"
         f" WHERE outbox_id = {first}"
@@ -527,7 +534,7 @@ async def test_an_operation_does_what_its_preview_said_and_stops_by_itself(
     stopped = (
         "SELECT state, failed, reason FROM outbox_operations WHERE id = 2 AND state <> 'running'"
     )
-    assert await eventually(lambda: query(stopped), 10) == [
+    assert await eventually(lambda: query(stopped)) == [
         ("stopped", 1, "1 of 1 messages of this step failed again")
     ]
     text = (await get(site, "/operations/2")).body.decode()
@@ -559,7 +566,7 @@ async def test_without_a_database_the_last_figures_stay_with_their_age(
 
 
 async def test_a_database_that_falls_silent_costs_a_second_and_is_back_when_it_is_back(
-    database: str, eventually: Any
+    database: str,
 ) -> None:
     fill(database)
     with Proxy(database) as network:
@@ -578,34 +585,43 @@ async def test_a_database_that_falls_silent_costs_a_second_and_is_back_when_it_i
         network.blackhole()
         # Several pages at once, so that every connection hangs.
         await asyncio.gather(ask("/workers/"), ask("/acts/"), ask("/proof/"))
-        for entry in site.shared._entries.values():
-            entry.at -= 2  # older than a page may be without being asked for again
-        old, seconds = await ask("/dead/")
-        assert (old.status, "X-Figures-Old" in old.headers) == (200, True)
-        assert seconds < 1.5
+        waited = []
+        # A machine that has more to do may hold up one of them; who waited for the database itself
+        # would be held up each time.
+        while not waited or (min(waited) >= 1.5 and len(waited) < 10):
+            for entry in site.shared._entries.values():
+                entry.at -= 2  # older than a page may be without being asked for again
+            old, seconds = await ask("/dead/")
+            assert (old.status, "X-Figures-Old" in old.headers) == (200, True)
+            waited.append(seconds)
+        assert min(waited) < 1.5
         network.heal()
-        healed = time.monotonic()
 
         async def fresh() -> bool:
             return "X-Figures-Old" not in (await ask("/dead/"))[0].headers
 
-        while not await fresh():
-            assert time.monotonic() - healed < 5
-            await asyncio.sleep(0.2)
+        # A connection that hangs is given up after three and a half seconds, and another one made.
+        async with asyncio.timeout(20):
+            while not await fresh():
+                await asyncio.sleep(0.2)
         await site.close()
 
 
-async def test_pages_have_two_connections_and_give_them_back(site: Site, database: str) -> None:
-    def connections() -> int:
-        with connect_sync(database) as connection:
-            [(count,)] = connection.execute(
-                "SELECT count(*) FROM pg_stat_activity"
-                " WHERE application_name = 'outbox-streams pages' AND datname = current_database()"
-            ).fetchall()
-        return int(count)
+def connections(database: str) -> int:
+    """How many the pages have to this database: the server ends one a moment after its client."""
+    with connect_sync(database) as connection:
+        [(count,)] = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE application_name = 'outbox-streams pages' AND datname = current_database()"
+        ).fetchall()
+    return int(count)
 
+
+async def test_pages_have_two_connections_and_give_them_back(
+    site: Site, database: str, eventually: Eventually
+) -> None:
     await asyncio.gather(*(get(site, page.path) for page in PAGES if "{" not in page.path))
-    assert 1 <= connections() <= 2
+    assert 1 <= connections(database) <= 2
     # Each is one of the server's processors at most, whatever a statement would be worth to it.
     shown = "SHOW max_parallel_workers_per_gather"
     assert await site.pool.run(lambda one: one.exec_driver_sql(shown).scalar_one()) == "0"
@@ -614,7 +630,7 @@ async def test_pages_have_two_connections_and_give_them_back(site: Site, databas
             lambda connection: connection.exec_driver_sql("DELETE FROM outbox_actions")
         )
     site.pool._rest()
-    assert connections() == 0
+    await eventually(lambda: connections(database) == 0)
 
 
 async def test_an_audit_that_cannot_be_done_says_why(database: str) -> None:
@@ -708,7 +724,9 @@ WHERE relname ~ '^outbox(_state)?_[0-9]+$'
 """
 
 
-async def test_no_page_reads_a_large_table_whole_or_asks_much(database: str) -> None:
+async def test_no_page_reads_a_large_table_whole_or_asks_much(
+    database: str, eventually: Eventually
+) -> None:
     with connect_sync(database) as connection:
         for (name,) in connection.execute(
             "SELECT inhrelid::regclass::text FROM pg_inherits"
@@ -763,6 +781,7 @@ async def test_no_page_reads_a_large_table_whole_or_asks_much(database: str) -> 
         assert answer.status == 200, (page.path, answer.body)
         # Statistics are written down when a session ends.
         site.pool._rest()
+        await eventually(lambda: connections(database) == 0)
         before, scans = whole(), before
         seen[page.path] = (asked, before - scans)
     assert max(statements for statements, _ in seen.values()) <= 45, seen
