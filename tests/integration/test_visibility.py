@@ -88,7 +88,7 @@ def test_an_id_that_was_never_drawn_is_decided_at_once(bench: Workbench) -> None
     record.headers[0] = ("id", b"4999999")
     with psycopg.connect(bench.url) as busy:
         busy.execute(WRITE)
-        working = bench.run(_busy(busy))
+        working = bench.run(_busy(bench, busy))
         bench.persist(run, 5)
         busy.cancel_safe()
         bench.run(_ended(working))
@@ -128,8 +128,14 @@ def test_status_names_who_holds_the_floor_and_since_when(
     assert f"the transaction of pid {pid} (shop, idle in transaction)" in told.output
 
 
-async def _busy(connection: psycopg.Connection) -> asyncio.Task[object]:
-    return asyncio.create_task(asyncio.to_thread(connection.execute, "SELECT pg_sleep(60)"))
+async def _busy(bench: Workbench, connection: psycopg.Connection) -> asyncio.Task[object]:
+    """A task in which the server is at work for this connection: it can be cancelled from now."""
+    task = asyncio.create_task(asyncio.to_thread(connection.execute, "SELECT pg_sleep(60)"))
+    sleeps = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'"
+    async with asyncio.timeout(30):
+        while not bench.query(sleeps, connection.info.backend_pid):
+            await asyncio.sleep(0.01)
+    return task
 
 
 async def _ended(task: asyncio.Task[object]) -> None:
