@@ -72,14 +72,18 @@ class Survey:
         """The cluster and those of these topics that exist, as they are now; ServiceUnreachable."""
         wanted = sorted(set(names))
         try:
-            asked = self._admin.describe_cluster(request_timeout=kafka.TIMEOUT)
-            # This never makes a topic that is asked for.
+            # Neither makes a topic that is asked for. `describe_cluster` would say the same, but
+            # librdkafka 2.16 ends the process in it when a broker names no brokers.
+            cluster = self._admin.list_topics(*wanted[:1], timeout=kafka.TIMEOUT)
+            if not cluster.brokers:
+                raise ServiceUnreachable(
+                    f"Kafka at {self._settings.broker_url} says that no broker of it lives"
+                )
             futures = (
                 self._admin.describe_topics(TopicCollection(wanted), request_timeout=kafka.TIMEOUT)
                 if wanted
                 else {}
             )
-            cluster = asked.result(kafka.TIMEOUT + 5)
             topics = {
                 name: topic for name in wanted if (topic := _described(futures[name])) is not None
             }
@@ -91,7 +95,7 @@ class Survey:
             ) from None
         return Cluster(
             str(cluster.cluster_id),
-            frozenset(f"{node.host}:{node.port}" for node in cluster.nodes),
+            frozenset(f"{node.host}:{node.port}" for node in cluster.brokers.values()),
             topics,
         )
 
