@@ -124,9 +124,13 @@ async def test_a_worker_stopped_for_longer_than_its_session_and_continued(
     assert other.running
 
 
-async def test_sigterm_under_load_ends_with_0_within_5_seconds(
+async def test_sigterm_under_load_ends_with_0_before_a_supervisor_loses_patience(
     world: World, eventually: Eventually
 ) -> None:
+    """`streams up` gives ten seconds, Kubernetes thirty.
+
+    Both end within five where the machine has time for them.
+    """
     relay, worker = world.relay(), world.worker()
     load = Load(world.url, world.topic, 10_000)
     load.start()
@@ -136,7 +140,7 @@ async def test_sigterm_under_load_ends_with_0_within_5_seconds(
     for process in (worker, relay):
         assert process.pid is not None
         os.kill(process.pid, signal.SIGTERM)
-        assert await process.finish(5) == 0
+        assert await process.finish(10) == 0
     world.relay()
     world.worker()
     await finish(world, load, 10_000, eventually)

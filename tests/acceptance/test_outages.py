@@ -189,9 +189,9 @@ async def test_the_database_away(
     with calm(running, seconds):
         postgres.kill()
         try:
-            await eventually(lambda: all(_DATABASE in why for why in running.reasons()), 10)
+            await eventually(lambda: _both_say(running, _DATABASE), 30)
             await asyncio.sleep(seconds)
-            assert len(running.reasons()) == 2
+            await eventually(lambda: len(running.reasons()) == 2)
         finally:
             await postgres.restart()
         await recovered(running, flowing, eventually)
@@ -241,10 +241,11 @@ async def test_a_grant_revoked_and_given_back(
     role = sql.Identifier(running.role)
     with calm(running, seconds), psycopg.connect(running.world.url, autocommit=True) as admin:
         admin.execute(sql.SQL("REVOKE INSERT ON chat_histories FROM {}").format(role))
-        await eventually(lambda: "sqlstate=42501" in running.logs["worker-2"].read_text(), 10)
+        await eventually(lambda: "sqlstate=42501" in running.logs["worker-2"].read_text(), 30)
         before = flowing.sent
         await asyncio.sleep(seconds)
-        assert flowing.sent > before + 1000
+        # A busy machine needs longer for as many.
+        await eventually(lambda: flowing.sent > before + 1000, 60)
         admin.execute(sql.SQL("GRANT INSERT ON chat_histories TO {}").format(role))
         await recovered(running, flowing, eventually)
 
@@ -353,6 +354,11 @@ async def test_retries_due_during_an_outage_return_in_portions(
     assert portion <= RUN_RECORDS
 
 
+def _both_say(running: Running, reason: str) -> bool:
+    reasons = running.reasons()
+    return len(reasons) == 2 and all(reason in why for why in reasons)
+
+
 def _no_retry_in_flight(world: World) -> bool:
     return not any(
         partition["in_flight"]
@@ -392,7 +398,7 @@ class calm:
     """
 
     def __init__(self, running: Running, seconds: float) -> None:
-        self._running, self._lines = running, 25 + seconds
+        self._running, self._seconds = running, seconds
 
     def __enter__(self) -> None:
         self._began = time.monotonic()
@@ -409,7 +415,8 @@ class calm:
         for name, file in self._running.logs.items():
             said = file.read_bytes()[self._sizes[name] :].decode().splitlines()
             loud = [line for line in said if line.split(" ")[1:2] and line.split(" ")[1] in LOUD]
-            assert len(loud) < self._lines, (
+            # What takes longer on a busy machine may be told for longer.
+            assert len(loud) < 25 + max(self._seconds, time.monotonic() - self._began), (
                 f"{name} said {len(loud)} loud lines, such as {loud[:5]}"
             )
 

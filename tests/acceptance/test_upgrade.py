@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from streams.database import revisions
 from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
 from streams.testing.deployment import Deployment
+from streams.testing.services import copied
 from tests.conftest import Eventually, World
 from tests.fixtures.command import streams
 from tests.fixtures.releases import Release
@@ -51,17 +51,10 @@ HISTORY = "SELECT count(*) FROM chat_histories"
 
 
 @pytest.fixture
-def database(postgres: PostgresServer, name: str) -> Iterator[str]:
+def database(postgres: PostgresServer) -> Iterator[str]:
     """The URL of a database with nothing in it, which the old release is the first to migrate."""
-    with psycopg.connect(postgres.url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-        yield postgres.url_of(name)
-        connection.execute(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-            " WHERE database = %s",
-            [name],
-        )
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with copied(postgres, postgres.url_of("template1")) as url:
+        yield url
 
 
 @pytest.fixture

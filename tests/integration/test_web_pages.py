@@ -585,7 +585,7 @@ async def test_a_database_that_falls_silent_costs_a_second_and_is_back_when_it_i
         network.blackhole()
         # Several pages at once, so that every connection hangs.
         await asyncio.gather(ask("/workers/"), ask("/acts/"), ask("/proof/"))
-        waited = []
+        waited: list[float] = []
         # A machine that has more to do may hold up one of them; who waited for the database itself
         # would be held up each time.
         while not waited or (min(waited) >= 1.5 and len(waited) < 10):

@@ -51,7 +51,7 @@ async def test_sigterm_while_the_broker_says_nothing_ends_it_soon(
     ids = notes.send("a", *[f"a{n}" for n in range(50)])
     await eventually(lambda: notes.all(ids, "consumed"), 60)
     with silent(apart):
-        await worker.stop(signal.SIGTERM, grace=8)
+        await worker.stop(signal.SIGTERM, grace=20)
         assert worker.returncode == 0
     world.worker()
     ids += notes.send("a", "a50")
@@ -133,7 +133,7 @@ async def test_a_log_that_lost_its_end_is_read_again(
     await eventually(lambda: notes.all(ids, "consumed"), 60)
     ids += notes.send("a", "a1") + notes.send("b", "b1")
     await eventually(lambda: notes.all(ids, "consumed"), 60)
-    await worker.stop(signal.SIGTERM, grace=8)
+    await worker.stop(signal.SIGTERM, grace=20)
     assert "Kafka lost the end of a partition" in (world.directory / "faust-0.log").read_text()
     # From then on what is committed is where it is.
     world.worker()
@@ -186,7 +186,7 @@ async def test_offsets_committed_in_a_deleted_topic_pass_over_nothing_in_the_new
     ids = notes.send("a", "a0", "a1", "a2")
     await eventually(lambda: notes.all(ids, "consumed"), 60)
     await eventually(lambda: offsets(broker, group, notes.topic, 1) == ({0: 3}, {0: 3}), 30)
-    await worker.stop(signal.SIGTERM, grace=8)
+    await worker.stop(signal.SIGTERM, grace=20)
     consumer = Consumer({"bootstrap.servers": broker, "group.id": group})
     try:
         [committed] = consumer.committed([TopicPartition(notes.topic, 0)], timeout=10)
@@ -264,7 +264,7 @@ async def test_a_group_that_was_deleted_begins_anew_without_a_second_effect(
     worker = world.worker()
     ids = notes.send("a", "a0", "a1")
     await eventually(lambda: notes.all(ids, "consumed"), 60)
-    await worker.stop(signal.SIGTERM, grace=8)
+    await worker.stop(signal.SIGTERM, grace=20)
     admin = AdminClient(kafka.client(world.settings))
     admin.delete_consumer_groups([group])[group].result(10)
     ids += notes.send("a", "a2")
