@@ -20,6 +20,7 @@ from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.registry import configured
 from tests.conftest import World
+from tests.fixtures.load import offsets
 from tests.fixtures.publish import enqueue, payload
 from tests.fixtures.slots import drop_slot
 from tests.integration.audit.spoil import GRACE, Report
@@ -87,7 +88,7 @@ def run(world: World) -> None:
     messages = [payload(n, f"c{n % CHATS}", user_id=n % 3, tokens_consumed=n) for n in range(3000)]
     ids = enqueue(world.url, world.topic, messages)
     broken = enqueue(world.url, world.topic, [payload(n, f"c{n}", user_id="x") for n in range(6)])
-    bombs = enqueue(
+    enqueue(
         world.url,
         world.topic,
         [payload(0, "b1", message="bomb"), *[payload(n, "b1") for n in range(5)]],
@@ -113,8 +114,9 @@ def run(world: World) -> None:
         ids[5],
     )
     soon(lambda: states(world, "consumed") == len(ids) + 1 and states(world, "replaying") == 0)
-    soon(lambda: floor(world) > bombs[-1])
-    time.sleep(2.5)  # longer than worker.commit_interval: the offsets are committed
+    [(newest,)] = world.query("SELECT max(id) FROM outbox")
+    soon(lambda: floor(world) >= newest)
+    soon(lambda: all_committed(world))
     worker.kill()
     last = enqueue(world.url, world.topic, [payload(n, SLOW) for n in range(3)])
     soon(lambda: floor(world) >= last[-1])
@@ -135,6 +137,15 @@ def run(world: World) -> None:
 def states(world: World, status: str) -> int:
     """How many messages are in a status."""
     return int(world.query("SELECT count(*) FROM outbox_state WHERE status = %s", status)[0][0])
+
+
+def all_committed(world: World) -> bool:
+    """Whether the workers have committed past everything that is on the topic."""
+    settings = world.settings
+    committed, ends = offsets(
+        settings.broker_url, settings.worker.group, world.topic, settings.topic.partitions
+    )
+    return bool(ends) and committed == ends
 
 
 def floor(world: World) -> int:
