@@ -28,6 +28,8 @@ START_SECONDS = 90.0
 STOP_SECONDS = 20.0
 LEARN_SECONDS = 120.0  # until a JVM that ends has written down what it learnt
 FORMAT = "bootstrap.checkpoint"
+# What a log folder has once a broker has run in it, and what one that ended in order leaves there.
+RAN, CLEAN = "__cluster_metadata-0", ".kafka_cleanshutdown"
 MAX_MESSAGE = 12 * 1024 * 1024
 
 JAVA_OPTIONS = (
@@ -45,8 +47,6 @@ SETTINGS: Mapping[str, str] = {
     "listener.security.protocol.map": "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT",
     "inter.broker.listener.name": "BROKER",
     "controller.listener.names": "CONTROLLER",
-    # A killed broker may register again only when its session is over.
-    "broker.session.timeout.ms": "2000",
     "broker.heartbeat.interval.ms": "500",
     "auto.create.topics.enable": "false",
     "offsets.topic.replication.factor": "1",
@@ -64,6 +64,13 @@ SETTINGS: Mapping[str, str] = {
     "log.message.timestamp.after.max.ms": str(2**63 - 1),
     "log.cleaner.dedupe.buffer.size": str(16 * 1024 * 1024),
 }
+
+SESSION = "broker.session.timeout.ms"
+# Without a sign of life for so long the only broker is fenced, and the cluster has none: on a busy
+# machine two seconds are nothing.
+PATIENT = {SESSION: "60000"}
+# One that was killed may register again only when its session is over.
+KILLED = {SESSION: "2000"}
 
 LOG4J = """\
 appender.console.type = Console
@@ -208,7 +215,9 @@ class KafkaBroker(AbstractAsyncContextManager["KafkaBroker"]):
 
     def _properties(self, data: Path) -> Path:
         broker, controller = f"BROKER://{self.url}", f"CONTROLLER://{HOST}:{self._controller}"
+        killed = (data / RAN).is_dir() and not (data / CLEAN).is_file()
         settings = {
+            **(KILLED if killed else PATIENT),
             **self._settings,
             "listeners": f"{broker},{controller}",
             "advertised.listeners": broker,

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,
+    ResourceType,
+)
 from confluent_kafka.cimpl import NewTopic
 
 from streams.dev.downloads import CACHE, cache
@@ -39,6 +43,14 @@ def first(broker: KafkaBroker) -> bytes | None:
         consumer.close()
 
 
+def session(broker: KafkaBroker) -> float:
+    """After how many seconds without a sign of life the broker is fenced."""
+    asked = ConfigResource(ResourceType.BROKER, "1")
+    admin = AdminClient({"bootstrap.servers": broker.url, **QUIET})
+    settings = admin.describe_configs([asked], request_timeout=30)[asked].result(30)
+    return int(settings["broker.session.timeout.ms"].value) / 1000
+
+
 async def test_after_kill_9_it_is_back_on_its_port_with_its_data(
     kafka: KafkaBroker, tmp_path: Path
 ) -> None:
@@ -47,6 +59,8 @@ async def test_after_kill_9_it_is_back_on_its_port_with_its_data(
         admin = AdminClient({"bootstrap.servers": url, **QUIET})
         admin.create_topics([NewTopic("kept", 1, 1)])["kept"].result(30)
         written(broker, b"seven")
+        # On a busy machine it says nothing for seconds, and is still the cluster's only broker.
+        assert session(broker) >= 30
         # What a log folder begins with was made once; each is another cluster all the same.
         other = AdminClient({"bootstrap.servers": kafka.url, **QUIET})
         ids = {each.list_topics(timeout=10).cluster_id for each in (admin, other)}
@@ -56,6 +70,10 @@ async def test_after_kill_9_it_is_back_on_its_port_with_its_data(
         await broker.restart()
         assert broker.url == url
         assert first(broker) == b"seven"
+        # Nobody waits for the session of the one that was killed.
+        assert session(broker) <= 2
+        await broker.restart()
+        assert session(broker) >= 30
 
 
 async def test_a_record_of_ten_megabytes_fits(kafka: KafkaBroker) -> None:
