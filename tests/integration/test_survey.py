@@ -13,9 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
 
+from streams.broker.topics import Survey
 from streams.dev.kafka import KafkaBroker
 from streams.dev.ports import HOST
+from streams.dev.process import until
+from streams.settings import load
 
 METADATA, FLEXIBLE = 3, 9  # Kafka's number of the request, and the version that packs it
 LOOK = """
@@ -118,3 +122,18 @@ def test_a_kafka_that_names_no_broker_is_an_outage_and_ends_nobody(
         0,
         f"{between}\nKafka at {between} says that no broker of it lives\n",
     ), ended.stderr
+
+
+async def test_looking_makes_no_topic_where_the_broker_would_make_it(tmp_path: Path) -> None:
+    """One that vanished would be back with the broker's number of partitions, and nobody told."""
+    making = {"auto.create.topics.enable": "true"}
+    async with KafkaBroker(tmp_path, settings=making) as broker:
+        environ = {"BROKER_URL": broker.url, "DATABASE_URL": "postgresql://127.0.0.1:1/d"}
+        survey = Survey(load(environ=environ))
+        for _ in range(2):
+            assert survey.look(["vanished"]).topics == {}
+        # What the broker makes it makes in its own time, but before what is asked for now.
+        admin = AdminClient({"bootstrap.servers": broker.url, "log_level": 0})
+        admin.create_topics([NewTopic("later", 1, 1)])["later"].result(30)
+        assert await until(lambda: "later" in admin.list_topics().topics, 30)
+        assert "vanished" not in admin.list_topics().topics
