@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -126,24 +127,26 @@ def test_a_dead_message_appears_by_itself_and_what_somebody_holds_stays(
     stack: Stack, page: Page
 ) -> None:
     page.goto(f"{stack.pages}dead/")
+    renewed: list[str] = []  # when what the page was given was looked at
+    page.on("response", lambda answer: renewed.append(answer.headers.get("x-figures-at", "")))
     rows = page.locator("#p-causes tbody tr")
     before = rows.count()
     # Somebody has focused a link, and opened the keys.
     first = rows.first.get_by_role("link")
     first.focus()
     focused = first.get_attribute("href")
-    began = time.monotonic()
     topic = stack.query("SELECT topic FROM outbox_dead_letters LIMIT 1")[0][0]
     stack.query(
         "INSERT INTO outbox (biz_type, topic, key, payload)"
         " VALUES ('chat_history_persist', %(topic)s, 'new', '[]')",
         topic=topic,
     )
-    expect(rows).to_have_count(before + 1, timeout=8000)
-    assert time.monotonic() - began < 8
-    # Of these the page may take five, whatever relay and worker took before.
+    expect(rows).to_have_count(before + 1, timeout=30_000)
+    # It asks every two seconds, and shows at once what it is given. However busy relay, worker and
+    # browser are: that is the third answer since then at the latest, as the first may be from
+    # before the death was committed.
     [(died,)] = stack.query("SELECT max(died_at) FROM outbox_dead_letters")
-    assert time.time() - died.timestamp() < 5
+    assert 1 <= sum(bool(at) and datetime.fromisoformat(at) > died for at in renewed) <= 3
     assert page.evaluate("document.activeElement.getAttribute('href')") == focused
     # By keyboard: to the next row, and into it.
     page.evaluate("document.activeElement.blur()")
@@ -327,10 +330,10 @@ def test_log_in_look_and_act(stack: Stack, browser: Browser, script: bool) -> No
     expect(page.get_by_role("button", name="Show what it says")).to_have_count(0)
     page.get_by_label("why").fill(CANARY)
     page.get_by_role("button", name="Replay it").click()
+    # Where she is led is where she was: that the act is done is seen where it is written down.
+    done = "SELECT who, why FROM outbox_actions ORDER BY id DESC LIMIT 1"
+    until(lambda: stack.query(done) == [("amy", CANARY)], 30)
     page.wait_for_url(f"{stack.login}messages/{dead}")
-    assert stack.query("SELECT who, why FROM outbox_actions ORDER BY id DESC LIMIT 1") == [
-        ("amy", CANARY)
-    ]
     # It fails again, and the page says so.
     until(
         lambda: (
