@@ -675,7 +675,7 @@ async def test_an_audit_runs_below_a_host_that_is_no_python_and_says_when_none_c
 
     async def reason() -> Any:
         await post(site, "/api/proof/audit", why="monthly")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 site.shared.renew()
                 asked = json.loads((await get(site, "/api/proof", accept="*/*")).body)["asked"]
