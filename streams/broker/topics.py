@@ -70,7 +70,14 @@ class Survey:
 
     def look(self, names: Iterable[str]) -> Cluster:
         """The cluster and those of these topics that exist, as they are now; ServiceUnreachable."""
-        wanted = sorted(set(names))
+        try:
+            return self._look(sorted(set(names)))
+        except ServiceUnreachable:
+            # A client that was told of no broker does not ask those again that it began with.
+            self._admin = AdminClient(kafka.client(self._settings))
+            raise
+
+    def _look(self, wanted: list[str]) -> Cluster:
         try:
             # Neither makes a topic that is asked for. `describe_cluster` would say the same, but
             # librdkafka 2.16 ends the process in it when a broker names no brokers.
