@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import NotLeaderForPartitionError
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetResetStrategy
 from aiokafka.structs import TopicPartition
 from faust.transport.drivers import aiokafka as driver
@@ -506,3 +507,32 @@ async def test_what_a_flood_left_in_the_buffer_fails_no_stop(
     await producer.on_stop()
     await producer.buffer.on_stop()
     assert stopped.is_set()
+
+
+async def test_a_topic_is_made_once_the_cluster_knows_a_controller_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While its brokers are fenced it names none, and a worker that had just started ended."""
+    controllers, asked = iter([-1, -1, 1]), []
+
+    class Owner:
+        should_stop = False
+        log = SimpleNamespace(info=lambda *_: None, debug=lambda *_: None)
+
+        async def wait(self, sent: Any, **_: Any) -> Any:
+            return SimpleNamespace(stopped=False, result=await sent)
+
+    async def send(node: int, request: Any) -> Any:
+        if type(request) is MetadataRequest:
+            return SimpleNamespace(controller_id=next(controllers))
+        asked.append(node)
+        return SimpleNamespace(topic_errors=[("made", 0, None)])
+
+    monkeypatch.setattr(transport, "PAUSE", 0.0)
+    brokers = [SimpleNamespace(nodeId=1)]
+    cluster = SimpleNamespace(topics=set, brokers=lambda: brokers)
+    client: Any = SimpleNamespace(cluster=cluster, send=send)
+    making: Any = object.__new__(run_transport([], 1, 1))
+    making._topic_waiters, making.loop = {}, asyncio.get_running_loop()
+    await asyncio.wait_for(making._create_topic(Owner(), client, "made", 1, 1), 5)
+    assert asked == [1]

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError, NodeNotReadyError
 from faust.transport.drivers import aiokafka as driver
+from mode import Service
 
 from streams.worker.driver.consumer import RunConsumer
 from streams.worker.driver.suspicion import Owner
 
 FLUSH = 1.0  # seconds that anybody waits for what tables tell
+CONTROLLER_SECONDS = 30.0  # in which a cluster has a controller again
+PAUSE = 0.3
 
 
 class TellingProducer(driver.Producer):
@@ -41,6 +48,31 @@ class RunTransport(driver.Transport):
 
     Consumer = RunConsumer
     Producer = TellingProducer
+
+    async def _create_topic(
+        self, owner: Service, client: AIOKafkaClient, *about: Any, **options: Any
+    ) -> None:
+        """As Faust does it, and again while the cluster knows no controller.
+
+        So it is while its brokers are fenced: a worker that had just started ended.
+        """
+        deadline = time.monotonic() + CONTROLLER_SECONDS
+        while True:
+            try:
+                return await super()._create_topic(owner, client, *about, **options)
+            except KafkaError as error:
+                if not error.retriable or owner.should_stop or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(PAUSE)
+
+    async def _get_controller_node(
+        self, owner: Service, client: AIOKafkaClient, *about: Any, **options: Any
+    ) -> int | None:
+        """The broker to ask; NodeNotReadyError while there is none."""
+        node: int | None = await super()._get_controller_node(owner, client, *about, **options)
+        if node == -1:
+            raise NodeNotReadyError("the cluster knows no controller")
+        return node
 
 
 def run_transport(
