@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
@@ -268,14 +269,25 @@ async def test_a_worker_killed_in_the_middle_leaves_one_effect_each(
 ) -> None:
     books = "abcdefgh"
     ids = [one for n in range(40) for book in books for one in seed.send(book, f"{book}{n}")]
-    seed.world.query("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
-                     " $$ BEGIN PERFORM pg_sleep(0.2); RETURN NULL; END $$")  # fmt: skip
-    seed.world.query("CREATE TRIGGER slow AFTER INSERT ON notes EXECUTE FUNCTION slow()")
-    worker = seed.world.worker(STREAMS_WORKER__RUN_RECORDS="20")
-    await eventually(lambda: len(seed.states()) > 60, 60, every=0.01)
-    worker.kill()
-    assert len(seed.states()) < len(ids)
-    seed.world.query("DROP TRIGGER slow ON notes")
+    # Behind some hundred notes each run waits in its transaction.
+    seed.world.query(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF (SELECT count(*) FROM notes) > 100 THEN PERFORM pg_advisory_xact_lock_shared(4711);"
+        " END IF; RETURN NULL; END $$"
+    )
+    seed.world.query("CREATE TRIGGER wait AFTER INSERT ON notes EXECUTE FUNCTION wait()")
+    waits = (
+        "SELECT 1 FROM pg_locks JOIN pg_database AS d ON d.oid = database"
+        " WHERE datname = current_database() AND locktype = 'advisory' AND classid = 0"
+        " AND objid = 4711 AND NOT granted"
+    )
+    with psycopg.connect(seed.world.url, autocommit=True) as gate:
+        gate.execute("SELECT pg_advisory_lock(4711)")
+        worker = seed.world.worker(STREAMS_WORKER__RUN_RECORDS="20")
+        await eventually(lambda: seed.world.query(waits), 60)
+        worker.kill()
+        assert 60 < len(seed.states()) < len(ids)
+    seed.world.query("DROP TRIGGER wait ON notes")
     seed.world.worker()
     await eventually(lambda: seed.all(ids, "consumed"), 60)
     for book in books:
@@ -366,7 +378,7 @@ async def test_a_message_that_workers_passed_without_a_trace_is_found(
     seed.raw(*[envelope(n, CHAT) for n in chats], b"no envelope", key="a")
     await eventually(lambda: seed.all([*notes, *chats], "consumed"), 60)
     await eventually(lambda: seed.world.query("SELECT count(*) FROM outbox_rejects") == [(1,)])
-    await worker.stop(grace=20)
+    await worker.stop(grace=60)
     assert audit() == []
     assert audit("--full") == []
     # As when a run was acked whose transaction was rolled back.
