@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from streams.broker import beat, kafka
+from streams.broker import beat, kafka, topics
 from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
 from streams.testing.services import UNSAFE
@@ -118,10 +118,18 @@ async def test_a_beat_that_kafka_lost_refuses_nobody_and_is_written_anew(
 ) -> None:
     world.migrate()
     relay = world.relay()
-    await eventually(lambda: beat.read(world.settings))
+    await eventually(lambda: beat.read(world.settings), 60)
+    topic, survey = beat.topic(world.settings), topics.Survey(world.settings)
+    lost = survey.look([topic]).topics[topic].id
     admin = AdminClient(kafka.client(world.settings))
-    admin.delete_topics([beat.topic(world.settings)])[beat.topic(world.settings)].result(10)
-    await eventually(lambda: not beat.read(world.settings), every=0.01)
+    admin.delete_topics([topic])[topic].result(30)
+
+    def another() -> bool:
+        """Whether there is another topic of that name: perhaps nobody saw that there was none."""
+        made = survey.look([topic]).topics.get(topic)
+        return made is not None and made.id != lost
+
+    await eventually(another, 60)
     await eventually(lambda: beat.read(world.settings), 60)
     assert relay.running
 
