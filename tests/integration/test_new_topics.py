@@ -19,6 +19,7 @@ REGISTER = (
     "INSERT INTO outbox_biz_types (biz_type, topic, max_bytes, partitions, replication_factor,"
     " retention_hours) VALUES (%s, %s, 1000, %s, %s, 24)"
 )
+DOING = "SELECT doing FROM relay_position"
 STATES = "SELECT outbox_id, status, error_code FROM outbox_state"
 
 
@@ -44,12 +45,12 @@ async def test_its_topic_is_made_as_it_was_registered(
     world.migrate()
     world.relay()
     before = enqueue(world.url, world.topic, [payload(0, "c1")])
-    await eventually(published(world, before))
+    await eventually(published(world, before), 60)
     likes = f"{world.settings.broker.topic_prefix}likes"
     register(world, likes, 3)
     send(world, likes)
     after = enqueue(world.url, world.topic, [payload(1, "c1")])
-    await eventually(published(world, before + after))
+    await eventually(published(world, before + after), 60)
     assert partitions(world, likes) == 3
     assert world.query(STATES) == []
 
@@ -68,7 +69,9 @@ async def test_a_topic_that_cannot_be_made_is_waited_for_loudly(
     after = enqueue(world.url, world.topic, [payload(1, "c1")])
     log = world.directory / "streams-0.log"
 
-    await eventually(lambda: "topic missing, the relay waits" in log.read_text())
+    await eventually(lambda: "topic missing, the relay waits" in log.read_text(), 60)
+    # What it says of itself is written down twice a second.
+    await eventually(lambda: world.query(DOING) == [("waiting",)])
     waiting = await streams(world, "relay", "status")
     assert waiting.code == 1
     assert (
@@ -89,6 +92,7 @@ async def test_a_topic_that_cannot_be_made_is_waited_for_loudly(
     world.query("UPDATE outbox_biz_types SET retired_at = now() WHERE topic = %s", wide)
     await eventually(published(world, after), 60)
     assert [row[1:] for row in world.query(STATES)] == [("dead", "unpublishable")]
+    await eventually(lambda: world.query(DOING) != [("waiting",)])
     assert (await streams(world, "relay", "status")).code == 0
     assert relay.running
 
@@ -101,5 +105,5 @@ async def test_a_topic_that_nobody_registered_costs_its_own_message(
     world.relay()
     dead = send(world, "nobody")
     after = enqueue(world.url, world.topic, [payload(1, "c1")])
-    await eventually(published(world, after))
+    await eventually(published(world, after), 60)
     assert world.query(STATES) == [(dead, "dead", "unpublishable")]
