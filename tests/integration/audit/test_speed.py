@@ -79,7 +79,7 @@ class Watch(threading.Thread):
         look = (
             "SELECT max(extract(epoch FROM clock_timestamp() - xact_start))::float8"
             " FROM pg_stat_activity WHERE datname = current_database()"
-            " AND pid <> pg_backend_pid()"
+            " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
         )
         with psycopg.connect(self._url, autocommit=True) as connection:
             while not self.over.wait(0.02):
