@@ -21,7 +21,6 @@ from schemathesis.core.result import Ok
 from schemathesis.specs.openapi import checks
 
 from streams.database import connect_sync
-from streams.dev.ports import free_port
 from streams.dev.postgres import PostgresServer
 from streams.settings import load
 from streams.testing.services import copied
@@ -33,6 +32,7 @@ from tests.fixtures.scene import HELD, fill
 Case = schemathesis.Case[Any]
 SCHEMA = schemathesis.openapi.from_dict(json.loads(json.dumps(description())))
 OPERATIONS = [each.ok() for each in SCHEMA.get_all_operations() if isinstance(each, Ok)]
+SECONDS = 60.0  # in which anything answers on a busy machine
 # Not that all is refused that no schema allows: what is empty, or `null`, counts as not given.
 CHECKS = [
     not_a_server_error,
@@ -49,19 +49,20 @@ def api(postgres: PostgresServer, streams_template: str) -> Iterator[tuple[str, 
         fill(url)
         token = {"admin": {"sha256": hashlib.sha256(b"admin").hexdigest(), "role": "admin"}}
         environ = {"DATABASE_URL": url, "STREAMS_WEB__TOKENS": json.dumps(token)}
-        app, port, loop = web.Application(), free_port(), asyncio.new_event_loop()
+        app, loop = web.Application(), asyncio.new_event_loop()
         app.add_subapp("/outbox/", aiohttp_pages.pages(load(environ=environ)))
         runner = web.AppRunner(app, shutdown_timeout=1)
         thread = threading.Thread(target=loop.run_forever, daemon=True)
         thread.start()
 
-        async def serve() -> None:
+        async def serve() -> int:
             await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", port).start()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            return int(runner.addresses[0][1])
 
-        asyncio.run_coroutine_threadsafe(serve(), loop).result(20)
+        port = asyncio.run_coroutine_threadsafe(serve(), loop).result(SECONDS)
         yield f"http://127.0.0.1:{port}/outbox/api", url
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(20)
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(SECONDS)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
@@ -70,7 +71,10 @@ def api(postgres: PostgresServer, streams_template: str) -> Iterator[tuple[str, 
 def ask(case: Case, address: str, session: requests.Session) -> schemathesis.Response:
     """One call, which keeps to the description; what is wrong is said in one line."""
     response = case.call(
-        base_url=address, session=session, headers={"Authorization": "Bearer admin"}, timeout=10
+        base_url=address,
+        session=session,
+        headers={"Authorization": "Bearer admin"},
+        timeout=SECONDS,
     )
     case.validate_response(response, checks=CHECKS)
     if response.status_code >= 400:
