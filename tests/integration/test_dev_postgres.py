@@ -169,7 +169,7 @@ async def test_its_psql_works_through_a_link(tmp_path: Path) -> None:
         psql = toolbox(tmp_path / "bin") / "psql"
         process = Process((psql, server.url, "-Atc", "SELECT 6 * 7"), tmp_path / "log", environ={})
         process.launch()
-        assert await process.finish(10) == 0
+        assert await process.finish(60) == 0
     assert process.last_words() == "42"
 
 

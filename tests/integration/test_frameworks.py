@@ -164,7 +164,8 @@ async def test_the_services_of_the_docs_enqueue(
         assert service.running, service.last_words(20, between="\n")
         request = Request(re.sub(r":\d+/", f":{port}/", address), method=method)
         try:
-            with urlopen(request, timeout=10) as answer:
+            # One that is slow is not asked twice: it would have enqueued twice.
+            with urlopen(request, timeout=60) as answer:
                 return json.load(answer)
         except URLError as error:
             assert not isinstance(error, HTTPError), service.last_words(30, between="\n")
@@ -172,7 +173,7 @@ async def test_the_services_of_the_docs_enqueue(
 
     service.launch()
     try:
-        said = await eventually(asked, 30)
+        said = await eventually(asked, 60)
     finally:
         service.kill()
     with psycopg.connect(database) as connection:
