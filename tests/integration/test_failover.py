@@ -104,7 +104,13 @@ async def test_a_failover_that_lost_nothing_goes_on_by_itself(
         nodes.primary.url, "SELECT failover FROM pg_replication_slots WHERE slot_name = %s", slot
     ) == [(True,)]
     ready = "SELECT synced AND NOT temporary FROM pg_replication_slots WHERE slot_name = %s"
-    await eventually(lambda: ask(nodes.standby.url, ready, slot) == [(True,)], 60)
+
+    def followed() -> bool:
+        """Whether the standby keeps the slot: it waits for a snapshot newer than its own."""
+        ask(nodes.primary.url, "SELECT pg_log_standby_snapshot()")
+        return ask(nodes.standby.url, ready, slot) == [(True,)]
+
+    await eventually(followed, 120, every=0.5)
 
     last = messages(nodes, world, "last")
     await eventually(persisted(world, last), 60)
