@@ -127,7 +127,7 @@ async def appeared(world: World) -> bool:
 
     from tests.fixtures.records import records
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while not records(world.settings.broker_url, world.topic):
             await asyncio.sleep(0.2)
     return True

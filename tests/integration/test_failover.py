@@ -177,4 +177,4 @@ async def test_a_slot_from_before_goes_along_once_a_relay_streams(
     world.query("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", slot)
     world.relay(STREAMS_RELAY__MODE="cdc")
     failover = "SELECT failover FROM pg_replication_slots WHERE slot_name = %s"
-    await eventually(lambda: world.query(failover, slot) == [(True,)])
+    await eventually(lambda: world.query(failover, slot) == [(True,)], 60)

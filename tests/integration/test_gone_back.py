@@ -139,7 +139,7 @@ async def test_kafka_never_counts_ahead_of_the_database(
 ) -> None:
     world.migrate()
     world.relay()
-    await eventually(lambda: beat.read(world.settings))
+    await eventually(lambda: beat.read(world.settings), 60)
     for _ in range(10):
         [known] = beat.read(world.settings).values()
         [(counted, identity)] = world.query("SELECT beat, identity FROM relay_position")

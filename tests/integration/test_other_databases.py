@@ -14,6 +14,7 @@ import pytest
 from psycopg import sql
 
 from streams.dev.postgres import PostgresServer
+from streams.testing import services
 from tests.conftest import Eventually, World
 from tests.fixtures import pooler
 from tests.fixtures.load import unsettled
@@ -29,24 +30,18 @@ PERSISTED = "SELECT message_content FROM chat_histories ORDER BY outbox_id"
 @pytest.fixture
 def latin(world: World, postgres: PostgresServer, name: str) -> Iterator[World]:
     """A deployment on a new database that is encoded in LATIN1."""
-    database = sql.Identifier(f"latin_{name}")
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute(
             sql.SQL(
                 "CREATE DATABASE {} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'"
                 " TEMPLATE template0"
-            ).format(database)
+            ).format(sql.Identifier(f"latin_{name}"))
         )
         url = postgres.url.rpartition("/")[0] + f"/latin_{name}"
-        yield replace(world, environ={**world.environ, "DATABASE_URL": url})
-        for process in world.processes:
-            process.kill()
-        connection.execute(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-            " WHERE database = %s",
-            [f"latin_{name}"],
-        )
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
+    yield replace(world, environ={**world.environ, "DATABASE_URL": url})
+    for process in world.processes:
+        process.kill()
+    services._drop(postgres, f"latin_{name}")
 
 
 @pytest.fixture
@@ -89,7 +84,7 @@ async def test_behind_a_pooler_relay_and_worker_do_their_work(
     behind = replace(world, environ={**world.environ, "DATABASE_URL": pooled})
     behind.migrate()
     asked = behind.relay(STREAMS_RELAY__MODE="cdc")
-    await eventually(lambda: not asked.running)
+    await eventually(lambda: not asked.running, 60)
     assert asked.returncode == 2
     assert "give the relay the URL of the server itself" in asked.last_words()
     relay = behind.relay()
