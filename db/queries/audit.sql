@@ -16,11 +16,12 @@ SELECT min(id) FROM outbox WHERE id > %(after)s;
 -- audit_rows --
 -- The messages of a range as the checks want them; a table of this session only. `line` is the
 -- conversation, `counts` marks those that must be in order: persisted, and neither replayed nor
--- sent again.
+-- sent again.  `life` is that of a topic that began anew: offsets of two of them say nothing of
+-- each other.
 CREATE TEMP TABLE audit_rows (
     id bigint, line bigint, topic text, partition integer, "offset" bigint, applied bigint,
     status text, source_id bigint, resent bigint, replays smallint, counts boolean, lenient boolean,
-    fault text
+    life bigint, fault text
 );
 
 -- audit_before --
@@ -46,6 +47,10 @@ SELECT o.id, hashtextextended(o.key, hashtext(o.topic)), o.topic, s.partition, s
        s.applied, s.status, s.source_id, r.resent, s.replays,
        s.status = 'consumed' AND s.applied IS NOT NULL AND s."offset" IS NOT NULL AND s.replays = 0
        AND r.resent IS NULL, o.topic = ANY(%(lenient)s::text[]),
+       CASE WHEN o.topic = ANY(%(lenient)s::text[]) THEN (
+           SELECT count(*) FROM outbox_topics AS t
+           WHERE t.topic = o.topic AND t.noted_at <= s.updated_at
+       ) ELSE 0 END,
        CASE
            WHEN s.status IS NULL THEN NULL
            WHEN (s.status = 'consumed') <> (s.applied IS NOT NULL) THEN 'flipped'
@@ -135,12 +140,13 @@ FROM (
            lag(fresh) OVER conversation AS earlier_fresh,
            lag(applied) OVER conversation AS earlier_applied
     FROM (
-        SELECT true AS fresh, id, line, partition, "offset", applied, lenient FROM audit_rows
+        SELECT true AS fresh, id, line, partition, "offset", applied, lenient, life FROM audit_rows
         WHERE counts
         UNION ALL
-        SELECT false AS fresh, id, line, partition, "offset", applied, lenient FROM audit_before
+        SELECT false AS fresh, id, line, partition, "offset", applied, lenient, life
+        FROM audit_before
     ) AS both_ranges
-    WINDOW conversation AS (PARTITION BY line, partition ORDER BY "offset", id)
+    WINDOW conversation AS (PARTITION BY line, partition, life ORDER BY "offset", id)
 ) AS steps
 WHERE applied < earlier_applied AND (fresh OR earlier_fresh) AND (NOT lenient OR earlier < id);
 

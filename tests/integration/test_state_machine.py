@@ -282,6 +282,16 @@ def test_whatever_happens_at_length(bench: Bench) -> None:
     play(bench, 3000)
 
 
+def test_order_is_not_judged_across_the_lives_of_a_topic(bench: Bench) -> None:
+    """A record that lost its key was rejected; a new topic brings its message late."""
+    fates = type("Fates", (Fates,), {"bench": bench})()
+    fates.begin([("a", ["plain", "plain"], "good", 0, "raise")])
+    fates.enqueue("a", ["plain", "plain"], "good", 0, "raise", "no key")
+    fates.deliver_everything()
+    fates.recreate_topic(again=True)
+    fates.stage.drain()
+
+
 def _decides(
     status: str | None,
     wrong: Decision,
