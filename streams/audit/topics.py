@@ -17,7 +17,7 @@ from streams.settings import Settings
 Place = tuple[str, int]
 
 LOCATE_SECONDS = 60.0
-FIRST_SECONDS = 3.0
+FIRST_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
