@@ -115,8 +115,10 @@ def test_a_million_messages_in_seconds(
         f"{report['seconds']} s, longest transaction {watch.longest:.2f} s"
     )
     print(f"\n{count} messages: {report['seconds']} s, longest transaction {watch.longest:.2f} s")  # noqa: T201
-    again = json.loads(CliRunner().invoke(cli, ["audit", "--json"]).stdout)
-    assert (again["messages"], again["seconds"] < report["seconds"]) == (0, True)
+    # What is looked at again is nothing; one of three is not held up by others.
+    again = [json.loads(CliRunner().invoke(cli, ["audit", "--json"]).stdout) for _ in range(3)]
+    assert {each["messages"] for each in again} == {0}
+    assert min(each["seconds"] for each in again) < report["seconds"]
 
 
 @pytest.mark.parametrize("count", [4000, pytest.param(10_000, marks=pytest.mark.long)])
