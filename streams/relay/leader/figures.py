@@ -193,7 +193,10 @@ class LeaderFigures:
                 self._kafka = GroupOffsets(self._settings, self._topics)
             return self._kafka.look()
         except (KafkaException, ServiceUnreachable, OSError, TimeoutError):
-            return []  # whoever publishes says that Kafka is away
+            # Whoever publishes says that Kafka is away. Clients that knew of leaders from before a
+            # fence name them for ever (FENCED_LEADER_EPOCH): the next look begins with new ones.
+            self._kafka = None
+            return []
 
 
 class GroupOffsets:
