@@ -60,7 +60,9 @@ class WorkerHealth:
         self._database, self._topics = database, topics
         self._beat = time.monotonic()
         self._reachable = False
-        self._watch = StallDetector(max(LEAST_PATIENCE, 3 * database.patience))
+        self._watch = StallDetector(
+            max(LEAST_PATIENCE, 3 * database.patience), self._app.conf.broker_commit_interval
+        )
         self._turns = 0
         self._patience = patience
         self._change = change

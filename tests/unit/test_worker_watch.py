@@ -67,6 +67,14 @@ def test_commits_that_do_not_follow_are_one_and_commits_that_do_are_not() -> Non
     assert watch.stall(consumer, now=200.0 + LIMIT + 1) is not None
 
 
+def test_who_commits_seldom_is_given_the_time() -> None:
+    consumer, watch = Consumer(), StallDetector(commit_interval=60.0)
+    delivered(consumer, 0, taken=True, acked=True)
+    assert watch.stall(consumer, now=100.0) is None
+    assert watch.stall(consumer, now=100.0 + LIMIT + 59) is None
+    assert watch.stall(consumer, now=100.0 + LIMIT + 61) is not None
+
+
 def test_a_persisted_run_waits_for_a_broker_that_is_away() -> None:
     consumer, watch = Consumer(), StallDetector()
     delivered(consumer, 0, taken=True, acked=True)

@@ -20,11 +20,11 @@ class StallDetector:
     """Remembers since when each partition's commits are behind.
 
     `patience` is for how many seconds an attempt may be under way while nothing of it ends: no call
-    of a handler, no try.
+    of a handler, no try. `commit_interval`: seconds from one commit to the next.
     """
 
-    def __init__(self, patience: float = math.inf) -> None:
-        self._patience = patience
+    def __init__(self, patience: float = math.inf, commit_interval: float = 0.0) -> None:
+        self._patience, self._commits_within = patience, LIMIT + commit_interval
         self._behind: dict[Any, tuple[int, float]] = {}
 
     def stall(self, consumer: Any, now: float | None = None) -> dict[str, Any] | None:
@@ -59,7 +59,7 @@ class StallDetector:
     def _behind_since(
         self, tp: Any, persisted: int | None, committed: int | None, now: float
     ) -> float | None:
-        """Since when the same committed offset is behind, if for longer than LIMIT."""
+        """Since when the same committed offset is behind, if a commit should have come since."""
         if persisted is None or (committed is not None and committed >= persisted):
             self._behind.pop(tp, None)
             return None
@@ -67,7 +67,7 @@ class StallDetector:
         if mark != (committed or -1):
             self._behind[tp] = (committed or -1, now)
             return None
-        return since if now - since > LIMIT else None
+        return since if now - since > self._commits_within else None
 
 
 class Unread:
