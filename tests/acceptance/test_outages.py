@@ -316,7 +316,7 @@ async def test_retries_due_during_an_outage_return_in_portions(
         world.url, world.topic, [payload(n, f"h{n}", message="herd") for n in range(count)]
     )
     waiting = "SELECT count(*) FROM outbox_state WHERE status = 'retrying'"
-    await eventually(lambda: world.query(waiting) == [(count,)], 60, every=0.2)
+    await eventually(lambda: world.query(waiting) == [(count,)], 60 + count / 10, every=0.2)
     again = (
         "UPDATE outbox_state SET next_retry_at = now() + interval '{}' WHERE status = 'retrying'"
     )

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,28 @@ def processes(folder: Path) -> list[str]:
         ):
             running.append(f"{process.pid} {' '.join(words)[:100]}")
     return running
+
+
+@contextmanager
+def begun(folder: Path, *arguments: str, **files: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """The command, in a session of its own; it is killed when the test fails."""
+    with subprocess.Popen(
+        ("streams", *arguments), cwd=folder, env=environ(), start_new_session=True, **files
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path: Path) -> Iterator[None]:
+    """A test that fails leaves no deployment behind, which would disturb all that come after it."""
+    yield
+    for line in processes(tmp_path):
+        with suppress(ProcessLookupError):
+            os.kill(int(line.partition(" ")[0]), signal.SIGKILL)
 
 
 def wait(condition: Callable[[], Any], seconds: float) -> Any:
@@ -333,14 +356,7 @@ def test_a_changed_agent_starts_workers_again_and_a_second_ctrl_c_stops_at_once(
 
     with (
         said.open("w") as output,
-        subprocess.Popen(
-            ("streams", "up", "--reload"),
-            cwd=tmp_path,
-            env=environ(),
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        ) as process,
+        begun(tmp_path, "up", "--reload", stdout=output, stderr=output) as process,
     ):
         wait(lambda: "ready;" in said.read_text(), START)
         before = worker()
@@ -388,15 +404,7 @@ def _balanced(told: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def _on_a_terminal(folder: Path, *arguments: str, until: str) -> str:
     """Run it on a terminal until it has shown the text, press Ctrl-C; what it showed."""
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        ("streams", *arguments),
-        cwd=folder,
-        env=environ(),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-    ) as process:
+    with begun(folder, *arguments, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         shown = ""
         deadline = time.monotonic() + START
