@@ -474,18 +474,27 @@ async def test_a_partition_positioned_again_while_faust_looks_at_it_ends_no_work
 async def test_nobody_waits_long_until_what_tables_tell_is_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Before each commit and each rebalance Faust does: with no end under a flood of failures."""
+    """Before each commit and each rebalance Faust does: with no end under a flood of failures.
 
-    async def flush(_: driver.Producer) -> None:
-        flushing.set()
-        await asyncio.Event().wait()
+    There is always more in the buffer, and something has just been sent.
+    """
 
-    flushing = asyncio.Event()
-    monkeypatch.setattr(driver.Producer, "flush", flush)
+    class Flooded(ProducerBuffer):
+        state, size = "running", 1
+
+    async def flood() -> None:
+        while True:
+            buffer.message_sent.set()
+            await asyncio.sleep(0)
+
     monkeypatch.setattr(transport, "FLUSH", 0.05)
-    producer = object.__new__(run_transport([], 1, 1).Producer)
-    await asyncio.wait_for(producer.flush(), 5)
-    assert flushing.is_set()
+    buffer, producer = Flooded(), object.__new__(run_transport([], 1, 1).Producer)
+    producer.buffer, producer._producer = buffer, None
+    tasks = {asyncio.create_task(producer.flush()), asyncio.create_task(flood())}
+    done, flooding = await asyncio.wait(tasks, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    for task in flooding:
+        task.cancel()
+    assert len(done) == 1
 
 
 async def test_what_a_flood_left_in_the_buffer_fails_no_stop(

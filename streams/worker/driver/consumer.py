@@ -246,10 +246,10 @@ class RunConsumer(driver.Consumer):
         """
         if self.flow_active and self._buffered_partitions and not self._get_active_partitions():
             self._room.clear()
-            try:
-                await asyncio.wait_for(self._room.wait(), seconds)
-            except TimeoutError:
-                return
+            # Not `wait_for`, which loses a cancellation in Python 3.11.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._room.wait()
 
     def _set_broker_wait(self, seconds: float) -> None:
         """How long the broker may keep a request for partitions that have nothing.

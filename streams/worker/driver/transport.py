@@ -31,10 +31,19 @@ class TellingProducer(driver.Producer):
     """
 
     async def flush(self) -> None:
-        """Wait for what is buffered, for a moment."""
+        """Wait for what is buffered, for a moment.
+
+        Faust's own cannot be ended while messages are sent one after the other: its `wait_for`
+        loses the cancellation (Python 3.11), and with it the timeout.
+        """
+        buffer: Any = self.buffer
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FLUSH):
-                await super().flush()
+                while buffer.size:
+                    buffer.message_sent.clear()
+                    await buffer.message_sent.wait()
+                if self._producer is not None:
+                    await self._producer.flush()
 
     async def on_stop(self) -> None:
         """Leave what is still buffered: without a producer it can only fail to be sent."""

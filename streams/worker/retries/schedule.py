@@ -137,9 +137,8 @@ class Scheduler:
             await self._wake(partition, key)
 
     async def _wake(self, partition: int, key: str) -> None:
-        await asyncio.wait_for(
-            self._retry_topic.send(key=key.encode(), value=b"", partition=partition), 5.0
-        )
+        async with asyncio.timeout(5.0):
+            await self._retry_topic.send(key=key.encode(), value=b"", partition=partition)
 
 
 def noted(schedule: Schedule, heads: Iterable[SetAside], keys: Iterable[tuple[int, str]]) -> None:
