@@ -213,8 +213,9 @@ UPDATE outbox_retired SET dropped_at = now() WHERE first_id = %(first)s;
 -- holders --
 -- Who holds these tables.
 SELECT DISTINCT ON (l.pid) l.pid,
-       coalesce(nullif(a.application_name, ''), a.backend_type, 'prepared transaction'), a.state,
-       false AS snapshot
+       CASE WHEN l.pid IS NULL THEN 'prepared transaction'
+            ELSE coalesce(nullif(a.application_name, ''), a.backend_type, 'of another role') END,
+       a.state, false AS snapshot
 FROM pg_locks AS l
 LEFT JOIN pg_stat_activity AS a USING (pid)
 WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
@@ -227,8 +228,9 @@ LIMIT 5;
 -- database.  A vacuum's does not count, and a prepared transaction has no end of its own.
 SELECT pid, name, state, bool_or(snapshot)
 FROM (
-    SELECT l.pid, coalesce(nullif(a.application_name, ''), a.backend_type, 'prepared transaction')
-               AS name,
+    SELECT l.pid, CASE WHEN l.pid IS NULL THEN 'prepared transaction'
+                       ELSE coalesce(nullif(a.application_name, ''), a.backend_type,
+                                     'of another role') END AS name,
            a.state, false AS snapshot, coalesce(a.xact_start, '-infinity') AS since
     FROM pg_locks AS l
     LEFT JOIN pg_stat_activity AS a USING (pid)

@@ -407,7 +407,6 @@ class Retention:
     async def _drop(self, first: int, leaves: Sequence[Leaf]) -> str | None:
         """Drop the two tables, which are no partitions any more; why not, when that cannot be."""
         tables = [leaf.identifier for leaf in leaves if leaf.schema is not None]
-        names = [table.as_string() for table in tables]
         try:
             async with self._connection.transaction():
                 for table in tables:
@@ -420,7 +419,7 @@ class Retention:
                     await self._connection.execute(sql.SQL("DROP TABLE {}").format(table))
                 await self._rows("note_dropped", first=first)
         except errors.LockNotAvailable:
-            return await self._who("holders", tables=names)
+            return await self._who("holders", tables=[table.as_string() for table in tables])
         return None
 
     async def _any_row(self, table: sql.Identifier) -> bool:

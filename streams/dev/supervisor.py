@@ -97,15 +97,16 @@ class Supervisor:
         others = [each for each in self._processes if each.program.web is None]
         url = self._services.postgres.url
         counters = await begun(url)
+        packages = [each for each in load().agents if not f"{each}.".startswith(f"{AGENTS}.")]
         # Before a worker imports them: whoever saves a file meanwhile is not overlooked.
-        files = await asyncio.to_thread(files_of, _packages()) if self._plan.reload else {}
+        files = await asyncio.to_thread(files_of, packages) if self._plan.reload else {}
         async with kept_running(others), kept_running(workers):
             await self._announce()
             async with TaskGroup() as beside:
                 if self._plan.trouble:
                     beside.create_task(self._kill_workers(workers))
                 if self._plan.reload:
-                    beside.create_task(self._reload(workers, files))
+                    beside.create_task(self._reload(workers, packages, files))
                 if self._plan.demo and not self._plan.detached:
                     await keep_score(url, counters, self._workplace.demo, self._screen)
                 await asyncio.Event().wait()
@@ -117,14 +118,14 @@ class Supervisor:
                 await asyncio.sleep(KILL_SECONDS)
                 await asyncio.to_thread(each.kill)
 
-    async def _reload(self, workers: list[Supervised], before: Stamp) -> None:
-        """Start the workers again when a file of the agents' packages is other than before.
+    async def _reload(self, workers: list[Supervised], packages: list[str], before: Stamp) -> None:
+        """Start the workers again when a file of these packages is other than before.
 
         It waits until the file stays as it is.
         """
         while True:
             await asyncio.sleep(RELOAD_SECONDS)
-            after = await asyncio.to_thread(files_of, _packages())
+            after = await asyncio.to_thread(files_of, packages)
             if not (files := changed(before, after)):
                 continue
             before = after
@@ -253,11 +254,6 @@ async def _is_ready(each: Supervised) -> bool:
     if running.web is None:
         return running.pid is not None and each.age > STEADY_SECONDS
     return (await asyncio.to_thread(health, running.web)).ready
-
-
-def _packages() -> list[str]:
-    """Where the user's own agents are, as the settings say now."""
-    return [each for each in load().agents if not f"{each}.".startswith(f"{AGENTS}.")]
 
 
 @contextmanager
