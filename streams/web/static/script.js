@@ -47,7 +47,19 @@
     mark(kept.row, false);
   };
   // Only parts that differ are replaced: what is the same does not move, and keeps ticks and focus.
+  // Nor does what follows move up under a hand that is about to press: the lines that a part loses
+  // stay empty. A part that loses much, a table that was emptied, closes up.
+  const KEPT = 150;
   let before = new Map();
+  const replace = (old, next) => {
+    const high = old.offsetHeight;
+    old.replaceWith(next);
+    const lost = high - next.offsetHeight;
+    if (lost > 0 && lost <= KEPT) next.style.minHeight = high + "px";
+  };
+  window.addEventListener("resize", () => {
+    for (const each of document.querySelectorAll("[data-part]")) each.style.minHeight = "";
+  });
   const partsOf = (root) => new Map([...root.querySelectorAll("[data-part]")].map((each) => [each.id, each.outerHTML]));
   const fresh = (html) => {
     const next = document.createElement("template");
@@ -57,7 +69,8 @@
     const same = before.size === now.size && [...now.keys()].every((id) => before.has(id));
     if (same && now.size) {
       for (const [id, text] of now) {
-        if (before.get(id) !== text) document.getElementById(id)?.replaceWith(next.content.getElementById(id));
+        const old = document.getElementById(id);
+        if (old && before.get(id) !== text) replace(old, next.content.getElementById(id));
       }
     } else {
       live.replaceChildren(next.content);
