@@ -134,10 +134,12 @@ def split(
 
     One record is always let in.
     """
+    sizes = [record.serialized_value_size for record in records]
+    if len(records) <= most and (size := sum(sizes)) <= most_bytes and min(sizes) >= 0:
+        return [_weighed(Run(topic, partition, records), size * most // most_bytes)]
     runs: list[Run] = []
     start = size = 0
-    for index, record in enumerate(records):
-        value_size = record.serialized_value_size
+    for index, value_size in enumerate(sizes):
         if index > start and (index - start >= most or size + value_size > most_bytes):
             runs.append(
                 _weighed(Run(topic, partition, records[start:index]), size * most // most_bytes)
