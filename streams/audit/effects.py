@@ -80,9 +80,10 @@ class Effects:
         """
         assert agent.effect is not None
         statement, wrong = effects.compare(agent.effect), set[int]()
+        # Of halves no more is read than what they span.
         bounds = {
-            "after": where["after"],
-            "until": where["until"],
+            "after": min(ids) - 1 if ids else where["after"],
+            "until": max(ids) if ids else where["until"],
             "biz_type": agent.event.biz_type,
         }
         try:

@@ -210,6 +210,7 @@ async def test_the_broker_away(
         await recovered(running, flowing, eventually)
 
 
+@pytest.mark.long
 async def test_a_failover_to_a_server_that_is_read_only(
     running: Running, flowing: Flow, eventually: Eventually
 ) -> None:
@@ -230,7 +231,7 @@ async def test_a_failover_to_a_server_that_is_read_only(
         await recovered(running, flowing, eventually)
 
 
-@pytest.mark.parametrize("seconds", [AWAY / 2, LONG])
+@pytest.mark.parametrize("seconds", [pytest.param(AWAY / 2, marks=pytest.mark.long), LONG])
 async def test_a_grant_revoked_and_given_back(
     running: Running, flowing: Flow, eventually: Eventually, seconds: float
 ) -> None:
@@ -289,7 +290,8 @@ async def test_commits_whose_answer_is_lost(
         await recovered(running, flowing, eventually)
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("count", [200, 2000])
 async def test_retries_due_during_an_outage_return_in_portions(
     running: Running, flowing: Flow, postgres: PostgresServer, eventually: Eventually, count: int
 ) -> None:

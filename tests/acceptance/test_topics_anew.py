@@ -92,6 +92,7 @@ def report(world: World) -> audit.Report:
         return audit.audit(connection, settings, configured(settings), patience=20)
 
 
+@pytest.mark.long
 async def test_a_topic_deleted_and_made_again_under_load(
     world: World, eventually: Eventually
 ) -> None:

@@ -374,6 +374,7 @@ def test_a_changed_agent_starts_workers_again_and_a_second_ctrl_c_stops_at_once(
     assert processes(tmp_path) == []
 
 
+@pytest.mark.long
 def test_a_supervisor_killed_with_9_leaves_nothing_and_the_next_up_recovers(
     tmp_path: Path, status: Status, forked: Command
 ) -> None:

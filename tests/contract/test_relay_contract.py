@@ -293,7 +293,8 @@ async def test_rows_of_an_open_transaction_come_when_it_commits(
 
 
 @SAME
-@pytest.mark.parametrize("seconds", [2, pytest.param(15, marks=pytest.mark.long)])
+@pytest.mark.long  # in `make test`: tests/acceptance/test_outages.py, with workers
+@pytest.mark.parametrize("seconds", [2, 15])
 async def test_a_broker_outage_is_waited_out(
     world: World, kafka: KafkaBroker, eventually: Eventually, seconds: int
 ) -> None:
@@ -355,7 +356,7 @@ async def test_a_standby_takes_over_within_seconds(world: World, eventually: Eve
 
 
 @OURS
-@pytest.mark.parametrize("rows", [100_000, pytest.param(400_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rows", [30_000, pytest.param(400_000, marks=pytest.mark.long)])
 async def test_a_huge_transaction_takes_no_memory(
     world: World, eventually: Eventually, rows: int
 ) -> None:

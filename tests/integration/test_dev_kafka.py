@@ -51,6 +51,7 @@ def session(broker: KafkaBroker) -> float:
     return int(settings["broker.session.timeout.ms"].value) / 1000
 
 
+@pytest.mark.long
 async def test_after_kill_9_it_is_back_on_its_port_with_its_data(
     kafka: KafkaBroker, tmp_path: Path
 ) -> None:

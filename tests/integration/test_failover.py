@@ -93,6 +93,7 @@ def messages(nodes: Nodes, world: World, key: str) -> list[int]:
     return enqueue(nodes.primary.url, world.topic, [payload(n, key) for n in range(10)])
 
 
+@pytest.mark.long
 async def test_a_failover_that_lost_nothing_goes_on_by_itself(
     nodes: Nodes, world: World, eventually: Eventually
 ) -> None:

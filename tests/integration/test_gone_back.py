@@ -113,6 +113,7 @@ async def test_a_database_set_back_is_refused_by_relay_and_worker_until_it_is_ad
     await eventually(persisted(own, messages(own, "after")), 60)
 
 
+@pytest.mark.long
 async def test_a_beat_that_kafka_lost_refuses_nobody_and_is_written_anew(
     world: World, eventually: Eventually
 ) -> None:

@@ -200,6 +200,7 @@ def test_what_is_open_when_a_database_is_migrated_is_open_afterwards(
         )
 
 
+@pytest.mark.long
 def test_four_processes_at_once_migrate_once(empty: str, name: str, tmp_path: Path) -> None:
     environ = {
         **os.environ,

@@ -59,6 +59,7 @@ async def clean(world: World, eventually: Eventually) -> None:
     assert audit.returncode == 0, audit.log.read_text()
 
 
+@pytest.mark.long
 async def test_latin1_keeps_what_it_can_write_and_enqueue_refuses_the_rest(
     latin: World, eventually: Eventually
 ) -> None:

@@ -63,6 +63,7 @@ def run(folder: Path, *arguments: str, **environ: str) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.long
 def test_the_tests_of_the_docs_pass_in_a_users_project(project: Path) -> None:
     ended = run(project)
     assert ended.returncode == 0, ended.stdout
@@ -142,6 +143,7 @@ def test_without_the_dev_extra_a_test_says_what_to_install(tmp_path: Path) -> No
     assert "Traceback" not in ended.stdout and "wheels.py" not in ended.stdout
 
 
+@pytest.mark.long
 def test_the_plugin_can_be_turned_off(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("def test_it(streams_database): pass\n")
     assert (
@@ -150,6 +152,7 @@ def test_the_plugin_can_be_turned_off(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_asked_for_twice_and_overridden_the_plugin_is_there_once(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(
         "import pytest\n\npytest_plugins = ['pytest_outbox_streams']\n\n"

@@ -69,6 +69,7 @@ async def test_while_the_broker_is_away_the_slot_is_dropped_and_afterwards_made_
     assert relay.running
 
 
+@pytest.mark.long
 async def test_a_relay_that_cannot_start_without_the_broker_drops_it_too(
     frugal: World, broker: KafkaBroker, name: str, eventually: Eventually
 ) -> None:
@@ -88,6 +89,7 @@ async def test_a_relay_that_cannot_start_without_the_broker_drops_it_too(
     check_order(frugal, ids)
 
 
+@pytest.mark.long
 async def test_partitions_are_made_by_a_relay_that_is_started_again_while_the_broker_is_away(
     frugal: World, broker: KafkaBroker, eventually: Eventually
 ) -> None:

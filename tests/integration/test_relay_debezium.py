@@ -51,6 +51,7 @@ async def test_it_prints_the_configuration_and_says_that_nobody_uses_it(
     assert "does not exist in Kafka Connect: set connect.register to true" in last_line(world)
 
 
+@pytest.mark.long
 async def test_a_connector_that_would_send_other_bytes_is_refused(
     world: World, connect: ConnectWorker, eventually: Eventually
 ) -> None:
@@ -143,6 +144,7 @@ async def test_a_slot_lost_under_our_connector_is_healed_by_polling(
     assert relay.running
 
 
+@pytest.mark.long
 async def test_a_slot_lost_under_another_ones_connector_stops_the_relay_with_what_to_do(
     world: World, connect: ConnectWorker, eventually: Eventually
 ) -> None:

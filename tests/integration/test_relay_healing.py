@@ -81,6 +81,7 @@ async def test_a_slot_dropped_under_load_is_made_anew_without_a_gap(
     assert relay.running
 
 
+@pytest.mark.long
 async def test_a_slot_whose_wal_is_gone_is_made_anew_without_a_gap(
     world: World, kafka: KafkaBroker, tmp_path: Path, eventually: Eventually
 ) -> None:
@@ -145,6 +146,7 @@ async def test_a_slot_that_somebody_made_anew_meanwhile_is_not_trusted(
     assert "begins at" in log(world, 1)
 
 
+@pytest.mark.long
 async def test_kill_9_while_it_heals_loses_nothing(world: World, eventually: Eventually) -> None:
     world.migrate()
     relay = world.relay(STREAMS_RELAY__MODE="cdc")

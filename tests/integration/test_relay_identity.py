@@ -125,6 +125,7 @@ async def test_a_copy_of_the_database_is_refused_and_can_be_adopted(
             connection.execute(f"DROP DATABASE {copy} WITH (FORCE)")
 
 
+@pytest.mark.long
 async def test_a_dump_restored_on_another_server_is_refused_and_can_be_adopted(
     relayed: World, tmp_path_factory: pytest.TempPathFactory, eventually: Eventually
 ) -> None:

@@ -66,6 +66,7 @@ async def test_neither_sigterm_nor_kill_9_begins_the_backlog_again(
     assert max(times.values()) <= 2
 
 
+@pytest.mark.long
 async def test_a_published_row_survives_a_crash_of_the_server(
     world: World, tmp_path: Path, eventually: Eventually
 ) -> None:

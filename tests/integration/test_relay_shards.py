@@ -151,6 +151,7 @@ async def test_an_orderly_end_sends_nothing_twice(world: World, eventually: Even
     assert sorted(record.id for record in on_topic(world)) == ids
 
 
+@pytest.mark.long
 async def test_another_number_of_shards_waits_until_the_old_ones_are_gone(
     world: World, eventually: Eventually
 ) -> None:
@@ -170,6 +171,7 @@ async def test_another_number_of_shards_waits_until_the_old_ones_are_gone(
     await eventually(lambda: floor(world) == ids[-1])
 
 
+@pytest.mark.long
 async def test_a_relay_that_leads_alone_and_relays_that_share_never_lead_together(
     world: World, eventually: Eventually
 ) -> None:

@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import Any
 
 import psycopg
+import pytest
 
 from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import confirmed, leads
@@ -124,6 +125,7 @@ async def test_relays_that_differ_say_so(world: World, eventually: Eventually) -
     assert "mode=cdc leader_mode=poll" in log.read_text()
 
 
+@pytest.mark.long
 async def test_a_slot_that_another_system_reads_is_named(
     world: World, name: str, eventually: Eventually
 ) -> None:

@@ -53,6 +53,7 @@ async def test_there_and_back_under_load(
     assert acts == [("relay switch", "poll", "maintenance"), ("relay switch", "cdc", None)]
 
 
+@pytest.mark.long
 async def test_to_debezium_and_back_under_load(
     world: World, connect: ConnectWorker, name: str, eventually: Eventually
 ) -> None:

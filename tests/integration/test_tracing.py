@@ -376,6 +376,7 @@ async def test_one_trace_leads_from_the_request_through_relay_and_worker_into_th
     assert time.monotonic() - began < 20
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "command",
     [

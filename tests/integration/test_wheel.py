@@ -201,6 +201,7 @@ async def test_a_users_own_db_queries_and_tests_shadow_nothing(
     assert all(process.running for process in running)
 
 
+@pytest.mark.long
 def test_a_users_agent_passes_a_strict_type_check(
     installed: dict[str, str], tmp_path: Path
 ) -> None:

@@ -143,6 +143,7 @@ async def test_a_log_that_lost_its_end_is_read_again(
     assert (notes.saved("a"), notes.saved("b")) == (["a0", "a1", "a2"], ["b0", "b1"])
 
 
+@pytest.mark.long
 async def test_a_log_that_loses_its_end_under_a_running_worker_is_read_again(
     world: World, apart: KafkaBroker, tmp_path: Path, eventually: Eventually
 ) -> None:
