@@ -6,7 +6,9 @@ import logging
 import re
 import sys
 import time
+import traceback
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -29,6 +31,8 @@ LIBRARIES = (
     "opentelemetry",
 )
 SELDOM = 30.0
+# Of where an error was raised: with what is called in between a line becomes hard to read.
+FRAMES = 3
 # What somebody prints while Faust has replaced stdout is no library's chatter.
 PRINTED = "mode.redirect"
 _NUMBER = re.compile(r"\d+")
@@ -37,8 +41,8 @@ _NUMBER = re.compile(r"\d+")
 def setup(settings: Log, *, debug: bool = False) -> None:
     """Send every log record to stderr in the configured format; the last call wins.
 
-    `debug` adds tracebacks and overrides the level: without it a record's exception is its type and
-    one line.
+    `debug` adds tracebacks and overrides the level: without it a record's exception is its type,
+    one line, and where it was raised.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json(debug) if settings.format == "json" else _Text(debug))
@@ -135,7 +139,18 @@ def _data(record: logging.LogRecord) -> dict[str, Any]:
     if record.exc_info and record.exc_info[1] is not None:
         error = record.exc_info[1]
         data.setdefault("exception", type(error).__name__)
+        if where := _where(error):
+            data.setdefault("at", where)
     return data
+
+
+def _where(error: BaseException) -> str:
+    """The innermost calls, files and lines, outermost first: they hold nobody's text."""
+    frames = traceback.extract_tb(error.__traceback__)[-FRAMES:]
+    return " > ".join(
+        f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno} {frame.name}"
+        for frame in frames
+    )
 
 
 def _time(record: logging.LogRecord) -> str:

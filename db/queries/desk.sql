@@ -105,6 +105,18 @@ FROM drawn
 WHERE s.outbox_id = ANY(%(ids)s::bigint[]) AND s.outbox_id + 0 = drawn.resend_of
 RETURNING s.outbox_id, drawn.id;
 
+-- replayable_among --
+-- Those of these messages whose outbox row is there, with a text that counts and was not erased.
+SELECT given.outbox_id
+FROM unnest(%(ids)s::bigint[], %(bodies)s::bigint[]) AS given (outbox_id, body)
+JOIN (SELECT id FROM outbox WHERE id = ANY(%(ids)s::bigint[]) OFFSET 0) AS root
+  ON root.id = given.outbox_id
+JOIN (
+    SELECT id FROM outbox
+    WHERE id = ANY(%(bodies)s::bigint[]) AND payload::text NOT LIKE '{"$erased"%%'
+    OFFSET 0
+) AS source ON source.id = given.body;
+
 -- dead_discard --
 -- Locked messages given up for good; a conversation they held goes on.
 UPDATE outbox_state

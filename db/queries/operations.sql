@@ -97,10 +97,10 @@ SELECT pg_try_advisory_lock(hashtextextended('outbox-streams operation ' || %(id
 SELECT pg_advisory_unlock(hashtextextended('outbox-streams operation ' || %(id)s::bigint, 0));
 
 -- operation_next --
--- The next messages of it, after a position.
+-- The next messages of it that were not sent, after a position.
 SELECT position, source, outbox_id
 FROM outbox_operation_items
-WHERE operation = %(id)s AND position > %(after)s
+WHERE operation = %(id)s AND position > %(after)s AND outcome = 'waiting'
 ORDER BY position
 LIMIT %(limit)s;
 
@@ -177,10 +177,22 @@ SET state = %(state)s, reason = %(reason)s, ended_at = CASE WHEN %(state)s = 'do
 WHERE id = %(id)s AND state = 'running';
 
 -- operation_resume --
--- It goes on, carefully again.
-UPDATE outbox_operations
-SET state = 'running', reason = NULL, step = 0, step_begin = step_end
-WHERE id = %(id)s AND state = 'stopped';
+-- It goes on, carefully again, with the first message that was not sent: the step that was
+-- interrupted may have left some.
+UPDATE outbox_operations AS o
+SET state = 'running', reason = NULL, step = 0, step_begin = next.after, step_end = next.after
+FROM (
+    SELECT coalesce(
+        (SELECT min(position) - 1 FROM outbox_operation_items
+         WHERE operation = %(id)s AND outcome = 'waiting'),
+        (SELECT step_end FROM outbox_operations WHERE id = %(id)s)
+    ) AS after
+) AS next
+WHERE o.id = %(id)s AND o.state = 'stopped';
+
+-- operation_goes_on --
+-- Whether it is still to be worked, which nobody changes before the end of the transaction.
+SELECT state = 'running' FROM outbox_operations WHERE id = %(id)s FOR UPDATE;
 
 -- operation_step_state --
 -- The step under way: its outcomes so far, and for how many seconds it has gone on.

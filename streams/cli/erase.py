@@ -26,7 +26,7 @@ from streams.settings import Settings
 @click.option(
     "--force",
     is_flag=True,
-    help="Messages that are not settled too: they cannot be persisted any more.",
+    help="Unsettled messages too: a record that nobody has read yet is persisted all the same.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 def command(

@@ -32,7 +32,7 @@ def web(ctx: click.Context, host: str | None, port: int) -> None:
     # Imported only here: a password needs no web server.
     from streams.web.server import serve
 
-    log.setup(settings.log)
+    log.setup(settings.log, debug=bool(ctx.obj and ctx.obj["debug"]))
     asyncio.run(serve(settings, host, port, say))
 
 

@@ -27,15 +27,17 @@ import orjson
 from sqlalchemy import Connection
 
 from streams.database import query
-from streams.errors import StreamsError, UsageError
+from streams.errors import ServiceUnreachable, StreamsError, UsageError
 from streams.message_id import MessageId, name_of, parts_of, read_name
-from streams.operate.replay import BATCH, Operator, discard, replay
+from streams.operate.replay import BATCH, Operator, discard, replay, slice_of
 from streams.operate.selection import Choice, NotDead
 
 FIRST_STEPS = (1, 10, 89)
 TOLERATED = 0.1
 """The share of a step that may fail again."""
 POLL_SECONDS = 1.0
+PORTION_SECONDS = 5.0
+"""How long one call works at a rate: others come to their turn, and whoever stops it is heard."""
 ACTS = ("replay", "discard")
 
 
@@ -57,8 +59,9 @@ class Operation:
 
     Of these, `late` come after later ones of their conversation went on. `done` were worked,
     `failed` of them are dead or fail again; of those left alone `circling` were replayed too often,
-    and `gone` were no longer dead. `state` is preview, running, stopped (`reason` says why) or
-    done. `at_once`: without trying a few first.
+    and `gone` were no longer dead, or have nothing to send any more: erased, or without a row.
+    `state` is preview, running, stopped (`reason` says why) or done. `at_once`: without trying a
+    few first.
     """
 
     id: int
@@ -189,10 +192,11 @@ def submit(connection: Connection, number: int, operator: Operator) -> Operation
 
 
 def stop(connection: Connection, number: int, operator: Operator) -> Operation:
-    """Work no further step of it; what was sent takes its way."""
+    """Work no further message of it; what was sent takes its way."""
     with connection.begin():
         connection.exec_driver_sql(query("operation_lock"), {"id": number})
-        _end(connection, number, "stopped", f"stopped by {operator.who}")
+        if _end(connection, number, "stopped", f"stopped by {operator.who}"):
+            _note_act(connection, "stop", number, operator)
         return _read(connection, number)
 
 
@@ -200,7 +204,8 @@ def resume(connection: Connection, number: int, operator: Operator) -> Operation
     """Let a stopped operation go on, one message first."""
     with connection.begin():
         connection.exec_driver_sql(query("operation_lock"), {"id": number})
-        connection.exec_driver_sql(query("operation_resume"), {"id": number})
+        if connection.exec_driver_sql(query("operation_resume"), {"id": number}).rowcount:
+            _note_act(connection, "resume", number, operator)
         return _read(connection, number)
 
 
@@ -255,11 +260,11 @@ def work(connection: Connection, number: int) -> float | None:
             return None
         _settle(connection, now)
         sent, failed, size, _ = _step(connection, now)
-        if not now.at_once and failed > TOLERATED * size:
+        rows = _unsent(connection, now)
+        if not rows and not now.at_once and failed > TOLERATED * size:
             reason = f"{failed:,} of {size:,} messages of this step failed again"
             _end(connection, number, "stopped", reason)
             return None
-        rows = _unsent(connection, now)
         if sent and not rows and not now.at_once:
             return POLL_SECONDS
         # Nothing of the step before could be tried: that is no reason to try more at once.
@@ -273,11 +278,14 @@ def work(connection: Connection, number: int) -> float | None:
                 return None
             step = {"id": number, "begin": now.step_end, "end": rows[-1][0], "step": tried + 1}
             connection.exec_driver_sql(query("operation_step"), step)
+    portion, pause = _portion(now.rate, len(rows))
     sent = _send(
         connection,
         now,
-        [(position, name_of(source, outbox_id)) for position, source, outbox_id in rows],
+        [(position, name_of(source, outbox_id)) for position, source, outbox_id in rows[:portion]],
     )
+    if portion < len(rows):
+        return pause
     return POLL_SECONDS if sent and now.act == "replay" and not now.at_once else 0.0
 
 
@@ -291,9 +299,21 @@ def work_all(connection: Connection) -> float:
     pauses = [5.0]
     for number in numbers:
         with held(connection, number) as taken:
-            if taken and (pause := work(connection, number)) is not None:
+            if taken and (pause := _work_or_end(connection, number)) is not None:
                 pauses.append(pause)
     return min(pauses)
+
+
+def _work_or_end(connection: Connection, number: int) -> float | None:
+    """As `work`; what cannot be done of one operation is its reason, and holds up no other."""
+    try:
+        return work(connection, number)
+    except ServiceUnreachable:
+        raise
+    except StreamsError as error:
+        with connection.begin():
+            _end(connection, number, "stopped", str(error))
+        return None
 
 
 class _Items:
@@ -304,6 +324,12 @@ class _Items:
     ) -> None:
         self.operation = operation.id
         self._connection, self._through, self._positions = connection, operation.through, positions
+
+    def goes_on(self) -> bool:
+        parameters = {"id": self.operation}
+        return bool(
+            self._connection.exec_driver_sql(query("operation_goes_on"), parameters).scalar()
+        )
 
     def still(self, ids: Sequence[MessageId]) -> list[MessageId]:
         sources, numbers = _parts(ids)
@@ -356,6 +382,13 @@ def _unsent(connection: Connection, now: Operation) -> Sequence[Any]:
     return connection.exec_driver_sql(query("operation_unsent"), step).all()
 
 
+def _portion(rate: float | None, left: int) -> tuple[int, float]:
+    """How many messages to work now, and for how many seconds to wait before the next ones."""
+    if rate is None:
+        return left, 0.0
+    return max(1, int(rate * PORTION_SECONDS)), slice_of(rate) / rate
+
+
 def _step(connection: Connection, now: Operation) -> Sequence[Any]:
     step = {"id": now.id, "begin": now.step_begin, "end": now.step_end}
     return connection.exec_driver_sql(query("operation_step_state"), step).one()
@@ -365,9 +398,21 @@ def _size(step: int) -> int:
     return FIRST_STEPS[step] if step < len(FIRST_STEPS) else BATCH
 
 
-def _end(connection: Connection, number: int, state: str, reason: str | None) -> None:
+def _end(connection: Connection, number: int, state: str, reason: str | None) -> bool:
+    """Whether it was running."""
     parameters = {"id": number, "state": state, "reason": reason}
-    connection.exec_driver_sql(query("operation_end"), parameters)
+    return connection.exec_driver_sql(query("operation_end"), parameters).rowcount > 0
+
+
+def _note_act(connection: Connection, act: str, number: int, operator: Operator) -> None:
+    note = {
+        "who": operator.who,
+        "act": act,
+        "outbox_id": None,
+        "what": orjson.dumps({"operation": number}).decode(),
+        "why": operator.why,
+    }
+    connection.exec_driver_sql(query("note_action"), note)
 
 
 def _note(connection: Connection, number: int, outcomes: Mapping[int, str]) -> None:

@@ -68,6 +68,9 @@ class Ledger(Protocol):
 
     operation: int
 
+    def goes_on(self) -> bool:
+        """Whether the act is still wanted; asked before anything else is locked."""
+
     def still(self, ids: Sequence[MessageId]) -> list[MessageId]:
         """Those of these messages that the act is about.
 
@@ -91,36 +94,36 @@ def replay(
     """Send these dead messages again, in this order (`in_order` gives it), at most `rate` a second.
 
     Each step is committed when it is yielded. Messages replayed MOST_REPLAYS times are left dead
-    unless `force`; one that is circling alone is a ReplayLimitReached.
+    unless `force`; one that is circling alone is a ReplayLimitReached. What was erased, or has lost
+    its outbox row, is refused; as part of an operation it is left alone, since it must not hold up
+    the others.
     """
     for batch in _paced(ids, rate):
         with connection.begin():
+            if ledger is not None and not ledger.goes_on():
+                return
             dead = _lock(connection, batch, ledger)
             chosen = [
                 message_id
                 for message_id in batch
                 if message_id in dead and (force or dead[message_id].replays < MOST_REPLAYS)
             ]
-            circling = len(dead) - len(chosen)
-            if circling == len(ids) == 1 and ledger is None:
+            circling = [name for name in batch if name in dead and name not in chosen]
+            if len(circling) == len(ids) == 1 and ledger is None:
                 raise ReplayLimitReached(
                     f"message {ids[0]} was replayed {dead[ids[0]].replays} times already and died"
                     " again: mend the cause, then --force"
                 )
-            _send_again(connection, chosen, dead)
+            if ledger is None:
+                _send_again(connection, chosen, dead)
+            else:
+                chosen = _send_what_can(connection, chosen, dead)
             about = {"filter": choice.said(), "force": force} | _deaths(dead, chosen)
             _account(connection, operator, "replay", chosen, about, ledger)
             if ledger is not None:
-                sent = dict.fromkeys(chosen, "sent")
-                ledger.note(
-                    {
-                        message_id: sent.get(
-                            message_id, "circling" if message_id in dead else "gone"
-                        )
-                        for message_id in batch
-                    }
-                )
-        yield Step(len(chosen), circling, len(batch) - len(dead))
+                outcomes = dict.fromkeys(batch, "gone") | dict.fromkeys(circling, "circling")
+                ledger.note(outcomes | dict.fromkeys(chosen, "sent"))
+        yield Step(len(chosen), len(circling), len(batch) - len(chosen) - len(circling))
 
 
 def discard(
@@ -135,6 +138,8 @@ def discard(
     """Give these dead messages up for good; each step is committed when it is yielded."""
     for batch in _paced(ids, rate):
         with connection.begin():
+            if ledger is not None and not ledger.goes_on():
+                return
             chosen = list(_lock(connection, batch, ledger))
             connection.exec_driver_sql(query("dead_discard"), {"ids": ours(chosen)})
             connection.exec_driver_sql(query("foreign_discard"), foreign(chosen))
@@ -186,28 +191,35 @@ def edit(
 
 
 def compare(
-    connection: Connection, name: MessageId, text: bytes, registry: Registry, max_bytes: int
+    connection: Connection,
+    name: MessageId,
+    text: bytes,
+    registry: Registry,
+    max_bytes: int,
+    operator: Operator,
 ) -> tuple[str, str]:
-    """The payload that counts now, and this one as `edit` would store it.
+    """A dead message's payload that counts now, and this one as `edit` would store it.
 
-    UsageError as there, and nothing is done.
+    Whoever sees the difference has read the text, and that is written down. UsageError as there,
+    and nothing is done.
     """
-    source, outbox_id = parts_of(name)
-    parameters: dict[str, Any] = {"source": source, "outbox_id": outbox_id}
     with connection.begin():
-        if not source:
-            parameters["body"] = connection.exec_driver_sql(
-                query("body_of"), parameters
-            ).scalar_one_or_none()
+        dead = _locked(connection, [name])
+        if not dead:
+            raise NotDead(f"message {name} is not dead: nothing was done")
+        source, outbox_id = parts_of(name)
+        parameters = {"source": source, "outbox_id": outbox_id, "body": dead[name].body}
         row = connection.exec_driver_sql(
             query("foreign_payload" if source else "dead_payload"), parameters
         )
         letter = row.mappings().one_or_none()
-    if letter is None or letter["payload"] is None:
-        raise NotDead(f"message {name} is not dead: nothing was done")
-    event = _agent(letter["biz_type"], registry).event
-    key = envelope.conversation(letter["payload"], event) if source else letter["key"]
-    return letter["payload"], _checked(text, event, key, max_bytes)[1]
+        if letter is None or letter["payload"] is None:
+            raise NotDead(f"message {name} has no text any more: nothing was done")
+        event = _agent(letter["biz_type"], registry).event
+        key = envelope.conversation(letter["payload"], event) if source else letter["key"]
+        new = _checked(text, event, key, max_bytes)[1]
+        note(connection, operator, "read text", [name], {"compared": True})
+    return letter["payload"], new
 
 
 def plan(connection: Connection, choice: Choice) -> list[MessageId]:
@@ -244,9 +256,14 @@ def note(
     connection.exec_driver_sql(query("note_action"), note)
 
 
+def slice_of(rate: float | None) -> int:
+    """How many messages go at once at so many a second."""
+    return BATCH if rate is None else max(1, min(BATCH, int(rate)))
+
+
 def _paced(ids: Sequence[MessageId], rate: float | None) -> Iterator[Sequence[MessageId]]:
     """Slices of the plan, each when the rate lets it go."""
-    size = BATCH if rate is None else max(1, min(BATCH, int(rate)))
+    size = slice_of(rate)
     began = time.monotonic()
     for start in range(0, len(ids), size):
         if rate is not None:
@@ -332,6 +349,17 @@ def _send_again(
                 f"message {lost} has lost its outbox row and cannot be replayed: nothing was done"
             )
         connection.exec_driver_sql(query("foreign_replay"), foreign(ids))
+
+
+def _send_what_can(
+    connection: Connection, ids: Sequence[MessageId], dead: Mapping[MessageId, _Death]
+) -> list[MessageId]:
+    """Send those again that have something to send, and say which."""
+    given = {"ids": ours(ids), "bodies": [dead[one].body for one in ours(ids)]}
+    able = set(connection.exec_driver_sql(query("replayable_among"), given).scalars())
+    chosen = [one for one in ids if not isinstance(one, int) or one in able]
+    _send_again(connection, chosen, dead)
+    return chosen
 
 
 def _refuse_erased(connection: Connection, messages: Mapping[int | None, MessageId]) -> None:

@@ -53,7 +53,12 @@ class Access:
     async def identify(self, request: Request) -> Identity | None:
         """Who asks, None when nobody is known; Refusal for what must not be served at all."""
         if request.all("authorization"):
-            return self._by_token(request)
+            by_token = self._by_token(request)
+            # The header may be the application's own, or the proxy's, who say who asks.  But from
+            # this machine anybody comes in: not with a token that is none.
+            anybody = self._host is None and self._web.access == "local"
+            if by_token is not None or anybody:
+                return by_token
         if self._host is not None:
             identity = self._host(request)
             return await identity if inspect.isawaitable(identity) else identity
@@ -66,17 +71,22 @@ class Access:
         Refusal when it is wrong, or tried too often.
         """
         client = request.peer or ""
-        if (seconds := self._failures.delay(client, time.monotonic())) > 0:
-            raise Refusal(429, f"too many failed logins from your address: wait {seconds:.0f} s")
+        self._check_delay(client)
         user = self._web.users.get(name)
         known = user.password if user else passwords.NOBODY
         async with self._hashing:
+            # Others from there may have failed while this one waited.
+            self._check_delay(client)
             right = await asyncio.to_thread(passwords.fits, password, known)
-        if user is None or not right:
-            self._failures.add(client, time.monotonic())
-            raise Refusal(403, "the name or the password is wrong")
+            if user is None or not right:
+                self._failures.add(client, time.monotonic())
+                raise Refusal(403, "the name or the password is wrong")
         self._failures.forget(client)
         return passwords.issue(name, known, self._web.secret or "", time.time())
+
+    def _check_delay(self, client: str) -> None:
+        if (seconds := self._failures.delay(client, time.monotonic())) > 0:
+            raise Refusal(429, f"too many failed logins from your address: wait {seconds:.0f} s")
 
     def _by_machine(self, request: Request) -> Identity:
         if is_forwarded(request):

@@ -135,7 +135,7 @@ async def edit(call: Call) -> Response:
         )
         return _done(call, Done("replay", [name]), f"messages/{name}")
     old, new = await site.acts.run(
-        lambda connection: operate.compare(connection, name, payload, registry, most)
+        lambda connection: operate.compare(connection, name, payload, registry, most, operator)
     )
     before, after = _laid_out(old).splitlines(), _laid_out(new).splitlines()
     changes = list(difflib.ndiff(before, after))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from functools import partial
 
 import msgspec
@@ -22,6 +23,8 @@ from streams.web.rights import Right
 from streams.web.routes import Call, Route
 
 logger = logging.getLogger(__name__)
+
+GOODBYE_SECONDS = 1.0
 
 
 class AuditForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,12 +82,20 @@ class Audits:
         try:
             await audit_apart(settings, full=full)
         except StreamsError as error:
-            logger.warning("an audit failed", extra={"reason": str(error)})
-            failed = partial(_note_failure, operator=operator, reason=str(error))
-            try:
-                await self._pool.run(failed)
-            except StreamsError as gone:
-                logger.warning("nor can that be written down", extra={"reason": str(gone)})
+            await self._failed(operator, str(error))
+        except asyncio.CancelledError:
+            # Whoever looks elsewhere is told, and may ask for another.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GOODBYE_SECONDS):
+                    await self._failed(operator, "the process that made it was stopped")
+            raise
+
+    async def _failed(self, operator: Operator, reason: str) -> None:
+        logger.warning("an audit failed", extra={"reason": reason})
+        try:
+            await self._pool.run(partial(_note_failure, operator=operator, reason=reason))
+        except StreamsError as gone:
+            logger.warning("nor can that be written down", extra={"reason": str(gone)})
 
 
 def _note_failure(connection: Connection, operator: Operator, reason: str) -> None:

@@ -46,7 +46,8 @@ def check_host(request: Request, hosts: Collection[str]) -> None:
     name = host_name(given)
     if name is None:
         raise Refusal(400, f"Host is {given!r:.80}: expected one host name or address")
-    if name == "localhost" or name in hosts or _is_address(name):
+    known = {host.lower().rstrip(".") for host in hosts}
+    if name == "localhost" or name in known or _is_address(name):
         return
     raise Refusal(421, f"Host is {name!r:.80}: expected an address, localhost or one of web.hosts")
 
@@ -55,7 +56,8 @@ def check_origin(request: Request, origins: Collection[str], *, bearer: bool) ->
     """Refusal unless a page of ours, or one of `origins`, sent this; or a program with a token."""
     site, origin = request.header("sec-fetch-site"), request.header("origin")
     many = len(request.all("sec-fetch-site")) > 1 or len(request.all("origin")) > 1
-    if not many and (site == "same-origin" or origin in origins):
+    known = {each.lower().rstrip("/") for each in origins}
+    if not many and (site == "same-origin" or origin in known):
         return
     if not many and not site and origin and origin == own_origin(request):
         return

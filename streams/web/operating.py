@@ -85,11 +85,7 @@ async def submit(call: Call) -> Response:
     number = call.parameters(OperationForm).operation
 
     def run(connection: Connection) -> Operation:
-        act = operations.operation(connection, number).act
-        if act == "discard" and Right.DISCARD not in call.who.rights:
-            raise Refusal(
-                403, f"this needs the right discard, which {call.who.name!r:.60} does not have"
-            )
+        _permitted(call, connection, number)
         return operations.submit(connection, number, Operator(call.who.name))
 
     return await _done(call, run)
@@ -106,9 +102,21 @@ async def stop(call: Call) -> Response:
 async def resume(call: Call) -> Response:
     """Let a stopped operation go on."""
     number = call.parameters(OperationForm).operation
-    return await _done(
-        call, lambda connection: operations.resume(connection, number, Operator(call.who.name))
-    )
+
+    def run(connection: Connection) -> Operation:
+        _permitted(call, connection, number)
+        return operations.resume(connection, number, Operator(call.who.name))
+
+    return await _done(call, run)
+
+
+def _permitted(call: Call, connection: Connection, number: int) -> None:
+    """Refusal when whoever asks may not let this operation be worked."""
+    act = operations.operation(connection, number).act
+    if act == "discard" and Right.DISCARD not in call.who.rights:
+        raise Refusal(
+            403, f"this needs the right discard, which {call.who.name!r:.60} does not have"
+        )
 
 
 async def _done(call: Call, run: Callable[[Connection], Operation]) -> Response:

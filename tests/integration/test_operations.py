@@ -5,6 +5,7 @@ Nothing is sent twice, whoever dies.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -286,3 +287,98 @@ def test_a_discard_is_done_at_once_and_says_what_was_gone(
     ended = operations.operation(desk, operation.id)
     assert (ended.state, ended.done, ended.gone) == ("done", 3, 1)
     assert [each.id for each in operations.operations(desk)] == [operation.id]
+
+
+def test_what_was_erased_or_lost_its_row_is_left_alone_and_holds_up_nothing(
+    business: psycopg.Connection[Any], desk: Connection
+) -> None:
+    ids, others = die(business, 5), die(business, 3, "later")
+    business.execute("""UPDATE outbox SET payload = '{"$erased": true}' WHERE id = %s""", [ids[1]])
+    first, second = begun(desk), begun(desk, Choice(error="later"))
+    business.execute("DELETE FROM outbox WHERE id = %s", [ids[3]])
+    for _ in range(8):
+        operations.work_all(desk)
+        fate(business, "consumed")
+    ended = [operations.operation(desk, one.id) for one in (first, second)]
+    assert [(one.state, one.done, one.gone) for one in ended] == [("done", 3, 2), ("done", 3, 0)]
+    assert sorted(sent(business)) == sorted({*ids, *others} - {ids[1], ids[3]})
+
+
+def test_an_operation_that_cannot_be_worked_says_why_and_holds_up_no_other(
+    business: psycopg.Connection[Any], desk: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    die(business, 1), die(business, 1, "later")
+    first, second = begun(desk), begun(desk, Choice(error="later"))
+    send: Callable[..., int] = operations._send
+
+    def refuse(connection: Connection, now: Operation, rows: Any) -> int:
+        if now.id == first.id:
+            raise UsageError("it cannot be done")
+        return send(connection, now, rows)
+
+    monkeypatch.setattr(operations, "_send", refuse)
+    for _ in range(3):
+        operations.work_all(desk)
+        fate(business, "consumed")
+    stopped, done = (operations.operation(desk, one.id) for one in (first, second))
+    assert (stopped.state, stopped.reason, done.state) == ("stopped", "it cannot be done", "done")
+
+
+@pytest.mark.parametrize("rate", [None, 2.0])
+def test_one_that_was_stopped_in_the_middle_of_a_step_goes_on_with_what_is_left(
+    business: psycopg.Connection[Any],
+    desk: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    rate: float | None,
+) -> None:
+    monkeypatch.setattr(operations, "PORTION_SECONDS", 1.0)
+    ids = die(business, 15)
+    operation = begun(desk, rate=rate)
+    operations.work(desk, operation.id)
+    fate(business, "consumed")
+    if rate is None:
+        # The process dies between the step and what it sends.
+        monkeypatch.setattr(operations, "_send", lambda *_: 0)
+    assert operations.work(desk, operation.id) is not None
+    monkeypatch.undo()
+    assert len(sent(business)) == (1 if rate is None else 3)
+    fate(business, "consumed")
+    operations.stop(desk, operation.id, ANN)
+    operations.resume(desk, operation.id, BOB)
+    while operations.work(desk, operation.id) is not None:
+        fate(business, "consumed")
+    ended = operations.operation(desk, operation.id)
+    assert (ended.state, ended.done) == ("done", 15)
+    assert sorted(sent(business)) == ids
+    acts = business.execute(
+        "SELECT act, who, why, (what->>'operation')::int FROM outbox_actions"
+        " WHERE act IN ('stop', 'resume') ORDER BY id"
+    )
+    assert acts.fetchall() == [
+        ("stop", "ann", "mended", operation.id),
+        ("resume", "bob", "mended too", operation.id),
+    ]
+
+
+@pytest.mark.parametrize("act", ["replay", "discard"])
+def test_whoever_stops_it_is_heard_before_the_next_messages(
+    business: psycopg.Connection[Any],
+    desk: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    act: str,
+) -> None:
+    die(business, 12)
+    operation = begun(desk, act=act, rate=1.0, at_once=True)
+    slept: list[float] = []
+    with desk.engine.connect() as other:
+
+        def stopped_meanwhile(seconds: float) -> None:
+            slept.append(seconds)
+            if len(slept) == 2:
+                operations.stop(other, operation.id, BOB)
+
+        monkeypatch.setattr(time, "sleep", stopped_meanwhile)
+        operations.work(desk, operation.id)
+    assert operations.work(desk, operation.id) is None
+    outcomes = [item.outcome for item in operations.items(desk, operation.id)]
+    assert outcomes == ["sent" if act == "replay" else "done"] + ["waiting"] * 11

@@ -330,6 +330,11 @@ async def test_acts_are_done_once_and_written_down(site: Site, database: str) ->
     chat = {"user_id": 7, "conversation_id": "conversation-3", "role": "user", "message": "fixed"}
     form = {"payload": json.dumps(chat), "why": "fixed by hand"}
     page = (await post(site, "/messages/83/edit", **form)).body.decode()
+    # Whoever sees it has read the text; and of a message that is not dead nobody does.
+    assert query("SELECT act FROM outbox_actions WHERE outbox_id = 83") == [("read text",)]
+    consumed = query("SELECT min(outbox_id) FROM outbox_state WHERE status = 'consumed'")[0][0]
+    refused = await post(site, f"/messages/{consumed}/edit", **form)
+    assert (refused.status, b"canary-text" in refused.body) == (409, False)
     assert '<span class="old">-   &#34;text&#34;: &#34;canary-text 83&#34;</span>' in page
     assert '<span class="new">+   &#34;user_id&#34;: 7,</span>' in page
     assert query("SELECT status FROM outbox_state WHERE outbox_id = 83") == [("dead",)]

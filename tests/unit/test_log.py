@@ -58,6 +58,7 @@ def test_a_traceback_shows_only_when_debugging(
             logging.getLogger("streams.x").exception("failed")
         assert ("Traceback" in (line := capsys.readouterr().err)) is debug
         assert "ValueError" in line
+        assert "test_log.py:" in line and "test_a_traceback_shows_only_when_debugging" in line
         assert ("secret text" in line) is debug
 
 

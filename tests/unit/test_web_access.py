@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from typing import Any
@@ -117,6 +118,21 @@ async def test_failed_logins_delay_by_address_and_tell_nothing(
     assert await ours.log_in(ask(peer="127.0.0.2"), "amy", PASSWORD)
 
 
+async def test_failed_logins_at_once_delay_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def fits(password: str, known: str) -> bool:
+        tried.append(password)
+        return False
+
+    monkeypatch.setattr(passwords, "fits", fits)
+    ours = access(access="users", users={"amy": {"password": LINE}}, secret=SECRET)
+    many = [ours.log_in(ask(), "amy", f"guess {number}") for number in range(20)]
+    refused = await asyncio.gather(*many, return_exceptions=True)
+    assert len(tried) == 4
+    assert [each.status for each in refused if isinstance(each, Refusal)] == [403] * 4 + [429] * 16
+
+
 @pytest.mark.parametrize("password", [PASSWORD, "", "wrong", "x\0y"])
 def test_a_password_fits_its_own_line(password: str) -> None:
     assert passwords.fits(password, LINE) == (password == PASSWORD)
@@ -177,6 +193,19 @@ async def test_a_token_counts_beside_any_access_and_a_wrong_one_counts_for_nothi
         for wrong in ("Bearer other", "Bearer", "Basic t0ken", ""):
             # This machine, with a wrong token, is not let in as this machine.
             assert await ours.identify(ask(("authorization", wrong))) is None
+
+
+async def test_a_header_of_the_application_or_the_proxy_hides_nobody() -> None:
+    amy = Identity("amy", ROLES["support"], "host")
+    bearer, basic = ("authorization", "Bearer a.jwt.of.theirs"), ("authorization", "Basic YTpi")
+    assert await access(lambda _: amy).identify(ask(bearer, peer="9.9.9.9")) == amy
+    known = await access(**PROXY).identify(ask(*SAID, basic, peer="10.1.1.1"))
+    assert known is not None and known.how == "proxy"
+    users = {"amy": {"password": LINE, "role": "operator"}}
+    ours = access(access="users", users=users, secret=SECRET)
+    cookie = passwords.issue("amy", LINE, SECRET, time.time())
+    seen = await ours.identify(ask(basic, ("cookie", f"{COOKIE}={cookie}")))
+    assert seen is not None and seen.name == "amy"
 
 
 async def test_the_host_application_says_who_asks() -> None:
