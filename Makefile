@@ -10,7 +10,6 @@ PYTHON ?= $(shell for each in python3.11 python3.12 python3.13 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := $(wildcard requirements.lock)
-PIP := $(BIN)/python -m pip --disable-pip-version-check install
 WORKERS ?= 2
 # Most tests wait for servers: four at a time, each with servers of its own, keep two cores busy.
 # In the order of their folders: the slowest files come first, and the quick ones fill the gaps at the end.
@@ -30,8 +29,7 @@ $(VENV)/ready: pyproject.toml $(LOCK)
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || \
 		{ echo "outbox-streams needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 venv" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(if $(LOCK),$(PIP) --requirement $(LOCK))
-	$(PIP) $(if $(LOCK),--no-deps) --editable '.[test]'
+	@.ci/install $(BIN)/python
 	@touch $@
 
 up: venv ## Start PostgreSQL, Kafka, relay, two workers and the demo, and say where the pages are; Ctrl-C stops everything
