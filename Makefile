@@ -38,7 +38,7 @@ up: venv ## Start PostgreSQL, Kafka, relay, two workers and the demo, and say wh
 down: venv ## Stop what `make up` or `streams up --detach` started here
 	@$(BIN)/streams down
 
-test: checks ## Lint, types and tests: some eighteen minutes on two cores, most of it waiting for servers
+test: checks ## Lint, types and tests: a quarter of an hour on two cores, most of it waiting for servers
 	$(PYTEST) -m 'not long'
 
 test-long: checks ## The same with the long tests, in full counts: much longer

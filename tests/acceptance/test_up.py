@@ -271,6 +271,7 @@ def test_a_second_up_says_who_runs(up: Path, status: Status, forked: Command) ->
     assert forked(up, "up", "--detach").returncode == 2
 
 
+@pytest.mark.long
 def test_a_killed_worker_comes_back_and_works(up: Path, status: Status) -> None:
     killed = status(up)["workers"][0]["pid"]
     os.kill(killed, signal.SIGKILL)

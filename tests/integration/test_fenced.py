@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 from streams.dev.kafka import KafkaBroker
 from streams.dev.process import Process
 
@@ -29,6 +31,7 @@ print(*seen)
 """
 
 
+@pytest.mark.long
 async def test_whoever_looks_at_a_cluster_of_fenced_brokers_finds_it_away_and_goes_on(
     quick: Path, tmp_path: Path
 ) -> None:

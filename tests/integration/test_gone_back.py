@@ -135,6 +135,7 @@ async def test_a_beat_that_kafka_lost_refuses_nobody_and_is_written_anew(
     assert relay.running
 
 
+@pytest.mark.long
 async def test_kafka_never_counts_ahead_of_the_database(
     world: World, eventually: Eventually
 ) -> None:

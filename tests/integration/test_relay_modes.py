@@ -128,7 +128,7 @@ async def test_the_least_privileges_of_polling_are_enough_and_auto_says_why_it_p
     await eventually(published(world, ids))
 
 
-@pytest.mark.parametrize("mode", ["cdc", "debezium"])
+@pytest.mark.parametrize("mode", ["cdc", pytest.param("debezium", marks=pytest.mark.long)])
 async def test_the_least_privileges_of_a_relay_that_reads_the_log_are_enough(
     world: World, least: str, connect: ConnectWorker, eventually: Eventually, mode: str
 ) -> None:

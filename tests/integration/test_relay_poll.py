@@ -41,6 +41,7 @@ def floor(world: World) -> int:
     return int(world.query("SELECT coalesce(max(floor), 0) FROM relay_position")[0][0])
 
 
+@pytest.mark.long
 async def test_neither_sigterm_nor_kill_9_begins_the_backlog_again(
     backlog: tuple[World, Process], eventually: Eventually
 ) -> None:

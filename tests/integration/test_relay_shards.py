@@ -196,6 +196,7 @@ async def test_a_relay_that_leads_alone_and_relays_that_share_never_lead_togethe
     assert len(on_topic(world)) < 2 * len(ids)
 
 
+@pytest.mark.long
 async def test_a_backlog_of_many_passes_is_shared(world: World, eventually: Eventually) -> None:
     rows = 60_000
     world.query(

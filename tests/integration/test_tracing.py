@@ -282,6 +282,7 @@ async def save(notes: Batch[NoteAdded], db: AsyncConnection) -> None:
 """
 
 
+@pytest.mark.long
 def test_who_does_not_trace_does_not_load_opentelemetry() -> None:
     code = (
         "import sys, streams.relay, streams.app; print([name for name in sys.modules if"
