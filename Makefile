@@ -11,6 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := $(wildcard requirements.lock)
 WORKERS ?= 2
+# What was compiled once is compiled again by none of the thousand processes that tests start.
+unexport PYTHONDONTWRITEBYTECODE
 # Most tests wait for servers: four at a time, each with servers of its own, keep two cores busy.
 # In the order of their folders: the slowest files come first, and the quick ones fill the gaps at the end.
 PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
