@@ -74,8 +74,11 @@ LEFT JOIN LATERAL (
     LIMIT 1) AS s ON true;
 
 -- foreign_payloads --
--- Messages with the payload that counts.
-SELECT outbox_id, biz_type, key, payload, created_at
+-- Messages with the payload that counts, and their times in milliseconds since 1970, null where
+-- Python has no such time.
+SELECT outbox_id, biz_type, key, payload,
+       CASE WHEN created_at BETWEEN '0001-01-01' AND '9999-12-31 23:59:59.999'
+            THEN (extract(epoch FROM created_at) * 1000)::bigint END
 FROM outbox_foreign
 WHERE source = %(source)s AND outbox_id = ANY(%(ids)s::bigint[]);
 
@@ -150,10 +153,13 @@ RETURNING s.outbox_id, extract(epoch FROM s.next_retry_at)::double precision;
 
 -- foreign_open_rows --
 -- Those of these messages that are open, in their order; about so many bytes of payloads as they
--- are stored.
+-- are stored. The time as in `foreign_payloads`, the payload of those alone that are asked for it.
 SELECT outbox_id, key, status, attempts, due, error_code,
        extract(epoch FROM now() - updated_at)::double precision,
-       partition, "offset", biz_type, payload, created_at
+       partition, "offset", biz_type,
+       CASE WHEN outbox_id = ANY(%(bodies)s::bigint[]) THEN payload END,
+       CASE WHEN created_at BETWEEN '0001-01-01' AND '9999-12-31 23:59:59.999'
+            THEN (extract(epoch FROM created_at) * 1000)::bigint END
 FROM (
     SELECT s.*, coalesce(s.next_retry_at <= now(), false) AS due,
            sum(pg_column_size(s.payload)) OVER (ORDER BY s.arrived)

@@ -1,9 +1,10 @@
 -- open_rows --
 -- Those of these messages that are open, in their order, with the payload that counts; about so
 -- many bytes of payloads as they are stored, so that a conversation of large ones is read in
--- portions.
+-- portions. The time as in `payloads`.
 SELECT outbox_id, key, status, attempts, due, error_code, since, partition, "offset", biz_type,
-       payload::text, created_at
+       payload::text, CASE WHEN created_at BETWEEN '0001-01-01' AND '9999-12-31 23:59:59.999'
+                           THEN (extract(epoch FROM created_at) * 1000)::bigint END
 FROM (
     SELECT s.outbox_id, s.key, s.status, s.attempts,
            coalesce(s.next_retry_at <= now(), false) AS due, s.error_code,

@@ -164,8 +164,11 @@ LEFT JOIN (SELECT * FROM outbox_state WHERE outbox_id = ANY(%(ids)s::bigint[]) O
 
 -- payloads --
 -- Messages by their root, with the payload that counts: that of the row given for each, of which a
--- replay makes a new one.
-SELECT root.id, root.biz_type, root.key, body.payload::text, root.created_at
+-- replay makes a new one. Its time is in milliseconds since 1970, null where Python has no such
+-- time: a row's may be infinity.
+SELECT root.id, root.biz_type, root.key, body.payload::text,
+       CASE WHEN root.created_at BETWEEN '0001-01-01' AND '9999-12-31 23:59:59.999'
+            THEN (extract(epoch FROM root.created_at) * 1000)::bigint END
 FROM unnest(%(ids)s::bigint[], %(bodies)s::bigint[]) AS given (id, body)
 JOIN (SELECT * FROM outbox WHERE id = ANY(%(ids)s::bigint[]) OFFSET 0) AS root ON root.id = given.id
 LEFT JOIN (SELECT * FROM outbox WHERE id = ANY(%(bodies)s::bigint[]) OFFSET 0) AS body

@@ -104,6 +104,16 @@ class Attempt:
     spans: RunSpans
     outcome: Outcome
 
+    async def loading(self, ids: Collection[int], offset: int) -> Collection[int]:
+        """Note that these messages are about to be loaded from what is stored of them.
+
+        Returns those that must not be: their process died of it too often. `offset` is that of
+        their first record, where they came by one.
+        """
+        if self.trial is None or not ids:
+            return ()
+        return await self.trial.load(ids, offset, self.history.known_failures)
+
     async def settle(self) -> None:
         """Before the commit: forget what was stored of settled messages.
 

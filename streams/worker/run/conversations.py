@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
+from streams.codec import Unreadable
 from streams.worker.delivery import UNKNOWN, Delivery
+from streams.worker.failure.classify import describe
 from streams.worker.run.attempt import Attempt, Outcome
 from streams.worker.run.decide import waited
-from streams.worker.run.origin import Origin
+from streams.worker.run.origin import Origin, load
 from streams.worker.run.pipeline import handle, reclaim
 from streams.worker.set_aside import SetAside
 
@@ -35,7 +37,7 @@ async def work_conversations(
     transaction = attempt.transaction
     await transaction.lock([partition])
     limit = max(1, most // max(1, len(keys)))
-    heads = _due(await transaction.open_rows(keys, 1), partition, transaction.origin)
+    heads = await _open(attempt, keys, 1, partition)
     again = [(delivery, status) for delivery, status in heads if status == "retrying"]
     still_waiting = await _work(attempt, again)
     failed_before = {delivery.key for delivery, _ in again}
@@ -44,9 +46,21 @@ async def work_conversations(
         (sorted(failed_before - still_waiting), limit - 1),
     ):
         if rest and count:
-            rows = await transaction.open_rows(rest, count)
-            await _work(attempt, _due(rows, partition, transaction.origin))
+            await _work(attempt, await _open(attempt, rest, count, partition))
     return attempt.outcome
+
+
+async def _open(
+    attempt: Attempt, keys: Sequence[str], most: int, partition: int
+) -> list[tuple[Delivery, str]]:
+    """(message, its status) of the first so many of each conversation that may be worked now."""
+    transaction = attempt.transaction
+    line = await transaction.open_line(keys, most)
+    condemned = await attempt.loading(line, 0)
+    rows = await transaction.open_rows(line, condemned)
+    known = attempt.history.known_failures
+    failures = {outbox_id: known[outbox_id] for outbox_id in condemned}
+    return _due(rows, partition, transaction.origin, failures)
 
 
 async def _work(attempt: Attempt, turns: Sequence[tuple[Delivery, str]]) -> set[str]:
@@ -59,11 +73,14 @@ async def _work(attempt: Attempt, turns: Sequence[tuple[Delivery, str]]) -> set[
 
 
 def _due(
-    rows: Iterable[tuple[Any, ...]], partition: int, origin: Origin
+    rows: Iterable[tuple[Any, ...]],
+    partition: int,
+    origin: Origin,
+    condemned: Mapping[int, Exception],
 ) -> list[tuple[Delivery, str]]:
     """(message, its status) of what may be worked now.
 
-    A conversation stops where its next message has to wait.
+    A conversation stops where its next message has to wait. One that is `condemned` cannot be read.
     """
     turns: list[tuple[Delivery, str]] = []
     stopped: set[str] = set()
@@ -79,12 +96,15 @@ def _due(
         offset,
         biz_type,
         payload,
-        created_at,
+        created_ms,
     ) in rows:
         if key in stopped:
             continue
         delivery = Delivery(outbox_id, outbox_id, partition, offset, key, biz_type, None)
-        origin.load_stored(delivery, (outbox_id, biz_type, key, payload, created_at), attempts)
+        load(origin, delivery, (outbox_id, biz_type, key, payload, created_ms), attempts)
+        if (failure := condemned.get(outbox_id)) is not None:
+            code, reason = describe(failure)
+            delivery.message, delivery.fault = None, Unreadable(reason, code=code)
         delivery.waited = waited(status, due, code, since)
         its_turn = due or (code == UNKNOWN and not delivery.unknown)
         if status == "parked" or (status == "retrying" and its_turn):

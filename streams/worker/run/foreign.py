@@ -19,7 +19,8 @@ from streams.events import Message
 from streams.registry import Registry
 from streams.worker.delivery import Delivery, Rejected, StoredPayload
 from streams.worker.failure.classify import storable
-from streams.worker.run.decode import milliseconds, unknown
+from streams.worker.run.decode import unknown
+from streams.worker.run.origin import time_of
 
 # What differs from our own messages; every other statement is the same.
 STATEMENTS: Mapping[str, LiteralString] = {
@@ -78,9 +79,10 @@ class Foreign:
 
     def load_stored(self, delivery: Delivery, row: Sequence[Any], attempts: int) -> None:
         """Make the message what was stored of it, an operator's edit included."""
-        _, delivery.biz_type, delivery.key, payload, created_at = row
+        _, biz_type, delivery.key, payload, created_ms = row
+        delivery.biz_type = biz_type or ""
         delivery.to_store, delivery.attempts = None, attempts
-        self._parse(delivery, payload, milliseconds(created_at), attempts)
+        self._parse(delivery, payload, created_ms, attempts)
 
     def statement(self, name: str) -> LiteralString:
         """The named query, or its twin that writes to `outbox_foreign`."""
@@ -121,13 +123,14 @@ class Foreign:
         }
 
     def _parse(
-        self, delivery: Delivery, payload: str | None, created_ms: int, attempts: int = 0
+        self, delivery: Delivery, payload: str | None, created_ms: int | None, attempts: int = 0
     ) -> None:
         agent = self._registry.agents.get(delivery.biz_type)
         try:
             if agent is None:
                 raise unknown(delivery.biz_type, self._registry)
             key, event = envelope.decoded(payload, agent.event)
+            created_ms = time_of(created_ms)
         except Unreadable as fault:
             delivery.message, delivery.fault = None, fault
         else:

@@ -18,8 +18,8 @@ from streams.codec import Unreadable
 from streams.database import query
 from streams.registry import Registry
 from streams.worker.delivery import Delivery, Rejected
+from streams.worker.failure.classify import name_of
 from streams.worker.run import decode
-from streams.worker.run.decode import milliseconds
 
 Y2K = 946_684_800_000  # where PostgreSQL's timestamps begin, in milliseconds since 1970
 EARLIEST, LATEST = 0, 253_402_300_799_999  # from 1970 to the end of the year 9999
@@ -44,7 +44,8 @@ class Origin(Protocol):
     def load_stored(self, delivery: Delivery, row: Sequence[Any], attempts: int) -> None:
         """Make the message what is stored says, not its record.
 
-        Stored is (id, biz_type, key, payload, created_at).
+        Stored is (id, biz_type, key, payload, created_ms), each None where it is missing. Whoever
+        is not an origin calls `load`.
         """
 
     def statement(self, name: str) -> LiteralString:
@@ -94,6 +95,29 @@ def digest(deliveries: Iterable[Dated]) -> str:
     return md5(b"".join(parts), usedforsecurity=False).hexdigest()
 
 
+def load(origin: Origin, delivery: Delivery, row: Sequence[Any], attempts: int) -> None:
+    """Make the message what is stored says; what cannot be loaded is unreadable.
+
+    Whatever is wrong with it, it costs this message, never the worker: whoever got the partition
+    next would meet it again.
+    """
+    try:
+        origin.load_stored(delivery, row, attempts)
+    except Exception as error:  # whatever it is, see above
+        name = name_of(error)
+        delivery.message = None
+        delivery.fault = Unreadable(f"what is stored of it cannot be loaded: {name}", code=name)
+
+
+def time_of(created_ms: int | None) -> int:
+    """The stored time of a message; Unreadable when it has none."""
+    if created_ms is None:
+        raise Unreadable(
+            "created_at is missing or no time of the years 1 to 9999", code="created_at"
+        )
+    return created_ms
+
+
 class Outbox:
     """Our own outbox: the row that a record names says what the message is."""
 
@@ -113,12 +137,13 @@ class Outbox:
 
     def load_stored(self, delivery: Delivery, row: Sequence[Any], attempts: int) -> None:
         """Make the message what its outbox rows say: what a broken record means."""
-        outbox_id, biz_type, key, payload, created_at = row
-        delivery.key, delivery.biz_type, delivery.attempts = key, biz_type, attempts
+        outbox_id, biz_type, key, payload, created_ms = row
+        delivery.key, delivery.biz_type, delivery.attempts = key, biz_type or "", attempts
         try:
-            created_ms = milliseconds(created_at)
+            if biz_type is None:
+                raise Unreadable("its outbox row is gone", code="row")
             delivery.message = decode.parse(
-                payload, biz_type, outbox_id, key, created_ms, self._registry, attempts
+                payload, biz_type, outbox_id, key, time_of(created_ms), self._registry, attempts
             )
             delivery.fault = None
         except Unreadable as fault:

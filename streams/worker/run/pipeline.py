@@ -40,6 +40,7 @@ from streams.worker.run.decide import (
     stranger,
     waited,
 )
+from streams.worker.run.origin import load
 from streams.worker.run.transaction import Fates, NotYetVisible
 from streams.worker.run.unreadable import fate_on_arrival, in_line, patience_with, readable
 from streams.worker.set_aside import SetAside, parked
@@ -220,13 +221,16 @@ async def look_up(attempt: Attempt, deliveries: Sequence[Delivery]) -> dict[int,
     bodies = {
         one: facts[one].source_id or one for one in {delivery.outbox_id for delivery in movable}
     }
+    condemned = await attempt.loading(bodies, min([each.offset for each in movable], default=0))
+    for outbox_id in condemned:
+        del bodies[outbox_id]
     rows = await transaction.payloads(bodies) if bodies else {}
     for delivery in movable:
         # Of a message without an outbox row nothing is stored before it is set aside: the record is
         # all there is.
         if row := rows.get(delivery.outbox_id):
             fact = facts[delivery.outbox_id]
-            transaction.origin.load_stored(delivery, row, fact.attempts or 0)
+            load(transaction.origin, delivery, row, fact.attempts or 0)
             delivery.waited = waited(fact.status, fact.due, fact.code, fact.since)
             if fact.code == UNKNOWN and not delivery.unknown:
                 # It waited for somebody who knows its biz_type.

@@ -51,7 +51,7 @@ class TakenOver(Unnoted):
 
 
 class Isolated(Exception):
-    """The run would call a handler, and its messages have to be tried alone.
+    """The run would load messages or call a handler, and they have to be tried alone.
 
     `first` is the offset of the first of them.
     """
@@ -229,6 +229,7 @@ class Trial:
         self._displaced = 0
         self._noted = False
         self._struck: set[int] = set()
+        self._called: set[int] = set()  # those of them that a handler got
         self._struck_last: frozenset[int] = frozenset()
         self._condemned: list[tuple[MutableMapping[int, Exception], int]] = []
         self.first: int | None = (
@@ -241,6 +242,7 @@ class Trial:
         patience = LEND * 2 ** min(self._displaced, 8)
         async with self._suspects.exclusion.permit(alone=self._alone, patience=patience) as permit:
             self._permit, self.first = permit, None
+            self._called.clear()
             try:
                 yield
             except BaseException:
@@ -248,6 +250,26 @@ class Trial:
                 raise
         self._noted = False
         self._struck.clear()
+
+    async def load(
+        self,
+        ids: Collection[int],
+        offset: int,
+        known_failures: MutableMapping[int, Exception],
+    ) -> Collection[int]:
+        """Note that these are about to be loaded: the process may end by that as by a handler.
+
+        Returns those that took it down too often: they are not loaded, and fail without a call.
+        """
+        if self._suspects.leaving:
+            raise Unnoted("the process ends")
+        if self._probing:
+            raise Isolated(offset)
+        if not self._alone:
+            return ()  # the try notes itself, when it fails for no reason that was foreseen
+        self._claim_permit()
+        await self._noting(self._strike(sorted(ids), known_failures))
+        return self._condemned_ids() & set(ids)
 
     async def begin(
         self, deliveries: Sequence[Delivery], known_failures: MutableMapping[int, Exception]
@@ -261,27 +283,23 @@ class Trial:
         first = min(delivery.offset for delivery in deliveries)
         if self._probing:
             raise Isolated(first)
-        try:
-            self._permit.claim()
-        except Displaced:
-            self._displaced += 1
-            raise
+        self._claim_permit()
         self.first = first if self.first is None else min(first, self.first)
-        try:
-            if self._alone:
-                await self._strike([delivery.outbox_id for delivery in deliveries], known_failures)
-            elif not self._noted:
-                await self._note()
-        except Unnoted:
-            raise
-        except Exception as error:
-            raise Unnoted("the database takes no note") from error
+        if self._alone:
+            ids = [delivery.outbox_id for delivery in deliveries]
+            await self._noting(self._strike(ids, known_failures))
+            self._called.update(ids)
+        elif not self._noted:
+            await self._noting(self._note())
 
     async def settle(self, execute: Execute) -> None:
         """Before the commit of a try that went well: it takes its notes with it."""
         suspicion = self._suspicion
-        if self._struck:
-            await execute("forget_strikes", ids=sorted(self._struck))
+        through = self._struck & (self._called | self._condemned_ids())
+        if through:
+            await execute("forget_strikes", ids=sorted(through))
+        if loaded := self._struck - through:  # and no more: it waits, and may kill the next time
+            await execute("withdraw_strikes", ids=sorted(loaded))
         if self._noted:
             strikes = suspicion.after(self._run)
             await execute(
@@ -332,6 +350,24 @@ class Trial:
             logger.warning(
                 "a death is not noted", extra={"topic": self._topic, "error": type(error).__name__}
             )
+
+    def _condemned_ids(self) -> set[int]:
+        return {outbox_id for _, outbox_id in self._condemned}
+
+    def _claim_permit(self) -> None:
+        try:
+            self._permit.claim()
+        except Displaced:
+            self._displaced += 1
+            raise
+
+    async def _noting(self, note: Awaitable[None]) -> None:
+        try:
+            await note
+        except Unnoted:
+            raise
+        except Exception as error:
+            raise Unnoted("the database takes no note") from error
 
     async def _note(self) -> None:
         """Note that the run is tried; TakenOver when that has to begin again.

@@ -191,7 +191,7 @@ class Transaction:
         return {row[0]: Fact(*row[1:]) for row in await self.execute("facts", ids=list(ids))}
 
     async def payloads(self, bodies: Mapping[int, int]) -> dict[int, tuple[Any, ...]]:
-        """What is stored of these messages, as `Origin.load_stored` takes it.
+        """What is stored of these messages, as `load` takes it.
 
         For each message the row whose payload counts is given: its own, or that of its last replay.
         A message of which nothing is stored has None.
@@ -210,13 +210,22 @@ class Transaction:
         """Whether each of these biz_types is retired; none for one that nobody ever registered."""
         return dict(await self.execute("biz_types_registered", biz_types=list(biz_types)))
 
-    async def open_rows(self, keys: Sequence[str], most: int) -> list[tuple[Any, ...]]:
-        """The first so many open messages of each of these conversations."""
-        line = await self.execute("open_line", keys=orjson.dumps(list(keys)).decode(), most=most)
+    async def open_line(self, keys: Sequence[str], most: int) -> dict[int, int]:
+        """The first so many open messages of each of these conversations, in their order.
+
+        Each has the row whose payload counts.
+        """
+        given = orjson.dumps(list(keys)).decode()
+        return dict(await self.execute("open_line", keys=given, most=most))
+
+    async def open_rows(
+        self, line: Mapping[int, int], but: Collection[int]
+    ) -> list[tuple[Any, ...]]:
+        """What is stored of these open messages; of those in `but` all except the payload."""
         if not line:
             return []
-        ids, bodies = [row[0] for row in line], [row[1] for row in line]
-        return await self.execute("open_rows", ids=ids, bodies=bodies, bytes=OPEN_BYTES)
+        bodies = [body for outbox_id, body in line.items() if outbox_id not in but]
+        return await self.execute("open_rows", ids=list(line), bodies=bodies, bytes=OPEN_BYTES)
 
     async def settle(self) -> None:
         """Before the commit: forget what was stored of messages that are settled now."""
