@@ -138,7 +138,8 @@ class TopicAgent:
             return
         known = {where: head for where, head in retrying.items() if where not in keys}
         known |= {(head.partition, head.key): head for head in heads}
-        noted(self._schedule, known.values(), keys | retrying.keys())
+        now = self._persister.database.now()
+        noted(self._schedule, known.values(), keys | retrying.keys(), now)
         for event in events:
             if event.value.current:
                 self._write(event, known, keys | retrying.keys(), dead, keys, still)

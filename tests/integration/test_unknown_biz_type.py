@@ -12,7 +12,9 @@ from typing import Any
 import psycopg
 import pytest
 from click.testing import CliRunner
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from streams import Batch
 from streams.audit.session import Session
 from streams.cli import cli
 from streams.database import migrate
@@ -20,7 +22,7 @@ from streams.registry import Registry
 from streams.worker.driver.runs import Run
 from streams.worker.run.persister import Persister
 from tests.fixtures.listed import Record
-from tests.fixtures.workbench import SYSTEM, TOPIC, Workbench
+from tests.fixtures.workbench import SYSTEM, TOPIC, Note, Workbench, save
 
 DAY, MINUTES = 86_400.0, 600.0
 
@@ -120,6 +122,48 @@ def test_a_later_message_that_a_worker_knows_does_not_overtake_it(
     assert [status for status, *_ in statuses(bench)] == ["retrying", "parked"]
     wake(bench, bench.worker, "x")
     assert bench.saved() == ["a", "b"]
+
+
+@pytest.mark.parametrize("bench", [True], ids=["envelopes"], indirect=True)
+@pytest.mark.parametrize("key", [b"other", b'"x"', b""], ids=["a user", "JSON", "none"])
+def test_what_was_stored_under_its_records_key_is_taken_under_it_by_a_worker_that_knows_it(
+    bench: Workbench, old: Old, key: bytes
+) -> None:
+    """The second one was asked for by the payload's conversation.
+
+    It waited for ever, and was woken ten times a second.
+    """
+    name = key.decode()
+    old.persist(bench.send("a", "b", book="x", key=key))
+    assert [status for status, *_ in statuses(bench)] == ["retrying", "parked"]
+    wake(bench, bench.worker, name)
+    wake(bench, bench.worker, name)
+    assert bench.saved() == ["a", "b"]
+    assert bench.run(bench.worker.all_heads(TOPIC, [0])) == []
+
+
+@pytest.mark.parametrize("bench", [True], ids=["envelopes"], indirect=True)
+def test_what_fails_then_waits_where_it_waited_and_its_handler_gets_the_payloads_conversation(
+    bench: Workbench, old: Old
+) -> None:
+    keys: list[str] = []
+
+    async def fail(messages: Batch[Note], db: AsyncConnection) -> None:
+        keys.extend(message.key for message in messages)
+        if messages[0].payload.note == "a" and len(keys) == 1:
+            raise ValueError
+        await save(messages, db)
+
+    old.persist(bench.send("a", "b", book="x", key=b"other"))
+    bench.handler = fail
+    wake(bench, bench.worker, "other")
+    assert bench.query("SELECT key, status FROM outbox_foreign ORDER BY outbox_id") == [
+        ("other", "retrying"),
+        ("other", "parked"),
+    ]
+    bench.wake("other")
+    assert bench.saved() == ["a", "b"]
+    assert set(keys) == {"x"}
 
 
 def test_nobody_is_woken_for_it_before_its_deadline_but_an_owner_that_knows_it(

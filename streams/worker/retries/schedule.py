@@ -11,7 +11,7 @@ import asyncio
 import heapq
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from streams.worker.retries.tables import AsideTables
@@ -25,6 +25,9 @@ TICK = 0.1  # seconds between two looks at what is due
 RECONCILE = 30.0
 AGAIN = 2.0  # the same after one that failed
 SELDOM = 30  # of so many comparisons that fail one after another, one is reported
+FIRST_PAUSE = (
+    2 * TICK
+)  # after a second call that changed nothing of what it woke; doubled each time
 CALLS = 1000  # wake-up calls in one tick: what an outage has left behind returns in portions
 DEAD_SHOWN = 1000  # dead letters of a worker's partitions that its table shows, the newest
 
@@ -35,6 +38,7 @@ class Schedule:
     def __init__(self) -> None:
         self._due: dict[tuple[int, str], float] = {}
         self._heap: list[tuple[float, int, str]] = []
+        self._unmoved: dict[tuple[int, str], tuple[tuple[Any, ...], int]] = {}
 
     def put(self, partition: int, key: str, due: float | None) -> None:
         """Wake this conversation at `due` (epoch seconds); None: not before somebody asks again."""
@@ -43,6 +47,24 @@ class Schedule:
         elif self._due.get((partition, key)) != due:
             self._due[partition, key] = due
             heapq.heappush(self._heap, (due, partition, key))
+
+    def put_woken(self, partition: int, key: str, head: SetAside | None, now: float) -> None:
+        """The same for a conversation that was just woken, by what it waits for now, if anything.
+
+        A head that is due and stays as it is, call after call, is one that nobody can take: it is
+        woken more and more seldom, until a comparison with PostgreSQL does as much.
+        """
+        where, due = (partition, key), None if head is None else head.due
+        if head is None or due is None or due > now:
+            self._unmoved.pop(where, None)
+        else:
+            state = (head.outbox_id, head.status, head.attempts)
+            before, calls = self._unmoved.get(where, (None, 0))
+            calls = calls + 1 if before == state else 0
+            self._unmoved[where] = state, calls
+            if calls:
+                due = now + min(RECONCILE, FIRST_PAUSE * 2.0 ** min(calls - 1, 16))
+        self.put(partition, key, due)
 
     def take(self, now: float, most: int) -> list[tuple[int, str]]:
         """Take out (partition, conversation) of at most so many that are due, earliest first.
@@ -61,6 +83,7 @@ class Schedule:
         """Forget every other partition: another worker has it."""
         mine = set(partitions)
         self._due = {where: due for where, due in self._due.items() if where[0] in mine}
+        self._unmoved = {where: seen for where, seen in self._unmoved.items() if where[0] in mine}
         self._heap = [(due, *where) for where, due in self._due.items()]
         heapq.heapify(self._heap)
 
@@ -141,12 +164,19 @@ class Scheduler:
             await self._retry_topic.send(key=key.encode(), value=b"", partition=partition)
 
 
-def noted(schedule: Schedule, heads: Iterable[SetAside], keys: Iterable[tuple[int, str]]) -> None:
-    """Put what these conversations wait for; one without a head waits for nothing.
+def noted(
+    schedule: Schedule,
+    heads: Iterable[SetAside],
+    keys: Collection[tuple[int, str]],
+    now: float,
+) -> None:
+    """Put what these conversations, just woken, wait for; one without a head waits for nothing.
 
     A head may be in another partition, where another system's producer spreads a conversation: its
     owner is woken.
     """
-    due = {(head.partition, head.key): head.due for head in heads}
-    for where in {*keys, *due}:
-        schedule.put(*where, due.get(where))
+    by_place = {(head.partition, head.key): head for head in heads}
+    for where in keys:
+        schedule.put_woken(*where, by_place.get(where), now)
+    for where in by_place.keys() - set(keys):
+        schedule.put(*where, by_place[where].due)

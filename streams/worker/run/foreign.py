@@ -1,7 +1,9 @@
 """Messages of another system's envelopes: the row in `outbox_foreign` is all we have of them.
 
 The conversation is the payload's key field, whatever key the record has; its order is that of the
-partition.
+partition. Of what cannot be read, and of a biz_type that nobody here knows yet, it is the record's
+key. A message that is stored keeps the conversation that it is stored under, whatever its payload
+says to whoever reads it later: by that one it is found.
 """
 
 from __future__ import annotations
@@ -72,13 +74,17 @@ class Foreign:
                 created_ms = max(0, min(record.timestamp, MOST_MS))
                 delivery.to_store = StoredPayload(payload, created_ms)
                 self._parse(delivery, payload, created_ms)
-                if delivery.fault is not None:
-                    delivery.key = self._key(delivery, payload, record.key)
+                message = delivery.message
+                named = self._key(delivery, payload, record.key) if message is None else message.key
+                delivery.key = named
                 deliveries[outbox_id] = delivery
         return list(deliveries.values()), rejected
 
     def load_stored(self, delivery: Delivery, row: Sequence[Any], attempts: int) -> None:
-        """Make the message what was stored of it, an operator's edit included."""
+        """Make the message what was stored of it, an operator's edit included.
+
+        It stays in the conversation that it is stored under; its handler gets the payload's key.
+        """
         _, biz_type, delivery.key, payload, created_ms = row
         delivery.biz_type = biz_type or ""
         delivery.to_store, delivery.attempts = None, attempts
@@ -134,7 +140,7 @@ class Foreign:
         except Unreadable as fault:
             delivery.message, delivery.fault = None, fault
         else:
-            delivery.key, delivery.fault = key, None
+            delivery.fault = None
             delivery.message = Message(
                 delivery.outbox_id, key, event, created_ms, attempts, self.source
             )
