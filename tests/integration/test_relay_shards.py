@@ -20,6 +20,7 @@ from streams.registry import configured
 from streams.relay import Relay
 from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import Writers, check_order, leads, on_topic, published
+from tests.fixtures.aged import narrow
 from tests.fixtures.publish import CHAT, enqueue, payload
 
 BATCH = [payload(n, f"c{n % 40}") for n in range(200)]
@@ -149,6 +150,32 @@ async def test_an_orderly_end_sends_nothing_twice(world: World, eventually: Even
     await eventually(led(world, third), 60)
     await eventually(lambda: floor(world) == ids[-1])
     assert sorted(record.id for record in on_topic(world)) == ids
+
+
+async def test_the_leader_of_the_first_shard_does_retention_for_all_of_them(
+    world: World, eventually: Eventually
+) -> None:
+    narrow(world.url)
+    world.environ["STREAMS_OUTBOX__RETENTION_DAYS"] = "14"
+    ids = enqueue(world.url, world.topic, BATCH[:25])
+    world.query("UPDATE outbox SET created_at = created_at - interval '20 days'")
+    world.query("INSERT INTO outbox_state (outbox_id, status) SELECT id, 'consumed' FROM outbox")
+    # Published before: the first pass is the one that empties.
+    world.query(
+        "INSERT INTO relay_position (name, mode, floor) VALUES (%s, 'poll', %s)",
+        world.settings.relay.name,
+        ids[-1],
+    )
+    first, second = world.relay(), world.relay()
+    await eventually(
+        lambda: (
+            world.query("SELECT first_id, kept FROM outbox_retired ORDER BY 1") == [(0, 0), (10, 0)]
+        ),
+        60,
+    )
+    await eventually(led(world, first, second), 60)
+    [said] = world.query("SELECT retention -> 'waits' FROM relay_position")
+    assert said == ([],)
 
 
 @pytest.mark.long

@@ -72,9 +72,15 @@ class LeaderMaintenance:
     """
 
     def __init__(
-        self, settings: Settings, asked: str, doing: Activity, topics: Iterable[str] = ()
+        self,
+        settings: Settings,
+        asked: str,
+        doing: Activity,
+        topics: Iterable[str] = (),
+        *,
+        first: bool = True,
     ) -> None:
-        self.first = True
+        self.first = first
         self._figures = LeaderFigures(settings, topics)
         self._settings = settings
         self._asked = asked

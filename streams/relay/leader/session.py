@@ -90,6 +90,8 @@ class LeaderSession:
     psycopg.Error when the database is lost, UsageError when a person has to change something.
     """
 
+    _first = True  # whether it leads all there is, or the first shard, from the beginning
+
     def __init__(
         self,
         settings: Settings,
@@ -108,12 +110,15 @@ class LeaderSession:
         self._refused: dict[int, str] = {}
         self._survey = Survey(settings)
         self._saved_floor = 0
+        # As old as the session: what they have seen of a range or a topic is not seen again.
+        self._sweep = Sweep(settings, registry)
+        self._housekeeping = Housekeeping(settings, registry.topics)
 
     async def run(self) -> None:
         """Publish until told to stop, with everything in flight confirmed."""
         activity, topics_consumed = await self._first_activity(), self._registry.consumed
         self._maintenance = LeaderMaintenance(
-            self._settings, self._asked, activity, topics_consumed
+            self._settings, self._asked, activity, topics_consumed, first=self._first
         )
         attempt = 0
         async with ended_by(*self._beside()):
@@ -166,9 +171,11 @@ class LeaderSession:
 
     def _beside(self) -> list[Coroutine[Any, Any, None]]:
         """What a leader does all the time, whatever its plan is."""
-        sweep = Sweep(self._settings, self._registry)
-        housekeeping = Housekeeping(self._settings, self._registry.topics)
-        return [self._maintenance.run(), self._monitor.run(), sweep.run(), housekeeping.run()]
+        return [self._maintenance.run(), self._monitor.run(), *self._once()]
+
+    def _once(self) -> list[Coroutine[Any, Any, None]]:
+        """What one relay of the name does for all of it, however many share the publishing."""
+        return [self._sweep.run(), self._housekeeping.run()]
 
     async def _plan(self) -> Plan:
         """What to do now; a slot that holds back too much is dropped first."""

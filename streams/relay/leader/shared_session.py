@@ -14,7 +14,6 @@ from streams.relay.leader.maintenance import Activity
 from streams.relay.leader.plan import Plan
 from streams.relay.leader.session import Ended, LeaderSession
 from streams.relay.leader.shard_lease import ShardLease
-from streams.relay.leader.sweep import Sweep
 from streams.relay.source.shards import ShardSource
 from streams.relay.source.source import Source
 from streams.settings import Settings
@@ -28,6 +27,8 @@ class SharedLeaderSession(LeaderSession):
 
     What is done once is done by the leader of the first.
     """
+
+    _first = False
 
     def __init__(
         self, settings: Settings, registry: Registry, lease: ShardLease, stop: asyncio.Event
@@ -43,9 +44,19 @@ class SharedLeaderSession(LeaderSession):
         return [self._maintenance.run(), self._monitor.run()]
 
     async def _plan(self) -> Plan:
+        # While shards change hands it is not known who has the first one.
+        self._maintenance.first = False
         await self._lease.reassign()
         self._maintenance.first = self._lease.first
         return await super()._plan()
+
+    async def _publish(self, plan: Plan) -> Ended:
+        """Publish by the plan; beside it the leader of the first shard does what is done once.
+
+        That ends before the shard is given to another relay, in the next plan.
+        """
+        once = self._once() if self._lease.first else []
+        return await first_to_end(super()._publish(plan), *once)
 
     async def _read_and_send(self, plan: Plan, cluster: Cluster) -> Ended:
         extra = {
@@ -60,10 +71,6 @@ class SharedLeaderSession(LeaderSession):
             "relay has shards", extra=extra | {"shards": ",".join(map(str, self._lease.shards))}
         )
         return await super()._read_and_send(plan, cluster)
-
-    def _until(self, cluster: Cluster) -> list[Coroutine[Any, Any, Ended | None]]:
-        sweep = [Sweep(self._settings, self._registry).run()] if self._lease.first else []
-        return [*super()._until(cluster), *sweep]
 
     def _source(self, plan: Plan) -> Source:
         shards = self._settings.relay.shards
