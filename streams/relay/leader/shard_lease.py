@@ -7,6 +7,8 @@ gives back, who has less takes what is free.
 
 from __future__ import annotations
 
+import asyncio
+
 from streams.database import query
 from streams.relay.leader.lock import Leadership
 from streams.relay.postgres.snapshot import RelaySnapshot
@@ -29,6 +31,8 @@ class ShardLease(Leadership):
         super().__init__(settings, mode)
         self._name, self._count = settings.relay.name, settings.relay.shards
         self._taken = False
+        # The session and its monitor deal on one connection, where a lock can be taken twice.
+        self._dealing = asyncio.Lock()
         self.shards: list[int] = []
 
     @property
@@ -64,19 +68,21 @@ class ShardLease(Leadership):
 
     async def reassign(self) -> None:
         """Give back what is too much, and take what is free and due."""
-        most = await self._due()
-        for shard in self.shards[most:]:
-            await self._value("give_shard", name=self._name, shard=shard)
-        del self.shards[most:]
-        await self._take_free(most)
-        self.turn = None
+        async with self._dealing:
+            most = await self._due()
+            for shard in self.shards[most:]:
+                await self._value("give_shard", name=self._name, shard=shard)
+            del self.shards[most:]
+            await self._take_free(most)
+            self.turn = None
 
     async def _look(self) -> RelaySnapshot:
         snapshot = await super()._look()
         if self._taken:
-            most = await self._due()
-            if len(self.shards) > most or await self._take_free(most):
-                self.turn = "shards are dealt anew"
+            async with self._dealing:
+                most = await self._due()
+                if len(self.shards) > most or await self._take_free(most):
+                    self.turn = "shards are dealt anew"
         return snapshot
 
     async def _due(self) -> int:
