@@ -263,7 +263,8 @@ LIMIT 10000;
 -- same: behind a floor that an open transaction holds, rows are published and consumed. Of the
 -- first 100,000 above it.
 SELECT o.id, o.resend_of,
-       floor(extract(epoch FROM (now() AT TIME ZONE 'UTC') - o.created_at))::bigint AS waited
+       floor(extract(epoch FROM (now() AT TIME ZONE 'UTC')
+                                - greatest(o.created_at, '1970-01-01')))::bigint AS waited
 FROM (SELECT id, resend_of, created_at FROM outbox WHERE id > %(floor)s ORDER BY id
       LIMIT 100000) AS o
 WHERE o.created_at < (now() AT TIME ZONE 'UTC') - %(age)s * interval '1 second'

@@ -1,7 +1,8 @@
 -- erase_window --
 -- Rows of a conversation, or of a biz_type with such a value in a field, among these ids.
--- Those that still hold their text.
-SELECT id, coalesce(resend_of, id), topic, created_at AT TIME ZONE 'UTC'
+-- Those that still hold their text.  No record is from before 1970, and none from after now.
+SELECT id, coalesce(resend_of, id), topic,
+       least(greatest(created_at, '1970-01-01'), now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'
 FROM outbox
 WHERE id > %(after)s AND id <= %(until)s
   AND (%(key)s::text IS NULL OR key = %(key)s)
@@ -15,7 +16,9 @@ ORDER BY id;
 -- erase_escaped --
 -- Rows of a biz_type among these ids that may hold what no text of PostgreSQL can (NUL, half a
 -- character): it refuses to look into them. With their text, for somebody else to look into.
-SELECT id, coalesce(resend_of, id), topic, created_at AT TIME ZONE 'UTC', payload::text
+SELECT id, coalesce(resend_of, id), topic,
+       least(greatest(created_at, '1970-01-01'), now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC',
+       payload::text
 FROM outbox
 WHERE id > %(after)s AND id <= %(until)s AND biz_type = %(biz_type)s
   AND payload::text ~ '\\u(0000|[dD][89a-fA-F])'

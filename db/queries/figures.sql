@@ -177,8 +177,10 @@ GROUP BY topic
 ORDER BY topic;
 
 -- first_fateless --
--- The first message between two ids without a fate, and when it was enqueued.
-SELECT o.id, o.created_at AT TIME ZONE 'UTC'
+-- The first message between two ids without a fate, and when it was enqueued: since 1970, and not
+-- after now.
+SELECT o.id,
+       least(greatest(o.created_at, '1970-01-01'), now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'
 FROM outbox AS o
 WHERE o.id > %(after)s AND o.id <= %(until)s AND o.resend_of IS NULL
   AND NOT EXISTS (

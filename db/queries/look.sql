@@ -13,7 +13,8 @@ SELECT coalesce(max(floor), 0) FROM relay_position;
 -- look_pending --
 -- Committed rows above the floor whose fate has not begun, at most one more than asked for; and
 -- when the first was enqueued.
-SELECT count(*), min(created_at) FILTER (WHERE isfinite(created_at)) AT TIME ZONE 'UTC'
+SELECT count(*), min(created_at) FILTER (WHERE created_at BETWEEN '0001-01-02' AND '9999-12-30')
+       AT TIME ZONE 'UTC'
 FROM (
     SELECT o.created_at
     FROM outbox AS o
@@ -28,7 +29,8 @@ FROM (
 -- look_published --
 -- Rows among these ids, all of them at or below the floor, whose fate has not begun, and when the
 -- first was enqueued.
-SELECT count(*), min(o.created_at) FILTER (WHERE isfinite(o.created_at)) AT TIME ZONE 'UTC'
+SELECT count(*), min(o.created_at) FILTER (WHERE o.created_at BETWEEN '0001-01-02' AND '9999-12-30')
+       AT TIME ZONE 'UTC'
 FROM outbox AS o
 LEFT JOIN outbox_state AS s
   ON s.outbox_id = o.id AND s.outbox_id > %(after)s AND s.outbox_id <= %(floor)s
@@ -214,7 +216,8 @@ LIMIT 1;
 -- When the newest message among these ids was enqueued.
 SELECT created_at AT TIME ZONE 'UTC'
 FROM outbox
-WHERE id > %(after)s AND id <= %(until)s AND resend_of IS NULL AND isfinite(created_at)
+WHERE id > %(after)s AND id <= %(until)s AND resend_of IS NULL
+  AND created_at BETWEEN '0001-01-02' AND '9999-12-30'
 ORDER BY id DESC
 LIMIT 1;
 
@@ -222,7 +225,8 @@ LIMIT 1;
 -- When the oldest message among these ids was enqueued.
 SELECT created_at AT TIME ZONE 'UTC'
 FROM outbox
-WHERE id > %(after)s AND id <= %(until)s AND resend_of IS NULL AND isfinite(created_at)
+WHERE id > %(after)s AND id <= %(until)s AND resend_of IS NULL
+  AND created_at BETWEEN '0001-01-02' AND '9999-12-30'
 ORDER BY id
 LIMIT 1;
 

@@ -1,7 +1,8 @@
 -- newest_messages --
 -- Messages among these ids, the newest first, and whether the relay has published them.
 SELECT o.id, o.biz_type, o.topic, o.key,
-       CASE WHEN isfinite(o.created_at) THEN o.created_at AT TIME ZONE 'UTC' END,
+       CASE WHEN o.created_at BETWEEN '0001-01-02' AND '9999-12-30'
+            THEN o.created_at AT TIME ZONE 'UTC' END,
        o.id <= (SELECT coalesce(max(floor), 0) FROM relay_position)
 FROM outbox AS o
 WHERE o.id > %(after)s AND o.id <= %(until)s AND o.resend_of IS NULL

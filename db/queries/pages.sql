@@ -33,7 +33,8 @@ ORDER BY id DESC;
 -- axis_items --
 -- What is known of these messages of one conversation, in order.
 SELECT o.id, o.biz_type,
-       CASE WHEN isfinite(o.created_at) THEN o.created_at AT TIME ZONE 'UTC' END,
+       CASE WHEN o.created_at BETWEEN '0001-01-02' AND '9999-12-30'
+            THEN o.created_at AT TIME ZONE 'UTC' END,
        coalesce(s.status, CASE WHEN o.id <= relay.floor THEN 'published' ELSE 'pending' END),
        coalesce(s.attempts, 0), s.error_code, s.next_retry_at, s.partition, s."offset", s.applied,
        s.arrived, s.updated_at, coalesce(again.times, 0)
@@ -51,7 +52,9 @@ ORDER BY o.id;
 
 -- axis_foreign --
 -- The same of another system's messages, whose conversations have an index while they are open.
-SELECT outbox_id, biz_type, CASE WHEN isfinite(created_at) THEN created_at AT TIME ZONE 'UTC' END,
+SELECT outbox_id, biz_type,
+       CASE WHEN created_at BETWEEN '0001-01-02' AND '9999-12-30'
+            THEN created_at AT TIME ZONE 'UTC' END,
        status, attempts, error_code, next_retry_at, partition, "offset", applied, arrived,
        updated_at, 0::bigint
 FROM outbox_foreign

@@ -51,8 +51,10 @@ WHERE p.last_id <= (SELECT coalesce(min(floor), 0) FROM relay_position)
 ORDER BY p.first_id;
 
 -- range_written --
--- For how many seconds the last row of a range of ids is there.
-SELECT extract(epoch FROM (now() AT TIME ZONE 'UTC') - created_at)::double precision
+-- For how many seconds the last row of a range of ids is there; NULL when it is infinite or of
+-- tomorrow, which says nothing.
+SELECT CASE WHEN created_at BETWEEN '1970-01-01' AND (now() AT TIME ZONE 'UTC') + interval '1 day'
+            THEN extract(epoch FROM (now() AT TIME ZONE 'UTC') - created_at) END::double precision
 FROM outbox
 WHERE id BETWEEN %(first)s AND %(last)s
 ORDER BY id DESC
@@ -60,14 +62,19 @@ LIMIT 1;
 
 -- range_proof --
 -- What is in a range of ids: rows, messages, messages without a fate, and states that contradict
--- the rest.
+-- the rest; and for how many seconds the youngest row is there, NULL when none says so: one row that
+-- is infinite, or of tomorrow, or of long ago, says nothing about the others.
 SELECT count(o.id), count(*) FILTER (WHERE o.resend_of IS NULL AND o.id IS NOT NULL),
        count(*) FILTER (WHERE o.resend_of IS NULL AND s.outbox_id IS NULL),
        count(*) FILTER (WHERE s.outbox_id IS NOT NULL
                           AND (o.id IS NULL
                                OR s.topic IS NULL
-                                  AND s.status IN ('retrying', 'parked', 'replaying')))
-FROM (SELECT id, resend_of FROM outbox WHERE id BETWEEN %(first)s AND %(last)s) AS o
+                                  AND s.status IN ('retrying', 'parked', 'replaying'))),
+       extract(epoch FROM (now() AT TIME ZONE 'UTC') - max(o.created_at) FILTER (
+           WHERE o.created_at BETWEEN '1970-01-01'
+                                  AND (now() AT TIME ZONE 'UTC') + interval '1 day'
+       ))::double precision
+FROM (SELECT id, resend_of, created_at FROM outbox WHERE id BETWEEN %(first)s AND %(last)s) AS o
 FULL JOIN (
     SELECT outbox_id, status, topic FROM outbox_state WHERE outbox_id BETWEEN %(first)s AND %(last)s
 ) AS s ON s.outbox_id = o.id;

@@ -139,13 +139,17 @@ WHERE inhparent IN ('outbox'::regclass, 'outbox_state'::regclass);
 
 -- recent_rows --
 -- How many ids were drawn of late, and since how many seconds: at least 300, a burst is no rate.
+-- A row that is infinite or of a time to come does not say.
 SELECT newest.id - older.id,
        greatest(300, extract(epoch FROM (now() AT TIME ZONE 'UTC')
                                         - older.created_at))::double precision
 FROM (SELECT id FROM outbox WHERE id BETWEEN %(last)s - 1000000 AND %(last)s ORDER BY id DESC
       LIMIT 1) AS newest
 CROSS JOIN (
-    SELECT id, created_at FROM outbox WHERE id BETWEEN %(last)s - 1000000 AND %(last)s ORDER BY id
+    SELECT id, created_at FROM outbox
+    WHERE id BETWEEN %(last)s - 1000000 AND %(last)s
+      AND created_at BETWEEN '1970-01-01' AND now() AT TIME ZONE 'UTC'
+    ORDER BY id
     LIMIT 1
 ) AS older;
 

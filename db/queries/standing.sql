@@ -19,7 +19,8 @@ ORDER BY n.name;
 
 -- oldest_above --
 -- For how many seconds the oldest row above this floor has been there.
-SELECT greatest(0, extract(epoch FROM (now() AT TIME ZONE 'UTC') - created_at))::double precision
+SELECT extract(epoch FROM (now() AT TIME ZONE 'UTC') - least(
+           greatest(created_at, '1970-01-01'), now() AT TIME ZONE 'UTC'))::double precision
 FROM outbox
 WHERE id > %(floor)s AND id <= %(newest)s
 ORDER BY id

@@ -6,7 +6,7 @@ SELECT coalesce(resend_of, id) FROM outbox WHERE id = ANY(%(ids)s::bigint[]);
 -- All that is known of these messages but their text; `behind` is the first open message of a
 -- parked one's conversation.
 SELECT o.id AS outbox_id, o.biz_type, o.topic, o.key,
-       CASE WHEN o.created_at BETWEEN '0001-01-01' AND '9999-12-31'
+       CASE WHEN o.created_at BETWEEN '0001-01-02' AND '9999-12-30'
            THEN o.created_at AT TIME ZONE 'UTC' END AS created_at,
        octet_length(o.payload::text) AS bytes, o.traceparent, o.id <= relay.floor AS published,
        s.status, s.attempts, s.replays, s.error_code, s.error, s.next_retry_at, s.partition,
@@ -26,7 +26,9 @@ ORDER BY o.id;
 
 -- trace_resends --
 -- Each time one of these messages was sent again, which is behind the first of them.
-SELECT o.resend_of AS outbox_id, o.id AS resend, o.created_at AT TIME ZONE 'UTC' AS created_at,
+SELECT o.resend_of AS outbox_id, o.id AS resend,
+       CASE WHEN o.created_at BETWEEN '0001-01-02' AND '9999-12-30'
+           THEN o.created_at AT TIME ZONE 'UTC' END AS created_at,
        o.id <= relay.floor AS published
 FROM outbox AS o
 CROSS JOIN (SELECT coalesce(max(floor), 0) AS floor FROM relay_position) AS relay

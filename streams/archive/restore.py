@@ -9,6 +9,7 @@ columns that the tables had then, whatever they have now.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from typing import Any, LiteralString
 
 import psycopg
@@ -16,8 +17,10 @@ from psycopg import errors, sql
 
 from streams.archive.parts import TABLES, ArchiveFailed, File, Part
 from streams.archive.store import Store
-from streams.archive.write import BATCH_ROWS, ID, KINDS
+from streams.archive.write import BATCH_ROWS, ID, INFINITE, KINDS
 from streams.errors import UsageError
+
+CYCLE = 146_097 * 86_400_000_000  # microseconds of 400 years
 
 
 def parts_of(store: Store, outbox_id: int) -> list[Part]:
@@ -99,7 +102,7 @@ def _fill(
     target, key = sql.Identifier(name), sql.Identifier(ID[table])
     with store.reading(file) as opened, parquet.ParquetFile(opened) as read:
         for batch in read.iter_batches(batch_size=BATCH_ROWS, columns=names):
-            columns = [batch.column(column).to_pylist() for column in names]
+            columns = [_values(batch.column(column)) for column in names]
             ids = columns[names.index(ID[table])]
             try:
                 connection.execute(
@@ -117,6 +120,29 @@ def _fill(
                     f" (SQLSTATE {error.sqlstate})"
                 ) from None
             yield len(ids)
+
+
+def _values(column: Any) -> list[Any]:
+    """A column as COPY takes it; times as text, for Python has no infinite ones."""
+    from pyarrow import int64, timestamp, types
+
+    if not types.is_timestamp(column.type):
+        return list(column.to_pylist())
+    counts = column.cast(timestamp("us", column.type.tz)).cast(int64()).to_pylist()
+    zone = "" if column.type.tz is None else "+00"
+    return [None if count is None else time_text(count, zone) for count in counts]
+
+
+def time_text(microseconds: int, zone: str = "") -> str:
+    """A time since 1970 as PostgreSQL reads it, of any year, or infinity: `1970-01-01 00:00:00`."""
+    if abs(microseconds) == INFINITE:
+        return "infinity" if microseconds > 0 else "-infinity"
+    # The calendar repeats itself every 400 years, and Python has those after 1970.
+    cycles, rest = divmod(microseconds, CYCLE)
+    at = datetime(1970, 1, 1) + timedelta(microseconds=rest)
+    year = at.year + 400 * cycles
+    shown, era = (year, "") if year > 0 else (1 - year, " BC")
+    return f"{shown:04}-{at:%m-%d} {at.time()}{zone}{era}"
 
 
 _TYPES: dict[str, LiteralString] = {

@@ -35,6 +35,7 @@ BATCH_BYTES = 4_000_000  # that come from PostgreSQL at once
 BATCH_ROWS = 2000
 GROUP_BYTES = 16_000_000  # of a row group
 AGAIN_SECONDS = 600.0  # until files that were believed are read again
+INFINITE = 2**63 - 1  # as DuckDB has it, in microseconds
 ID: dict[str, LiteralString] = {"outbox": "id", "outbox_state": "outbox_id"}
 
 
@@ -241,9 +242,20 @@ async def _rows(
 
 
 def _selected(name: str, kind: str) -> sql.Composable:
-    """A column as it is kept: what Arrow has no type for is text, JSON to the letter."""
+    """A column as it is kept: what Arrow has no type for is text, JSON to the letter.
+
+    Times are microseconds since 1970, for Python has no infinite ones and none after 9999.
+    """
     column = sql.Identifier(name)
-    return sql.SQL("{}::text").format(column) if KINDS[kind] == "string" else column
+    if KINDS[kind] == "string":
+        return sql.SQL("{}::text").format(column)
+    if KINDS[kind].startswith("timestamp"):
+        return sql.SQL(
+            "CASE WHEN isfinite({0}) THEN (extract(epoch FROM {0}) * 1000000)::bigint"
+            " WHEN {0} > '2000-01-01' THEN {1}"
+            " WHEN {0} < '2000-01-01' THEN -{1} END"
+        ).format(column, sql.Literal(INFINITE))
+    return column
 
 
 # Types of PostgreSQL, as Arrow has them; everything else is text.

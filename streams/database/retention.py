@@ -46,6 +46,7 @@ AGAIN_SECONDS = 0.1
 PROOF_SECONDS = 600.0  # until a range that was not ready is read again
 DETACH_TIMEOUT = "2s"
 CHANGED = "it changed while it was archived: it is archived once more"
+AGELESS = "no row says when it was written: created_at is infinite, or of a time to come"
 WRITTEN = "rows came into it after it was emptied: somebody wrote them by hand"
 CONTRADICTION = "states contradict their rows or outbox_open: run `streams audit --full`"
 
@@ -129,12 +130,21 @@ class NotAllowed(Busy):
 
 
 class Proof(NamedTuple):
-    """What is in a range of ids, as seen `at` a moment; the same for ever once `fault` is None."""
+    """What is in a range of ids, as seen `at` a moment; the same for ever once `fault` is None.
+
+    Its youngest row was `age` seconds old then, None when no row says so.
+    """
 
     at: float
     rows: int
     messages: int
     fault: str | None
+    age: float | None = None
+
+    @property
+    def proved(self) -> bool:
+        """Whether it can be emptied once it is old, and it is known when that is."""
+        return self.fault is None and (self.age is not None or not self.rows)
 
 
 class Retention:
@@ -186,44 +196,56 @@ class Retention:
         for each in [Range(*row) for row in await self._rows("retention_ranges")]:
             if each.kept == 0:
                 continue
-            step = await self._ready(each)
-            if step.act == "empty" and not self._dry:
-                try:
-                    step = await self._empty(each, step)
-                except (Busy, StreamsError) as reason:
-                    step = Step(
-                        each.first, each.last, "wait", each.bytes, step.left, reason=str(reason)
-                    )
+            step = await self._done(each)
             if step.act != "kept":
                 yield step
             if step.days is not None:
                 return  # what comes after it is younger
 
+    async def _done(self, each: Range) -> Step:
+        """What is done with the range; a value that nobody can read holds up no other range."""
+        left = 0
+        try:
+            step = await self._ready(each)
+            left = step.left
+            if step.act == "empty" and not self._dry:
+                step = await self._empty(each, step)
+        except (Busy, StreamsError) as error:
+            reason = str(error)
+        except psycopg.DataError as error:  # its message quotes what it does not like
+            reason = f"a value of one of its rows cannot be read (SQLSTATE {error.sqlstate or '-'})"
+        else:
+            return step
+        return Step(each.first, each.last, "wait", each.bytes, left, reason=reason)
+
     async def _ready(self, each: Range) -> Step:
         """Whether the range may be emptied, proved without a lock."""
         assert self._periods.messages is not None
-        bounds = {"first": each.first, "last": each.last}
+        period = self._periods.messages * DAY
 
         def wait(reason: str, left: int = 0) -> Step:
             return Step(each.first, each.last, "wait", each.bytes, left, reason=reason)
+
+        def young(age: float) -> Step:
+            days = (period - age) / DAY
+            return Step(each.first, each.last, "wait", each.bytes, days=days)
 
         if each.kept is not None:  # once more, when some of what was left is settled
             left = len(await self._needed(each))
             return Step(
                 each.first, each.last, "kept" if left >= each.kept else "empty", each.bytes, left
             )
-        written = await self._value("range_written", **bounds)
-        if written is not None and written < self._periods.messages * DAY:
-            return Step(
-                each.first,
-                each.last,
-                "wait",
-                each.bytes,
-                days=self._periods.messages - written / DAY,
-            )
+        # The last row spares reading the rest; what it says is believed only if all of them do.
+        written = await self._value("range_written", first=each.first, last=each.last)
+        if written is not None and written < period:
+            return young(written)
         proof = await self._proof(each)
+        if proof.age is not None and proof.age + time.monotonic() - proof.at < period:
+            return young(proof.age + time.monotonic() - proof.at)
         if proof.fault is not None:
             return wait(proof.fault)
+        if not proof.proved:
+            return wait(AGELESS)
         left = len(await self._left(each))
         if left > proof.rows * LEFT_MOST:
             reason = (
@@ -235,13 +257,13 @@ class Retention:
 
     async def _proof(self, each: Range) -> Proof:
         known, now = self._proofs.get(each.first), time.monotonic()
-        if known is not None and (known.fault is None or now - known.at < PROOF_SECONDS):
+        if known is not None and (known.proved or now - known.at < PROOF_SECONDS):
             return known
         proof = self._proofs[each.first] = await self._prove(each)
         return proof
 
     async def _prove(self, each: Range) -> Proof:
-        rows, messages, fateless, strange = (
+        rows, messages, fateless, strange, age = (
             await self._rows("range_proof", first=each.first, last=each.last)
         )[0]
         fault = None
@@ -249,7 +271,7 @@ class Retention:
             fault = f"{fateless} messages have no fate yet: the sweep sends them again"
         elif strange:
             fault = f"{strange} states contradict their rows: run `streams audit --full`"
-        return Proof(time.monotonic(), rows, messages, fault)
+        return Proof(time.monotonic(), rows, messages, fault, age)
 
     async def _left(self, each: Range) -> list[int]:
         return [

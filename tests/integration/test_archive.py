@@ -10,6 +10,7 @@ from typing import Any
 
 import fsspec
 import msgspec
+import psycopg
 import pyarrow
 import pytest
 from click.testing import CliRunner
@@ -99,6 +100,46 @@ def test_what_went_comes_back_as_it_was_beside_the_outbox(aged: Stage, tmp_path:
     ]  # fmt: skip
     assert streams("archive", "list", "--from", str(tmp_path)).count("archived at") == len(listed)
     assert streams("archive", "show", "3", "--from", str(tmp_path)).count(": whole") == 2
+
+
+def test_times_that_python_does_not_have_are_archived_and_come_back(
+    aged: Stage, tmp_path: Path
+) -> None:
+    times = {2: "20000-02-29 12:00:00.5", 3: "-infinity", 4: "0044-03-15 00:00:00 BC"}
+    for outbox_id, time in {**times, 5: "infinity"}.items():  # 5 is dead, and stays
+        aged.bench.query(
+            "UPDATE outbox SET created_at = %s WHERE id = %s RETURNING 1", time, outbox_id
+        )
+    aged.bench.query(
+        "UPDATE outbox_state SET updated_at = 'infinity' WHERE outbox_id = 4 RETURNING 1"
+    )
+    told = "SELECT id, created_at::text, updated_at::text FROM {} JOIN {} ON outbox_id = id"
+    told += " WHERE id < 10 ORDER BY id"
+    before = aged.bench.query(told.format("outbox", "outbox_state"))
+    assert [each[:3] for each in acts(archived(aged, tmp_path))[:2]] == [
+        (0, "empty", 2), (10, "empty", 3),
+    ]  # fmt: skip
+    streams("archive", "restore", "7", "--from", str(tmp_path))
+    came_back = told.format("outbox_restored_0", "outbox_state_restored_0")
+    assert aged.bench.query(came_back) == before
+    [first, *_] = json.loads(streams("archive", "list", "--json", "--from", str(tmp_path)))
+    assert first["oldest"] < first["newest"] < "2999"
+
+
+def test_a_value_that_cannot_be_read_holds_up_its_own_range_only(
+    aged: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = Writer.archive
+
+    async def archive(self: Writer, connection: Any, first: int, last: int, **how: Any) -> Any:
+        if first == 10:
+            raise psycopg.DataError("timestamp too large: 'a secret'")
+        return await written(self, connection, first, last, **how)
+
+    monkeypatch.setattr(Writer, "archive", archive)
+    first, second, third, *_ = archived(aged, tmp_path)
+    assert (first.act, second.act, third.act) == ("empty", "wait", "empty")
+    assert second.reason == "a value of one of its rows cannot be read (SQLSTATE -)"
 
 
 def test_whoever_is_killed_after_it_was_archived_does_not_archive_it_again(

@@ -39,6 +39,14 @@ def erase(*arguments: str) -> Result:
     return CliRunner().invoke(cli, ["erase", "--why", "a request", *arguments])
 
 
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "20000-01-01", "9999-12-31"])
+def test_a_row_whose_time_is_no_time_is_erased_too(stage: Stage, moment: str) -> None:
+    stage.bench.query(f"UPDATE outbox SET created_at = '{moment}' RETURNING 1")
+    said = erase("--key", "a", "--force")
+    assert (said.exit_code, said.exception) == (0, None)
+    assert said.stdout.startswith("4 rows erased")
+
+
 def test_a_conversations_settled_text_is_erased_and_the_audit_agrees(stage: Stage) -> None:
     query = stage.bench.query
     settled = [

@@ -143,7 +143,7 @@ def test_conversations_of_many_messages_hide_none_that_waits_less_long(filled: C
     assert look.heads(filled, topic="t", key="long") == every[:1]
 
 
-@pytest.mark.parametrize("moment", ["infinity", "-infinity"])
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "20000-01-01"])
 def test_a_time_that_is_none_fails_no_page(filled: Connection, moment: str) -> None:
     """A producer may write any time; what cannot be shown is left out."""
     filled.exec_driver_sql(f"UPDATE outbox SET created_at = '{moment}' WHERE id IN (50, 90, 91)")
@@ -153,6 +153,14 @@ def test_a_time_that_is_none_fails_no_page(filled: Connection, moment: str) -> N
     assert snapshot.proof.until is not None and snapshot.totals.oldest is not None
     with filled.begin():
         assert axis.axis(filled, "t", "k0").looked_back is not None
+    # Of what others load: the newest, what has no fate, what waits above a floor.
+    bounds = {"after": 0, "until": 10**6, "limit": 100, "floor": 0, "newest": 10**6, "age": 0}
+    with filled.begin():
+        filled.exec_driver_sql(f"UPDATE outbox SET created_at = '{moment}'")
+        filled.exec_driver_sql("DELETE FROM outbox_state WHERE outbox_id < 50")
+        for name in ("newest_messages", "first_fateless", "oldest_above", "audit_unpublished"):
+            rows = filled.exec_driver_sql(query(name), bounds | {"ids": None}).fetchall()
+            assert bool(rows) is (name != "audit_unpublished" or moment == "-infinity"), name
 
 
 def test_a_message_that_a_run_waits_with_says_what_it_waits_for(filled: Connection) -> None:

@@ -126,6 +126,33 @@ def test_what_is_young_unpublished_or_without_a_fate_stays(aged: Stage) -> None:
     assert retain(aged) == []
 
 
+def test_one_row_of_another_time_does_not_say_how_old_its_range_is(aged: Stage) -> None:
+    move = "UPDATE outbox SET created_at = {} WHERE id {} RETURNING 1"
+    # The last rows: a clock years ahead, or none; then years back, in a range of today.
+    aged.bench.query(move.format("now() + interval '9 years'", "= 9"))
+    aged.bench.query(move.format("'infinity'", "= 19"))
+    aged.bench.query(move.format("now()", "BETWEEN 22 AND 28"))
+    aged.bench.query(move.format("'2001-01-01'", "= 29"))
+    *old, young = retain(aged)
+    assert acts(old) == [(0, "empty", 2), (10, "empty", 3)]
+    assert (young.first, young.act, round(young.days or 0)) == (20, "wait", 14)
+    # Where no row says it, that range waits, and those behind it go on.
+    aged.bench.query(move.format("'-infinity'", "BETWEEN 20 AND 29"))
+    third, *younger = retain(aged)
+    assert (third.act, third.reason) == ("wait", retention.AGELESS)
+    assert acts(younger)[0] == (30, "empty", 0)
+
+
+@pytest.mark.parametrize("time", ["infinity", "-infinity", "20000-01-01"])
+def test_the_rate_that_partitions_are_made_for_bears_a_row_of_another_time(
+    aged: Stage, time: str
+) -> None:
+    aged.bench.query("UPDATE outbox SET created_at = %s WHERE id = 1 RETURNING 1", time)
+    recent = aged.bench.connection.execute(query("recent_rows"), {"last": aged.newest})
+    [(ids, seconds)] = recent.fetchall()
+    assert ids >= 38 and 19 < seconds / 86_400 < 21
+
+
 def test_a_range_of_which_much_is_left_stays_as_it_is(
     aged: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -276,15 +276,14 @@ class LeaderMaintenance:
 
     async def _make_partitions(self, connection: psycopg.AsyncConnection[Any]) -> None:
         newest, now = await _value(connection, "last_id"), time.monotonic()
-        width = self._settings.outbox.partition_rows or await self._fitting_width(
-            connection, newest
-        )
-        reached = await partitions.reach(connection) - newest
-        ahead = needed_ahead(
-            self._ids, (now, newest), self._settings.outbox.partitions_ahead_days, width, reached
-        )
-        self._ids = (now, newest)
+        kept = self._settings.outbox
         try:
+            width = kept.partition_rows or await self._fitting_width(connection, newest)
+            reached = await partitions.reach(connection) - newest
+            ahead = needed_ahead(
+                self._ids, (now, newest), kept.partitions_ahead_days, width, reached
+            )
+            self._ids = (now, newest)
             made = await partitions.ensure(connection, ahead=ahead, width=width)
         except psycopg.Error as error:
             if connection.broken or connection.closed:
