@@ -1,3 +1,24 @@
+-- audit_lock --
+-- One audit at a time: what two of them look at they would each note as if they were alone. For
+-- this session.
+SELECT pg_try_advisory_lock(hashtextextended('outbox-streams auditing', 0));
+
+-- audit_unlock --
+-- Another one may begin.
+SELECT pg_advisory_unlock(hashtextextended('outbox-streams auditing', 0));
+
+-- audit_holder --
+-- Who audits now; it says so in its application_name.
+SELECT a.application_name
+FROM pg_locks AS l
+JOIN pg_stat_activity AS a USING (pid)
+WHERE l.locktype = 'advisory'
+  AND l.granted
+  AND l.objsubid = 1
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND (l.classid::bigint << 32 | l.objid::bigint)
+      = hashtextextended('outbox-streams auditing', 0);
+
 -- audit_bounds --
 -- The oldest outbox id, the newest one drawn, and the floor: all between are published or were
 -- rolled back.
@@ -318,6 +339,10 @@ SELECT first_id - 1 AS after, last_id AS until, reach FROM outbox_audit_ranges O
 -- A full audit begins with nothing.
 WITH forgotten AS (DELETE FROM outbox_audit_ranges RETURNING first_id)
 DELETE FROM outbox_audit_left;
+
+-- audited_until --
+-- What was looked at beyond this id is looked at again.
+DELETE FROM outbox_audit_ranges WHERE last_id > %(until)s;
 
 -- audited --
 -- A range was looked at; one that goes on from it makes it longer.

@@ -36,6 +36,7 @@ def audit(
     patience: float = PATIENCE,
     age: float = AGE,
     advance: Callable[[int, int], None] = lambda done, total: None,
+    waits: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Audit what is new since the last time, or everything.
 
@@ -43,23 +44,24 @@ def audit(
 
     `grace` is how long, in seconds, a message may be overdue, `patience` how long workers get to
     catch up, `age` how long a message may wait to be published or read. The report is written down
-    in `outbox_audits`. ServiceUnreachable when Kafka does not answer.
+    in `outbox_audits`. While another audit is under way this one waits for its end; `waits` is told
+    in one line who that is. ServiceUnreachable when Kafka does not answer.
     """
     session = Session(connection)
-    with Topics(settings, registry.consumed) as topics:
+    with session.alone(waits), Topics(settings, registry.consumed) as topics:
         examination = Audit(
             session, topics, registry, full=full, grace=grace, patience=patience, age=age
         )
         report = examination.run(advance)
-    if repair_as is not None:
-        report.repaired = repair(session, examination, repair_as)
-    plain = orjson.dumps(report.plain()).decode()
-    session.rows(
-        "audit_report",
-        seconds=report.seconds,
-        complete=report.complete,
-        messages=report.messages,
-        wrong=report.count,
-        report=plain,
-    )
+        if repair_as is not None:
+            report.repaired = repair(session, examination, repair_as)
+        plain = orjson.dumps(report.plain()).decode()
+        session.rows(
+            "audit_report",
+            seconds=report.seconds,
+            complete=report.complete,
+            messages=report.messages,
+            wrong=report.count,
+            report=plain,
+        )
     return report

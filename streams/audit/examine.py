@@ -99,6 +99,8 @@ class Audit:
                     row[0] for row in self._session.rows("range_unsettled", first=first, last=last)
                 ]
                 self._session.rows("audit_leave", ids=left)
+        else:
+            self._known = self._before_a_hole()
         self._look_again()
         self._look_at_new(advance)
         self._look_at_open()
@@ -125,6 +127,30 @@ class Audit:
         [(report.left,)] = self._session.rows("audit_left_count")
         report.seconds = time.monotonic() - began
         return report
+
+    def _before_a_hole(self) -> list[Range]:
+        """What was looked at, up to the first id that neither was nor is gone.
+
+        What is behind such a hole is forgotten: whoever made it may have forgotten what was left
+        there too.
+        """
+        known = self._known
+        if not known:
+            return known
+        reached = min(self._first - 1, known[0].after)
+        covered = [(each.after, each.until) for each in known]
+        covered += [(first - 1, last) for first, last in self._retired]
+        for after, until in sorted(covered):
+            if after > reached:
+                break
+            reached = max(reached, until)
+        kept = [each for each in known if each.until <= reached]
+        if len(kept) < len(known):
+            self._session.rows("audited_until", until=reached)
+            self.report.notes.append(
+                f"ids from {reached + 1} on are looked at again: a range was forgotten"
+            )
+        return kept
 
     def _wait(self) -> None:
         """Give workers a moment to get past what was there at the beginning.

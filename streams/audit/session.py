@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import sleep
 from typing import Any, cast
 
 import psycopg
@@ -11,6 +14,9 @@ from psycopg import IsolationLevel, sql
 from sqlalchemy import Connection
 
 from streams.database import query
+
+# Seconds between two tries to be the only audit: no statement waits, whose snapshot would be old.
+AGAIN = 0.5
 
 
 class Session:
@@ -25,6 +31,9 @@ class Session:
         # Ranges are sorted and joined in memory; compiling a statement costs more than running it
         # on one.
         self._driver.execute("SET work_mem = '64MB'; SET temp_buffers = '64MB'; SET jit = off")
+        # PostgreSQL cuts it at 63 bytes: what may be long comes last.
+        name = f"outbox-streams audit {os.getpid()}@{socket.gethostname()}"
+        self._driver.execute("SELECT set_config('application_name', %s, false)", [name])
 
     def rows(self, statement: str | sql.Composed, **parameters: Any) -> list[tuple[Any, ...]]:
         """The rows of a named query, or of a composed one."""
@@ -33,6 +42,24 @@ class Session:
                 query(statement) if isinstance(statement, str) else statement, parameters
             )
             return cursor.fetchall() if cursor.description else []
+
+    @contextmanager
+    def alone(self, waits: Callable[[str], None]) -> Iterator[None]:
+        """Nobody else audits within this; `waits` is told once who has to end first.
+
+        The lock is the session's, and ends with it.
+        """
+        told = False
+        while not self.rows("audit_lock")[0][0]:
+            if not told and (holders := self.rows("audit_holder")):
+                waits(f"another audit is under way ({holders[0][0]}): waiting for its end")
+                told = True
+            sleep(AGAIN)
+        try:
+            yield
+        finally:
+            if not self._driver.closed:
+                self.rows("audit_unlock")
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:

@@ -75,6 +75,7 @@ def command(
             patience=patience,
             age=age,
             advance=progress,
+            waits=lambda line: say(f"streams: {line}", err=True),
         )
     if as_json:
         say_json(report.plain())

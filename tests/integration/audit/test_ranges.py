@@ -1,0 +1,150 @@
+"""What audits looked at: never a hole that a later one passes over, and one audit at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from threading import Event
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+
+import streams.audit
+from streams.audit import Report, examine, session
+from streams.cli import cli
+from streams.database import migrate, query
+from tests.fixtures.listed import ListedTopics, Log
+from tests.fixtures.simulation import Bench
+
+WIDTH = 10
+ROWS = 30
+
+
+@pytest.fixture
+def bench(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """Three ranges of messages, all persisted; no Kafka."""
+    log = Log()
+
+    def topics(*_: object) -> AbstractContextManager[ListedTopics]:
+        return nullcontext(ListedTopics(log))
+
+    monkeypatch.setattr(streams.audit, "Topics", topics)
+    monkeypatch.setattr(examine, "WIDTH", WIDTH)
+    with Bench(database) as bench:
+        bench.note_topic(log.uuid)
+        bench.connection.execute(
+            "INSERT INTO outbox (biz_type, topic, key, payload)"
+            " SELECT 'plain', 'notes', 'a', json_build_object('book', 'a', 'note', n::text)"
+            f" FROM generate_series(1, {ROWS}) AS n"
+        )
+        bench.connection.execute(
+            'INSERT INTO outbox_state (outbox_id, status, partition, "offset", applied)'
+            " SELECT id, 'consumed', 0, id, nextval('outbox_applied') FROM outbox ORDER BY id"
+        )
+        bench.connection.execute(
+            "INSERT INTO notes (outbox_id, book, note)"
+            " SELECT id, 'a', payload->>'note' FROM outbox ORDER BY id"
+        )
+        log.partitions[0].extend([None] * (ROWS + 1))  # type: ignore[list-item]
+        log.committed[0] = ROWS + 1
+        bench.raise_floor(ROWS)
+        yield bench
+
+
+def audit(bench: Bench, *, full: bool = False, **more: Any) -> Report:
+    """As `streams audit` does it."""
+    with migrate.connection(bench.settings) as connection:
+        return streams.audit.audit(
+            connection, bench.settings, bench.registry, full=full, patience=0.0, age=1e9, **more
+        )
+
+
+def lose(bench: Bench, outbox_id: int) -> None:
+    """It was published, and nobody persisted it."""
+    bench.connection.execute("DELETE FROM notes WHERE outbox_id = %s", [outbox_id])
+    bench.connection.execute("DELETE FROM outbox_state WHERE outbox_id = %s", [outbox_id])
+
+
+def missing(report: Report) -> list[int]:
+    """The ids that the report calls missing."""
+    return [example["outbox_id"] for example in report.wrong["missing"]["examples"]]
+
+
+@pytest.mark.parametrize("hole", [1, 11])
+def test_a_hole_between_the_ranges_is_looked_at_and_all_that_is_behind_it(
+    bench: Bench, hole: int
+) -> None:
+    lose(bench, 5)
+    lose(bench, 15)
+    lose(bench, 25)
+    assert missing(audit(bench, full=True)) == [5, 15, 25]
+    assert missing(audit(bench)) == [5, 15, 25]
+    # As a full audit leaves it that began anew beside another one, and was ended.
+    bench.connection.execute("DELETE FROM outbox_audit_ranges WHERE first_id = %s", [hole])
+    bench.connection.execute("DELETE FROM outbox_audit_left WHERE outbox_id >= %s", [hole])
+    report = audit(bench)
+    assert missing(report) == [5, 15, 25]
+    assert report.notes[-1:] == [f"ids from {hole} on are looked at again: a range was forgotten"]
+    report = audit(bench)
+    assert (missing(report), report.notes) == ([5, 15, 25], [])
+    assert bench.query("SELECT first_id, last_id FROM outbox_audit_ranges ORDER BY 1") == [
+        (1, 10),
+        (11, 20),
+        (21, 30),
+    ]
+
+
+def test_what_retention_emptied_is_no_hole(bench: Bench) -> None:
+    audit(bench, full=True)
+    bench.connection.execute("DELETE FROM outbox_audit_ranges WHERE first_id = 11")
+    bench.connection.execute(
+        "INSERT INTO outbox_retired (first_id, last_id, messages, kept, tables)"
+        " VALUES (11, 20, 10, 0, '{}')"
+    )
+    report = audit(bench)
+    assert (report.first, report.notes, report.wrong) == (31, [], {})
+
+
+def test_two_audits_at_once_take_turns(bench: Bench) -> None:
+    """A full one begins while the other has read what was looked at."""
+    lose(bench, 5)
+    bench.raise_floor(10)
+    assert missing(audit(bench, full=True)) == [5]
+    bench.raise_floor(ROWS)
+    waits, words = Event(), list[str]()
+    full: list[Future[Report]] = []
+
+    def told(holder: str) -> None:
+        words.append(holder)
+        waits.set()
+
+    with ThreadPoolExecutor() as pool:
+
+        def meanwhile(done: int, total: int) -> None:
+            if not full:
+                full.append(pool.submit(audit, bench, full=True, waits=told))
+                assert waits.wait(30), "it goes on beside the first"
+
+        assert missing(audit(bench, advance=meanwhile)) == [5]
+        assert missing(full[0].result(60)) == [5]
+    [word] = words
+    assert "another audit is under way (outbox-streams audit " in word
+    assert missing(audit(bench)) == [5]
+
+
+def test_who_waits_for_another_audit_says_for_which(
+    bench: Bench, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database)
+    with psycopg.connect(database, application_name="outbox-streams audit 7@there") as other:
+        other.execute(query("audit_lock"))
+        # A session that ends, however it does, lets the next one begin.
+        monkeypatch.setattr(session, "sleep", lambda seconds: other.close())
+        result = CliRunner().invoke(cli, ["audit", "--patience", "0"])
+    assert result.stderr == (
+        "streams: another audit is under way (outbox-streams audit 7@there): waiting for its end\n"
+    )
+    assert "30 messages looked at" in result.stdout
