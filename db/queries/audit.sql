@@ -23,7 +23,7 @@ WHERE l.locktype = 'advisory'
 -- The oldest outbox id, the newest one drawn, and the floor: all between are published or were
 -- rolled back.
 SELECT coalesce((SELECT min(id) FROM outbox), 1) AS first,
-       (SELECT last_value FROM outbox_id_seq) AS last,
+       (SELECT greatest(last_value, (SELECT max(id) FROM outbox)) FROM outbox_id_seq) AS last,
        coalesce((SELECT max(floor) FROM relay_position), 0) AS floor;
 
 -- audit_retired --
@@ -266,11 +266,12 @@ ORDER BY a.id
 LIMIT %(limit)s;
 
 -- audit_heads --
--- The first open message of each conversation, if it should have moved by now.
+-- The first open message of each conversation, if it should have moved by now; a replay is moved by
+-- its record.
 SELECT head.outbox_id, head.status, head.topic, head.key, head.source_id,
        extract(epoch FROM now() - coalesce(head.due, head.since))::double precision AS overdue
 FROM outbox_open AS head
-WHERE head.status <> 'dead'
+WHERE head.status NOT IN ('dead', 'replaying')
   AND coalesce(head.due, head.since) < now() - %(grace)s * interval '1 second'
   AND NOT EXISTS (
       SELECT FROM outbox_open AS before
@@ -280,22 +281,31 @@ ORDER BY head.outbox_id
 LIMIT 10000;
 
 -- audit_unpublished --
--- Rows that were written long ago and are above the floor, and that nobody has persisted all the
--- same: behind a floor that an open transaction holds, rows are published and consumed. Of the
--- first 100,000 above it.
+-- Rows of a range above the floor that were written long ago, and that nobody has persisted all the
+-- same: behind a floor that an open transaction holds, rows are published and consumed. What sends
+-- again waits until its message has a state, or waits for another row.
 SELECT o.id, o.resend_of,
        floor(extract(epoch FROM (now() AT TIME ZONE 'UTC')
                                 - greatest(o.created_at, '1970-01-01')))::bigint AS waited
-FROM (SELECT id, resend_of, created_at FROM outbox WHERE id > %(floor)s ORDER BY id
-      LIMIT 100000) AS o
-WHERE o.created_at < (now() AT TIME ZONE 'UTC') - %(age)s * interval '1 second'
-  AND (%(ids)s::bigint[] IS NULL OR o.id = ANY(%(ids)s::bigint[]))
+FROM outbox AS o
+WHERE o.id > %(after)s AND o.id <= %(until)s AND o.resend_of IS NULL
+  AND o.created_at < (now() AT TIME ZONE 'UTC') - %(age)s * interval '1 second'
   AND NOT EXISTS (
       SELECT FROM outbox_state AS s
-      WHERE s.outbox_id = coalesce(o.resend_of, o.id)
-        AND (o.resend_of IS NULL OR s.status <> 'replaying' OR s.source_id <> o.id))
-ORDER BY o.id
-LIMIT 10000;
+      WHERE s.outbox_id = o.id AND s.outbox_id > %(after)s AND s.outbox_id <= %(until)s)
+UNION ALL
+SELECT o.id, o.resend_of,
+       floor(extract(epoch FROM (now() AT TIME ZONE 'UTC')
+                                - greatest(o.created_at, '1970-01-01')))::bigint AS waited
+FROM outbox AS o
+LEFT JOIN LATERAL (
+    SELECT s.status, s.source_id FROM outbox_state AS s WHERE s.outbox_id = o.resend_of LIMIT 1
+) AS state ON true
+WHERE o.id > %(after)s AND o.id <= %(until)s AND o.resend_of IS NOT NULL
+  AND o.created_at < (now() AT TIME ZONE 'UTC') - %(age)s * interval '1 second'
+  AND (state.status IS NULL OR state.status = 'replaying' AND state.source_id = o.id)
+ORDER BY id
+LIMIT %(most)s;
 
 -- audit_stateless --
 -- Those of these messages that have no state yet.
@@ -314,11 +324,12 @@ SELECT (SELECT extract(epoch FROM now() - max(heartbeat))::double precision FROM
            WHERE NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = o.id));
 
 -- audit_replays --
--- Messages that wait for a record that was published long since.
+-- Some of the messages that wait for a record that was published long since.
 SELECT outbox_id, topic, key, source_id
 FROM outbox_open
-WHERE status = 'replaying' AND source_id <= %(floor)s
-LIMIT 10000;
+WHERE status = 'replaying' AND source_id <= %(floor)s AND outbox_id > %(after)s
+ORDER BY outbox_id
+LIMIT %(limit)s;
 
 -- audit_off_the_end --
 -- Messages whose place in the topic is behind its end.

@@ -47,12 +47,13 @@ WHERE fault IS NOT NULL
 ORDER BY outbox_id;
 
 -- foreign_stuck --
--- The first open message of each conversation, if it should have moved by now.
+-- The first open message of each conversation, if it should have moved by now; a replay is moved by
+-- its record.
 SELECT head.source || ':' || head.outbox_id, head.status, head.topic, head.key, NULL::bigint,
        extract(epoch FROM now() - coalesce(head.next_retry_at,
                                            head.updated_at))::double precision AS overdue
 FROM outbox_foreign AS head
-WHERE head.open AND head.status <> 'dead'
+WHERE head.open AND head.status NOT IN ('dead', 'replaying')
   AND coalesce(head.next_retry_at, head.updated_at) < now() - %(grace)s * interval '1 second'
   AND NOT EXISTS (
       SELECT FROM outbox_foreign AS before

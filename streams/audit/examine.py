@@ -433,13 +433,14 @@ class Audit:
 
     def _replays(self) -> None:
         """Replays whose record nobody will see any more."""
-        for outbox_id, topic, key, source in self._session.rows(
-            "audit_replays", floor=self.report.floor
-        ):
-            place = self._place(topic, key)
-            if place is not None and self._positions[place].worked:
-                self.lost_replays.append(outbox_id)
-                self.report.add("lost_replay", outbox_id, source=source)
+        after, floor = EVERYTHING, self.report.floor
+        while rows := self._session.rows("audit_replays", floor=floor, after=after, limit=OPEN):
+            for outbox_id, topic, key, source in rows:
+                place = self._place(topic, key)
+                if place is not None and self._positions[place].worked:
+                    self.lost_replays.append(outbox_id)
+                    self.report.add("lost_replay", outbox_id, source=source)
+            after = rows[-1][0]
 
     def _heads(self) -> dict[MessageId, tuple[Any, ...]]:
         rows = [
@@ -454,7 +455,6 @@ class Audit:
 
         Its turn comes when the message before it is settled, whenever that was.
         """
-        heads = {outbox_id: row for outbox_id, row in heads.items() if row[1] != "replaying"}
         if any(row[1] == "parked" for row in heads.values()):
             time.sleep(max(0.0, looked + min(self._grace, SECOND_LOOK) - time.monotonic()))
         again = self._heads() if heads else {}

@@ -6,9 +6,10 @@ or a relay that had just come back, is no fault.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from streams.audit.ranges import WIDTH
 from streams.audit.report import Report
 from streams.audit.session import Session
 from streams.audit.topics import Partition, Place, Topics
@@ -16,6 +17,8 @@ from streams.registry import Registry
 
 # A leader writes its heartbeat every other second.
 SILENT_SECONDS = 10.0
+# So many unpublished rows are counted; where that many wait, the rest does as well.
+MOST = 10_000
 
 
 class Waiting:
@@ -35,12 +38,18 @@ class Waiting:
         )
         self.age = age
         self.unread: dict[int, tuple[str, Place | None]] = {}
-        self._above: list[int] = []
+        self._above: dict[tuple[int, int], set[int]] = {}
         self._pending = False
 
     def look(self) -> None:
-        """The first time: what is above the floor now."""
-        self._above = [row[0] for row in self._unpublished(None)]
+        """The first time: what is above the floor now, range by range up to the newest id."""
+        left = MOST
+        for bounds in self._ranges():
+            if ids := {row[0] for row in self._unpublished(bounds, left)}:
+                self._above[bounds] = ids
+                left -= len(ids)
+            if left <= 0:
+                break
         [(_, self._pending)] = self._session.rows("audit_relays", floor=self._report.floor)
 
     def judge(self, positions: Mapping[Place, Partition]) -> None:
@@ -49,7 +58,12 @@ class Waiting:
         `positions` are those of the beginning.
         """
         _, _, floor = self._session.rows("audit_bounds")[0]
-        rows = self._unpublished(self._above, floor) if self._above else []
+        rows = [
+            row
+            for (after, until), ids in self._above.items()
+            for row in self._unpublished((max(after, floor), until), MOST)
+            if row[0] in ids
+        ]
         for outbox_id, resend_of, waited in rows:
             self._report.add("unpublished", outbox_id, resend_of=resend_of, waited=waited)
         [(silent, pending)] = self._session.rows("audit_relays", floor=floor)
@@ -91,8 +105,20 @@ class Waiting:
         ).members:
             report.add("no_sign_of_life", None, who="workers", group=group.name)
 
-    def _unpublished(
-        self, ids: list[int] | None, floor: int | None = None
-    ) -> list[tuple[Any, ...]]:
-        above = self._report.floor if floor is None else floor
-        return self._session.rows("audit_unpublished", floor=above, age=self.age, ids=ids)
+    def _ranges(self) -> Iterator[tuple[int, int]]:
+        """(after, until) of what is above the floor, as far as there are rows."""
+        _, newest, _ = self._session.rows("audit_bounds")[0]
+        after = self._report.floor
+        while after < newest:
+            [(following,)] = self._session.rows("audit_next", after=after)
+            if following is None:
+                return
+            until = min(following - 1 + WIDTH, newest)
+            yield following - 1, until
+            after = until
+
+    def _unpublished(self, bounds: tuple[int, int], most: int) -> list[tuple[Any, ...]]:
+        after, until = bounds
+        return self._session.rows(
+            "audit_unpublished", after=after, until=until, age=self.age, most=most
+        )

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import streams.audit
-from streams.audit import Report, examine, session
+from streams.audit import Report, examine, session, waiting
 from streams.cli import cli
 from streams.database import migrate, query
 from tests.fixtures.listed import ListedTopics, Log
@@ -54,12 +54,11 @@ def bench(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
         yield bench
 
 
-def audit(bench: Bench, *, full: bool = False, **more: Any) -> Report:
+def audit(bench: Bench, **more: Any) -> Report:
     """As `streams audit` does it."""
+    options = {"patience": 0.0, "age": 1e9} | more
     with migrate.connection(bench.settings) as connection:
-        return streams.audit.audit(
-            connection, bench.settings, bench.registry, full=full, patience=0.0, age=1e9, **more
-        )
+        return streams.audit.audit(connection, bench.settings, bench.registry, **options)
 
 
 def lose(bench: Bench, outbox_id: int) -> None:
@@ -148,3 +147,42 @@ def test_who_waits_for_another_audit_says_for_which(
         "streams: another audit is under way (outbox-streams audit 7@there): waiting for its end\n"
     )
     assert "30 messages looked at" in result.stdout
+
+
+def test_one_lost_message_behind_a_floor_that_stands_still_is_named(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An open transaction holds the floor; what is behind it is published and persisted."""
+    monkeypatch.setattr(waiting, "WIDTH", WIDTH)
+    bench.query("UPDATE relay_position SET floor = 0 RETURNING name")
+    lose(bench, 25)
+    again = bench.resend(7)  # of one that is persisted: nothing waits for it
+    report = audit(bench, age=0.0)
+    unpublished = report.wrong["unpublished"]
+    assert [(each["outbox_id"], unpublished["count"]) for each in unpublished["examples"]] == [
+        (25, 1)
+    ], again
+    # Those that nobody has published at all: as many as a report counts, and no more are asked for.
+    monkeypatch.setattr(waiting, "MOST", 5)
+    bench.connection.execute("DELETE FROM notes; DELETE FROM outbox_state")
+    unpublished = audit(bench, age=0.0).wrong["unpublished"]
+    assert [each["outbox_id"] for each in unpublished["examples"]] == [1, 2, 3, 4, 5]
+
+
+def test_replays_that_wait_for_workers_hide_no_lost_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor a conversation that is stuck: more of them than one look takes."""
+    monkeypatch.setattr(examine, "OPEN", 2)
+    bench.connection.execute(
+        "UPDATE outbox SET topic = 'away' WHERE id <= 8;"
+        " INSERT INTO outbox (biz_type, topic, key, payload, resend_of)"
+        " SELECT biz_type, topic, key, payload, id FROM outbox WHERE id IN (1, 2, 3, 4, 9);"
+        " UPDATE outbox_state SET status = 'replaying', applied = NULL, arrived = outbox_id,"
+        "  source_id = o.id, topic = o.topic, key = o.key"
+        " FROM outbox AS o WHERE o.resend_of = outbox_id;"
+        " DELETE FROM notes WHERE outbox_id IN (1, 2, 3, 4, 9)"
+    )
+    bench.raise_floor(ROWS + 5)
+    report = audit(bench)
+    assert [each["outbox_id"] for each in report.wrong["lost_replay"]["examples"]] == [9]
