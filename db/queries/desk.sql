@@ -137,6 +137,14 @@ WHERE o.id = %(body)s;
 -- Where these messages stand, if their fate has begun.
 SELECT outbox_id, status FROM outbox_state WHERE outbox_id = ANY(%(ids)s::bigint[]);
 
+-- statuses_lock --
+-- Where these messages stand, if their fate has begun, and until this transaction ends.
+SELECT outbox_id, status
+FROM outbox_state
+WHERE outbox_id = ANY(%(ids)s::bigint[])
+ORDER BY outbox_id
+FOR UPDATE;
+
 -- note_action --
 -- Who did what, and why.
 INSERT INTO outbox_actions (who, act, outbox_id, what, why)

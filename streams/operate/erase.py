@@ -65,18 +65,28 @@ def erase(
     Yields how far it is, the last time all of it.
 
     With `force` also that of messages which are not settled: they cannot be persisted any more.
+
+    Of messages that were enqueued before it began, and of every row that sends one of them again:
+    also of one that is written while this goes through, behind where it was to end.
     """
     with connection.begin():
-        after = first_sync(connection) - 1
-        last: int = connection.exec_driver_sql(query("last_id")).scalar_one()
-    erased, ids = Erased(), max(1, last - after)
+        first = first_sync(connection) - 1
+        newest = _last(connection)
+    after, last, erased, known = first, newest, Erased(), 0
     while after < last:
         until = min(after + WINDOW, last)
         with connection.begin():
-            _erase_window(connection, person, operator, after, until, erased, force=force, dry=dry)
-        erased.share += (until - after) / ids
+            _erase_window(
+                connection, person, operator, after, until, newest, erased, force=force, dry=dry
+            )
         after = until
+        erased.share = min(1.0, (after - first) / (newest - first))
         yield erased
+        if after == last and len(erased.ids) > known:
+            # A row with a copy of a text was written before that text was erased.
+            known = len(erased.ids)
+            with connection.begin():
+                last = _last(connection)
     if person.key is not None:
         with connection.begin():
             given = {"key": person.key}
@@ -89,12 +99,17 @@ def erase(
     yield erased
 
 
+def _last(connection: Connection) -> int:
+    return int(connection.exec_driver_sql(query("last_id")).scalar_one())
+
+
 def _erase_window(
     connection: Connection,
     person: Person,
     operator: Operator,
     after: int,
     until: int,
+    newest: int,
     erased: Erased,
     *,
     force: bool,
@@ -102,17 +117,16 @@ def _erase_window(
 ) -> None:
     where = {"after": after, "until": until, "key": person.key, "biz_type": person.biz_type}
     where |= {"field": person.field, "value": person.value}
-    rows: list[Sequence[Any]] = list(connection.exec_driver_sql(query("erase_window"), where))
-    if person.biz_type is not None:
-        for *row, text in connection.exec_driver_sql(query("erase_escaped"), where):
-            if _value(text, person.field) == person.value:
-                rows.append(row)
+    rows = _rows(connection, where, newest)
     if not rows:
         return
     roots = {"ids": list({row[1] for row in rows})}
-    settled = {
-        row[0] for row in connection.exec_driver_sql(query("statuses"), roots) if row[1] in SETTLED
-    }
+    # With force a message may be replayed meanwhile: whoever does has ended, or waits.
+    asked = "statuses_lock" if force and not dry else "statuses"
+    states = connection.exec_driver_sql(query(asked), roots)
+    settled = {row[0] for row in states if row[1] in SETTLED}
+    # Once more: what sends one of them again may have been committed since.
+    rows = _rows(connection, where, newest)
     chosen = [row for row in rows if force or row[1] in settled]
     erased.open |= {row[1] for row in rows} - settled
     for _, _, topic, written in chosen:
@@ -122,6 +136,16 @@ def _erase_window(
         connection.exec_driver_sql(query("erase_rows"), {"ids": ids})
         _note(connection, operator, person, len(ids), ids)
     erased.ids += ids
+
+
+def _rows(connection: Connection, where: dict[str, Any], newest: int) -> list[Sequence[Any]]:
+    """Rows of the person in a window, of messages up to `newest`."""
+    rows: list[Sequence[Any]] = list(connection.exec_driver_sql(query("erase_window"), where))
+    if where["biz_type"] is not None:
+        for *row, text in connection.exec_driver_sql(query("erase_escaped"), where):
+            if _value(text, where["field"]) == where["value"]:
+                rows.append(row)
+    return [row for row in rows if row[1] <= newest]
 
 
 def _value(text: str, name: str | None) -> str | None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import Thread
 
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import NullPool
 
 from streams import operate
 from streams.cli import cli
+from streams.database import sync_engine
 from streams.errors import UsageError
+from streams.operate import erase as erasing
+from tests.fixtures.aged import work
+from tests.fixtures.killed import wait_until
 from tests.fixtures.simulation import Bench
 from tests.fixtures.stage import OPERATOR, Stage
 
@@ -112,6 +118,56 @@ def test_a_dead_message_that_was_erased_is_replayed_by_nobody_but_with_another_t
     assert stage.bench.query("SELECT status FROM outbox_state WHERE outbox_id = %s", dead) == [
         ("replaying",)
     ]
+
+
+def unmarked(stage: Stage, key: str) -> list[int]:
+    """Rows of this conversation that hold their text."""
+    rows = stage.bench.query(
+        "SELECT id FROM outbox WHERE key = %s AND payload::text NOT LIKE '{\"$erased\"%%'", key
+    )
+    return [row[0] for row in rows]
+
+
+def test_a_copy_that_is_made_while_it_goes_through_is_erased_too(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasing, "WINDOW", 2)
+    [dead] = operate.plan(stage.bench.operators, operate.Choice())
+    assert int(dead) > 2  # in a later window than the first
+    with sync_engine(stage.bench._url, poolclass=NullPool).connect() as connection:
+        steps = erasing.erase(connection, erasing.Person(key="a"), OPERATOR)
+        next(steps)
+        assert unmarked(stage, "a") == [2, 4, 5]
+        list(operate.replay(stage.bench.operators, [dead], OPERATOR, operate.Choice()))
+        stage.bench.handler.faults.clear()
+        work(stage)
+        *_, erased = steps
+    assert unmarked(stage, "a") == [5]  # which waited for the dead one, and is left and said
+    assert (erased.ids, erased.open, erased.share) == ([1, 2, int(dead), 6], {5}, 1.0)
+
+
+def test_a_copy_that_is_made_beside_an_erasure_by_force_is_erased_too(stage: Stage) -> None:
+    [dead] = operate.plan(stage.bench.operators, operate.Choice())
+    waits = (
+        "SELECT EXISTS (SELECT FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database())"
+        " OR EXISTS (SELECT FROM outbox_actions WHERE act = 'erase')"
+    )
+    said: list[Result] = []
+    with stage.bench.another() as other:
+        other.execute("SELECT FROM outbox_state WHERE outbox_id = %s FOR UPDATE", [int(dead)])
+        other.execute(
+            "INSERT INTO outbox (biz_type, topic, key, payload, resend_of)"
+            " SELECT biz_type, topic, key, payload, id FROM outbox WHERE id = %s",
+            [int(dead)],
+        )
+        thread = Thread(target=lambda: said.append(erase("--key", "a", "--force")))
+        thread.start()
+        wait_until(stage, waits)
+        other.commit()
+        thread.join(30)
+    assert said[0].stdout.startswith("5 rows erased")
+    assert unmarked(stage, "a") == []
 
 
 @pytest.mark.parametrize(
