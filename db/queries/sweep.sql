@@ -26,21 +26,27 @@ LIMIT %(most)s;
 
 -- sweep_overdue --
 -- First open messages of their conversations that should have moved long ago: the record that moves
--- them is lost.
+-- them is lost. Of each of these topics some, behind an id.
 SELECT s.outbox_id, s.topic, s.key
-FROM outbox_open AS s
-WHERE CASE s.status
-          WHEN 'retrying' THEN s.due < now() - %(patience)s * interval '1 second'
-          WHEN 'parked' THEN s.since < now() - %(patience)s * interval '1 second'
-          WHEN 'replaying' THEN s.since < now() - %(patience)s * interval '1 second'
-          AND s.source_id <= %(floor)s
-          ELSE false
-      END
-  AND NOT EXISTS (
-      SELECT FROM outbox_open AS e
-      WHERE e.topic = s.topic AND e.key = s.key AND e.arrived < s.arrived)
-ORDER BY s.outbox_id
-LIMIT %(most)s;
+FROM unnest(%(topics)s::text[], %(afters)s::bigint[]) AS given (topic, after)
+CROSS JOIN LATERAL (
+    SELECT s.outbox_id, s.topic, s.key
+    FROM outbox_open AS s
+    WHERE s.topic = given.topic AND s.outbox_id > given.after
+      AND CASE s.status
+              WHEN 'retrying' THEN s.due < now() - %(patience)s * interval '1 second'
+              WHEN 'parked' THEN s.since < now() - %(patience)s * interval '1 second'
+              WHEN 'replaying' THEN s.since < now() - %(patience)s * interval '1 second'
+              AND s.source_id <= %(floor)s
+              ELSE false
+          END
+      AND NOT EXISTS (
+          SELECT FROM outbox_open AS e
+          WHERE e.topic = s.topic AND e.key = s.key AND e.arrived < s.arrived)
+    ORDER BY s.outbox_id
+    LIMIT %(most)s
+) AS s
+ORDER BY s.outbox_id;
 
 -- sweep_resent --
 -- The last record of each of these messages that was sent again.

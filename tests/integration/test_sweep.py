@@ -6,15 +6,20 @@ import asyncio
 from pathlib import Path
 
 import psycopg
+import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streams.broker import kafka
+from streams.broker.partitioner import partition_of
+from streams.events import EventType
+from streams.registry import Agent, Registry
+from streams.relay.leader import sweep
 from streams.relay.leader.sweep import MOST
 from tests.conftest import Eventually, World
-from tests.fixtures.listed import ListedSweep
+from tests.fixtures.listed import TOPIC, ListedSweep, Record
 from tests.fixtures.notes import Notes
-from tests.fixtures.simulation import Bench
+from tests.fixtures.simulation import Bench, Note
 from tests.fixtures.stage import Stage
 
 
@@ -131,3 +136,47 @@ def test_what_is_lost_once_more_on_its_way_is_sent_once_more_by_the_same_leader(
         assert bench.run(_rounds(bench, sweep, 2)) == 1
         resends = "SELECT count(*) FROM outbox WHERE resend_of = %s"
         assert bench.query(resends, lost) == [(2,)]
+
+
+HEADS = """
+WITH heads AS (
+    INSERT INTO outbox (biz_type, topic, key, payload)
+    SELECT 'plain', %(topic)s, key, '{"book": "b", "note": "n"}'
+    FROM unnest(%(keys)s::text[]) AS key
+    RETURNING id, topic, key
+)
+INSERT INTO outbox_state (outbox_id, status, topic, key, arrived, updated_at)
+SELECT id, 'parked', topic, key, nextval('outbox_arrived'), now() - interval '1 hour' FROM heads
+RETURNING outbox_id
+"""
+
+
+@pytest.mark.parametrize("topic", [TOPIC, "away", "of a newer version"])
+def test_conversations_that_wait_for_absent_workers_keep_the_sweep_from_no_lost_replay(
+    database: str, monkeypatch: pytest.MonkeyPatch, topic: str
+) -> None:
+    """Neither those of another partition or topic, nor of one that this relay does not know."""
+    monkeypatch.setattr(sweep, "MOST", 2)
+    with Bench(database) as bench:
+        stage = Stage(bench)
+        keys = [key for key in "abcdefghij" if partition_of(key, 2) == 0][:3]
+        bench.connection.execute(HEADS, {"topic": topic, "keys": keys})
+        [[replayed]] = bench.connection.execute(HEADS, {"topic": TOPIC, "keys": ["d"]}).fetchall()
+        source = bench.resend(replayed)
+        bench.connection.execute(
+            "UPDATE outbox_state SET status = 'replaying', source_id = %s,"
+            " updated_at = now() - interval '1 hour' WHERE outbox_id = %s",
+            [source, replayed],
+        )
+        bench.raise_floor(source)
+        # Of their partition nobody reads on, while that of the replay was read to its end.
+        stage.log.partitions[0].extend([Record(0, 0, None, None, [], 0, 0)] * 5)
+        away = EventType("away", "away", "book", Note, "simulation")
+        agents = {**bench.registry.agents, "away": Agent(away, bench.handler, "simulation")}
+        swept = ListedSweep(bench.settings, Registry(agents), stage.log)
+        bench.run(_rounds(bench, swept, 3))
+        resent = "SELECT resend_of FROM outbox WHERE resend_of IS NOT NULL AND id > %s"
+        assert bench.query(resent, source) == [(replayed,)]
+        # It is under way, and not sent once more.
+        bench.run(_rounds(bench, swept, 3))
+        assert bench.query(resent, source) == [(replayed,)]

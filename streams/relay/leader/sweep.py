@@ -126,6 +126,36 @@ class Pass:
     after: int
 
 
+@dataclass(slots=True)
+class Watch:
+    """One way through a topic's overdue messages, of one or several rounds; it goes on at `after`.
+
+    `seen` has the floor when each was first seen, of those that this way has come to so far, and
+    `before` of those of the last one.
+    """
+
+    after: int = 0
+    seen: dict[int, int] = field(default_factory=dict)
+    before: dict[int, int] = field(default_factory=dict)
+
+    def note(self, ids: Iterable[int], floor: int, last: int | None) -> None:
+        """Take in what a look found; `last` is where the next one goes on, None at the end."""
+        self.seen.update({each: self.before.get(each, floor) for each in ids})
+        self.after = last or 0
+        if last is None:
+            self.before, self.seen = self.seen, {}
+
+    def first_seen(self, outbox_id: int) -> int:
+        """The floor when this message was first seen overdue."""
+        return self.seen[outbox_id] if outbox_id in self.seen else self.before[outbox_id]
+
+    def forget(self, ids: Iterable[int]) -> None:
+        """They were sent again: from now on other records move them."""
+        for outbox_id in ids:
+            self.seen.pop(outbox_id, None)
+            self.before.pop(outbox_id, None)
+
+
 class Sweep:
     """Runs until cancelled; an outage of either side costs a round, nothing else."""
 
@@ -134,7 +164,8 @@ class Sweep:
         self._topics = registry.topics
         self._progress = {name: Progress() for name in self._topics}
         self._passes: dict[str, Pass] = {}
-        self._overdue: dict[int, int] = {}  # the floor when each was first seen overdue
+        # By topic: conversations whose workers are away keep no other one's waiting.
+        self._watches = {name: Watch() for name in self._topics}
         # By topic: one whose workers lag does not keep another one's lost messages waiting.
         self._swept = dict.fromkeys(self._topics, 0)
         self._unreadable: set[str] = set()
@@ -174,26 +205,13 @@ class Sweep:
         looked = await asyncio.to_thread(self._look, wanted)
         for name, topic in looked.items():
             self._progress[name].note(topic, floor)
-        self._overdue = {row[0]: self._overdue.get(row[0], floor) for row in overdue}
         lost: list[tuple[int, int]] = []
         for name in sorted(waiting & looked.keys()):
             lost += await self._send_lost(connection, name, reach, oldest)
-        stuck = [
-            outbox_id
-            for name in looked
-            for outbox_id in self._progress[name].lost(
-                # Workers that are away move nothing: they must have gone on since.
-                [
-                    (each, key, max(sent_as, self._overdue[each]))
-                    for each, topic, key, sent_as in overdue
-                    if topic == name
-                ],
-                self._progress[name].passed,
-            )
-        ]
-        moved = await self._resend(connection, stuck)
-        for outbox_id in stuck:
-            del self._overdue[outbox_id]
+        moved: list[tuple[int, int]] = []
+        for name in looked:
+            heads = [each for each in overdue if each.topic == name]
+            moved += await self._send_overdue(connection, name, heads)
         _report("lost", lost)
         _report("overdue", moved)
         return len(lost) + len(moved)
@@ -201,22 +219,38 @@ class Sweep:
     async def _find_overdue(
         self, connection: psycopg.AsyncConnection[Any], reach: Reach
     ) -> list[Overdue]:
-        """Open messages that should have moved, unless their last record may be under way."""
+        """Open messages that should have moved, unless their last record may be under way.
+
+        Of a topic that has more of them than one look takes, those behind the last look's.
+        """
         rows = await _rows(
-            connection, "sweep_overdue", patience=PATIENCE, floor=reach.floor, most=MOST
+            connection,
+            "sweep_overdue",
+            topics=list(self._watches),
+            afters=[watch.after for watch in self._watches.values()],
+            patience=PATIENCE,
+            floor=reach.floor,
+            most=MOST,
         )
-        if not rows:
-            return []
-        ids = [row[0] for row in rows]
-        resent = dict(
-            await _rows(connection, "sweep_resent", ids=ids, after=min(ids), newest=reach.newest)
-        )
-        overdue = [Overdue(each, topic, key, resent.get(each, each)) for each, topic, key in rows]
-        return [
-            each
-            for each in overdue
-            if each.sent_as == each.outbox_id or each.sent_as <= reach.floor
-        ]
+        resent, by_topic = dict[int, int](), dict[str, list[Overdue]]()
+        if ids := [row[0] for row in rows]:
+            where = {"ids": ids, "after": min(ids), "newest": reach.newest}
+            resent = dict(await _rows(connection, "sweep_resent", **where))
+        for outbox_id, topic, key in rows:
+            sent_as = resent.get(outbox_id, outbox_id)
+            by_topic.setdefault(topic, []).append(Overdue(outbox_id, topic, key, sent_as))
+        overdue: list[Overdue] = []
+        for name, watch in self._watches.items():
+            heads = by_topic.get(name, [])
+            published = [
+                each
+                for each in heads
+                if each.sent_as == each.outbox_id or each.sent_as <= reach.floor
+            ]
+            last = heads[-1].outbox_id if len(heads) == MOST else None
+            watch.note((each.outbox_id for each in published), reach.floor, last)
+            overdue += published
+        return overdue
 
     async def _any_fateless(
         self, connection: psycopg.AsyncConnection[Any], topic: str, reach: Reach, oldest: int
@@ -263,6 +297,24 @@ class Sweep:
             sent += await self._resend(connection, lost)
             current.after = rows[-1][0] if len(rows) == MOST else upto
         return sent
+
+    async def _send_overdue(
+        self, connection: psycopg.AsyncConnection[Any], name: str, heads: list[Overdue]
+    ) -> list[tuple[int, int]]:
+        """Send again those of a topic that the workers passed since they were seen overdue.
+
+        Gives [(id of the new row, outbox_id)].
+        """
+        progress, watch = self._progress[name], self._watches[name]
+        # Workers that are away move nothing: they must have gone on since.
+        rows = [
+            (each.outbox_id, each.key, max(each.sent_as, watch.first_seen(each.outbox_id)))
+            for each in heads
+        ]
+        stuck = progress.lost(rows, progress.passed)
+        moved = await self._resend(connection, stuck)
+        watch.forget(stuck)
+        return moved
 
     async def _resend(
         self, connection: psycopg.AsyncConnection[Any], ids: list[int]
