@@ -28,6 +28,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
 from typing import Any, NoReturn, cast
 
@@ -65,6 +66,14 @@ APPLICATION_NAME = b"application_name"
 _abandoned: set[asyncio.Task[None]] = set()
 
 
+@dataclass(slots=True)
+class Sent:
+    """The statements that one call of a handler has sent, without their parameters."""
+
+    texts: set[str] = field(default_factory=set)
+    last: str | None = None
+
+
 class HandlerCaller:
     """Calls handlers within one transaction; `progressed` is called whenever one has ended."""
 
@@ -83,6 +92,7 @@ class HandlerCaller:
         )
         self._session = Session(driver)
         self.spoiled = False
+        self.sent = Sent()  # by the last call
 
     @property
     def lost(self) -> bool:
@@ -109,6 +119,7 @@ class HandlerCaller:
         """
         driver, before = self._driver, self._driver.pgconn.parameter_status(APPLICATION_NAME)
         guard, settings = _Guard(agent.where, self._session), self._session.reported()
+        self.sent = guard.sent
         raised: Exception | None = None
         try:
             with guard.over(driver), _lent(self._connection, agent.where) as connection:
@@ -269,6 +280,7 @@ class _Guard:
         self._handler, self._session = handler, session
         self.broken_by: psycopg.Error | None = None
         self.change = Change.NONE
+        self.sent = Sent()
 
     @contextmanager
     def over(self, driver: psycopg.AsyncConnection[Any]) -> Iterator[None]:
@@ -307,6 +319,8 @@ class _Guard:
                 if isinstance(query, sql.Composable)
                 else str(query, "utf-8", "replace")
             )
+        self.sent.texts.add(query)
+        self.sent.last = query
         # Few texts come again and again; what is long may be of one message, and is not kept.
         kept = len(query) < 10_000
         if (word := (ending if kept else ending.__wrapped__)(query)) is not None:

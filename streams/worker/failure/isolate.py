@@ -16,6 +16,8 @@ from enum import Enum, auto
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from msgspec import structs
+
 from streams.errors import MessageError
 from streams.events import Message
 from streams.registry import Agent
@@ -32,6 +34,7 @@ from streams.worker.failure.classify import (
     fate_of,
     jittered,
     meets_everybody,
+    sqlstate,
     verdict_on,
 )
 from streams.worker.failure.handler_call import HandlerCaller
@@ -41,6 +44,7 @@ from streams.worker.failure.savepoint import Savepoint
 from streams.worker.set_aside import SetAside, parked
 
 LOST_ALONE = 3  # connections that one message may lose, worked alone, before it is charged
+CONSTRAINTS = "23"  # the class of SQLSTATEs of what breaks a constraint
 _NUMBER = re.compile(r"\d{1,19}")
 
 
@@ -75,7 +79,8 @@ class Isolation:
         self._counter: InsertCounter | None = None
         self._blocked: set[str] = set()
         self._broken: dict[tuple[str, str], tuple[int, Exception]] = {}
-        self._probed: dict[tuple[str, str], bool] = {}
+        # Whether what worked before works still; None where that cannot be told.
+        self._probed: dict[tuple[str, str], bool | None] = {}
         self._met: set[tuple[str, str]] = set()
         self._worked: set[str] = set()
         self.set_aside: list[SetAside] = []
@@ -229,24 +234,34 @@ class Isolation:
         self._history.worked(agent.event.biz_type, messages_of(piece[-1:]))
         return None
 
-    async def _works(self, agent: Agent, message: Message[Any], code: str) -> bool:
-        """Whether this message, which worked last, however long ago, does not meet this now.
+    async def _works(self, agent: Agent, message: Message[Any], code: str) -> bool | None:
+        """Whether this message, which worked last, however long ago, works still.
 
-        What it does is undone.
-
-        A row that is there already is no `code`: the statement fits the database.
+        False when it meets `code` now. None when it fails in another way, which proves nothing. It
+        is tried under an id that no message has, so that rows of its own id are in nobody's way;
+        another row that it left may be, and that proves that it works where the message that met
+        `code` did not come as far as this statement. What it does is undone.
         """
+        before = self._caller.sent
         self._counter = None  # it would count these rows
         await self._savepoint.set()
         try:
-            await self._caller.call(agent, [message])
+            unused = structs.replace(message, outbox_id=-message.outbox_id)
+            await self._caller.call(agent, [unused])
+            if self._history.deferred:
+                await self._savepoint.check_constraints()
         except TransactionEnded:
             raise
         except Exception as error:
             if self._caller.lost or verdict_on(error, connection_lost=False) is not Verdict.ISOLATE:
                 raise
             met = meets_everybody(error)
-            return met is None or met[0] != code
+            if met is not None and met[0] == code:
+                return False
+            # The same statement proves nothing either: what it sets off comes after its own checks.
+            last = self._caller.sent.last
+            is_new = last is not None and last not in before.texts
+            return True if is_new and (sqlstate(error) or "").startswith(CONSTRAINTS) else None
         else:
             return True
         finally:
@@ -303,9 +318,10 @@ class Isolation:
             and (sound := self._history.sound.get(where[0]))
         ):
             self._probed[where] = await self._works(agent, sound, code)
-            if self._probed[where] and await self._try(agent, [delivery]) is None:
+            met = self._probed[where] is False
+            if not met and await self._try(agent, [delivery]) is None:
                 return Blame.NONE  # mended between the two
-        trouble.disproved |= self._probed.get(where, False)
+        trouble.disproved |= self._probed.get(where) is True
         if delivery.attempts == 0:
             self._broken.setdefault(where, (enough, error))
         elif trouble.is_everybodys(enough):
