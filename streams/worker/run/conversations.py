@@ -80,7 +80,8 @@ def _due(
 ) -> list[tuple[Delivery, str]]:
     """(message, its status) of what may be worked now.
 
-    A conversation stops where its next message has to wait. One that is `condemned` cannot be read.
+    A conversation stops where its next message has to wait, or is in another partition, whose lock
+    is not held here: its owner is woken for it. One that is `condemned` cannot be read.
     """
     turns: list[tuple[Delivery, str]] = []
     stopped: set[str] = set()
@@ -92,12 +93,14 @@ def _due(
         due,
         code,
         since,
-        _,
+        delivered,
         offset,
         biz_type,
         payload,
         created_ms,
     ) in rows:
+        if delivered not in (partition, None):
+            stopped.add(key)
         if key in stopped:
             continue
         delivery = Delivery(outbox_id, outbox_id, partition, offset, key, biz_type, None)
