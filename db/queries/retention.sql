@@ -30,8 +30,8 @@ WHERE oid = 'outbox'::regclass;
 SELECT set_config('role', %(role)s, false);
 
 -- retention_ranges --
--- Partitions whose ids are all at or below the floor of every relay, in pairs, oldest first,
--- with what is known of each.
+-- Partitions whose ids are all at or below the floor of every relay, or the others, in pairs, oldest
+-- first, with what is known of each.
 SELECT p.first_id, p.last_id, p.schema, p.tables, p.bytes, r.messages, r.kept
 FROM (
     SELECT (bounds[1])::bigint AS first_id, (bounds[2])::bigint - 1 AS last_id,
@@ -47,14 +47,19 @@ FROM (
     HAVING count(*) = 2
 ) AS p
 LEFT JOIN outbox_retired AS r USING (first_id)
-WHERE p.last_id <= (SELECT coalesce(min(floor), 0) FROM relay_position)
+WHERE (p.last_id > (SELECT coalesce(min(floor), 0) FROM relay_position)) = %(above)s
 ORDER BY p.first_id;
 
+-- slowest_relay --
+-- The relay with the lowest floor, which is what everything else goes by.
+SELECT name, floor FROM relay_position ORDER BY floor, name LIMIT 1;
+
 -- range_written --
--- For how many seconds the last row of a range of ids is there; NULL when it is infinite or of
--- tomorrow, which says nothing.
+-- For how many seconds the last row of a range of ids is there, NULL when it is infinite or of
+-- tomorrow, which says nothing; and its id.
 SELECT CASE WHEN created_at BETWEEN '1970-01-01' AND (now() AT TIME ZONE 'UTC') + interval '1 day'
-            THEN extract(epoch FROM (now() AT TIME ZONE 'UTC') - created_at) END::double precision
+            THEN extract(epoch FROM (now() AT TIME ZONE 'UTC') - created_at) END::double precision,
+       id
 FROM outbox
 WHERE id BETWEEN %(first)s AND %(last)s
 ORDER BY id DESC

@@ -193,7 +193,7 @@ class Retention:
     async def _emptied(self) -> AsyncIterator[Step]:
         if self._periods.messages is None:
             return
-        for each in [Range(*row) for row in await self._rows("retention_ranges")]:
+        for each in await self._ranges():
             if each.kept == 0:
                 continue
             step = await self._done(each)
@@ -201,6 +201,29 @@ class Retention:
                 yield step
             if step.days is not None:
                 return  # what comes after it is younger
+        async for step in self._held():
+            yield step
+
+    async def _held(self) -> AsyncIterator[Step]:
+        """Ranges that are old enough, and that a relay has not come to the end of."""
+        assert self._periods.messages is not None
+        slowest = await self._rows("slowest_relay")
+        name, floor = slowest[0] if slowest else (None, 0)
+        reason = "no relay has published it"
+        if name is not None:
+            reason = f"it is above the floor {floor} of relay {name}"
+        for each in await self._ranges(above=True):
+            rows = await self._rows("range_written", first=each.first, last=each.last)
+            age, outbox_id = rows[0] if rows else (None, 0)
+            if age is not None and age < self._periods.messages * DAY:
+                return
+            # A range that is not full yet is held up by nobody once its rows are published.
+            if age is not None and outbox_id > floor and each.kept is None:
+                yield Step(each.first, each.last, "wait", each.bytes, reason=reason)
+
+    async def _ranges(self, *, above: bool = False) -> list[Range]:
+        """Ranges at or below the floor of every relay, or `above` the lowest of them."""
+        return [Range(*row) for row in await self._rows("retention_ranges", above=above)]
 
     async def _done(self, each: Range) -> Step:
         """What is done with the range; a value that nobody can read holds up no other range."""
@@ -455,7 +478,7 @@ class Retention:
         if self._periods.dead is None:
             return
         seconds = self._periods.dead * DAY
-        for each in [Range(*row) for row in await self._rows("retention_ranges")]:
+        for each in await self._ranges():
             while True:
                 bounds = {"first": each.first, "last": each.last, "seconds": seconds, "most": PART}
                 ids = [row[0] for row in await self._rows("dead_for_long", **bounds)]

@@ -122,8 +122,22 @@ def test_what_is_young_unpublished_or_without_a_fate_stays(aged: Stage) -> None:
     )
     assert second.reason == "1 states contradict their rows: run `streams audit --full`"
     assert (third.act, third.reason, round(third.days or 0)) == ("wait", None, 14)
+    # A floor that does not move is named, but not by what is young.
     aged.bench.raise_floor(8)
-    assert retain(aged) == []
+    [(relay,)] = aged.bench.query("SELECT name FROM relay_position")
+    for dry in (True, False):
+        assert [
+            (step.first, step.act, step.days, step.reason) for step in retain(aged, dry=dry)
+        ] == [
+            (first, "wait", None, f"it is above the floor 8 of relay {relay}") for first in (0, 10)
+        ]
+    # One with a row, and no more than that; and where there never was one.
+    aged.bench.query(
+        "INSERT INTO relay_position (name, mode, floor) VALUES ('gone', 'poll', 3) RETURNING 1"
+    )
+    assert retain(aged)[0].reason == "it is above the floor 3 of relay gone"
+    aged.bench.query("DELETE FROM relay_position RETURNING 1")
+    assert retain(aged)[0].reason == "no relay has published it"
 
 
 def test_one_row_of_another_time_does_not_say_how_old_its_range_is(aged: Stage) -> None:
