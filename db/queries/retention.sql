@@ -264,8 +264,11 @@ ORDER BY min(since)
 LIMIT 3;
 
 -- save_retention --
--- What holds retention up, for `streams status`.
-UPDATE relay_position SET retention = %(retention)s::jsonb WHERE name = %(relay)s;
+-- What holds retention up, if that is known anew, and that it was done now, for `streams status`.
+UPDATE relay_position
+SET retention = jsonb_build_object(
+        'waits', coalesce(%(waits)s::jsonb, retention -> 'waits', '[]'), 'at', now())
+WHERE name = %(relay)s;
 
 -- dead_for_long --
 -- Messages of a range that are dead for longer than so many seconds.

@@ -8,6 +8,9 @@ SELECT n.name, p.mode, p.asked, p.wish, p.doing, p.reason, coalesce(p.rate, 0) A
        greatest(0, ids.newest - coalesce(p.floor, 0)) AS lag_rows, ids.newest,
        coalesce(p.identity <> outbox_identity() OR ids.newest < p.floor, false) AS strange,
        p.retention -> 'waits' AS retention,
+       CASE WHEN p.retention -> 'at' IS NOT NULL
+            THEN extract(epoch FROM now() - (p.retention ->> 'at')::timestamptz)
+            WHEN p.retention IS NOT NULL THEN 0 END::double precision AS retention_idle,
        s.wal_status, s.active_pid IS NOT NULL AS slot_active, s.safe_wal_size,
        pg_wal_lsn_diff(pg_current_wal_insert_lsn(), s.restart_lsn)::bigint AS held
 FROM (SELECT name FROM relay_position WHERE %(relay)s::text IS NULL UNION SELECT %(relay)s) AS n

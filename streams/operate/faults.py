@@ -7,6 +7,7 @@ fault says what to do, and has an anchor in the runbook (docs/monitoring/runbook
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ LEAST_FAILED = 20
 LEAST_LAG = 1000
 LEAST_TREND_SECONDS = 240.0
 WAL_HOURS = 24.0
+IDLE_SECONDS = 21_600.0
 _NONE = Totals(
     pending=Count(0), published=Count(0), retrying=0, parked=0, replaying=0, held=0, dead=0
 )
@@ -297,6 +299,25 @@ def _room(snapshot: Snapshot) -> Iterator[Fault]:
 def _retention(snapshot: Snapshot) -> Iterator[Fault]:
     for relay in snapshot.relays:
         yield from _retention_of(relay)
+        idle = _idle(relay, snapshot)
+        if snapshot.limits.retains and idle > IDLE_SECONDS:
+            yield _fault(
+                "outbox.retention_waits",
+                f"relay {relay.name} has not looked for what is old for {_span(idle)}",
+                "its log says why (`housekeeping interrupted`); `streams retention` does it now",
+                subject=relay.name,
+            )
+
+
+def _idle(relay: RelayStatus, snapshot: Snapshot) -> float:
+    """For how many seconds its leader, which runs that long, has not done retention."""
+    led = [
+        (snapshot.at - process.started).total_seconds()
+        for process in snapshot.processes
+        if relay.leader is not None and process.kind == "relay" and process.pid == relay.leader.pid
+    ]
+    since = math.inf if relay.retention_idle is None else relay.retention_idle
+    return min(since, *led) if led else 0.0
 
 
 def _retention_of(relay: RelayStatus) -> Iterator[Fault]:

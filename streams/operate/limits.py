@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from streams.database.retention import periods
 from streams.operate.snapshot import Limits
 from streams.settings import Settings
 
@@ -15,4 +16,5 @@ def limits_of(settings: Settings, topics: Iterable[str] = ()) -> Limits:
         wal_warn=settings.relay.wal_warn,
         wal_limit=settings.relay.wal_limit,
         topics=tuple(topics),
+        retains=not periods(settings, ()).endless,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection
@@ -64,7 +64,8 @@ class RelayStatus:
     `mode` publishes now, `asked` is what the leader was started with, `wish` what operators asked
     for later; `doing` is streaming, polling, healing, connector or waiting. `strange`: this is not
     the database it knows. `sharing` are relays that lead some shards each; the `leader` is the one
-    with the first. `retention` is what holds retention up, as the leader saw it last.
+    with the first. `retention` is what holds retention up, as the leader saw it last,
+    `retention_idle` seconds ago; None: it never looked.
     """
 
     name: str
@@ -84,6 +85,7 @@ class RelayStatus:
     slot: SlotHealth | None
     strange: bool
     retention: tuple[str, ...] = ()
+    retention_idle: float | None = field(default=None, compare=False)
 
 
 def standing(connection: Connection, relay: str | None = None) -> list[RelayStatus]:
@@ -153,6 +155,7 @@ def _standing(row: dict[str, Any], sharing: list[Member], present: list[Member])
         slot=slot,
         strange=row["strange"],
         retention=tuple(row.get("retention") or ()),
+        retention_idle=row.get("retention_idle"),
     )
 
 

@@ -318,6 +318,8 @@ class Limits:
     max_attempts: int = 20
     audit_seconds: float | None = 86_400.0
     topics: tuple[str, ...] = ()
+    # Whether anything is to go when it is old.
+    retains: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -434,10 +434,21 @@ def test_a_leader_does_it_and_says_what_holds_it_up(
         pid = backup.info.backend_pid
         assert relay.retention[0].startswith(f"retention of messages 0 to 9 waits: pid {pid} (")
         assert "outbox.retention_waits" in {fault.code for fault in relay_faults(relay)}
+        assert relay.retention_idle is not None and relay.retention_idle < 30
         aged.bench.operators.rollback()
     aged.bench.run(round_())
     [relay] = standing(aged.bench.operators)
     assert not relay.retention
+    aged.bench.operators.rollback()
+    # While somebody else is at it, what is known stays known.
+    said = '{"waits": ["a"], "at": "2026-01-01"}'
+    aged.bench.query("UPDATE relay_position SET retention = %s RETURNING 1", said)
+    with aged.bench.another() as person:
+        person.execute(query("retention_lock"))
+        aged.bench.run(round_())
+    [relay] = standing(aged.bench.operators)
+    assert relay.retention == ("a",)
+    assert relay.retention_idle is not None and relay.retention_idle < 30
     aged.bench.operators.rollback()
     assert not {"outbox_30", "outbox_state_30"} & leaves(aged)
 

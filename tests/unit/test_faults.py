@@ -223,6 +223,28 @@ def codes(snapshot: Snapshot) -> set[str]:
     return {fault.code for fault in faults_of(snapshot)}
 
 
+@pytest.mark.parametrize(
+    ("idle", "hours", "fires"),
+    [
+        (None, 7, True),
+        (None, 5, False),
+        (7 * 3600.0, 8, True),
+        (7 * 3600.0, 5, False),
+        (60.0, 8, False),
+    ],
+)
+def test_a_leader_that_does_no_retention_for_hours_is_a_fault_where_it_is_set(
+    idle: float | None, hours: int, fires: bool
+) -> None:
+    assert RELAY.leader is not None
+    leader = replace(WORKER, id="r", kind="relay", pid=RELAY.leader.pid, started=ago(hours * 3600))
+    idles = replace(WELL, **relay(retention_idle=idle), processes=(WORKER, leader))
+    assert codes(idles) == set()
+    told = faults_of(replace(idles, limits=replace(WELL.limits, retains=True)))
+    assert [fault.code for fault in told] == ["outbox.retention_waits"] * fires
+    assert all(fault.title.endswith("has not looked for what is old for 7 hours") for fault in told)
+
+
 def test_nothing_is_wrong_when_all_is_well() -> None:
     assert faults_of(WELL) == []
 

@@ -46,7 +46,6 @@ class Housekeeping:
         self._settings, self._periods = settings, periods(settings, topics)
         self._retained_at, self._expired_at = -RETENTION_SECONDS, -EXPIRE_SECONDS
         self._proofs: dict[int, Proof] = {}
-        self._waits: list[str] | None = None
         self._archive: Writer | None = None
 
     async def run(self) -> None:
@@ -98,18 +97,22 @@ class Housekeeping:
                     await work.expire()
                 async for step in work.steps():
                     waits += self._told(step)
+                    if step.act != "wait":  # each may take long
+                        await self._save(connection, None)
         except NotAllowed as reason:
             work = Retention(connection, self._periods, dry=True, proofs=self._proofs)
             ready = any([step.act != "wait" async for step in work.steps()])
             if ready or await work.overdue():
                 waits.append(f"retention: {reason}")
         except Busy:  # another relay of this name, or a person, who says what holds it up
+            await self._save(connection, None)
             return
-        if waits != self._waits:
-            retention = orjson.dumps({"waits": waits}).decode()
-            given = {"relay": self._settings.relay.name, "retention": retention}
-            await connection.execute(query("save_retention"), given)
-            self._waits = waits
+        await self._save(connection, orjson.dumps(waits).decode())
+
+    async def _save(self, connection: psycopg.AsyncConnection[Any], waits: str | None) -> None:
+        """Write down that retention is being done, and what holds it up, if that is known anew."""
+        given = {"relay": self._settings.relay.name, "waits": waits}
+        await connection.execute(query("save_retention"), given)
 
     def _told(self, step: Step) -> list[str]:
         about = {"first": step.first, "last": step.last}
