@@ -102,13 +102,16 @@ WHERE t.retired_at IS NULL AND t.biz_type <> ALL(%(known)s::text[])
   AND t.topic <> ALL(%(consumed)s::text[])
 ORDER BY t.biz_type;
 
--- id_sequence --
--- The sequence that ids are drawn from, unless it draws them as we rely on: one by one, upwards,
--- each once.
-SELECT seqcache, seqincrement, seqcycle
+-- sequence_at_fault --
+-- A sequence of ours that does not draw as we rely on: one by one, upwards, each once. Of ids, and
+-- of the order in which messages wait, were persisted, and died.
+SELECT seqrelid::regclass::text, seqcache, seqincrement, seqcycle
 FROM pg_sequence
-WHERE seqrelid = 'outbox_id_seq'::regclass
-  AND (seqcache, seqincrement, seqcycle) IS DISTINCT FROM (1, 1, false);
+WHERE seqrelid IN ('outbox_id_seq'::regclass, 'outbox_arrived'::regclass,
+                   'outbox_applied'::regclass, 'outbox_died'::regclass)
+  AND (seqcache, seqincrement, seqcycle) IS DISTINCT FROM (1, 1, false)
+ORDER BY seqrelid
+LIMIT 1;
 
 -- hidden_tables --
 -- Tables of ours that this role works with, and of which policies hide rows from it.

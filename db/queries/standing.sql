@@ -67,6 +67,35 @@ SELECT CASE WHEN last_value - (NOT is_called)::int < %(newest)s
             ELSE last_value END
 FROM outbox_id_seq;
 
+-- skip_drawn --
+-- What our sequences draw next is above what is in use, where a copy of the rows came without them:
+-- never back. No index knows the highest place in line: every state is read once.
+WITH states AS (
+    SELECT max(arrived) AS arrived, max(applied) AS applied
+    FROM (
+        SELECT max(arrived) AS arrived, max(applied) AS applied FROM outbox_state
+        UNION ALL
+        SELECT max(arrived), max(applied) FROM outbox_foreign
+    ) AS ours_and_others
+)
+SELECT setval(name::regclass, highest)
+FROM (
+    SELECT 'outbox_arrived', arrived FROM states
+    UNION ALL
+    SELECT 'outbox_applied', applied FROM states
+    UNION ALL
+    SELECT 'outbox_died', max(died) FROM outbox_dead_letters
+    UNION ALL
+    SELECT pg_get_serial_sequence('outbox_actions', 'id'), max(id) FROM outbox_actions
+    UNION ALL
+    SELECT pg_get_serial_sequence('outbox_audits', 'id'), max(id) FROM outbox_audits
+    UNION ALL
+    SELECT pg_get_serial_sequence('outbox_operations', 'id'), max(id) FROM outbox_operations
+    UNION ALL
+    SELECT pg_get_serial_sequence('outbox_rejects', 'id'), max(id) FROM outbox_rejects
+) AS drawn (name, highest)
+WHERE coalesce(pg_sequence_last_value(name::regclass), 0) < highest;
+
 -- relay_adopt --
 -- From now on this relay publishes from this database; a log position of another one means nothing
 -- here.

@@ -108,8 +108,8 @@ def check(connection: Connection, registry: Registry | None = None) -> None:
 
 
 def check_promises(connection: Connection, registry: Registry | None = None) -> None:
-    """UsageError when ids are not drawn one by one, or policies hide rows from this role."""
-    sequence = connection.exec_driver_sql(query("id_sequence")).first()
+    """UsageError when ids and places in line are not drawn one by one, or policies hide rows."""
+    sequence = connection.exec_driver_sql(query("sequence_at_fault")).first()
     if sequence is not None:
         raise UsageError(sequence_fault(*sequence))
     tables = [*TABLES, *(CHAT_TABLES if uses_chat_history(registry) else ())]
@@ -134,13 +134,13 @@ def _unknown(connection: Connection, registry: Registry) -> Iterator[str]:
             )
 
 
-def sequence_fault(cache: int, increment: int, cycle: bool) -> str:
-    """What is wrong with the sequence that ids are drawn from, and what mends it."""
+def sequence_fault(name: str, cache: int, increment: int, cycle: bool) -> str:
+    """What is wrong with a sequence of ids or places in line, and what mends it."""
     return (
-        f"sequence outbox_id_seq has CACHE {cache} INCREMENT"
-        f" {increment}{' CYCLE' if cycle else ''}, so that a later message may get a smaller id:"
-        " run ALTER SEQUENCE outbox_id_seq CACHE 1 INCREMENT 1 NO CYCLE, then end every session"
-        " that has enqueued since, as it may have kept ids"
+        f"sequence {name} has CACHE {cache} INCREMENT {increment}{' CYCLE' if cycle else ''}, so"
+        f" that a later message may get a smaller number: run ALTER SEQUENCE {name} CACHE 1"
+        " INCREMENT 1 NO CYCLE, then end every session that has drawn from it since, as it may have"
+        " kept some"
     )
 
 

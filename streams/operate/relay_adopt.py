@@ -1,7 +1,8 @@
 """Taking on a database that is not the one a relay published from, by an operator's order.
 
 What Kafka has of the other database's life is not known here. So ids it may have drawn are not
-drawn again, and what is not known to be published is published.
+drawn again, and what is not known to be published is published. A copy of the rows may have come
+without the sequences: what waits stays before what comes.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ def adopt(
             query("skip_ids"), {"newest": adoption.newest}
         ).scalar_one()
         adoption = replace(adoption, newest=newest)
+        connection.exec_driver_sql(query("skip_drawn"))
         width = settings.outbox.partition_rows or partitions.FIRST_WIDTH
         partitions.ensure_sync(connection, ahead=1, width=width)
         connection.exec_driver_sql(query("relay_adopt"), {**relay, "floor": adoption.floor})

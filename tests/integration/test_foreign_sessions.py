@@ -85,21 +85,32 @@ async def test_row_level_security_that_comes_later_is_an_error_and_no_answer(
     assert source.value == 0
 
 
-@pytest.mark.parametrize("change", ["CACHE 20", "INCREMENT 2", "CYCLE"])
-async def test_ids_that_are_not_drawn_one_by_one_stop_start_and_leader(
-    world: World, change: str
+@pytest.mark.parametrize(
+    ("sequence", "change"),
+    [
+        ("outbox_id_seq", "CACHE 20"),
+        ("outbox_arrived", "CACHE 20"),
+        ("outbox_applied", "INCREMENT 2"),
+        ("outbox_died", "CYCLE"),
+    ],
+)
+async def test_numbers_that_are_not_drawn_one_by_one_stop_start_and_leader(
+    world: World, sequence: str, change: str
 ) -> None:
+    """Ids, and those that say in which order messages wait, were persisted, and died."""
     world.migrate()
     async with Leadership(world.settings, "poll") as leadership:
         await leadership.look()
-        world.query(f"ALTER SEQUENCE outbox_id_seq {change}")
-        with pytest.raises(
-            UsageError, match="run ALTER SEQUENCE outbox_id_seq CACHE 1 INCREMENT 1 NO CYCLE"
-        ):
+        world.query(f"ALTER SEQUENCE {sequence} {change}")
+        mend = f"run ALTER SEQUENCE {sequence} CACHE 1 INCREMENT 1 NO CYCLE, then end every session"
+        with pytest.raises(UsageError, match=mend):
             await leadership.look()
     for start in starts(world):
-        with pytest.raises(UsageError, match="sequence outbox_id_seq has CACHE"):
+        with pytest.raises(UsageError, match=f"sequence {sequence} has CACHE"):
             await asyncio.to_thread(start)
+    world.query(f"ALTER SEQUENCE {sequence} CACHE 1 INCREMENT 1 NO CYCLE")
+    for start in starts(world):
+        await asyncio.to_thread(start)
 
 
 async def test_a_floor_waits_while_sessions_may_keep_ids(world: World, name: str) -> None:

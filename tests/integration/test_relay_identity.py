@@ -223,3 +223,44 @@ def test_ids_that_are_drawn_while_an_operator_is_asked_are_not_drawn_again(world
     assert f"the next id is {meanwhile[-1] + 1}" in adopted.change
     later = enqueue(world.url, world.topic, [payload(n, "c") for n in range(6, 9)])
     assert first + meanwhile + later == list(range(first[0], first[0] + 9))
+
+
+def test_what_waits_stays_before_what_comes_in_a_copy_without_its_sequences(world: World) -> None:
+    """Logical replication and dumps of the data alone leave them at their beginning."""
+    world.migrate()
+    first, second = enqueue(world.url, world.topic, [payload(n, "c") for n in range(2)])
+    world.query(
+        "INSERT INTO outbox_state (outbox_id, status, topic, key, arrived, next_retry_at)"
+        " VALUES (%s, 'retrying', 't', 'c', 500, now())",
+        first,
+    )
+    world.query(
+        "INSERT INTO outbox_state (outbox_id, status, applied) VALUES (%s, 'consumed', 900)", second
+    )
+    world.query(
+        "INSERT INTO outbox_foreign (source, outbox_id, status, topic, key, arrived, open, payload)"
+        " VALUES ('crm', 1, 'dead', 't', 'c', 700, true, 'x')"
+    )
+    drawn = ("outbox_arrived", "outbox_applied", "outbox_died")
+    world.query("UPDATE outbox_dead_letters SET died = 300")
+    world.query(
+        "INSERT INTO outbox_actions (id, who, act, what) OVERRIDING SYSTEM VALUE"
+        " SELECT n, 'ann', 'x', '{}' FROM generate_series(1, 40) AS n"
+    )
+    for name in drawn:
+        world.query(f"SELECT setval('{name}', 1)")
+    settings = world.settings
+
+    def adopt() -> None:
+        with migrate.connection(settings) as connection:
+            adoption = relay_adopt.plan(connection, settings, skip=1, force=True)
+            assert adoption is not None
+            relay_adopt.adopt(connection, settings, adoption, who="ann", why=None)
+
+    adopt()
+    assert world.query("SELECT id FROM outbox_actions WHERE act = 'relay adopt'") == [(41,)]
+    assert [world.query(f"SELECT nextval('{name}')")[0][0] for name in drawn] == [701, 901, 301]
+    for name in drawn:
+        world.query(f"SELECT setval('{name}', 5000)")
+    adopt()  # never back
+    assert [world.query(f"SELECT nextval('{name}')")[0][0] for name in drawn] == [5001] * 3

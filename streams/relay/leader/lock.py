@@ -100,7 +100,7 @@ class Leadership:
         return await reader(self._connection, self._settings.relay.name)
 
     async def _look(self) -> RelaySnapshot:
-        sequence = await (await self._connection.execute(query("id_sequence"))).fetchone()
+        sequence = await (await self._connection.execute(query("sequence_at_fault"))).fetchone()
         if sequence is not None:
             raise UsageError(sequence_fault(*sequence))
         await self._life.beat(self._connection)
