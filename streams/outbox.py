@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
@@ -245,22 +246,39 @@ def statement(name: str) -> TextClause:
 async def _async_connection(db: AsyncDatabase) -> AsyncConnection:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
-    if isinstance(db, AsyncSession | async_scoped_session):
-        return await db.connection()
-    if not isinstance(db, AsyncConnection):
+    session = isinstance(db, AsyncSession | async_scoped_session)
+    connection = await db.connection() if session else db
+    if not isinstance(connection, AsyncConnection):
         raise _refused(db, "an AsyncSession, async_scoped_session or AsyncConnection")
-    return db
+    plain = connection.sync_connection
+    if plain is not None and not plain.closed:  # else the first statement says what is wrong
+        if plain.invalidated:
+            await connection.get_raw_connection()
+        _refuse_autocommit(plain)
+    return connection
 
 
 def _connection(db: Database) -> Connection:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session, scoped_session
 
-    if isinstance(db, Session | scoped_session):
-        return db.connection()
-    if not isinstance(db, Connection):
+    connection = db.connection() if isinstance(db, Session | scoped_session) else db
+    if not isinstance(connection, Connection):
         raise _refused(db, "a Session, scoped_session or Connection")
-    return db
+    if not connection.closed:
+        _refuse_autocommit(connection)
+    return connection
+
+
+def _refuse_autocommit(connection: Connection) -> None:
+    """UsageError when the driver commits each statement; without a round trip."""
+    driver = connection.connection.dbapi_connection
+    with suppress(NotImplementedError):  # a dialect that is not SQLAlchemy's own may not know
+        if driver is not None and connection.dialect.detect_autocommit_setting(driver):
+            raise UsageError(
+                "a connection was given that commits each statement (AUTOCOMMIT): expected one that"
+                " has a transaction, or the message is committed whatever becomes of what it tells"
+            )
 
 
 def _refused(db: object, expected: str) -> UsageError:

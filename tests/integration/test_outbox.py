@@ -208,6 +208,69 @@ async def test_the_wrong_kind_of_connection_is_refused_with_the_function_that_ta
 
 
 @pytest.mark.usefixtures("enabled")
+async def test_a_connection_that_commits_each_statement_is_refused_before_anything_is_sent(
+    database: str, engine: Engine, aengine: AsyncEngine, rows: Rows
+) -> None:
+    """By its engine, by an option of its own, or by its driver: the message would be committed.
+
+    That happened at once, whatever became of the block.
+    """
+    url = make_url(database)
+    refused = "commits each statement .AUTOCOMMIT.: expected one that has a transaction"
+    auto = {"isolation_level": "AUTOCOMMIT"}
+    for name in ("postgresql+psycopg", "postgresql+psycopg2"):
+        committing = create_engine(url.set(drivername=name), **auto)
+        scoped = scoped_session(sessionmaker(committing))
+        with committing.connect() as connection, Session(committing) as session:
+            for act in (outbox.enqueue_sync, outbox.record_sync):
+                for db in (connection, session, scoped):
+                    with pytest.raises(UsageError, match=refused):
+                        act(db, chat())
+        scoped.remove()
+        committing.dispose()
+    driver = create_engine(
+        url.set(drivername="postgresql+psycopg"), connect_args={"autocommit": True}
+    )
+    option = engine.execution_options(**auto)
+    for each in (driver, option):
+        with each.connect() as connection, pytest.raises(UsageError, match=refused):
+            outbox.enqueue_sync(connection, chat())
+    driver.dispose()
+    with engine.connect() as connection, pytest.raises(UsageError, match=refused):
+        outbox.enqueue_sync(connection.execution_options(**auto), chat())
+    for name in ("postgresql+psycopg", "postgresql+asyncpg"):
+        acommitting = create_async_engine(url.set(drivername=name), **auto)
+        ascoped = async_scoped_session(async_sessionmaker(acommitting), asyncio.current_task)
+        async with acommitting.connect() as aconnection, AsyncSession(acommitting) as asession:
+            for aact in (outbox.enqueue, outbox.record):
+                for adb in (aconnection, asession, ascoped):
+                    with pytest.raises(UsageError, match=refused):
+                        await aact(adb, chat())
+        await ascoped.remove()
+        await acommitting.dispose()
+    assert rows() == []
+    # What comes after it in the same pool has a transaction again.
+    with engine.begin() as connection:
+        outbox.enqueue_sync(connection, chat())
+    async with aengine.begin() as aconnection:
+        await outbox.enqueue(aconnection, chat())
+    assert len(rows()) == 2
+
+
+@pytest.mark.usefixtures("disabled")
+def test_what_is_written_directly_is_not_written_where_each_statement_is_committed(
+    database: str, rows: Rows
+) -> None:
+    committing = create_engine(
+        make_url(database).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
+    )
+    with committing.connect() as connection, pytest.raises(UsageError, match="AUTOCOMMIT"):
+        outbox.record_sync(connection, chat())
+    committing.dispose()
+    assert rows("outbox_id", "outbox_direct") == []
+
+
+@pytest.mark.usefixtures("enabled")
 def test_more_ordered_keys_than_the_server_has_locks_for_are_refused_before_anything_is_sent(
     engine: Engine, rows: Rows
 ) -> None:
