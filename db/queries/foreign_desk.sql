@@ -63,7 +63,9 @@ WHERE (source, outbox_id) IN (SELECT * FROM unnest(%(sources)s::text[], %(ids)s:
 -- All that is known of another system's messages but their text; `behind` is the first open one of
 -- a parked one's conversation.
 SELECT f.source, f.outbox_id, f.biz_type, f.topic, f.key,
-       f.created_at AT TIME ZONE 'UTC' AS created_at, octet_length(f.payload) AS bytes,
+       CASE WHEN f.created_at BETWEEN '0001-01-01' AND '9999-12-31'
+            THEN f.created_at AT TIME ZONE 'UTC' END AS created_at,
+       octet_length(f.payload) AS bytes,
        NULL::text AS traceparent, true AS published, f.status, f.attempts, f.replays,
        f.error_code, f.error, f.next_retry_at, f.partition, f."offset", f.applied,
        NULL::bigint AS source_id, f.updated_at, head.outbox_id AS behind
