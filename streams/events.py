@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from functools import cache, lru_cache
 from itertools import takewhile
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 import msgspec
 import orjson
@@ -114,6 +114,40 @@ class Batch(Sequence[Message[E]]):
             _write(message, buffer)
         buffer[1 if len(buffer) == 1 else -1 :] = b"]"  # instead of the last comma
         return buffer
+
+
+class Ordered(Protocol):
+    """What has a place in a conversation: a message of some biz_type, with its key."""
+
+    @property
+    def biz_type(self) -> str:
+        """Which handler it is for."""
+
+    @property
+    def key(self) -> str:
+        """Its conversation's."""
+
+
+M = TypeVar("M", bound=Ordered)
+
+
+def batches(messages: Sequence[M]) -> list[tuple[str, list[M]]]:
+    """One batch for each biz_type, in rounds.
+
+    Wherever the biz_type changes within one conversation another round begins.
+    """
+    if len({message.biz_type for message in messages}) == 1:
+        return [(messages[0].biz_type, list(messages))]
+    rounds: list[tuple[str, list[M]]] = []
+    current: dict[str, list[M]] = {}
+    biz_type_of: dict[str, str] = {}
+    for message in messages:
+        biz_type = message.biz_type
+        if biz_type_of.setdefault(message.key, biz_type) != biz_type:
+            rounds += current.items()
+            current, biz_type_of = {}, {message.key: biz_type}
+        current.setdefault(biz_type, []).append(message)
+    return rounds + list(current.items())
 
 
 def event(biz_type: str, *, topic: str, key: str) -> Callable[[type[E]], type[E]]:

@@ -21,12 +21,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 
 from streams import codec, telemetry
 from streams.database import query
 from streams.errors import OutboxDisabled, OutboxNotConfigured, PayloadInvalid, UsageError
-from streams.events import Batch, Message, declared
+from streams.events import Batch, Message, batches, declared
 from streams.registry import Registry, configured
 from streams.settings import Settings, load
 
@@ -47,6 +47,12 @@ ORDERED_KEYS = 1000
 class _Outbox:
     settings: Settings
     registry: Registry
+
+
+class _Direct(NamedTuple):
+    biz_type: str
+    key: str
+    message: Message[Any]
 
 
 _outbox: _Outbox | None = None
@@ -308,7 +314,7 @@ def _sequence(events: object) -> Sequence[object]:
 
 
 async def _drawn(connection: AsyncConnection, events: object) -> list[tuple[str, Batch[Any]]]:
-    """The events as batches with ids drawn from the outbox's own sequence.
+    """The events as a worker's batches, with ids drawn from the outbox's own sequence.
 
     So they collide with no enqueued one.
     """
@@ -318,7 +324,10 @@ async def _drawn(connection: AsyncConnection, events: object) -> list[tuple[str,
     rows = await connection.execute(statement("draw_ids"), {"count": len(checked)})
     ids = [row[0] for row in rows]
     now = time.time_ns() // 1_000_000
-    batches: dict[str, list[Message[Any]]] = {}
-    for (kind, event), key, outbox_id in zip(checked, keys, ids, strict=True):
-        batches.setdefault(kind.biz_type, []).append(Message(outbox_id, key, event, now))
-    return [(biz_type, Batch(messages)) for biz_type, messages in batches.items()]
+    direct = [
+        _Direct(kind.biz_type, key, Message(outbox_id, key, event, now))
+        for (kind, event), key, outbox_id in zip(checked, keys, ids, strict=True)
+    ]
+    return [
+        (biz_type, Batch([each.message for each in batch])) for biz_type, batch in batches(direct)
+    ]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import (
@@ -32,6 +34,8 @@ from streams.errors import (
     SettingsInvalid,
     UsageError,
 )
+from streams.events import Batch, declared, event
+from streams.registry import Agent, Registry
 from streams.settings import Outbox, Settings, load
 from streams.sync_handler import run_sync
 
@@ -295,8 +299,8 @@ async def test_nothing_commits_but_the_caller(
     aengine: AsyncEngine, engine: Engine, rows: Rows
 ) -> None:
     commits: list[object] = []
-    event.listen(engine, "commit", commits.append)
-    event.listen(aengine.sync_engine, "commit", commits.append)
+    sqlalchemy_event.listen(engine, "commit", commits.append)
+    sqlalchemy_event.listen(aengine.sync_engine, "commit", commits.append)
     async with aengine.connect() as connection:
         await outbox.enqueue(connection, [chat(), chat()], ordered=True)
         await outbox.record(connection, chat())
@@ -337,7 +341,7 @@ def statements(engine: Engine) -> list[str]:
     def note(_: Any, __: Any, statement: str, *___: Any) -> None:
         sent.append(statement)
 
-    event.listen(engine, "before_cursor_execute", note)
+    sqlalchemy_event.listen(engine, "before_cursor_execute", note)
     return sent
 
 
@@ -547,6 +551,43 @@ def test_record_sync_runs_the_handler_in_the_callers_transaction_while_disabled(
         connection.rollback()
     assert [row[1] for row in rows("id, chat_id", "chat_histories")] == ["a", "b", "c"]
     assert rows() == []
+
+
+@event("opened", topic="cases", key="case")
+@dataclass(frozen=True)
+class Opened:
+    case: str
+    step: int
+
+
+@event("closed", topic="cases", key="case")
+@dataclass(frozen=True)
+class Closed:
+    case: str
+    step: int
+
+
+async def test_record_keeps_a_conversations_order_across_biz_types_while_disabled(
+    database: str, engine: Engine, aengine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a worker does: where the biz_type changes within a key another batch begins."""
+    seen: list[list[tuple[str, int]]] = []
+
+    async def handler(messages: Batch[Opened | Closed], db: AsyncConnection) -> None:
+        seen.append([(message.key, message.payload.step) for message in messages])
+
+    agents = [Agent(declared(kind), handler, "tests") for kind in (Opened, Closed)]
+    registry = Registry({each.event.biz_type: each for each in agents})
+    monkeypatch.setattr(outbox, "configured", lambda settings: registry)
+    outbox.start(load(environ={"DATABASE_URL": database, "STREAMS_OUTBOX__ENABLED": "false"}))
+    events = [Opened("a", 1), Opened("b", 1), Closed("a", 2), Closed("b", 2), Opened("a", 3)]
+    expected = [[("a", 1), ("b", 1)], [("a", 2), ("b", 2)], [("a", 3)]]
+    async with aengine.begin() as connection:
+        await outbox.record(connection, events)
+    with engine.begin() as plain:
+        outbox.record_sync(plain, events)
+    outbox.close()
+    assert seen == expected * 2
 
 
 @pytest.mark.usefixtures("disabled")

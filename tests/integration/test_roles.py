@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy.exc import ProgrammingError
 
 from streams import outbox
 from streams.agents.chat_history import ChatHistoryPersist
@@ -26,7 +27,7 @@ from tests.conftest import Eventually, World
 from tests.fixtures.publish import CHAT, payload
 
 PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
-MAKE, GRANT = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
+MAKE, GRANT, SWITCHED_OFF = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
 ROLES = re.findall(r"^CREATE ROLE (\w+)", MAKE, re.MULTILINE)
 OWNER, RELAY, WORKER, BUSINESS, OPERATOR, AUDITOR = ROLES
 
@@ -191,6 +192,29 @@ def test_no_role_does_the_job_of_another(granted: World) -> None:
                 if may != (role == OWNER or role in allowed):
                     wrong.append(f"{role} {'may' if may else 'may not'}: {statement}")
     assert wrong == []
+
+
+async def test_a_business_role_records_while_the_outbox_is_off(granted: World) -> None:
+    environ = granted.environ | {"STREAMS_OUTBOX__ENABLED": "false"}
+    outbox.start(load(environ=environ))
+    event = ChatHistoryPersist(user_id=1, conversation_id="c1", role="user", message="hi")
+    engine = async_engine(as_role(granted, BUSINESS))
+
+    async def record() -> None:
+        async with engine.begin() as connection:
+            await outbox.record(connection, event)
+
+    try:
+        with pytest.raises(ProgrammingError, match="permission denied for table outbox_direct"):
+            await record()
+        with psycopg.connect(as_role(granted, OWNER), autocommit=True) as owner:
+            owner.execute(SWITCHED_OFF.encode())
+        await record()
+    finally:
+        await engine.dispose()
+        outbox.close()
+    written = "SELECT d.outbox_id FROM outbox_direct AS d JOIN chat_histories USING (outbox_id)"
+    assert len(granted.query(written)) == 1
 
 
 async def test_partitions_that_a_relay_makes_are_the_owners(granted: World) -> None:

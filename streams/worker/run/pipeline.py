@@ -19,11 +19,12 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from streams.events import batches
 from streams.worker.delivery import UNKNOWN, Delivery, Rejected, messages_of, unclear_of
 from streams.worker.failure.classify import TransactionEnded, describe, storable
 from streams.worker.failure.doubt import Doubt
 from streams.worker.failure.isolate import Isolation
-from streams.worker.failure.strategy import Strategy, batches
+from streams.worker.failure.strategy import Strategy
 from streams.worker.run.attempt import Attempt, Outcome
 from streams.worker.run.decide import (
     NO_ROW,
