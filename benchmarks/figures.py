@@ -23,13 +23,13 @@ import psycopg
 
 from streams.database import migrate
 from streams.dev.postgres import PostgresServer
+from streams.events import batches
 from streams.figures.counters import Counters
 from streams.figures.process import BEAT_SECONDS, Vitals
 from streams.registry import configured
 from streams.settings import Settings, load
 from streams.worker.delivery import Delivery
 from streams.worker.driver.runs import Run
-from streams.worker.failure.strategy import batches
 from streams.worker.figures import PartitionLag, WorkerFigures
 from streams.worker.run.attempt import Outcome
 from streams.worker.run.decode import milliseconds

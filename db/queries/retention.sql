@@ -30,8 +30,8 @@ WHERE oid = 'outbox'::regclass;
 SELECT set_config('role', %(role)s, false);
 
 -- retention_ranges --
--- Partitions whose ids are all at or below the floor of every relay, or the others, in pairs, oldest
--- first, with what is known of each.
+-- Partitions whose ids are all at or below the floor of every relay, or the others, in pairs, the
+-- oldest first, with what is known of each.
 SELECT p.first_id, p.last_id, p.schema, p.tables, p.bytes, r.messages, r.kept
 FROM (
     SELECT (bounds[1])::bigint AS first_id, (bounds[2])::bigint - 1 AS last_id,
@@ -67,8 +67,8 @@ LIMIT 1;
 
 -- range_proof --
 -- What is in a range of ids: rows, messages, messages without a fate, and states that contradict
--- the rest; and for how many seconds the youngest row is there, NULL when none says so: one row that
--- is infinite, or of tomorrow, or of long ago, says nothing about the others.
+-- the rest; and for how many seconds the youngest row is there, NULL when none says so: one row
+-- that is infinite, or of tomorrow, or of long ago, says nothing about the others.
 SELECT count(o.id), count(*) FILTER (WHERE o.resend_of IS NULL AND o.id IS NOT NULL),
        count(*) FILTER (WHERE o.resend_of IS NULL AND s.outbox_id IS NULL),
        count(*) FILTER (WHERE s.outbox_id IS NOT NULL

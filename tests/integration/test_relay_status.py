@@ -45,7 +45,8 @@ async def test_it_tells_leader_standbys_floor_lag_and_slot(
             "sharing",
             "standbys",
         ),
-        *("floor", "position", "lag", "rate", "slot", "strange", "retention", "faults"),
+        *("floor", "position", "lag", "rate", "slot", "strange", "retention", "retention_idle"),
+        "faults",
     ]
     assert (told["name"], told["mode"], told["asked"], told["doing"]) == (
         name,
