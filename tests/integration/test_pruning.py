@@ -26,6 +26,7 @@ EXCEPTIONS = {
     "unknown_biz_types": "a list for a person",
     "give_up_waiting": "an act on every message of a biz_type",
     "newest_id": "an act: a database is adopted",
+    "skip_drawn": "the same",
     "make_notify_trigger": "migrate",
     "drop_notify_trigger": "migrate",
     "recent_rows": "the last million ids, for the status",
