@@ -3,6 +3,14 @@
 -- this session.
 SELECT pg_try_advisory_lock(hashtextextended('outbox-streams auditing', 0));
 
+-- audit_queue --
+-- One waits for the end of the one under way: more would see nothing else. For this session.
+SELECT pg_try_advisory_lock(hashtextextended('outbox-streams audit waits', 0));
+
+-- audit_unqueue --
+-- Another one may wait.
+SELECT pg_advisory_unlock(hashtextextended('outbox-streams audit waits', 0));
+
 -- audit_unlock --
 -- Another one may begin.
 SELECT pg_advisory_unlock(hashtextextended('outbox-streams auditing', 0));

@@ -190,6 +190,12 @@ FROM (
 ) AS next
 WHERE o.id = %(id)s AND o.state = 'stopped';
 
+-- operation_rested --
+-- For how many seconds nothing of the step under way was worked, null where nothing was.
+SELECT extract(epoch FROM clock_timestamp() - max(at))::double precision
+FROM outbox_operation_items
+WHERE operation = %(id)s AND position > %(begin)s AND position <= %(end)s;
+
 -- operation_goes_on --
 -- Whether it is still to be worked, which nobody changes before the end of the transaction.
 SELECT state = 'running' FROM outbox_operations WHERE id = %(id)s FOR UPDATE;

@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import sleep
+from time import monotonic, sleep
 from typing import Any, cast
 
 import psycopg
@@ -14,9 +14,11 @@ from psycopg import IsolationLevel, sql
 from sqlalchemy import Connection
 
 from streams.database import query
+from streams.errors import ServiceUnreachable
 
 # Seconds between two tries to be the only audit: no statement waits, whose snapshot would be old.
 AGAIN = 0.5
+LONGEST_WAIT = 3600.0
 
 
 class Session:
@@ -47,19 +49,31 @@ class Session:
     def alone(self, waits: Callable[[str], None]) -> Iterator[None]:
         """Nobody else audits within this; `waits` is told once who has to end first.
 
-        The lock is the session's, and ends with it.
+        The lock is the session's, and ends with it. ServiceUnreachable when somebody waits already,
+        who will see the same, or when the other does not end in an hour.
         """
-        told = False
-        while not self.rows("audit_lock")[0][0]:
-            if not told and (holders := self.rows("audit_holder")):
-                waits(f"another audit is under way ({holders[0][0]}): waiting for its end")
-                told = True
-            sleep(AGAIN)
+        if not self.rows("audit_lock")[0][0]:
+            holder = f"another audit is under way{self._holder()}"
+            if not self.rows("audit_queue")[0][0]:
+                raise ServiceUnreachable(f"{holder}, and the next one waits for its end already")
+            waits(f"{holder}: waiting for its end")
+            deadline = monotonic() + LONGEST_WAIT
+            while not self.rows("audit_lock")[0][0]:
+                if monotonic() > deadline:
+                    raise ServiceUnreachable(
+                        f"another audit{self._holder()} does not end: see whether it is stopped"
+                    )
+                sleep(AGAIN)
+            self.rows("audit_unqueue")
         try:
             yield
         finally:
             if not self._driver.closed:
                 self.rows("audit_unlock")
+
+    def _holder(self) -> str:
+        holders = self.rows("audit_holder")
+        return f" ({holders[0][0]})" if holders else ""
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from streams.dev.ports import remembered_port
 from streams.dev.probe import health
@@ -27,7 +28,7 @@ from streams.dev.workplace import Note, Workplace, disk_error
 from streams.errors import ServiceUnreachable, StreamsError
 from streams.groups import TaskGroup
 from streams.interpreter import interpreter
-from streams.settings import AGENTS, load, redact
+from streams.settings import AGENTS, Settings, load, redact
 
 TROUBLE = "streams.dev.trouble"
 READY_SECONDS = 120.0
@@ -159,6 +160,7 @@ class Supervisor:
             **os.environ,
             **agents,
             **self._services.environ,
+            **elsewhere(load(), self._services.postgres.url, self._workplace.root / "archive"),
             "PATH": search_path(),
             "PYTHONUNBUFFERED": "1",
             "STREAMS_RELAY__MODE": self._plan.relay,
@@ -277,3 +279,16 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
     while isinstance(errors, BaseExceptionGroup):
         errors = errors.exceptions[0]
     return errors
+
+
+def elsewhere(settings: Settings, database: str, archive: Path) -> dict[str, str]:
+    """Variables that keep what runs here away from other databases and archives of the settings.
+
+    Pages of a trial that act on what `web.acts_url` names would act on production.
+    """
+    own = {
+        "STREAMS_WEB__DATABASE_URL": (settings.web.database_url, database),
+        "STREAMS_WEB__ACTS_URL": (settings.web.acts_url, database),
+        "STREAMS_OUTBOX__ARCHIVE": (settings.outbox.archive, str(archive)),
+    }
+    return {name: here for name, (there, here) in own.items() if there is not None}

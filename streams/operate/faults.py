@@ -314,7 +314,10 @@ def _idle(relay: RelayStatus, snapshot: Snapshot) -> float:
     led = [
         (snapshot.at - process.started).total_seconds()
         for process in snapshot.processes
-        if relay.leader is not None and process.kind == "relay" and process.pid == relay.leader.pid
+        if relay.leader is not None
+        and process.kind == "relay"
+        and process.pid == relay.leader.pid
+        and process.host.startswith(relay.leader.host)  # of which PostgreSQL keeps the beginning
     ]
     since = math.inf if relay.retention_idle is None else relay.retention_idle
     return min(since, *led) if led else 0.0

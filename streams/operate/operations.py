@@ -258,6 +258,9 @@ def work(connection: Connection, number: int) -> float | None:
         now = _read(connection, number)
         if now.state != "running":
             return None
+        # Whoever takes it up keeps its rate: fates that were noted since only make it slower.
+        if (pause := _due_in(connection, now)) > 0:
+            return pause
         _settle(connection, now)
         sent, failed, size, _ = _step(connection, now)
         rows = _unsent(connection, now)
@@ -278,15 +281,15 @@ def work(connection: Connection, number: int) -> float | None:
                 return None
             step = {"id": number, "begin": now.step_end, "end": rows[-1][0], "step": tried + 1}
             connection.exec_driver_sql(query("operation_step"), step)
-    portion, pause = _portion(now.rate, len(rows))
+    if now.rate is not None:
+        rows = rows[: max(1, int(now.rate * PORTION_SECONDS))]
     sent = _send(
         connection,
         now,
-        [(position, name_of(source, outbox_id)) for position, source, outbox_id in rows[:portion]],
+        [(position, name_of(source, outbox_id)) for position, source, outbox_id in rows],
     )
-    if portion < len(rows):
-        return pause
-    return POLL_SECONDS if sent and now.act == "replay" and not now.at_once else 0.0
+    polls = sent and now.act == "replay" and not now.at_once
+    return max(_slice_seconds(now.rate), POLL_SECONDS if polls else 0.0)
 
 
 def work_all(connection: Connection) -> float:
@@ -382,11 +385,18 @@ def _unsent(connection: Connection, now: Operation) -> Sequence[Any]:
     return connection.exec_driver_sql(query("operation_unsent"), step).all()
 
 
-def _portion(rate: float | None, left: int) -> tuple[int, float]:
-    """How many messages to work now, and for how many seconds to wait before the next ones."""
-    if rate is None:
-        return left, 0.0
-    return max(1, int(rate * PORTION_SECONDS)), slice_of(rate) / rate
+def _slice_seconds(rate: float | None) -> float:
+    """For how long the messages that go at once last at so many a second."""
+    return 0.0 if rate is None else slice_of(rate) / rate
+
+
+def _due_in(connection: Connection, now: Operation) -> float:
+    """Seconds until its rate lets the next messages go."""
+    if now.rate is None:
+        return 0.0
+    step = {"id": now.id, "begin": now.step_begin, "end": now.step_end}
+    rested = connection.exec_driver_sql(query("operation_rested"), step).scalar()
+    return 0.0 if rested is None else max(0.0, _slice_seconds(now.rate) - rested)
 
 
 def _step(connection: Connection, now: Operation) -> Sequence[Any]:

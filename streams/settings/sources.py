@@ -21,9 +21,11 @@ from streams.settings.sections import FILE, Settings
 
 DEV_SERVICES = Path(".dev") / "services.json"
 # What Kubernetes tells every pod of a service named `streams` or `streams-relay`: it says nothing
-# about us.
+# about us.  A port alone is an address there; another value is somebody's who meant our setting.
 _SERVICE_LINK = re.compile(
-    r"STREAMS(_[A-Z0-9]+)*_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+    r"STREAMS(_[A-Z0-9]+)*_"
+    r"(SERVICE_HOST=.*|SERVICE_PORT(_[A-Z0-9_]+)?=.*"
+    r"|PORT=(tcp|udp|sctp)://.*|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?=.*)"
 )
 
 
@@ -111,7 +113,7 @@ def _override(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
         if (
             not name.startswith("STREAMS_")
             or name == "STREAMS_CONFIG"
-            or _SERVICE_LINK.fullmatch(name)
+            or _SERVICE_LINK.fullmatch(f"{name}={text}")
         ):
             continue
         # As compose files and charts pass what nobody has set.

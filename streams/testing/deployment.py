@@ -219,6 +219,8 @@ def _alone(settings: Settings, database: str, broker: str, name: str) -> dict[st
     """The settings as plain data, for a broker of a test.
 
     It is one broker without a login; names are such that nobody else has, and there are no traces.
+    Nor is there any other place that the settings name: pages act on this database alone, and
+    nothing goes to an archive.
     """
     values: dict[str, Any] = msgspec.to_builtins(settings)
     for topic in (values["topic"], *values["topics"].values()):
@@ -228,6 +230,8 @@ def _alone(settings: Settings, database: str, broker: str, name: str) -> dict[st
     values["relay"]["name"] = name
     values["worker"]["group"] = name
     values["connect"] = values["telemetry"] = {}
+    values["web"] |= {"database_url": None, "acts_url": None, "probe": None}
+    values["outbox"]["archive"] = None
     if values["relay"]["mode"] == "debezium":
         values["relay"]["mode"] = "auto"
     return values

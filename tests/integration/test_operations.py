@@ -69,6 +69,11 @@ def sent(business: psycopg.Connection[Any]) -> list[int]:
     ]
 
 
+def rest(business: psycopg.Connection[Any]) -> None:
+    """Let a minute pass since anything was worked."""
+    business.execute("UPDATE outbox_operation_items SET at = at - interval '1 minute'")
+
+
 def begun(
     desk: Connection, choice: Choice = CODE, act: str = "replay", **options: Any
 ) -> Operation:
@@ -336,6 +341,7 @@ def test_one_that_was_stopped_in_the_middle_of_a_step_goes_on_with_what_is_left(
     operation = begun(desk, rate=rate)
     operations.work(desk, operation.id)
     fate(business, "consumed")
+    rest(business)
     if rate is None:
         # The process dies between the step and what it sends.
         monkeypatch.setattr(operations, "_send", lambda *_: 0)
@@ -347,6 +353,7 @@ def test_one_that_was_stopped_in_the_middle_of_a_step_goes_on_with_what_is_left(
     operations.resume(desk, operation.id, BOB)
     while operations.work(desk, operation.id) is not None:
         fate(business, "consumed")
+        rest(business)
     ended = operations.operation(desk, operation.id)
     assert (ended.state, ended.done) == ("done", 15)
     assert sorted(sent(business)) == ids
@@ -382,3 +389,31 @@ def test_whoever_stops_it_is_heard_before_the_next_messages(
     assert operations.work(desk, operation.id) is None
     outcomes = [item.outcome for item in operations.items(desk, operation.id)]
     assert outcomes == ["sent" if act == "replay" else "done"] + ["waiting"] * 11
+
+
+@pytest.mark.parametrize(("act", "rate"), [("replay", 1000.0), ("discard", 500.0)])
+def test_its_rate_is_kept_from_step_to_step_by_whoever_works_it(
+    business: psycopg.Connection[Any],
+    desk: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    act: str,
+    rate: float,
+) -> None:
+    die(business, 2100)
+    operation = begun(desk, act=act, rate=rate, at_once=True)
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    with desk.engine.connect() as other:
+        for each in (desk, other, desk, other):
+            pause = operations.work(each, operation.id)
+            # Nobody sends the next ones at once, whoever asks.
+            before = operations.operation(other, operation.id).done
+            again = operations.work(other, operation.id)
+            if pause is None:
+                break
+            assert again is not None and 0 < again <= pause
+            assert operations.operation(other, operation.id).done == before
+            slept.append(pause)
+            rest(business)
+    assert operations.operation(desk, operation.id).state == "done"
+    assert sum(slept) >= 2000 / rate

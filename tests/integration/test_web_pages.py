@@ -15,6 +15,7 @@ from urllib.parse import quote, urlencode
 
 import hypothesis
 import psutil
+import psycopg
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
@@ -655,6 +656,14 @@ async def test_an_audit_that_cannot_be_done_says_why(database: str) -> None:
         True,
         "running",
     )
+    # What another audit writes that began before says nothing of it.
+    with psycopg.connect(database, autocommit=True) as timer:
+        timer.execute(
+            "INSERT INTO outbox_audits (at, seconds, complete, messages, wrong, report)"
+            " VALUES (now(), 60, true, 1, 0, '{}')"
+        )
+    told = json.loads((await get(site, "/api/proof", accept="*/*", role="admin")).body)
+    assert told["asked"]["state"] != "done"
     # A second one is refused while it is under way, whoever asks.
     again = await post(site, "/proof/audit", why="me too")
     assert (again.status, b"an audit is under way: " in again.body) == (409, True)

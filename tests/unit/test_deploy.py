@@ -211,6 +211,11 @@ def test_compose_runs_commands_that_exist_on_a_read_only_root() -> None:
             check_command(each["command"])
         assert set(each["environment"]) >= {"STREAMS_DATABASE__URL", "STREAMS_BROKER__URL"}
     check_command(ours["relay"]["healthcheck"]["test"][1:])
+    # After a reboot all of it runs again, with the data that it had.
+    services = compose["services"]
+    assert {each["restart"] for name, each in services.items() if name != "migrate"} == {"always"}
+    [kept] = [each.partition(":")[2] for each in services["kafka"]["volumes"]]
+    assert services["kafka"]["environment"]["KAFKA_LOG_DIRS"] == kept
 
 
 def test_the_image_installs_extras_that_exist_and_runs_as_nobody() -> None:

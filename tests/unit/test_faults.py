@@ -237,8 +237,13 @@ def test_a_leader_that_does_no_retention_for_hours_is_a_fault_where_it_is_set(
     idle: float | None, hours: int, fires: bool
 ) -> None:
     assert RELAY.leader is not None
-    leader = replace(WORKER, id="r", kind="relay", pid=RELAY.leader.pid, started=ago(hours * 3600))
-    idles = replace(WELL, **relay(retention_idle=idle), processes=(WORKER, leader))
+    pid = RELAY.leader.pid
+    leader = replace(
+        WORKER, id="r", kind="relay", host=RELAY.leader.host, pid=pid, started=ago(hours * 3600)
+    )
+    # In containers all have the same pid.
+    standby = replace(leader, id="s", host="elsewhere", started=ago(60))
+    idles = replace(WELL, **relay(retention_idle=idle), processes=(WORKER, leader, standby))
     assert codes(idles) == set()
     told = faults_of(replace(idles, limits=replace(WELL.limits, retains=True)))
     assert [fault.code for fault in told] == ["outbox.retention_waits"] * fires

@@ -407,6 +407,8 @@ def test_variables_of_kubernetes_for_services_called_like_us_are_left_alone() ->
         )
     assert refused(STREAMS_PORTS="1").startswith("STREAMS_PORTS: unknown setting")
     assert read(STREAMS_WEB__PORT="7000").web.port == 7000
+    # A number alone is nobody's link: somebody meant the setting, with one underscore too few.
+    assert "expected two underscores: STREAMS_WEB__PORT" in refused(STREAMS_WEB_PORT="7000")
 
 
 @pytest.mark.parametrize("empty", ["", "  "])

@@ -16,6 +16,7 @@ import streams.audit
 from streams.audit import Report, examine, session, waiting
 from streams.cli import cli
 from streams.database import migrate, query
+from streams.errors import ServiceUnreachable
 from tests.fixtures.listed import ListedTopics, Log
 from tests.fixtures.simulation import Bench
 
@@ -186,3 +187,28 @@ def test_replays_that_wait_for_workers_hide_no_lost_one(
     bench.raise_floor(ROWS + 5)
     report = audit(bench)
     assert [each["outbox_id"] for each in report.wrong["lost_replay"]["examples"]] == [9]
+
+
+def test_no_third_audit_waits_and_the_second_does_not_for_ever(
+    bench: Bench, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database)
+    monkeypatch.setattr(session, "LONGEST_WAIT", -1.0)
+
+    def refused() -> str:
+        arguments = ["audit", "--patience", "0"]
+        error = CliRunner().invoke(cli, arguments, standalone_mode=False).exception
+        assert isinstance(error, ServiceUnreachable)
+        return str(error)
+
+    with (
+        psycopg.connect(database, application_name="outbox-streams audit 7@there") as stopped,
+        psycopg.connect(database) as waiting,
+    ):
+        stopped.execute(query("audit_lock"))
+        assert "another audit (outbox-streams audit 7@there) does not end" in refused()
+        waiting.execute(query("audit_queue"))
+        assert refused() == (
+            "another audit is under way (outbox-streams audit 7@there), and the next one waits for"
+            " its end already"
+        )
