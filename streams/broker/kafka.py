@@ -36,6 +36,18 @@ NEVER = str(2**63 - 1)
 OLDEST = "3.6"
 """The oldest Kafka that is supported."""
 # What an older one says of the setting that lets a clock be ahead of the broker's.
+# What is over by itself: nobody answers, or a broker that is only starting, or chooses its
+# controller, says so.
+AWAY = (
+    KafkaError._TRANSPORT,
+    KafkaError._TIMED_OUT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.NOT_CONTROLLER,
+    KafkaError.BROKER_NOT_AVAILABLE,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.THROTTLING_QUOTA_EXCEEDED,
+)
 NO_SUCH_SETTING = "Unknown topic config name: message.timestamp."
 # Others may make a topic faster than we do, and in another way.
 REPLACED_MOST = 3
@@ -239,7 +251,7 @@ def _create(settings: Settings, admin: AdminClient, topics: list[NewTopic]) -> N
             code = error.args[0].code()
             if code == KafkaError.TOPIC_ALREADY_EXISTS:
                 continue
-            if code in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN):
+            if code in AWAY:
                 raise unreachable(settings, error) from None
             if code == KafkaError.INVALID_CONFIG and NO_SUCH_SETTING in reason(error):
                 raise UsageError(
@@ -300,7 +312,7 @@ def _delete(settings: Settings, admin: AdminClient, counts: Mapping[str, int]) -
             code = error.args[0].code()
             if code == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 continue
-            if code in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN):
+            if code in AWAY:
                 raise unreachable(settings, error) from None
             raise UsageError(
                 f"topic {name!r} has {counts[name]} partitions and cannot be deleted:"
