@@ -57,14 +57,17 @@ class Session:
             if not self.rows("audit_queue")[0][0]:
                 raise ServiceUnreachable(f"{holder}, and the next one waits for its end already")
             waits(f"{holder}: waiting for its end")
-            deadline = monotonic() + LONGEST_WAIT
-            while not self.rows("audit_lock")[0][0]:
-                if monotonic() > deadline:
-                    raise ServiceUnreachable(
-                        f"another audit{self._holder()} does not end: see whether it is stopped"
-                    )
-                sleep(AGAIN)
-            self.rows("audit_unqueue")
+            try:
+                deadline = monotonic() + LONGEST_WAIT
+                while not self.rows("audit_lock")[0][0]:
+                    if monotonic() > deadline:
+                        raise ServiceUnreachable(
+                            f"another audit{self._holder()} does not end: see whether it is stopped"
+                        )
+                    sleep(AGAIN)
+            finally:
+                if not self._driver.closed:
+                    self.rows("audit_unqueue")
         try:
             yield
         finally:
