@@ -145,10 +145,11 @@ def _data(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _where(error: BaseException) -> str:
-    """The innermost calls, files and lines, outermost first: they hold nobody's text."""
-    frames = traceback.extract_tb(error.__traceback__)[-FRAMES:]
-    return " > ".join(
-        f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno} {frame.name}"
+    """The innermost calls, files and lines, innermost first: they hold nobody's text."""
+    steps = traceback.walk_tb(error.__traceback__)
+    frames = traceback.StackSummary.extract(steps, lookup_lines=False)[: -FRAMES - 1 : -1]
+    return ", ".join(
+        f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno} in {frame.name}"
         for frame in frames
     )
 

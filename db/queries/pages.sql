@@ -86,8 +86,7 @@ SELECT pg_advisory_xact_lock(hashtextextended('outbox-streams audit', 0));
 
 -- asked_audit --
 -- The audit that somebody asked for last, among the newest acts: it is done when one that began
--- since has written its report, and lost when there was none for half an hour, and none is under
--- way.
+-- since has written its report, and lost when there was none for half an hour.
 SELECT a.at, a.who, a.why, coalesce((a.what ->> 'full')::boolean, false),
        CASE
            WHEN ended.error IS NOT NULL THEN 'failed'
@@ -96,13 +95,7 @@ SELECT a.at, a.who, a.why, coalesce((a.what ->> 'full')::boolean, false),
                WHERE o.at - o.seconds * interval '1 second' >= a.at
                  AND (o.complete OR NOT coalesce((a.what ->> 'full')::boolean, false))
            ) THEN 'done'
-           WHEN a.at < now() - interval '30 minutes' AND NOT EXISTS (
-               SELECT FROM pg_locks AS l
-               WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-                 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                 AND (l.classid::bigint << 32 | l.objid::bigint)
-                     = hashtextextended('outbox-streams auditing', 0)
-           ) THEN 'lost'
+           WHEN a.at < now() - interval '30 minutes' THEN 'lost'
            ELSE 'running'
        END,
        ended.error

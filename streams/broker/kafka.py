@@ -35,7 +35,6 @@ CREATE_TIME = "CreateTime"
 NEVER = str(2**63 - 1)
 OLDEST = "3.6"
 """The oldest Kafka that is supported."""
-# What an older one says of the setting that lets a clock be ahead of the broker's.
 # What is over by itself: nobody answers, or a broker that is only starting, or chooses its
 # controller, says so.
 AWAY = (
@@ -48,6 +47,7 @@ AWAY = (
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.THROTTLING_QUOTA_EXCEEDED,
 )
+# What an older one says of the setting that lets a clock be ahead of the broker's.
 NO_SUCH_SETTING = "Unknown topic config name: message.timestamp."
 # Others may make a topic faster than we do, and in another way.
 REPLACED_MOST = 3

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import click
-import orjson
 from sqlalchemy import Connection
 
 from streams.cli.choose import Commands, say, say_json
 from streams.cli.console import database, show, signed
 from streams.database import query
 from streams.errors import UsageError
+from streams.operate.trail import write_act
 
 COLUMNS = ("biz_type", "topic", "partitions", "max_bytes", "waiting", "retired_at")
 
@@ -72,13 +72,6 @@ def _retire(connection: Connection, name: str, undo: bool, who: str, why: str | 
             waiting = connection.exec_driver_sql(
                 query("give_up_waiting"), {"biz_type": name}
             ).scalar_one()
-        what = orjson.dumps({"biz_type": name, "waiting": waiting}).decode()
-        act = {
-            "who": who,
-            "act": "unretire" if undo else "retire",
-            "outbox_id": None,
-            "what": what,
-            "why": why,
-        }
-        connection.exec_driver_sql(query("note_action"), act)
+        act = "unretire" if undo else "retire"
+        write_act(connection, act, who, why, {"biz_type": name, "waiting": waiting})
     return int(waiting)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-import orjson
 from sqlalchemy import Connection
 
 from streams.database import query
 from streams.operate.replay import Operator
+from streams.operate.trail import write_act
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class Audit:
 class AskedAudit:
     """The audit that somebody asked for last, from a page.
 
-    `state` is running, done, failed (`error` says why), or lost: it has gone on for half an hour,
-    and whoever did it has probably died.
+    `state` is running, done, failed (`error` says why), or lost: it was asked for half an hour ago,
+    no audit is under way, and whoever did it has probably died.
     """
 
     at: datetime
@@ -88,12 +88,18 @@ def asked_audit(connection: Connection, *, alone: bool = False) -> AskedAudit | 
     if alone:
         connection.exec_driver_sql(query("audit_alone"))
     row = connection.exec_driver_sql(query("asked_audit")).first()
-    return None if row is None else AskedAudit(*row)
+    if row is None:
+        return None
+    asked = AskedAudit(*row)
+    # Behind a long one it waits for its turn.
+    if asked.state == "lost" and connection.exec_driver_sql(query("audit_holder")).first():
+        return replace(asked, state="running")
+    return asked
 
 
 def ask_audit(connection: Connection, operator: Operator, *, full: bool) -> AskedAudit:
     """Write down that somebody asked for one now."""
-    _note(connection, operator, "audit", {"full": full})
+    write_act(connection, "audit", operator.who, operator.why, {"full": full})
     asked = asked_audit(connection)
     assert asked is not None
     return asked
@@ -101,15 +107,4 @@ def ask_audit(connection: Connection, operator: Operator, *, full: bool) -> Aske
 
 def note_failed_audit(connection: Connection, operator: Operator, reason: str) -> None:
     """Write down that it could not be done."""
-    _note(connection, operator, "audit failed", {"error": reason})
-
-
-def _note(connection: Connection, operator: Operator, act: str, what: dict[str, Any]) -> None:
-    note = {
-        "who": operator.who,
-        "act": act,
-        "outbox_id": None,
-        "what": orjson.dumps(what).decode(),
-        "why": operator.why,
-    }
-    connection.exec_driver_sql(query("note_action"), note)
+    write_act(connection, "audit failed", operator.who, operator.why, {"error": reason})

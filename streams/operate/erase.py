@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-import orjson
 from sqlalchemy import Connection
 
 from streams.database import query
 from streams.database.partitions import first_sync
 from streams.operate.replay import Operator
+from streams.operate.trail import write_act
 
 WINDOW = 200_000
 SETTLED = ("consumed", "discarded")
@@ -64,7 +64,8 @@ def erase(
 
     Yields how far it is, the last time all of it.
 
-    With `force` also that of messages which are not settled: they cannot be persisted any more.
+    With `force` also that of messages which are not settled; a record that nobody has read yet is
+    persisted all the same.
 
     Of messages that were enqueued before it began, and of every row that sends one of them again:
     also of one that is written while this goes through, behind where it was to end.
@@ -160,12 +161,5 @@ def _note(
 ) -> None:
     """Whom it was about is said by the ids: their rows have the key."""
     what = {"count": count, "ids": ids, "biz_type": person.biz_type, "field": person.field}
-    said = orjson.dumps({name: value for name, value in what.items() if value}).decode()
-    act = {
-        "who": operator.who,
-        "act": "erase",
-        "outbox_id": None,
-        "what": said,
-        "why": operator.why,
-    }
-    connection.exec_driver_sql(query("note_action"), act)
+    said = {name: value for name, value in what.items() if value}
+    write_act(connection, "erase", operator.who, operator.why, said)

@@ -31,6 +31,7 @@ from streams.errors import ServiceUnreachable, StreamsError, UsageError
 from streams.message_id import MessageId, name_of, parts_of, read_name
 from streams.operate.replay import BATCH, Operator, discard, replay, slice_of
 from streams.operate.selection import Choice, NotDead
+from streams.operate.trail import write_act
 
 FIRST_STEPS = (1, 10, 89)
 TOLERATED = 0.1
@@ -196,7 +197,7 @@ def stop(connection: Connection, number: int, operator: Operator) -> Operation:
     with connection.begin():
         connection.exec_driver_sql(query("operation_lock"), {"id": number})
         if _end(connection, number, "stopped", f"stopped by {operator.who}"):
-            _note_act(connection, "stop", number, operator)
+            write_act(connection, "stop", operator.who, operator.why, {"operation": number})
         return _read(connection, number)
 
 
@@ -205,7 +206,7 @@ def resume(connection: Connection, number: int, operator: Operator) -> Operation
     with connection.begin():
         connection.exec_driver_sql(query("operation_lock"), {"id": number})
         if connection.exec_driver_sql(query("operation_resume"), {"id": number}).rowcount:
-            _note_act(connection, "resume", number, operator)
+            write_act(connection, "resume", operator.who, operator.why, {"operation": number})
         return _read(connection, number)
 
 
@@ -412,17 +413,6 @@ def _end(connection: Connection, number: int, state: str, reason: str | None) ->
     """Whether it was running."""
     parameters = {"id": number, "state": state, "reason": reason}
     return connection.exec_driver_sql(query("operation_end"), parameters).rowcount > 0
-
-
-def _note_act(connection: Connection, act: str, number: int, operator: Operator) -> None:
-    note = {
-        "who": operator.who,
-        "act": act,
-        "outbox_id": None,
-        "what": orjson.dumps({"operation": number}).decode(),
-        "why": operator.why,
-    }
-    connection.exec_driver_sql(query("note_action"), note)
 
 
 def _note(connection: Connection, number: int, outcomes: Mapping[int, str]) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from streams.broker import beat
 from streams.database import partitions, query
 from streams.errors import UsageError
-from streams.operate.relay_switch import note
+from streams.operate.trail import write_act
 from streams.settings import Settings
 
 
@@ -93,5 +93,5 @@ def adopt(
         connection.exec_driver_sql(query("relay_adopt"), {**relay, "floor": adoption.floor})
         connection.exec_driver_sql(query("relay_raise_beat"), {**relay, "beat": adoption.beat})
         what = {**relay, "floor": adoption.floor, "newest": adoption.newest, "was": adoption.was}
-        note(connection, "relay adopt", who, why, what)
+        write_act(connection, "relay adopt", who, why, what)
     return adoption

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import orjson
 from sqlalchemy import Connection
 
 from streams.database import query
 from streams.errors import UsageError
+from streams.operate.trail import write_act
 from streams.settings import Settings
 
 
@@ -40,18 +37,4 @@ def switch(
                 f"the leader of relay {relay} was started with mode {asked} and follows nobody:"
                 " start relays with mode auto (relay.mode), then switch"
             )
-        note(connection, "relay switch", who, why, {"relay": relay, "to": mode})
-
-
-def note(
-    connection: Connection, act: str, who: str, why: str | None, what: Mapping[str, Any]
-) -> None:
-    """Write an operator's act down, in the transaction that does it."""
-    parameters = {
-        "who": who,
-        "act": act,
-        "outbox_id": None,
-        "what": orjson.dumps(what).decode(),
-        "why": why,
-    }
-    connection.exec_driver_sql(query("note_action"), parameters)
+        write_act(connection, "relay switch", who, why, {"relay": relay, "to": mode})

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
-import orjson
 from sqlalchemy import Connection
 
 from streams import codec, envelope
@@ -23,6 +22,7 @@ from streams.errors import StreamsError, UsageError
 from streams.events import EventType
 from streams.message_id import MessageId, foreign, name_of, ours, parts_of
 from streams.operate.selection import Choice, NotDead, in_order
+from streams.operate.trail import write_act
 from streams.registry import Agent, Registry
 
 # Messages a transaction: it holds their row locks, and a worker may wait for one of them.
@@ -103,12 +103,8 @@ def replay(
             if ledger is not None and not ledger.goes_on():
                 return
             dead = _lock(connection, batch, ledger)
-            chosen = [
-                message_id
-                for message_id in batch
-                if message_id in dead and (force or dead[message_id].replays < MOST_REPLAYS)
-            ]
-            circling = [name for name in batch if name in dead and name not in chosen]
+            circling = {name for name in dead if not force and dead[name].replays >= MOST_REPLAYS}
+            chosen = [name for name in batch if name in dead and name not in circling]
             if len(circling) == len(ids) == 1 and ledger is None:
                 raise ReplayLimitReached(
                     f"message {ids[0]} was replayed {dead[ids[0]].replays} times already and died"
@@ -165,28 +161,14 @@ def edit(
     UsageError says what is wrong with the payload, or that it belongs to another conversation.
     """
     with connection.begin():
-        dead = _lock(connection, [name], None)
-        if not dead:
-            raise NotDead(f"message {name} is not dead: nothing was done")
-        source, outbox_id = parts_of(name)
-        about: dict[str, Any] = {"edited": True} | _deaths(dead, [name])
-        parameters = {"source": source, "outbox_id": outbox_id, "body": dead[name].body}
-        if source:
-            old, biz_type, _ = connection.exec_driver_sql(
-                query("foreign_payload"), parameters
-            ).one()
-            event = _agent(biz_type, registry).event
-            key, payload = _checked(text, event, envelope.conversation(old, event), max_bytes)
-            connection.exec_driver_sql(
-                query("foreign_edit"), parameters | {"payload": payload, "key": key}
-            )
-            _send_again(connection, [name], dead)
-        else:
-            about["replaced"], _, biz_type, key = connection.exec_driver_sql(
-                query("dead_payload"), parameters
-            ).one()
-            _, payload = _checked(text, _agent(biz_type, registry).event, key, max_bytes)
-            _send_again(connection, [name], dead, payload)
+        dead, letter = _letter(connection, name, registry)
+        key, payload = _checked(text, letter.event, letter.key, max_bytes)
+        if letter.row is None:
+            source, outbox_id = parts_of(name)
+            given = {"source": source, "outbox_id": outbox_id, "payload": payload, "key": key}
+            connection.exec_driver_sql(query("foreign_edit"), given)
+        _send_again(connection, [name], dead, None if letter.row is None else payload)
+        about = {"edited": True, "replaced": letter.row} | _deaths(dead, [name])
         note(connection, operator, "replay", [name], about)
 
 
@@ -204,22 +186,10 @@ def compare(
     and nothing is done.
     """
     with connection.begin():
-        dead = _locked(connection, [name])
-        if not dead:
-            raise NotDead(f"message {name} is not dead: nothing was done")
-        source, outbox_id = parts_of(name)
-        parameters = {"source": source, "outbox_id": outbox_id, "body": dead[name].body}
-        row = connection.exec_driver_sql(
-            query("foreign_payload" if source else "dead_payload"), parameters
-        )
-        letter = row.mappings().one_or_none()
-        if letter is None or letter["payload"] is None:
-            raise NotDead(f"message {name} has no text any more: nothing was done")
-        event = _agent(letter["biz_type"], registry).event
-        key = envelope.conversation(letter["payload"], event) if source else letter["key"]
-        new = _checked(text, event, key, max_bytes)[1]
+        _, letter = _letter(connection, name, registry)
+        new = _checked(text, letter.event, letter.key, max_bytes)[1]
         note(connection, operator, "read text", [name], {"compared": True})
-    return letter["payload"], new
+    return letter.text, new
 
 
 def plan(connection: Connection, choice: Choice) -> list[MessageId]:
@@ -246,14 +216,7 @@ def note(
         return
     what = {"count": len(ids), "ids": ids} | {name: value for name, value in about.items() if value}
     only_id = ids[0] if len(ids) == 1 and isinstance(ids[0], int) else None
-    note = {
-        "who": operator.who,
-        "act": act,
-        "outbox_id": only_id,
-        "what": orjson.dumps(what).decode(),
-        "why": operator.why,
-    }
-    connection.exec_driver_sql(query("note_action"), note)
+    write_act(connection, act, operator.who, operator.why, what, outbox_id=only_id)
 
 
 def slice_of(rate: float | None) -> int:
@@ -368,6 +331,37 @@ def _refuse_erased(connection: Connection, messages: Mapping[int | None, Message
         raise UsageError(
             f"message {messages[rows[0][0]]} was erased and cannot be replayed: nothing was done"
         )
+
+
+class _Letter(NamedTuple):
+    """The text of a dead message that counts.
+
+    `row` is the outbox row that holds it, None for another system's message. `key` is None where
+    nobody knows the right one.
+    """
+
+    text: str
+    event: EventType
+    key: str | None
+    row: int | None
+
+
+def _letter(
+    connection: Connection, name: MessageId, registry: Registry
+) -> tuple[dict[MessageId, _Death], _Letter]:
+    """A dead message, locked; NotDead when it is none, or has no text any more."""
+    dead = _locked(connection, [name])
+    if not dead:
+        raise NotDead(f"message {name} is not dead: nothing was done")
+    source, outbox_id = parts_of(name)
+    given = {"source": source, "outbox_id": outbox_id, "body": dead[name].body}
+    statement = query("foreign_payload" if source else "dead_payload")
+    stored = connection.exec_driver_sql(statement, given).mappings().one_or_none()
+    if stored is None or stored["payload"] is None:
+        raise NotDead(f"message {name} has no text any more: nothing was done")
+    text, event = stored["payload"], _agent(stored["biz_type"], registry).event
+    key = envelope.conversation(text, event) if source else stored["key"]
+    return dead, _Letter(text, event, key, None if source else stored["id"])
 
 
 def _agent(biz_type: str, registry: Registry) -> Agent:

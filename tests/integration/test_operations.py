@@ -14,12 +14,14 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, NullPool
 
+from streams import operate
 from streams.database import sync_engine
 from streams.errors import UsageError
 from streams.operate import operations
 from streams.operate.operations import NoSuchOperation, Operation, PreviewChanged
 from streams.operate.replay import Operator
 from streams.operate.selection import Choice, NotDead
+from streams.registry import Registry
 
 ANN, BOB = Operator("ann", "mended"), Operator("bob", "mended too")
 CODE = Choice(error="23503")
@@ -417,3 +419,15 @@ def test_its_rate_is_kept_from_step_to_step_by_whoever_works_it(
             rest(business)
     assert operations.operation(desk, operation.id).state == "done"
     assert sum(slept) >= 2000 / rate
+
+
+def test_a_message_without_its_row_is_neither_compared_nor_edited(
+    business: psycopg.Connection[Any], desk: Connection
+) -> None:
+    [one] = die(business, 1)
+    business.execute("DELETE FROM outbox WHERE id = %s", [one])
+    registry = Registry({})
+    for act in (operate.compare, operate.edit):
+        with pytest.raises(NotDead, match=f"message {one} has no text any more: nothing was done"):
+            act(desk, one, b"{}", registry, 900_000, ANN)
+    assert business.execute("SELECT count(*) FROM outbox_actions").fetchone() == (0,)

@@ -15,7 +15,6 @@ from urllib.parse import quote, urlencode
 
 import hypothesis
 import psutil
-import psycopg
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
@@ -549,6 +548,19 @@ async def test_an_operation_does_what_its_preview_said_and_stops_by_itself(
     listed = (await get(site, "/operations/")).body.decode()
     assert "operations/2" in listed and "operations/1" not in listed
 
+    # Who may not discard lets no discard be worked, neither begun nor stopped.
+    discarding = json.loads(
+        (await post(site, "/api/operations/discard", error=cause, why="gone")).body
+    )["id"]
+    refused = await told(f"{discarding}/submit")
+    assert (refused["status"], "needs the right discard" in refused["error"]) == (403, True)
+    query(f"UPDATE outbox_operations SET state = 'stopped' WHERE id = {discarding}")
+    refused = await told(f"{discarding}/resume")
+    assert (refused["status"], "needs the right discard" in refused["error"]) == (403, True)
+    for role, shown in (("operator", False), ("admin", True)):
+        text = (await get(site, f"/operations/{discarding}", role=role)).body.decode()
+        assert (f"operations/{discarding}/resume" in text) is shown
+
 
 async def test_without_a_database_the_last_figures_stay_with_their_age(
     site: Site, database: str
@@ -656,14 +668,6 @@ async def test_an_audit_that_cannot_be_done_says_why(database: str) -> None:
         True,
         "running",
     )
-    # What another audit writes that began before says nothing of it.
-    with psycopg.connect(database, autocommit=True) as timer:
-        timer.execute(
-            "INSERT INTO outbox_audits (at, seconds, complete, messages, wrong, report)"
-            " VALUES (now(), 60, true, 1, 0, '{}')"
-        )
-    told = json.loads((await get(site, "/api/proof", accept="*/*", role="admin")).body)
-    assert told["asked"]["state"] != "done"
     # A second one is refused while it is under way, whoever asks.
     again = await post(site, "/proof/audit", why="me too")
     assert (again.status, b"an audit is under way: " in again.body) == (409, True)
@@ -708,7 +712,7 @@ async def test_an_audit_runs_below_a_host_that_is_no_python_and_says_when_none_c
     assert "no process can be started to audit: No such file" in await reason()
 
 
-async def test_no_audit_outlives_the_pages_it_was_asked_for_on(site: Site) -> None:
+async def test_no_audit_outlives_the_pages_it_was_asked_for_on(site: Site, database: str) -> None:
     def auditing() -> list[psutil.Process]:
         return [
             child
@@ -722,6 +726,12 @@ async def test_no_audit_outlives_the_pages_it_was_asked_for_on(site: Site) -> No
             await asyncio.sleep(0.005)
     await site.close()
     assert auditing() == []
+    # Whoever looks elsewhere is told, and asks for another.
+    with connect_sync(database) as connection:
+        asked = connection.execute(
+            "SELECT what->>'error' FROM outbox_actions WHERE act = 'audit failed'"
+        ).fetchall()
+    assert asked == [("the process that made it was stopped",)]
 
 
 MANY = """

@@ -134,8 +134,8 @@ def split(
 
     One record is always let in.
     """
-    sizes = [record.serialized_value_size for record in records]
-    if len(records) <= most and (size := sum(sizes)) <= most_bytes and min(sizes) >= 0:
+    sizes = [max(record.serialized_value_size, 0) for record in records]
+    if len(records) <= most and (size := sum(sizes)) <= most_bytes:
         return [_weighed(Run(topic, partition, records), size * most // most_bytes)]
     runs: list[Run] = []
     start = size = 0
@@ -145,7 +145,7 @@ def split(
                 _weighed(Run(topic, partition, records[start:index]), size * most // most_bytes)
             )
             start, size = index, 0
-        size += max(value_size, 0)
+        size += value_size
     runs.append(_weighed(Run(topic, partition, records[start:]), size * most // most_bytes))
     return runs
 

@@ -25,9 +25,8 @@ TICK = 0.1  # seconds between two looks at what is due
 RECONCILE = 30.0
 AGAIN = 2.0  # the same after one that failed
 SELDOM = 30  # of so many comparisons that fail one after another, one is reported
-FIRST_PAUSE = (
-    2 * TICK
-)  # after a second call that changed nothing of what it woke; doubled each time
+# After a second call that changed nothing of what it woke; doubled each time.
+FIRST_PAUSE = 2 * TICK
 CALLS = 1000  # wake-up calls in one tick: what an outage has left behind returns in portions
 DEAD_SHOWN = 1000  # dead letters of a worker's partitions that its table shows, the newest
 
