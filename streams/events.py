@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache, lru_cache
+from functools import cache
 from itertools import takewhile
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
@@ -30,6 +30,7 @@ E = TypeVar("E")
 _EPOCH = datetime(1970, 1, 1)
 _ENCODER = msgspec.json.Encoder()
 _COMMA = ord(",")
+_MILLISECONDS = [b'.%03d"' % ms for ms in range(1000)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +110,38 @@ class Batch(Sequence[Message[E]]):
         return Json(self._bytes(), dumps=_as_it_is)
 
     def _bytes(self) -> bytearray:
+        # Each message of each batch goes through this loop: it is a fifth of what a worker does.
         buffer = bytearray(b"[")
+        last = 0, ""
+        middle = _middle(*last)
+        kind: type[E] | None = None
+        end = b""
         for message in self._messages:
-            _write(message, buffer)
+            second, ms = divmod(message.created_ms, 1000)
+            payload = message.payload
+            if second != last[0] or message.source != last[1]:
+                last = second, message.source
+                middle = _middle(*last)
+            buffer += b'{"outbox_id":%d%b%b' % (message.outbox_id, middle, _MILLISECONDS[ms])
+            start = len(buffer)
+            try:
+                # Of one payload at a time msgspec makes JSON three times as fast as orjson.
+                _ENCODER.encode_into(payload, buffer, start)
+            except TypeError:
+                # A subclass of str, say: only a payload's own __post_init__ can have put it there
+                buffer[start:] = orjson.dumps(payload, option=orjson.OPT_UTC_Z)
+            if len(buffer) == start + 2:
+                buffer[start:] = b"},"
+                continue
+            buffer[start] = _COMMA
+            if type(payload) is not kind:
+                kind = type(payload)
+                # A type is Hashable, whatever mypy says
+                end = _nulls(kind)  # type: ignore[arg-type]
+            if buffer.endswith(end):
+                buffer[-len(end) :] = b"},"
+            else:
+                buffer += b","
         buffer[1 if len(buffer) == 1 else -1 :] = b"]"  # instead of the last comma
         return buffer
 
@@ -224,36 +254,6 @@ def _as_it_is(
     return encoded
 
 
-def _write(message: Message[Any], buffer: bytearray) -> None:
-    """Append a flat object and a comma."""
-    source = orjson.dumps(message.source) if message.source else b'""'
-    second, ms = divmod(message.created_ms, 1000)
-    buffer += b'{"outbox_id":%d,"source":%b,"created_at":"%b.%03d"' % (
-        message.outbox_id,
-        source,
-        _second(second),
-        ms,
-    )
-    start = len(buffer)
-    try:
-        # Of one payload at a time msgspec makes JSON three times as fast as orjson.
-        _ENCODER.encode_into(message.payload, buffer, start)
-    except (
-        TypeError
-    ):  # a subclass of str, say, which only a payload's own __post_init__ can have put there
-        buffer[start:] = orjson.dumps(message.payload, option=orjson.OPT_UTC_Z)
-    if len(buffer) == start + 2:
-        buffer[start:] = b"},"
-        return
-    buffer[start] = _COMMA
-    # A type is Hashable, whatever mypy says
-    end = _nulls(type(message.payload))  # type: ignore[arg-type]
-    if buffer.endswith(end):
-        buffer[-len(end) :] = b"},"
-    else:
-        buffer += b","
-
-
 @cache
 def _nulls(payload: type[Any]) -> bytes:
     """How an object ends whose last optional fields are all null.
@@ -270,11 +270,11 @@ def _nulls(payload: type[Any]) -> bytes:
     return b"".join([b",%b:null" % name for name in reversed(names)]) + b"}"
 
 
-@lru_cache(maxsize=1024)
-def _second(second: int) -> bytes:
-    """A second of the epoch as ISO 8601.
+def _middle(second: int, source: str) -> bytes:
+    """What stands between a message's id and its milliseconds.
 
     Messages come in time order: formatting a second once, instead of for every message, takes a
     third off `json`.
     """
-    return (_EPOCH + timedelta(seconds=second)).isoformat().encode()
+    time = (_EPOCH + timedelta(seconds=second)).isoformat()
+    return b',"source":%b,"created_at":"%b' % (orjson.dumps(source), time.encode())

@@ -71,7 +71,8 @@ def chats_of(messages: Batch[ChatHistoryPersist]) -> list[tuple[int, str, int, i
     """
     counts: dict[tuple[int, str], tuple[int, int]] = {}
     for message in messages:
-        chat = message.payload.user_id, message.payload.conversation_id
-        count, last = counts.get(chat, (0, 0))
-        counts[chat] = count + 1, max(last, message.created_ms)
+        payload, created_ms = message.payload, message.created_ms
+        chat = payload.user_id, payload.conversation_id
+        count, last = counts.get(chat, (0, created_ms))
+        counts[chat] = count + 1, created_ms if created_ms > last else last
     return [(*chat, *tally) for chat, tally in sorted(counts.items())]
