@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Awaitable, Mapping
 from typing import Any, cast
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.engine import URL, Dialect, make_url
+from sqlalchemy.engine import URL, Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from streams.database.driver import BlockingCursor, Connection
 from streams.database.sessions import Session, Settings, settle, settle_sync, split_options
+from streams.errors import SettingsInvalid
+from streams.settings import redact
 
 # A peer that vanished without a goodbye is noticed within about 15 seconds instead of hours.
 KEEPALIVES: dict[str, Any] = {
@@ -90,7 +93,7 @@ async def connect(
     None of ours thinks for long in a transaction.
     """
     given, both = _parameters(
-        conninfo_to_dict(url), {"target_session_attrs": PRIMARY, **KEEPALIVES, **parameters}
+        read_url(url), {"target_session_attrs": PRIMARY, **KEEPALIVES, **parameters}
     )
 
     def again() -> Awaitable[psycopg.AsyncConnection[Any]]:
@@ -109,7 +112,7 @@ def connect_sync(
     url: str, *, session: Settings | None = None, **parameters: Any
 ) -> psycopg.Connection[Any]:
     """A psycopg connection in autocommit mode, to any server that the URL names."""
-    given, both = _parameters(conninfo_to_dict(url), {**KEEPALIVES, **parameters})
+    given, both = _parameters(read_url(url), {**KEEPALIVES, **parameters})
     connection = psycopg.connect(url, autocommit=True, cursor_factory=BlockingCursor, **both)
     try:
         settle_sync(connection, Session(given, session or {}), lambda: psycopg.connect(url, **both))
@@ -119,32 +122,47 @@ def connect_sync(
     return connection
 
 
-def _several(url: str) -> dict[str, Any]:
-    """All that a URL with several hosts says; nothing of one with a single host."""
+def read_url(url: str) -> dict[str, Any]:
+    """libpq's parameters of a URL, read as libpq reads it, whoever connects with them.
+
+    SettingsInvalid when libpq cannot read it, in a line that shows nothing of its password.
+    """
     try:
         parameters = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        return {}  # SQLAlchemy says it again, with its own error
-    return parameters if "," in str(parameters.get("host", "")) else {}
+    except psycopg.ProgrammingError as error:
+        reason = str(error).strip().splitlines()[0]
+        if not reason.startswith(
+            "invalid URI query parameter"
+        ):  # which is named, without its value
+            # libpq repeats what it cannot read: that may be the password.
+            unread = re.sub('".*"', "...", reason)
+            reason = f"{unread} (what is no letter or digit is written %XX)"
+        raise SettingsInvalid(f"setting 'database.url' is {redact(url)!r}: {reason}") from None
+    if "@" in str(parameters.get("host", "")).lstrip("@"):  # one in front: an abstract socket
+        raise SettingsInvalid(
+            f"setting 'database.url' is {redact(url)!r}: the first @ ends user and password for"
+            " libpq: write one within them as %40"
+        )
+    return parameters
 
 
 def _engine(url: str, options: dict[str, Any]) -> tuple[URL, dict[str, str], dict[str, Any]]:
     """What SQLAlchemy's two functions take, and what the URL says of the session."""
     ours = options.get("connect_args", KEEPALIVES)
-    if several := _several(url):
-        # libpq alone knows whose port is whose. Of several servers the one that takes writes is
-        # taken; a single one says itself that it is read only.
-        address = URL.create(DRIVER)
-        given, both = _parameters(several, {"target_session_attrs": PRIMARY, **ours})
-        parameters = several | both
-    else:
-        address = make_url(url).set(drivername=DRIVER)
-        # libpq takes the last of several.
-        by_url = {
-            name: value if isinstance(value, str) else value[-1]
-            for name, value in address.query.items()
-        }
-        given, parameters = _parameters(by_url, ours)
+    by_url = read_url(url)
+    # Of several servers the one that takes writes is taken; a single one says itself that it is
+    # read only.
+    address = URL.create(DRIVER)
+    if "," in str(by_url.get("host", "")):
+        ours = {"target_session_attrs": PRIMARY, **ours}
+    else:  # for whoever asks the engine; what connects is beside it
+        names = {"username": "user", "password": "password", "host": "host", "database": "dbname"}
+        address = address.set(**{part: by_url.get(name) for part, name in names.items()})
+        port = str(by_url.get("port") or "")
+        address = address.set(port=int(port) if port.isdecimal() else None)
+    given, both = _parameters(by_url, ours)
+    # SQLAlchemy reads a URL in another way than libpq does: a host in %XX, several ports, `host=`.
+    parameters = by_url | both
     # SQLAlchemy repeats the parameters of a statement in its errors: those hold message text.
     return address, given, {"hide_parameters": True, **options, "connect_args": parameters}
 

@@ -8,7 +8,6 @@ from importlib.metadata import version
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import (
-    ArgumentError,
     DBAPIError,
     OperationalError,
     ProgrammingError,
@@ -198,7 +197,7 @@ def _connect(settings: Settings) -> Connection:
         raise ServiceUnreachable(
             f"PostgreSQL at {redact(url)} cannot be reached: {_line(error)}"
         ) from None
-    except (ProgrammingError, ArgumentError) as error:
+    except ProgrammingError as error:
         # libpq does not know an option of the URL; its message names the option, not its value.
         raise SettingsInvalid(
             f"setting 'database.url' is {redact(url)!r}: {_line(error)}"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import quote
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import NullPool, text
 from sqlalchemy.exc import OperationalError
 
-from streams.database import async_engine, connect, sync_engine
+from streams.database import async_engine, connect, connect_sync, sync_engine
 from streams.database.engine import _engine
 from streams.dev.ports import HOST
+from streams.errors import SettingsInvalid
 
 SHOWN = ("search_path", "datestyle")
 OURS = {"datestyle": "German, DMY"}
@@ -72,3 +75,63 @@ async def test_of_several_servers_the_primary_is_found_unless_the_url_says_other
         f"{both}?target_session_attrs=any", poolclass=NullPool
     ).connect() as any_of_them:
         assert any_of_them.execute(text("SHOW transaction_read_only")).scalar_one() == "on"
+
+
+@pytest.mark.parametrize("how", ["host", "login", "query", "several"])
+async def test_every_way_to_write_a_url_means_the_same_to_engines_and_connections(
+    database: str, how: str
+) -> None:
+    """libpq's way, which is PostgreSQL's: SQLAlchemy reads a host in %XX as it stands."""
+    parts = conninfo_to_dict(database)
+    port, coded = parts["port"], "".join(f"%{ord(letter):02X}" for letter in HOST)
+    user, name = (
+        "".join(f"%{ord(letter):02X}" for letter in str(parts[key])) for key in ("user", "dbname")
+    )
+    login = database.rpartition("@")[0]
+    url = {
+        "host": f"{login}@{coded}:{port}/{parts['dbname']}",
+        "login": database.replace(f"//{parts['user']}", f"//{user}").rpartition("/")[0]
+        + f"/{name}",
+        "query": f"postgresql:///?host={HOST}&port={port}&user={parts['user']}"
+        f"&dbname={parts['dbname']}&password={parts.get('password', '')}",
+        "several": f"{login}@{coded}:1,{coded}:{port}/{parts['dbname']}",
+    }[how]
+    async with await connect(url) as connection:
+        rows = [await (await connection.execute("SELECT current_database()")).fetchone()]
+    with connect_sync(url) as blocking:
+        rows.append(blocking.execute("SELECT current_database()").fetchone())
+    with sync_engine(url, poolclass=NullPool).connect() as ours:
+        assert how == "several" or ours.engine.url.port == int(str(port))  # what others read there
+        rows.append(tuple(ours.execute(text("SELECT current_database()")).one()))
+    async with async_engine(url, poolclass=NullPool).connect() as others:
+        rows.append(tuple((await others.execute(text("SELECT current_database()"))).one()))
+    assert rows == [(parts["dbname"],)] * 4
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("postgresql://u:se%zzcret@h/d", "invalid percent-encoded token: ..."),
+        ("postgresql://u:sec%00ret@h/d", "forbidden value %00 in percent-encoded value: ..."),
+        ("postgresql://u:sec ret@h/d", "unexpected spaces found in ..."),
+        ("postgresql://u:s@cret@h/d", "write one within them as %40"),
+        ("postgresql://h/d?password=secr%zzet", "invalid percent-encoded token: ..."),
+        ("postgresql://u:secret@h/d?bogus=secret", 'invalid URI query parameter: "bogus"'),
+        ("postgresql://u:secret@[::1/d", "end of string reached"),
+    ],
+)
+async def test_a_url_that_libpq_cannot_read_is_refused_in_one_line_without_its_password(
+    url: str, reason: str
+) -> None:
+    errors = []
+    for refused in (connect_sync, sync_engine, async_engine):
+        with pytest.raises(SettingsInvalid) as error:
+            refused(url)
+        errors.append(str(error.value))
+    with pytest.raises(SettingsInvalid) as error:
+        await connect(url)
+    [line] = {*errors, str(error.value)}
+    assert line.startswith("setting 'database.url' is 'postgresql://")
+    assert reason in line
+    assert "\n" not in line
+    assert not re.search("se.*ret|cret", line)

@@ -51,6 +51,10 @@ def test_it_reads_one_host() -> None:
         UsageError, match=r"reaches one host, and 'database\.url' names one,two: name the primary$"
     ):
         connector(settings)
+    with pytest.raises(UsageError, match=r"reaches no socket, and 'database\.url' names /run/pg: "):
+        connector(
+            load(environ={"DATABASE_URL": "postgresql://%2Frun%2Fpg/d", "BROKER_URL": "kafka:9092"})
+        )
 
 
 def test_it_is_shown_without_the_password(settings: Settings) -> None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from psycopg.conninfo import conninfo_to_dict
-
 from streams.broker import kafka
+from streams.database.engine import read_url
 from streams.errors import UsageError
 from streams.settings import Settings
 
@@ -176,8 +175,14 @@ def _named(name: str, patterns: str) -> bool:
 
 
 def _database(url: str) -> dict[str, str]:
-    parts = conninfo_to_dict(url)
-    if "," in str(parts.get("host", "")):
+    parts = read_url(url)
+    host = str(parts.get("host", ""))
+    if host.startswith(("/", "@")):
+        raise UsageError(
+            f"Debezium's connector reaches no socket, and 'database.url' names {host}: name the"
+            " server's host and port"
+        )
+    if "," in host:
         raise UsageError(
             f"Debezium's connector reaches one host, and 'database.url' names {parts['host']}:"
             " name the primary"
