@@ -121,6 +121,16 @@ WHERE relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'outbox'::re
   AND relname = ANY(%(tables)s::text[]) AND relrowsecurity AND row_security_active(oid)
   AND has_table_privilege(oid, 'SELECT, INSERT, UPDATE, DELETE');
 
+-- tables_elsewhere --
+-- Tables that the search_path finds in another schema than its first, where ours are; and where.
+SELECT relname, nspname
+FROM unnest(%(tables)s::text[]) WITH ORDINALITY AS given (name, place)
+JOIN pg_class AS c ON c.oid = to_regclass(quote_ident(given.name))
+JOIN pg_namespace AS n ON n.oid = relnamespace
+WHERE nspname IS DISTINCT FROM current_schema()
+ORDER BY place
+LIMIT 1;
+
 -- partition_lock --
 -- Two relays, or a relay and a migration, never make the same partition.
 SELECT pg_advisory_xact_lock(%(key)s);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -18,9 +20,9 @@ from sqlalchemy.pool import NullPool
 import streams.database.notify
 import streams.database.replication
 from streams.database import query, revisions, sync_engine
-from streams.database.engine import KEEPALIVES
+from streams.database.engine import KEEPALIVES, read_url
 from streams.database.partitions import FIRST_WIDTH
-from streams.database.sessions import SessionRefused
+from streams.database.sessions import SessionRefused, split_options
 from streams.errors import NotMigrated, ServiceUnreachable, SettingsInvalid, UsageError
 from streams.registry import Registry
 from streams.settings import AGENTS, Settings, redact
@@ -45,29 +47,9 @@ def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
     slot left.
     """
     try:
-        with _connect(settings) as database, revisions.locked(database):
-            if (newer := _newer(database)) is None:
-                revision = revisions.upgrade(
-                    database, partition_rows=settings.outbox.partition_rows or FIRST_WIDTH
-                )
-                yield f"database at revision {revision}"
-            else:
-                database.rollback()
-                yield (
-                    f"database at revision {newer}, of a newer version: left as it is,"
-                    " this one works with it"
-                )
-            if uses_chat_history(registry):
-                revisions.upgrade_chat_history(database)
-            yield from revisions.sync_biz_types(database, biz_types(settings, registry))
-            yield from _unknown(database, registry)
-            check_promises(database, registry)
-            database.commit()
-            yield from streams.database.notify.prepare(database, wanted=settings.relay.notify)
-            if settings.relay.mode != "poll":
-                yield from streams.database.replication.prepare(
-                    database, settings.relay.publication, settings.relay.name
-                )
+        with _connect(settings) as database:
+            yield from _new_beside_another(database)
+            yield from _migrate(database, settings, registry)
     except DBAPIError as error:
         where, reason = redact(settings.database_url), _line(error)
         if error.connection_invalidated:
@@ -78,6 +60,32 @@ def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
                 " they have"
             )
         raise UsageError(f"PostgreSQL at {where} refuses to migrate: {reason}") from error
+
+
+def _migrate(database: Connection, settings: Settings, registry: Registry) -> Iterator[str]:
+    with revisions.locked(database):
+        if (newer := _newer(database)) is None:
+            revision = revisions.upgrade(
+                database, partition_rows=settings.outbox.partition_rows or FIRST_WIDTH
+            )
+            yield f"database at revision {revision}"
+        else:
+            database.rollback()
+            yield (
+                f"database at revision {newer}, of a newer version: left as it is,"
+                " this one works with it"
+            )
+        if uses_chat_history(registry):
+            revisions.upgrade_chat_history(database)
+        yield from revisions.sync_biz_types(database, biz_types(settings, registry))
+        yield from _unknown(database, registry)
+        check_promises(database, registry)
+        database.commit()
+        yield from streams.database.notify.prepare(database, wanted=settings.relay.notify)
+        if settings.relay.mode != "poll":
+            yield from streams.database.replication.prepare(
+                database, settings.relay.publication, settings.relay.name
+            )
 
 
 def plan(settings: Settings) -> list[revisions.Revision]:
@@ -91,18 +99,31 @@ def check(connection: Connection, registry: Registry | None = None) -> None:
 
     That is the revision of this code, or that of a newer version which took nothing away.
     UsageError when a newer version has taken something away. With a registry the tables of our own
-    agent have to be there too, if it has it.
+    agent have to be there too, if it has it. All of them are in the first schema of the
+    search_path: what it finds further down is another's.
     """
     revision, needed = revisions.current(connection), revisions.head()
+    chats = uses_chat_history(registry)
+    if revision is None and (another := _elsewhere(connection, [revisions.VERSION_TABLE])):
+        raise NotMigrated(
+            f"no outbox is in schema {revisions.schema(connection)}, the first of the search_path,"
+            f" and the one in schema {another[1]} is another: run `streams migrate` to make one,"
+            f" or name {another[1]} first"
+        )
     if _newer(connection) is None and revision != needed:
         raise NotMigrated(
             f"the database is at revision {revision or '(none)'}, expected {needed}:"
             " run `streams migrate`"
         )
-    if uses_chat_history(registry) and revisions.lacks_chat_history(connection):
+    if chats and revisions.lacks_chat_history(connection):
         raise NotMigrated(
             f"the tables {' and '.join(CHAT_TABLES)} are not there, or are old:"
             " run `streams migrate`"
+        )
+    if another := _elsewhere(connection, [*TABLES, *(CHAT_TABLES if chats else ())]):
+        raise UsageError(
+            f"table {another[0]} is not in schema {revisions.schema(connection)}, where the outbox"
+            f" is, and search_path finds another's in schema {another[1]}: restore what is missing"
         )
 
 
@@ -190,7 +211,7 @@ def _connect(settings: Settings) -> Connection:
     url = settings.database_url
     options = {**KEEPALIVES, "connect_timeout": settings.database.connect_timeout}
     try:
-        return sync_engine(url, poolclass=NullPool, connect_args=options).connect()
+        database = sync_engine(url, poolclass=NullPool, connect_args=options).connect()
     except OperationalError as error:
         if isinstance(error.orig, SessionRefused):
             raise UsageError(f"PostgreSQL at {redact(url)}: {_line(error)}") from None
@@ -202,6 +223,51 @@ def _connect(settings: Settings) -> Connection:
         raise SettingsInvalid(
             f"setting 'database.url' is {redact(url)!r}: {_line(error)}"
         ) from None
+    try:
+        _refuse_missing_schema(database, url)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _new_beside_another(connection: Connection) -> Iterator[str]:
+    """A line when the outbox that is to be made is not the one that the search_path finds."""
+    another = _elsewhere(connection, [revisions.VERSION_TABLE])
+    schema = revisions.schema(connection)
+    connection.rollback()
+    if another and schema:
+        yield (
+            f"a new outbox in schema {schema}: the one in schema {another[1]} is another, and"
+            " stays as it is"
+        )
+
+
+def _elsewhere(connection: Connection, tables: list[str]) -> tuple[str, str] | None:
+    """(table, schema) of the first that the search_path finds in another schema than ours."""
+    row = connection.exec_driver_sql(query("tables_elsewhere"), {"tables": tables}).first()
+    return (str(row[0]), str(row[1])) if row else None
+
+
+def _refuse_missing_schema(connection: Connection, url: str) -> None:
+    """UsageError when the schema that we were told to use first is none that we can use.
+
+    The next one in the path would count as ours, and may be another's.
+    """
+    by_url = str(read_url(url).get("options") or "")
+    path = split_options(by_url or os.environ.get("PGOPTIONS", ""))[0].get("search_path")
+    # As PostgreSQL reads it: what is not in quotes is lower case.
+    named = re.match(r'\s*(?:"((?:[^"]|"")*)"|([^,\s]*))', path or "")
+    if named is None or not (first := (named[1] or "").replace('""', '"') or named[2].lower()):
+        return
+    schema = revisions.schema(connection)
+    connection.rollback()
+    if first not in ("$user", schema):
+        source = "'database.url'" if by_url else "PGOPTIONS"
+        raise UsageError(
+            f"schema {first}, the first of search_path in {source}, is not there, or this role may"
+            f" not use it: run CREATE SCHEMA {first}, or GRANT USAGE ON SCHEMA {first}"
+        )
 
 
 def _newer(connection: Connection) -> str | None:

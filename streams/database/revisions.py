@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from streams.database.files import sql_folder
 from streams.database.partitions import ensure_sync
 from streams.database.queries import query
+from streams.errors import UsageError
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -109,17 +110,41 @@ def _config(versions: Path, version_table: str) -> Config:
 
 @contextmanager
 def locked(connection: Connection) -> Iterator[None]:
-    """One migration at a time, across processes; may be nested."""
+    """One migration at a time, across processes; may be nested.
+
+    It sees the first schema of the search_path alone: what others have under our names, further
+    down, is not taken for ours. UsageError when there is no schema.
+    """
     connection.exec_driver_sql("SELECT pg_advisory_lock(%(key)s)", {"key": LOCK})
+    path = connection.exec_driver_sql("SHOW search_path").scalar_one()
     connection.commit()
     try:
+        if schema(connection) is None:
+            raise UsageError(
+                f"search_path names no schema that is there and that this role may use ({path}):"
+                " run CREATE SCHEMA, or GRANT USAGE ON SCHEMA, or name another one"
+            )
+        connection.exec_driver_sql(
+            "SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', false)"
+        )
+        connection.commit()
         yield
     finally:
         # A connection that broke has lost its locks, and its own error is the one to see.
         if not connection.invalidated:
             connection.rollback()
-            connection.exec_driver_sql("SELECT pg_advisory_unlock(%(key)s)", {"key": LOCK})
+            connection.exec_driver_sql(
+                "SELECT pg_advisory_unlock(%(key)s), set_config('search_path', %(path)s, false)",
+                {"key": LOCK, "path": path},
+            )
             connection.commit()
+
+
+def schema(connection: Connection) -> str | None:
+    """Where our tables live: the first schema of the search_path that is there."""
+    name = connection.exec_driver_sql("SELECT current_schema()").scalar()
+    # Without a schema it is that of temporary tables, which every path of ours ends with.
+    return str(name) if name and not name.startswith("pg_temp_") else None
 
 
 def sync_biz_types(connection: Connection, biz_types: Iterable[BizType]) -> Iterator[str]:
@@ -199,8 +224,10 @@ def revisions() -> list[str]:
 
 
 def current(connection: Connection, table: str = VERSION_TABLE) -> str | None:
-    """The revision the database is at; None when it was never migrated."""
-    there = connection.exec_driver_sql("SELECT to_regclass(%(name)s)", {"name": table}).scalar()
+    """The revision that our schema is at; None when it was never migrated, whatever others are."""
+    there = connection.exec_driver_sql(
+        "SELECT to_regclass(quote_ident(current_schema()) || '.' || %(name)s)", {"name": table}
+    ).scalar()
     revision = there and connection.exec_driver_sql(f"SELECT version_num FROM {table}").scalar()
     return str(revision) if revision else None
 

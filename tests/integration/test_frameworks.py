@@ -228,7 +228,7 @@ async def test_everything_works_in_a_schema_of_its_own(
         connection.execute("CREATE TABLE public.chat_histories (id int)")
         [(name,)] = connection.execute("SELECT current_database()")
         connection.execute(f"ALTER DATABASE {name} SET search_path = public, streams".encode())
-    world.environ["DATABASE_URL"] = f"{plain}?options=-csearch_path%3Dstreams"
+    world.environ["DATABASE_URL"] = f"{plain}?options=-csearch_path%3Dstreams,public"
     world.up()
     with psycopg.connect(plain, autocommit=True) as connection:
         message = '{"user_id": 1, "conversation_id": "c1", "role": "user", "message": "hi"}'

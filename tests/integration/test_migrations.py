@@ -462,6 +462,82 @@ def test_a_slot_or_publication_of_somebody_else_is_named(
         checks.check_log(own)
 
 
+def test_a_schema_of_its_own_takes_nothing_of_another_outbox_down_the_path(
+    empty: str, name: str, at: Callable[[str], Connection]
+) -> None:
+    """docs/frameworks.md puts `public` behind it, and another deployment may live there."""
+
+    def ours_then(path: str) -> Settings:
+        return settings(
+            f"{empty}?options=-csearch_path%3D{path}",
+            f"{name}_2",
+            STREAMS_RELAY__PUBLICATION=f"{name}_2",
+            STREAMS_BROKER__TOPIC_PREFIX="ours.",
+        )
+
+    def oids(schema: str) -> list[tuple[Any, ...]]:
+        return connection.execute(
+            "SELECT oid, relname FROM pg_class WHERE relnamespace = %s::regnamespace ORDER BY 1",
+            [schema],
+        ).fetchall()
+
+    given = ours_then("ours,public")
+    migrate(settings(empty, name))
+    with psycopg.connect(empty, autocommit=True) as connection:
+        missing = r"schema ours, the first of search_path in 'database\.url', is not there, or "
+        for refused in (migrate, checks.check_log, migrations.plan):
+            with pytest.raises(UsageError, match=missing):
+                refused(given)
+        connection.execute("CREATE SCHEMA ours")
+        with pytest.raises(
+            NotMigrated,
+            match=r"no outbox is in schema ours, .* the one in schema public is another: run",
+        ):
+            migrations.check(at(given.database_url))
+        assert len(migrations.plan(given)) == len(revisions.revisions())
+        before = oids("public"), connection.execute("SELECT * FROM public.outbox_biz_types")
+        rows = before[1].fetchall()
+        lines = migrate(given)
+        assert lines[:2] == [
+            "a new outbox in schema ours: the one in schema public is another, and stays as it is",
+            f"database at revision {revisions.head()}",
+        ]
+        assert migrate(given) == lines[1:2]
+        assert oids("public") == before[0]
+        assert connection.execute("SELECT * FROM public.outbox_biz_types").fetchall() == rows
+        assert {*TABLES, *CHAT_TABLES, revisions.VERSION_TABLE} <= {row[1] for row in oids("ours")}
+        topics = connection.execute("SELECT DISTINCT topic FROM ours.outbox_biz_types").fetchall()
+        assert topics == [("ours.chat-history",)]
+        published = "SELECT prrelid::regclass::text FROM pg_publication_rel JOIN pg_publication"
+        assert connection.execute(
+            f"{published} AS p ON p.oid = prpubid WHERE pubname = %s".encode(), [f"{name}_2"]
+        ).fetchall() == [("ours.outbox",)]
+        migrations.check(at(given.database_url), configured(given))
+        checks.check_log(given)
+        connection.execute("DROP TABLE ours.outbox_rejects")
+        line = (
+            "table outbox_rejects is not in schema ours, where the outbox is, and search_path finds"
+            " another's in schema public"
+        )
+        with pytest.raises(UsageError, match=line):
+            migrations.check(at(given.database_url), configured(given))
+
+
+def test_a_path_without_a_schema_is_refused(
+    empty: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setenv("PGOPTIONS", '-csearch_path="Ours",public')
+        with pytest.raises(UsageError, match="schema Ours, the first of search_path in PGOPTIONS,"):
+            migrate(settings(empty, name))
+    for path in ("", "nowhere"):
+        with psycopg.connect(empty, autocommit=True) as connection:
+            [(database,)] = connection.execute("SELECT current_database()")
+            connection.execute(f"ALTER DATABASE {database} SET search_path = '{path}'".encode())
+        with pytest.raises(UsageError, match=r"search_path names no schema .* CREATE SCHEMA"):
+            migrate(settings(empty, name))
+
+
 def test_older_code_works_with_a_newer_schema_that_only_added_something(
     empty: str, name: str, at: Callable[[str], Connection]
 ) -> None:
