@@ -1,31 +1,50 @@
 -- audit_lock --
 -- One audit at a time: what two of them look at they would each note as if they were alone. For
 -- this session.
-SELECT pg_try_advisory_lock(hashtextextended('outbox-streams auditing', 0));
+SELECT CASE WHEN NOT pg_try_advisory_lock(own) THEN false
+            WHEN pg_try_advisory_lock_shared(old) THEN true
+            ELSE NOT pg_advisory_unlock(own) END
+FROM (VALUES ('outbox-streams auditing')) AS lock (name)
+CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
+CROSS JOIN hashtextextended(lock.name, 0) AS old;
 
 -- audit_queue --
 -- One waits for the end of the one under way: more would see nothing else. For this session.
-SELECT pg_try_advisory_lock(hashtextextended('outbox-streams audit waits', 0));
+SELECT CASE WHEN NOT pg_try_advisory_lock(own) THEN false
+            WHEN pg_try_advisory_lock_shared(old) THEN true
+            ELSE NOT pg_advisory_unlock(own) END
+FROM (VALUES ('outbox-streams audit waits')) AS lock (name)
+CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
+CROSS JOIN hashtextextended(lock.name, 0) AS old;
 
 -- audit_unqueue --
 -- Another one may wait.
-SELECT pg_advisory_unlock(hashtextextended('outbox-streams audit waits', 0));
+SELECT pg_advisory_unlock(own), pg_advisory_unlock_shared(old)
+FROM (VALUES ('outbox-streams audit waits')) AS lock (name)
+CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
+CROSS JOIN hashtextextended(lock.name, 0) AS old;
 
 -- audit_unlock --
 -- Another one may begin.
-SELECT pg_advisory_unlock(hashtextextended('outbox-streams auditing', 0));
+SELECT pg_advisory_unlock(own), pg_advisory_unlock_shared(old)
+FROM (VALUES ('outbox-streams auditing')) AS lock (name)
+CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
+CROSS JOIN hashtextextended(lock.name, 0) AS old;
 
 -- audit_holder --
--- Who audits now; it says so in its application_name.
+-- Who audits now; it says so in its application_name.  One of an earlier release holds the old lock
+-- alone.
 SELECT a.application_name
 FROM pg_locks AS l
 JOIN pg_stat_activity AS a USING (pid)
 WHERE l.locktype = 'advisory'
   AND l.granted
+  AND l.mode = 'ExclusiveLock'
   AND l.objsubid = 1
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND (l.classid::bigint << 32 | l.objid::bigint)
-      = hashtextextended('outbox-streams auditing', 0);
+      IN (hashtextextended('outbox-streams auditing', 'outbox'::regclass::oid::bigint),
+          hashtextextended('outbox-streams auditing', 0));
 
 -- audit_bounds --
 -- The oldest outbox id, the newest one drawn, and the floor: all between are published or were

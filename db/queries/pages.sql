@@ -82,7 +82,10 @@ LIMIT %(limit)s;
 
 -- audit_alone --
 -- Until this transaction ends nobody else asks for an audit.
-SELECT pg_advisory_xact_lock(hashtextextended('outbox-streams audit', 0));
+SELECT pg_advisory_xact_lock(own), pg_advisory_xact_lock_shared(old)
+FROM (VALUES ('outbox-streams audit')) AS lock (name)
+CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
+CROSS JOIN hashtextextended(lock.name, 0) AS old;
 
 -- asked_audit --
 -- The audit that somebody asked for last, among the newest acts: it is done when one that began

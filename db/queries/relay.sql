@@ -89,12 +89,54 @@ SET status = 'dead', error_code = excluded.error_code, error = excluded.error, n
 WHERE s.status = 'replaying' AND s.source_id = %(row_id)s;
 
 -- relay_lead --
--- Take the leadership of this relay name for this session, if nobody has it.
-SELECT pg_try_advisory_lock(hashtextextended('outbox-streams relay ' || %(name)s, 0));
+-- Take the leadership of this relay name for this session, if nobody has it.  A relay of an earlier
+-- release takes the old lock alone, which holds nothing of the outbox: who shares it keeps that one
+-- out, and not the relay of another outbox.
+SELECT CASE WHEN NOT pg_try_advisory_lock(own) THEN false
+            WHEN pg_try_advisory_lock_shared(old) THEN true
+            ELSE NOT pg_advisory_unlock(own) END
+FROM (VALUES ('outbox-streams relay ' || %(name)s)) AS lock (name)
+CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
+CROSS JOIN hashtextextended(lock.name, 0) AS old;
+
+-- relay_lead_over --
+-- Let another one lead.
+SELECT pg_advisory_unlock(own), pg_advisory_unlock_shared(old)
+FROM (VALUES ('outbox-streams relay ' || %(name)s)) AS lock (name)
+CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
+CROSS JOIN hashtextextended(lock.name, 0) AS old;
+
+-- relay_keep_out --
+-- Relays of an earlier release that share the work take the old lock together: none of them joins
+-- from now on, false while one does.
+SELECT pg_try_advisory_lock_shared(hashtextextended('outbox-streams relays join ' || %(name)s, 0));
+
+-- relay_let_in --
+-- They may join.
+SELECT pg_advisory_unlock_shared(hashtextextended('outbox-streams relays join ' || %(name)s, 0));
+
+-- relays_earlier --
+-- How many relays of an earlier release share the work: they hold the old lock together, and are
+-- seen in no outbox's lock of attendance.
+SELECT count(DISTINCT l.pid)
+FROM pg_locks AS l
+WHERE l.locktype = 'advisory' AND l.mode = 'ShareLock' AND l.granted AND l.objsubid = 1
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND (l.classid::bigint << 32 | l.objid::bigint)
+      = hashtextextended('outbox-streams relay ' || %(name)s, 0)
+  AND l.pid <> pg_backend_pid()
+  AND NOT EXISTS (
+      SELECT FROM pg_locks AS own
+      JOIN pg_class AS c ON relname = 'outbox'
+      WHERE own.pid = l.pid AND own.locktype = 'advisory' AND own.granted
+        AND own.objsubid = 1 AND own.database = l.database
+        AND (own.classid::bigint << 32 | own.objid::bigint)
+            = hashtextextended('outbox-streams relays ' || %(name)s, c.oid::bigint));
 
 -- relay_attend --
 -- Whoever leads this relay name or stands by for it holds this lock, so that it can be seen.
-SELECT pg_advisory_lock_shared(hashtextextended('outbox-streams relays ' || %(name)s, 0));
+SELECT pg_advisory_lock_shared(
+    hashtextextended('outbox-streams relays ' || %(name)s, 'outbox'::regclass::oid::bigint));
 
 -- relay_floor --
 -- The floor that was saved last.

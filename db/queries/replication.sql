@@ -33,6 +33,18 @@ WHERE slot_name = %(slot)s;
 -- Whose the slot is: a database's, or nobody's, which is physical replication.
 SELECT database FROM pg_replication_slots WHERE slot_name = %(slot)s;
 
+-- other_outboxes --
+-- Schemas of this database with an outbox of their own, of whose relays this role may know.
+SELECT nspname
+FROM pg_class AS c
+JOIN pg_namespace AS n ON n.oid = relnamespace
+WHERE relname = 'relay_position' AND relkind = 'r' AND relnamespace <> (
+          SELECT relnamespace FROM pg_class WHERE oid = 'outbox'::regclass)
+  AND EXISTS (SELECT FROM pg_class AS v
+              WHERE v.relnamespace = c.relnamespace AND v.relname = 'outbox_streams_version')
+  AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+ORDER BY nspname;
+
 -- slot_reader --
 -- Who reads the slot, as far as this role may know.
 SELECT s.active_pid, coalesce(a.application_name, '')

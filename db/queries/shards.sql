@@ -1,17 +1,28 @@
 -- join_relays --
 -- One relay at a time joins those that share the work: the first one settles the number of shards.
-SELECT pg_advisory_xact_lock(hashtextextended('outbox-streams relays join ' || %(name)s, 0));
+SELECT pg_advisory_xact_lock(own), pg_advisory_xact_lock_shared(old)
+FROM (VALUES ('outbox-streams relays join ' || %(name)s)) AS lock (name)
+CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
+CROSS JOIN hashtextextended(lock.name, 0) AS old;
 
 -- relay_share --
 -- The lock of the relay's name, shared: whoever leads alone holds it alone, and these hold it
--- together.
-SELECT pg_try_advisory_lock_shared(hashtextextended('outbox-streams relay ' || %(name)s, 0));
+-- together.  The old lock too: whoever leads alone in an earlier release holds that alone.
+SELECT CASE WHEN NOT pg_try_advisory_lock_shared(own) THEN false
+            WHEN pg_try_advisory_lock_shared(old) THEN true
+            ELSE NOT pg_advisory_unlock_shared(own) END
+FROM (VALUES ('outbox-streams relay ' || %(name)s)) AS lock (name)
+CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
+CROSS JOIN hashtextextended(lock.name, 0) AS old;
 
 -- relays_sharing --
 -- How many relays hold it together.
 SELECT count(*)
 FROM pg_locks
-CROSS JOIN (SELECT hashtextextended('outbox-streams relay ' || %(name)s, 0) AS number) AS lock
+CROSS JOIN (
+    SELECT hashtextextended('outbox-streams relay ' || %(name)s,
+                            'outbox'::regclass::oid::bigint) AS number
+) AS lock
 WHERE locktype = 'advisory'
   AND mode = 'ShareLock'
   AND granted
@@ -38,13 +49,19 @@ FROM generate_series(0, %(shards)s - 1) AS shard;
 
 -- take_shard --
 -- Take the leadership of this shard for this session, if nobody has it.
-SELECT pg_try_advisory_lock(
-    hashtextextended('outbox-streams relay ' || %(name)s || ' shard ' || %(shard)s, 0));
+SELECT CASE WHEN NOT pg_try_advisory_lock(own) THEN false
+            WHEN pg_try_advisory_lock_shared(old) THEN true
+            ELSE NOT pg_advisory_unlock(own) END
+FROM (VALUES ('outbox-streams relay ' || %(name)s || ' shard ' || %(shard)s)) AS lock (name)
+CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
+CROSS JOIN hashtextextended(lock.name, 0) AS old;
 
 -- give_shard --
 -- Let another one lead it.
-SELECT pg_advisory_unlock(
-    hashtextextended('outbox-streams relay ' || %(name)s || ' shard ' || %(shard)s, 0));
+SELECT pg_advisory_unlock(own), pg_advisory_unlock_shared(old)
+FROM (VALUES ('outbox-streams relay ' || %(name)s || ' shard ' || %(shard)s)) AS lock (name)
+CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
+CROSS JOIN hashtextextended(lock.name, 0) AS old;
 
 -- shard_floors --
 -- Where each of these shards is.

@@ -31,7 +31,7 @@ LIMIT 1;
 
 -- relay_attendance --
 -- Sessions that lead this relay or stand by for it; they say who they are in their
--- application_name.
+-- application_name.  Those of an earlier release hold the old lock, of whichever outbox.
 SELECT a.application_name
 FROM pg_locks AS l
 JOIN pg_stat_activity AS a USING (pid)
@@ -40,7 +40,8 @@ WHERE l.locktype = 'advisory'
   AND l.objsubid = 1
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND (l.classid::bigint << 32 | l.objid::bigint)
-      = hashtextextended('outbox-streams relays ' || %(relay)s, 0)
+      IN (hashtextextended('outbox-streams relays ' || %(relay)s, 'outbox'::regclass::oid::bigint),
+          hashtextextended('outbox-streams relays ' || %(relay)s, 0))
 ORDER BY a.backend_start;
 
 -- relay_sharing --
@@ -110,8 +111,13 @@ VALUES (%(relay)s, 'poll', %(beat)s)
 ON CONFLICT (name) DO UPDATE SET beat = greatest(relay_position.beat, excluded.beat);
 
 -- relay_hold --
--- For this transaction nobody leads this relay, if nobody does now.
-SELECT pg_try_advisory_xact_lock(hashtextextended('outbox-streams relay ' || %(relay)s, 0));
+-- For this transaction nobody leads this relay, if nobody does now; in an earlier release neither.
+SELECT pg_try_advisory_xact_lock(
+           hashtextextended('outbox-streams relay ' || %(relay)s, 'outbox'::regclass::oid::bigint))
+   AND pg_try_advisory_xact_lock_shared(
+           hashtextextended('outbox-streams relay ' || %(relay)s, 0))
+   AND pg_try_advisory_xact_lock_shared(
+           hashtextextended('outbox-streams relays join ' || %(relay)s, 0));
 
 -- outbox_pins --
 -- Transactions that hold the floor, and so the sweep and retention, for longer than so many

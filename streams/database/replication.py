@@ -34,6 +34,31 @@ def other_outbox(publication: str, schema: str) -> str:
     )
 
 
+def refuse_shared_slot(connection: Connection, slot: str) -> None:
+    """UsageError when the relay of another outbox in this database reads the slot of this name.
+
+    A slot says which database it is of, not which schema: whoever reads it takes it on for all.
+    Where relays of both have read it, it is the other's if that one did so last.
+    """
+    for schema in connection.exec_driver_sql(query("other_outboxes")).scalars().all():
+        # The name of a table is no parameter.
+        taken = sql.SQL(
+            "SELECT EXISTS (SELECT FROM {} AS theirs WHERE name = %(slot)s"
+            " AND mode IN ('cdc', 'debezium') AND NOT EXISTS ("
+            " SELECT FROM relay_position AS ours WHERE ours.name = theirs.name"
+            " AND ours.mode IN ('cdc', 'debezium')"
+            " AND coalesce(ours.heartbeat, '-infinity') >= coalesce(theirs.heartbeat, '-infinity')"
+            "))"
+        ).format(sql.Identifier(schema, "relay_position"))
+        if connection.exec_driver_sql(taken.as_string(), {"slot": slot}).scalar_one():
+            raise UsageError(
+                f"relay.name {slot}, and the replication slot of that name, are those of the outbox"
+                f" in schema {schema}: set relay.name to a name of its own, and run"
+                " `streams migrate`; if that relay has another name now, drop the slot, and DELETE"
+                f" FROM {schema}.relay_position WHERE name = '{slot}'"
+            )
+
+
 def prepare(connection: Connection, publication: str, slot: str) -> Iterator[str]:
     """Create what is missing; yields one line for each step.
 
@@ -46,6 +71,7 @@ def prepare(connection: Connection, publication: str, slot: str) -> Iterator[str
     )
     if there is not None and there["other_outbox"]:
         raise UsageError(other_outbox(publication, there["other_outbox"]))
+    refuse_shared_slot(connection, slot)
     if there is None:
         create = sql.SQL(
             "CREATE PUBLICATION {} FOR TABLE outbox WITH (publish = 'insert',"

@@ -81,7 +81,9 @@ def adopt(
     """
     relay = {"relay": adoption.relay}
     with connection.begin():
-        if not connection.exec_driver_sql(query("relay_hold"), relay).scalar_one():
+        held = connection.exec_driver_sql(query("relay_hold"), relay).scalar_one()
+        earlier = connection.exec_driver_sql(query("relays_earlier"), {"name": adoption.relay})
+        if not held or earlier.scalar_one():
             raise UsageError(f"relay {adoption.relay} leads at this moment: stop it first")
         newest: int = connection.exec_driver_sql(
             query("skip_ids"), {"newest": adoption.newest}

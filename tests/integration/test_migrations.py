@@ -5,12 +5,14 @@ Safe twice, and from several processes.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -28,6 +30,7 @@ from streams.database.migrate import CHAT_TABLES, TABLES
 from streams.dev.postgres import PostgresServer
 from streams.errors import NotMigrated, ServiceUnreachable, SettingsInvalid, UsageError
 from streams.registry import configured
+from streams.relay.leader.wal_guard import SlotCare
 from streams.relay.postgres import checks
 from streams.settings import Settings, load
 from streams.testing.services import UNSAFE
@@ -460,6 +463,53 @@ def test_a_slot_or_publication_of_somebody_else_is_named(
             f"replication slot {name}_2 created",
         ]
         checks.check_log(own)
+
+
+def test_a_slot_of_another_outbox_in_this_database_is_named(empty: str, name: str) -> None:
+    """A slot says its database, not its schema; whoever reads it takes from the other."""
+    theirs = settings(empty, name)
+
+    def ours_in(mode: str) -> Settings:
+        return settings(
+            f"{empty}?options=-csearch_path%3Dours,public",
+            name,
+            STREAMS_RELAY__PUBLICATION=f"{name}_2",
+            STREAMS_RELAY__MODE=mode,
+        )
+
+    migrate(theirs)
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA ours")
+        line = re.escape(
+            f"relay.name {name}, and the replication slot of that name, are those of the outbox in"
+            " schema public: set relay.name to a name of its own, and run `streams migrate`; if"
+        )
+        with pytest.raises(UsageError, match=line):
+            migrate(ours_in("cdc"))
+        migrate(ours_in("poll"))  # without a slot they are in nobody's way
+        connection.execute(
+            f"CREATE PUBLICATION {name}_2 FOR TABLE ours.outbox WITH (publish ="
+            " 'insert', publish_via_partition_root = true)".encode()
+        )
+        for refused in (checks.check_log, checks.check_slot):
+            with pytest.raises(UsageError, match=line):
+                refused(ours_in("cdc"))
+        checks.check_log(theirs)
+        monitor: Any = SimpleNamespace(may_drop=True)
+        snapshot: Any = SimpleNamespace(relay=name, slot=SimpleNamespace(held=0))
+        asyncio.run(SlotCare(ours_in("poll"), monitor)._drop(snapshot, "poll"))
+        slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s"
+        assert connection.execute(slots, [name]).fetchone() == (1,)
+        assert not monitor.may_drop
+        # Both have read it: it is the last reader's.
+        connection.execute("UPDATE public.relay_position SET heartbeat = now() - interval '1 hour'")
+        connection.execute(
+            "INSERT INTO ours.relay_position (name, mode, heartbeat) VALUES (%s, 'cdc', now())",
+            [name],
+        )
+        checks.check_log(ours_in("cdc"))
+        with pytest.raises(UsageError, match=r"in schema ours: .* FROM ours\.relay_position WHERE"):
+            checks.check_log(theirs)
 
 
 def test_a_schema_of_its_own_takes_nothing_of_another_outbox_down_the_path(

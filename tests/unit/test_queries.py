@@ -40,6 +40,18 @@ def test_a_query_is_used(name: str) -> None:
     assert any(f'"{name}"' in source for source in sources)
 
 
+# What keeps relays of an earlier release from joining, beside the lock of this outbox.
+OF_ANY_OUTBOX = {"relay_keep_out", "relay_let_in", "relays_earlier"}
+
+
+def test_each_lock_of_ours_is_that_of_this_outbox() -> None:
+    """Another outbox in this database has locks of the same names."""
+    locks = {name for name in NAMES if "'outbox-streams " in query(name)}
+    assert len(locks) > 20
+    shared = {name for name in locks if "'outbox'::regclass::oid" not in query(name)}
+    assert shared == OF_ANY_OUTBOX
+
+
 def test_no_statement_is_lost_between_headings() -> None:
     for file in FILES:
         text = file.read_text(encoding="utf-8")

@@ -75,7 +75,16 @@ class Leadership:
     async def take(self) -> bool:
         """Whether this one leads from now on; False while another one does."""
         await self._life.beat(self._connection)
-        return await self._value("relay_lead", name=self._settings.relay.name) is True
+        name = self._settings.relay.name
+        if await self._value("relay_lead", name=name) is not True:
+            return False
+        # An earlier release shares the work under a lock that ours shares with it.
+        if await self._value("relay_keep_out", name=name):
+            if not await self._value("relays_earlier", name=name):
+                return True
+            await self._value("relay_let_in", name=name)
+        await self._value("relay_lead_over", name=name)
+        return False
 
     async def look(self) -> RelaySnapshot:
         """The database as it is.

@@ -48,7 +48,7 @@ class ShardLease(Leadership):
         names = {"name": self._name, "shards": self._count}
         async with self._connection.transaction():
             await self._connection.execute(query("join_relays"), names)
-            others = await self._value("relays_sharing", name=self._name)
+            others = await self._sharing()
             running = (
                 await self._value("shards_running", name=self._name) if others else self._count
             )
@@ -86,7 +86,12 @@ class ShardLease(Leadership):
         return snapshot
 
     async def _due(self) -> int:
-        return due(self._count, await self._value("relays_sharing", name=self._name))
+        return due(self._count, await self._sharing())
+
+    async def _sharing(self) -> int:
+        """How many relays share the work, those of an earlier release too."""
+        sharing = int(await self._value("relays_sharing", name=self._name))
+        return sharing + int(await self._value("relays_earlier", name=self._name))
 
     async def _take_free(self, most: int) -> bool:
         """Whether there was a shard to take."""

@@ -12,6 +12,7 @@ from streams.errors import UsageError
 from streams.relay.debezium.supervisor import ConnectorSupervisor
 from streams.relay.leader.monitor import Monitor
 from streams.relay.postgres import slot
+from streams.relay.postgres.checks import check_slot
 from streams.relay.postgres.slot import SlotBusy
 from streams.relay.postgres.snapshot import RelaySnapshot
 from streams.settings import Settings
@@ -77,7 +78,7 @@ class SlotCare:
     async def _drop(self, snapshot: RelaySnapshot, goal: str) -> None:
         """Drop the slot of a relay that means to publish from it.
 
-        When this role may not, it says that and leaves the slot.
+        When this role may not, or it is another outbox's, it says that and leaves the slot.
         """
         assert snapshot.slot is not None
         if goal == "debezium":
@@ -87,6 +88,7 @@ class SlotCare:
             self._settings.database_url, connect_timeout=timeout
         ) as connection:
             try:
+                await asyncio.to_thread(check_slot, self._settings)
                 await slot.drop(connection, snapshot.relay)
             except UsageError as error:
                 self._monitor.may_drop = False

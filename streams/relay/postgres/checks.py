@@ -8,7 +8,7 @@ import psycopg
 from sqlalchemy import Connection
 
 from streams.database import connect, migrate, query
-from streams.database.replication import other_outbox
+from streams.database.replication import other_outbox, refuse_shared_slot
 from streams.errors import NotMigrated, ServiceUnreachable, UsageError
 from streams.relay.postgres.connections import replication_connection
 from streams.settings import Settings, redact
@@ -29,13 +29,23 @@ def check_database(settings: Settings) -> None:
 
 
 def check_log(settings: Settings) -> None:
-    """`wal_level` logical, and the publication as `streams migrate` makes it.
+    """`wal_level` logical, the publication as `streams migrate` makes it, no other outbox's slot.
 
     Raises UsageError or NotMigrated, or ServiceUnreachable; blocking.
     """
     with migrate.connection(settings) as connection:
         _check_wal_level(connection)
         _check_publication(connection, settings.relay.publication)
+        refuse_shared_slot(connection, settings.relay.name)
+
+
+def check_slot(settings: Settings) -> None:
+    """The slot of this relay's name is no other outbox's.
+
+    Raises UsageError, or ServiceUnreachable; blocking.
+    """
+    with migrate.connection(settings) as connection:
+        refuse_shared_slot(connection, settings.relay.name)
 
 
 async def check_replication(settings: Settings) -> None:

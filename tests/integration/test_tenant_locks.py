@@ -1,0 +1,153 @@
+"""Outboxes of one database keep their locks apart; an earlier release of one is kept out.
+
+Locks of that release hold no schema: whoever has one of them alone has it in the whole database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import psycopg
+import pytest
+
+from streams.database import connect_sync, query
+from streams.database.migrate import migrate
+from streams.registry import configured
+from streams.relay.leader.lock import Leadership
+from streams.relay.leader.shard_lease import ShardLease
+from streams.settings import Settings, load
+
+NAMES = {"name": "r", "relay": "r", "shard": 0, "id": 7}
+# What takes a lock, what gives it back, and its name in an earlier release.
+LOCKS = [
+    ("relay_lead", "relay_lead_over", "outbox-streams relay r"),
+    ("take_shard", "give_shard", "outbox-streams relay r shard 0"),
+    ("retention_lock", "retention_unlock", "outbox-streams retention"),
+    ("audit_lock", "audit_unlock", "outbox-streams auditing"),
+    ("audit_queue", "audit_unqueue", "outbox-streams audit waits"),
+    ("operation_take", "operation_give", "outbox-streams operation 7"),
+]
+
+
+class Sessions:
+    """Sessions on the outboxes in schemas a and b."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._stack = url, ExitStack()
+        with psycopg.connect(url, autocommit=True) as connection:
+            for schema in ("a", "b"):
+                connection.execute(f"CREATE SCHEMA {schema}".encode())
+                connection.execute(f"CREATE TABLE {schema}.outbox (id bigint)".encode())
+
+    def on(self, schema: str) -> psycopg.Connection[Any]:
+        """A session of the tenant in this schema."""
+        url = f"{self._url}?options=-csearch_path%3D{schema}"
+        return self._stack.enter_context(connect_sync(url))
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+@pytest.fixture
+def sessions(database: str) -> Iterator[Sessions]:
+    opened = Sessions(database)
+    yield opened
+    opened.close()
+
+
+def asked(session: psycopg.Connection[Any], name: str) -> Any:
+    row = session.execute(query(name), NAMES).fetchone()
+    return row and row[0]
+
+
+def earlier(session: psycopg.Connection[Any], call: str, lock: str) -> bool:
+    """What an earlier release is answered."""
+    row = session.execute(f"SELECT {call}(hashtextextended(%s, 0))".encode(), [lock]).fetchone()
+    return bool(row and row[0])
+
+
+def test_each_outbox_has_locks_of_its_own_and_none_beside_an_earlier_release(
+    sessions: Sessions,
+) -> None:
+    ours, second, others = sessions.on("a"), sessions.on("a"), sessions.on("b")
+    for take, give, lock in LOCKS:
+        assert asked(ours, take) is True, take
+        assert asked(second, take) is False, take
+        assert asked(others, take) is True, take
+        assert not earlier(second, "pg_try_advisory_lock", lock), take
+        assert asked(ours, give) is True, give
+        assert asked(others, give) is True, give
+        assert earlier(second, "pg_try_advisory_lock", lock), take
+        assert asked(ours, take) is False, take
+        assert earlier(second, "pg_advisory_unlock", lock)
+        assert asked(ours, take) is True, take  # what it was refused has left nothing behind
+        asked(ours, give)
+    held = second.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone()
+    assert held == (0,)
+
+
+def test_an_audit_keeps_its_own_outbox_from_being_emptied(sessions: Sessions) -> None:
+    auditor, ours, others = sessions.on("a"), sessions.on("a"), sessions.on("b")
+    auditor.execute(query("emptying_wait"))
+    assert asked(ours, "emptying_lock") is False
+    assert asked(others, "emptying_lock") is True
+    # A process of an earlier release has this one while it empties.
+    assert not earlier(ours, "pg_try_advisory_lock", "outbox-streams retention")
+    assert asked(ours, "retention_lock") is True
+    auditor.execute(query("emptying_go_on"))
+    assert earlier(auditor, "pg_try_advisory_lock_shared", "outbox-streams emptying")
+    assert asked(ours, "emptying_lock") is False
+    asked(ours, "retention_unlock")
+    held = others.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone()
+    assert held == (1,)
+
+
+def deployed(url: str, schema: str, shards: int) -> Settings:
+    environ = {
+        "DATABASE_URL": f"{url}?options=-csearch_path%3D{schema}",
+        "STREAMS_RELAY__NAME": "r",
+        "STREAMS_RELAY__MODE": "poll",
+        "STREAMS_RELAY__SHARDS": str(shards),
+    }
+    return load(environ=environ)
+
+
+async def test_relays_of_one_name_lead_each_its_own_outbox_and_never_beside_an_earlier_release(
+    database: str,
+) -> None:
+    name, join = "outbox-streams relay r", "outbox-streams relays join r"
+    with psycopg.connect(database, autocommit=True) as old:
+        old.execute("CREATE SCHEMA b")
+        ours, others = deployed(database, "public", 1), deployed(database, "b", 1)
+        list(migrate(others, configured(others)))
+        async with Leadership(ours, "poll") as alone, Leadership(others, "poll") as tenant:
+            assert await alone.take()
+            assert await tenant.take()
+            async with Leadership(ours, "poll") as standby, ShardLease(ours, "poll") as lease:
+                assert not await standby.take()
+                assert not await lease.take()
+            assert not earlier(old, "pg_try_advisory_lock", name)
+            # One that shares the work waits here before it begins.
+            assert not earlier(old, "pg_try_advisory_lock", join)
+        shared = deployed(database, "public", 2)
+        assert earlier(old, "pg_try_advisory_lock", name)
+        async with Leadership(ours, "poll") as alone, ShardLease(shared, "poll") as lease:
+            assert not await alone.take()
+            assert not await lease.take()
+            assert earlier(old, "pg_advisory_unlock", name)
+            # Two that share the work, one of an earlier release: with one shard each.
+            assert await lease.take()
+            assert earlier(old, "pg_try_advisory_lock_shared", name)
+            assert earlier(old, "pg_try_advisory_lock", f"{name} shard 0")
+            await lease.reassign()
+            assert lease.shards == [1]
+            assert not earlier(old, "pg_try_advisory_lock", f"{name} shard 1")
+        async with Leadership(ours, "poll") as alone:
+            assert not await alone.take()
+            assert earlier(old, "pg_advisory_unlock_shared", name)
+            assert earlier(old, "pg_try_advisory_lock", join)
+            assert not await alone.take()
+            assert earlier(old, "pg_advisory_unlock", join)
+            assert await alone.take()
