@@ -7,10 +7,6 @@ LISTEN outbox_streams;
 SELECT EXISTS (SELECT FROM pg_trigger
                WHERE tgrelid = 'outbox'::regclass AND tgname = 'outbox_notify');
 
--- notify_patience --
--- The next lock is waited for this long.
-SET LOCAL lock_timeout = '500ms';
-
 -- make_notify_trigger --
 -- Once a statement, however many rows it writes.
 CREATE TRIGGER outbox_notify AFTER INSERT ON outbox

@@ -180,3 +180,23 @@ WHERE EXISTS (
     WHERE seqrelid = 'outbox_id_seq'::regclass AND seqcache = 1 AND seqincrement = 1
       AND NOT seqcycle
 );
+
+-- lock_patience --
+-- Each lock of this transaction is waited for so long.
+SELECT set_config('lock_timeout', %(milliseconds)s, true);
+
+-- blockers --
+-- Whom a session waits for, the oldest transaction first.  What other roles do may be hidden, but
+-- for pid and name; pid 0 is a prepared transaction.
+SELECT b.pid, coalesce(nullif(a.application_name, ''), a.backend_type), a.xact_start,
+       (SELECT min(l.virtualtransaction) FROM pg_locks AS l WHERE l.pid = b.pid)
+FROM (SELECT DISTINCT unnest(pg_blocking_pids(%(pid)s))) AS b (pid)
+LEFT JOIN pg_stat_activity AS a ON a.pid = b.pid
+ORDER BY a.xact_start NULLS LAST, b.pid;
+
+-- transactions_open --
+-- Any of these virtual transactions that has not ended.
+SELECT virtualtransaction
+FROM pg_locks
+WHERE virtualtransaction = ANY(%(transactions)s::text[])
+LIMIT 1;

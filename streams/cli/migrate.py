@@ -15,8 +15,20 @@ from streams.settings import load
 @click.option(
     "--plan", is_flag=True, help="Only say what would be done to the schema, and what that locks."
 )
-def migrate(plan: bool) -> None:
-    """Bring the database up to date, and create what the relay needs."""
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=migrations.TIMEOUT_SECONDS,
+    show_default=True,
+    help="Seconds to wait for locks, in all.",
+)
+def migrate(plan: bool, timeout: float) -> None:
+    """Bring the database up to date, and create what the relay needs.
+
+    Each revision is a transaction of its own. Where it waits for a lock, it says for whom, and
+    holds up nobody for longer than a moment. Exit code 3 when the time is up: what was done stays,
+    run it again.
+    """
     settings = load()
     if plan:
         lacking = migrations.plan(settings)
@@ -25,5 +37,5 @@ def migrate(plan: bool) -> None:
         if not lacking:
             say(f"nothing to do: the database is at revision {revisions.head()}")
         return
-    for line in migrations.migrate(settings, configured(settings)):
+    for line in migrations.migrate(settings, configured(settings), timeout=timeout):
         say(line)

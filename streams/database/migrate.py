@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 
 from sqlalchemy import Connection
@@ -21,11 +22,15 @@ import streams.database.notify
 import streams.database.replication
 from streams.database import query, revisions, sync_engine
 from streams.database.engine import KEEPALIVES, read_url
-from streams.database.partitions import FIRST_WIDTH
+from streams.database.lock_waits import LockWaits
+from streams.database.partitions import FIRST_WIDTH, ensure_sync
 from streams.database.sessions import SessionRefused, split_options
 from streams.errors import NotMigrated, ServiceUnreachable, SettingsInvalid, UsageError
 from streams.registry import Registry
 from streams.settings import AGENTS, Settings, redact
+
+# Longer than what a deployment does; shorter than a dump.  Whoever started it starts it again.
+TIMEOUT_SECONDS = 600.0
 
 # Every table of ours but the partitions; `db/schema.sql` says what is in them.
 TABLES = (
@@ -40,52 +45,83 @@ TABLES = (
 CHAT_TABLES = ("chat_histories", "agent_chats")
 
 
-def migrate(settings: Settings, registry: Registry) -> Iterator[str]:
+def migrate(
+    settings: Settings, registry: Registry, *, timeout: float = TIMEOUT_SECONDS
+) -> Generator[str, None, None]:
     """Create or upgrade everything in the database; yields one line a step.
 
-    ServiceUnreachable when the database goes away, UsageError when it refuses: a missing right, no
-    slot left.
+    Each revision is a transaction of its own, and waits for locks shortly, again and again, in all
+    no longer than `timeout` seconds; lines say whom it waits for. What was done stays done when it
+    ends before the last one: migrating again goes on from there.
+
+    ServiceUnreachable when the database goes away or the time is up, UsageError when it refuses: a
+    missing right, no slot left.
     """
     try:
         with _connect(settings) as database:
             yield from _new_beside_another(database)
-            yield from _migrate(database, settings, registry)
+            with LockWaits(database, lambda: _connect(settings), seconds=timeout) as waits:
+                yield from waits.run(
+                    "this migration", lambda: revisions.lock(database), in_the_way=False
+                )
+                try:
+                    with revisions.our_schema_alone(database):
+                        yield from _migrate(settings, registry, database, waits)
+                finally:
+                    revisions.unlock(database)
     except DBAPIError as error:
         where, reason = redact(settings.database_url), _line(error)
         if error.connection_invalidated:
             raise ServiceUnreachable(f"PostgreSQL at {where} went away: {reason}") from error
-        if getattr(error.orig, "sqlstate", None) == streams.database.notify.LOCK_NOT_AVAILABLE:
-            reason = (
-                "transactions that write to the outbox do not end; run `streams migrate` again when"
-                " they have"
-            )
         raise UsageError(f"PostgreSQL at {where} refuses to migrate: {reason}") from error
 
 
-def _migrate(database: Connection, settings: Settings, registry: Registry) -> Iterator[str]:
-    with revisions.locked(database):
-        if (newer := _newer(database)) is None:
-            revision = revisions.upgrade(
-                database, partition_rows=settings.outbox.partition_rows or FIRST_WIDTH
-            )
-            yield f"database at revision {revision}"
-        else:
-            database.rollback()
-            yield (
-                f"database at revision {newer}, of a newer version: left as it is,"
-                " this one works with it"
-            )
-        if uses_chat_history(registry):
-            revisions.upgrade_chat_history(database)
-        yield from revisions.sync_biz_types(database, biz_types(settings, registry))
-        yield from _unknown(database, registry)
-        check_promises(database, registry)
-        database.commit()
-        yield from streams.database.notify.prepare(database, wanted=settings.relay.notify)
-        if settings.relay.mode != "poll":
-            yield from streams.database.replication.prepare(
-                database, settings.relay.publication, settings.relay.name
-            )
+def _migrate(
+    settings: Settings, registry: Registry, database: Connection, waits: LockWaits
+) -> Iterator[str]:
+    newer = _newer(database)
+    lacking = [] if newer is not None else revisions.pending(database)
+    fresh = newer is None and revisions.current(database) is None
+    database.commit()
+    if fresh:
+        # Nobody has anything there yet: all of it, or nothing.
+        newest = revisions.head()
+        yield from waits.run("the schema", lambda: revisions.apply(database, newest))
+    for revision in [] if fresh else lacking:
+        yield f"revision {revision.number}: {revision.purpose}"
+        yield from waits.run(
+            f"revision {revision.number}", partial(revisions.apply, database, revision.number)
+        )
+    if newer is None:
+        width = settings.outbox.partition_rows or FIRST_WIDTH
+        yield from waits.run("partitions", lambda: ensure_sync(database, ahead=1, width=width))
+        yield f"database at revision {revisions.head()}"
+    else:
+        yield (
+            f"database at revision {newer}, of a newer version: left as it is,"
+            " this one works with it"
+        )
+    if uses_chat_history(registry):
+        yield from waits.run("chat history", lambda: revisions.apply_chat_history(database))
+    different = yield from waits.run(
+        "the biz_types", lambda: _register(settings, registry, database), in_the_way=False
+    )
+    yield from different
+    yield from streams.database.notify.prepare(database, waits, wanted=settings.relay.notify)
+    if settings.relay.mode != "poll":
+        yield from streams.database.replication.prepare(
+            database, waits, settings.relay.publication, settings.relay.name
+        )
+
+
+def _register(settings: Settings, registry: Registry, database: Connection) -> list[str]:
+    """Tell the database of the biz_types of this deployment; lines of what is different now."""
+    lines = [
+        *revisions.sync_biz_types(database, biz_types(settings, registry)),
+        *_unknown(database, registry),
+    ]
+    check_promises(database, registry)
+    return lines
 
 
 def plan(settings: Settings) -> list[revisions.Revision]:
@@ -209,7 +245,11 @@ def connection(settings: Settings) -> Iterator[Connection]:
 
 def _connect(settings: Settings) -> Connection:
     url = settings.database_url
-    options = {**KEEPALIVES, "connect_timeout": settings.database.connect_timeout}
+    options = {
+        **KEEPALIVES,
+        "connect_timeout": settings.database.connect_timeout,
+        "fallback_application_name": "outbox-streams migrate",
+    }
     try:
         database = sync_engine(url, poolclass=NullPool, connect_args=options).connect()
     except OperationalError as error:

@@ -12,6 +12,7 @@ from typing import LiteralString
 from psycopg import sql
 from sqlalchemy import Connection
 
+from streams.database.lock_waits import LockWaits
 from streams.database.queries import query
 from streams.errors import UsageError
 
@@ -59,7 +60,7 @@ def refuse_shared_slot(connection: Connection, slot: str) -> None:
             )
 
 
-def prepare(connection: Connection, publication: str, slot: str) -> Iterator[str]:
+def prepare(connection: Connection, waits: LockWaits, publication: str, slot: str) -> Iterator[str]:
     """Create what is missing; yields one line for each step.
 
     Without `wal_level=logical` only the publication is made.
@@ -77,7 +78,12 @@ def prepare(connection: Connection, publication: str, slot: str) -> Iterator[str
             "CREATE PUBLICATION {} FOR TABLE outbox WITH (publish = 'insert',"
             " publish_via_partition_root = true)"
         ).format(sql.Identifier(publication))
-        connection.exec_driver_sql(create.as_string())
+        connection.commit()
+        yield from waits.run(
+            f"publication {publication}",
+            lambda: connection.exec_driver_sql(create.as_string()),
+            in_the_way=False,
+        )
         yield f"publication {publication} created"
     connection.commit()
     level = connection.exec_driver_sql("SHOW wal_level").scalar_one()
@@ -105,7 +111,12 @@ def prepare(connection: Connection, publication: str, slot: str) -> Iterator[str
         # Waits for every transaction that is writing now, so it belongs to the deployment and not
         # to the relay's start.
         version = connection.exec_driver_sql("SHOW server_version_num").scalar_one()
-        connection.exec_driver_sql(create_slot(int(version)), {"slot": slot})
+        connection.commit()
+        yield from waits.run(
+            f"replication slot {slot}",
+            lambda: connection.exec_driver_sql(create_slot(int(version)), {"slot": slot}),
+            in_the_way=False,
+        )
         if not connection.exec_driver_sql(query("outbox_writers")).first():
             connection.exec_driver_sql(
                 query("slot_begins"), {"slot": slot, "publication": publication}

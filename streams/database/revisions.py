@@ -1,6 +1,6 @@
-"""Bring a database up to date under an advisory lock.
+"""The revisions of the schema: which a database has, which it lacks, and how it gets one.
 
-Doing it twice, or from two processes at once, is safe.
+Doing it twice, or from two processes at once, is safe: whoever applies one holds an advisory lock.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from psycopg import sql
 from sqlalchemy import Connection
 
 from streams.database.files import sql_folder
-from streams.database.partitions import ensure_sync
 from streams.database.queries import query
 from streams.errors import UsageError
 
@@ -59,42 +58,36 @@ class BizType(NamedTuple):
     key_field: str
 
 
-def upgrade(connection: Connection, *, partition_rows: int) -> str:
-    """Upgrade to the newest revision, with partitions to write to; returns the revision.
+def apply(connection: Connection, revision: str) -> None:
+    """Go up to this revision, in a transaction that the caller commits.
 
-    The caller's connection must not be in a transaction; each step commits its own.
+    What code may work with the schema is written down in that transaction too: a migration may end
+    behind any revision.
     """
-    with locked(connection):
-        _run(connection, MIGRATIONS / "versions", VERSION_TABLE)
-        comment = sql.SQL("COMMENT ON TABLE {} IS {}").format(
-            sql.Identifier(VERSION_TABLE), sql.Literal(CONTRACTED)
-        )
-        connection.exec_driver_sql(comment.as_string())
-        ensure_sync(connection, ahead=1, width=partition_rows)
-        connection.commit()
-    return head()
+    _run(connection, MIGRATIONS / "versions", VERSION_TABLE, revision)
+    comment = sql.SQL("COMMENT ON TABLE {} IS {}").format(
+        sql.Identifier(VERSION_TABLE), sql.Literal(min(CONTRACTED, revision))
+    )
+    connection.exec_driver_sql(comment.as_string())
 
 
-def upgrade_chat_history(connection: Connection) -> None:
-    """Create or upgrade the tables of chat history.
+def apply_chat_history(connection: Connection) -> None:
+    """Create or upgrade the tables of chat history, in a transaction that the caller commits.
 
     UsageError when somebody else has tables of those names.
-
-    The caller's connection must not be in a transaction.
     """
-    with locked(connection):
-        _run(connection, MIGRATIONS / "versions" / CHAT_HISTORY, CHAT_HISTORY_VERSION_TABLE)
+    versions = MIGRATIONS / "versions" / CHAT_HISTORY
+    _run(connection, versions, CHAT_HISTORY_VERSION_TABLE, "head")
 
 
-def _run(connection: Connection, versions: Path, version_table: str) -> None:
+def _run(connection: Connection, versions: Path, version_table: str, revision: str) -> None:
     # Every command of ours looks at the revision when it starts, and Alembic takes longer to import
     # than that takes.
     from alembic import command
 
     config = _config(versions, version_table)
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
-    connection.commit()
+    command.upgrade(config, revision)
 
 
 def _config(versions: Path, version_table: str) -> Config:
@@ -108,34 +101,44 @@ def _config(versions: Path, version_table: str) -> Config:
     return config
 
 
-@contextmanager
-def locked(connection: Connection) -> Iterator[None]:
-    """One migration at a time, across processes; may be nested.
-
-    It sees the first schema of the search_path alone: what others have under our names, further
-    down, is not taken for ours. UsageError when there is no schema.
-    """
+def lock(connection: Connection) -> None:
+    """One migration at a time, across processes, until `unlock`; the caller commits."""
     connection.exec_driver_sql("SELECT pg_advisory_lock(%(key)s)", {"key": LOCK})
+
+
+def unlock(connection: Connection) -> None:
+    """Let others migrate."""
+    # A connection that broke has lost its locks, and its own error is the one to see.
+    if not connection.invalidated:
+        connection.rollback()
+        connection.exec_driver_sql("SELECT pg_advisory_unlock(%(key)s)", {"key": LOCK})
+        connection.commit()
+
+
+@contextmanager
+def our_schema_alone(connection: Connection) -> Iterator[None]:
+    """See the first schema of the search_path alone, in transactions of the caller.
+
+    What others have under our names, further down, is not taken for ours. UsageError when there is
+    no schema.
+    """
     path = connection.exec_driver_sql("SHOW search_path").scalar_one()
+    if schema(connection) is None:
+        raise UsageError(
+            f"search_path names no schema that is there and that this role may use ({path}):"
+            " run CREATE SCHEMA, or GRANT USAGE ON SCHEMA, or name another one"
+        )
+    connection.exec_driver_sql(
+        "SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', false)"
+    )
     connection.commit()
     try:
-        if schema(connection) is None:
-            raise UsageError(
-                f"search_path names no schema that is there and that this role may use ({path}):"
-                " run CREATE SCHEMA, or GRANT USAGE ON SCHEMA, or name another one"
-            )
-        connection.exec_driver_sql(
-            "SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', false)"
-        )
-        connection.commit()
         yield
     finally:
-        # A connection that broke has lost its locks, and its own error is the one to see.
         if not connection.invalidated:
             connection.rollback()
             connection.exec_driver_sql(
-                "SELECT pg_advisory_unlock(%(key)s), set_config('search_path', %(path)s, false)",
-                {"key": LOCK, "path": path},
+                "SELECT set_config('search_path', %(path)s, false)", {"path": path}
             )
             connection.commit()
 
@@ -193,7 +196,7 @@ def works_with_newer(connection: Connection) -> bool:
 
 
 def pending(connection: Connection) -> list[Revision]:
-    """What `upgrade` would do, oldest first."""
+    """The revisions that the database lacks, oldest first."""
     from alembic.script import ScriptDirectory
 
     revision = current(connection) or ""

@@ -170,7 +170,7 @@ class Supervisor:
         self._screen.busy("migrating the database")
         log = self._workplace.log("migrate")
         process = Process(
-            (program("streams"), "migrate"),
+            (program("streams"), "migrate", "--timeout", f"{MIGRATE_SECONDS / 2:g}"),
             log,
             environ=self._environ(),
             cwd=self._workplace.folder,

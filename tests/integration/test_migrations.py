@@ -34,6 +34,7 @@ from streams.relay.leader.wal_guard import SlotCare
 from streams.relay.postgres import checks
 from streams.settings import Settings, load
 from streams.testing.services import UNSAFE
+from tests.conftest import Eventually
 from tests.fixtures import schema
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +79,17 @@ def settings(url: str, name: str, **environ: str) -> Settings:
 
 def migrate(given: Settings) -> list[str]:
     return list(migrations.migrate(given, configured(given)))
+
+
+def migrate_to(revision: str, database: Connection) -> None:
+    """As an earlier release has left it."""
+    config = Config()
+    config.set_main_option("script_location", str(revisions.MIGRATIONS))
+    config.set_main_option("path_separator", "newline")
+    config.set_main_option("version_locations", str(revisions.MIGRATIONS / "versions"))
+    config.attributes |= {"connection": database, "version_table": revisions.VERSION_TABLE}
+    command.upgrade(config, revision)
+    database.commit()
 
 
 def catalog(url: str) -> dict[str, list[Any]]:
@@ -165,14 +177,8 @@ def test_what_is_open_when_a_database_is_migrated_is_open_afterwards(
     empty: str, name: str, at: Callable[[str], Connection]
 ) -> None:
     """Whoever may read the states may read what is open of them: new workers ask there."""
-    config = Config()
-    config.set_main_option("script_location", str(revisions.MIGRATIONS))
-    config.set_main_option("path_separator", "newline")
-    config.set_main_option("version_locations", str(revisions.MIGRATIONS / "versions"))
     database = at(empty)
-    config.attributes |= {"connection": database, "version_table": revisions.VERSION_TABLE}
-    command.upgrade(config, "0014")
-    database.commit()
+    migrate_to("0014", database)
     partitions.ensure_sync(database, ahead=3000, width=1000)
     database.exec_driver_sql(
         f"CREATE ROLE {name}_reader; GRANT SELECT ON outbox_state TO {name}_reader;"
@@ -201,6 +207,102 @@ def test_what_is_open_when_a_database_is_migrated_is_open_afterwards(
         connection.execute(
             f"RESET ROLE; DROP OWNED BY {name}_reader; DROP ROLE {name}_reader".encode()
         )
+
+
+async def test_whoever_holds_a_revision_up_holds_nobody_else_up(
+    empty: str, name: str, at: Callable[[str], Connection], eventually: Eventually
+) -> None:
+    """A dump reads relay_position for an hour: workers go on writing states meanwhile."""
+    database = at(empty)
+    migrate_to("0014", database)
+    partitions.ensure_sync(database, ahead=1, width=1000)
+    database.commit()
+    given = settings(empty, name, STREAMS_RELAY__MODE="poll")
+    lines: list[str] = []
+
+    def migrate_on() -> None:
+        lines.extend(line for line in migrations.migrate(given, configured(given)))
+
+    with (
+        psycopg.connect(empty, application_name="pg_dump") as reader,
+        psycopg.connect(empty, autocommit=True) as worker,
+    ):
+        reader.execute("SELECT FROM relay_position")
+        pid = reader.info.backend_pid
+        migration = asyncio.create_task(asyncio.to_thread(migrate_on))
+        waiting = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'relay_position'::regclass"
+        await eventually(lambda: worker.execute(waiting).fetchall(), 20, every=0.05)
+        worker.execute("SET statement_timeout = '2s'")
+        for outbox_id in range(1, 4):
+            await asyncio.to_thread(
+                worker.execute,
+                "INSERT INTO outbox_state (outbox_id, status, topic, key, arrived)"
+                " VALUES (%s, 'retrying', 't', 'c', %s)",
+                [outbox_id, outbox_id],
+            )
+        assert worker.execute("SELECT count(*) FROM outbox_open").fetchall() == [(3,)]
+        await eventually(lambda: any("waits" in line for line in lines), 20)
+        assert not migration.done()
+        reader.rollback()
+        await migration
+    [line] = [line for line in lines if "waits" in line]
+    assert re.fullmatch(
+        rf"revision 0016 waits for pid {pid} \(pg_dump, since [-0-9]+ [:0-9]+ UTC\); it goes on"
+        rf" when that has ended, or end it: SELECT pg_terminate_backend\({pid}\)",
+        line,
+    )
+    assert [line.partition(":")[0] for line in lines][:2] == ["revision 0015", "revision 0016"]
+    assert lines[-1] == f"database at revision {revisions.head()}"
+
+
+def test_a_migration_that_ends_half_way_goes_on_from_there(
+    empty: str, name: str, at: Callable[[str], Connection]
+) -> None:
+    """Its time is up, or it is killed: what was done stays, and older code works with it."""
+    database = at(empty)
+    migrate_to("0014", database)
+    given = settings(empty, name, STREAMS_RELAY__MODE="poll")
+    with psycopg.connect(empty, application_name="pg_dump") as reader:
+        reader.execute("SELECT FROM relay_position")
+        pid = reader.info.backend_pid
+        with pytest.raises(
+            ServiceUnreachable,
+            match=rf"revision 0016 did not get its locks within 0\.1 s, held by pid {pid}"
+            r" \(pg_dump, since .*\): run `streams migrate` again when that has ended, it goes on"
+            r" from there$",
+        ):
+            list(migrations.migrate(given, configured(given), timeout=0.1))
+        assert revisions.current(database) == "0015"
+        assert revisions.works_with_newer(database)
+        database.rollback()
+        with pytest.raises(NotMigrated, match="is at revision 0015, expected"):
+            migrations.check(database)
+        database.rollback()
+    lines = migrate(given)
+    assert [line.partition(":")[0] for line in lines] == [
+        *(f"revision {each}" for each in revisions.revisions() if each > "0015"),
+        f"database at revision {revisions.head()}",
+    ]
+    migrations.check(database, configured(given))
+
+
+def test_a_second_migration_says_whom_it_waits_for(empty: str, name: str) -> None:
+    given = settings(empty, name, STREAMS_RELAY__MODE="poll")
+    with psycopg.connect(empty, autocommit=True, application_name="another one") as other:
+        other.execute("SELECT pg_advisory_lock(%s)", [revisions.LOCK])
+        steps = migrations.migrate(given, configured(given))
+        assert next(steps) == (
+            f"this migration waits for pid {other.info.backend_pid} (another one); it goes on when"
+            " that has ended"
+        )
+        # Interrupted it leaves nothing behind that takes the lock later.
+        steps.close()
+        asleep = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = %s"
+        assert other.execute(asleep, [revisions.LOCK]).fetchall() == []
+        line = "this migration did not get its locks within 0 s, held by pid"
+        with pytest.raises(ServiceUnreachable, match=line):
+            list(migrations.migrate(given, configured(given), timeout=0))
+    assert migrate(given) == [f"database at revision {revisions.head()}"]
 
 
 @pytest.mark.long

@@ -7,8 +7,8 @@ from alembic import op
 revision = "0013"
 down_revision = "0012"
 locks = (
-    "outbox_state and outbox_foreign, which workers write to, for as long as their dead messages"
-    " are read"
+    "writers of outbox_state and outbox_foreign, and everybody on outbox_stats, which is made anew,"
+    " for as long as the dead messages are read"
 )
 
 

@@ -10,8 +10,8 @@ from alembic import op
 revision = "0015"
 down_revision = "0014"
 locks = (
-    "writers of outbox_state: it waits for the runs that are under way, and new ones wait until it"
-    " is done"
+    "writers of outbox_state: it waits for the runs that are under way, and new ones wait until the"
+    " open messages are copied"
 )
 
 

@@ -6,7 +6,7 @@ from alembic import op
 
 revision = "0016"
 down_revision = "0015"
-locks = "relay_position, for a moment: a column is added"
+locks = "relay_position, its readers too, for a moment: a column is added"
 
 
 def upgrade() -> None:

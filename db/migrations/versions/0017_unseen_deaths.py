@@ -6,7 +6,10 @@ from alembic import op
 
 revision = "0017"
 down_revision = "0016"
-locks = "outbox_dead_letters, outbox_operations, for a moment: a column is added to each"
+locks = (
+    "outbox_dead_letters and outbox_operations, their readers too, and so whoever lets a message"
+    " die, for a moment: a column is added to each"
+)
 
 
 def upgrade() -> None:
