@@ -2,8 +2,13 @@
 
 A copy of the data directory, a volume snapshot or a standby that lacked the end has the identity of
 the database it comes from. So a leader counts `relay_position.beat`, about once a second, and when
-that is committed it writes the count to a compacted topic, keyed by the relay's name. Kafka's
-count is never ahead of the database's, unless the database went back.
+that is committed it writes the count to a compacted topic, keyed by the relay's name and the
+identity of its database. Kafka's count is never ahead of the database's, unless the database went
+back.
+
+Deployments that share a broker share the topic, and perhaps the name: a key without the database
+would keep the newest beat of whichever counted last, and hide that the other one went back. A
+release before this knows no other key, so the beat is written under both.
 
 Whoever compares reads Kafka first, the database second: meanwhile the database's count can only
 grow. A beat that Kafka lost proves nothing, and is written again. One of another database (a
@@ -41,6 +46,8 @@ TOPIC: Mapping[str, str] = {
 
 # As the query `beats` gives it: a relay's name, its beat, and the identity of the database.
 Row = tuple[Any, ...]
+# Kafka's newest count of each (relay, identity of its database).
+Beats = Mapping[tuple[str, str], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +68,11 @@ def prepare_topic(settings: Settings) -> None:
     kafka.prepare_topic(settings, topic(settings), partitions=1, config=TOPIC)
 
 
-def read(settings: Settings, *, patience: float = READ_SECONDS) -> dict[str, Beat]:
-    """Kafka's newest beat of each relay, none when it lost them; ServiceUnreachable; blocking."""
+def read(settings: Settings, *, patience: float = READ_SECONDS) -> Beats:
+    """Kafka's newest beat of each relay of each database, none when it lost them; it blocks.
+
+    ServiceUnreachable when Kafka does not answer.
+    """
     options = kafka.client(
         settings,
         group_id="outbox-streams-beat",
@@ -79,7 +89,7 @@ def read(settings: Settings, *, patience: float = READ_SECONDS) -> dict[str, Bea
         consumer.close()
 
 
-def gone_back(beats: Mapping[str, Beat], rows: Sequence[Row], relay: str) -> str | None:
+def gone_back(beats: Beats, rows: Sequence[Row], relay: str) -> str | None:
     """Why the database is refused, which has counted less than Kafka knows of it.
 
     None when it has not.
@@ -88,12 +98,12 @@ def gone_back(beats: Mapping[str, Beat], rows: Sequence[Row], relay: str) -> str
     """
     identity = rows[0][2]
     counts = {name: count or 0 for name, count, _ in rows if name is not None}
-    for name, beat in sorted(beats.items()):
-        if beat.identity != identity or (name not in counts and name != relay):
+    for (name, database), beat in sorted(beats.items()):
+        if database != identity or (name not in counts and name != relay):
             continue
-        if counts.get(name, 0) < beat.count:
+        if counts.get(name, 0) < beat:
             return (
-                f"the database went back: relay {name} had counted to {beat.count},"
+                f"the database went back: relay {name} had counted to {beat},"
                 f" here to {counts.get(name, 0)}, so what was committed last is lost (a copy was"
                 " restored, or a failover lost the end); if it is to go on from here,"
                 " run `streams relay adopt`, see docs/failover.md"
@@ -101,7 +111,7 @@ def gone_back(beats: Mapping[str, Beat], rows: Sequence[Row], relay: str) -> str
     return None
 
 
-def refuse_gone_back(beats: Mapping[str, Beat], rows: Sequence[Row], relay: str) -> None:
+def refuse_gone_back(beats: Beats, rows: Sequence[Row], relay: str) -> None:
     """UsageError when the database has counted less than Kafka knows of it."""
     if reason := gone_back(beats, rows, relay):
         raise UsageError(reason)
@@ -143,9 +153,10 @@ class BeatWriter:
     def write(self, relay: str, beat: Beat) -> None:
         """Send this beat, which is committed."""
         value = orjson.dumps({"beat": beat.count, "identity": beat.identity})
-        self._producer.produce(
-            self._topic, key=relay.encode(), value=value, on_delivery=self._delivered
-        )
+        for key in (relay, f"{relay}/{beat.identity}"):
+            self._producer.produce(
+                self._topic, key=key.encode(), value=value, on_delivery=self._delivered
+            )
         self._producer.poll(0)
 
     def make_topic(self) -> None:
@@ -170,7 +181,7 @@ class KnownBeats:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._beats: dict[str, Beat] = {}
+        self._beats: dict[tuple[str, str], int] = {}
         self._read_at = -READ_SECONDS
         self._lock = threading.Lock()
 
@@ -197,18 +208,16 @@ class KnownBeats:
         reason = gone_back(self._beats, rows, self._settings.relay.name)
         if reason is None:
             self._raise(
-                {name: Beat(identity, count) for name, count, identity in rows if name and count}
+                {(name, identity): count for name, count, identity in rows if name and count}
             )
         return reason
 
-    def _raise(self, beats: Mapping[str, Beat]) -> None:
-        for name, beat in beats.items():
-            old = self._beats.get(name)
-            if old is None or old.identity != beat.identity or old.count < beat.count:
-                self._beats[name] = beat
+    def _raise(self, beats: Beats) -> None:
+        for key, count in beats.items():
+            self._beats[key] = max(count, self._beats.get(key, 0))
 
 
-def _read(settings: Settings, consumer: Consumer, deadline: float) -> dict[str, Beat]:
+def _read(settings: Settings, consumer: Consumer, deadline: float) -> Beats:
     partition = TopicPartition(topic(settings), 0)
     try:
         first, end = consumer.get_watermark_offsets(
@@ -221,7 +230,7 @@ def _read(settings: Settings, consumer: Consumer, deadline: float) -> dict[str, 
         ):
             return {}
         raise
-    beats: dict[str, Beat] = {}
+    beats: dict[tuple[str, str], int] = {}
     if first == end:
         return beats
     partition.offset = first
@@ -240,11 +249,14 @@ def _read(settings: Settings, consumer: Consumer, deadline: float) -> dict[str, 
     )
 
 
-def _note(beats: dict[str, Beat], key: bytes | str | None, value: bytes | str | None) -> None:
+def _note(
+    beats: dict[tuple[str, str], int], key: bytes | str | None, value: bytes | str | None
+) -> None:
     """What is no beat of ours says nothing."""
     try:
         content = orjson.loads(value or b"")
-        name = key.decode() if isinstance(key, bytes) else str(key)
-        beats[name] = Beat(str(content["identity"]), int(content["beat"]))
+        name, _, _ = (key.decode() if isinstance(key, bytes) else str(key)).partition("/")
+        database = str(content["identity"])
+        beats[name, database] = max(int(content["beat"]), beats.get((name, database), 0))
     except (ValueError, TypeError, KeyError):
         return

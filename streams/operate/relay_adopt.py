@@ -56,8 +56,8 @@ def plan(
         drawn = saved[8]
         rows = [tuple(row) for row in connection.exec_driver_sql(query("beats"))]
     counted = next((count for name, count, _ in rows if name == relay), None) or 0
-    known = beats.get(relay)
-    went_back = known is not None and known.identity == identity and known.count > counted
+    known = beats.get((relay, identity), 0)
+    went_back = known > counted
     if known_as in (None, identity) and drawn >= floor and not went_back and not force:
         return None
     # Ids below the floor were drawn again: which of them are published nobody knows.
@@ -66,7 +66,7 @@ def plan(
         floor if drawn >= floor else 0,
         max(newest, floor) + skip,
         f"floor {floor}, newest id {drawn}",
-        max(counted, known.count if known else 0) + 1,
+        max(counted, known) + 1,
     )
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from streams.broker.beat import Beat, gone_back
+from streams.broker.beat import gone_back
 
-KAFKA = {"outbox": Beat("1/2/3", 7), "other": Beat("1/2/3", 4)}
+KAFKA = {("outbox", "1/2/3"): 7, ("other", "1/2/3"): 4, ("outbox", "5/2/3"): 1}
 
 
 @pytest.mark.parametrize("rows", [
     [("outbox", 7, "1/2/3"), ("other", 4, "1/2/3")],
     [("outbox", 8, "1/2/3"), ("other", 9, "1/2/3")],  # the relay died between commit and Kafka
     [("outbox", 7, "1/2/3")],  # a relay that an operator removed
+    [("outbox", 1, "5/2/3")],  # another deployment on this broker, of the same name
     [("outbox", 1, "9/2/3")],  # another database on this broker, or a dump: its identity says so
     [(None, None, "9/2/3")],
 ])  # fmt: skip
