@@ -44,14 +44,16 @@ def build() -> faust.App:
     vitals = WorkerVitals(app, settings, persister, pulse, watch.ids)
     site.process = lambda: process_metrics(figures.counters, vitals.now())
 
+    conf: Any = app.conf  # typed as if a Worker could only be a class
+
     def check() -> None:
         telemetry.setup(settings.telemetry, "worker")
         survey = Survey(settings)
         cluster = preflight.check(settings, registry, _pages(app, settings), survey)
+        conf.broker_client_id = preflight.enter_group(settings, registry)
         watch.begin(survey, cluster, pulse.has_lost)
         persister.database.refuse_gone_back(settings)
 
-    conf: Any = app.conf  # typed as if a Worker could only be a class
     conf.Worker = partial(
         WorkerProcess,
         reports=settings.log,

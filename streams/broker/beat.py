@@ -182,6 +182,7 @@ class KnownBeats:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._beats: dict[tuple[str, str], int] = {}
+        self._identity: str | None = None
         self._read_at = -READ_SECONDS
         self._lock = threading.Lock()
 
@@ -199,6 +200,14 @@ class KnownBeats:
                 pass
             finally:
                 self._read_at = time.monotonic()
+
+    def another(self, rows: Sequence[Row]) -> str | None:
+        """Why this is not the database that was there when the process began, if it is not."""
+        identity: str = rows[0][2]
+        self._identity = self._identity or identity
+        if identity == self._identity:
+            return None
+        return f"its identity is {identity}, it was {self._identity} (a dump, or an upgrade)"
 
     def gone_back(self, rows: Sequence[Row]) -> str | None:
         """Why this database is refused, if it has counted less.

@@ -13,11 +13,14 @@ from confluent_kafka.admin import AdminClient
 from streams.broker import kafka
 from streams.settings import Settings
 
+CLIENT = "outbox-streams."
 _LOADING = (
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
+    KafkaError._TIMED_OUT,
 )
+_ANSWER_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,42 @@ def consumer_group(settings: Settings, topics: Iterable[str]) -> ConsumerGroup:
     )
 
 
+def client_id(identity: str) -> str:
+    """By what a member of a group says for which database it works.
+
+    `identity` is what `outbox_identity()` gives; its characters may be in the name of a metric.
+    """
+    return CLIENT + identity.replace("/", ".")
+
+
+def others(settings: Settings, identity: str, topics: Iterable[str]) -> dict[str, str] | None:
+    """Which of these topics the workers' group reads for other databases: topic -> database.
+
+    None while partitions are dealt out to some that work for others: ask again. A worker of a
+    release before this does not say for whom it works. It blocks. ServiceUnreachable when Kafka
+    does not answer.
+    """
+    admin = AdminClient(kafka.client(settings))
+    try:
+        group = _described(admin, settings.worker.group)
+    except KafkaException as error:
+        raise kafka.unreachable(settings, error) from None
+    ours, consumed = client_id(identity), set(topics)
+    strangers = [
+        member
+        for member in (group.members if group else ())
+        if str(member.client_id).startswith(CLIENT) and member.client_id != ours
+    ]
+    if strangers and group.state is not ConsumerGroupState.STABLE:
+        return None
+    return {
+        each.topic: member.client_id.removeprefix(CLIENT).replace(".", "/")
+        for member in strangers
+        for each in (member.assignment.topic_partitions if member.assignment else ())
+        if each.topic in consumed
+    }
+
+
 def unread(settings: Settings, topics: Iterable[str]) -> set[str]:
     """Those of these topics that hold records which the workers' group has not committed past.
 
@@ -133,14 +172,15 @@ def _described(admin: AdminClient, name: str) -> Any:
     """
     deadline = time.monotonic() + kafka.TIMEOUT
     while True:
-        future = admin.describe_consumer_groups([name], request_timeout=kafka.TIMEOUT)[name]
+        future = admin.describe_consumer_groups([name], request_timeout=_ANSWER_SECONDS)[name]
         try:
-            return future.result(kafka.TIMEOUT + 5)
+            return future.result(kafka.TIMEOUT)
         except KafkaException as error:
             code = error.args[0].code()
             if code == KafkaError.GROUP_ID_NOT_FOUND:
                 return None
-            # A broker that has just started loads its groups first.
+            # A broker that has just started loads its groups first, and the first one of all waits
+            # for a topic to be made; librdkafka does not always hear of it when that is done.
             if code not in _LOADING or time.monotonic() > deadline:
                 raise
         time.sleep(0.2)

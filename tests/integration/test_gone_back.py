@@ -9,6 +9,7 @@ import asyncio
 import re
 import shutil
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -18,7 +19,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from sqlalchemy.pool import NullPool
 
-from streams.broker import beat, kafka, topics
+from streams.broker import beat, consumers, kafka, topics
 from streams.database import sync_engine
 from streams.dev.postgres import PostgresServer
 from streams.dev.process import Process
@@ -182,6 +183,27 @@ def test_beats_of_a_release_before_are_believed_and_written_for_it(world: World)
         producer.flush(10)
         refused = "had counted to 8, here to 7" in looked(world, world.url)
         assert refused == (other == identity)
+
+
+async def test_a_worker_ends_when_another_database_answers_at_its_address(
+    world: World, eventually: Eventually
+) -> None:
+    """A dump was restored, or the server upgraded; its name in the consumer group was the old."""
+    world.migrate()
+    worker = world.worker()
+    others = partial(consumers.others, world.settings, "1/2/3", [world.topic])
+    await eventually(others, 60)
+    world.query(
+        "CREATE OR REPLACE FUNCTION outbox_identity() RETURNS text LANGUAGE sql STABLE"
+        " RETURN '4/5/6'"
+    )
+    world.query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'outbox-streams worker'"
+    )
+    await eventually(lambda: worker.returncode, 60)
+    assert worker.returncode == 70
+    assert "another database answers and the worker stops" in said(world, worker)
 
 
 @pytest.mark.long

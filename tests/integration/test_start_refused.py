@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Consumer
 
 from streams.broker import kafka as topics
 from streams.dev.kafka import KafkaBroker
@@ -304,3 +307,43 @@ def test_messages_that_nobody_here_would_work(world: World) -> None:
         UsageError, match=r"setting 'agents' is \[\]: expected a package with an agent in it"
     ):
         preflight.refuse_unserved(nothing, configured(nothing))
+
+
+def test_a_topic_that_the_group_reads_for_another_database(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two deployments with default names: each would reject what was sent to the other."""
+    monkeypatch.setattr(preflight, "LEFT_BEHIND_SECONDS", 0.0)
+    world.environ["STREAMS_WORKER__SESSION_TIMEOUT"] = "1"
+    settings, registry = world.settings, configured(world.settings)
+    group, elsewhere = settings.worker.group, f"{world.topic}-2"
+    topics.prepare_topics(settings, [world.topic, elsewhere])
+    ours = preflight.enter_group(settings, registry)
+    assert re.fullmatch(r"outbox-streams\.\d+\.\d+\.\d+", ours)
+    another = "outbox-streams.1.2.3"
+    # A worker of a release before has a name that says nothing.
+    for name, topic in (
+        (ours, world.topic),
+        ("faust-0.15.3", world.topic),
+        (another, elsewhere),
+        (another, world.topic),
+    ):
+        member = Consumer(topics.client(settings, client_id=name, group_id=group))
+        member.subscribe([topic])
+        until = time.monotonic() + 30
+        while not member.assignment():
+            assert time.monotonic() < until
+            member.poll(0.1)
+        try:
+            if (name, topic) != (another, world.topic):
+                assert preflight.enter_group(settings, registry) == ours
+                continue
+            line = (
+                f"consumer group {group} reads topic {topic} for the outbox of another database"
+                " (1/2/3): set broker.topic_prefix and worker.group to what no other deployment on"
+                " this broker has"
+            )
+            with pytest.raises(UsageError, match=re.escape(line)):
+                preflight.enter_group(settings, registry)
+        finally:
+            member.close()

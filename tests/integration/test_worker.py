@@ -10,6 +10,7 @@ import orjson
 import psycopg
 import pytest
 
+from streams.broker import consumers
 from streams.broker import kafka as topics
 from streams.registry import configured
 from streams.settings import load
@@ -59,6 +60,9 @@ async def test_messages_are_persisted_once_in_order_per_conversation(
         "SELECT count(*) FROM chat_histories JOIN outbox ON outbox.id = outbox_id"
         " WHERE chat_histories.created_at = outbox.created_at"
     ) == [(700,)]
+    # In its group it says for which database it works.
+    [(identity,)] = ready.query("SELECT outbox_identity()")
+    assert consumers.others(ready.settings, "1/2/3", [ready.topic]) == {ready.topic: identity}
 
 
 async def test_broken_values_are_judged_by_their_outbox_row(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from streams.broker.beat import gone_back
+from streams.broker.beat import KnownBeats, gone_back
+from streams.settings import load
 
 KAFKA = {("outbox", "1/2/3"): 7, ("other", "1/2/3"): 4, ("outbox", "5/2/3"): 1}
 
@@ -39,3 +40,12 @@ def test_a_database_that_counted_less_is_refused(
     reason = gone_back(KAFKA, rows, "outbox")
     assert reason is not None
     assert "went back" in reason
+
+
+def test_another_database_behind_the_same_address_is_known_by_its_identity() -> None:
+    known = KnownBeats(load(environ={"BROKER_URL": "127.0.0.1:1"}))
+    assert known.another([(None, None, "1/2/3")]) is None
+    assert known.another([("outbox", 7, "1/2/3"), ("other", 4, "1/2/3")]) is None
+    assert known.another([("outbox", 7, "9/2/3")]) == (
+        "its identity is 9/2/3, it was 1/2/3 (a dump, or an upgrade)"
+    )

@@ -107,7 +107,7 @@ class Database:
     def refuse_gone_back(self, settings: Settings) -> None:
         """End the process before it uses a new connection to a database that went back.
 
-        That holds from now on.
+        So does one to another database. That holds from now on.
         """
         known = KnownBeats(settings)
 
@@ -115,6 +115,9 @@ class Database:
             await asyncio.to_thread(known.from_kafka, patience=REACH)
             rows = await (await driver.execute(query("beats"))).fetchall()
             await driver.rollback()
+            # Others know by its name in the consumer group for which database a worker works.
+            if reason := known.another(rows):
+                fail_stop("another database answers and the worker stops", reason=reason)
             if reason := known.gone_back(rows):
                 fail_stop("the database went back and the worker stops", reason=reason)
 
