@@ -5,6 +5,7 @@ One clear line each, and what can be mended is mended.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
@@ -12,7 +13,7 @@ import pytest
 
 from streams.dev.connect import ConnectWorker
 from streams.dev.process import Process
-from streams.relay.debezium.config import connector
+from streams.relay.debezium.config import DATABASE, connector
 from streams.relay.debezium.rest import Connect
 from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import check_order, leads, published
@@ -102,6 +103,35 @@ async def test_a_failed_task_is_named_and_another_relay_can_take_over(
     await eventually(published(world, ids))
     dead = world.query("SELECT outbox_id, status FROM outbox_state")
     assert dead == [(broken, "dead")]
+
+
+async def test_a_connector_of_another_database_is_left_to_it(
+    world: World, connect: ConnectWorker, eventually: Eventually
+) -> None:
+    """Two deployments with one relay.name at one Kafka Connect."""
+    rest = Connect(connect.url, world.settings.relay.name)
+    theirs = {**connector(world.settings), DATABASE: "1/2/3", "poll.interval.ms": "7"}
+    line = (
+        f"connector {world.settings.relay.name} of Kafka Connect publishes the outbox of another"
+        " database (1/2/3): set relay.name to one that nobody has"
+    )
+    await rest.register(theirs)
+    for _ in range(100):
+        if (await rest.state()).name == "RUNNING":
+            break
+        await asyncio.sleep(0.1)
+    relay = world.relay(STREAMS_CONNECT__REGISTER="true")
+    assert await ended(relay, eventually) == 2
+    assert line in last_line(world)
+    assert theirs.items() <= (await rest.configuration() or {}).items()
+    # What its relay has stopped may be taken.
+    await rest.stop()
+    relay = world.relay(STREAMS_CONNECT__REGISTER="true")
+    ids = enqueue(world.url, world.topic, [payload(n, "c") for n in range(10)])
+    await eventually(published(world, ids), 60)
+    await rest.register(theirs)
+    assert await ended(relay, eventually) == 2
+    assert line in last_line(world, 1)
 
 
 async def test_killed_it_loses_nothing_and_stopped_it_gives_the_slot_to_whoever_comes_next(

@@ -80,6 +80,8 @@ HARMLESS: Mapping[str, str] = {
     "producer.override.partitioner.ignore.keys": "false",
     "producer.override.transactional.id": "",
 }
+# Ours, which Connect keeps and nobody reads but us: the database for which a relay registered it.
+DATABASE = "outbox.streams.database"
 TABLES, NO_TABLES = "table.include.list", "table.exclude.list"
 SCHEMAS, NO_SCHEMAS = "schema.include.list", "schema.exclude.list"
 HEARTBEAT = "heartbeat.interval.ms"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg
 
 from streams.database import connect, query
 from streams.errors import ServiceUnreachable, UsageError
-from streams.relay.debezium.config import connector, differences
+from streams.relay.debezium.config import DATABASE, connector, differences
 from streams.relay.debezium.rest import Connect, State
 from streams.relay.postgres.lsn import lsn_number
 from streams.relay.postgres.wal_floor import WalFloor
@@ -47,7 +48,7 @@ class ConnectorSupervisor:
         url = settings.connect.url
         self._connect = Connect(url, settings.relay.name) if url else None
         self._ours = settings.connect.register
-        self._outbox_schema: str | None = None
+        self._outbox: tuple[str, str] | None = None
 
     async def reach(self) -> None:
         """ServiceUnreachable when Connect does not answer."""
@@ -61,11 +62,18 @@ class ConnectorSupervisor:
         """
         if self._connect is None:
             return
-        wanted = connector(self._settings)
         if not self._ours:
             await self._check(self._connect)
             return
+        _, database = await self._schema_and_database()
+        wanted = {**connector(self._settings), DATABASE: database}
         configuration = await self._connect.configuration() or {}
+        if other := await self._other_database(configuration):
+            if (await self._connect.state()).name not in ("STOPPED", "FAILED", None):
+                raise self._taken(other)
+            # Its positions are in the log of another server.
+            await self._stop(self._connect)
+            await self._connect.forget()
         if {**wanted, "name": self._settings.relay.name} != configuration:
             faults = await self._connect.faults(wanted)
             if faults:
@@ -90,15 +98,9 @@ class ConnectorSupervisor:
         """
         if self._connect is None or not self._ours:
             return
-        await self._connect.stop()
-        for _ in range(int(STOP_SECONDS / 0.1)):
-            if (await self._connect.state()).name in ("STOPPED", None):
-                break
-            await asyncio.sleep(0.1)
-        else:
-            raise ServiceUnreachable(
-                f"Kafka Connect does not stop connector {self._settings.relay.name}"
-            )
+        if await self._other_database(await self._connect.configuration() or {}):
+            return
+        await self._stop(self._connect)
         if forget:
             await self._connect.forget()
 
@@ -130,6 +132,29 @@ class ConnectorSupervisor:
                     self._say(unreachable)
                 logged = unreachable
 
+    async def _stop(self, connect: Connect) -> None:
+        await connect.stop()
+        for _ in range(int(STOP_SECONDS / 0.1)):
+            if (await connect.state()).name in ("STOPPED", None):
+                return
+            await asyncio.sleep(0.1)
+        raise ServiceUnreachable(
+            f"Kafka Connect does not stop connector {self._settings.relay.name}"
+        )
+
+    async def _other_database(self, configuration: Mapping[str, str]) -> str | None:
+        """The database for which a relay registered this connector, if that is not ours."""
+        _, database = await self._schema_and_database()
+        registered = configuration.get(DATABASE, database)
+        return registered if registered != database else None
+
+    def _taken(self, database: str) -> UsageError:
+        return UsageError(
+            f"connector {self._settings.relay.name} of Kafka Connect publishes the outbox of"
+            f" another database ({database}): set relay.name to one that nobody has, or delete the"
+            " connector if that database is gone"
+        )
+
     async def _check(self, connect: Connect) -> None:
         name = self._settings.relay.name
         configuration = await connect.configuration()
@@ -138,21 +163,28 @@ class ConnectorSupervisor:
                 f"connector {name} does not exist in Kafka Connect: set connect.register to true,"
                 " or create it with the configuration that `streams relay --mode debezium` prints"
             )
-        wrong = differences(configuration, self._settings, await self._schema())
+        if other := await self._other_database(configuration):
+            raise self._taken(other)
+        schema, _ = await self._schema_and_database()
+        wrong = differences(configuration, self._settings, schema)
         if wrong:
             raise UsageError(f"connector {name} would send other records: {'; '.join(wrong)}")
 
-    async def _schema(self) -> str:
-        """Where the outbox is."""
-        if self._outbox_schema is None:
+    async def _schema_and_database(self) -> tuple[str, str]:
+        """Where the outbox is, and the identity of its database."""
+        if self._outbox is None:
             timeout = self._settings.database.connect_timeout
             async with await connect(
                 self._settings.database_url, connect_timeout=timeout
             ) as connection:
-                [self._outbox_schema] = await (
-                    await connection.execute(query("outbox_schema"))
+                [schema] = await (await connection.execute(query("outbox_schema"))).fetchone() or [
+                    None
+                ]
+                [database] = await (
+                    await connection.execute(query("database_identity"))
                 ).fetchone() or [None]
-        return self._outbox_schema or "public"
+            self._outbox = schema or "public", str(database)
+        return self._outbox
 
     def _say(self, state: State) -> None:
         extra = {"relay": self._settings.relay.name, "state": state.name, "reason": state.reason}
