@@ -31,7 +31,7 @@ def migrate(plan: bool, timeout: float) -> None:
     """
     settings = load()
     if plan:
-        lacking = migrations.plan(settings)
+        lacking = migrations.plan(settings, configured(settings))
         for each in lacking:
             say(f"{each.number}  {each.purpose}\n      locks {each.locks}")
         if not lacking:

@@ -124,10 +124,16 @@ def _register(settings: Settings, registry: Registry, database: Connection) -> l
     return lines
 
 
-def plan(settings: Settings) -> list[revisions.Revision]:
-    """The revisions that `migrate` would apply, oldest first; none for a database that is newer."""
+def plan(settings: Settings, registry: Registry) -> list[revisions.Revision]:
+    """The revisions that `migrate` would apply, oldest first.
+
+    Of a database that is newer only what our own agent lacks.
+    """
     with connection(settings) as database:
-        return [] if _newer(database) is not None else revisions.pending(database)
+        lacking = [] if _newer(database) is not None else revisions.pending(database)
+        if uses_chat_history(registry) and revisions.lacks_chat_history(database):
+            lacking.append(revisions.OF_CHAT_HISTORY)
+        return lacking
 
 
 def check(connection: Connection, registry: Registry | None = None) -> None:

@@ -46,6 +46,13 @@ class Revision(NamedTuple):
     locks: str
 
 
+OF_CHAT_HISTORY = Revision(
+    CHAT_HISTORY,
+    "The tables of chat history, with the agent that writes them.",
+    "nothing that was there before; tables of an earlier version are taken over",
+)
+
+
 class BizType(NamedTuple):
     """What outbox_enqueue() has to know about a biz_type, and a relay about its topic."""
 

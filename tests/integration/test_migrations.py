@@ -702,12 +702,12 @@ def test_older_code_works_with_a_newer_schema_that_only_added_something(
         assert migrate(given) == [
             "database at revision 9999, of a newer version: left as it is, this one works with it"
         ]
-        assert migrations.plan(given) == []
+        assert migrations.plan(given, configured(given)) == []
         connection.execute(f"COMMENT ON TABLE {revisions.VERSION_TABLE} IS '9999'".encode())
         for refused in (
             lambda: migrations.check(at(empty)),
             lambda: migrate(given),
-            lambda: migrations.plan(given),
+            lambda: migrations.plan(given, configured(given)),
         ):
             with pytest.raises(
                 UsageError,
@@ -729,13 +729,20 @@ def test_the_plan_says_what_each_revision_is_for_and_what_it_locks(
     said = CliRunner().invoke(cli, ["migrate", "--plan"], standalone_mode=False)
     assert said.exception is None
     lines = said.output.splitlines()
-    assert [line.split()[0] for line in lines[::2]] == revisions.revisions()
+    assert [line.split()[0] for line in lines[::2]] == [*revisions.revisions(), "chat_history"]
     assert lines[0].startswith("0001  Outbox, state, positions")
     assert lines[1] == "      locks nothing that was there before"
     migrate(given)
     assert CliRunner().invoke(cli, ["migrate", "--plan"], standalone_mode=False).output == (
         f"nothing to do: the database is at revision {revisions.head()}\n"
     )
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute(f"DROP TABLE {revisions.CHAT_HISTORY_VERSION_TABLE}".encode())
+    [chats] = migrations.plan(given, configured(given))
+    assert chats.number == "chat_history"
+    monkeypatch.setenv("STREAMS_AGENTS", "[]")
+    said = CliRunner().invoke(cli, ["migrate", "--plan"], standalone_mode=False)
+    assert said.output.startswith("nothing to do")
 
 
 def test_every_revision_says_what_it_locks() -> None:
