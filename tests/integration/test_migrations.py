@@ -81,6 +81,10 @@ def migrate(given: Settings) -> list[str]:
     return list(migrations.migrate(given, configured(given)))
 
 
+def planned(given: Settings) -> list[revisions.Revision]:
+    return migrations.plan(given, configured(given))
+
+
 def migrate_to(revision: str, database: Connection) -> None:
     """As an earlier release has left it."""
     config = Config()
@@ -637,7 +641,7 @@ def test_a_schema_of_its_own_takes_nothing_of_another_outbox_down_the_path(
     migrate(settings(empty, name))
     with psycopg.connect(empty, autocommit=True) as connection:
         missing = r"schema ours, the first of search_path in 'database\.url', is not there, or "
-        for refused in (migrate, checks.check_log, migrations.plan):
+        for refused in (migrate, checks.check_log, planned):
             with pytest.raises(UsageError, match=missing):
                 refused(given)
         connection.execute("CREATE SCHEMA ours")
@@ -646,7 +650,9 @@ def test_a_schema_of_its_own_takes_nothing_of_another_outbox_down_the_path(
             match=r"no outbox is in schema ours, .* the one in schema public is another: run",
         ):
             migrations.check(at(given.database_url))
-        assert len(migrations.plan(given)) == len(revisions.revisions())
+        assert [each.number for each in planned(given)][: len(revisions.revisions())] == (
+            revisions.revisions()
+        )
         before = oids("public"), connection.execute("SELECT * FROM public.outbox_biz_types")
         rows = before[1].fetchall()
         lines = migrate(given)
@@ -702,12 +708,12 @@ def test_older_code_works_with_a_newer_schema_that_only_added_something(
         assert migrate(given) == [
             "database at revision 9999, of a newer version: left as it is, this one works with it"
         ]
-        assert migrations.plan(given, configured(given)) == []
+        assert planned(given) == []
         connection.execute(f"COMMENT ON TABLE {revisions.VERSION_TABLE} IS '9999'".encode())
         for refused in (
             lambda: migrations.check(at(empty)),
             lambda: migrate(given),
-            lambda: migrations.plan(given, configured(given)),
+            lambda: planned(given),
         ):
             with pytest.raises(
                 UsageError,
@@ -738,7 +744,7 @@ def test_the_plan_says_what_each_revision_is_for_and_what_it_locks(
     )
     with psycopg.connect(empty, autocommit=True) as connection:
         connection.execute(f"DROP TABLE {revisions.CHAT_HISTORY_VERSION_TABLE}".encode())
-    [chats] = migrations.plan(given, configured(given))
+    [chats] = planned(given)
     assert chats.number == "chat_history"
     monkeypatch.setenv("STREAMS_AGENTS", "[]")
     said = CliRunner().invoke(cli, ["migrate", "--plan"], standalone_mode=False)
