@@ -28,7 +28,7 @@ from tests.fixtures.load import Flow, check_effects, offsets, unsettled
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.publish import enqueue, payload
 
-AWAY = 9.0  # seconds: longer than the session timeout of 6 s
+AWAY = 7.0  # seconds: longer than the session timeout of 6 s
 LONG = pytest.param(150.0, marks=[pytest.mark.long, pytest.mark.timeout(900)])
 RUN_RECORDS, TRANSACTIONS = 500, 2
 # A worker's pool, and those of its replaced connections that the server has not noticed to be gone.

@@ -122,7 +122,7 @@ async def world(world: World, tmp_path: Path) -> World:
 @pytest.mark.parametrize(
     ("count", "kills", "rate"),
     [
-        (4_000, 4, 400),
+        (2_500, 3, 400),
         pytest.param(20_000, 12, 700, marks=[pytest.mark.long, pytest.mark.timeout(600)]),
     ],
 )

@@ -32,10 +32,12 @@ ELSEWHERE = (
 
 
 # What is refused while it runs, at its start and after a sequence went back, is so in both modes.
+POLL = pytest.param("poll", marks=pytest.mark.long)
 BOTH = pytest.mark.parametrize("relayed", ["cdc", "poll"], indirect=True)
+BOTH_AT_LENGTH = pytest.mark.parametrize("relayed", ["cdc", POLL], indirect=True)
 
 
-@pytest.fixture(params=["cdc", pytest.param("poll", marks=pytest.mark.long)])
+@pytest.fixture(params=["cdc", POLL])
 async def relayed(
     world: World, request: pytest.FixtureRequest, eventually: Eventually
 ) -> AsyncIterator[World]:
@@ -68,7 +70,7 @@ async def test_a_sequence_that_went_back_stops_it_running_and_at_its_start(
     assert await refusal(relayed, relayed.relay(), eventually) == line
 
 
-@BOTH
+@BOTH_AT_LENGTH
 async def test_another_system_identifier_stops_it_running_and_at_its_start(
     relayed: World, eventually: Eventually
 ) -> None:
@@ -168,7 +170,7 @@ async def run(*command: str | Path) -> None:
     assert process.returncode == 0, errors.decode()
 
 
-@BOTH
+@BOTH_AT_LENGTH
 async def test_after_a_sequence_went_back_nothing_is_taken_for_published(
     relayed: World, eventually: Eventually
 ) -> None:

@@ -41,6 +41,7 @@ def silent(broker: KafkaBroker) -> Iterator[None]:
         os.kill(broker.pid, signal.SIGCONT)
 
 
+@pytest.mark.long
 async def test_sigterm_while_the_broker_says_nothing_ends_it_soon(
     world: World, apart: KafkaBroker, tmp_path: Path, eventually: Eventually
 ) -> None:
