@@ -63,9 +63,9 @@ def topic(settings: Settings) -> str:
     return settings.broker.topic_prefix + NAME
 
 
-def prepare_topic(settings: Settings) -> None:
-    """The topic is there; ServiceUnreachable or UsageError; blocking."""
-    kafka.prepare_topic(settings, topic(settings), partitions=1, config=TOPIC)
+def prepare_topic(settings: Settings, *, patient: bool = True) -> None:
+    """The topic is there; ServiceUnreachable or UsageError; blocking, longer if `patient`."""
+    kafka.prepare_topic(settings, topic(settings), partitions=1, config=TOPIC, patient=patient)
 
 
 def read(settings: Settings, *, patience: float = READ_SECONDS) -> Beats:
@@ -161,7 +161,7 @@ class BeatWriter:
 
     def make_topic(self) -> None:
         """Make the topic again that was deleted; blocking, ServiceUnreachable or UsageError."""
-        prepare_topic(self._settings)
+        prepare_topic(self._settings, patient=False)  # a leader's heartbeat waits for it
         self.topic_missing = False
 
     def flush(self, seconds: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import Future
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -35,10 +36,13 @@ CREATE_TIME = "CreateTime"
 NEVER = str(2**63 - 1)
 OLDEST = "3.6"
 """The oldest Kafka that is supported."""
+# For how long a cluster that starts is given to bring up as many brokers as a topic needs.
+REGISTER_SECONDS = 10.0
 # What is over by itself: nobody answers, or a broker that is only starting, or chooses its
 # controller, says so.
 AWAY = (
     KafkaError._TRANSPORT,
+    KafkaError.NETWORK_EXCEPTION,
     KafkaError._TIMED_OUT,
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError.REQUEST_TIMED_OUT,
@@ -53,6 +57,13 @@ NO_SUCH_SETTING = "Unknown topic config name: message.timestamp."
 REPLACED_MOST = 3
 # What a record may need beside its payload: a key of 1024 bytes, the headers, the batch around it.
 OVERHEAD = 8192
+
+
+class TooFewBrokers(ServiceUnreachable):
+    """A topic needs more brokers for its replication factor than have registered.
+
+    The others are only starting, or do not exist: Kafka answers the same.
+    """
 
 
 def client(settings: Settings, **options: Any) -> dict[str, Any]:
@@ -97,8 +108,10 @@ def prepare_topics(
     names: Iterable[str],
     changelogs: Mapping[str, str] = _NONE,
     strangers: Collection[str] = (),
+    *,
+    patient: bool = True,
 ) -> None:
-    """Create the topics that are missing.
+    """Create the topics that are missing; brokers still starting are waited for if `patient`.
 
     ServiceUnreachable, or UsageError when one has another partition count.
 
@@ -131,35 +144,32 @@ def prepare_topics(
         missing = sorted(wrong | (wanted.keys() - counts.keys()))
         if not missing:
             return
-        _create(
-            settings,
-            admin,
-            [_new_topic(settings, name, wanted[name], name in changelogs) for name in missing],
-        )
+        new = [_new_topic(settings, name, wanted[name], name in changelogs) for name in missing]
+        (_create_patiently if patient else _create)(settings, admin, new)
         _wait_for(settings, admin, missing)
     for name, count in sorted(counts.items()):
         _check_partitions(settings, name, wanted[name], count)
 
 
 def prepare_topic(
-    settings: Settings, name: str, *, partitions: int, config: Mapping[str, str] = _NONE
+    settings: Settings,
+    name: str,
+    *,
+    partitions: int,
+    config: Mapping[str, str] = _NONE,
+    patient: bool = True,
 ) -> None:
     """Create a topic that carries no messages of ours, if it is missing.
 
-    ServiceUnreachable or UsageError.
+    ServiceUnreachable or UsageError; brokers still starting are waited for if `patient`.
     """
     admin = AdminClient(client(settings))
     if name not in _metadata(settings, admin).topics:
         factor = settings.topic.replication_factor
-        _create(
-            settings,
-            admin,
-            [
-                NewTopic(
-                    name, num_partitions=partitions, replication_factor=factor, config=dict(config)
-                )
-            ],
+        new = NewTopic(
+            name, num_partitions=partitions, replication_factor=factor, config=dict(config)
         )
+        (_create_patiently if patient else _create)(settings, admin, [new])
 
 
 def make_topic(
@@ -167,7 +177,7 @@ def make_topic(
 ) -> None:
     """Create a topic of messages as whoever registered it has said.
 
-    ServiceUnreachable or UsageError; blocking.
+    ServiceUnreachable, TooFewBrokers at once, or UsageError; blocking.
     """
     config = _messages_config(settings) | {"retention.ms": str(retention_hours * 3_600_000)}
     new = NewTopic(
@@ -242,17 +252,35 @@ def _metadata(settings: Settings, admin: AdminClient) -> ClusterMetadata:
         raise unreachable(settings, error) from None
 
 
+def _create_patiently(settings: Settings, admin: AdminClient, topics: list[NewTopic]) -> None:
+    """Create them, and wait for brokers that have not registered yet; TooFewBrokers in the end.
+
+    A cluster that starts takes connections as soon as its first broker is there.
+    """
+    deadline, logged = time.monotonic() + REGISTER_SECONDS, False
+    while True:
+        try:
+            return _create(settings, admin, topics)
+        except TooFewBrokers as few:
+            if time.monotonic() >= deadline:
+                raise
+            if not logged:
+                logger.warning("brokers are missing, waiting for them", extra={"reason": str(few)})
+            logged = True
+        time.sleep(0.5)
+
+
 def _create(settings: Settings, admin: AdminClient, topics: list[NewTopic]) -> None:
     futures = admin.create_topics(topics, operation_timeout=TIMEOUT)
     for wanted in topics:
         try:
-            futures[wanted.topic].result(TIMEOUT + 5)
+            _answer(settings, futures[wanted.topic])
         except KafkaException as error:
             code = error.args[0].code()
             if code == KafkaError.TOPIC_ALREADY_EXISTS:
                 continue
-            if code in AWAY:
-                raise unreachable(settings, error) from None
+            if code == KafkaError.INVALID_REPLICATION_FACTOR:
+                raise _too_few(settings, admin, wanted, reason(error)) from None
             if code == KafkaError.INVALID_CONFIG and NO_SUCH_SETTING in reason(error):
                 raise UsageError(
                     f"Kafka at {settings.broker_url} is older than {OLDEST}, which knows"
@@ -265,6 +293,32 @@ def _create(settings: Settings, admin: AdminClient, topics: list[NewTopic]) -> N
         logger.info(
             "topic created", extra={"topic": wanted.topic, "partitions": wanted.num_partitions}
         )
+
+
+def _too_few(
+    settings: Settings, admin: AdminClient, wanted: NewTopic, answer: str
+) -> TooFewBrokers:
+    factor, there = wanted.replication_factor, len(_metadata(settings, admin).brokers)
+    return TooFewBrokers(
+        f"topic {wanted.topic!r} cannot be created with replication factor {factor}: {there} of"
+        f" {factor} brokers have registered with Kafka at {settings.broker_url}, expected {factor}"
+        " or more (start them, or lower the topic's replication_factor if there are no others):"
+        f" {answer}"
+    )
+
+
+def _answer(settings: Settings, future: Future[Any]) -> Any:
+    """What Kafka answered; ServiceUnreachable when that is over by itself, else KafkaException."""
+    try:
+        return future.result(TIMEOUT + 5)
+    except TimeoutError:
+        raise ServiceUnreachable(
+            f"Kafka at {settings.broker_url} does not answer in time"
+        ) from None
+    except KafkaException as error:
+        if error.args[0].code() in AWAY:
+            raise unreachable(settings, error) from None
+        raise
 
 
 def _new_topic(settings: Settings, name: str, like: str, compacted: bool) -> NewTopic:
@@ -307,13 +361,10 @@ def _delete(settings: Settings, admin: AdminClient, counts: Mapping[str, int]) -
         return
     for name, future in admin.delete_topics(list(counts), operation_timeout=TIMEOUT).items():
         try:
-            future.result(TIMEOUT + 5)
+            _answer(settings, future)
         except KafkaException as error:
-            code = error.args[0].code()
-            if code == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 continue
-            if code in AWAY:
-                raise unreachable(settings, error) from None
             raise UsageError(
                 f"topic {name!r} has {counts[name]} partitions and cannot be deleted:"
                 f" {reason(error)}; stop the workers and"
@@ -380,7 +431,7 @@ def _configured(
     try:
         futures = admin.describe_configs(list(asked), request_timeout=TIMEOUT)
         entries = {
-            asked[resource]: future.result(TIMEOUT + 5) for resource, future in futures.items()
+            asked[resource]: _answer(settings, future) for resource, future in futures.items()
         }
     except KafkaException as error:
         raise unreachable(settings, error) from None

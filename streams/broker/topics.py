@@ -118,7 +118,12 @@ def _described(future: Future[Any]) -> Topic | None:
 
 
 def prepare(
-    settings: Settings, survey: Survey, names: Iterable[str], changelogs: Mapping[str, str] = _NONE
+    settings: Settings,
+    survey: Survey,
+    names: Iterable[str],
+    changelogs: Mapping[str, str] = _NONE,
+    *,
+    patient: bool = True,
 ) -> Cluster:
     """Make these topics what they must be, as `kafka.prepare_topics` does, and note which they are.
 
@@ -136,7 +141,7 @@ def prepare(
         for name, topic in before.topics.items()
         if name in known and topic.id not in known[name]
     }
-    kafka.prepare_topics(settings, names, changelogs, strangers)
+    kafka.prepare_topics(settings, names, changelogs, strangers, patient=patient)
     cluster = _with_all(settings, survey, wanted)
     _note(settings, cluster)
     return cluster

@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from streams.broker import kafka, topics
-from streams.errors import UsageError
+from streams.errors import ServiceUnreachable, UsageError
 from tests.conftest import World
 
 
@@ -154,3 +154,13 @@ def test_a_kafka_that_is_too_old_is_refused_in_one_line(
         kafka.make_topic(
             world.settings, world.topic, partitions=1, replication_factor=1, retention_hours=1
         )
+
+
+def test_more_replicas_than_brokers_is_an_outage_that_says_both_numbers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster whose brokers are still starting answers so too."""
+    world.environ |= {"STREAMS_TOPIC__REPLICATION_FACTOR": "3"}
+    monkeypatch.setattr(kafka, "REGISTER_SECONDS", 0.1)
+    with pytest.raises(ServiceUnreachable, match=r"factor 3: 1 of 3 brokers .*expected 3 or more"):
+        kafka.prepare_topics(world.settings, [f"{world.topic}-three"])

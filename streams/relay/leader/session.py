@@ -341,7 +341,7 @@ class LeaderSession:
 
     async def _prepare_topics(self, plan: Plan) -> Cluster:
         return await asyncio.to_thread(
-            prepare_topics, self._settings, self._registry, plan.mode, self._survey
+            prepare_topics, self._settings, self._registry, plan.mode, self._survey, patient=False
         )
 
     async def _stopped(self) -> Stopped:
@@ -367,12 +367,18 @@ class LeaderSession:
         return self._careful and bool(self._refused)
 
 
-def prepare_topics(settings: Settings, registry: Registry, mode: str, survey: Survey) -> Cluster:
-    """The topics are there and as they must be; ServiceUnreachable or UsageError; blocking."""
-    cluster = topics.prepare(settings, survey, registry.topics)
-    beat.prepare_topic(settings)
+def prepare_topics(
+    settings: Settings, registry: Registry, mode: str, survey: Survey, *, patient: bool = True
+) -> Cluster:
+    """The topics are there and as they must be; ServiceUnreachable or UsageError; blocking.
+
+    A session, which tries again by itself and may be told to stop, is not `patient` with brokers
+    that are only starting.
+    """
+    cluster = topics.prepare(settings, survey, registry.topics, patient=patient)
+    beat.prepare_topic(settings, patient=patient)
     if mode == "debezium":
-        kafka.prepare_topic(settings, heartbeats(settings), partitions=1)
+        kafka.prepare_topic(settings, heartbeats(settings), partitions=1, patient=patient)
     return cluster
 
 

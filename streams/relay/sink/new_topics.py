@@ -117,7 +117,8 @@ class NewTopics:
         }
         try:
             await asyncio.to_thread(kafka.make_topic, self._settings, topic, **wanted)
-        except UsageError as error:
+        except (UsageError, kafka.TooFewBrokers) as error:
+            # No outage: this topic's number of replicas alone may be more than there are brokers.
             raise UsageError(
                 f"{error}; make it, or run `streams biz-types retire {shape.biz_type}`"
             ) from None
