@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
+from streams.broker import kafka
 from streams.cli.progress import relays
 from streams.database import migrate
 from streams.dev.process import Process
@@ -18,6 +19,12 @@ from streams.errors import UsageError
 from streams.operate.relay_status import standing
 from streams.registry import configured
 from streams.relay import Relay
+from streams.relay.leader.housekeeping import Housekeeping
+from streams.relay.leader.lock import Leadership
+from streams.relay.leader.session import LeaderSession
+from streams.relay.leader.shard_lease import ShardLease
+from streams.relay.leader.shared_session import SharedLeaderSession
+from streams.relay.leader.sweep import Sweep
 from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import Writers, check_order, leads, on_topic, published
 from tests.fixtures.aged import narrow
@@ -84,6 +91,47 @@ async def test_relays_come_and_go_and_nothing_is_lost_or_out_of_order(
     await eventually(published(world, ids), 60, every=0.5)
     check_order(world, ids)
     await eventually(lambda: floor(world) == newest(world))
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+async def test_what_needs_no_kafka_goes_on_while_kafka_is_away(
+    world: World,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    shards: int,
+) -> None:
+    """Sweep and housekeeping begin once, and no new try to publish ends what they are doing."""
+    told: list[str] = []
+
+    async def work(self: Housekeeping | Sweep) -> None:
+        told.append(f"{type(self).__name__} begins")
+        try:
+            await asyncio.Future()
+        finally:
+            told.append("ends")
+
+    for each in (Housekeeping, Sweep):
+        monkeypatch.setattr(each, "run", work)
+    monkeypatch.setattr(kafka, "TIMEOUT", 0.1)
+    world.environ |= {"BROKER_URL": "127.0.0.1:1", "STREAMS_RELAY__SHARDS": str(shards)}
+    settings, registry, stop = world.settings, configured(world.settings), asyncio.Event()
+    leadership: Leadership
+    session: LeaderSession
+    if shards > 1:
+        leadership = lease = ShardLease(settings, "poll")
+        session = SharedLeaderSession(settings, registry, lease, stop)
+    else:
+        leadership = Leadership(settings, "poll")
+        session = LeaderSession(settings, registry, "poll", leadership, stop)
+    async with leadership:
+        assert await leadership.take()
+        running = asyncio.create_task(session.run())
+        await eventually(lambda: caplog.text.count("relay interrupted") >= 3)
+        stop.set()
+        begun = list(told)
+        await running
+    assert sorted(begun) == ["Housekeeping begins", "Sweep begins"]
 
 
 async def test_the_floor_is_that_of_the_slowest_shard(world: World, eventually: Eventually) -> None:

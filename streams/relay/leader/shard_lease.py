@@ -16,7 +16,7 @@ from streams.settings import Settings
 
 
 def due(shards: int, relays: int) -> int:
-    """The most shards that one of so many relays leads."""
+    """The most shards that one of so many relays leads: one at least."""
     return -(-shards // max(1, relays))
 
 
@@ -67,7 +67,10 @@ class ShardLease(Leadership):
         return True
 
     async def reassign(self) -> None:
-        """Give back what is too much, and take what is free and due."""
+        """Give back what is too much, and take what is free and due.
+
+        Whoever leads the first shard keeps it: one is due to each, and the others go before it.
+        """
         async with self._dealing:
             most = await self._due()
             for shard in self.shards[most:]:

@@ -17,7 +17,7 @@ from streams.relay.leader.shard_lease import ShardLease
 from streams.relay.source.shards import ShardSource
 from streams.relay.source.source import Source
 from streams.settings import Settings
-from streams.tasks import first_to_end
+from streams.tasks import ended_by, first_to_end
 
 logger = logging.getLogger("streams.relay")
 
@@ -35,28 +35,32 @@ class SharedLeaderSession(LeaderSession):
     ) -> None:
         super().__init__(settings, registry, "poll", lease, stop)
         self._lease = lease
+        self._leads_first = asyncio.Event()
 
     async def _first_activity(self) -> Activity:
         await self._monitor.look()
         return Activity("poll", "waiting")
 
     def _beside(self) -> list[Coroutine[Any, Any, None]]:
-        return [self._maintenance.run(), self._monitor.run()]
+        return [self._maintenance.run(), self._monitor.run(), self._once_by_the_first()]
+
+    async def _once_by_the_first(self) -> None:
+        """From the moment it leads the first shard, which it gives to nobody while it lives.
+
+        Beside all plans, so that it goes on while Kafka is away.
+        """
+        await self._leads_first.wait()
+        async with ended_by[None](*self._once()):
+            await asyncio.Future()
 
     async def _plan(self) -> Plan:
         # While shards change hands it is not known who has the first one.
         self._maintenance.first = False
         await self._lease.reassign()
         self._maintenance.first = self._lease.first
+        if self._lease.first:
+            self._leads_first.set()
         return await super()._plan()
-
-    async def _publish(self, plan: Plan) -> Ended:
-        """Publish by the plan; beside it the leader of the first shard does what is done once.
-
-        That ends before the shard is given to another relay, in the next plan.
-        """
-        once = self._once() if self._lease.first else []
-        return await first_to_end(super()._publish(plan), *once)
 
     async def _read_and_send(self, plan: Plan, cluster: Cluster) -> Ended:
         extra = {
