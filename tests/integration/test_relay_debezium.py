@@ -13,8 +13,10 @@ import pytest
 
 from streams.dev.connect import ConnectWorker
 from streams.dev.process import Process
+from streams.relay.debezium import supervisor
 from streams.relay.debezium.config import DATABASE, connector
 from streams.relay.debezium.rest import Connect
+from streams.relay.debezium.supervisor import ConnectorSupervisor
 from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import check_order, leads, published
 from tests.fixtures.publish import enqueue, payload
@@ -132,6 +134,44 @@ async def test_a_connector_of_another_database_is_left_to_it(
     await rest.register(theirs)
     assert await ended(relay, eventually) == 2
     assert line in last_line(world, 1)
+
+
+async def test_a_stop_of_the_leader_before_is_undone_and_one_of_an_operator_is_named(
+    world: World,
+    connect: ConnectWorker,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No relay pauses it; a stop long after the relay has begun cannot be a relay's either."""
+    rest = Connect(connect.url, world.settings.relay.name)
+    standing = "SELECT doing, reason FROM relay_position"
+    relay = world.relay(STREAMS_CONNECT__REGISTER="true")
+    ids = enqueue(world.url, world.topic, [payload(n, "c") for n in range(10)])
+    await eventually(published(world, ids), 60)
+    await rest.stop()
+    await eventually(lambda: "state=STOPPED" in (world.directory / "streams-0.log").read_text())
+    ids += enqueue(world.url, world.topic, [payload(n, "c") for n in range(10)])
+    await eventually(published(world, ids), 60)
+    await eventually(lambda: world.query(standing) == [("connector", None)])
+    await rest._ask("PUT", f"{rest._path}/pause")
+    await eventually(lambda: world.query(standing)[0][0] == "waiting")
+    assert f"{world.settings.relay.name} was paused" in world.query(standing)[0][1]
+    assert (await rest.state()).name == "PAUSED"
+    await rest.resume()
+    await eventually(lambda: world.query(standing) == [("connector", None)])
+    await relay.stop(grace=60)
+
+    monkeypatch.setattr(supervisor, "HANDOVER_SECONDS", 0.0)
+    world.environ["STREAMS_CONNECT__REGISTER"] = "true"
+    connector_of_ours, told = ConnectorSupervisor(world.settings), list[str | None]()
+    await connector_of_ours.begin()
+    watching = asyncio.create_task(connector_of_ours.watch(told.append))
+    await rest.stop()
+    await eventually(lambda: any("was stopped" in (reason or "") for reason in told))
+    await asyncio.wait([watching], timeout=1.5)
+    assert (await rest.state()).name == "STOPPED"
+    watching.cancel()
+    await asyncio.wait([watching])
 
 
 async def test_killed_it_loses_nothing_and_stopped_it_gives_the_slot_to_whoever_comes_next(

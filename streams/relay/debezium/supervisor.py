@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import psycopg
@@ -23,6 +24,9 @@ LOOK_SECONDS = 1.0
 # How long a task may be failed before it is started again; doubled each time, up to the limit.
 RESTART_SECONDS, RESTART_LIMIT = 1.0, 60.0
 STOP_SECONDS = 10.0
+# How late Connect may still carry out what the leader before this one asked of it: it gives up a
+# request after 90 seconds.
+HANDOVER_SECONDS = 120.0
 
 
 class SlotFloor(WalFloor):
@@ -49,6 +53,7 @@ class ConnectorSupervisor:
         self._connect = Connect(url, settings.relay.name) if url else None
         self._ours = settings.connect.register
         self._outbox: tuple[str, str] | None = None
+        self._began = time.monotonic()
 
     async def reach(self) -> None:
         """ServiceUnreachable when Connect does not answer."""
@@ -83,6 +88,7 @@ class ConnectorSupervisor:
                 )
             await self._connect.register(wanted)
         await self._connect.resume()
+        self._began = time.monotonic()
 
     async def end(self) -> None:
         """Ours publishes no longer: its slot is free for whoever comes next."""
@@ -104,10 +110,14 @@ class ConnectorSupervisor:
         if forget:
             await self._connect.forget()
 
-    async def watch(self) -> None:
+    async def watch(self, tell: Callable[[str | None], None] = lambda reason: None) -> None:
         """Until cancelled, or at once when there is no Connect to ask.
 
-        UsageError when the connector was changed.
+        `tell` takes why nothing is published, and None when that goes on. UsageError when the
+        connector was changed.
+
+        Ours is resumed when it is stopped soon after it began: Connect was late with what the
+        leader before asked for. Later, or paused, which no relay does, an operator meant it.
         """
         if self._connect is None:
             return
@@ -119,18 +129,38 @@ class ConnectorSupervisor:
                 state = await self._connect.state()
                 if state != logged:
                     self._say(state)
+                    tell(self._why_not(state))
                 logged = state
                 if state.name == "FAILED":
                     await asyncio.sleep(pause)
                     pause = min(RESTART_LIMIT, 2 * pause)
                     await self._connect.restart()
+                elif state.name == "STOPPED" and self._of_leader_before():
+                    await self._connect.resume()
                 elif state.name == "RUNNING":
                     pause = RESTART_SECONDS
             except ServiceUnreachable as error:
                 unreachable = State("UNREACHABLE", str(error))
                 if logged != unreachable:
                     self._say(unreachable)
+                    tell(unreachable.reason)
                 logged = unreachable
+
+    def _of_leader_before(self) -> bool:
+        """Whether a stop that is seen now may be one that an earlier leader of ours asked for."""
+        return self._ours and time.monotonic() - self._began < HANDOVER_SECONDS
+
+    def _why_not(self, state: State) -> str | None:
+        """Why the connector does not publish, without the words of its task: they may hold text."""
+        connector = f"connector {self._settings.relay.name}"
+        if state.name in ("STOPPED", "PAUSED"):
+            return (
+                f"{connector} was {state.name.lower()} in Kafka Connect: resume it there"
+                f" (PUT /connectors/{self._settings.relay.name}/resume)"
+            )
+        if state.name == "FAILED":
+            return f"{connector} has failed in Kafka Connect, its log says why; it is restarted"
+        return None
 
     async def _stop(self, connect: Connect) -> None:
         await connect.stop()

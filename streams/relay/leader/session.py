@@ -269,7 +269,7 @@ class LeaderSession:
         floor, identity = SlotFloor(self._settings.relay.name), self._monitor.publication_identity
         activity = Activity(plan.mode, plan.doing, plan.reason)
         self._maintenance.set_activity(activity, floor, publication_identity=identity)
-        ended: Ended = await first_to_end(*self._until(cluster), connector.watch())
+        ended: Ended = await first_to_end(*self._until(cluster), connector.watch(self._tell(plan)))
         if ended.orderly:
             await connector.end()
             with contextlib.suppress(psycopg.Error):
