@@ -52,6 +52,17 @@ def remembered_port(memory: Path, *, avoid: Container[int] = ()) -> int:
     return port
 
 
+def own_address(address: str, memory: Path, *, avoid: Container[int] = ()) -> str:
+    """This `host:port`, or a port of its own at the same host where this one cannot be had.
+
+    It cannot when somebody listens there, or it is to be avoided.
+    """
+    host, _, port = address.rpartition(":")
+    if int(port) not in avoid and is_free(int(port)):
+        return address
+    return f"{host}:{remembered_port(memory, avoid=avoid)}"
+
+
 def claim(service: str, wanted: int | None, memory: Path) -> int:
     """The wanted port, or UsageError when it is taken; without a wish the remembered one."""
     if wanted is None:

@@ -22,11 +22,21 @@ WORKER = "worker"
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One process to keep running; `web` is the port of its pages, None when it has none."""
+    """One process to keep running; `web` is the port of its pages, None when it has none.
+
+    `probe` is where it serves health alone, if that is asked for.
+    """
 
     name: str
     command: tuple[str, ...]
     web: int | None = None
+    probe: str | None = None
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What is its own alone, of several that read the same settings."""
+        ours = {"STREAMS_WEB__PORT": self.web, "STREAMS_WEB__PROBE": self.probe}
+        return {name: str(value) for name, value in ours.items() if value is not None}
 
 
 def lines(folder: Path) -> Mapping[str, str]:

@@ -41,10 +41,9 @@ class Supervised:
         changed: Callable[[], None],
     ) -> None:
         self.program = program
-        web = {} if program.web is None else {"STREAMS_WEB__PORT": str(program.web)}
         self.log = workplace.log(program.name)
         self._process = Process(
-            program.command, self.log, environ={**environ, **web}, cwd=workplace.folder
+            program.command, self.log, environ={**environ, **program.environ}, cwd=workplace.folder
         )
         self._say = say
         self._changed = changed

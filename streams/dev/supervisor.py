@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from streams.dev.ports import remembered_port
+from streams.dev.ports import own_address, remembered_port
 from streams.dev.probe import health
 from streams.dev.process import Process
 from streams.dev.procfile import WORKER, Program, command, lines, program, search_path
@@ -136,6 +136,7 @@ class Supervisor:
 
     def _programs(self) -> Iterator[Program]:
         ports: set[int] = set()
+        wanted = load().web.probe
         for name, line in lines(self._workplace.folder).items():
             words = command(line)
             if name != WORKER:
@@ -144,7 +145,14 @@ class Supervisor:
             for number in range(1, self._plan.workers + 1):
                 each = f"{WORKER}.{number}"
                 ports.add(port := remembered_port(self._workplace.port_memory(each), avoid=ports))
-                yield Program(each, words, port)
+                probe = None
+                if wanted is not None:
+                    memory = self._workplace.port_memory(f"{each}.probe")
+                    probe = own_address(wanted, memory, avoid=ports)
+                    ports.add(int(probe.rpartition(":")[2]))
+                    if probe != wanted:
+                        self._screen.line(f"{each} serves health at {probe}, {wanted} is taken")
+                yield Program(each, words, port, probe)
         if self._plan.demo:
             self._workplace.demo.unlink(missing_ok=True)
             trouble = ("--trouble",) if self._plan.trouble else ()

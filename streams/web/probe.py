@@ -33,7 +33,8 @@ def add_probe(app: web.Application, address: str | None, health: WorkerHealth) -
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            raise refused("web.probe", f"{host}:{port}", error) from None
+            advice = ": set STREAMS_WEB__PROBE, workers on one machine need different ones"
+            raise refused("web.probe", address, error, advice=advice) from None
 
     async def end(_: web.Application) -> None:
         while runners:
