@@ -61,16 +61,25 @@ RETURNING asked, leader IS NOT NULL AND heartbeat > now() - interval '10 seconds
 -- The newest id that was drawn, or is there all the same.
 SELECT greatest(last_value - (NOT is_called)::int, (SELECT max(id) FROM outbox)) FROM outbox_id_seq;
 
+-- adopt_alone --
+-- One adoption at a time, whatever the relay: each reads how far the sequences are and raises them.
+SELECT pg_advisory_xact_lock(
+    hashtextextended('outbox-streams adopt', 'outbox'::regclass::oid::bigint));
+
 -- skip_ids --
--- The next id drawn is the one after this, unless it was drawn meanwhile: never back.
-SELECT CASE WHEN last_value - (NOT is_called)::int < %(newest)s
-            THEN setval('outbox_id_seq', %(newest)s)
-            ELSE last_value END
-FROM outbox_id_seq;
+-- The next id drawn is the one after this, or a later one: never back.  The business draws
+-- meanwhile, so a sequence that is nearly there must not be set: what is left is drawn.  It may be
+-- set where nobody draws as much between the look and the act.
+SELECT CASE WHEN %(newest)s - drawn > 100000 THEN setval('outbox_id_seq', %(newest)s)
+            WHEN %(newest)s > drawn
+            THEN (SELECT max(nextval('outbox_id_seq'))
+                  FROM generate_series(drawn + 1, %(newest)s))
+            ELSE drawn END
+FROM (SELECT last_value - (NOT is_called)::int AS drawn FROM outbox_id_seq) AS ids;
 
 -- skip_drawn --
 -- What our sequences draw next is above what is in use, where a copy of the rows came without them:
--- never back. No index knows the highest place in line: every state is read once.
+-- never back, as skip_ids. No index knows the highest place in line: every state is read once.
 WITH states AS (
     SELECT max(arrived) AS arrived, max(applied) AS applied
     FROM (
@@ -79,7 +88,10 @@ WITH states AS (
         SELECT max(arrived), max(applied) FROM outbox_foreign
     ) AS ours_and_others
 )
-SELECT setval(name::regclass, highest)
+SELECT CASE WHEN highest - last > 100000 THEN setval(name::regclass, highest)
+            ELSE (SELECT max(place)
+                  FROM (SELECT nextval(name::regclass) AS place
+                        FROM generate_series(last + 1, highest)) AS places) END
 FROM (
     SELECT 'outbox_arrived', arrived FROM states
     UNION ALL
@@ -94,8 +106,9 @@ FROM (
     SELECT pg_get_serial_sequence('outbox_operations', 'id'), max(id) FROM outbox_operations
     UNION ALL
     SELECT pg_get_serial_sequence('outbox_rejects', 'id'), max(id) FROM outbox_rejects
-) AS drawn (name, highest)
-WHERE coalesce(pg_sequence_last_value(name::regclass), 0) < highest;
+) AS used (name, highest)
+CROSS JOIN LATERAL (SELECT coalesce(pg_sequence_last_value(name::regclass), 0) AS last) AS drawn
+WHERE last < highest;
 
 -- relay_adopt --
 -- From now on this relay publishes from this database; a log position of another one means nothing

@@ -356,7 +356,13 @@ def _may_replace(settings: Settings, name: str, partitions: int) -> bool:
 
 
 def _delete(settings: Settings, admin: AdminClient, counts: Mapping[str, int]) -> None:
-    """Delete these topics, which have a wrong number of partitions, and wait for that."""
+    """Delete these topics, which have a wrong number of partitions, and wait for that.
+
+    By name, as Kafka's client does it: of two processes that do so at once, the later one may
+    delete what the former has made right. Nothing is lost or done twice by that, for whoever works
+    with a topic notes its id: relay and workers prepare anew, and what it held is sent again from
+    PostgreSQL, as after every topic that is lost.
+    """
     if not counts:
         return
     for name, future in admin.delete_topics(list(counts), operation_timeout=TIMEOUT).items():

@@ -85,6 +85,7 @@ def adopt(
         earlier = connection.exec_driver_sql(query("relays_earlier"), {"name": adoption.relay})
         if not held or earlier.scalar_one():
             raise UsageError(f"relay {adoption.relay} leads at this moment: stop it first")
+        connection.exec_driver_sql(query("adopt_alone"))
         newest: int = connection.exec_driver_sql(
             query("skip_ids"), {"newest": adoption.newest}
         ).scalar_one()
