@@ -41,7 +41,7 @@ RELAYS = ("cdc", "poll", "debezium")
 @click.option(
     "--reload",
     is_flag=True,
-    help="Start the workers again when a file of an agents' package changes.",
+    help="Start workers again when a file of an agents' package changes, all with faust.yml.",
 )
 @click.option("--daemon", is_flag=True, hidden=True, help="What --detach leaves running.")
 def up(

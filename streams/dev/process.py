@@ -46,7 +46,7 @@ class Process:
     """One child; `death` is its signal when we die.
 
     `owned` is the folder it must own (root becomes nobody then). `stdin` is what it reads on its
-    standard input.
+    standard input. `environ` is what its next start is given.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Process:
         )
         self._command = [str(part) for part in (*guard, *command)]
         self.log = log
-        self._environ = environ
+        self.environ = environ
         self._cwd = cwd
         self._child: Child | None = None
         self._said_before = 0
@@ -104,7 +104,7 @@ class Process:
                 stdin=subprocess.DEVNULL if self._stdin is None else subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environ,
+                env=self.environ,
                 cwd=self._cwd,
                 start_new_session=True,
             )

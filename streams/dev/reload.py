@@ -1,4 +1,4 @@
-"""Which files an agent's code is in, and when one of them has changed.
+"""Which files agents and settings are in, and when one of them has changed.
 
 That is for `streams up --reload`.
 """
@@ -7,28 +7,26 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 Stamp = Mapping[Path, tuple[int, int]]
 
 
-def files_of(packages: Iterable[str]) -> Stamp:
-    """Every Python file of these packages, with its time and size.
+def files_of(packages: Iterable[str], *others: Path) -> Stamp:
+    """Every Python file of these packages, and these others, with its time and size.
 
     A file that cannot be found now is left out.
     """
     importlib.invalidate_caches()
     stamps: dict[Path, tuple[int, int]] = {}
-    for top in sorted({package.partition(".")[0] for package in packages}):
-        for folder in _places(top):
-            for file in [folder] if folder.is_file() else folder.rglob("*.py"):
-                try:
-                    status = file.stat()
-                except OSError:
-                    continue  # an editor is replacing it
-                stamps[file] = (status.st_mtime_ns, status.st_size)
+    for file in (*others, *_code(packages)):
+        try:
+            status = file.stat()
+        except OSError:
+            continue  # an editor is replacing it
+        stamps[file] = (status.st_mtime_ns, status.st_size)
     return stamps
 
 
@@ -37,6 +35,12 @@ def changed(before: Stamp, after: Stamp) -> list[Path]:
     return sorted(
         file for file in before.keys() | after.keys() if before.get(file) != after.get(file)
     )
+
+
+def _code(packages: Iterable[str]) -> Iterator[Path]:
+    for top in sorted({package.partition(".")[0] for package in packages}):
+        for folder in _places(top):
+            yield from [folder] if folder.is_file() else folder.rglob("*.py")
 
 
 def _places(top: str) -> list[Path]:

@@ -81,8 +81,13 @@ class Supervised:
         finally:
             await self._process.stop(signal.SIGTERM, GRACE)
 
-    def renew(self) -> None:
-        """Start it again, as soon as it has ended in order: what it runs has changed."""
+    def renew(self, environ: Mapping[str, str] | None = None) -> None:
+        """Start it again, as soon as it has ended in order: what it runs has changed.
+
+        `environ` is what it is given from then on, if that has changed too.
+        """
+        if environ is not None:
+            self._process.environ = {**environ, **self.program.environ}
         self._renewed = True
 
     def kill(self) -> None:

@@ -25,10 +25,10 @@ from streams.dev.screen import Screen
 from streams.dev.services import Services, services, serving
 from streams.dev.supervised import Supervised, kept_running
 from streams.dev.workplace import Note, Workplace, disk_error
-from streams.errors import ServiceUnreachable, StreamsError
+from streams.errors import ServiceUnreachable, StreamsError, UsageError
 from streams.groups import TaskGroup
 from streams.interpreter import interpreter
-from streams.settings import AGENTS, Settings, load, redact
+from streams.settings import AGENTS, FILE, Settings, load, redact
 
 TROUBLE = "streams.dev.trouble"
 READY_SECONDS = 120.0
@@ -62,6 +62,8 @@ class Supervisor:
     def __init__(self, workplace: Workplace, plan: Plan, screen: Screen) -> None:
         self._workplace, self._plan, self._screen = workplace, plan, screen
         self._services: Services = services(workplace, screen, connect=plan.relay == "debezium")
+        self._settings = load()  # once: a file that is being written now ends nothing
+        self._settings_file = Path(os.environ.get("STREAMS_CONFIG", "").strip() or FILE)
         self._processes: list[Supervised] = []
         self._ready = False
 
@@ -98,16 +100,15 @@ class Supervisor:
         others = [each for each in self._processes if each.program.web is None]
         url = self._services.postgres.url
         counters = await begun(url)
-        packages = [each for each in load().agents if not f"{each}.".startswith(f"{AGENTS}.")]
         # Before a worker imports them: whoever saves a file meanwhile is not overlooked.
-        files = await asyncio.to_thread(files_of, packages) if self._plan.reload else {}
+        files = await self._files() if self._plan.reload else {}
         async with kept_running(others), kept_running(workers):
             await self._announce()
             async with TaskGroup() as beside:
                 if self._plan.trouble:
                     beside.create_task(self._kill_workers(workers))
                 if self._plan.reload:
-                    beside.create_task(self._reload(workers, packages, files))
+                    beside.create_task(self._reload(workers, files))
                 if self._plan.demo and not self._plan.detached:
                     await keep_score(url, counters, self._workplace.demo, self._screen)
                 await asyncio.Event().wait()
@@ -119,24 +120,57 @@ class Supervisor:
                 await asyncio.sleep(KILL_SECONDS)
                 await asyncio.to_thread(each.kill)
 
-    async def _reload(self, workers: list[Supervised], packages: list[str], before: Stamp) -> None:
-        """Start the workers again when a file of these packages is other than before.
+    async def _reload(self, workers: list[Supervised], before: Stamp) -> None:
+        """Start workers again when a file of their packages is other than before.
 
-        It waits until the file stays as it is.
+        When it is that of the settings, all processes.
         """
         while True:
             await asyncio.sleep(RELOAD_SECONDS)
-            after = await asyncio.to_thread(files_of, packages)
-            if not (files := changed(before, after)):
+            if not changed(before, await self._files()):
                 continue
+            after = await self._whole()
+            files, now = changed(before, after), await self._files()
+            # The settings may name other packages; whoever saves a file meanwhile is seen next.
+            before = {file: after.get(file, stamp) for file, stamp in now.items()}
+            if self._settings_file in files:
+                self._screen.line(f"{self._settings_file.name} changed, all processes start again")
+                environ = self._environ()
+                for each in self._processes:
+                    each.renew(environ)
+            elif files:
+                self._screen.line(f"{files[0].name} changed, the workers start again")
+                for worker in workers:
+                    worker.renew()
+
+    async def _whole(self) -> Stamp:
+        """The files once they stay as they are, and the settings can be read; those are ours then.
+
+        An editor may have written half of them: what runs goes on meanwhile.
+        """
+        before, refused = await self._files(), ""
+        while True:
+            await asyncio.sleep(RELOAD_SECONDS)
+            after = await self._files()
+            if not changed(before, after):
+                try:
+                    self._settings = load()
+                except UsageError as error:
+                    if str(error) != refused:
+                        self._screen.line(f"waiting for settings that can be used: {error}")
+                    refused = str(error)
+                else:
+                    return after
             before = after
-            self._screen.line(f"{files[0].name} changed, the workers start again")
-            for worker in workers:
-                worker.renew()
+
+    async def _files(self) -> Stamp:
+        agents = self._settings.agents
+        packages = [each for each in agents if not f"{each}.".startswith(f"{AGENTS}.")]
+        return await asyncio.to_thread(files_of, packages, self._settings_file)
 
     def _programs(self) -> Iterator[Program]:
         ports: set[int] = set()
-        wanted = load().web.probe
+        wanted = self._settings.web.probe
         for name, line in lines(self._workplace.folder).items():
             words = command(line)
             if name != WORKER:
@@ -163,12 +197,16 @@ class Supervisor:
         if self._plan.trouble:
             self._workplace.trouble.touch()
         troubled = self._workplace.trouble.exists()
-        agents = {"STREAMS_AGENTS": json.dumps([*load().agents, TROUBLE])} if troubled else {}
+        agents = (
+            {"STREAMS_AGENTS": json.dumps([*self._settings.agents, TROUBLE])} if troubled else {}
+        )
         return {
             **os.environ,
             **agents,
             **self._services.environ,
-            **elsewhere(load(), self._services.postgres.url, self._workplace.root / "archive"),
+            **elsewhere(
+                self._settings, self._services.postgres.url, self._workplace.root / "archive"
+            ),
             "PATH": search_path(),
             "PYTHONUNBUFFERED": "1",
             "STREAMS_RELAY__MODE": self._plan.relay,

@@ -60,3 +60,13 @@ def test_an_address_that_another_program_has_is_left_to_it(folder: Path, said: S
 
 def test_without_a_probe_none_is_served(folder: Path, said: StringIO) -> None:
     assert all(set(each) == {"STREAMS_WEB__PORT"} for each in environs(folder, said))
+
+
+def test_settings_that_are_being_written_end_nothing_that_has_begun(
+    folder: Path, said: StringIO
+) -> None:
+    """PostgreSQL and Kafka take seconds to start, and the processes come after them."""
+    supervisor = Supervisor(Workplace(folder), Plan(), Screen(Console(file=said, soft_wrap=True)))
+    (folder / "faust.yml").write_text("web: {probe: '")
+    assert supervisor._environ()["STREAMS_RELAY__MODE"] == "cdc"
+    assert [each.name for each in supervisor._programs()] == ["relay", "worker.1"]

@@ -6,13 +6,17 @@ import asyncio
 import os
 import signal
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from streams.dev.process import until
 from streams.dev.procfile import Program
+from streams.dev.screen import Screen
 from streams.dev.supervised import LONGEST, Supervised, delay, kept_running
+from streams.dev.supervisor import Plan, Supervisor
 from streams.dev.workplace import Workplace
 
 
@@ -62,6 +66,43 @@ async def test_a_renewed_process_ends_in_order_and_starts_at_once_without_a_word
         it.renew()
         assert await until(lambda: it.running.pid not in (None, first), 5)
     assert said == []
+
+
+async def test_settings_that_are_half_written_are_waited_for_and_end_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("streams.dev.supervisor.RELOAD_SECONDS", 0.05)
+    said, lines = StringIO(), list[str]()
+    settings = tmp_path / "faust.yml"
+    settings.write_text("web: {acts_url: postgresql://old}\n")
+    script = "import os, time; print(os.environ['STREAMS_WEB__ACTS_URL'], flush=True)"
+    it = supervised(tmp_path, f"{script}; time.sleep(60)", lines)
+    screen = Screen(Console(file=said, soft_wrap=True))
+    supervisor = Supervisor(Workplace(tmp_path), Plan(reload=True), screen)
+    supervisor._processes = [it]
+    it.renew(supervisor._environ())
+    async with kept_running([it]):
+        assert await until(lambda: it.log.exists() and "postgresql" in it.log.read_text(), 5)
+        first = it.running.pid
+        reloading = asyncio.create_task(supervisor._reload([], await supervisor._files()))
+        settings.write_text("web: {acts_url: postgresql://new, host: '")
+        assert await until(lambda: "waiting for settings" in said.getvalue(), 5)
+        settings.unlink()  # as an editor that makes it anew
+        settings.write_text("web: {acts_")
+        assert await until(lambda: said.getvalue().count("waiting for settings") == 2, 5)
+        assert it.running.pid == first
+        settings.write_text(
+            "agents: [streams.agents, shop.agents]\nweb: {acts_url: 'postgresql://new'}\n"
+        )
+        assert await until(lambda: it.running.pid not in (None, first), 5)
+        # The trial's own database all the same, not the one that the file names.
+        assert await until(lambda: it.log.read_text().count("@127.0.0.1:") == 2, 5)
+        assert not reloading.done()
+        reloading.cancel()
+    assert "faust.yml changed, all processes start again" in said.getvalue()
+    assert supervisor._settings.agents == ("streams.agents", "shop.agents")
+    assert lines == []
 
 
 async def test_the_end_of_a_process_is_told_with_its_last_words(tmp_path: Path) -> None:
