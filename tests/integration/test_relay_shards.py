@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
-from streams.broker import kafka
+from streams.broker import beat, kafka
 from streams.cli.progress import relays
 from streams.database import migrate
 from streams.dev.process import Process
@@ -114,6 +115,8 @@ async def test_what_needs_no_kafka_goes_on_while_kafka_is_away(
     for each in (Housekeeping, Sweep):
         monkeypatch.setattr(each, "run", work)
     monkeypatch.setattr(kafka, "TIMEOUT", 0.1)
+    # A thread that asks for the beats would hold up the end of the test for ten seconds.
+    monkeypatch.setattr(beat, "read", partial(beat.read, patience=0.1))
     world.environ |= {"BROKER_URL": "127.0.0.1:1", "STREAMS_RELAY__SHARDS": str(shards)}
     settings, registry, stop = world.settings, configured(world.settings), asyncio.Event()
     leadership: Leadership
