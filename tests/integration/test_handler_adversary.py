@@ -351,6 +351,10 @@ async def server_cursor_factory(db: AsyncConnection) -> None:
     driver.prepare_threshold = 0
 
 
+# What one of our statements after the handler takes here, and a time in which taking a setting back
+# is done on a busy machine too.
+SLOW_SECONDS, LEFT_MS = 0.2, 100
+
 LEAVES = {
     "row_factory": row_factory,
     "adapters": adapters,
@@ -362,8 +366,8 @@ LEAVES = {
     "SET ROLE": says("SET ROLE nobody_adversary"),
     "SET LOCAL ROLE": says("SET LOCAL ROLE nobody_adversary"),
     "SET SESSION AUTHORIZATION": says("SET SESSION AUTHORIZATION nobody_adversary"),
-    "SET LOCAL statement_timeout": says("SET LOCAL statement_timeout = 1"),
-    "SET statement_timeout": says("SET statement_timeout = 1"),
+    "SET LOCAL statement_timeout": says(f"SET LOCAL statement_timeout = {LEFT_MS}"),
+    "SET statement_timeout": says(f"SET statement_timeout = {LEFT_MS}"),
     "SET application_name": says("SET application_name = 'mine'"),
     "SET LOCAL application_name": says("SET LOCAL application_name = 'mine'"),
     "temp table": says("CREATE TEMP TABLE outbox_state (LIKE public.outbox_state)"),
@@ -395,6 +399,15 @@ def elsewhere(bench: Workbench) -> Iterator[None]:
     bench.query(
         "CREATE FUNCTION go_elsewhere() RETURNS void LANGUAGE plpgsql AS"
         " $$BEGIN PERFORM set_config('search_path', 'elsewhere', false); END$$"
+    )
+    bench.query(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$BEGIN PERFORM pg_sleep({SLOW_SECONDS}); RETURN NEW; END$$"
+    )
+    bench.query(
+        "CREATE TRIGGER slow BEFORE INSERT OR UPDATE ON outbox_state FOR EACH ROW"
+        " WHEN (NEW.status = 'retrying' AND current_setting('statement_timeout')"
+        f" = '{LEFT_MS}ms') EXECUTE FUNCTION slow()"
     )
     yield
     bench.query("DROP OWNED BY nobody_adversary")
