@@ -25,6 +25,7 @@ from typing import Any
 
 import orjson
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from streams.database import query
 from streams.errors import ServiceUnreachable, StreamsError, UsageError
@@ -40,6 +41,9 @@ POLL_SECONDS = 1.0
 PORTION_SECONDS = 5.0
 """How long one call works at a rate: others come to their turn, and whoever stops it is heard."""
 ACTS = ("replay", "discard")
+# SQLSTATEs of what another try meets again: data, a constraint, a view's check, a limit of the
+# server, what a trigger raises.
+REFUSED = ("22", "23", "44", "54", "P0")
 
 
 class PreviewChanged(StreamsError):
@@ -252,8 +256,42 @@ def held(connection: Connection, number: int) -> Iterator[bool]:
 def work(connection: Connection, number: int) -> float | None:
     """Do what can be done now: seconds after which to come back, None when it has ended.
 
-    To be called by whoever holds it; a step is several short transactions at most.
+    To be called by whoever holds it; a step is several short transactions at most. What cannot be
+    done of it, or what the database refuses whoever asks, stops it with the reason: it would hold
+    up every other operation. What is over by itself is the caller's to wait out.
     """
+    try:
+        return _work(connection, number)
+    except ServiceUnreachable:
+        raise
+    except StreamsError as error:
+        reason = str(error)
+    except DBAPIError as error:
+        if not _state_of(error).startswith(REFUSED):
+            raise
+        reason = _refusal(error)
+    with connection.begin():
+        _end(connection, number, "stopped", reason)
+    return None
+
+
+def _state_of(error: DBAPIError) -> str:
+    return getattr(error.orig, "sqlstate", None) or ""
+
+
+def _refusal(error: DBAPIError) -> str:
+    """What the database refused, by the names of its own things: its words may quote a message."""
+    diag = getattr(error.orig, "diag", None)
+    names = [
+        f"{kind} {name}"
+        for kind in ("table", "column", "constraint")
+        if (name := getattr(diag, f"{kind}_name", None))
+    ]
+    kind = type(error.orig).__name__
+    return f"PostgreSQL refuses it: {', '.join([f'{kind} ({_state_of(error)})', *names])}"
+
+
+def _work(connection: Connection, number: int) -> float | None:
     with connection.begin():
         connection.exec_driver_sql(query("operation_lock"), {"id": number})
         now = _read(connection, number)
@@ -303,21 +341,9 @@ def work_all(connection: Connection) -> float:
     pauses = [5.0]
     for number in numbers:
         with held(connection, number) as taken:
-            if taken and (pause := _work_or_end(connection, number)) is not None:
+            if taken and (pause := work(connection, number)) is not None:
                 pauses.append(pause)
     return min(pauses)
-
-
-def _work_or_end(connection: Connection, number: int) -> float | None:
-    """As `work`; what cannot be done of one operation is its reason, and holds up no other."""
-    try:
-        return work(connection, number)
-    except ServiceUnreachable:
-        raise
-    except StreamsError as error:
-        with connection.begin():
-            _end(connection, number, "stopped", str(error))
-        return None
 
 
 class _Items:

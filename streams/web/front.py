@@ -42,7 +42,7 @@ def set_up(app: web.Application, site: Site) -> None:
 
     async def begin(_: web.Application) -> None:
         # What was submitted while nobody could work it, or was left by a process that died.
-        site.operations.take_up()
+        site.operations.watch()
 
     async def close(_: web.Application) -> None:
         await site.close()

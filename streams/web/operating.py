@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated
@@ -28,6 +29,7 @@ from streams.web.routes import Call, Route
 logger = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 5.0
+LOOK_SECONDS = 60.0
 
 
 class PreviewForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,20 +135,39 @@ class Operations:
     It does so as long as something is running and nobody else works it.
     """
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    def __init__(self, pool: Pool, look_seconds: float = LOOK_SECONDS) -> None:
+        self._pool, self._look_seconds = pool, look_seconds
         self._task: asyncio.Future[None] | None = None
+        self._watching: asyncio.Future[None] | None = None
+        self._refused: str | None = None
 
-    def take_up(self) -> None:
-        """Begin, unless it is under way."""
+    def take_up(self) -> asyncio.Future[None]:
+        """Begin, unless it is under way; done when nothing is left to work here."""
         if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._work())
+        return self._task
+
+    def watch(self) -> None:
+        """Take up again and again, until it is closed, what whoever worked it has left.
+
+        A command that was killed, or a process that died, tells nobody.
+        """
+        self._watching = asyncio.ensure_future(self._watch())
 
     def close(self) -> None:
         """Go no further; whoever comes next goes on where this ended."""
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+        for task in (self._watching, self._task):
+            if task is not None:
+                task.cancel()
+        self._watching = self._task = None
+
+    async def _watch(self) -> None:
+        while True:
+            unused = not self._pool.is_open
+            await asyncio.wait([self.take_up()])
+            if unused:
+                self._pool.rest()  # a connection for each worker is too much for a look
+            await asyncio.sleep(self._look_seconds * random.uniform(0.8, 1.2))
 
     async def _work(self) -> None:
         while True:
@@ -154,13 +175,17 @@ class Operations:
                 pause = await self._pool.run(_work_all)
             except (DatabaseRefuses, UsageError) as error:
                 # A role that may not act, a database that is not migrated: whoever may, works it.
-                logger.info("operations are not worked here", extra={"reason": str(error)})
+                if str(error) != self._refused:
+                    logger.info("operations are not worked here", extra={"reason": str(error)})
+                self._refused = str(error)
                 return
             except ServiceUnreachable:
                 pause = AGAIN_SECONDS
             except Exception:  # a fault of ours: said, and the next one submitted takes them up
                 logger.exception("operations are not worked here")
                 return
+            else:
+                self._refused = None
             if pause is None:
                 return
             await asyncio.sleep(pause)

@@ -77,12 +77,17 @@ class Pool:
             )
         if self._idle is not None:
             self._idle.cancel()
-        self._idle = loop.call_later(IDLE_SECONDS, self._rest)
+        self._idle = loop.call_later(IDLE_SECONDS, self.rest)
         deadline = _Deadline()
         future = loop.run_in_executor(self._threads, self._work, work, deadline)
         timer = loop.call_later(self._patience, deadline.pass_)
         future.add_done_callback(lambda _: timer.cancel())
         return future
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there may be connections."""
+        return self._engine is not None
 
     def close(self) -> None:
         """Close all connections; work that is under way ends first, and nobody waits for it."""
@@ -92,9 +97,9 @@ class Pool:
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._threads = None
-        self._rest()
+        self.rest()
 
-    def _rest(self) -> None:
+    def rest(self) -> None:
         """Close the connections, as soon as nobody works with one."""
         with self._lock:
             if self._engine is not None:

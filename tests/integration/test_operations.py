@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import Connection, NullPool
+from sqlalchemy.exc import DBAPIError
 
 from streams import operate
 from streams.database import sync_engine
@@ -22,6 +23,9 @@ from streams.operate.operations import NoSuchOperation, Operation, PreviewChange
 from streams.operate.replay import Operator
 from streams.operate.selection import Choice, NotDead
 from streams.registry import Registry
+from streams.web import operating as web_operations
+from streams.web.pool import ACT, Pool
+from tests.conftest import Eventually
 
 ANN, BOB = Operator("ann", "mended"), Operator("bob", "mended too")
 CODE = Choice(error="23503")
@@ -329,6 +333,70 @@ def test_an_operation_that_cannot_be_worked_says_why_and_holds_up_no_other(
         fate(business, "consumed")
     stopped, done = (operations.operation(desk, one.id) for one in (first, second))
     assert (stopped.state, stopped.reason, done.state) == ("stopped", "it cannot be done", "done")
+
+
+def test_what_the_database_refuses_of_one_is_its_reason_and_holds_up_no_other(
+    business: psycopg.Connection[Any], desk: Connection
+) -> None:
+    """A constraint of somebody's own, on what is sent again."""
+    die(business, 3), die(business, 1, "later")
+    first, second = begun(desk), begun(desk, Choice(error="later"))
+    business.execute(
+        "ALTER TABLE outbox ADD CONSTRAINT once CHECK (resend_of IS NULL OR resend_of <> 2)"
+    )
+    for _ in range(4):
+        operations.work_all(desk)
+        fate(business, "consumed")
+    stopped, done = (operations.operation(desk, one.id) for one in (first, second))
+    assert (stopped.state, done.state) == ("stopped", "done")
+    assert stopped.reason is not None
+    assert stopped.reason.startswith("PostgreSQL refuses it: CheckViolation (23514), table outbox")
+    assert stopped.reason.endswith(", constraint once")
+    business.execute("ALTER TABLE outbox DROP CONSTRAINT once")
+    operations.resume(desk, first.id, ANN)
+    for _ in range(4):
+        operations.work_all(desk)
+        fate(business, "consumed")
+    ended = operations.operation(desk, first.id)
+    assert (ended.state, ended.done) == ("done", 3)
+
+
+def test_a_database_that_is_away_stops_no_operation(
+    business: psycopg.Connection[Any], desk: Connection
+) -> None:
+    die(business, 1)
+    operation = begun(desk)
+    with business.transaction():
+        business.execute("LOCK TABLE outbox_state")
+        desk.exec_driver_sql("SET lock_timeout = '10ms'")
+        desk.commit()
+        with pytest.raises(DBAPIError, match="lock timeout"):
+            operations.work_all(desk)
+    assert operations.operation(desk, operation.id).state == "running"
+
+
+async def test_one_whose_process_was_killed_is_taken_up_by_whoever_lives(
+    database: str, business: psycopg.Connection[Any], desk: Connection, eventually: Eventually
+) -> None:
+    """Nobody tells those who live: they look, and leave no connection behind."""
+    pool = Pool(lambda: database, "acts", ACT, 2)
+    living = web_operations.Operations(pool, look_seconds=0.1)
+    living.watch()
+    try:
+        ids = die(business, 3)
+        operation = begun(desk)
+
+        def ended() -> bool:
+            fate(business, "consumed")
+            return operations.operation(desk, operation.id).state == "done"
+
+        await eventually(ended)
+        assert sorted(sent(business)) == ids
+        acting = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%% acts'"
+        await eventually(lambda: business.execute(acting.encode()).fetchone() == (0,), every=0.01)
+    finally:
+        living.close()
+        pool.close()
 
 
 @pytest.mark.parametrize("rate", [None, 2.0])

@@ -647,7 +647,7 @@ async def test_pages_have_two_connections_and_give_them_back(
         await site.pool.run(
             lambda connection: connection.exec_driver_sql("DELETE FROM outbox_actions")
         )
-    site.pool._rest()
+    site.pool.rest()
     await eventually(lambda: connections(database) == 0)
 
 
@@ -804,7 +804,7 @@ async def test_no_page_reads_a_large_table_whole_or_asks_much(
         answer = await look(address_of(page, cause))
         assert answer.status == 200, (page.path, answer.body)
         # Statistics are written down when a session ends.
-        site.pool._rest()
+        site.pool.rest()
         await eventually(lambda: connections(database) == 0)
         before, scans = whole(), before
         seen[page.path] = (asked, before - scans)
