@@ -6,20 +6,28 @@ Their rows stay, so that nothing else has to change.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from streams.database import query
 from streams.database.partitions import first_sync
+from streams.errors import UsageError
 from streams.operate.replay import Operator
 from streams.operate.trail import write_act
 
 WINDOW = 200_000
 SETTLED = ("consumed", "discarded")
+# A deadlock, a lock that was not had in time, rows that another transaction has changed.
+IN_THE_WAY = ("40P01", "55P03", "40001")
+PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds at most after each try
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +59,13 @@ class Erased:
     topics: dict[str, datetime] = field(default_factory=dict)
     share: float = 0.0
 
+    def add(self, window: Erased) -> None:
+        """What was done in one more window, once it is committed."""
+        self.ids += window.ids
+        self.open |= window.open
+        for topic, written in window.topics.items():
+            self.topics[topic] = max(written, self.topics.get(topic, written))
+
 
 def erase(
     connection: Connection,
@@ -76,10 +91,10 @@ def erase(
     after, last, erased, known = first, newest, Erased(), 0
     while after < last:
         until = min(after + WINDOW, last)
-        with connection.begin():
-            _erase_window(
-                connection, person, operator, after, until, newest, erased, force=force, dry=dry
-            )
+        window = partial(
+            _erase_window, connection, person, operator, after, until, newest, force=force, dry=dry
+        )
+        erased.add(_not_in_the_way(connection, window))
         after = until
         erased.share = min(1.0, (after - first) / (newest - first))
         yield erased
@@ -111,16 +126,15 @@ def _erase_window(
     after: int,
     until: int,
     newest: int,
-    erased: Erased,
     *,
     force: bool,
     dry: bool,
-) -> None:
+) -> Erased:
     where = {"after": after, "until": until, "key": person.key, "biz_type": person.biz_type}
     where |= {"field": person.field, "value": person.value}
-    rows = _rows(connection, where, newest)
+    rows, erased = _rows(connection, where, newest), Erased()
     if not rows:
-        return
+        return erased
     roots = {"ids": list({row[1] for row in rows})}
     # With force a message may be replayed meanwhile: whoever does has ended, or waits.
     asked = "statuses_lock" if force and not dry else "statuses"
@@ -137,6 +151,26 @@ def _erase_window(
         connection.exec_driver_sql(query("erase_rows"), {"ids": ids})
         _note(connection, operator, person, len(ids), ids)
     erased.ids += ids
+    return erased
+
+
+def _not_in_the_way(connection: Connection, window: Callable[[], Erased]) -> Erased:
+    """The window in a transaction, again where a worker and it were in each other's way.
+
+    Both lock several messages, and no order is kept by both. UsageError in the end.
+    """
+    for pause in PAUSES:
+        try:
+            with connection.begin():
+                return window()
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) not in IN_THE_WAY:
+                raise
+            time.sleep(random.uniform(pause / 2, pause))
+    raise UsageError(
+        f"workers or operators were in the way {len(PAUSES)} times: run it again, it goes on"
+        " with what is left"
+    )
 
 
 def _rows(connection: Connection, where: dict[str, Any], newest: int) -> list[Sequence[Any]]:

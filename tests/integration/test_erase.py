@@ -170,6 +170,38 @@ def test_a_copy_that_is_made_beside_an_erasure_by_force_is_erased_too(stage: Sta
     assert unmarked(stage, "a") == []
 
 
+def test_an_erasure_by_force_that_meets_a_worker_crosswise_begins_the_window_again(
+    stage: Stage,
+) -> None:
+    """A worker locks the messages of a run in an order of its own."""
+    ids = [
+        row[0]
+        for row in stage.bench.query(
+            "SELECT outbox_id FROM outbox_state JOIN outbox AS o ON o.id = outbox_id"
+            " WHERE o.key = 'a' ORDER BY 1"
+        )
+    ]
+    waits = (
+        "SELECT EXISTS (SELECT FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database())"
+    )
+    locked = "SELECT FROM outbox_state WHERE outbox_id = %s FOR UPDATE"
+    said: list[Result] = []
+    with stage.bench.another() as other:
+        other.execute("SET LOCAL deadlock_timeout = '1min'")  # the other one is to give way
+        other.execute(locked, [ids[-1]])
+        thread = Thread(target=lambda: said.append(erase("--key", "a", "--force")))
+        thread.start()
+        wait_until(stage, waits)
+        other.execute(locked, [ids[0]])
+        other.commit()
+        thread.join(30)
+    assert (said[0].exit_code, said[0].exception) == (0, None)
+    assert said[0].stdout.startswith("4 rows erased")
+    assert unmarked(stage, "a") == []
+    assert len(stage.bench.query("SELECT FROM outbox_actions WHERE act = 'erase'")) == 1
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["--key", "a", "--where", "x.y=1"], ["--where", "plain=1"]]
 )
