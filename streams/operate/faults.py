@@ -1,6 +1,7 @@
 """What is wrong with a deployment: a pure function of one snapshot, the same for whoever shows it.
 
-`streams status`, `streams doctor`, `/metrics/cluster`, the pages and the API all show this list.
+`streams status`, `streams doctor`, `/metrics/cluster`, the pages and the API all show this list;
+what only Kafka or a process itself can tell (`BY_COMMANDS`) is known to commands, which ask.
 `bad` needs somebody now and makes `streams status` exit with 1; `watch` will need somebody. Each
 fault says what to do, and has an anchor in the runbook (docs/monitoring/runbook.md).
 """
@@ -103,6 +104,17 @@ CODES: dict[str, Severity] = {
     "audit.overdue": "watch",
 }
 """Every kind of fault there is, with its severity."""
+
+BY_COMMANDS = frozenset(
+    {
+        "database.away",
+        "database.went_back",
+        "broker.away",
+        "workers.incomplete",
+        "worker.unready",
+    }
+)
+"""Those that no snapshot of the tables tells: pages and metrics would never show them."""
 
 
 def faults_of(snapshot: Snapshot) -> list[Fault]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from streams.figures.metrics import exposed
-from streams.operate.faults import CODES, Fault
+from streams.operate.faults import BY_COMMANDS, CODES, Fault
 from streams.operate.snapshot import Rate, Snapshot
 
 RATES = ("enqueued", "relayed", "consumed", "retried", "parked", "dead", "skipped")
@@ -154,13 +154,16 @@ def _care(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _faults(faults: Iterable[Fault]) -> Metric:
-    """Each kind of fault there is, with how many there are of it: an alert needs a 0 to end."""
+    """Each kind of fault that can be told here, with how many there are of it.
+
+    An alert needs a 0 to end; of what nobody looks at here a 0 would be a lie.
+    """
     family = _family(
         "outbox_fault", "Faults by kind (docs/monitoring/runbook.md).", "code", "severity"
     )
-    counts = dict.fromkeys(CODES, 0)
+    counts = {code: 0 for code in CODES if code not in BY_COMMANDS}
     for fault in faults:
-        counts[fault.code] += 1
+        counts[fault.code] = counts.get(fault.code, 0) + 1
     for code, count in counts.items():
         family.add_metric([code, CODES[code]], count)
     return family

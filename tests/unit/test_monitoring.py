@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from streams.figures.counters import Counters, RunTally
 from streams.figures.metrics import process_metrics
 from streams.figures.process import Vitals
-from streams.operate.faults import CODES, faults_of
+from streams.operate.faults import BY_COMMANDS, CODES, faults_of
 from streams.operate.metrics import cluster_metrics
 from tests.fixtures.programs import program
 from tests.unit.test_faults import WELL
@@ -27,16 +27,9 @@ FOLDER = Path(__file__).parents[2] / "docs" / "monitoring"
 RULES: list[dict[str, Any]] = yaml.safe_load((FOLDER / "alerts.yml").read_text(encoding="utf-8"))[
     "groups"
 ][0]["rules"]
+
+
 # What no snapshot can say, and what only a command asks.
-UNTOLD = {
-    "database.away",
-    "worker.unready",
-    "broker.away",
-    "workers.incomplete",
-    "database.went_back",
-}
-
-
 def samples(text: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
@@ -53,7 +46,7 @@ def test_the_deployment_is_told_as_the_snapshot_is() -> None:
     assert told["outbox_dead_messages", cause] == 2
     assert told["outbox_lag_records", (("partition", "0"), ("topic", "t"))] == 4
     faults = {labels: value for (name, labels), value in told.items() if name == "outbox_fault"}
-    assert len(faults) == len(CODES)
+    assert len(faults) == len(CODES.keys() - BY_COMMANDS)
     assert set(faults.values()) == {0}
     sick = replace(WELL, rejects=3)
     told = samples(cluster_metrics(sick, faults_of(sick)))
@@ -77,7 +70,9 @@ def test_a_process_tells_what_it_counted() -> None:
 
 def test_every_fault_has_an_alert_with_its_section_of_the_runbook() -> None:
     sections = {rule["annotations"]["runbook_url"].partition("#")[2] for rule in RULES}
-    assert sections >= {code.replace(".", "-").replace("_", "-") for code in set(CODES) - UNTOLD}
+    assert sections >= {
+        code.replace(".", "-").replace("_", "-") for code in CODES.keys() - BY_COMMANDS
+    }
     for rule in RULES[1:]:
         code = rule["expr"].partition('code="')[2].partition('"')[0]
         assert rule["labels"]["severity"] == CODES[code]
