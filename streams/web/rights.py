@@ -14,7 +14,7 @@ class Right(StrEnum):
     TEXT = "text"  # what users wrote, each look written down
     OPERATE = "operate"  # replay, release, start an audit
     DISCARD = "discard"  # give messages up for good
-    ADMIN = "admin"  # other people's operations, settings
+    ADMIN = "admin"  # what is to be the administrator's alone; no route asks for it today
 
 
 ROLES: Mapping[str, frozenset[Right]] = {

@@ -1,4 +1,4 @@
-"""The one table of routes: which right each needs, what it takes, and what answers it."""
+"""What a route is: its right, what it takes, what answers it; and which one answers a request."""
 
 from __future__ import annotations
 

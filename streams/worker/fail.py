@@ -1,4 +1,8 @@
-"""Stop the process as it is, to be started again: what is not acked is delivered again."""
+"""Stop the process as it is, to be started again: what is not acked is delivered again.
+
+For what a worker must not work on after: an error that nobody foresaw, a run or an event loop that
+stands still, a database that went back or is another, topics that changed under it.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """The floor: every outbox row with an id at or below it is published or was rolled back.
 
-This is policy only. Ids are drawn before rows commit, so the newest id proves nothing. A sample is
+This is policy only; `wal_floor`, `source.poll` and `source.shards` apply it.
+
+Ids are drawn before rows commit, so the newest id proves nothing. A sample is
 the newest id drawn and the transactions that may still write an id drawn before: those which hold
 the lock that an INSERT takes before it draws. When they have ended, whatever they committed lies
 before the end of the WAL of that moment; once the relay is past it, so are they.
