@@ -88,22 +88,6 @@ FROM unnest(%(sources)s::text[], %(ids)s::bigint[])
 -- Operations that somebody has to work.
 SELECT id FROM outbox_operations WHERE state = 'running' ORDER BY id;
 
--- operation_take --
--- Whether this session works it from now on.
-SELECT CASE WHEN NOT pg_try_advisory_lock(own) THEN false
-            WHEN pg_try_advisory_lock_shared(old) THEN true
-            ELSE NOT pg_advisory_unlock(own) END
-FROM (VALUES ('outbox-streams operation ' || %(id)s::bigint)) AS lock (name)
-CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
-CROSS JOIN hashtextextended(lock.name, 0) AS old;
-
--- operation_give --
--- Somebody else may work it now.
-SELECT pg_advisory_unlock(own), pg_advisory_unlock_shared(old)
-FROM (VALUES ('outbox-streams operation ' || %(id)s::bigint)) AS lock (name)
-CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
-CROSS JOIN hashtextextended(lock.name, 0) AS old;
-
 -- operation_next --
 -- The next messages of it that were not sent, after a position.
 SELECT position, source, outbox_id

@@ -80,13 +80,6 @@ WHERE id < coalesce(%(before)s::bigint, 9223372036854775807)
 ORDER BY id DESC
 LIMIT %(limit)s;
 
--- audit_alone --
--- Until this transaction ends nobody else asks for an audit.
-SELECT pg_advisory_xact_lock(own), pg_advisory_xact_lock_shared(old)
-FROM (VALUES ('outbox-streams audit')) AS lock (name)
-CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
-CROSS JOIN hashtextextended(lock.name, 0) AS old;
-
 -- asked_audit --
 -- The audit that somebody asked for last, among the newest acts: it is done when one that began
 -- since has written its report, and lost when there was none for half an hour.

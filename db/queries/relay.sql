@@ -88,24 +88,6 @@ SET status = 'dead', error_code = excluded.error_code, error = excluded.error, n
     topic = CASE WHEN %(hold)s THEN s.topic END, key = CASE WHEN %(hold)s THEN s.key END
 WHERE s.status = 'replaying' AND s.source_id = %(row_id)s;
 
--- relay_lead --
--- Take the leadership of this relay name for this session, if nobody has it.  A relay of an earlier
--- release takes the old lock alone, which holds nothing of the outbox: who shares it keeps that one
--- out, and not the relay of another outbox.
-SELECT CASE WHEN NOT pg_try_advisory_lock(own) THEN false
-            WHEN pg_try_advisory_lock_shared(old) THEN true
-            ELSE NOT pg_advisory_unlock(own) END
-FROM (VALUES ('outbox-streams relay ' || %(name)s)) AS lock (name)
-CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
-CROSS JOIN hashtextextended(lock.name, 0) AS old;
-
--- relay_lead_over --
--- Let another one lead.
-SELECT pg_advisory_unlock(own), pg_advisory_unlock_shared(old)
-FROM (VALUES ('outbox-streams relay ' || %(name)s)) AS lock (name)
-CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
-CROSS JOIN hashtextextended(lock.name, 0) AS old;
-
 -- relay_keep_out --
 -- Relays of an earlier release that share the work take the old lock together: none of them joins
 -- from now on, false while one does.

@@ -1,28 +1,9 @@
--- retention_lock --
--- One process at a time, a leader or a person: for this session.  As each lock of ours it is that
--- of this outbox: others in this database have their own.  An earlier release knows the old one
--- only, which is of the name alone, and takes it alone; who shares it keeps that release out, and
--- not another outbox.
-SELECT CASE WHEN NOT pg_try_advisory_lock(own) THEN false
-            WHEN pg_try_advisory_lock_shared(old) THEN true
-            ELSE NOT pg_advisory_unlock(own) END
-FROM (VALUES ('outbox-streams retention')) AS lock (name)
-CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
-CROSS JOIN hashtextextended(lock.name, 0) AS old;
-
--- retention_unlock --
--- Others may do it.
-SELECT pg_advisory_unlock(own), pg_advisory_unlock_shared(old)
-FROM (VALUES ('outbox-streams retention')) AS lock (name)
-CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
-CROSS JOIN hashtextextended(lock.name, 0) AS old;
-
 -- emptying_lock --
 -- Until the end of this transaction no audit runs: a snapshot of before sees the range without
--- what is put back.  Alone in the old lock too: audits of an earlier release share it.
+-- what is put back.  An audit of an earlier release has the old lock of audits alone.
 SELECT pg_try_advisory_xact_lock(
            hashtextextended('outbox-streams emptying', 'outbox'::regclass::oid::bigint))
-   AND pg_try_advisory_xact_lock(hashtextextended('outbox-streams emptying', 0));
+   AND pg_try_advisory_xact_lock_shared(hashtextextended('outbox-streams auditing', 0));
 
 -- emptying_wait --
 -- No range is emptied from now on; waits for the one that is.  A process of an earlier release

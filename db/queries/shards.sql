@@ -1,20 +1,3 @@
--- join_relays --
--- One relay at a time joins those that share the work: the first one settles the number of shards.
-SELECT pg_advisory_xact_lock(own), pg_advisory_xact_lock_shared(old)
-FROM (VALUES ('outbox-streams relays join ' || %(name)s)) AS lock (name)
-CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
-CROSS JOIN hashtextextended(lock.name, 0) AS old;
-
--- relay_share --
--- The lock of the relay's name, shared: whoever leads alone holds it alone, and these hold it
--- together.  The old lock too: whoever leads alone in an earlier release holds that alone.
-SELECT CASE WHEN NOT pg_try_advisory_lock_shared(own) THEN false
-            WHEN pg_try_advisory_lock_shared(old) THEN true
-            ELSE NOT pg_advisory_unlock_shared(own) END
-FROM (VALUES ('outbox-streams relay ' || %(name)s)) AS lock (name)
-CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
-CROSS JOIN hashtextextended(lock.name, 0) AS old;
-
 -- relays_sharing --
 -- How many relays hold it together.
 SELECT count(*)
@@ -46,22 +29,6 @@ INSERT INTO relay_shards (name, shard, shards, floor)
 SELECT %(name)s, shard, %(shards)s,
        coalesce((SELECT floor FROM relay_position WHERE name = %(name)s), 0)
 FROM generate_series(0, %(shards)s - 1) AS shard;
-
--- take_shard --
--- Take the leadership of this shard for this session, if nobody has it.
-SELECT CASE WHEN NOT pg_try_advisory_lock(own) THEN false
-            WHEN pg_try_advisory_lock_shared(old) THEN true
-            ELSE NOT pg_advisory_unlock(own) END
-FROM (VALUES ('outbox-streams relay ' || %(name)s || ' shard ' || %(shard)s)) AS lock (name)
-CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
-CROSS JOIN hashtextextended(lock.name, 0) AS old;
-
--- give_shard --
--- Let another one lead it.
-SELECT pg_advisory_unlock(own), pg_advisory_unlock_shared(old)
-FROM (VALUES ('outbox-streams relay ' || %(name)s || ' shard ' || %(shard)s)) AS lock (name)
-CROSS JOIN hashtextextended(lock.name, 'outbox'::regclass::oid::bigint) AS own
-CROSS JOIN hashtextextended(lock.name, 0) AS old;
 
 -- shard_floors --
 -- Where each of these shards is.

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import IsolationLevel, sql
 from sqlalchemy import Connection
 
-from streams.database import query
+from streams.database import locks, query
 from streams.errors import ServiceUnreachable
 
 # Seconds between two tries to be the only audit: no statement waits, whose snapshot would be old.
@@ -52,14 +52,14 @@ class Session:
         The lock is the session's, and ends with it. ServiceUnreachable when somebody waits already,
         who will see the same, or when the other does not end in an hour.
         """
-        if not self.rows("audit_lock")[0][0]:
+        if not self.rows("lock_alone", lock=locks.AUDIT)[0][0]:
             holder = f"another audit is under way{self._holder()}"
-            if not self.rows("audit_queue")[0][0]:
+            if not self.rows("lock_alone", lock=locks.NEXT_AUDIT)[0][0]:
                 raise ServiceUnreachable(f"{holder}, and the next one waits for its end already")
             waits(f"{holder}: waiting for its end")
             try:
                 deadline = monotonic() + LONGEST_WAIT
-                while not self.rows("audit_lock")[0][0]:
+                while not self.rows("lock_alone", lock=locks.AUDIT)[0][0]:
                     if monotonic() > deadline:
                         raise ServiceUnreachable(
                             f"another audit{self._holder()} does not end: see whether it is stopped"
@@ -67,12 +67,12 @@ class Session:
                     sleep(AGAIN)
             finally:
                 if not self._driver.closed:
-                    self.rows("audit_unqueue")
+                    self.rows("lock_give", lock=locks.NEXT_AUDIT)
         try:
             yield
         finally:
             if not self._driver.closed:
-                self.rows("audit_unlock")
+                self.rows("lock_give", lock=locks.AUDIT)
 
     def _holder(self) -> str:
         holders = self.rows("audit_holder")

@@ -32,18 +32,21 @@ def retention(dry_run: bool, as_json: bool) -> None:
     settings = load()
     with migrate.connection(settings) as connection:
         migrate.check(connection)
-    steps = asyncio.run(_steps(settings, dry_run))
+    failed, steps = asyncio.run(_steps(settings, dry_run))
+    for reason in failed:
+        say(f"streams: {reason}", err=True)
     if as_json:
         say_json([asdict(step) for step in steps])
     elif steps:
         say("\n".join(_line(step, dry_run) for step in steps))
     else:
         say(KEPT if settings.outbox.retention_days is None else "nothing is old enough")
-    if any(step.reason for step in steps):
+    if failed or any(step.reason for step in steps):
         sys.exit(1)
 
 
-async def _steps(settings: Settings, dry_run: bool) -> list[Step]:
+async def _steps(settings: Settings, dry_run: bool) -> tuple[list[str], list[Step]]:
+    """What of the expiry failed, and what was done with each range."""
     archive = await writer(settings)
     try:
         async with await connect(
@@ -55,11 +58,10 @@ async def _steps(settings: Settings, dry_run: bool) -> list[Step]:
             kept = periods(settings, configured(settings).topics)
             work = Retention(connection, kept, dry=dry_run, archive=archive)
             if dry_run:
-                return [step async for step in work.steps()]
+                return [], [step async for step in work.steps()]
             try:
                 async with holding(connection):
-                    await work.expire()
-                    return [step async for step in work.steps()]
+                    return await work.expire(), [step async for step in work.steps()]
             except Busy as busy:
                 raise UsageError(f"nothing was done: {busy}") from None
     except psycopg.Error as error:

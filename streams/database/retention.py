@@ -20,15 +20,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 import orjson
 import psycopg
 from psycopg import errors, sql
 
+from streams.database import locks
 from streams.database.queries import query
 from streams.errors import StreamsError
 from streams.settings import Settings
@@ -178,10 +180,35 @@ class Retention:
         async for step in self._dropped():
             yield step
 
-    async def expire(self) -> None:
-        """Give up what is dead for too long, and delete what else is older than its period."""
-        await self._discard()
-        await self._expire()
+    async def expire(self) -> list[str]:
+        """Give up what is dead for too long, and delete what else is older than its period.
+
+        What fails of it is told, and holds up nothing else. psycopg.Error when the connection is
+        lost.
+        """
+        failed = []
+        periods: Mapping[LiteralString, float | None] = {
+            "expire_foreign": self._periods.foreign,
+            "expire_rejects": self._periods.rejects,
+            "expire_actions": self._periods.actions,
+            "expire_operation_items": self._periods.actions,
+            "expire_operations": self._periods.actions,
+            "expire_audits": self._periods.audits,
+            "expire_crashes": self._periods.messages,
+            "expire_run_crashes": self._periods.messages,
+            "expire_direct": 0.0,  # by ranges that were emptied
+            "expire_audit_ranges": 0.0,
+        }
+        steps: dict[str, Callable[[], Awaitable[None]]] = {"discard": self._discard}
+        steps |= {name: partial(self._older, name, days) for name, days in periods.items()}
+        for name, step in steps.items():
+            try:
+                await step()
+            except psycopg.Error as error:
+                if self._connection.closed:
+                    raise
+                failed.append(f"{name} of what is too old: {_refusal(error)}")
+        return failed
 
     async def overdue(self) -> list[str]:
         """Tables of which something should have gone by now; of rejects, actions and audits."""
@@ -226,7 +253,7 @@ class Retention:
         return [Range(*row) for row in await self._rows("retention_ranges", above=above)]
 
     async def _done(self, each: Range) -> Step:
-        """What is done with the range; a value that nobody can read holds up no other range."""
+        """What is done with the range; what fails there holds up no other range."""
         left = 0
         try:
             step = await self._ready(each)
@@ -237,6 +264,10 @@ class Retention:
             reason = str(error)
         except psycopg.DataError as error:  # its message quotes what it does not like
             reason = f"a value of one of its rows cannot be read (SQLSTATE {error.sqlstate or '-'})"
+        except psycopg.Error as error:
+            if self._connection.closed:
+                raise
+            reason = _refusal(error)
         else:
             return step
         return Step(each.first, each.last, "wait", each.bytes, left, reason=reason)
@@ -508,25 +539,13 @@ class Retention:
         }
         await self._rows("note_action", **note, what=orjson.dumps(what).decode())
 
-    async def _expire(self) -> None:
-        periods: list[tuple[LiteralString, float | None]] = [
-            ("expire_foreign", self._periods.foreign),
-            ("expire_rejects", self._periods.rejects),
-            ("expire_actions", self._periods.actions),
-            ("expire_operation_items", self._periods.actions),
-            ("expire_operations", self._periods.actions),
-            ("expire_audits", self._periods.audits),
-            ("expire_crashes", self._periods.messages),
-            ("expire_run_crashes", self._periods.messages),
-            ("expire_direct", 0.0),  # by ranges that were emptied
-            ("expire_audit_ranges", 0.0),
-        ]
-        for name, days in periods:
-            if days is None:
-                continue
-            given = {"seconds": days * DAY, "most": MOST}
-            while (await self._connection.execute(query(name), given)).rowcount == MOST:
-                pass
+    async def _older(self, name: LiteralString, days: float | None) -> None:
+        """Delete what is older than so many days by this query, a part at a time."""
+        if days is None:
+            return
+        given = {"seconds": days * DAY, "most": MOST}
+        while (await self._connection.execute(query(name), given)).rowcount == MOST:
+            pass
 
     # Asking.
 
@@ -549,6 +568,11 @@ class Retention:
 
     def _named(self, each: Range) -> list[str]:
         return [sql.Identifier(each.schema, name).as_string() for name in each.tables]
+
+
+def _refusal(error: psycopg.Error) -> str:
+    """What PostgreSQL refused, without its words: they may quote a row."""
+    return f"PostgreSQL refuses it, {type(error).__name__} (SQLSTATE {error.sqlstate or '-'})"
 
 
 def _foreign(rows: Iterable[Sequence[Any]]) -> dict[str, list[Any]]:
@@ -589,7 +613,8 @@ async def holding(connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[Non
             f"role {role} may not drop partitions: run `streams retention` as {owner},"
             f" or GRANT {owner} TO {role}"
         )
-    [(taken,)] = await (await connection.execute(query("retention_lock"))).fetchall()
+    lock = {"lock": locks.RETENTION}
+    [(taken,)] = await (await connection.execute(query("lock_alone"), lock)).fetchall()
     if not taken:
         raise Busy("another process is at it")
     try:
@@ -598,4 +623,4 @@ async def holding(connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[Non
     finally:
         if not connection.closed:
             await connection.execute(query("retention_role"), {"role": "none"})
-            await connection.execute(query("retention_unlock"))
+            await connection.execute(query("lock_give"), lock)

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from streams.database import query
+from streams.database import locks, query
 from streams.operate.replay import Operator
 from streams.operate.trail import write_act
 
@@ -86,7 +86,7 @@ def asked_audit(connection: Connection, *, alone: bool = False) -> AskedAudit | 
     `alone`: nobody else asks for one until this transaction has ended.
     """
     if alone:
-        connection.exec_driver_sql(query("audit_alone"))
+        connection.exec_driver_sql(query("lock_in_turn"), {"lock": locks.ASKING_FOR_AUDIT})
     row = connection.exec_driver_sql(query("asked_audit")).first()
     if row is None:
         return None

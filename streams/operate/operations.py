@@ -27,7 +27,8 @@ import orjson
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from streams.database import query
+from streams.database import locks, query
+from streams.database.driver import sqlstate
 from streams.errors import ServiceUnreachable, StreamsError, UsageError
 from streams.message_id import MessageId, name_of, parts_of, read_name
 from streams.operate.replay import BATCH, Operator, discard, replay, slice_of
@@ -244,13 +245,16 @@ def items(connection: Connection, number: int, *, after: int = 0, limit: int = 5
 @contextmanager
 def held(connection: Connection, number: int) -> Iterator[bool]:
     """Whether this session is the one that works the operation, within the block."""
-    taken = bool(_value(connection, "operation_take", number))
+    lock = {"lock": locks.operation(number)}
+    with connection.begin():
+        taken = bool(connection.exec_driver_sql(query("lock_alone"), lock).scalar_one())
     try:
         yield taken
     finally:
         if taken and not connection.invalidated:
             connection.rollback()
-            _value(connection, "operation_give", number)
+            with connection.begin():
+                connection.exec_driver_sql(query("lock_give"), lock)
 
 
 def work(connection: Connection, number: int) -> float | None:
@@ -267,16 +271,12 @@ def work(connection: Connection, number: int) -> float | None:
     except StreamsError as error:
         reason = str(error)
     except DBAPIError as error:
-        if not _state_of(error).startswith(REFUSED):
+        if not sqlstate(error).startswith(REFUSED):
             raise
         reason = _refusal(error)
     with connection.begin():
         _end(connection, number, "stopped", reason)
     return None
-
-
-def _state_of(error: DBAPIError) -> str:
-    return getattr(error.orig, "sqlstate", None) or ""
 
 
 def _refusal(error: DBAPIError) -> str:
@@ -288,7 +288,7 @@ def _refusal(error: DBAPIError) -> str:
         if (name := getattr(diag, f"{kind}_name", None))
     ]
     kind = type(error.orig).__name__
-    return f"PostgreSQL refuses it: {', '.join([f'{kind} ({_state_of(error)})', *names])}"
+    return f"PostgreSQL refuses it: {', '.join([f'{kind} ({sqlstate(error)})', *names])}"
 
 
 def _work(connection: Connection, number: int) -> float | None:
@@ -481,8 +481,3 @@ def _hash(names: Iterator[MessageId] | Sequence[MessageId]) -> str:
 def _parts(names: Sequence[MessageId]) -> tuple[list[str], list[int]]:
     parts = [parts_of(name) for name in names]
     return [source for source, _ in parts], [outbox_id for _, outbox_id in parts]
-
-
-def _value(connection: Connection, name: str, number: int) -> Any:
-    with connection.begin():
-        return connection.exec_driver_sql(query(name), {"id": number}).scalar_one()

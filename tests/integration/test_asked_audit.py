@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from sqlalchemy import NullPool
 
-from streams.database import query, sync_engine
+from streams.database import locks, query, sync_engine
 from streams.operate import acts
 
 ASKED = """
@@ -62,7 +62,7 @@ def test_it_is_lost_after_half_an_hour_unless_it_waits_for_its_turn(
     database: str, other: psycopg.Connection
 ) -> None:
     other.execute(ASKED, (40, True))
-    other.execute(query("audit_lock"))
+    other.execute(query("lock_alone"), {"lock": locks.AUDIT})
     assert state(database) == "running"
-    other.execute(query("audit_unlock"))
+    other.execute(query("lock_give"), {"lock": locks.AUDIT})
     assert state(database) == "lost"

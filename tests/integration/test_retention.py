@@ -16,7 +16,7 @@ from psycopg import sql
 
 from streams import operate
 from streams.cli import cli
-from streams.database import connect, query, retention
+from streams.database import connect, locks, query, retention
 from streams.database.retention import Busy, Proof, Retention, holding
 from streams.operate.faults import relay_faults
 from streams.operate.relay_status import standing
@@ -444,7 +444,7 @@ def test_a_leader_does_it_and_says_what_holds_it_up(
     said = '{"waits": ["a"], "at": "2026-01-01"}'
     aged.bench.query("UPDATE relay_position SET retention = %s RETURNING 1", said)
     with aged.bench.another() as person:
-        person.execute(query("retention_lock"))
+        person.execute(query("lock_alone"), {"lock": locks.RETENTION})
         aged.bench.run(round_())
     [relay] = standing(aged.bench.operators)
     assert relay.retention == ("a",)

@@ -192,6 +192,35 @@ def test_an_old_snapshot_sees_all_that_it_saw_when_it_looked_first(aged: Stage) 
     assert {step.act for step in retain(aged)} == {"empty", "drop"}
 
 
+def test_what_cannot_be_deleted_holds_up_nothing_else_and_is_told(aged: Stage) -> None:
+    """A trigger of somebody's own."""
+    aged.bench.connection.execute(
+        "CREATE FUNCTION forbid() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN RAISE 'a word of theirs'; END$$;"
+        "CREATE TRIGGER forbid BEFORE DELETE ON outbox_rejects EXECUTE FUNCTION forbid();"
+        'INSERT INTO outbox_rejects (topic, partition, "offset", reason, at)'
+        " SELECT 't', 0, 1, 'r', now() - interval '9 years';"
+        "INSERT INTO outbox_actions (who, act, at) SELECT 'a', 'b', now() - interval '9 years'"
+    )
+    settings = load(environ={"DATABASE_URL": aged.bench._url})
+    housekeeping = Housekeeping(settings, [])
+
+    async def rounds() -> None:
+        async with await connect(settings.database_url) as connection:
+            for _ in range(2):  # the next hour's is the next one that deletes
+                await housekeeping.round(connection)
+                housekeeping._retained_at = -60.0
+
+    aged.bench.run(rounds())
+    assert aged.bench.query("SELECT count(*) FROM outbox_actions WHERE act = 'b'") == [(0,)]
+    [relay] = standing(aged.bench.operators)
+    [line] = relay.retention
+    assert line == (
+        "retention: expire_rejects of what is too old: PostgreSQL refuses it, RaiseException"
+        " (SQLSTATE P0001)"
+    )
+
+
 def meanwhile(stage: Stage, word: str, act: Callable[[], None]) -> list[Any]:
     """One pass of retention; before its first statement with this word somebody acts."""
 

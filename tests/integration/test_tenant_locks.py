@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from streams.database import connect_sync, query
+from streams.database import connect_sync, locks, query
 from streams.database.migrate import migrate
 from streams.registry import configured
 from streams.relay.leader.lock import Leadership
@@ -25,15 +25,16 @@ HELD = (
     "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
-NAMES = {"name": "r", "relay": "r", "shard": 0, "id": 7}
-# What takes a lock, what gives it back, and its name in an earlier release.
+# By their names in an earlier release.
 LOCKS = [
-    ("relay_lead", "relay_lead_over", "outbox-streams relay r"),
-    ("take_shard", "give_shard", "outbox-streams relay r shard 0"),
-    ("retention_lock", "retention_unlock", "outbox-streams retention"),
-    ("audit_lock", "audit_unlock", "outbox-streams auditing"),
-    ("audit_queue", "audit_unqueue", "outbox-streams audit waits"),
-    ("operation_take", "operation_give", "outbox-streams operation 7"),
+    (locks.relay("r"), "outbox-streams relay r"),
+    (locks.shard("r", 0), "outbox-streams relay r shard 0"),
+    (locks.joining("r"), "outbox-streams relays join r"),
+    (locks.operation(7), "outbox-streams operation 7"),
+    (locks.RETENTION, "outbox-streams retention"),
+    (locks.AUDIT, "outbox-streams auditing"),
+    (locks.NEXT_AUDIT, "outbox-streams audit waits"),
+    (locks.ASKING_FOR_AUDIT, "outbox-streams audit"),
 ]
 
 
@@ -63,8 +64,8 @@ def sessions(database: str) -> Iterator[Sessions]:
     opened.close()
 
 
-def asked(session: psycopg.Connection[Any], name: str) -> Any:
-    row = session.execute(query(name), NAMES).fetchone()
+def asked(session: psycopg.Connection[Any], name: str, lock: str = "") -> Any:
+    row = session.execute(query(name), {"lock": lock}).fetchone()
     return row and row[0]
 
 
@@ -78,33 +79,42 @@ def test_each_outbox_has_locks_of_its_own_and_none_beside_an_earlier_release(
     sessions: Sessions,
 ) -> None:
     ours, second, others = sessions.on("a"), sessions.on("a"), sessions.on("b")
-    for take, give, lock in LOCKS:
-        assert asked(ours, take) is True, take
-        assert asked(second, take) is False, take
-        assert asked(others, take) is True, take
-        assert not earlier(second, "pg_try_advisory_lock", lock), take
-        assert asked(ours, give) is True, give
-        assert asked(others, give) is True, give
-        assert earlier(second, "pg_try_advisory_lock", lock), take
-        assert asked(ours, take) is False, take
-        assert earlier(second, "pg_advisory_unlock", lock)
-        assert asked(ours, take) is True, take  # what it was refused has left nothing behind
-        asked(ours, give)
+    for lock, old in LOCKS:
+        assert lock == old
+        assert asked(ours, "lock_alone", lock) is True, lock
+        assert asked(second, "lock_alone", lock) is False, lock
+        assert asked(second, "lock_shared", lock) is False, lock
+        assert asked(others, "lock_alone", lock) is True, lock
+        assert not earlier(second, "pg_try_advisory_lock", old), lock
+        assert asked(ours, "lock_give", lock) is True, lock
+        assert asked(others, "lock_give", lock) is True, lock
+        assert earlier(second, "pg_try_advisory_lock", old), lock
+        assert asked(ours, "lock_alone", lock) is False, lock
+        assert asked(ours, "lock_shared", lock) is False, lock
+        assert earlier(second, "pg_advisory_unlock", old)
+        # What it was refused has left nothing behind.
+        assert asked(ours, "lock_alone", lock) is True, lock
+        asked(ours, "lock_give", lock)
     assert second.execute(HELD).fetchone() == (0,)
 
 
 def test_an_audit_keeps_its_own_outbox_from_being_emptied(sessions: Sessions) -> None:
     auditor, ours, others = sessions.on("a"), sessions.on("a"), sessions.on("b")
+    assert asked(auditor, "lock_alone", locks.AUDIT) is True
     auditor.execute(query("emptying_wait"))
     assert asked(ours, "emptying_lock") is False
-    assert asked(others, "emptying_lock") is True
-    # A process of an earlier release has this one while it empties.
-    assert not earlier(ours, "pg_try_advisory_lock", "outbox-streams retention")
-    assert asked(ours, "retention_lock") is True
-    auditor.execute(query("emptying_go_on"))
-    assert earlier(auditor, "pg_try_advisory_lock_shared", "outbox-streams emptying")
+    with ours.transaction(), others.transaction():
+        assert asked(others, "emptying_lock") is True
+        # A process of an earlier release has this one while it empties.
+        assert not earlier(ours, "pg_try_advisory_lock", locks.RETENTION)
+        assert asked(ours, "lock_alone", locks.RETENTION) is True
+        auditor.execute(query("emptying_go_on"))
+        asked(auditor, "lock_give", locks.AUDIT)
+        assert asked(ours, "emptying_lock") is True  # the other one's is under way
+        assert not earlier(auditor, "pg_try_advisory_lock", locks.AUDIT)
+    assert earlier(auditor, "pg_try_advisory_lock", locks.AUDIT)
     assert asked(ours, "emptying_lock") is False
-    asked(ours, "retention_unlock")
+    asked(ours, "lock_give", locks.RETENTION)
     assert others.execute(HELD).fetchone() == (1,)
 
 

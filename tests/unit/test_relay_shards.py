@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streams.database import locks
 from streams.relay.leader.lock import Leadership
 from streams.relay.leader.shard_lease import ShardLease, due
 from streams.settings import load
@@ -31,10 +32,10 @@ class Alone(ShardLease):
 
     async def _value(self, name: str, /, **parameters: Any) -> Any:
         await asyncio.sleep(0)
-        if name == "take_shard":
-            self.locks[parameters["shard"]] += 1
-        if name == "give_shard":
-            self.locks[parameters["shard"]] -= 1
+        if name == "lock_alone":
+            self.locks[parameters["lock"]] += 1
+        if name == "lock_give":
+            self.locks[parameters["lock"]] -= 1
         return {"relays_sharing": 1, "relays_earlier": 0}.get(name, True)
 
 
@@ -49,4 +50,4 @@ async def test_a_session_and_its_monitor_never_take_one_shard_twice(
     lease._taken, lease.locks = True, Counter()
     await asyncio.gather(lease.reassign(), lease.look(), lease.look())
     assert lease.shards == [0, 1, 2, 3]
-    assert lease.locks == {0: 1, 1: 1, 2: 1, 3: 1}
+    assert lease.locks == {locks.shard(lease._name, number): 1 for number in range(4)}

@@ -47,6 +47,7 @@ class Housekeeping:
         self._retained_at, self._expired_at = -RETENTION_SECONDS, -EXPIRE_SECONDS
         self._proofs: dict[int, Proof] = {}
         self._archive: Writer | None = None
+        self._failed: list[str] = []  # of the last expiry
 
     async def run(self) -> None:
         """One round after another."""
@@ -62,18 +63,19 @@ class Housekeeping:
                         await self.round(connection)
                         await asyncio.sleep(ROUND_SECONDS)
             except (psycopg.Error, OSError) as error:
-                extra = {
-                    "error": type(error).__name__,
-                    "sqlstate": getattr(error, "sqlstate", None),
-                }
-                logger.warning("housekeeping interrupted", extra=extra)
+                _interrupted(error)
             await asyncio.sleep(ROUND_SECONDS)
 
     async def round(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Look once, and clean up what needs it."""
-        row = await (await connection.execute(query("open_churns"))).fetchone()
-        if row and row[0]:
-            await connection.execute(query("vacuum_open"))
+        try:
+            row = await (await connection.execute(query("open_churns"))).fetchone()
+            if row and row[0]:
+                await connection.execute(query("vacuum_open"))
+        except psycopg.Error as error:
+            if connection.closed:
+                raise
+            _interrupted(error)
         if time.monotonic() - self._retained_at >= RETENTION_SECONDS:
             self._retained_at = time.monotonic()
             await self._retain(connection)
@@ -94,7 +96,8 @@ class Housekeeping:
                 work = Retention(connection, kept, proofs=self._proofs, archive=self._archive)
                 if time.monotonic() - self._expired_at >= EXPIRE_SECONDS:
                     self._expired_at = time.monotonic()
-                    await work.expire()
+                    self._failed = [f"retention: {failed}" for failed in await work.expire()]
+                waits += self._failed
                 async for step in work.steps():
                     waits += self._told(step)
                     if step.act != "wait":  # each may take long
@@ -123,3 +126,8 @@ class Housekeeping:
         elif step.reason is not None:
             return [f"retention of messages {step.first} to {step.last} waits: {step.reason}"]
         return []
+
+
+def _interrupted(error: Exception) -> None:
+    extra = {"error": type(error).__name__, "sqlstate": getattr(error, "sqlstate", None)}
+    logger.warning("housekeeping interrupted", extra=extra)

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import psycopg
 
-from streams.database import connect, query
+from streams.database import connect, locks, query
 from streams.database.migrate import sequence_fault
 from streams.errors import UsageError
 from streams.figures.life import ProcessLife
@@ -76,14 +76,15 @@ class Leadership:
         """Whether this one leads from now on; False while another one does."""
         await self._life.beat(self._connection)
         name = self._settings.relay.name
-        if await self._value("relay_lead", name=name) is not True:
+        lead = locks.relay(name)
+        if await self._value("lock_alone", lock=lead) is not True:
             return False
         # An earlier release shares the work under a lock that ours shares with it.
         if await self._value("relay_keep_out", name=name):
             if not await self._value("relays_earlier", name=name):
                 return True
             await self._value("relay_let_in", name=name)
-        await self._value("relay_lead_over", name=name)
+        await self._value("lock_give", lock=lead)
         return False
 
     async def look(self) -> RelaySnapshot:

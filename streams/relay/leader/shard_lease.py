@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from streams.database import query
+from streams.database import locks, query
 from streams.relay.leader.lock import Leadership
 from streams.relay.postgres.snapshot import RelaySnapshot
 from streams.settings import Settings
@@ -47,7 +47,8 @@ class ShardLease(Leadership):
         """
         names = {"name": self._name, "shards": self._count}
         async with self._connection.transaction():
-            await self._connection.execute(query("join_relays"), names)
+            lock = {"lock": locks.joining(self._name)}
+            await self._connection.execute(query("lock_in_turn"), lock)
             others = await self._sharing()
             running = (
                 await self._value("shards_running", name=self._name) if others else self._count
@@ -58,7 +59,7 @@ class ShardLease(Leadership):
                     f" here relay.shards is {self._count}"
                 )
                 return False
-            if not await self._value("relay_share", name=self._name):
+            if not await self._value("lock_shared", lock=locks.relay(self._name)):
                 return False
             if not others:
                 await self._connection.execute(query("drop_shards"), names)
@@ -74,7 +75,7 @@ class ShardLease(Leadership):
         async with self._dealing:
             most = await self._due()
             for shard in self.shards[most:]:
-                await self._value("give_shard", name=self._name, shard=shard)
+                await self._value("lock_give", lock=locks.shard(self._name, shard))
             del self.shards[most:]
             await self._take_free(most)
             self.turn = None
@@ -103,7 +104,7 @@ class ShardLease(Leadership):
             if len(self.shards) >= most:
                 break
             if shard not in self.shards and await self._value(
-                "take_shard", name=self._name, shard=shard
+                "lock_alone", lock=locks.shard(self._name, shard)
             ):
                 self.shards.append(shard)
         self.shards.sort()

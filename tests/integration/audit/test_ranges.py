@@ -15,7 +15,7 @@ from click.testing import CliRunner
 import streams.audit
 from streams.audit import Report, examine, session, waiting
 from streams.cli import cli
-from streams.database import migrate, query
+from streams.database import locks, migrate, query
 from streams.errors import ServiceUnreachable
 from tests.fixtures.listed import ListedTopics, Log
 from tests.fixtures.simulation import Bench
@@ -140,7 +140,7 @@ def test_who_waits_for_another_audit_says_for_which(
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", database)
     with psycopg.connect(database, application_name="outbox-streams audit 7@there") as other:
-        other.execute(query("audit_lock"))
+        other.execute(query("lock_alone"), {"lock": locks.AUDIT})
         # A session that ends, however it does, lets the next one begin.
         monkeypatch.setattr(session, "sleep", lambda seconds: other.close())
         result = CliRunner().invoke(cli, ["audit", "--patience", "0"])
@@ -205,9 +205,9 @@ def test_no_third_audit_waits_and_the_second_does_not_for_ever(
         psycopg.connect(database, application_name="outbox-streams audit 7@there") as stopped,
         psycopg.connect(database) as waiting,
     ):
-        stopped.execute(query("audit_lock"))
+        stopped.execute(query("lock_alone"), {"lock": locks.AUDIT})
         assert "another audit (outbox-streams audit 7@there) does not end" in refused()
-        waiting.execute(query("audit_queue"))
+        waiting.execute(query("lock_alone"), {"lock": locks.NEXT_AUDIT})
         assert refused() == (
             "another audit is under way (outbox-streams audit 7@there), and the next one waits for"
             " its end already"
