@@ -21,6 +21,7 @@ from streams.web.worker import add_pages
 from streams.worker import preflight
 from streams.worker.app import assemble
 from streams.worker.figures import WorkerFigures
+from streams.worker.group_entry import GroupEntry
 from streams.worker.health import WorkerHealth
 from streams.worker.process import WorkerProcess
 from streams.worker.run.persister import Persister
@@ -37,7 +38,8 @@ def build() -> faust.App:
     registry = configured(settings)
     persister, watch = Persister(settings, registry), TopicWatch()
     figures = WorkerFigures(persister.database, settings.worker.group)
-    app = assemble(settings, registry, persister, figures, watch.ids)
+    entry = GroupEntry(settings, registry)
+    app = assemble(settings, registry, persister, figures, entry, watch.ids)
     patience = 3 * settings.worker.handler_timeout + 10
     pulse = WorkerHealth(app, persister.database, registry.consumed, patience, lambda: watch.change)
     site = add_pages(app, settings, pulse)
@@ -50,7 +52,7 @@ def build() -> faust.App:
         telemetry.setup(settings.telemetry, "worker")
         survey = Survey(settings)
         cluster = preflight.check(settings, registry, _pages(app, settings), survey)
-        conf.broker_client_id = preflight.enter_group(settings, registry)
+        conf.broker_client_id = entry.enter()
         watch.begin(survey, cluster, pulse.has_lost)
         persister.database.refuse_gone_back(settings)
 

@@ -11,6 +11,7 @@ from confluent_kafka import Consumer, ConsumerGroupState, KafkaError, KafkaExcep
 from confluent_kafka.admin import AdminClient
 
 from streams.broker import kafka
+from streams.errors import UsageError
 from streams.settings import Settings
 
 CLIENT = "outbox-streams."
@@ -109,13 +110,18 @@ def others(settings: Settings, identity: str, topics: Iterable[str]) -> dict[str
 
     None while partitions are dealt out to some that work for others: ask again. A worker of a
     release before this does not say for whom it works. It blocks. ServiceUnreachable when Kafka
-    does not answer.
+    does not answer, UsageError when it refuses.
     """
     admin = AdminClient(kafka.client(settings))
     try:
         group = _described(admin, settings.worker.group)
     except KafkaException as error:
-        raise kafka.unreachable(settings, error) from None
+        if error.args[0].code() in (*kafka.AWAY, *_LOADING):
+            raise kafka.unreachable(settings, error) from None
+        raise UsageError(
+            f"Kafka at {settings.broker_url} does not describe consumer group"
+            f" {settings.worker.group}: {kafka.reason(error)}"
+        ) from None
     ours, consumed = client_id(identity), set(topics)
     strangers = [
         member

@@ -18,6 +18,7 @@ from streams.registry import Registry
 from streams.settings import RETRY_SUFFIX, Settings
 from streams.worker.driver.transport import run_transport
 from streams.worker.figures import WorkerFigures
+from streams.worker.group_entry import GroupEntry
 from streams.worker.retries.schedule import Schedule, Scheduler
 from streams.worker.retries.tables import AsideTables
 from streams.worker.run.persister import Persister
@@ -54,6 +55,7 @@ def assemble(
     registry: Registry,
     persister: Persister,
     figures: WorkerFigures,
+    entry: GroupEntry,
     topic_ids: Mapping[str, str] = MappingProxyType({}),
 ) -> faust.App:
     """A Faust app that persists every consumed topic; nothing is connected before it is started.
@@ -74,7 +76,15 @@ def assemble(
         tables, schedule = AsideTables(app, topic, partitions), Schedule()
         both = app.topic(topic, retry, partitions=partitions, **RAW)
         consume = TopicAgent(
-            app, topic, tables, persister, schedule, persister.slots, worker.run_records, figures
+            app,
+            topic,
+            tables,
+            persister,
+            schedule,
+            persister.slots,
+            worker.run_records,
+            figures,
+            entry,
         )
         app.agent(both, name=f"persist-{topic}")(consume)
         calls = app.topic(retry, partitions=partitions, **RAW)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 
 from streams.broker import beat, consumers, kafka, topics
 from streams.broker.topics import Cluster, Survey
 from streams.database import migrate, query
-from streams.errors import ServiceUnreachable, UsageError
+from streams.errors import UsageError
 from streams.registry import Registry
 from streams.settings import RETRY_SUFFIX, Settings
 from streams.worker.retries.tables import TABLES
-
-# Beside a session that has to end.
-LEFT_BEHIND_SECONDS = 2.0
 
 
 def check(
@@ -89,36 +85,6 @@ def refuse_unserved(settings: Settings, registry: Registry) -> None:
                 " reads, and no agent here knows it: add its package to `agents`,"
                 f" or run `streams biz-types retire {row.biz_type}`"
             )
-
-
-def enter_group(settings: Settings, registry: Registry) -> str:
-    """The client id with which a worker joins its group: it says for which database it works.
-
-    UsageError when workers of another database are in it, on a topic that this one would read: each
-    would be given messages of the other, reject them and commit past them.
-    """
-    with migrate.connection(settings) as connection:
-        identity: str = connection.exec_driver_sql(query("database_identity")).scalar_one()
-    # One that was killed is a member for as long as its session lasts.
-    until = time.monotonic() + settings.worker.session_timeout + LEFT_BEHIND_SECONDS
-    while True:
-        try:
-            others = consumers.others(settings, identity, registry.consumed)
-        except ServiceUnreachable:
-            # The first group of a new broker: it was reached a moment ago.
-            if time.monotonic() > until:
-                raise
-            continue
-        if not others and (others is not None or time.monotonic() > until):
-            return consumers.client_id(identity)
-        if others and time.monotonic() > until:
-            topic, database = min(others.items())
-            raise UsageError(
-                f"consumer group {settings.worker.group} reads topic {topic} for the outbox of"
-                f" another database ({database}): set broker.topic_prefix and worker.group to what"
-                " no other deployment on this broker has"
-            )
-        time.sleep(0.5)
 
 
 def check_beat(settings: Settings) -> None:

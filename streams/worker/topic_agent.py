@@ -18,6 +18,7 @@ from streams.worker.driver.dispatcher import Dispatcher, Slots
 from streams.worker.driver.runs import Run
 from streams.worker.fail import fail_stop
 from streams.worker.figures import WorkerFigures
+from streams.worker.group_entry import GroupEntry
 from streams.worker.retries.schedule import Schedule, noted
 from streams.worker.retries.tables import AsideTables
 from streams.worker.run.attempt import Outcome
@@ -41,10 +42,11 @@ class TopicAgent:
         slots: Slots,
         most: int,
         figures: WorkerFigures,
+        entry: GroupEntry,
     ) -> None:
         self._app, self._topic, self._tables, self._persister = app, topic, tables, persister
         self._schedule, self._slots, self._most = schedule, slots, most
-        self._figures = figures
+        self._figures, self._entry = figures, entry
 
     async def __call__(self, stream: Any) -> None:
         """Work what the stream delivers until it ends."""
@@ -71,6 +73,7 @@ class TopicAgent:
         """One transaction for these runs; False when it failed and each needs one of its own."""
         runs: list[Run] = [event.value for event in events]
         first = runs[0]
+        await self._entry.confirmed()
         async with self._persister.suspects.busy([run.suspicion for run in runs]):
             try:
                 if len(runs) > 1:

@@ -69,7 +69,13 @@ def test_a_delivered_run_reaches_its_handler_through_few_functions(
     """From the lane that works it on; a partition's first run after its assignment is suspect."""
     walked: list[str] = []
 
+    asked: list[bool] = []
+
+    async def confirmed() -> None:
+        asked.append(True)
+
     async def handle(messages: Batch[Note], db: AsyncConnection) -> None:
+        assert asked  # whether it may work what its group was given
         [lane] = [task for task in asyncio.all_tasks() if task.get_name().startswith("lanes")]
         walked.extend([*ours(awaited(lane)), *ours(called())])
 
@@ -78,7 +84,10 @@ def test_a_delivered_run_reaches_its_handler_through_few_functions(
         worker, nothing = bench.worker, SimpleNamespace()
         unused: Any = nothing
         figures = WorkerFigures(worker.database, "group")
-        agent = TopicAgent(app, TOPIC, unused, worker, unused, worker.slots, worker.most, figures)
+        entry: Any = SimpleNamespace(confirmed=confirmed)
+        agent = TopicAgent(
+            app, TOPIC, unused, worker, unused, worker.slots, worker.most, figures, entry
+        )
         async with Dispatcher(
             agent._work, worker.slots, worker.most, lambda _: None, lambda _: None
         ) as lanes:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from confluent_kafka import Consumer
@@ -26,7 +27,7 @@ from streams.errors import UsageError
 from streams.registry import configured
 from streams.settings import load
 from streams.testing.services import copied
-from streams.worker import preflight
+from streams.worker import group_entry, preflight
 from tests.conftest import World
 from tests.fixtures.command import Answer
 from tests.fixtures.forks import ForkedProcess, Forks
@@ -309,16 +310,23 @@ def test_messages_that_nobody_here_would_work(world: World) -> None:
         preflight.refuse_unserved(nothing, configured(nothing))
 
 
+def stop(message: str, *, reason: str) -> NoReturn:
+    """Instead of the end of the process."""
+    raise InterruptedError(f"{message}: {reason}")
+
+
 def test_a_topic_that_the_group_reads_for_another_database(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two deployments with default names: each would reject what was sent to the other."""
-    monkeypatch.setattr(preflight, "LEFT_BEHIND_SECONDS", 0.0)
+    monkeypatch.setattr(group_entry, "LEFT_BEHIND_SECONDS", 0.0)
     world.environ["STREAMS_WORKER__SESSION_TIMEOUT"] = "1"
     settings, registry = world.settings, configured(world.settings)
     group, elsewhere = settings.worker.group, f"{world.topic}-2"
     topics.prepare_topics(settings, [world.topic, elsewhere])
-    ours = preflight.enter_group(settings, registry)
+    # Two that start at once: each asks before the other has joined.
+    early = group_entry.GroupEntry(settings, registry)
+    ours = early.enter()
     assert re.fullmatch(r"outbox-streams\.\d+\.\d+\.\d+", ours)
     another = "outbox-streams.1.2.3"
     # A worker of a release before has a name that says nothing.
@@ -336,7 +344,9 @@ def test_a_topic_that_the_group_reads_for_another_database(
             member.poll(0.1)
         try:
             if (name, topic) != (another, world.topic):
-                assert preflight.enter_group(settings, registry) == ours
+                entry = group_entry.GroupEntry(settings, registry)
+                assert entry.enter() == ours
+                asyncio.run(entry.confirmed())
                 continue
             line = (
                 f"consumer group {group} reads topic {topic} for the outbox of another database"
@@ -344,6 +354,9 @@ def test_a_topic_that_the_group_reads_for_another_database(
                 " this broker has"
             )
             with pytest.raises(UsageError, match=re.escape(line)):
-                preflight.enter_group(settings, registry)
+                group_entry.GroupEntry(settings, registry).enter()
+            monkeypatch.setattr(group_entry, "fail_stop", stop)
+            with pytest.raises(InterruptedError, match=re.escape(line)):
+                asyncio.run(early.confirmed())
         finally:
             member.close()
