@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 
 import pytest
 
 from streams.dev.connect import ConnectWorker
 from streams.dev.process import Process
+from streams.errors import UsageError
 from streams.relay.debezium import supervisor
 from streams.relay.debezium.config import DATABASE, connector
-from streams.relay.debezium.rest import Connect
+from streams.relay.debezium.rest import Connect, State
 from streams.relay.debezium.supervisor import ConnectorSupervisor
 from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import check_order, leads, published
@@ -108,7 +110,10 @@ async def test_a_failed_task_is_named_and_another_relay_can_take_over(
 
 
 async def test_a_connector_of_another_database_is_left_to_it(
-    world: World, connect: ConnectWorker, eventually: Eventually
+    world: World,
+    connect: ConnectWorker,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two deployments with one relay.name at one Kafka Connect."""
     rest = Connect(connect.url, world.settings.relay.name)
@@ -126,6 +131,15 @@ async def test_a_connector_of_another_database_is_left_to_it(
     assert await ended(relay, eventually) == 2
     assert line in last_line(world)
     assert theirs.items() <= (await rest.configuration() or {}).items()
+    world.environ |= {"STREAMS_CONNECT__URL": connect.url, "STREAMS_CONNECT__REGISTER": "true"}
+    with monkeypatch.context() as patched:
+
+        async def failed(_: Connect) -> State:
+            return State("FAILED", "its database is restarted")
+
+        patched.setattr(Connect, "state", failed)
+        with pytest.raises(UsageError, match=re.escape(line)):
+            await ConnectorSupervisor(world.settings).begin()
     # What its relay has stopped may be taken.
     await rest.stop()
     relay = world.relay(STREAMS_CONNECT__REGISTER="true")
@@ -195,6 +209,7 @@ async def test_killed_it_loses_nothing_and_stopped_it_gives_the_slot_to_whoever_
     check_order(world, ids)
 
 
+@pytest.mark.long
 async def test_a_slot_lost_under_our_connector_is_healed_by_polling(
     world: World, eventually: Eventually
 ) -> None:

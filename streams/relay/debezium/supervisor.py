@@ -74,7 +74,8 @@ class ConnectorSupervisor:
         wanted = {**connector(self._settings), DATABASE: database}
         configuration = await self._connect.configuration() or {}
         if other := await self._other_database(configuration):
-            if (await self._connect.state()).name not in ("STOPPED", "FAILED", None):
+            # One that has failed is restarted by its relay, as soon as its database is back.
+            if (await self._connect.state()).name not in ("STOPPED", None):
                 raise self._taken(other)
             # Its positions are in the log of another server.
             await self._stop(self._connect)
