@@ -301,7 +301,7 @@ def _tell(done: str, ended: operations.Operation) -> None:
 @click.argument("number", type=click.IntRange(min=1))
 @signed
 def resume(number: int, who: str, why: str | None) -> None:
-    """Let an operation go on that was stopped, one message first, or whose process died."""
+    """Let an operation go on that was stopped, or whose process died."""
     with database() as (_, connection):
         ended = _worked(
             connection, operations.resume(connection, number, operate.Operator(who, why))

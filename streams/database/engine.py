@@ -138,12 +138,19 @@ def read_url(url: str) -> dict[str, Any]:
             unread = re.sub('".*"', "...", reason)
             reason = f"{unread} (what is no letter or digit is written %XX)"
         raise SettingsInvalid(f"setting 'database.url' is {redact(url)!r}: {reason}") from None
-    if "@" in str(parameters.get("host", "")).lstrip("@"):  # one in front: an abstract socket
+    # One in front of a host is an abstract socket.
+    if "@" in str(parameters.get("host", "")).lstrip("@") or _at_sign_behind_a_slash(url):
         raise SettingsInvalid(
-            f"setting 'database.url' is {redact(url)!r}: the first @ ends user and password for"
-            " libpq: write one within them as %40"
+            f"setting 'database.url' is {redact(url)!r}: for libpq user and password end at the"
+            " first @ or /: write these within them as %40 and %2F"
         )
     return parameters
+
+
+def _at_sign_behind_a_slash(url: str) -> bool:
+    """Whether what was meant as a password is the name of a database."""
+    _, is_uri, rest = url.partition("://")
+    return bool(is_uri) and "@" in rest.partition("?")[0].partition("/")[2]
 
 
 def _engine(url: str, options: dict[str, Any]) -> tuple[URL, dict[str, str], dict[str, Any]]:

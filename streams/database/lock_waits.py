@@ -25,6 +25,7 @@ import psycopg
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from streams.database.driver import IN_THE_WAY, sqlstate
 from streams.database.queries import query
 from streams.errors import ServiceUnreachable, StreamsError
 
@@ -35,8 +36,6 @@ PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 10.0
 SAID_AGAIN_SECONDS = 30.0
 LIMIT_SECONDS = 86_400.0  # the server's has one too
 _LOOK_SECONDS = 0.1
-# Not had in time, or had by somebody who waits for us.
-_NO_LOCK = ("55P03", "40P01")
 
 
 class Blocker(NamedTuple):
@@ -62,14 +61,14 @@ class LockWaits:
     """Runs steps on a connection that is in no transaction; each commits its own.
 
     `another` opens a second connection to the same database. All steps together wait so many
-    seconds, then it is ServiceUnreachable.
+    seconds for locks, then it is ServiceUnreachable; what they work is not counted.
     """
 
     def __init__(
         self, database: Connection, another: Callable[[], Connection], *, seconds: float
     ) -> None:
         self._database, self._another, self._seconds = database, another, seconds
-        self._deadline = time.monotonic() + seconds
+        self._left = seconds
         self._pid = database.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
         database.commit()
         self._observer: Connection | None = None
@@ -92,12 +91,13 @@ class LockWaits:
         A step that is in nobody's way while it waits needs no second attempt. `name` says in those
         lines what waits.
         """
-        patience, waited_since = PATIENCE_SECONDS, time.monotonic()
-        self._said = waited_since - SAID_AGAIN_SECONDS + (0.0 if in_the_way else 1.0)
+        patience = PATIENCE_SECONDS
+        self._said = time.monotonic() - SAID_AGAIN_SECONDS + (0.0 if in_the_way else 1.0)
         blockers: list[Blocker] = []
         while True:
             limit = patience if in_the_way else max(self._left, PATIENCE_SECONDS)
-            attempt = self._thread.submit(self._attempt, step, min(LIMIT_SECONDS, limit))
+            limit, began = min(LIMIT_SECONDS, limit), time.monotonic()
+            attempt = self._thread.submit(self._attempt, step, limit)
             try:
                 while not wait([attempt], _LOOK_SECONDS).done:
                     if seen := self._blockers():
@@ -109,8 +109,9 @@ class LockWaits:
             try:
                 return attempt.result()
             except DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) not in _NO_LOCK:
+                if sqlstate(error) not in IN_THE_WAY:
                     raise
+            self._left -= min(limit, time.monotonic() - began)
             if self._left <= 0:
                 raise ServiceUnreachable(
                     f"{name} did not get its locks within {self._seconds:g} s, held by"
@@ -121,17 +122,13 @@ class LockWaits:
             self._pause(blockers)
             patience = min(2 * patience, LONGEST_SECONDS)
 
-    @property
-    def _left(self) -> float:
-        return self._deadline - time.monotonic()
-
     def _attempt(self, step: Callable[[], Result], seconds: float) -> Result:
         try:
             limit = {"milliseconds": str(int(seconds * 1000))}
             self._database.exec_driver_sql(query("lock_patience"), limit)
             result = step()
             self._database.commit()
-        except BaseException:
+        except BaseException:  # interrupted too: the connection is in no transaction afterwards
             if not self._database.invalidated:
                 self._database.rollback()
             raise
@@ -154,13 +151,13 @@ class LockWaits:
 
     def _pause(self, blockers: list[Blocker]) -> None:
         """Until those have ended, or it has been long enough."""
-        began = time.monotonic()
+        paused = 0.0
         transactions = [blocker.transaction for blocker in blockers if blocker.transaction]
-        while True:
+        while self._left > 0 and paused <= LONGEST_PAUSE_SECONDS:
             # Those who stood behind us go first.
-            time.sleep(min(PAUSE_SECONDS, max(self._left, _LOOK_SECONDS)))
-            if self._left <= 0 or time.monotonic() - began > LONGEST_PAUSE_SECONDS:
-                return
+            pause = min(PAUSE_SECONDS, max(self._left, _LOOK_SECONDS))
+            time.sleep(pause)
+            self._left, paused = self._left - pause, paused + pause
             asked = {"transactions": transactions}
             if transactions and not self._ask("transactions_open", asked):
                 return

@@ -21,6 +21,7 @@ from sqlalchemy.pool import NullPool
 import streams.database.notify
 import streams.database.replication
 from streams.database import query, revisions, sync_engine
+from streams.database.driver import sqlstate
 from streams.database.engine import KEEPALIVES, read_url
 from streams.database.lock_waits import LockWaits
 from streams.database.partitions import FIRST_WIDTH, ensure_sync
@@ -244,7 +245,7 @@ def connection(settings: Settings) -> Iterator[Connection]:
             yield database
     except DBAPIError as error:
         where, reason = redact(settings.database_url), _line(error)
-        if (getattr(error.orig, "sqlstate", None) or "").startswith("42"):
+        if sqlstate(error).startswith("42"):
             raise UsageError(f"PostgreSQL at {where} refuses: {reason}") from error
         raise ServiceUnreachable(f"PostgreSQL at {where} went away: {reason}") from error
 
@@ -271,7 +272,7 @@ def _connect(settings: Settings) -> Connection:
         ) from None
     try:
         _refuse_missing_schema(database, url)
-    except BaseException:
+    except BaseException:  # interrupted too: nobody else would close it
         database.close()
         raise
     return database
@@ -304,7 +305,9 @@ def _refuse_missing_schema(connection: Connection, url: str) -> None:
     path = split_options(by_url or os.environ.get("PGOPTIONS", ""))[0].get("search_path")
     # As PostgreSQL reads it: what is not in quotes is lower case.
     named = re.match(r'\s*(?:"((?:[^"]|"")*)"|([^,\s]*))', path or "")
-    if named is None or not (first := (named[1] or "").replace('""', '"') or named[2].lower()):
+    if named is None or not (
+        first := (named[1] or "").replace('""', '"') or (named[2] or "").lower()
+    ):
         return
     schema = revisions.schema(connection)
     connection.rollback()

@@ -18,16 +18,15 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from streams.database import query
+from streams.database.driver import IN_THE_WAY, sqlstate
 from streams.database.partitions import first_sync
-from streams.errors import UsageError
+from streams.errors import ServiceUnreachable
 from streams.operate.replay import Operator
 from streams.operate.trail import write_act
 
 WINDOW = 200_000
 SETTLED = ("consumed", "discarded")
-# A deadlock, a lock that was not had in time, rows that another transaction has changed.
-IN_THE_WAY = ("40P01", "55P03", "40001")
-PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds at most after each try
+PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds at most between two tries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,18 +156,19 @@ def _erase_window(
 def _not_in_the_way(connection: Connection, window: Callable[[], Erased]) -> Erased:
     """The window in a transaction, again where a worker and it were in each other's way.
 
-    Both lock several messages, and no order is kept by both. UsageError in the end.
+    Both lock several messages, and no order is kept by both. ServiceUnreachable in the end.
     """
-    for pause in PAUSES:
+    for pause in (*PAUSES, None):
         try:
             with connection.begin():
                 return window()
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) not in IN_THE_WAY:
+            if sqlstate(error) not in IN_THE_WAY:
                 raise
+        if pause is not None:
             time.sleep(random.uniform(pause / 2, pause))
-    raise UsageError(
-        f"workers or operators were in the way {len(PAUSES)} times: run it again, it goes on"
+    raise ServiceUnreachable(
+        f"workers or operators were in the way {len(PAUSES) + 1} times: run it again, it goes on"
         " with what is left"
     )
 

@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from streams.database import sync_engine
+from streams.database.driver import sqlstate
 from streams.database.engine import KEEPALIVES
 from streams.database.sessions import Settings as Session
 from streams.errors import ServiceUnreachable
@@ -190,7 +191,7 @@ class _Deadline:
 
 def _told(error: DBAPIError) -> Exception:
     """One line for a person: what the server says, without parameters or message text."""
-    state = getattr(error.orig, "sqlstate", None) or ""
+    state = sqlstate(error)
     diagnosis = getattr(error.orig, "diag", None)
     reason = getattr(diagnosis, "message_primary", None) or str(error.orig).split("\n")[0]
     if state == "57014":

@@ -385,7 +385,7 @@ async def test_a_huge_transaction_takes_no_memory(
         assert seen == sorted(seen), key
 
 
-@OURS
+@OURS_SAME
 async def test_a_row_that_no_record_can_carry_is_dead_and_the_rest_goes_on(
     world: World, eventually: Eventually
 ) -> None:
@@ -468,7 +468,7 @@ async def test_a_record_refused_for_what_only_the_broker_knows_costs_one_message
     assert relay.running
 
 
-@OURS
+@OURS_SAME
 async def test_sigterm_ends_it_with_everything_confirmed(
     world: World, eventually: Eventually
 ) -> None:

@@ -19,7 +19,9 @@ ACT = (
 )
 
 
-@pytest.mark.parametrize("table", ["outbox", "outbox_actions"])
+@pytest.mark.parametrize(
+    "table", [pytest.param("outbox", marks=pytest.mark.long), "outbox_actions"]
+)
 def test_nothing_is_drawn_twice_when_ids_are_skipped_meanwhile(database: str, table: str) -> None:
     drawn: list[int] = []
 

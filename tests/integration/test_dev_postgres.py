@@ -139,6 +139,7 @@ async def test_a_stale_pid_of_somebody_else_does_not_keep_it_from_starting(tmp_p
         assert value(server, "SELECT 1") == 1
 
 
+@pytest.mark.long
 async def test_a_second_server_on_the_folder_is_one_clear_line(tmp_path: Path) -> None:
     async with PostgresServer(tmp_path) as server:
         with pytest.raises(

@@ -12,7 +12,7 @@ from sqlalchemy import NullPool
 from streams import operate
 from streams.cli import cli
 from streams.database import sync_engine
-from streams.errors import UsageError
+from streams.errors import ServiceUnreachable, UsageError
 from streams.operate import erase as erasing
 from tests.fixtures.aged import work
 from tests.fixtures.killed import wait_until
@@ -200,6 +200,20 @@ def test_an_erasure_by_force_that_meets_a_worker_crosswise_begins_the_window_aga
     assert said[0].stdout.startswith("4 rows erased")
     assert unmarked(stage, "a") == []
     assert len(stage.bench.query("SELECT FROM outbox_actions WHERE act = 'erase'")) == 1
+
+
+def test_an_erasure_that_others_hold_up_each_time_says_so_and_has_done_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasing, "PAUSES", (0.01, 0.01))
+    monkeypatch.setenv("PGOPTIONS", "-c lock_timeout=10ms")
+    with stage.bench.another() as other:
+        other.execute("SELECT FROM outbox_state FOR UPDATE")
+        said = erase("--key", "a", "--force")
+    assert isinstance(said.exception, ServiceUnreachable)
+    assert "in the way 3 times: run it again" in str(said.exception)
+    assert stage.bench.query(MARKED) == []
+    assert stage.bench.query("SELECT FROM outbox_actions WHERE act = 'erase'") == []
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +22,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from click.testing import CliRunner
-from sqlalchemy import Connection
+from sqlalchemy import Connection, NullPool
 
 from streams.cli import cli
 from streams.database import migrate as migrations
 from streams.database import partitions, query, revisions, sync_engine
+from streams.database.lock_waits import LockWaits
 from streams.database.migrate import CHAT_TABLES, TABLES
 from streams.dev.postgres import PostgresServer
 from streams.errors import NotMigrated, ServiceUnreachable, SettingsInvalid, UsageError
@@ -288,6 +290,33 @@ def test_a_migration_that_ends_half_way_goes_on_from_there(
         f"database at revision {revisions.head()}",
     ]
     migrations.check(database, configured(given))
+
+
+def test_what_a_revision_works_is_no_wait_for_a_lock(
+    empty: str, name: str, at: Callable[[str], Connection]
+) -> None:
+    """One copies millions of rows: the next one has its time all the same."""
+    database, told = at(empty), settings(empty, name)
+    database.exec_driver_sql("CREATE TABLE things (id int)")
+    database.commit()
+
+    def another() -> Connection:
+        return sync_engine(told.database_url, poolclass=NullPool).connect()
+
+    def works() -> None:
+        database.exec_driver_sql("SELECT pg_sleep(1.1)")
+
+    def waits() -> None:
+        database.exec_driver_sql("LOCK TABLE things")
+
+    with (
+        closing(psycopg.connect(empty)) as other,
+        LockWaits(database, another, seconds=1) as waiting,
+    ):
+        assert list(waiting.run("the copy", works)) == []
+        other.execute("LOCK TABLE things")
+        other.execute("SET LOCAL idle_in_transaction_session_timeout = '700ms'")
+        assert list(waiting.run("the lock", waits, in_the_way=False)) == []
 
 
 def test_a_second_migration_says_whom_it_waits_for(empty: str, name: str) -> None:
@@ -687,6 +716,9 @@ def test_a_path_without_a_schema_is_refused(
     with monkeypatch.context() as patched:
         patched.setenv("PGOPTIONS", '-csearch_path="Ours",public')
         with pytest.raises(UsageError, match="schema Ours, the first of search_path in PGOPTIONS,"):
+            migrate(settings(empty, name))
+        patched.setenv("PGOPTIONS", '-csearch_path=""')
+        with pytest.raises(UsageError, match=r"search_path names no schema .* CREATE SCHEMA"):
             migrate(settings(empty, name))
     for path in ("", "nowhere"):
         with psycopg.connect(empty, autocommit=True) as connection:

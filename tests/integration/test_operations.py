@@ -383,7 +383,7 @@ async def test_one_whose_process_was_killed_is_taken_up_by_whoever_lives(
     living = web_operations.Operations(pool, look_seconds=0.1)
     living.watch()
     try:
-        ids = die(business, 3)
+        ids = die(business, 1)
         operation = begun(desk)
 
         def ended() -> bool:

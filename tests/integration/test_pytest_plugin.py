@@ -166,6 +166,7 @@ def test_asked_for_twice_and_overridden_the_plugin_is_there_once(tmp_path: Path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+@pytest.mark.long
 def test_a_run_imports_nothing_for_fixtures_it_does_not_use_and_a_download_is_told(
     tmp_path: Path,
 ) -> None:

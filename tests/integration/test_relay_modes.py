@@ -74,6 +74,7 @@ async def test_records_are_the_same_bytes_in_every_mode(
         assert by_log == by_poll == by_debezium
 
 
+@pytest.mark.long
 async def test_relays_of_one_name_never_lead_together_whatever_their_modes(
     world: World, eventually: Eventually
 ) -> None:

@@ -94,6 +94,7 @@ async def test_nobody_leading_is_bad_news(world: World) -> None:
     assert "nobody leads relay" in (await streams(world, "status")).out
 
 
+@pytest.mark.long
 async def test_a_slot_that_cannot_be_made_is_bad_news_with_what_mends_it(
     world: World, name: str, eventually: Eventually
 ) -> None:

@@ -21,7 +21,8 @@ SLOTS = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s"
 MODE = "SELECT mode, doing, wish FROM relay_position"
 
 
-@pytest.mark.parametrize("transactions", [400, pytest.param(4000, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("transactions", [4000])
 async def test_there_and_back_under_load(
     world: World, name: str, eventually: Eventually, transactions: int
 ) -> None:

@@ -98,6 +98,7 @@ class Guarded(KafkaBroker):
         return file
 
 
+@pytest.mark.long
 async def test_relay_and_worker_log_in(
     world: World, tmp_path: Path, eventually: Eventually
 ) -> None:
