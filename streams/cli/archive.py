@@ -16,7 +16,8 @@ from streams.archive.store import Store
 from streams.cli.bar import bar
 from streams.cli.choose import Commands, say, say_json
 from streams.database import connect_sync
-from streams.errors import ServiceUnreachable, UsageError
+from streams.database.refusals import told
+from streams.errors import UsageError
 from streams.message_id import MAX_ID
 from streams.settings import load, redact
 
@@ -103,13 +104,7 @@ def restore_(outbox_id: int, target: str | None) -> None:
                 advance(float(count - done))
                 done = count
     except psycopg.Error as error:
-        if error.sqlstate is None:
-            said = f"PostgreSQL at {where} went away: nothing was restored"
-            raise ServiceUnreachable(said) from None
-        raise UsageError(
-            f"PostgreSQL at {where} refuses: {type(error).__name__}"
-            f" (SQLSTATE {error.sqlstate}): nothing was restored"
-        ) from None
+        raise told(error, where, "nothing was restored") from None
     names = " and ".join(table_name(table, parts[0].first) for table in TABLES)
     say(f"messages {parts[0].first} to {parts[0].last} are in {names}: drop them when you are done")
 

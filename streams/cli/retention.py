@@ -12,8 +12,9 @@ import psycopg
 from streams.archive.write import writer
 from streams.cli.choose import say, say_json
 from streams.database import connect, migrate
+from streams.database.refusals import told
 from streams.database.retention import DETACH_TIMEOUT, Busy, Retention, Step, holding, periods
-from streams.errors import ServiceUnreachable, UsageError
+from streams.errors import UsageError
 from streams.registry import configured
 from streams.settings import Settings, load, redact
 
@@ -65,10 +66,7 @@ async def _steps(settings: Settings, dry_run: bool) -> tuple[list[str], list[Ste
             except Busy as busy:
                 raise UsageError(f"nothing was done: {busy}") from None
     except psycopg.Error as error:
-        where, reason = redact(settings.database_url), (str(error).strip().splitlines() or [""])[0]
-        if (error.sqlstate or "").startswith("42"):
-            raise UsageError(f"PostgreSQL at {where} refuses: {reason}") from None
-        raise ServiceUnreachable(f"PostgreSQL at {where} went away: {reason}") from None
+        raise told(error, redact(settings.database_url)) from None
 
 
 def _line(step: Step, dry_run: bool) -> str:

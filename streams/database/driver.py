@@ -9,16 +9,6 @@ from typing import Any
 import psycopg
 from psycopg.abc import Params, Query
 from psycopg.pq import PipelineStatus, TransactionStatus
-from sqlalchemy.exc import DBAPIError
-
-IN_THE_WAY = ("40P01", "55P03", "40001")
-"""SQLSTATEs of what another try may not meet: a deadlock, a lock not had in time, rows that another
-transaction has changed."""
-
-
-def sqlstate(error: DBAPIError) -> str:
-    """The server's code; '' when it never answered."""
-    return getattr(error.orig, "sqlstate", None) or ""
 
 
 class Connection(psycopg.AsyncConnection[Any]):

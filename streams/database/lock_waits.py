@@ -25,8 +25,8 @@ import psycopg
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from streams.database.driver import IN_THE_WAY, sqlstate
 from streams.database.queries import query
+from streams.database.refusals import IN_THE_WAY, sqlstate
 from streams.errors import ServiceUnreachable, StreamsError
 
 Result = TypeVar("Result")

@@ -14,17 +14,16 @@ from sqlalchemy.exc import (
     DBAPIError,
     OperationalError,
     ProgrammingError,
-    SQLAlchemyError,
 )
 from sqlalchemy.pool import NullPool
 
 import streams.database.notify
 import streams.database.replication
 from streams.database import query, revisions, sync_engine
-from streams.database.driver import sqlstate
 from streams.database.engine import KEEPALIVES, read_url
 from streams.database.lock_waits import LockWaits
 from streams.database.partitions import FIRST_WIDTH, ensure_sync
+from streams.database.refusals import told, words
 from streams.database.sessions import SessionRefused, split_options
 from streams.errors import NotMigrated, ServiceUnreachable, SettingsInvalid, UsageError
 from streams.registry import Registry
@@ -71,10 +70,7 @@ def migrate(
                 finally:
                     revisions.unlock(database)
     except DBAPIError as error:
-        where, reason = redact(settings.database_url), _line(error)
-        if error.connection_invalidated:
-            raise ServiceUnreachable(f"PostgreSQL at {where} went away: {reason}") from error
-        raise UsageError(f"PostgreSQL at {where} refuses to migrate: {reason}") from error
+        raise told(error, redact(settings.database_url), to="migrate") from error
 
 
 def _migrate(
@@ -244,10 +240,7 @@ def connection(settings: Settings) -> Iterator[Connection]:
         with _connect(settings) as database:
             yield database
     except DBAPIError as error:
-        where, reason = redact(settings.database_url), _line(error)
-        if sqlstate(error).startswith("42"):
-            raise UsageError(f"PostgreSQL at {where} refuses: {reason}") from error
-        raise ServiceUnreachable(f"PostgreSQL at {where} went away: {reason}") from error
+        raise told(error, redact(settings.database_url)) from error
 
 
 def _connect(settings: Settings) -> Connection:
@@ -261,14 +254,14 @@ def _connect(settings: Settings) -> Connection:
         database = sync_engine(url, poolclass=NullPool, connect_args=options).connect()
     except OperationalError as error:
         if isinstance(error.orig, SessionRefused):
-            raise UsageError(f"PostgreSQL at {redact(url)}: {_line(error)}") from None
+            raise UsageError(f"PostgreSQL at {redact(url)}: {words(error)}") from None
         raise ServiceUnreachable(
-            f"PostgreSQL at {redact(url)} cannot be reached: {_line(error)}"
+            f"PostgreSQL at {redact(url)} cannot be reached: {words(error)}"
         ) from None
     except ProgrammingError as error:
         # libpq does not know an option of the URL; its message names the option, not its value.
         raise SettingsInvalid(
-            f"setting 'database.url' is {redact(url)!r}: {_line(error)}"
+            f"setting 'database.url' is {redact(url)!r}: {words(error)}"
         ) from None
     try:
         _refuse_missing_schema(database, url)
@@ -334,8 +327,3 @@ def _newer(connection: Connection) -> str | None:
             f" (its newest: {revisions.head()}): install a newer version"
         )
     return revision
-
-
-def _line(error: SQLAlchemyError) -> str:
-    reason = str(error.orig) if isinstance(error, DBAPIError) else str(error)
-    return reason.strip().splitlines()[0]

@@ -32,6 +32,7 @@ from psycopg import errors, sql
 
 from streams.database import locks
 from streams.database.queries import query
+from streams.database.refusals import refusal
 from streams.errors import StreamsError
 from streams.settings import Settings
 
@@ -207,7 +208,7 @@ class Retention:
             except psycopg.Error as error:
                 if self._connection.closed:
                     raise
-                failed.append(f"{name} of what is too old: {_refusal(error)}")
+                failed.append(f"{name} of what is too old: {refusal(error)}")
         return failed
 
     async def overdue(self) -> list[str]:
@@ -267,7 +268,7 @@ class Retention:
         except psycopg.Error as error:
             if self._connection.closed:
                 raise
-            reason = _refusal(error)
+            reason = refusal(error)
         else:
             return step
         return Step(each.first, each.last, "wait", each.bytes, left, reason=reason)
@@ -447,12 +448,17 @@ class Retention:
         pending = None  # one detach at a time may be: the rest waits for it
         for (first, last), leaves in ranges.items():
             reason = pending
-            if reason is None and not self._dry:
-                reason = pending = await self._detach(leaves)
-                if reason == WRITTEN:
-                    pending = None
-                if reason is None:
-                    reason = await self._drop(first, leaves)
+            try:
+                if reason is None and not self._dry:
+                    reason = pending = await self._detach(leaves)
+                    if reason == WRITTEN:
+                        pending = None
+                    if reason is None:
+                        reason = await self._drop(first, leaves)
+            except psycopg.Error as error:
+                if self._connection.closed:
+                    raise
+                reason = refusal(error)
             yield Step(first, last, "drop" if reason is None else "wait", reason=reason)
 
     async def _detach(self, leaves: Sequence[Leaf]) -> str | None:
@@ -568,11 +574,6 @@ class Retention:
 
     def _named(self, each: Range) -> list[str]:
         return [sql.Identifier(each.schema, name).as_string() for name in each.tables]
-
-
-def _refusal(error: psycopg.Error) -> str:
-    """What PostgreSQL refused, without its words: they may quote a row."""
-    return f"PostgreSQL refuses it, {type(error).__name__} (SQLSTATE {error.sqlstate or '-'})"
 
 
 def _foreign(rows: Iterable[Sequence[Any]]) -> dict[str, list[Any]]:

@@ -18,8 +18,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from streams.database import query
-from streams.database.driver import IN_THE_WAY, sqlstate
 from streams.database.partitions import first_sync
+from streams.database.refusals import IN_THE_WAY, sqlstate
 from streams.errors import ServiceUnreachable
 from streams.operate.replay import Operator
 from streams.operate.trail import write_act

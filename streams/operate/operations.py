@@ -28,7 +28,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from streams.database import locks, query
-from streams.database.driver import sqlstate
+from streams.database.refusals import refusal, sqlstate
 from streams.errors import ServiceUnreachable, StreamsError, UsageError
 from streams.message_id import MessageId, name_of, parts_of, read_name
 from streams.operate.replay import BATCH, Operator, discard, replay, slice_of
@@ -273,22 +273,10 @@ def work(connection: Connection, number: int) -> float | None:
     except DBAPIError as error:
         if not sqlstate(error).startswith(REFUSED):
             raise
-        reason = _refusal(error)
+        reason = refusal(error)
     with connection.begin():
         _end(connection, number, "stopped", reason)
     return None
-
-
-def _refusal(error: DBAPIError) -> str:
-    """What the database refused, by the names of its own things: its words may quote a message."""
-    diag = getattr(error.orig, "diag", None)
-    names = [
-        f"{kind} {name}"
-        for kind in ("table", "column", "constraint")
-        if (name := getattr(diag, f"{kind}_name", None))
-    ]
-    kind = type(error.orig).__name__
-    return f"PostgreSQL refuses it: {', '.join([f'{kind} ({sqlstate(error)})', *names])}"
 
 
 def _work(connection: Connection, number: int) -> float | None:

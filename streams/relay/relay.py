@@ -14,11 +14,12 @@ from confluent_kafka import KafkaException
 
 from streams.backoff import delay
 from streams.broker.topics import Survey
+from streams.database.refusals import told
 from streams.errors import ServiceUnreachable, UsageError
 from streams.registry import Registry
 from streams.relay.leader.lock import Leadership
 from streams.relay.leader.plan import desired_plan
-from streams.relay.leader.session import LeaderSession, TopicsChanged, line, prepare_topics, report
+from streams.relay.leader.session import LeaderSession, TopicsChanged, prepare_topics, report
 from streams.relay.leader.shard_lease import ShardLease
 from streams.relay.leader.shared_session import SharedLeaderSession
 from streams.relay.postgres.checks import check_database
@@ -101,10 +102,7 @@ class Relay:
             async with Leadership(self._settings, self._mode) as leadership:
                 snapshot = await leadership.look()
         except psycopg.Error as error:
-            where = redact(self._settings.database_url)
-            if (error.sqlstate or "").startswith("42"):
-                raise UsageError(f"PostgreSQL at {where} refuses: {line(error)}") from None
-            raise ServiceUnreachable(f"PostgreSQL at {where} went away: {line(error)}") from None
+            raise told(error, redact(self._settings.database_url)) from None
         refuse_stranger(snapshot)
         plan = await desired_plan(self._settings, self._mode, snapshot)
         try:
@@ -122,8 +120,7 @@ class Relay:
             async with Leadership(self._settings, self._mode) as leadership:
                 await leadership.refuse_gone_back()
         except psycopg.Error as error:
-            where = redact(self._settings.database_url)
-            raise ServiceUnreachable(f"PostgreSQL at {where} went away: {line(error)}") from None
+            raise told(error, redact(self._settings.database_url)) from None
 
     async def _drop_oversized_slot(self) -> None:
         """Drop the slot if it holds back too much log, although the relay cannot start.

@@ -20,8 +20,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from streams.database import sync_engine
-from streams.database.driver import sqlstate
 from streams.database.engine import KEEPALIVES
+from streams.database.refusals import PASSING, sqlstate, words
 from streams.database.sessions import Settings as Session
 from streams.errors import ServiceUnreachable
 
@@ -191,22 +191,15 @@ class _Deadline:
 
 def _told(error: DBAPIError) -> Exception:
     """One line for a person: what the server says, without parameters or message text."""
-    state = sqlstate(error)
-    diagnosis = getattr(error.orig, "diag", None)
-    reason = getattr(diagnosis, "message_primary", None) or str(error.orig).split("\n")[0]
+    state, reason = sqlstate(error), words(error)
     if state == "57014":
         return ServiceUnreachable("PostgreSQL takes too long to answer the pages")
-    if state.startswith("25006"):
+    if state == "25006":
         return DatabaseRefuses("the database takes no writes now")
     if state == "42501":
-        return DatabaseRefuses(
-            f"PostgreSQL refuses: {reason}; web.database_url and web.acts_url may name a role that"
-            " may"
-        )
-    if state in MISSING:
-        return DatabaseRefuses(
-            f"PostgreSQL refuses: {reason}; `streams migrate` makes what pages of this version read"
-        )
-    if state.startswith("42"):
+        reason += "; web.database_url and web.acts_url may name a role that may"
+    elif state in MISSING:
+        reason += "; `streams migrate` makes what pages of this version read"
+    if state and not state.startswith(PASSING):
         return DatabaseRefuses(f"PostgreSQL refuses: {reason}")
     return ServiceUnreachable(f"{SILENT}{reason}")

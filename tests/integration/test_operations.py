@@ -350,7 +350,9 @@ def test_what_the_database_refuses_of_one_is_its_reason_and_holds_up_no_other(
     stopped, done = (operations.operation(desk, one.id) for one in (first, second))
     assert (stopped.state, done.state) == ("stopped", "done")
     assert stopped.reason is not None
-    assert stopped.reason.startswith("PostgreSQL refuses it: CheckViolation (23514), table outbox")
+    assert stopped.reason.startswith(
+        "PostgreSQL refuses it: CheckViolation (SQLSTATE 23514), table outbox"
+    )
     assert stopped.reason.endswith(", constraint once")
     business.execute("ALTER TABLE outbox DROP CONSTRAINT once")
     operations.resume(desk, first.id, ANN)

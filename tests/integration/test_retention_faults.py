@@ -28,6 +28,7 @@ from tests.fixtures.aged import (
     EMPTYING,
     PERIODS,
     acts,
+    age,
     enqueue,
     leaves,
     old_outbox,
@@ -216,8 +217,56 @@ def test_what_cannot_be_deleted_holds_up_nothing_else_and_is_told(aged: Stage) -
     [relay] = standing(aged.bench.operators)
     [line] = relay.retention
     assert line == (
-        "retention: expire_rejects of what is too old: PostgreSQL refuses it, RaiseException"
+        "retention: expire_rejects of what is too old: PostgreSQL refuses it: RaiseException"
         " (SQLSTATE P0001)"
+    )
+
+
+def test_a_partition_that_cannot_be_dropped_holds_up_no_other_and_is_told(aged: Stage) -> None:
+    """A view of somebody's own stands on it."""
+    enqueue(aged, "d", 10)
+    age(aged)
+    aged.bench.connection.execute("CREATE VIEW theirs AS SELECT id FROM outbox_30")
+    settings = load(
+        environ={"DATABASE_URL": aged.bench._url, "STREAMS_OUTBOX__RETENTION_DAYS": "14"}
+    )
+
+    async def round_() -> None:
+        async with await connect(settings.database_url) as connection:
+            await Housekeeping(settings, []).round(connection)
+
+    aged.bench.run(round_())
+    there = (
+        "SELECT first_id, dropped_at IS NULL FROM outbox_retired WHERE first_id >= 30 ORDER BY 1"
+    )
+    assert aged.bench.query(there) == [(30, True), (40, False)]
+    [relay] = standing(aged.bench.operators)
+    aged.bench.operators.rollback()
+    [line] = relay.retention
+    assert line == (
+        "retention of messages 30 to 39 waits: PostgreSQL refuses it: DependentObjectsStillExist"
+        " (SQLSTATE 2BP01), view theirs depends on table outbox_30"
+    )
+    aged.bench.connection.execute("DROP VIEW theirs")
+    assert (30, "drop", 0) in acts(retain(aged))
+
+
+def test_a_pass_that_fails_as_a_whole_is_told(aged: Stage) -> None:
+    """A column is missing that it asks for."""
+    aged.bench.connection.execute("ALTER TABLE outbox_retired RENAME COLUMN dropped_at TO gone")
+    settings = load(
+        environ={"DATABASE_URL": aged.bench._url, "STREAMS_OUTBOX__RETENTION_DAYS": "14"}
+    )
+
+    async def round_() -> None:
+        async with await connect(settings.database_url) as connection:
+            await Housekeeping(settings, []).round(connection)
+
+    aged.bench.run(round_())
+    [relay] = standing(aged.bench.operators)
+    aged.bench.operators.rollback()
+    assert relay.retention == (
+        "retention: PostgreSQL refuses it: UndefinedColumn (SQLSTATE 42703)",
     )
 
 

@@ -19,6 +19,7 @@ import psycopg
 
 from streams.archive.write import Writer, writer
 from streams.database import connect, query
+from streams.database.refusals import refusal
 from streams.database.retention import (
     DETACH_TIMEOUT,
     Busy,
@@ -107,6 +108,11 @@ class Housekeeping:
             ready = any([step.act != "wait" async for step in work.steps()])
             if ready or await work.overdue():
                 waits.append(f"retention: {reason}")
+        except psycopg.Error as error:
+            if connection.closed:
+                raise
+            waits.append(f"retention: {refusal(error)}")
+            _interrupted(error)
         except Busy:  # another relay of this name, or a person, who says what holds it up
             await self._save(connection, None)
             return

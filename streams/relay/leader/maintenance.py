@@ -18,6 +18,7 @@ import psycopg
 from streams.backoff import delay
 from streams.broker.beat import Beat, BeatWriter
 from streams.database import connect, partitions, query
+from streams.database.refusals import words
 from streams.errors import ServiceUnreachable
 from streams.relay.leader.figures import LeaderFigures
 from streams.relay.postgres.floor import Floor
@@ -152,7 +153,7 @@ class LeaderMaintenance:
                 self._attempt += 1
                 logger.warning(
                     "leader maintenance interrupted",
-                    extra={"sqlstate": error.sqlstate, "error": _line(error)},
+                    extra={"sqlstate": error.sqlstate, "error": words(error)},
                 )
             await asyncio.sleep(delay(self._attempt, self._settings.relay.backoff_limit))
 
@@ -289,7 +290,7 @@ class LeaderMaintenance:
             if connection.broken or connection.closed:
                 raise
             logger.warning(
-                "partitions not made", extra={"sqlstate": error.sqlstate, "error": _line(error)}
+                "partitions not made", extra={"sqlstate": error.sqlstate, "error": words(error)}
             )
             return
         if made:
@@ -343,7 +344,3 @@ def needed_ahead(
 async def _value(connection: psycopg.AsyncConnection[Any], name: str) -> Any:
     row = await (await connection.execute(query(name))).fetchone()
     return row[0] if row else None
-
-
-def _line(error: psycopg.Error) -> str:
-    return (str(error).strip().splitlines() or [""])[0]

@@ -26,6 +26,7 @@ from confluent_kafka import KafkaException
 from streams.backoff import delay
 from streams.broker import beat, kafka, topics
 from streams.broker.topics import Cluster, Survey
+from streams.database.refusals import words
 from streams.errors import ServiceUnreachable, StreamsError
 from streams.registry import Registry
 from streams.relay.debezium.config import heartbeats
@@ -149,7 +150,7 @@ class LeaderSession:
                         refused = isinstance(reason, DeliveryFailed) and reason.refused
                         self._careful = refused and not self._known()
                         report(reason, attempt)
-                        self._maintenance.wait(line(reason))
+                        self._maintenance.wait(words(reason))
                         await self._pause(delay(attempt, self._settings.relay.backoff_limit))
 
     async def drop_oversized_slot(self) -> None:
@@ -396,14 +397,9 @@ async def watch_topics(survey: Survey, cluster: Cluster) -> NoReturn:
                 raise TopicsChanged(reason)
 
 
-def line(error: BaseException) -> str:
-    """The error in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def report(error: BaseException, attempt: int) -> None:
     """An outage, which is waited out."""
-    extra = {"attempt": attempt, "error": line(error)}
+    extra = {"attempt": attempt, "error": words(error)}
     if isinstance(error, psycopg.Error):
         extra["sqlstate"] = error.sqlstate or ""
     if isinstance(error, StreamsError):

@@ -17,6 +17,7 @@ import psycopg
 
 from streams.backoff import delay
 from streams.database import connect, query
+from streams.database.refusals import words
 from streams.errors import ServiceUnreachable, UsageError
 from streams.relay.leader.monitor import PlanChanged
 from streams.relay.postgres.checks import check_log, check_replication
@@ -67,8 +68,8 @@ class SlotRecovery:
                     if connection.closed:
                         raise
                     attempt += 1
-                    self._say(str(error).strip().splitlines()[0])
-                    about = {"relay": self._name, "reason": str(error), "attempt": attempt}
+                    self._say(words(error))
+                    about = {"relay": self._name, "reason": words(error), "attempt": attempt}
                     logger.warning("replication slot cannot be created yet", extra=about)
                 await asyncio.sleep(delay(attempt + 2, RETRY_LIMIT))
 

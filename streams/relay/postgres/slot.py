@@ -9,6 +9,7 @@ import psycopg
 from psycopg import sql
 
 from streams.database import query
+from streams.database.refusals import words
 from streams.database.replication import create_slot
 from streams.errors import UsageError
 from streams.relay.postgres.snapshot import RelaySnapshot
@@ -49,7 +50,7 @@ async def let_fail_over(connection: psycopg.AsyncConnection[Any], look: RelaySna
     try:
         await connection.execute(alter)
     except psycopg.Error as error:  # a slot that stays behind is healed, as before PostgreSQL 17
-        extra = {"relay": look.relay, "sqlstate": error.sqlstate, "error": _line(error)}
+        extra = {"relay": look.relay, "sqlstate": error.sqlstate, "error": words(error)}
         logger.warning("slot cannot fail over", extra=extra)
     else:
         logger.info("slot can fail over", extra={"relay": look.relay})
@@ -75,7 +76,7 @@ async def _change(
     try:
         await connection.execute(statement, {"slot": name})
     except psycopg.errors.ObjectInUse as error:
-        raise SlotBusy(_line(error)) from None
+        raise SlotBusy(words(error)) from None
     except psycopg.errors.UndefinedObject:
         return  # somebody else dropped it
     except psycopg.errors.DuplicateObject:
@@ -92,7 +93,3 @@ async def _change(
             " drop one that nobody reads (pg_replication_slots), or raise the setting and restart"
             " PostgreSQL"
         ) from None
-
-
-def _line(error: psycopg.Error) -> str:
-    return (str(error).strip().splitlines() or [""])[0]

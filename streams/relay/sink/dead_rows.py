@@ -9,6 +9,7 @@ import psycopg
 
 from streams.backoff import delay
 from streams.database import connect, query
+from streams.database.refusals import PASSING
 from streams.registry import Registry
 from streams.relay.source.rows import Row
 from streams.settings import Settings
@@ -18,7 +19,6 @@ logger = logging.getLogger("streams.relay")
 TRIES = 3
 # What passes by itself: connections, conflicts, resources, a server in another state, an operator,
 # the system.
-OUTAGES = ("08", "40", "53", "55", "57", "58")
 
 
 class DeadRows:
@@ -86,4 +86,4 @@ def _is_outage(error: psycopg.Error) -> bool:
 
     An error without an SQLSTATE means that the connection failed.
     """
-    return error.sqlstate is None or error.sqlstate == "25006" or error.sqlstate.startswith(OUTAGES)
+    return error.sqlstate is None or error.sqlstate.startswith(PASSING)
