@@ -353,7 +353,7 @@ def test_log_in_look_and_act(stack: Stack, browser: Browser, script: bool) -> No
 
 
 # Every shift with what moved, from where to where. A fault that appears while somebody looks may
-# move what is below it.
+# move what is below it, by as much as it takes.
 SHIFTS = """
 window.shifts = [];
 let faults = 0;
@@ -361,11 +361,14 @@ const bottom = () => document.getElementById("p-faults")?.getBoundingClientRect(
 addEventListener("DOMContentLoaded", () => { faults = bottom(); });
 const place = (box) => [box.x, box.y, box.width, box.height].map(Math.round).join(" ");
 new PerformanceObserver((list) => {
-    const before = faults, appeared = bottom() > before;
+    const before = faults, taken = bottom() - before;
     faults = bottom();
-    const below = ({sources}) => sources.every(({previousRect}) => previousRect.y >= before);
+    // What is out of the window has no place.
+    const moved = (was, is) => is.height === 0 || Math.abs(is.y - was.y - taken) < 1;
+    const pushed = ({sources}) => taken > 0 && sources.every(
+        ({previousRect: was, currentRect: is}) => was.y >= before && moved(was, is));
     for (const each of list.getEntries()) window.shifts.push({
-        value: appeared && below(each) ? 0 : each.value,
+        value: pushed(each) ? 0 : each.value,
         moved: each.sources.map(({node, previousRect, currentRect}) =>
             `${node?.nodeName} ${node?.id} ${node?.className}: ${place(previousRect)} to`
             + ` ${place(currentRect)}`),
