@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -96,11 +96,11 @@ def series(
         if (bucket := columns.get(at)) is not None:
             for column, number in zip(counts[name], numbers, strict=True):
                 column[bucket] += number
-    times = [[0] * histogram.SIZE for _ in range(buckets)]
+    times: list[list[Sequence[int]]] = [[] for _ in range(buckets)]
     asked = parameters | {"bounds": histogram.VERSION, "biz_type": biz_type}
     for at, latency in connection.exec_driver_sql(query("latency_series"), asked).all():
         if (bucket := columns.get(at)) is not None:
-            histogram.add_to(times[bucket], latency)
+            times[bucket].append(latency)
     gauges: dict[tuple[str, str], list[tuple[float | None, float | None]]] = defaultdict(
         lambda: [(None, None)] * buckets
     )
@@ -115,7 +115,7 @@ def series(
         start=start,
         buckets=buckets,
         lines=tuple(_line(name, columns) for name, columns in sorted(counts.items())),
-        latency=tuple(map(latency_of, times)),
+        latency=tuple(latency_of(histogram.total(each)) for each in times),
         gauges=tuple(
             GaugeLine(
                 name=name,
