@@ -25,7 +25,7 @@ RUNBOOK = "docs/monitoring/runbook.md"
 def doctor(as_json: bool) -> None:
     """Say what is wrong with this deployment, and what to do about it.
 
-    The same list as `streams status`, the pages and the metrics have. Exit code 1 when something
+    The list that pages and metrics have, and what only Kafka tells. Exit code 1 when something
     needs somebody now, 3 when PostgreSQL cannot be reached.
     """
     settings = load()
