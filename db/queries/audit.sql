@@ -32,7 +32,8 @@ SELECT min(id) FROM outbox WHERE id > %(after)s;
 -- The messages of a range as the checks want them; a table of this session only. `line` is the
 -- conversation, `counts` marks those that must be in order: persisted, and neither replayed nor
 -- sent again.  `life` is that of a topic that began anew: offsets of two of them say nothing of
--- each other.
+-- each other.  A message that was there before a new life and was persisted in it may have its
+-- offset from either: it has a life of its own.
 CREATE TEMP TABLE audit_rows (
     id bigint, line bigint, topic text, partition integer, "offset" bigint, applied bigint,
     status text, source_id bigint, resent bigint, replays smallint, counts boolean, lenient boolean,
@@ -63,7 +64,12 @@ SELECT o.id, hashtextextended(o.key, hashtext(o.topic)), o.topic, s.partition, s
        s.status = 'consumed' AND s.applied IS NOT NULL AND s."offset" IS NOT NULL AND s.replays = 0
        AND r.resent IS NULL, o.topic = ANY(%(lenient)s::text[]),
        CASE WHEN o.topic = ANY(%(lenient)s::text[]) THEN (
-           SELECT count(*) FROM outbox_topics AS t
+           SELECT CASE
+                      WHEN count(*) FILTER (WHERE t.noted_at > o.created_at AT TIME ZONE 'UTC') = 0
+                      THEN count(*)
+                      ELSE -o.id
+                  END
+           FROM outbox_topics AS t
            WHERE t.topic = o.topic AND t.noted_at <= s.updated_at
        ) ELSE 0 END,
        CASE

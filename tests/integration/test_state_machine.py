@@ -292,6 +292,23 @@ def test_order_is_not_judged_across_the_lives_of_a_topic(bench: Bench) -> None:
     fates.stage.drain()
 
 
+def test_order_is_not_judged_by_an_offset_whose_life_nobody_knows(bench: Bench) -> None:
+    """Two wait in the topic's second life, and go on in its third, which brings earlier ones."""
+    fates = type("Fates", (Fates,), {"bench": bench})()
+    fates.begin([("a", ["plain", "plain"], "good", 0, "raise")])
+    unread = list(fates.stage.sent)
+    fates.recreate_topic(again=False)
+    fates.enqueue("a", ["plain", "plain"], "fault", 0, "raise", "now")
+    fates.deliver_everything()
+    fates.recreate_topic(again=False)
+    fates.mend(0)
+    fates.wake({"a"}, due=True, most=1000, dies_in=0, worker=0)
+    for row in unread:
+        fates.stage.publish(row)
+    fates.deliver_everything()
+    fates.stage.drain()
+
+
 def _decides(
     status: str | None,
     wrong: Decision,
