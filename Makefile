@@ -43,17 +43,18 @@ down: venv ## Stop what `make up` or `streams up --detach` started here
 test: checks ## Lint, types and tests: a quarter of an hour on two cores, most of it waiting for servers
 	$(PYTEST) -m 'not long'
 
+test-long: MORE = buildah:buildah debootstrap:debootstrap
 test-long: checks ## The same with the long tests, in full counts: much longer
 	$(PYTEST)
 
 checks: venv  # side by side: most of it waits for a network or for one core
-	@$(MAKE) --no-print-directory --jobs 4 learn lint types tools
+	@$(MAKE) --no-print-directory --jobs 4 learn lint types tools MORE='$(MORE)'
 
 learn: venv
 	@mkdir -p build && { $(LEARN) > build/learn.log 2>&1 & }  # while types are checked
 
-tools: ## Install Debian's chromium, prometheus and pgbouncer, which some tests need, where they are missing
-	@missing=; for each in chromium:chromium promtool:prometheus pgbouncer:pgbouncer; do \
+tools: ## Install Debian's programs that some tests need, where they are missing
+	@missing=; for each in chromium:chromium promtool:prometheus pgbouncer:pgbouncer $(MORE); do \
 		command -v $${each%:*} > /dev/null || missing="$$missing $${each#*:}"; done; \
 	test -z "$$missing" || \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing > /dev/null; } || \
