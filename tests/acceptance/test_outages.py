@@ -322,11 +322,14 @@ async def test_retries_due_during_an_outage_return_in_portions(
     again = (
         "UPDATE outbox_state SET next_retry_at = now() + interval '{}' WHERE status = 'retrying'"
     )
-    # Until none is due, and none is being tried: what is set aside meanwhile is due soon again.
     soon = f"{waiting} AND next_retry_at < now() + interval '30 minutes'"
-    while world.query(soon) != [(0,)]:
+
+    def rested() -> bool:
+        # None is due, and none is being tried: what is set aside meanwhile is due soon again.
         world.query(again.format("1 hour"))
-        await eventually(lambda: _no_retry_in_flight(world))
+        return _no_retry_in_flight(world) and world.query(soon) == [(0,)]
+
+    await eventually(rested, 60 + count / 10, every=0.2)
     world.query("DROP TRIGGER not_yet ON chat_histories")
     attempts = _attempts(world, herd)
     await eventually(lambda: failed() == before + sum(attempts.values()))

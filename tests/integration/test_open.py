@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from statistics import median
 from typing import Any
 
 import psycopg
@@ -127,13 +126,14 @@ def test_300_000_rows_that_came_and_went_under_an_old_snapshot_cost_a_clean_run_
     bench: Workbench,
 ) -> None:
     def clean() -> float:
+        """The quickest of some: whoever else uses the machine makes the others slower."""
         took = []
-        for _ in range(9):
+        for _ in range(15):
             run = bench.send(*(f"{time.monotonic_ns()}" for _ in range(500)))
             began = time.monotonic()
             bench.persist(run)
             took.append(time.monotonic() - began)
-        return median(took)
+        return min(took)
 
     clean()
     before = clean()
