@@ -20,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 # What a JVM takes over from one that ran before, and what pytest makes of the tests' assertions.
 LEARN := { $(BIN)/python -m tests.fixtures.java; $(BIN)/python -m pytest --collect-only -q; }
 
-.PHONY: help venv up down test test-long checks learn tools lint types bench bench-relays pictures schema reference docs dist lock clean
+.PHONY: help venv up down test test-long checks learn tools lint types bench bench-relays soak pictures schema reference docs dist lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ bench: venv ## Measure throughput, latency and memory; prints a table
 
 bench-relays: venv ## Measure the relays against real Debezium: rates, latency, WAL
 	$(BIN)/python -m benchmarks.relays
+
+soak: venv ## Have a deployment in trouble work for an hour, and say what grows
+	$(BIN)/python -m benchmarks.soak
 
 pictures: venv ## Take the pictures of the README anew
 	WRITE_PICTURES=1 $(BIN)/python -m pytest -q tests/browser -k pictures

@@ -414,7 +414,7 @@ def report(run: Soak) -> None:
         f" {happened.emptied} ranges emptied, {happened.dropped} dropped, waited {happened.waited}"
         " times; every effect is there once, and the audit finds nothing wrong"
     )
-    table = Table(title=f"{os.cpu_count()} cores, load {os.getloadavg()[1]:.1f}")
+    table = Table(title=f"{os.cpu_count()} cores, load {os.getloadavg()[1]:.1f}", width=110)
     for column in ("watched", "least", "second quarter", "last quarter", "most", "last by second"):
         table.add_column(column, justify="left" if column == "watched" else "right")
     for name, samples in sorted(run.seen.items()):
@@ -424,7 +424,7 @@ def report(run: Soak) -> None:
             continue
         shown = (f"{value:,.1f}" for value in (min(values), second, last, max(values)))
         table.add_row(name, *shown, f"{ratio:.2f}")
-    console.print(table)
+    console.print(table, width=110)
 
 
 def plot(run: Soak, file: Path) -> None:

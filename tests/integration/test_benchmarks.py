@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
+from xml.etree import ElementTree
 
 import psycopg
 import pytest
@@ -101,3 +103,14 @@ def test_an_old_deployment_is_measured_beside_a_new_one() -> None:
     assert growth.returncode == 0, growth.stdout[-3000:] + growth.stderr[-3000:]
     assert "last by first" in growth.stdout
     assert growth.stdout.count("during retention") >= 2
+
+
+@pytest.mark.long
+def test_a_deployment_in_trouble_loses_nothing_and_what_grows_is_told(tmp_path: Path) -> None:
+    picture = tmp_path / "soak.svg"
+    command = [sys.executable, "-m", "benchmarks.soak", "--seconds", "40", "--rate", "200"]
+    command += ["--width", "2000", "--keep", "10", "--every", "15", "--plot", str(picture)]
+    soak = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert soak.returncode == 0, soak.stdout[-3000:] + soak.stderr[-3000:]
+    assert "the audit finds nothing wrong" in " ".join(soak.stdout.split())
+    ElementTree.parse(picture)
