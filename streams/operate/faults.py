@@ -81,6 +81,7 @@ CODES: dict[str, Severity] = {
     "outbox.partitions_end": "bad",
     "outbox.partitions_ending": "watch",
     "outbox.retention_waits": "watch",
+    "sweep.refused": "bad",
     "workers.none": "bad",
     "workers.incomplete": "bad",
     "worker.silent": "watch",
@@ -336,14 +337,28 @@ def _idle(relay: RelayStatus, snapshot: Snapshot) -> float:
 
 
 def _retention_of(relay: RelayStatus) -> Iterator[Fault]:
-    if relay.retention:
-        more = f", and {len(relay.retention) - 1} more" if len(relay.retention) > 1 else ""
+    """What the leader wrote down: of retention, and of the sweep, which it marks."""
+    held = [line for line in relay.retention if not line.startswith("sweep of ")]
+    refused = [line for line in relay.retention if line not in held]
+    if held:
         yield _fault(
             "outbox.retention_waits",
-            f"{relay.retention[0]}{more}",
+            f"{held[0]}{_more(held)}",
             "`streams retention --dry-run` says what holds each range up",
             subject=relay.name,
         )
+    if refused:
+        yield _fault(
+            "sweep.refused",
+            f"what Kafka lost is not sent again: {refused[0]}{_more(refused)}",
+            "mend what refuses it (a constraint, a trigger, a right); the relay tries again within"
+            " ten minutes",
+            subject=relay.name,
+        )
+
+
+def _more(lines: Sequence[str]) -> str:
+    return f", and {len(lines) - 1} more" if len(lines) > 1 else ""
 
 
 def _workers(snapshot: Snapshot) -> Iterator[Fault]:

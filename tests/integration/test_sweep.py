@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Iterable
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psycopg
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streams.broker import kafka
 from streams.broker.partitioner import partition_of
+from streams.database import connect
+from streams.database.retention import Periods
 from streams.events import EventType
+from streams.operate.faults import relay_faults
+from streams.operate.relay_status import standing
 from streams.registry import Agent, Registry
 from streams.relay.leader import sweep
-from streams.relay.leader.sweep import MOST
+from streams.relay.leader.housekeeping import Housekeeping
+from streams.relay.leader.sweep import MOST, Topic
 from tests.conftest import Eventually, World
 from tests.fixtures.listed import TOPIC, ListedSweep, Record
 from tests.fixtures.notes import Notes
@@ -180,3 +190,112 @@ def test_conversations_that_wait_for_absent_workers_keep_the_sweep_from_no_lost_
         # It is under way, and not sent once more.
         bench.run(_rounds(bench, swept, 3))
         assert bench.query(resent, source) == [(replayed,)]
+
+
+REFUSE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN RAISE 'a word of theirs' USING ERRCODE = '{state}'; END$$;
+CREATE TRIGGER refuse BEFORE INSERT ON outbox FOR EACH ROW WHEN (NEW.resend_of = {id}) EXECUTE
+FUNCTION refuse()"""
+RESENT = "SELECT resend_of FROM outbox WHERE resend_of IS NOT NULL ORDER BY id"
+
+
+def test_a_message_that_may_not_be_sent_again_holds_up_its_conversation_alone(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A trigger of the user's own."""
+    with Bench(database) as bench:
+        stage = Stage(bench)
+        ids = [stage.insert(bench.connection, key, "plain") for key in "aabbabd"]
+        bench.raise_floor(ids[-1])
+        bench.connection.execute(REFUSE.format(id=ids[1], state="P0001").encode())
+        leader = ListedSweep(bench.settings, bench.registry, stage.log)
+        assert bench.run(_rounds(bench, leader, 3)) == 5
+        # Its conversation waits behind it: what comes later must not go first.
+        assert bench.query(RESENT) == [(ids[at],) for at in (0, 2, 3, 5, 6)]
+        reason = "PostgreSQL refuses it: RaiseException (SQLSTATE P0001)"
+        assert leader.waits == [f"message {ids[1]} of topic {TOPIC}: {reason}"]
+        [said] = [each for each in caplog.records if "cannot be sent" in each.message]
+        assert (said.__dict__["outbox_id"], said.__dict__["error"]) == (ids[1], reason)
+        assert "a word of theirs" not in caplog.text
+        bench.connection.execute("DROP TRIGGER refuse ON outbox")
+        leader._refused[TOPIC].until.clear()  # ten minutes later
+        assert bench.run(_rounds(bench, leader, 2)) == 2
+        assert bench.query(RESENT)[-2:] == [(ids[1],), (ids[4],)]
+        assert leader.waits == []
+
+
+class Both(ListedSweep):
+    """Every topic is as the one of the stage."""
+
+    def _look(self, names: Iterable[str]) -> dict[str, Topic]:
+        [topic] = super()._look(names).values()
+        return dict.fromkeys(names, topic)
+
+
+def test_a_topic_of_which_nothing_may_be_sent_again_holds_up_no_other(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Bench(database) as bench:
+        stage = Stage(bench)
+        [[first]] = bench.connection.execute(
+            "INSERT INTO outbox (biz_type, topic, key, payload) VALUES ('a', 'a', 'a', '{}')"
+            " RETURNING id"
+        ).fetchall()
+        lost = stage.insert(bench.connection, "a", "plain")
+        bench.raise_floor(lost)
+        bench.connection.execute(REFUSE.format(id=first, state="42501").encode())
+        other = EventType("a", "a", "book", Note, "simulation")
+        agents = {**bench.registry.agents, "a": Agent(other, bench.handler, "simulation")}
+        leader = Both(bench.settings, Registry(agents), stage.log)
+        bench.run(_rounds(bench, leader, 3))
+        assert bench.query(RESENT) == [(lost,)]
+        reason = "PostgreSQL refuses it: InsufficientPrivilege (SQLSTATE 42501)"
+        assert leader.waits == [f"topic a: {reason}"]
+        assert sum("topic not swept" in each.message for each in caplog.records) == 1
+
+
+@pytest.mark.parametrize("kept", [Periods(), Periods(rejects=90)])
+def test_what_may_not_be_sent_again_is_a_fault_that_everybody_sees(
+    database: str, kept: Periods
+) -> None:
+    with Bench(database) as bench:
+        bench.raise_floor(0)
+        lines = ["message 7 of topic a: PostgreSQL refuses it: CheckViolation (SQLSTATE 23514)"]
+        housekeeping = Housekeeping(bench.settings, [], lambda: lines)
+        housekeeping._periods = kept
+
+        async def told() -> list[str]:
+            async with await connect(bench._url) as connection:
+                housekeeping._retained_at = -math.inf
+                await housekeeping.round(connection)
+            [relay] = standing(bench.operators)
+            bench.operators.rollback()
+            return [fault.title for fault in relay_faults(relay) if fault.code == "sweep.refused"]
+
+        assert bench.run(told()) == [f"what Kafka lost is not sent again: sweep of {lines[0]}"]
+        lines.clear()
+        assert bench.run(told()) == []
+
+
+def test_clients_that_kafka_refused_are_made_anew_and_it_is_said_again(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that knew of leaders from before a fence names them for ever."""
+    refused: Future[Any] = Future()
+    refused.set_exception(KafkaException(KafkaError(KafkaError.FENCED_LEADER_EPOCH)))
+    admin = SimpleNamespace(
+        list_topics=lambda timeout: SimpleNamespace(
+            topics={TOPIC: SimpleNamespace(partitions={0: None})}
+        ),
+        describe_topics=lambda wanted: {TOPIC: refused},
+    )
+    with Bench(database) as bench:
+        leader = sweep.Sweep(bench.settings, bench.registry)
+        for said in (1, 1, 2):
+            leader._kafka = (admin, None)  # type: ignore[assignment]
+            assert leader._look([TOPIC]) == {}
+            assert leader._kafka is None
+            assert sum("topic not swept" in each.message for each in caplog.records) == said
+            if said == 1:
+                leader._unreadable[TOPIC] -= sweep.REFUSED_SECONDS / 2  # five minutes go by

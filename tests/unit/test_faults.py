@@ -182,6 +182,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         relay(retention=("retention of messages 0 to 9 waits: pid 7 (pg_dump, active)",)),
         relay(retention=()),
     ),
+    "sweep.refused": (
+        relay(retention=("sweep of message 7 of topic t: PostgreSQL refuses it: CheckViolation",)),
+        relay(retention=()),
+    ),
     "workers.none": ({"processes": ()}, worker(state="silent")),
     "worker.silent": (worker(state="silent", silent=15.0), worker(state="ended")),
     "process.crashes": ({"crashed": (("worker on h", 3),)}, {"crashed": ()}),

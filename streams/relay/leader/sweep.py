@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from confluent_kafka.admin import AdminClient
 from streams.broker import kafka, topics
 from streams.broker.partitioner import partition_of
 from streams.database import connect, partitions, query
+from streams.database.refusals import refusal, sqlstate
 from streams.registry import Registry
 from streams.settings import Settings
 
@@ -34,6 +37,11 @@ MOST = 1000  # messages read, and sent again, in one step
 MOST_SENT = 20_000  # messages of one topic sent again in one round
 MOST_READ = 100_000  # messages of one topic without a fate read in one round
 TIMEOUT = 10.0
+# Seconds after which it is asked again what was refused, and said again what cannot be done.
+REFUSED_SECONDS = 600.0
+# Classes of SQLSTATEs that may be about one row: a value, a constraint, a view's check, a limit, a
+# trigger of the user's own.
+OF_A_ROW = ("22", "23", "44", "54", "P0")
 
 Offsets = Mapping[int, int]
 
@@ -124,6 +132,8 @@ class Pass:
     uuid: str
     passed: Mapping[int, int]
     after: int
+    held: set[str] = field(default_factory=set)
+    """Conversations of which a message is refused: a later one must not go past it."""
 
 
 @dataclass(slots=True)
@@ -156,8 +166,32 @@ class Watch:
             self.before.pop(outbox_id, None)
 
 
+@dataclass(slots=True)
+class Refusals:
+    """What the database does not let us send again of one topic, and why, until it is tried again.
+
+    By id, each with the time (monotonic) of the next try.
+    """
+
+    until: dict[int, float] = field(default_factory=dict)
+    reason: str = ""
+
+    def note(self, outbox_id: int, reason: str) -> None:
+        """This one was refused now."""
+        self.until[outbox_id], self.reason = time.monotonic() + REFUSED_SECONDS, reason
+
+    def current(self) -> frozenset[int]:
+        """Those that are not to be tried yet."""
+        now = time.monotonic()
+        self.until = {each: until for each, until in self.until.items() if until > now}
+        return frozenset(self.until)
+
+
 class Sweep:
-    """Runs until cancelled; an outage of either side costs a round, nothing else."""
+    """Runs until cancelled; an outage of either side costs a round, nothing else.
+
+    What is refused of one topic, or of one message, holds up no other one: `waits` tells of it.
+    """
 
     def __init__(self, settings: Settings, registry: Registry) -> None:
         self._settings = settings
@@ -168,7 +202,10 @@ class Sweep:
         self._watches = {name: Watch() for name in self._topics}
         # By topic: one whose workers lag does not keep another one's lost messages waiting.
         self._swept = dict.fromkeys(self._topics, 0)
-        self._unreadable: set[str] = set()
+        self._refused = {name: Refusals() for name in self._topics}
+        self._failed: dict[str, str] = {}
+        # By topic: when it was said last that Kafka does not let it be read.
+        self._unreadable: dict[str, float] = {}
         self._kafka: tuple[AdminClient, Consumer] | None = None
 
     async def run(self) -> None:
@@ -185,19 +222,30 @@ class Sweep:
                         await self.round(connection)
                         await asyncio.sleep(self._settings.relay.sweep_interval)
             except (psycopg.Error, KafkaException, OSError) as error:
-                logger.warning("sweep interrupted", extra={"error": type(error).__name__})
+                self._kafka = None
+                about = {"error": type(error).__name__, "sqlstate": sqlstate(error)}
+                logger.warning("sweep interrupted", extra=about)
             await asyncio.sleep(self._settings.relay.sweep_interval)
 
     async def round(self, connection: psycopg.AsyncConnection[Any]) -> int:
         """Look once; returns how many messages were sent again."""
+        failing: dict[str, str] = {}
+        try:
+            return await self._round(connection, failing)
+        finally:
+            self._failed = failing
+
+    async def _round(
+        self, connection: psycopg.AsyncConnection[Any], failing: dict[str, str]
+    ) -> int:
         # The floor first: what it covers was published before the ends that are asked for next.
         reach = Reach(*(await _rows(connection, "sweep_reach", relay=self._settings.relay.name))[0])
         floor, oldest = reach.floor, await partitions.first(connection)
-        waiting = {
-            name
-            for name in self._topics
-            if await self._any_fateless(connection, name, reach, oldest)
-        }
+        waiting = set[str]()
+        for name in self._topics:
+            with self._alone(connection, name, failing):
+                if await self._any_fateless(connection, name, reach, oldest):
+                    waiting.add(name)
         overdue = await self._find_overdue(connection, reach)
         wanted = waiting | {topic for _, topic, _, _ in overdue}
         if not wanted:
@@ -205,16 +253,42 @@ class Sweep:
         looked = await asyncio.to_thread(self._look, wanted)
         for name, topic in looked.items():
             self._progress[name].note(topic, floor)
-        lost: list[tuple[int, int]] = []
+        lost, moved = list[tuple[int, int]](), list[tuple[int, int]]()
         for name in sorted(waiting & looked.keys()):
-            lost += await self._send_lost(connection, name, reach, oldest)
-        moved: list[tuple[int, int]] = []
+            with self._alone(connection, name, failing):
+                lost += await self._send_lost(connection, name, reach, oldest)
         for name in looked:
             heads = [each for each in overdue if each.topic == name]
-            moved += await self._send_overdue(connection, name, heads)
+            with self._alone(connection, name, failing):
+                moved += await self._send_overdue(connection, name, heads)
         _report("lost", lost)
         _report("overdue", moved)
         return len(lost) + len(moved)
+
+    @contextmanager
+    def _alone(
+        self, connection: psycopg.AsyncConnection[Any], name: str, failing: dict[str, str]
+    ) -> Iterator[None]:
+        """What fails of this topic within this holds up no other one."""
+        try:
+            yield
+        except psycopg.Error as error:
+            if connection.closed:
+                raise
+            failing[name] = refusal(error)
+            if self._failed.get(name) != failing[name]:
+                extra = {"topic": name, "error": failing[name]}
+                logger.warning("topic not swept", extra=extra)
+
+    @property
+    def waits(self) -> list[str]:
+        """What cannot be sent again, a line for each topic, and why."""
+        lines = []
+        for name, refused in self._refused.items():
+            if ids := refused.current():
+                more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
+                lines.append(f"message {min(ids)}{more} of topic {name}: {refused.reason}")
+        return [*lines, *(f"topic {name}: {reason}" for name, reason in self._failed.items())]
 
     async def _find_overdue(
         self, connection: psycopg.AsyncConnection[Any], reach: Reach
@@ -294,7 +368,10 @@ class Sweep:
             rows = await _rows(connection, "sweep_lost", **where, most=MOST)
             read += len(rows)
             lost = progress.lost(rows, current.passed)
-            sent += await self._resend(connection, lost)
+            keys = {outbox_id: key for outbox_id, key, _ in rows}
+            sent += await self._resend(
+                connection, name, [(one, keys[one]) for one in lost], current.held
+            )
             current.after = rows[-1][0] if len(rows) == MOST else upto
         return sent
 
@@ -312,11 +389,46 @@ class Sweep:
             for each in heads
         ]
         stuck = progress.lost(rows, progress.passed)
-        moved = await self._resend(connection, stuck)
-        watch.forget(stuck)
+        keys = {each.outbox_id: each.key for each in heads}
+        moved = await self._resend(connection, name, [(one, keys[one]) for one in stuck], set())
+        watch.forget(outbox_id for _, outbox_id in moved)
         return moved
 
     async def _resend(
+        self,
+        connection: psycopg.AsyncConnection[Any],
+        name: str,
+        messages: Sequence[tuple[int, str]],
+        held: set[str],
+    ) -> list[tuple[int, int]]:
+        """Send these again, each (id, key), in their order, but for what is refused.
+
+        Whatever is of the conversation of one that is refused stays behind it: its key is `held`.
+        """
+        refused = self._refused[name]
+        resting, sent = refused.current(), list[tuple[int, int]]()
+        held |= {key for outbox_id, key in messages if outbox_id in resting}
+        # Halved where one is refused, down to that one; what comes first of them is sent first.
+        left = [list(messages)]
+        while left:
+            part = [(one, key) for one, key in left.pop() if key not in held]
+            try:
+                sent += await self._send(connection, [one for one, _ in part])
+            except psycopg.Error as error:
+                if connection.closed or not sqlstate(error).startswith(OF_A_ROW):
+                    raise
+                if len(part) == 1:
+                    [(outbox_id, key)] = part
+                    held.add(key)
+                    refused.note(outbox_id, reason := refusal(error))
+                    about = {"topic": name, "outbox_id": outbox_id, "error": reason}
+                    logger.error("message cannot be sent again", extra=about)
+                else:
+                    middle = len(part) // 2
+                    left += [part[middle:], part[:middle]]
+        return sent
+
+    async def _send(
         self, connection: psycopg.AsyncConnection[Any], ids: list[int]
     ) -> list[tuple[int, int]]:
         if not ids:
@@ -353,12 +465,15 @@ class Sweep:
                     for tp in asked
                 }
             except KafkaException as error:
-                if name not in self._unreadable:
+                # A client that knew of leaders from before a fence names them for ever.
+                self._kafka = None
+                said = self._unreadable.get(name, -REFUSED_SECONDS)
+                if time.monotonic() - said >= REFUSED_SECONDS:
                     reason = kafka.reason(error)
                     logger.warning("topic not swept", extra={"topic": name, "error": reason})
-                self._unreadable.add(name)
+                    self._unreadable[name] = time.monotonic()
                 continue
-            self._unreadable.discard(name)
+            self._unreadable.pop(name, None)
             starts = {partition: start for partition, (start, _) in bounds.items()}
             ends = {partition: end for partition, (_, end) in bounds.items()}
             looked[name] = Topic(uuid, starts, ends, committed)
@@ -369,8 +484,6 @@ class Sweep:
 
         The consumer never joins its group, it only asks: the admin client's own request for a
         group's offsets takes the process down (confluent-kafka 2.16.1).
-
-        for a group's offsets takes the process down (confluent-kafka 2.16.1).
         """
         if self._kafka is None:
             options = kafka.client(self._settings)
