@@ -28,6 +28,15 @@ def sqlstate(error: BaseException) -> str:
     return getattr(original, "sqlstate", None) or ""
 
 
+def lasting(error: BaseException) -> bool:
+    """Whether another try meets it again: no outage, no full server, nobody in the way.
+
+    A statement that took too long is one that takes too long.
+    """
+    state = sqlstate(error)
+    return bool(state) and (state == "57014" or not state.startswith(PASSING))
+
+
 def words(error: BaseException) -> str:
     """The first line of what the server or the client said, or, where it may quote a row, names."""
     original = error.orig if isinstance(error, DBAPIError) else error

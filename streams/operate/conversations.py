@@ -8,6 +8,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from streams.database import query
+from streams.database.transacted import transacted
 from streams.errors import StreamsError
 from streams.message_id import MessageId, foreign, name_of, ours
 from streams.operate.replay import Operator, note
@@ -62,7 +63,8 @@ def release(
 
     NotHeld when there is none. Workers take it up within half a minute.
     """
-    with connection.begin():
+
+    def let_go() -> list[MessageId]:
         where = {"key": key, "topic": topic}
         holding = {"ids": [row[0] for row in connection.exec_driver_sql(query("holding"), where)]}
         ids: list[MessageId] = [
@@ -74,4 +76,6 @@ def release(
         connection.exec_driver_sql(query("release"), {"ids": ours(ids)})
         connection.exec_driver_sql(query("foreign_release"), foreign(ids))
         note(connection, operator, "release", ids, {"key": key, "topic": topic})
-    return ids
+        return ids
+
+    return transacted(connection, let_go)

@@ -6,8 +6,6 @@ Their rows stay, so that nothing else has to change.
 from __future__ import annotations
 
 import json
-import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,13 +18,13 @@ from sqlalchemy.exc import DBAPIError
 from streams.database import query
 from streams.database.partitions import first_sync
 from streams.database.refusals import IN_THE_WAY, sqlstate
+from streams.database.transacted import PAUSES, transacted
 from streams.errors import ServiceUnreachable
 from streams.operate.replay import Operator
 from streams.operate.trail import write_act
 
 WINDOW = 200_000
 SETTLED = ("consumed", "discarded")
-PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds at most between two tries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,23 +152,16 @@ def _erase_window(
 
 
 def _not_in_the_way(connection: Connection, window: Callable[[], Erased]) -> Erased:
-    """The window in a transaction, again where a worker and it were in each other's way.
-
-    Both lock several messages, and no order is kept by both. ServiceUnreachable in the end.
-    """
-    for pause in (*PAUSES, None):
-        try:
-            with connection.begin():
-                return window()
-        except DBAPIError as error:
-            if sqlstate(error) not in IN_THE_WAY:
-                raise
-        if pause is not None:
-            time.sleep(random.uniform(pause / 2, pause))
-    raise ServiceUnreachable(
-        f"workers or operators were in the way {len(PAUSES) + 1} times: run it again, it goes on"
-        " with what is left"
-    )
+    """The window in a transaction; ServiceUnreachable when others were always in its way."""
+    try:
+        return transacted(connection, window)
+    except DBAPIError as error:
+        if sqlstate(error) not in IN_THE_WAY:
+            raise
+        raise ServiceUnreachable(
+            f"workers or operators were in the way {len(PAUSES) + 1} times: run it again, it goes"
+            " on with what is left"
+        ) from error
 
 
 def _rows(connection: Connection, where: dict[str, Any], newest: int) -> list[Sequence[Any]]:

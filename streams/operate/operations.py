@@ -28,7 +28,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from streams.database import locks, query
-from streams.database.refusals import refusal, sqlstate
+from streams.database.refusals import IN_THE_WAY, lasting, refusal, sqlstate
 from streams.errors import ServiceUnreachable, StreamsError, UsageError
 from streams.message_id import MessageId, name_of, parts_of, read_name
 from streams.operate.replay import BATCH, Operator, discard, replay, slice_of
@@ -42,9 +42,6 @@ POLL_SECONDS = 1.0
 PORTION_SECONDS = 5.0
 """How long one call works at a rate: others come to their turn, and whoever stops it is heard."""
 ACTS = ("replay", "discard")
-# SQLSTATEs of what another try meets again: data, a constraint, a view's check, a limit of the
-# server, what a trigger raises.
-REFUSED = ("22", "23", "44", "54", "P0")
 
 
 class PreviewChanged(StreamsError):
@@ -271,7 +268,9 @@ def work(connection: Connection, number: int) -> float | None:
     except StreamsError as error:
         reason = str(error)
     except DBAPIError as error:
-        if not sqlstate(error).startswith(REFUSED):
+        if sqlstate(error) in IN_THE_WAY:
+            return POLL_SECONDS
+        if not lasting(error):
             raise
         reason = refusal(error)
     with connection.begin():

@@ -9,15 +9,17 @@ it up.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Connection
 
 from streams import codec, envelope
 from streams.database import query
+from streams.database.transacted import transacted
 from streams.errors import StreamsError, UsageError
 from streams.events import EventType
 from streams.message_id import MessageId, foreign, name_of, ours, parts_of
@@ -98,28 +100,30 @@ def replay(
     its outbox row, is refused; as part of an operation it is left alone, since it must not hold up
     the others.
     """
-    for batch in _paced(ids, rate):
-        with connection.begin():
-            if ledger is not None and not ledger.goes_on():
-                return
-            dead = _lock(connection, batch, ledger)
-            circling = {name for name in dead if not force and dead[name].replays >= MOST_REPLAYS}
-            chosen = [name for name in batch if name in dead and name not in circling]
-            if len(circling) == len(ids) == 1 and ledger is None:
-                raise ReplayLimitReached(
-                    f"message {ids[0]} was replayed {dead[ids[0]].replays} times already and died"
-                    " again: mend the cause, then --force"
-                )
-            if ledger is None:
-                _send_again(connection, chosen, dead)
-            else:
-                chosen = _send_what_can(connection, chosen, dead)
-            about = {"filter": choice.said(), "force": force} | _deaths(dead, chosen)
-            _account(connection, operator, "replay", chosen, about, ledger)
-            if ledger is not None:
-                outcomes = dict.fromkeys(batch, "gone") | dict.fromkeys(circling, "circling")
-                ledger.note(outcomes | dict.fromkeys(chosen, "sent"))
-        yield Step(len(chosen), len(circling), len(batch) - len(chosen) - len(circling))
+
+    def one(batch: Sequence[MessageId]) -> Step | None:
+        if ledger is not None and not ledger.goes_on():
+            return None
+        dead = _lock(connection, batch, ledger)
+        circling = {name for name in dead if not force and dead[name].replays >= MOST_REPLAYS}
+        chosen = [name for name in batch if name in dead and name not in circling]
+        if len(circling) == len(ids) == 1 and ledger is None:
+            raise ReplayLimitReached(
+                f"message {ids[0]} was replayed {dead[ids[0]].replays} times already and died"
+                " again: mend the cause, then --force"
+            )
+        if ledger is None:
+            _send_again(connection, chosen, dead)
+        else:
+            chosen = _send_what_can(connection, chosen, dead)
+        about = {"filter": choice.said(), "force": force} | _deaths(dead, chosen)
+        _account(connection, operator, "replay", chosen, about, ledger)
+        if ledger is not None:
+            outcomes = dict.fromkeys(batch, "gone") | dict.fromkeys(circling, "circling")
+            ledger.note(outcomes | dict.fromkeys(chosen, "sent"))
+        return Step(len(chosen), len(circling), len(batch) - len(chosen) - len(circling))
+
+    yield from _steps(connection, ids, rate, one)
 
 
 def discard(
@@ -132,18 +136,20 @@ def discard(
     ledger: Ledger | None = None,
 ) -> Iterator[Step]:
     """Give these dead messages up for good; each step is committed when it is yielded."""
-    for batch in _paced(ids, rate):
-        with connection.begin():
-            if ledger is not None and not ledger.goes_on():
-                return
-            chosen = list(_lock(connection, batch, ledger))
-            connection.exec_driver_sql(query("dead_discard"), {"ids": ours(chosen)})
-            connection.exec_driver_sql(query("foreign_discard"), foreign(chosen))
-            _account(connection, operator, "discard", chosen, {"filter": choice.said()}, ledger)
-            if ledger is not None:
-                done = dict.fromkeys(chosen, "done")
-                ledger.note({message_id: done.get(message_id, "gone") for message_id in batch})
-        yield Step(len(chosen), gone=len(batch) - len(chosen))
+
+    def one(batch: Sequence[MessageId]) -> Step | None:
+        if ledger is not None and not ledger.goes_on():
+            return None
+        chosen = list(_lock(connection, batch, ledger))
+        connection.exec_driver_sql(query("dead_discard"), {"ids": ours(chosen)})
+        connection.exec_driver_sql(query("foreign_discard"), foreign(chosen))
+        _account(connection, operator, "discard", chosen, {"filter": choice.said()}, ledger)
+        if ledger is not None:
+            done = dict.fromkeys(chosen, "done")
+            ledger.note({message_id: done.get(message_id, "gone") for message_id in batch})
+        return Step(len(chosen), gone=len(batch) - len(chosen))
+
+    yield from _steps(connection, ids, rate, one)
 
 
 def edit(
@@ -160,7 +166,8 @@ def edit(
 
     UsageError says what is wrong with the payload, or that it belongs to another conversation.
     """
-    with connection.begin():
+
+    def replace() -> None:
         dead, letter = _letter(connection, name, registry)
         key, payload = _checked(text, letter.event, letter.key, max_bytes)
         if letter.row is None:
@@ -170,6 +177,8 @@ def edit(
         _send_again(connection, [name], dead, None if letter.row is None else payload)
         about = {"edited": True, "replaced": letter.row} | _deaths(dead, [name])
         note(connection, operator, "replay", [name], about)
+
+    transacted(connection, replace)
 
 
 def compare(
@@ -222,6 +231,20 @@ def note(
 def slice_of(rate: float | None) -> int:
     """How many messages go at once at so many a second."""
     return BATCH if rate is None else max(1, min(BATCH, int(rate)))
+
+
+def _steps(
+    connection: Connection,
+    ids: Sequence[MessageId],
+    rate: float | None,
+    one: Callable[[Sequence[MessageId]], Step | None],
+) -> Iterator[Step]:
+    """Each slice of the plan in a transaction, until there is no step of one."""
+    for batch in _paced(ids, rate):
+        step = transacted(connection, partial(one, batch))
+        if step is None:
+            return
+        yield step
 
 
 def _paced(ids: Sequence[MessageId], rate: float | None) -> Iterator[Sequence[MessageId]]:

@@ -11,7 +11,7 @@ from sqlalchemy import NullPool
 
 from streams import operate
 from streams.cli import cli
-from streams.database import sync_engine
+from streams.database import sync_engine, transacted
 from streams.errors import ServiceUnreachable, UsageError
 from streams.operate import erase as erasing
 from tests.fixtures.aged import work
@@ -205,6 +205,7 @@ def test_an_erasure_by_force_that_meets_a_worker_crosswise_begins_the_window_aga
 def test_an_erasure_that_others_hold_up_each_time_says_so_and_has_done_nothing(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(transacted, "PAUSES", (0.01, 0.01))
     monkeypatch.setattr(erasing, "PAUSES", (0.01, 0.01))
     monkeypatch.setenv("PGOPTIONS", "-c lock_timeout=10ms")
     with stage.bench.another() as other:

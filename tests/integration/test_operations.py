@@ -16,7 +16,7 @@ from sqlalchemy import Connection, NullPool
 from sqlalchemy.exc import DBAPIError
 
 from streams import operate
-from streams.database import sync_engine
+from streams.database import sync_engine, transacted
 from streams.errors import UsageError
 from streams.operate import operations
 from streams.operate.operations import NoSuchOperation, Operation, PreviewChanged
@@ -363,18 +363,93 @@ def test_what_the_database_refuses_of_one_is_its_reason_and_holds_up_no_other(
     assert (ended.state, ended.done) == ("done", 3)
 
 
-def test_a_database_that_is_away_stops_no_operation(
-    business: psycopg.Connection[Any], desk: Connection
+@pytest.mark.parametrize(
+    ("does", "reason"),
+    [
+        ("RAISE insufficient_privilege", "InsufficientPrivilege (SQLSTATE 42501)"),
+        ("PERFORM FROM gone", "UndefinedTable (SQLSTATE 42P01)"),
+        ("PERFORM pg_sleep(30)", "QueryCanceled (SQLSTATE 57014)"),
+    ],
+)
+def test_whatever_is_met_again_stops_one_operation_and_holds_up_no_other(
+    business: psycopg.Connection[Any], desk: Connection, does: str, reason: str
 ) -> None:
+    """A trigger of somebody's own that lacks a right or a table, or takes too long."""
+    business.execute(
+        f"CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {does}; RETURN NEW;"
+        " END$$; CREATE TRIGGER slow BEFORE INSERT ON outbox FOR EACH ROW"
+        " WHEN (NEW.resend_of IS NOT NULL) EXECUTE FUNCTION slow()".encode()
+    )
+    die(business, 2), die(business, 1, "later")
+    first, second = begun(desk), begun(desk, Choice(error="later"), "discard")
+    desk.exec_driver_sql("SET statement_timeout = '300ms'")
+    desk.commit()
+    for _ in range(3):
+        operations.work_all(desk)
+    stopped, done = (operations.operation(desk, one.id) for one in (first, second))
+    assert (stopped.state, done.state) == ("stopped", "done")
+    assert stopped.reason == f"PostgreSQL refuses it: {reason}"
+
+
+def test_what_is_in_the_way_stops_no_operation(
+    business: psycopg.Connection[Any], desk: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transacted, "PAUSES", (0.01,))
     die(business, 1)
     operation = begun(desk)
     with business.transaction():
         business.execute("LOCK TABLE outbox_state")
         desk.exec_driver_sql("SET lock_timeout = '10ms'")
         desk.commit()
-        with pytest.raises(DBAPIError, match="lock timeout"):
-            operations.work_all(desk)
+        assert operations.work_all(desk) > 0
     assert operations.operation(desk, operation.id).state == "running"
+
+
+def test_a_database_that_is_away_stops_no_operation(
+    business: psycopg.Connection[Any], desk: Connection
+) -> None:
+    die(business, 1)
+    operation = begun(desk)
+    pid = desk.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+    desk.commit()
+    business.execute("SELECT pg_terminate_backend(%s)", [pid])
+    with pytest.raises(DBAPIError):
+        operations.work_all(desk)
+    assert operations.operation(desk, operation.id).state == "running"
+
+
+@pytest.mark.parametrize("act", ["replay", "discard"])
+async def test_an_act_that_meets_a_worker_crosswise_is_begun_again(
+    database: str,
+    business: psycopg.Connection[Any],
+    desk: Connection,
+    eventually: Eventually,
+    act: str,
+) -> None:
+    first, *_, last = die(business, 3)
+    locked = "SELECT FROM outbox_state WHERE outbox_id = %s FOR UPDATE"
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname ="
+    waits += " current_database()"
+
+    def acted() -> int:
+        ids = operate.plan(desk, CODE)
+        steps = (
+            operate.replay(desk, ids, ANN, CODE)
+            if act == "replay"
+            else operate.discard(desk, ids, ANN, CODE)
+        )
+        return sum(step.done for step in steps)
+
+    with psycopg.connect(database) as worker, ThreadPoolExecutor(1) as pool:
+        worker.execute("SET LOCAL deadlock_timeout = '1min'")  # the other one is to give way
+        worker.execute(locked, [last])
+        done = pool.submit(acted)
+        await eventually(lambda: business.execute(waits.encode()).fetchone() != (0,))
+        worker.execute(locked, [first])
+        worker.commit()
+        assert done.result(30) == 3
+    acts = business.execute("SELECT act FROM outbox_actions").fetchall()
+    assert acts == [(act,)]
 
 
 async def test_one_whose_process_was_killed_is_taken_up_by_whoever_lives(
