@@ -279,10 +279,11 @@ ORDER BY outbox_id
 LIMIT %(most)s;
 
 -- foreign_dead_for_long --
--- Messages of other systems that are dead for longer than so many seconds.
+-- Messages of other systems that are dead for longer than so many seconds, behind one of them.
 SELECT source, outbox_id
 FROM outbox_foreign
-WHERE status = 'dead' AND updated_at < now() - %(seconds)s * interval '1 second'
+WHERE status = 'dead' AND (source, outbox_id) > (%(source)s, %(after)s)
+  AND updated_at < now() - %(seconds)s * interval '1 second'
 ORDER BY source, outbox_id
 LIMIT %(most)s;
 

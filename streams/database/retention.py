@@ -200,15 +200,24 @@ class Retention:
             "expire_direct": 0.0,  # by ranges that were emptied
             "expire_audit_ranges": 0.0,
         }
-        steps: dict[str, Callable[[], Awaitable[None]]] = {"discard": self._discard}
-        steps |= {name: partial(self._older, name, days) for name, days in periods.items()}
+        steps: dict[str, Callable[[], Awaitable[None]]] = {}
+        if self._periods.dead is not None:
+            for each in await self._ranges():
+                name = f"discard of what is dead too long among {each.first} to {each.last}"
+                steps[name] = partial(self._discard, each)
+            name = "discard of other systems' messages that are dead too long"
+            steps[name] = self._discard_foreign
+        steps |= {
+            f"{name} of what is too old": partial(self._older, name, days)
+            for name, days in periods.items()
+        }
         for name, step in steps.items():
             try:
                 await step()
             except psycopg.Error as error:
                 if self._connection.closed:
                     raise
-                failed.append(f"{name} of what is too old: {refusal(error)}")
+                failed.append(f"{name}: {refusal(error)}")
         return failed
 
     async def overdue(self) -> list[str]:
@@ -510,27 +519,51 @@ class Retention:
 
     # What else grows.
 
-    async def _discard(self) -> None:
-        """Dead letters whose period is over are given up, act noted."""
-        if self._periods.dead is None:
-            return
-        seconds = self._periods.dead * DAY
-        for each in await self._ranges():
-            while True:
-                bounds = {"first": each.first, "last": each.last, "seconds": seconds, "most": PART}
-                ids = [row[0] for row in await self._rows("dead_for_long", **bounds)]
-                if not ids:
-                    break
+    async def _discard(self, each: Range) -> None:
+        """Dead letters of a range whose period is over are given up, act noted."""
+        assert self._periods.dead is not None
+        seconds, after = self._periods.dead * DAY, each.first - 1
+        while True:
+            bounds = {"first": after + 1, "last": each.last, "seconds": seconds, "most": PART}
+            ids = [row[0] for row in await self._rows("dead_for_long", **bounds)]
+            if not ids:
+                return
+            await self._transacted(partial(self._discard_some, ids))
+            after = ids[-1]  # whatever a trigger of somebody's keeps as it is
+
+    async def _discard_foreign(self) -> None:
+        """The same of other systems' dead letters."""
+        assert self._periods.dead is not None
+        asked = {"seconds": self._periods.dead * DAY, "most": PART}
+        after = ("", -1)
+        while rows := await self._rows(
+            "foreign_dead_for_long", source=after[0], after=after[1], **asked
+        ):
+            await self._transacted(partial(self._discard_some_foreign, rows))
+            after = rows[-1][0], rows[-1][1]
+
+    async def _discard_some(self, ids: Sequence[int]) -> None:
+        dead = [row[0] for row in await self._rows("dead_lock", ids=ids)]
+        await self._rows("dead_discard", ids=dead)
+        await self._note(dead, [str(one) for one in dead])
+
+    async def _discard_some_foreign(self, rows: Sequence[Sequence[Any]]) -> None:
+        # An operator may have replayed some of them meanwhile.
+        locked = await self._rows("foreign_lock", **_foreign(rows))
+        await self._rows("foreign_discard", **_foreign(locked))
+        await self._note([], [f"{source}:{one}" for source, one, *_ in locked])
+
+    async def _transacted(self, step: Callable[[], Awaitable[None]]) -> None:
+        """The step in a transaction, again for some seconds where somebody is in its way."""
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
                 async with self._connection.transaction():
-                    dead = [row[0] for row in await self._rows("dead_lock", ids=ids)]
-                    await self._rows("dead_discard", ids=dead)
-                    await self._note(dead, [str(one) for one in dead])
-        while rows := await self._rows("foreign_dead_for_long", seconds=seconds, most=PART):
-            async with self._connection.transaction():
-                # An operator may have replayed some of them meanwhile.
-                locked = await self._rows("foreign_lock", **_foreign(rows))
-                await self._rows("foreign_discard", **_foreign(locked))
-                await self._note([], [f"{source}:{one}" for source, one, *_ in locked])
+                    return await step()
+            except (errors.LockNotAvailable, errors.DeadlockDetected):
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(AGAIN_SECONDS)
 
     async def _note(self, ids: Sequence[int], names: Sequence[str]) -> None:
         if not names:

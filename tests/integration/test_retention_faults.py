@@ -222,6 +222,35 @@ def test_what_cannot_be_deleted_holds_up_nothing_else_and_is_told(aged: Stage) -
     )
 
 
+def test_a_dead_letter_that_cannot_be_given_up_holds_up_no_other_range(aged: Stage) -> None:
+    """A trigger of somebody's own refuses one, and another one keeps one as it is."""
+    aged.bench.connection.execute(
+        "UPDATE outbox_state SET updated_at = now() - interval '400 days' WHERE status = 'dead';"
+        "CREATE FUNCTION forbid() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN IF OLD.outbox_id = 5 THEN RAISE 'a word of theirs'; END IF; RETURN NULL; END$$;"
+        "CREATE TRIGGER forbid BEFORE UPDATE ON outbox_state FOR EACH ROW"
+        " WHEN (OLD.outbox_id = 5 OR OLD.outbox_id = 13) EXECUTE FUNCTION forbid();"
+        'INSERT INTO outbox_foreign (source, outbox_id, topic, key, partition, "offset", status,'
+        " payload, created_at, updated_at) SELECT 'theirs', n, 't', 'k', 0, n, 'dead', '{}', now(),"
+        " now() - interval '400 days' FROM generate_series(1, 3) AS n"
+    )
+
+    async def expire() -> list[str]:
+        async with await connect(aged.bench._url) as connection, holding(connection):
+            return await Retention(connection, PERIODS).expire()
+
+    [failed] = aged.bench.run(expire())
+    assert failed == (
+        "discard of what is dead too long among 0 to 9: PostgreSQL refuses it: RaiseException"
+        " (SQLSTATE P0001)"
+    )
+    gone = "SELECT count(*) FROM outbox_foreign WHERE status = 'dead'"
+    assert aged.bench.query(gone) == [(0,)]
+    aged.bench.connection.execute("DROP TRIGGER forbid ON outbox_state")
+    assert aged.bench.run(expire()) == []
+    assert aged.bench.query("SELECT count(*) FROM outbox_state WHERE status = 'dead'") == [(0,)]
+
+
 def test_a_partition_that_cannot_be_dropped_holds_up_no_other_and_is_told(aged: Stage) -> None:
     """A view of somebody's own stands on it."""
     enqueue(aged, "d", 10)

@@ -38,6 +38,7 @@ logger = logging.getLogger("streams.relay")
 ROUND_SECONDS = 10.0
 RETENTION_SECONDS = 60.0
 EXPIRE_SECONDS = 3600.0
+AGAIN_SECONDS = 300.0
 
 
 class Housekeeping:
@@ -110,6 +111,8 @@ class Housekeeping:
                 if time.monotonic() - self._expired_at >= EXPIRE_SECONDS:
                     self._expired_at = time.monotonic()
                     self._failed = [f"retention: {failed}" for failed in await work.expire()]
+                    if self._failed:  # somebody may have been in its way: no hour of rest for that
+                        self._expired_at = time.monotonic() - EXPIRE_SECONDS + AGAIN_SECONDS
                 waits += self._failed
                 async for step in work.steps():
                     waits += self._told(step)
