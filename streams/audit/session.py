@@ -96,7 +96,8 @@ class Session:
             with self._driver.transaction():
                 yield
         finally:
-            self._driver.isolation_level = self._driver.read_only = None
+            if not self._driver.closed:  # why it is, is what the caller has to hear
+                self._driver.isolation_level = self._driver.read_only = None
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

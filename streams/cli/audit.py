@@ -54,7 +54,8 @@ def command(
 ) -> None:
     """Prove that nothing was lost, doubled or put in another order, on the live system.
 
-    Exit code 0: all is well. 1: something is wrong. 3: PostgreSQL or Kafka cannot be reached.
+    Exit code 0: all is well. 1: something is wrong. 2: PostgreSQL refuses. 3: PostgreSQL or
+    Kafka cannot be reached.
     """
     settings = load()
     registry = configured(settings)

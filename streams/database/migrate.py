@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 
+import psycopg
 from sqlalchemy import Connection
 from sqlalchemy.exc import (
     DBAPIError,
@@ -238,8 +239,15 @@ def connection(settings: Settings) -> Iterator[Connection]:
     """
     try:
         with _connect(settings) as database:
-            yield database
-    except DBAPIError as error:
+            driver = database.connection.driver_connection
+            try:
+                yield database
+            except psycopg.Error:
+                # Of the driver itself: SQLAlchemy, which did not see it, would end a transaction.
+                if getattr(driver, "closed", False):
+                    database.invalidate()
+                raise
+    except (DBAPIError, psycopg.Error) as error:
         raise told(error, redact(settings.database_url)) from error
 
 

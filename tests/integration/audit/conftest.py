@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
+import streams.audit
 from streams import operate
 from streams.audit import examine
 from streams.cli import cli
@@ -20,10 +22,13 @@ from streams.dev.kafka import KafkaBroker
 from streams.dev.postgres import PostgresServer
 from streams.registry import configured
 from tests.conftest import World
+from tests.fixtures.listed import ListedTopics, Log
 from tests.fixtures.load import offsets
 from tests.fixtures.publish import enqueue, payload
+from tests.fixtures.simulation import Bench
 from tests.fixtures.slots import drop_slot
 from tests.integration.audit.spoil import GRACE, Report
+from tests.integration.audit.three_ranges import ROWS, WIDTH
 
 CHATS = 40
 # This conversation's partition is behind: nobody may call its last messages lost.
@@ -190,3 +195,34 @@ def audit(copy: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]
         return report
 
     return invoke
+
+
+@pytest.fixture
+def bench(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """Three ranges of messages, all persisted; no Kafka."""
+    log = Log()
+
+    def topics(*_: object) -> AbstractContextManager[ListedTopics]:
+        return nullcontext(ListedTopics(log))
+
+    monkeypatch.setattr(streams.audit, "Topics", topics)
+    monkeypatch.setattr(examine, "WIDTH", WIDTH)
+    with Bench(database) as bench:
+        bench.note_topic(log.uuid)
+        bench.connection.execute(
+            "INSERT INTO outbox (biz_type, topic, key, payload)"
+            " SELECT 'plain', 'notes', 'a', json_build_object('book', 'a', 'note', n::text)"
+            f" FROM generate_series(1, {ROWS}) AS n"
+        )
+        bench.connection.execute(
+            'INSERT INTO outbox_state (outbox_id, status, partition, "offset", applied)'
+            " SELECT id, 'consumed', 0, id, nextval('outbox_applied') FROM outbox ORDER BY id"
+        )
+        bench.connection.execute(
+            "INSERT INTO notes (outbox_id, book, note)"
+            " SELECT id, 'a', payload->>'note' FROM outbox ORDER BY id"
+        )
+        log.partitions[0].extend([None] * (ROWS + 1))  # type: ignore[list-item]
+        log.committed[0] = ROWS + 1
+        bench.raise_floor(ROWS)
+        yield bench

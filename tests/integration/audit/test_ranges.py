@@ -2,75 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from threading import Event
-from typing import Any
 
 import psycopg
 import pytest
 from click.testing import CliRunner
 
-import streams.audit
 from streams.audit import Report, examine, session, waiting
 from streams.cli import cli
-from streams.database import locks, migrate, query
+from streams.database import locks, query
 from streams.errors import ServiceUnreachable
-from tests.fixtures.listed import ListedTopics, Log
 from tests.fixtures.simulation import Bench
-
-WIDTH = 10
-ROWS = 30
-
-
-@pytest.fixture
-def bench(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """Three ranges of messages, all persisted; no Kafka."""
-    log = Log()
-
-    def topics(*_: object) -> AbstractContextManager[ListedTopics]:
-        return nullcontext(ListedTopics(log))
-
-    monkeypatch.setattr(streams.audit, "Topics", topics)
-    monkeypatch.setattr(examine, "WIDTH", WIDTH)
-    with Bench(database) as bench:
-        bench.note_topic(log.uuid)
-        bench.connection.execute(
-            "INSERT INTO outbox (biz_type, topic, key, payload)"
-            " SELECT 'plain', 'notes', 'a', json_build_object('book', 'a', 'note', n::text)"
-            f" FROM generate_series(1, {ROWS}) AS n"
-        )
-        bench.connection.execute(
-            'INSERT INTO outbox_state (outbox_id, status, partition, "offset", applied)'
-            " SELECT id, 'consumed', 0, id, nextval('outbox_applied') FROM outbox ORDER BY id"
-        )
-        bench.connection.execute(
-            "INSERT INTO notes (outbox_id, book, note)"
-            " SELECT id, 'a', payload->>'note' FROM outbox ORDER BY id"
-        )
-        log.partitions[0].extend([None] * (ROWS + 1))  # type: ignore[list-item]
-        log.committed[0] = ROWS + 1
-        bench.raise_floor(ROWS)
-        yield bench
-
-
-def audit(bench: Bench, **more: Any) -> Report:
-    """As `streams audit` does it."""
-    options = {"patience": 0.0, "age": 1e9} | more
-    with migrate.connection(bench.settings) as connection:
-        return streams.audit.audit(connection, bench.settings, bench.registry, **options)
-
-
-def lose(bench: Bench, outbox_id: int) -> None:
-    """It was published, and nobody persisted it."""
-    bench.connection.execute("DELETE FROM notes WHERE outbox_id = %s", [outbox_id])
-    bench.connection.execute("DELETE FROM outbox_state WHERE outbox_id = %s", [outbox_id])
-
-
-def missing(report: Report) -> list[int]:
-    """The ids that the report calls missing."""
-    return [example["outbox_id"] for example in report.wrong["missing"]["examples"]]
+from tests.integration.audit.three_ranges import ROWS, WIDTH, audit, lose, missing
 
 
 @pytest.mark.parametrize("hole", [1, 11])
