@@ -8,6 +8,7 @@ committed offsets have passed those ends.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -26,8 +27,8 @@ from streams.broker.partitioner import partition_of
 from streams.message_id import MessageId
 from streams.registry import Registry
 
-# So many messages that nobody has persisted yet, in one range, are a backlog: it is left for the
-# next audit.
+# So many messages of one range that are on their way, or wait beyond what is told of, are a
+# backlog: the next audit begins with that range again. What is behind it is looked at all the same.
 BACKLOG = 1000
 LEFT = 20_000
 OPEN = 5_000
@@ -68,6 +69,7 @@ class Audit:
         report = self.report
         self._first, _, report.floor = self._session.rows("audit_bounds")[0]
         self._positions = self._topics.partitions()
+        self._partitions = Counter(name for name, _ in self._positions)
         heads, looked = self._heads(), time.monotonic()
         self._waiting.look()
         self._wait()
@@ -219,13 +221,16 @@ class Audit:
         report.first, report.until = after + 1, after
         if tallies:
             tallies.count(EVERYTHING, after)
+        settles = True
         while after < report.floor:
             if gone := next(
                 (last for first, last in self._retired if first <= after + 1 <= last), None
             ):
                 if tallies:
                     tallies.count(after, gone)
-                after = report.until = gone
+                after = gone
+                if settles:
+                    report.until = gone
                 continue
             ends = [first - 1 for first, _ in self._retired if first > after + 1]
             until = min(after + WIDTH, report.floor, *ends)
@@ -237,18 +242,20 @@ class Audit:
                     else min(report.floor, *ends)
                 )
             finding, wrong, unsettled = self._look(after, until, None)
-            if self._backlog > BACKLOG:
+            if self._backlog > BACKLOG and settles:
+                settles = False
                 report.notes.append(
-                    f"messages after {after} are left for later: the workers are behind"
+                    f"messages after {after} are looked at again next time: the workers are behind"
                 )
-                break
             others = self._order(finding)
-            self._store(finding, wrong | unsettled)
+            self._keep(finding, wrong | unsettled if settles else None)
             self._compare_with(others)
             if tallies:
                 tallies.count(after, until)
             advance(until - after, report.floor - report.first + 1)
-            after = report.until = until
+            after = until
+            if settles:
+                report.until = until
         if tallies:
             tallies.compare(after)
 
@@ -293,8 +300,11 @@ class Audit:
             if of.get(outbox_id) == of.get(earlier):
                 self.report.add("out_of_order", outbox_id, before=earlier)
 
-    def _store(self, finding: Range, left: set[int]) -> None:
-        """Short ranges that follow each other become one."""
+    def _keep(self, finding: Range, left: set[int] | None) -> None:
+        """Remember the range; write it down with what was left of it, unless that is None.
+
+        Short ranges that follow each other become one.
+        """
         before = self._known[-1] if self._known else None
         whole = finding
         if (
@@ -308,6 +318,8 @@ class Audit:
         self._known.append(whole)
         # What is remembered is this range alone, not what it was merged with.
         self._remembered = whole if whole is finding else None
+        if left is None:
+            return
         with self._session.transaction():
             reach = orjson.dumps(whole.plain()).decode()
             self._session.rows("audited", first=whole.after + 1, until=whole.until, reach=reach)
@@ -378,23 +390,25 @@ class Audit:
             return self._session.rows("audit_keys_with_care", **bounds)
 
     def _judge(self, unclaimed: list[tuple[Any, ...]]) -> int:
-        """Which messages without a state are lost; returns how many may still be on their way."""
+        """Which messages without a state are lost; returns how many may still be on their way.
+
+        What waits for so long that it is told of as unread is not counted.
+        """
         waiting = 0
         for outbox_id, topic, key, resent, created_ms, old in unclaimed:
             place = self._place(topic, key)
             if (resent or 0) > self.report.floor:
                 waiting += 1
             elif place is None or not self._positions[place].worked:
-                waiting += 1
-                if old:
-                    self._waiting.unread[outbox_id] = topic, place
+                told = old and self._waiting.is_unread(outbox_id, topic, place)
+                waiting += not told
             else:
                 self.lost[outbox_id] = place, created_ms
         return waiting
 
     def _place(self, topic: str, key: str) -> Place | None:
         """The partition of a conversation, if there is such a topic."""
-        count = sum(name == topic for name, _ in self._positions)
+        count = self._partitions[topic]
         return (topic, partition_of(key, count)) if count else None
 
     def _locate(self) -> None:

@@ -19,13 +19,12 @@ from streams.registry import Registry
 SILENT_SECONDS = 10.0
 # So many unpublished rows are counted; where that many wait, the rest does as well.
 MOST = 10_000
+# So many unread messages of one topic are kept.
+MOST_UNREAD = 10_000
 
 
 class Waiting:
-    """What waits longer than `age` seconds.
-
-    `unread` is filled in while messages are looked at: {id: (topic, place)}.
-    """
+    """What waits longer than `age` seconds."""
 
     def __init__(
         self, session: Session, topics: Topics, registry: Registry, report: Report, age: float
@@ -37,7 +36,7 @@ class Waiting:
             report,
         )
         self.age = age
-        self.unread: dict[int, tuple[str, Place | None]] = {}
+        self._unread: dict[str, dict[int, Place | None]] = {}
         self._above: dict[tuple[int, int], set[int]] = {}
         self._pending = False
 
@@ -51,6 +50,14 @@ class Waiting:
             if left <= 0:
                 break
         [(_, self._pending)] = self._session.rows("audit_relays", floor=self._report.floor)
+
+    def is_unread(self, outbox_id: int, topic: str, place: Place | None) -> bool:
+        """Keep a message that nobody has read to be told of; False when its topic has too many."""
+        unread = self._unread.setdefault(topic, {})
+        if outbox_id not in unread and len(unread) >= MOST_UNREAD:
+            return False
+        unread[outbox_id] = place
+        return True
 
     def judge(self, positions: Mapping[Place, Partition]) -> None:
         """The second time: what still waits, and who is missing.
@@ -81,9 +88,14 @@ class Waiting:
 
     def _judge_workers(self, positions: Mapping[Place, Partition]) -> None:
         report, latest = self._report, self._topics.partitions()
-        left = [row[0] for row in self._session.rows("audit_stateless", ids=sorted(self.unread))]
-        for outbox_id in left:
-            topic, place = self.unread[outbox_id]
+        left = [
+            (at, topic, row[0])
+            for topic, places in self._unread.items()
+            for at, row in enumerate(self._session.rows("audit_stateless", ids=sorted(places)))
+        ]
+        # The first of each topic, then the second of each: many of one hide none of another.
+        for _, topic, outbox_id in sorted(left):
+            place = self._unread[topic][outbox_id]
             report.add("unread", outbox_id, topic=topic, partition=place[1] if place else None)
         lagging = [
             place

@@ -10,9 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from streams.audit import Report, examine, session, waiting
+from streams.broker.consumers import ConsumerGroup
 from streams.cli import cli
 from streams.database import locks, query
 from streams.errors import ServiceUnreachable
+from tests.fixtures.listed import ListedTopics
 from tests.fixtures.simulation import Bench
 from tests.integration.audit.three_ranges import ROWS, WIDTH, audit, lose, missing
 
@@ -131,6 +133,37 @@ def test_replays_that_wait_for_workers_hide_no_lost_one(
     bench.raise_floor(ROWS + 5)
     report = audit(bench)
     assert [each["outbox_id"] for each in report.wrong["lost_replay"]["examples"]] == [9]
+
+
+@pytest.mark.parametrize("most", [2, 8])
+def test_unread_messages_of_one_topic_hide_nothing_of_another(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """More of them than make a backlog; nobody consumes that topic any more."""
+    monkeypatch.setattr(examine, "BACKLOG", 3)
+    monkeypatch.setattr(waiting, "MOST_UNREAD", most)
+    group = ConsumerGroup("books", members=1, settled=True, partitions={}, assigned={})
+    monkeypatch.setattr(ListedTopics, "group", lambda _: group)
+    bench.connection.execute("UPDATE outbox SET topic = 'away' WHERE id <= 8")
+    for outbox_id in (1, 2, 3, 4, 5, 6, 7, 8, 15, 25):
+        lose(bench, outbox_id)
+    bench.connection.execute("UPDATE outbox SET topic = 'gone' WHERE id = 15")
+    for full in (True, False):
+        # On their way, as far as anybody knows: the range is not settled, the rest is looked at.
+        report = audit(bench, full=full)
+        assert (missing(report), set(report.wrong), report.until) == ([25], {"missing"}, 0)
+        assert report.notes == [
+            "messages after 0 are looked at again next time: the workers are behind"
+        ]
+        assert report.messages == ROWS
+    report = audit(bench, age=0.0)
+    assert missing(report) == [25]
+    assert report.wrong["unread"]["count"] == most + 1
+    assert [each["topic"] for each in report.wrong["unread"]["examples"][:2]] == ["away", "gone"]
+    # Told of, all of them: the ranges are settled, and they are left.
+    assert (report.until, report.left) == ((ROWS, 10) if most == 8 else (0, 0))
+    again = audit(bench, age=0.0)
+    assert (again.wrong, again.left) == (report.wrong, report.left)
 
 
 def test_no_third_audit_waits_and_the_second_does_not_for_ever(
