@@ -252,13 +252,14 @@ SELECT id FROM audit_rows WHERE status IS NULL OR status NOT IN ('consumed', 'di
 SELECT id FROM audit_rows ORDER BY id;
 
 -- audit_unclaimed --
--- Messages without a state: where their record has to be, whether it was sent again, and whether
--- that was long ago.
+-- Messages without a state: where their record has to be, whether it was sent again, whether that
+-- was long ago, and of which kind they are.
 SELECT a.id, o.topic, o.key, a.resent,
        CASE WHEN o.created_at BETWEEN '1970-01-01' AND '9999-12-31'
             THEN (extract(epoch FROM o.created_at) * 1000)::bigint ELSE 0 END,
        coalesce((SELECT r.created_at FROM outbox AS r WHERE r.id = a.resent), o.created_at)
-           < (now() AT TIME ZONE 'UTC') - %(age)s * interval '1 second'
+           < (now() AT TIME ZONE 'UTC') - %(age)s * interval '1 second',
+       o.biz_type
 FROM audit_rows AS a
 JOIN outbox AS o ON o.id = a.id
 WHERE a.status IS NULL

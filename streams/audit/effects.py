@@ -11,6 +11,7 @@ from psycopg import errors
 from streams import codec
 from streams.audit.report import Report
 from streams.audit.session import Session
+from streams.audit.tables import Tables
 from streams.database import effects
 from streams.errors import MessageError
 from streams.registry import Agent, Registry
@@ -23,8 +24,10 @@ UNREADABLE = (psycopg.DataError, errors.StatementTooComplex)
 class Effects:
     """The checks of every agent that says how its effect is recognised."""
 
-    def __init__(self, session: Session, registry: Registry, report: Report) -> None:
-        self._session, self._report = session, report
+    def __init__(
+        self, session: Session, tables: Tables, registry: Registry, report: Report
+    ) -> None:
+        self._session, self._report, self._reading = session, report, tables
         self._agents = [
             agent for _, agent in sorted(registry.agents.items()) if agent.effect is not None
         ]
@@ -38,28 +41,50 @@ class Effects:
             )
 
     def look(self, where: dict[str, Any]) -> set[int]:
-        """Check the effects of the messages that were read; the ids of those that are wrong."""
+        """Check the effects of the messages that were read; the ids of those that are wrong.
+
+        Those in a table that cannot be read are not among them.
+        """
         wrong: set[int] = set()
-        for agent in self._agents:
-            wrong |= self._compare(agent, where, None)
+        # What reads the table alone comes first: what it refuses is no payload's fault.
         for table, effect in self._tables.items():
-            for outbox_id, count in self._session.rows(effects.doubled(effect), **where):
+            rows = self._reading.rows(table, effects.doubled(effect), where)
+            for outbox_id, count in rows:
                 self._report.add("doubled_effect", outbox_id, table=table, effects=count)
                 wrong.add(outbox_id)
-            for (outbox_id,) in self._session.rows(
-                effects.phantoms(effect), **where, biz_types=self._kinds(table)
-            ):
+            parameters = where | {"biz_types": self._kinds(table)}
+            for (outbox_id,) in self._reading.rows(table, effects.phantoms(effect), parameters):
                 self._report.add("phantom_effect", outbox_id, table=table)
                 wrong.add(outbox_id)
             if effect.order and where["ids"] is None:
-                for outbox_id, earlier in self._session.rows(effects.reordered(effect), **where):
+                rows = self._reading.rows(table, effects.reordered(effect), where)
+                for outbox_id, earlier in rows:
                     self._report.add("reordered_effect", outbox_id, table=table, before=earlier)
+        for agent in self._agents:
+            wrong |= self._compare(agent, where, None)
         return wrong
+
+    @property
+    def unchecked(self) -> frozenset[str]:
+        """The tables with effects that cannot be read, as far as that was tried."""
+        return frozenset(self._tables.keys() & self._reading.unchecked)
+
+    def try_all(self) -> None:
+        """Find out which tables cannot be read; `audit_rows` is empty."""
+        self.look({"after": 0, "until": 0, "ids": None})
+
+    def checked(self, biz_type: str) -> bool:
+        """Whether effects of this kind were looked for, or nobody says what they are."""
+        return all(
+            agent.effect is None or agent.effect.table not in self._reading.unchecked
+            for agent in self._agents
+            if agent.event.biz_type == biz_type
+        )
 
     def beyond(self) -> None:
         """Effects whose ids were never drawn."""
         for table, effect in self._tables.items():
-            for (outbox_id,) in self._session.rows(effects.beyond(effect)):
+            for (outbox_id,) in self._reading.rows(table, effects.beyond(effect), {}):
                 self._report.add("phantom_effect", outbox_id, table=table)
         if self._uncompared:
             self._report.notes.append(
@@ -79,7 +104,7 @@ class Effects:
         When a payload cannot be read, it compares halves, until that one stands alone.
         """
         assert agent.effect is not None
-        statement, wrong = effects.compare(agent.effect), set[int]()
+        table, statement, wrong = agent.effect.table, effects.compare(agent.effect), set[int]()
         # Of halves no more is read than what they span.
         bounds = {
             "after": min(ids) - 1 if ids else where["after"],
@@ -87,14 +112,12 @@ class Effects:
             "biz_type": agent.event.biz_type,
         }
         try:
-            with self._session.transaction():
-                rows = self._session.rows(
-                    statement, **bounds, ids=None if ids is None else list(ids)
-                )
+            parameters = bounds | {"ids": None if ids is None else list(ids)}
+            rows = self._reading.rows(table, statement, parameters, but=UNREADABLE)
         except UNREADABLE:
             left = [row[0] for row in self._session.rows("audit_ids")] if ids is None else ids
-            if len(left) == 1:
-                self._uncompared += 1
+            if len(left) <= 1:
+                self._uncompared += len(left)
                 return wrong
             middle = len(left) // 2
             return self._compare(agent, where, left[:middle]) | self._compare(
@@ -104,18 +127,21 @@ class Effects:
             fields = self._altered(agent, outbox_id) if kind == "altered_effect" else None
             if fields != []:
                 state = status or "none" if kind == "unclaimed_effect" else None
-                self._report.add(
-                    kind, outbox_id, table=agent.effect.table, status=state, fields=fields
-                )
+                self._report.add(kind, outbox_id, table=table, status=state, fields=fields)
                 wrong.add(outbox_id)
         return wrong
 
     def _altered(self, agent: Agent, outbox_id: int) -> list[str]:
         """The fields that differ by type and value: the text of equal numbers may."""
         assert agent.effect is not None
-        [(text, same_time, *values)] = self._session.rows(
-            effects.contents(agent.effect), id=outbox_id
-        )[:1]
+        table, statement = agent.effect.table, effects.contents(agent.effect)
+        try:
+            rows = self._reading.rows(table, statement, {"id": outbox_id}, but=UNREADABLE)
+        except UNREADABLE:  # a value that Python has not, such as a time that never comes
+            return list(agent.effect.fields)
+        if not rows:
+            return []
+        text, same_time, *values = rows[0]
         try:
             payload = codec.decode(text, agent.event.payload)
         except MessageError:

@@ -20,6 +20,7 @@ from streams.audit.foreign import Foreign
 from streams.audit.ranges import WIDTH, Range, extents, stored
 from streams.audit.report import Report
 from streams.audit.session import Session
+from streams.audit.tables import Tables
 from streams.audit.tallies import Tallies
 from streams.audit.topics import Partition, Place, Topics
 from streams.audit.waiting import Waiting
@@ -53,10 +54,13 @@ class Audit:
         self._session, self._topics, self._full = session, topics, full
         self._grace, self._patience = grace, patience
         self.report = Report(complete=full)
-        self._effects = Effects(session, registry, self.report)
+        self._tables = Tables(session, self.report)
+        self._effects = Effects(session, self._tables, registry, self.report)
         self._registry = registry
         self._waiting = Waiting(session, topics, registry, self.report, age)
         self.lost: dict[int, tuple[Place, int]] = {}
+        # Those whose effect may be there for all we can read: they are not to be sent again.
+        self.doubtful: set[int] = set()
         self.lost_replays: list[int] = []
 
     def run(self, advance: Callable[[int, int], None] = lambda done, total: None) -> Report:
@@ -103,10 +107,11 @@ class Audit:
                 self._session.rows("audit_leave", ids=left)
         else:
             self._known = self._before_a_hole()
+            self._known = self._before_what_can_be_read_again()
         self._look_again()
         self._look_at_new(advance)
         self._look_at_open()
-        Foreign(self._session, self._registry, report).look()
+        Foreign(self._session, self._tables, self._registry, report).look()
         if self._registry.envelopes:
             envelopes = Envelopes(
                 self._session, self._topics, self._registry, report, full=self._full
@@ -153,6 +158,24 @@ class Audit:
                 f"ids from {reached + 1} on are looked at again: a range was forgotten"
             )
         return kept
+
+    def _before_what_can_be_read_again(self) -> list[Range]:
+        """What was looked at, up to the first range with effects that could not be read then.
+
+        Those that still cannot be are left as they are.
+        """
+        if not any(each.unchecked for each in self._known):
+            return self._known
+        self._effects.try_all()
+        for at, each in enumerate(self._known):
+            if readable := each.unchecked - self._effects.unchecked:
+                self._session.rows("audited_until", until=each.after)
+                self.report.notes.append(
+                    f"ids from {each.after + 1} on are looked at again:"
+                    f" {', '.join(sorted(readable))} could not be read"
+                )
+                return self._known[:at]
+        return self._known
 
     def _wait(self) -> None:
         """Give workers a moment to get past what was there at the beginning.
@@ -206,7 +229,8 @@ class Audit:
                 self._compare_with(
                     [each for each in self._known if each.crosses(finding) or finding.crosses(each)]
                 )
-            left = wrong | unsettled
+            # Nothing is settled whose effect may not have been looked at.
+            left = set(ids) if self._effects.unchecked else wrong | unsettled
             with self._session.transaction():
                 self._session.rows(
                     "audit_settled", ids=[outbox_id for outbox_id in ids if outbox_id not in left]
@@ -216,7 +240,7 @@ class Audit:
 
     def _look_at_new(self, advance: Callable[[int, int], None]) -> None:
         report = self.report
-        tallies = Tallies(self._session, self._registry, report) if self._full else None
+        tallies = Tallies(self._tables, self._registry, report) if self._full else None
         after = self._known[-1].until if self._known else self._first - 1
         report.first, report.until = after + 1, after
         if tallies:
@@ -312,6 +336,7 @@ class Audit:
             and before.until == finding.after
             and finding.until - before.after <= WIDTH
             and before.ids == finding.ids
+            and before.unchecked == finding.unchecked
         ):
             whole = before.merged(finding)
             self._known.pop()
@@ -346,7 +371,8 @@ class Audit:
             self.report.late += replayed + overtaken
         # What has an effect is not lost, whatever became of its state: sent again, it would fail.
         self._backlog = self._judge([row for row in unclaimed if row[0] not in there])
-        return Range(after, until, reach, dict(self._ids)), wrong | there, unsettled
+        finding = Range(after, until, reach, dict(self._ids), self._effects.unchecked)
+        return finding, wrong | there, unsettled
 
     def _read(self, after: int, until: int, ids: list[int] | None) -> None:
         self._session.rows("audit_read", after=after, until=until, ids=ids, lenient=self._lenient)
@@ -395,7 +421,7 @@ class Audit:
         What waits for so long that it is told of as unread is not counted.
         """
         waiting = 0
-        for outbox_id, topic, key, resent, created_ms, old in unclaimed:
+        for outbox_id, topic, key, resent, created_ms, old, biz_type in unclaimed:
             place = self._place(topic, key)
             if (resent or 0) > self.report.floor:
                 waiting += 1
@@ -404,6 +430,8 @@ class Audit:
                 waiting += not told
             else:
                 self.lost[outbox_id] = place, created_ms
+                if not self._effects.checked(biz_type):
+                    self.doubtful.add(outbox_id)
         return waiting
 
     def _place(self, topic: str, key: str) -> Place | None:

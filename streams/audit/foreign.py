@@ -8,6 +8,7 @@ from __future__ import annotations
 from streams.audit.ranges import WIDTH
 from streams.audit.report import Report
 from streams.audit.session import Session
+from streams.audit.tables import Tables
 from streams.database import effects
 from streams.effect import Effect
 from streams.message_id import name_of
@@ -19,8 +20,10 @@ FIRST, LAST = -(2**63), 2**63 - 1
 class Foreign:
     """The checks of everything in `outbox_foreign`."""
 
-    def __init__(self, session: Session, registry: Registry, report: Report) -> None:
-        self._session, self._report = session, report
+    def __init__(
+        self, session: Session, tables: Tables, registry: Registry, report: Report
+    ) -> None:
+        self._session, self._report, self._reading = session, report, tables
         self._tables: dict[str, tuple[Effect, list[str]]] = {}
         for biz_type, agent in sorted(registry.agents.items()):
             if agent.effect is not None and agent.effect.source:
@@ -50,8 +53,7 @@ class Foreign:
         for outbox_id, kind, status in self._session.rows("foreign_faults", **where):
             self._report.add(kind, name_of(source, outbox_id), status=status)
         for table, (effect, biz_types) in self._tables.items():
-            rows = self._session.rows(
-                effects.foreign(effect), **where, biz_types=biz_types, known=known
-            )
+            parameters = where | {"biz_types": biz_types, "known": known}
+            rows = self._reading.rows(table, effects.foreign(effect), parameters)
             for outbox_id, kind, status in rows:
                 self._report.add(kind, name_of(source, outbox_id), table=table, status=status)

@@ -42,13 +42,15 @@ Place = tuple[str, int]
 class Range:
     """Ids after `after` up to `until` that were looked at.
 
-    `ids` of the topics they were on then.
+    `ids` of the topics they were on then; `unchecked` are the tables of agents that could not be
+    read, so that effects of theirs are still to be looked at.
     """
 
     after: int
     until: int
     extents: dict[Place, Extent]
     ids: dict[str, str]
+    unchecked: frozenset[str] = frozenset()
 
     def crosses(self, other: Range) -> bool:
         """Whether they may hold a pair in the wrong order.
@@ -63,16 +65,16 @@ class Range:
         )
 
     def merged(self, later: Range) -> Range:
-        """One range of both, which follow each other."""
+        """One range of both, which follow each other and have the same left to be checked."""
         extents = dict(self.extents)
         for place, extent in later.extents.items():
             extents[place] = extents[place].merged(extent) if place in extents else extent
-        return Range(self.after, later.until, extents, later.ids)
+        return Range(self.after, later.until, extents, later.ids, later.unchecked)
 
     def plain(self) -> dict[str, Any]:
         """As it is stored."""
         extents = [[*place, *extent] for place, extent in sorted(self.extents.items())]
-        return {"extents": extents, "topics": self.ids}
+        return {"extents": extents, "topics": self.ids, "unchecked": sorted(self.unchecked)}
 
 
 def extents(rows: Iterable[tuple[Any, ...]]) -> dict[Place, Extent]:
@@ -82,4 +84,5 @@ def extents(rows: Iterable[tuple[Any, ...]]) -> dict[Place, Extent]:
 
 def stored(after: int, until: int, reach: Mapping[str, Any]) -> Range:
     """The other way round."""
-    return Range(after, until, extents(map(tuple, reach["extents"])), reach["topics"])
+    reaches, unchecked = extents(map(tuple, reach["extents"])), reach.get("unchecked", ())
+    return Range(after, until, reaches, reach["topics"], frozenset(unchecked))

@@ -16,10 +16,18 @@ BATCH = 1000
 
 
 def repair(session: Session, audit: Audit, who: str) -> int:
-    """How many were sent again; each transaction leaves its row in `outbox_actions`."""
+    """How many were sent again; each transaction leaves its row in `outbox_actions`.
+
+    What may have its effect in a table that cannot be read is not: it would have it twice.
+    """
     floor = audit.report.floor
+    if audit.doubtful:
+        audit.report.notes.append(
+            f"{len(audit.doubtful)} lost messages are not sent again: whether their effect is there"
+            " could not be read"
+        )
     done = 0
-    for ids in _batches(sorted(audit.lost)):
+    for ids in _batches(sorted(audit.lost.keys() - audit.doubtful)):
         with session.transaction():
             sent = [row[0] for row in session.rows("audit_resend", ids=ids, floor=floor)]
             _note(session, who, sent)

@@ -27,6 +27,7 @@ KINDS = {
         "its effect stands before that of a message persisted earlier in its conversation"
     ),
     "wrong_tally": "a counter differs from what it counts",
+    "unchecked_table": "what an agent writes cannot be read, and was not checked",
     "out_of_order": "persisted before a message that was delivered earlier in its conversation",
     "same_place": "two messages with one partition and offset",
     "moved": "messages of one conversation in two partitions",

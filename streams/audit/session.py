@@ -37,6 +37,11 @@ class Session:
         name = f"outbox-streams audit {os.getpid()}@{socket.gethostname()}"
         self._driver.execute("SELECT set_config('application_name', %s, false)", [name])
 
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is gone."""
+        return self._driver.closed
+
     def rows(self, statement: str | sql.Composed, **parameters: Any) -> list[tuple[Any, ...]]:
         """The rows of a named query, or of a composed one."""
         with self._driver.cursor() as cursor:
@@ -66,12 +71,12 @@ class Session:
                         )
                     sleep(AGAIN)
             finally:
-                if not self._driver.closed:
+                if not self.lost:
                     self.rows("lock_give", lock=locks.NEXT_AUDIT)
         try:
             yield
         finally:
-            if not self._driver.closed:
+            if not self.lost:
                 self.rows("lock_give", lock=locks.AUDIT)
 
     def _holder(self) -> str:
@@ -85,7 +90,7 @@ class Session:
         try:
             yield
         finally:
-            if not self._driver.closed:
+            if not self.lost:
                 self.rows("emptying_go_on")
 
     @contextmanager
@@ -96,7 +101,7 @@ class Session:
             with self._driver.transaction():
                 yield
         finally:
-            if not self._driver.closed:  # why it is, is what the caller has to hear
+            if not self.lost:  # why it is, is what the caller has to hear
                 self._driver.isolation_level = self._driver.read_only = None
 
     @contextmanager

@@ -94,6 +94,12 @@ def phantom(copy: World) -> int:
     return int(one)
 
 
+def table_gone(copy: World) -> int:
+    """The counters' table is not there any more."""
+    copy.query("ALTER TABLE agent_chats RENAME TO agent_chats_of_old")
+    return 0
+
+
 def forget_effect(copy: World) -> int:
     """The effect that lost its state."""
     copy.query(
@@ -326,6 +332,10 @@ MUTATIONS: dict[str, tuple[str, Spoil]] = {
         "wrong_tally",
         sql("INSERT INTO agent_chats VALUES (%(id)s, 'nobody', 1, now())"),
     ),
+    "a table is renamed": (
+        "unchecked_table",
+        table_gone,
+    ),
     "a resend of nothing": ("bad_resend missing", both(sql(RESEND.format("8888888")), sql(HIDE))),
     "a resend of a resend": (
         "bad_resend missing",
@@ -360,7 +370,13 @@ def test_every_corruption_is_found_and_named(
     assert set(report["wrong"]) == set(kinds.split())
     first = kinds.split()[0]
     assert report["wrong"][first]["count"] <= 2
-    if first not in ("wrong_tally", "phantom_effect", "bad_resend", "no_sign_of_life"):
+    if first not in (
+        "wrong_tally",
+        "phantom_effect",
+        "bad_resend",
+        "no_sign_of_life",
+        "unchecked_table",
+    ):
         assert spoiled in named(report, first)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -12,10 +13,12 @@ from click.testing import CliRunner
 from streams.audit.effects import Effects
 from streams.cli import cli
 from streams.database import locks, query
+from streams.effect import Effect
 from streams.errors import ServiceUnreachable, StreamsError, UsageError
 from streams.web.audit_apart import audit_apart
 from tests.conftest import Eventually
 from tests.fixtures.simulation import Bench
+from tests.integration.audit.three_ranges import ROWS, audit, lose, missing
 
 END_IT = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -73,3 +76,103 @@ async def test_the_process_that_audits_for_a_page_says_it_too(
         await eventually(lambda: asked.done() or bench.query(END_IT))
         with pytest.raises(StreamsError, match="went away: terminating connection due to admin"):
             await asked
+
+
+def two_tables(bench: Bench) -> None:
+    """Agents of two tables; messages 14 and 25 are of the second one, and have no effect."""
+    held = replace(
+        bench.registry.agents["held"],
+        effect=Effect(table="letters", fields={"book": "book"}, order="id"),
+    )
+    bench.registry = replace(bench.registry, agents={**bench.registry.agents, "held": held})
+    bench.connection.execute(
+        "CREATE TABLE letters (id bigint GENERATED ALWAYS AS IDENTITY, outbox_id bigint,"
+        " book text);"
+        "UPDATE outbox SET biz_type = 'held' WHERE id IN (14, 25);"
+        "DELETE FROM notes WHERE outbox_id IN (14, 25)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "mend", "why"),
+    [
+        (
+            "ALTER TABLE letters RENAME TO old_letters",
+            "ALTER TABLE old_letters RENAME TO letters",
+            'relation "letters" does not exist',
+        ),
+        (
+            "ALTER TABLE letters RENAME book TO title",
+            "ALTER TABLE letters RENAME title TO book",
+            "column e.book does not exist",
+        ),
+        (
+            """ALTER TABLE letters RENAME TO hidden; CREATE VIEW letters AS TABLE hidden;
+            ALTER VIEW letters OWNER TO pg_monitor""",
+            "DROP VIEW letters; ALTER TABLE hidden RENAME TO letters",
+            "permission denied for table hidden",
+        ),
+    ],
+    ids=["gone", "other columns", "no right"],
+)
+def test_a_table_that_cannot_be_read_holds_up_no_other_check(
+    bench: Bench, spoil: str, mend: str, why: str
+) -> None:
+    two_tables(bench)
+    lose(bench, 5)
+    bench.connection.execute("DELETE FROM notes WHERE outbox_id = 15")
+    bench.connection.execute(spoil)
+    for full in (True, False, False):
+        report = audit(bench, full=full)
+        assert missing(report) == [5]
+        assert set(report.wrong) == {"missing", "no_effect", "unchecked_table"}
+        assert report.wrong["no_effect"]["examples"] == [{"outbox_id": 15, "table": "notes"}]
+        [example] = report.wrong["unchecked_table"]["examples"]
+        assert example == {"table": "letters", "why": example["why"]}
+        assert why in example["why"]
+        assert (report.until, report.first) == (ROWS, 1 if full else ROWS + 1)
+        assert report.notes == []
+    bench.connection.execute(mend)
+    report = audit(bench)
+    assert {each["outbox_id"] for each in report.wrong["no_effect"]["examples"]} == {14, 15, 25}
+    assert report.notes == ["ids from 1 on are looked at again: letters could not be read"]
+    report = audit(bench)
+    assert (set(report.wrong), report.notes) == ({"missing", "no_effect"}, [])
+
+
+def test_nothing_is_settled_or_sent_again_whose_effect_cannot_be_looked_for(bench: Bench) -> None:
+    two_tables(bench)
+    [(applied,)] = bench.query("SELECT applied FROM outbox_state WHERE outbox_id = 14")
+    bench.connection.execute(
+        "INSERT INTO letters (outbox_id, book) VALUES (25, 'a');"
+        "UPDATE outbox_state SET status = 'dead', applied = NULL WHERE outbox_id = 14"
+    )
+    assert audit(bench).wrong == {}
+    bench.connection.execute(
+        "ALTER TABLE letters RENAME TO old_letters;"
+        f"UPDATE outbox_state SET status = 'consumed', applied = {applied} WHERE outbox_id = 14"
+    )
+    assert set(audit(bench).wrong) == {"unchecked_table"}
+    # Its state is lost, and its effect is where nobody can see it.
+    bench.connection.execute("DELETE FROM outbox_state WHERE outbox_id = 25")
+    lose(bench, 5)
+    report = audit(bench, full=True, repair_as="ann")
+    assert (missing(report), report.repaired) == ([5, 25], 1)
+    assert report.notes == [
+        "1 lost messages are not sent again: whether their effect is there could not be read"
+    ]
+    bench.connection.execute("ALTER TABLE old_letters RENAME TO letters")
+    wrong = audit(bench).wrong
+    assert [each["outbox_id"] for each in wrong["no_effect"]["examples"]] == [14]
+    assert [each["outbox_id"] for each in wrong["unclaimed_effect"]["examples"]] == [25]
+    assert "missing" not in wrong
+
+
+def test_an_effect_of_what_python_cannot_hold_is_altered(bench: Bench) -> None:
+    bench.connection.execute(
+        "ALTER TABLE notes ADD never timestamp; UPDATE notes SET never = 'infinity';"
+        "ALTER TABLE notes DROP note; ALTER TABLE notes RENAME never TO note"
+    )
+    report = audit(bench)
+    assert {kind: each["count"] for kind, each in report.wrong.items()} == {"altered_effect": ROWS}
+    assert report.wrong["altered_effect"]["examples"][0]["fields"] == ["book", "note"]
