@@ -25,7 +25,7 @@ CYCLE = 146_097 * 86_400_000_000  # microseconds of 400 years
 
 def parts_of(store: Store, outbox_id: int) -> list[Part]:
     """Parts of the range of this id, from the last whole one on; UsageError when there is none."""
-    parts = [part for part in store.parts() if part.first <= outbox_id <= part.last]
+    parts = store.holding(outbox_id)
     if not parts:
         raise UsageError(f"message {outbox_id} is in no range of the archive")
     if len({(part.first, part.last, part.database) for part in parts}) > 1:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
@@ -21,6 +22,8 @@ from streams.extras import lacks
 from streams.settings import redact
 
 CHUNK = 1 << 20
+PART = re.compile(r"(\d{19})-(\d{19})\.")
+"""How the names of a part begin: with the first and the last id, see `part_name`."""
 
 
 class Store:
@@ -39,26 +42,42 @@ class Store:
         with self._told("cannot be reached"):
             self._fs, self._folder = fsspec.core.url_to_fs(target)
 
-    def parts(self) -> list[Part]:
-        """All of them, in the order of ids; ArchiveFailed names a manifest that is not believed."""
-        return self._parts("")
+    def parts(self) -> tuple[list[Part], list[ArchiveFailed]]:
+        """All of them, in the order of ids, and what is wrong with manifests not believed."""
+        parts, faults = list[Part](), list[ArchiveFailed]()
+        for name in self._names():
+            try:
+                parts.append(self._manifest(name))
+            except ArchiveFailed as error:
+                faults.append(error)
+        return sorted(parts, key=_place), faults
+
+    def holding(self, outbox_id: int) -> list[Part]:
+        """Parts of the ranges that have this id, the first one first.
+
+        ArchiveFailed names one of their manifests that is not believed; no other is read.
+        """
+        return self._parts(
+            lambda name: bool(
+                (bounds := PART.match(name)) and int(bounds[1]) <= outbox_id <= int(bounds[2])
+            )
+        )
 
     def about(self, first: int, last: int) -> list[Part]:
         """Parts of exactly this range, the first one first."""
-        return self._parts(part_name(first, last, 0).removesuffix("0"))
+        prefix = part_name(first, last, 0).removesuffix("0")
+        return self._parts(lambda name: name.startswith(prefix))
 
-    def _parts(self, prefix: str) -> list[Part]:
+    def _parts(self, wanted: Callable[[str], bool]) -> list[Part]:
+        return sorted((self._manifest(name) for name in self._names() if wanted(name)), key=_place)
+
+    def _names(self) -> list[str]:
+        """The names of all manifests."""
         with self._told("cannot be listed"):
             self._fs.invalidate_cache()  # another process may write here too
             exists = self._fs.exists(self._folder)
             paths = self._fs.ls(self._folder, detail=False) if exists else []
-        names = [PurePosixPath(path).name for path in paths]
-        parts = [
-            self._manifest(self._path(name))
-            for name in names
-            if name.startswith(prefix) and name.endswith(SUFFIX)
-        ]
-        return sorted(parts, key=lambda part: (part.first, part.part))
+        return sorted(name for path in paths if (name := PurePosixPath(path).name).endswith(SUFFIX))
 
     @contextmanager
     def reading(self, file: File) -> Iterator[Any]:
@@ -87,7 +106,7 @@ class Store:
         name = part.name + SUFFIX
         with self.writing(name) as written:
             written.write(encode(part))
-        if self._manifest(self._path(name)).content != part.content:
+        if self._manifest(name).content != part.content:
             raise ArchiveFailed(f"{self._shown}: {name} is not what was written")
 
     def verify(self, part: Part) -> None:
@@ -107,11 +126,14 @@ class Store:
     def _path(self, name: str) -> str:
         return str(PurePosixPath(self._folder) / name)
 
-    def _manifest(self, path: str) -> Part:
-        name = PurePosixPath(path).name
+    def _manifest(self, name: str) -> Part:
         with self._told(f"{name} cannot be read"):
-            data = self._fs.cat_file(path)
-        return decode(data, f"{self._shown}: {name}")
+            data = self._fs.cat_file(self._path(name))
+        part = decode(data, f"{self._shown}: {name}")
+        # Parts are found by their names.
+        if part.name + SUFFIX != name:
+            raise ArchiveFailed(f"{self._shown}: {name} is the manifest of {part.name}")
+        return part
 
     def _flush(self, name: str) -> None:
         """Let a local disk have it; other places say when they have it."""
@@ -134,6 +156,10 @@ class Store:
         except Exception as error:  # whatever a driver of fsspec raises
             reason = getattr(error, "strerror", None) or type(error).__name__
             raise ArchiveFailed(f"archive {self._shown}: {what}: {reason}") from None
+
+
+def _place(part: Part) -> tuple[int, int]:
+    return part.first, part.part
 
 
 class Written:

@@ -41,15 +41,20 @@ def archive() -> None:
 def list_(target: str | None, as_json: bool) -> None:
     """List the ranges of the archive, one line for each part.
 
-    A range has a second part when what was left in it went later.
+    A range has a second part when what was left in it went later. Exit code 1 when a manifest is
+    not believed: stderr names it.
     """
-    parts = _store(target).parts()
+    parts, faults = _store(target).parts()
     if as_json:
         say_json([_summary(part) for part in parts])
     elif parts:
         say("\n".join(_line(part) for part in parts))
-    else:
+    elif not faults:
         say("the archive is empty")
+    for fault in faults:
+        say(f"streams: {fault}", err=True)
+    if faults:
+        sys.exit(1)
 
 
 @archive.command()
