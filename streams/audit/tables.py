@@ -10,7 +10,7 @@ from psycopg import sql
 
 from streams.audit.report import Report
 from streams.audit.session import Session
-from streams.database.refusals import PASSING, names, sqlstate, words
+from streams.database.refusals import PASSING, sqlstate, words
 
 
 class Tables:
@@ -43,10 +43,8 @@ class Tables:
         except but:
             raise
         except psycopg.Error as error:
-            state = sqlstate(error)
-            if self._session.lost or state.startswith(PASSING):
+            if self._session.lost or sqlstate(error).startswith(PASSING):
                 raise
             self.unchecked.add(table)
-            why = words(error) if state else names(error)
-            self._report.add("unchecked_table", None, table=table, why=why)
+            self._report.add("unchecked_table", None, table=table, why=words(error))
             return []

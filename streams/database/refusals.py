@@ -41,7 +41,7 @@ def words(error: BaseException) -> str:
     """The first line of what the server or the client said, or, where it may quote a row, names."""
     original = error.orig if isinstance(error, DBAPIError) else error
     state = sqlstate(error)
-    if state and not state.startswith(SPOKEN):
+    if _unreadable(error) or (state and not state.startswith(SPOKEN)):
         return names(error)
     return (str(original).strip().splitlines() or [type(original).__name__])[0]
 
@@ -73,8 +73,16 @@ def told(error: BaseException, where: str, done: str = "", *, to: str = "") -> S
     ServiceUnreachable when it went away, is full or busy, UsageError when it will say no again.
     """
     state, said = sqlstate(error), words(error) + (f": {done}" if done else "")
+    if _unreadable(error):
+        return UsageError(f"PostgreSQL at {where}: the driver cannot convert a value: {said}")
     if not state or state.startswith(GONE):
         return ServiceUnreachable(f"PostgreSQL at {where} went away: {said}")
     if state.startswith(PASSING):
         return ServiceUnreachable(f"PostgreSQL at {where} cannot do it now: {said}")
     return UsageError(f"PostgreSQL at {where} {f'refuses to {to}' if to else 'refuses'}: {said}")
+
+
+def _unreadable(error: BaseException) -> bool:
+    """Whether the driver does not take a value, which its words quote; the server said nothing."""
+    original = error.orig if isinstance(error, DBAPIError) else error
+    return isinstance(original, psycopg.DataError) and not sqlstate(error)

@@ -64,3 +64,13 @@ def test_whether_to_try_again_or_to_mend_something(
     assert (type(said), str(said)) == (kind, f"PostgreSQL at postgresql://there {line}")
     done = told(error, "postgresql://there", "nothing was restored")
     assert str(done) == f"{said}: nothing was restored"
+
+
+def test_a_value_that_the_driver_cannot_convert_is_not_quoted_and_no_outage() -> None:
+    error = psycopg.DataError(f"timestamp too large (after year 10K): '{CANARY}'")
+    said = told(error, "there")
+    assert isinstance(said, UsageError)
+    assert str(said) == (
+        "PostgreSQL at there: the driver cannot convert a value: DataError (SQLSTATE -)"
+    )
+    assert CANARY not in refusal(error) + words(OperationalError("SELECT", {}, error))
