@@ -6,6 +6,8 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
+from datetime import timedelta
+from decimal import Decimal
 from functools import cache
 from typing import Any, TypeVar
 
@@ -25,9 +27,10 @@ _UNITS: dict[Any, str] = {
     **dict.fromkeys((list, tuple, set, frozenset, dict), "entries"),
     **dict.fromkeys((bytes, bytearray), "bytes"),
 }
-_AS_IN_BATCHES = (
-    orjson.OPT_UTC_Z
-)  # a moment is the same text in the outbox and in what a handler writes
+# A moment is the same text in the outbox and in what a handler writes. By itself orjson leaves out
+# a dataclass's fields that begin with _, and writes what is no field of it.
+_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_PASSTHROUGH_DATACLASS
+_AS_MSGSPEC_HAS_THEM = (Decimal, timedelta, set, frozenset)
 _STEP = re.compile(r"([^.\[\]]+)(?![^\[]*\])|\[([^]]*)\]")
 # What orjson says of text that is JSON by its grammar and yet holds no value, and what a person is
 # told.
@@ -39,7 +42,7 @@ _VALUELESS = {
 _EXPECTED = {
     "surrogates": "expected text without lone surrogates",
     "64-bit": "expected a number of at most 64 bits",
-    "Recursion limit": "expected at most 254 levels of nesting",
+    "ecursion limit": "expected at most 254 levels of nesting",
 }
 
 
@@ -57,7 +60,7 @@ def encode(event: Any, kind: EventType, max_bytes: int) -> tuple[str, str]:
     """
     name = kind.biz_type
     try:
-        raw = orjson.dumps(event, option=_AS_IN_BATCHES)
+        raw = _dumps(event)
     except orjson.JSONEncodeError as error:
         raise PayloadInvalid(f"{name}: {_unencodable(event, str(error))}") from None
     if b"null" in raw and (path := _first(event, _not_finite)):
@@ -80,6 +83,7 @@ def encode(event: Any, kind: EventType, max_bytes: int) -> tuple[str, str]:
         raise PayloadInvalid(
             f"{name}: {path!r} is {_shown(_at(plain, path))}: expected text without NUL"
         )
+    plain[kind.key] = _plain_key(plain[kind.key], getattr(converted, kind.key))
     key, stored = _key(plain, kind), orjson.dumps(_without_nulls(plain, kind.payload))
     if len(stored) > max_bytes:
         raise PayloadInvalid(
@@ -137,11 +141,7 @@ def key_text(value: Any) -> str | None:
         return None
     try:
         # A date is text, as it was when it was enqueued.
-        text = _text_of(
-            value
-            if isinstance(value, str)
-            else orjson.loads(orjson.dumps(value, option=_AS_IN_BATCHES))
-        )
+        text = _text_of(value if isinstance(value, str) else orjson.loads(_dumps(value)))
     except orjson.JSONEncodeError:
         return None
     return text if 1 <= len(text.encode()) <= KEY_BYTES and "\0" not in text else None
@@ -184,6 +184,25 @@ def _without_nulls(plain: dict[str, Any], payload: type[Any]) -> dict[str, Any]:
     return {
         name: value for name, value in plain.items() if value is not None or name not in optional
     }
+
+
+def _dumps(value: Any) -> bytes:
+    """JSON of whatever a payload may hold."""
+    return orjson.dumps(value, _plain, _OPTIONS)
+
+
+def _plain(value: Any) -> Any:
+    """What stands in JSON for what orjson does not know."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, _AS_MSGSPEC_HAS_THEM):
+        return list(value) if isinstance(value, set | frozenset) else msgspec.to_builtins(value)
+    raise TypeError
+
+
+def _plain_key(given: Any, read: Any) -> Any:
+    """A key as whoever reads it writes it: two spellings of one UUID are one conversation."""
+    return given if read is None or isinstance(read, str) else orjson.loads(_dumps(read))
 
 
 def _key(plain: dict[str, Any], kind: EventType) -> str:
@@ -251,7 +270,7 @@ def _unencodable(event: Any, reason: str) -> str:
     for field in dataclasses.fields(event):
         value = getattr(event, field.name)
         try:
-            orjson.dumps({field.name: value})
+            _dumps({field.name: value})
         except orjson.JSONEncodeError as error:
             return f"{field.name!r} is {_shown(value)}: {_expectation(str(error))}"
     return _expectation(reason)

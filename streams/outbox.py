@@ -17,21 +17,21 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 
 from streams import codec, telemetry
 from streams.database import query
 from streams.errors import OutboxDisabled, OutboxNotConfigured, PayloadInvalid, UsageError
-from streams.events import Batch, Message, batches, declared
+from streams.events import Batch, EventType, Message, batches, declared
 from streams.registry import Registry, configured
 from streams.settings import Settings, load
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, TextClause
+    from sqlalchemy import Connection, TextClause, Update
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session, scoped_session
 
@@ -99,11 +99,11 @@ async def enqueue(
     connection = await _async_connection(db)
     with telemetry.enqueueing({row[1] for row in rows}, traceparent) as parent:
         if ordered:
-            asked = await connection.execute(statement("enqueue_in_order"), keys_of(rows))
+            asked = await _sent(connection, "enqueue_in_order", keys_of(rows))
             if asked.scalars().all()[0] > ORDERED_KEYS:
-                refuse_locks((await connection.execute(statement("ordered_locks"))).scalar_one())
+                refuse_locks((await _sent(connection, "ordered_locks")).scalar_one())
         name, parameters = insert_rows(rows, parent)
-        inserted = await connection.execute(statement(name), parameters)
+        inserted = await _sent(connection, name, parameters)
         return ids_of(events, [row[0] for row in inserted])
 
 
@@ -124,11 +124,11 @@ def enqueue_sync(
     connection = _connection(db)
     with telemetry.enqueueing({row[1] for row in rows}, traceparent) as parent:
         if ordered:
-            asked = connection.execute(statement("enqueue_in_order"), keys_of(rows))
+            asked = _sent_sync(connection, "enqueue_in_order", keys_of(rows))
             if asked.scalars().all()[0] > ORDERED_KEYS:
-                refuse_locks(connection.execute(statement("ordered_locks")).scalar_one())
+                refuse_locks(_sent_sync(connection, "ordered_locks").scalar_one())
         name, parameters = insert_rows(rows, parent)
-        inserted = connection.execute(statement(name), parameters)
+        inserted = _sent_sync(connection, name, parameters)
         return ids_of(events, [row[0] for row in inserted])
 
 
@@ -174,8 +174,22 @@ def outbox_row(event: object, settings: Settings, registry: Registry) -> tuple[s
             f"{kind.biz_type}: no agent for it was discovered; add its package to `agents` in"
             " faust.yml"
         )
+    if agent.event.payload is not kind.payload and _shape(agent.event) != _shape(kind):
+        ours, theirs = (
+            f"{each.__module__}.{each.__qualname__}" for each in (type(event), agent.event.payload)
+        )
+        raise PayloadInvalid(
+            f"{kind.biz_type}: {ours} is not what its agent reads, {theirs}: expected one class for"
+            " a biz_type, or the same fields and key"
+        )
     key, payload = codec.encode(event, kind, settings.outbox.max_bytes)
     return kind.biz_type, agent.event.topic, key, payload
+
+
+@cache
+def _shape(kind: EventType) -> tuple[Any, ...]:
+    """What makes two classes of one biz_type the same: key and fields."""
+    return kind.key, tuple((each.name, str(each.type)) for each in fields(kind.payload))
 
 
 def checked_rows(events: object, ordered: bool) -> list[tuple[str, str, str, str]]:
@@ -249,11 +263,52 @@ def statement(name: str) -> TextClause:
     return text(re.sub(r"%\((\w+)\)s", r":\1", query(name)))
 
 
+# Whatever the caller's connection does with rows of its own: an INSERT has no cursor there.
+_AT_ONCE: Mapping[str, Any] = {"stream_results": False, "yield_per": None}
+
+
+async def _sent(
+    connection: AsyncConnection, name: str, parameters: Mapping[str, Any] | None = None
+) -> Any:
+    with _unspoken():
+        return await connection.execute(statement(name), parameters, execution_options=_AT_ONCE)
+
+
+def _sent_sync(
+    connection: Connection, name: str, parameters: Mapping[str, Any] | None = None
+) -> Any:
+    with _unspoken():
+        return connection.execute(statement(name), parameters, execution_options=_AT_ONCE)
+
+
+@contextmanager
+def _unspoken() -> Iterator[None]:
+    """An error within this does not print its parameters: the message's text is among them."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "hide_parameters"):
+            error.hide_parameters = True
+        raise
+
+
+def _writing() -> dict[str, Any]:
+    """What tells a session that chooses among databases that it is asked for a writer."""
+    return {"clause": _write()}
+
+
+@cache
+def _write() -> Update:
+    from sqlalchemy import table, update
+
+    return update(table("outbox"))
+
+
 async def _async_connection(db: AsyncDatabase) -> AsyncConnection:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
     session = isinstance(db, AsyncSession | async_scoped_session)
-    connection = await db.connection() if session else db
+    connection = await db.connection(_writing()) if session else db
     if not isinstance(connection, AsyncConnection):
         raise _refused(db, "an AsyncSession, async_scoped_session or AsyncConnection")
     plain = connection.sync_connection
@@ -268,7 +323,7 @@ def _connection(db: Database) -> Connection:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session, scoped_session
 
-    connection = db.connection() if isinstance(db, Session | scoped_session) else db
+    connection = db.connection(_writing()) if isinstance(db, Session | scoped_session) else db
     if not isinstance(connection, Connection):
         raise _refused(db, "a Session, scoped_session or Connection")
     if not connection.closed:

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Delete, Engine, Update, create_engine, text
 from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
@@ -657,3 +657,84 @@ def test_a_handler_may_use_its_connection_in_every_usual_way_without_a_loop(
     with engine.begin() as connection:
         run_sync(connection, handler)
     assert rows("chat_id", "agent_chats") == [("kept",)]
+
+
+class Routing(Session):
+    """As SQLAlchemy's own recipe has it: readers read, and whoever writes says so."""
+
+    def get_bind(self, mapper: Any = None, *, clause: Any = None, **_: Any) -> Any:
+        writes = self._flushing or isinstance(clause, Update | Delete)
+        return self.writer if writes else self.reader
+
+    writer: Engine
+    reader: Engine
+
+
+def test_a_session_that_chooses_among_databases_is_asked_for_a_writer(
+    database: str, enabled: None
+) -> None:
+    writer, reader = sync_engine(database), create_engine("sqlite://")
+    with Routing() as session:
+        session.writer, session.reader = writer, reader
+        outbox.enqueue_sync(session, chat())
+        session.commit()
+    writer.dispose()
+    reader.dispose()
+    assert written(database) == 1
+
+
+def test_a_connection_that_streams_its_rows_enqueues(database: str, enabled: None) -> None:
+    engine = sync_engine(database)
+    with engine.connect() as connection:
+        for options in ({"stream_results": True}, {"yield_per": 10}):
+            outbox.enqueue_sync(connection.execution_options(**options), chat())
+        connection.commit()
+    engine.dispose()
+    assert written(database) == 2
+
+
+async def test_what_the_database_refuses_is_raised_without_the_text(
+    database: str, enabled: None
+) -> None:
+    """The business logs what it is raised."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'no'; END$$;"
+            "CREATE TRIGGER no BEFORE INSERT ON outbox FOR EACH ROW EXECUTE FUNCTION no()"
+        )
+    engine = async_engine(database)
+    async with engine.connect() as writing:
+        for events in (chat(message="canary"), [chat(message="canary"), chat()]):
+            with pytest.raises(DBAPIError) as refused:
+                await outbox.enqueue(writing, events)
+            await writing.rollback()
+            assert "canary" not in str(refused.value)
+            with pytest.raises(DBAPIError) as refused:
+                await writing.run_sync(outbox.enqueue_sync, events)
+            await writing.rollback()
+            assert "canary" not in str(refused.value)
+    await engine.dispose()
+
+
+def test_two_classes_of_one_biz_type_are_refused_wherever_they_are_declared(
+    enabled: None,
+) -> None:
+    """With a key of its own a second version went into the first one's topic, and died there."""
+
+    @event("chat_history_persist", topic="another", key="room")
+    @dataclass(frozen=True)
+    class Newer:
+        room: str
+
+    known = outbox._configured()
+    with pytest.raises(
+        PayloadInvalid, match=r"Newer is not what its agent reads, .*: expected one"
+    ):
+        outbox.outbox_row(Newer("a"), known.settings, known.registry)
+
+
+def written(database: str) -> int:
+    """How many there are in the outbox."""
+    with psycopg.connect(database) as connection:
+        [(count,)] = connection.execute("SELECT count(*) FROM outbox").fetchall()
+    return int(count)

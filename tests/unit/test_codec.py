@@ -9,9 +9,12 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from decimal import Decimal
 from enum import Enum
+from functools import cached_property
 from typing import Annotated, Any, Literal
 from unittest.mock import patch
+from uuid import UUID
 
 import msgspec
 import orjson
@@ -195,11 +198,8 @@ def test_absent_and_null_are_the_same() -> None:
             ),
         ),
         (
-            {"message": {"a"}},
-            (
-                "'message' is of type set (1 entries): expected a value that JSON has (Type is not"
-                " JSON"
-            ),
+            {"message": 1j},
+            ("'message' is of type complex: expected a value that JSON has (Type is not JSON"),
         ),
         ({"message": ["hi"]}, "'message' is of type list (1 entries): expected str, got array"),
         (
@@ -285,7 +285,7 @@ def test_a_refusal_never_repeats_text(changed: dict[str, Any]) -> None:
         Order(ref="r", size=CANARY),  # type: ignore[arg-type]
         Order(ref="r", code=CANARY.upper()),
         Order(ref="r", when=CANARY),  # type: ignore[arg-type]
-        Order(ref="r", more={CANARY: {1}}),
+        Order(ref="r", more={CANARY: 1j}),
         Order(ref="r", items=(Item(f"{CANARY}\x00"),)),
     ],
 )
@@ -501,3 +501,53 @@ def test_any_json_is_read_or_refused(values: dict[str, Any]) -> None:
             if 0 < len(read.conversation_id.encode()) <= KEY_BYTES
             else True
         )
+
+
+@dataclass(frozen=True)
+class Inner:
+    _note: str
+    amounts: set[Decimal] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Private:
+    ref: UUID
+    _text: str
+    inner: tuple[Inner, ...] = ()
+    took: timedelta | None = None
+
+    @cached_property
+    def shouted(self) -> str:
+        return self._text.upper()
+
+
+PRIVATE = EventType("private", "private", "ref", Private, "here")
+REF = UUID("0B0E1F5A-9C1B-4E1D-8A53-2F6B9A1E7C3D")
+
+
+def test_every_field_is_written_and_nothing_else() -> None:
+    """Fields that begin with _ too, nested ones too, and no property that was asked for."""
+    inner = Inner("of it", {Decimal("1.10"), Decimal(2)})
+    given = Private(REF, "text", (inner,), timedelta(days=1, seconds=2))
+    assert given.shouted == "TEXT"
+    key, stored = encode(given, PRIVATE, LIMIT)
+    assert key == str(REF)
+    assert orjson.loads(stored).keys() == {"ref", "_text", "inner", "took"}
+    assert decode(stored, Private) == given
+
+
+@pytest.mark.parametrize("spelled", [REF, str(REF).upper(), REF.hex])
+def test_a_key_is_one_however_it_is_spelled(spelled: Any) -> None:
+    """Another spelling would be another conversation, and order would be lost."""
+    key, stored = encode(Private(spelled, "text"), PRIVATE, LIMIT)
+    assert (key, orjson.loads(stored)["ref"]) == (str(REF), str(REF))
+
+
+@dataclass(frozen=True)
+class Measured:
+    at: float
+
+
+def test_a_number_of_a_key_is_one_too() -> None:
+    kind = EventType("measured", "measured", "at", Measured, "here")
+    assert {encode(Measured(at), kind, LIMIT) for at in (1, 1.0)} == {("1.0", '{"at":1.0}')}
