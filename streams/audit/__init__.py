@@ -54,7 +54,7 @@ def audit(
         )
         report = examination.run(advance)
         if repair_as is not None:
-            report.repaired = repair(session, examination, repair_as)
+            repair(session, examination, repair_as)
         plain = orjson.dumps(report.plain()).decode()
         session.rows(
             "audit_report",

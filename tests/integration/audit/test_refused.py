@@ -176,3 +176,14 @@ def test_an_effect_of_what_python_cannot_hold_is_altered(bench: Bench) -> None:
     report = audit(bench)
     assert {kind: each["count"] for kind, each in report.wrong.items()} == {"altered_effect": ROWS}
     assert report.wrong["altered_effect"]["examples"][0]["fields"] == ["book", "note"]
+
+
+def test_a_repair_that_is_refused_hides_nothing_of_what_was_found(bench: Bench) -> None:
+    lose(bench, 5)
+    bench.connection.execute("ALTER TABLE outbox ADD CONSTRAINT once CHECK (resend_of IS NULL)")
+    report = audit(bench, repair_as="ann")
+    assert (missing(report), report.repaired) == ([5], 0)
+    [note] = report.notes
+    assert note.startswith("5 to 5 are not sent again: PostgreSQL refuses it: CheckViolation (")
+    assert bench.query("SELECT wrong FROM outbox_audits") == [(1,)]
+    assert bench.query("SELECT count(*) FROM outbox_actions") == [(0,)]
