@@ -5,11 +5,14 @@ Counts, lag, signs of life, and their ends.
 
 from __future__ import annotations
 
+import pytest
 from sqlalchemy import NullPool
 
-from streams.database import sync_engine
+from streams.database import connect, sync_engine
 from streams.operate.look import look
 from streams.operate.snapshot import Limits, Snapshot
+from streams.relay.leader.figures import LeaderFigures
+from streams.settings import load
 from tests.conftest import Eventually, World
 from tests.fixtures.publish import enqueue, payload
 
@@ -87,3 +90,30 @@ async def test_processes_tell_what_they_did_and_how_they_ended(
     )
     # What was counted last is there, though nobody was told to wait for it.
     assert counted(world) == expected
+
+
+async def test_a_step_of_a_leaders_figures_that_fails_holds_up_no_other(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither a trigger of somebody's own, nor a count that takes longer than a URL lets it."""
+    settings = load(environ={"DATABASE_URL": database})
+    async with await connect(database) as connection:
+        await connection.execute(
+            "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$BEGIN RAISE 'a word of theirs'; END$$;"
+            "CREATE TRIGGER no BEFORE INSERT OR UPDATE ON outbox_primary FOR EACH ROW"
+            " EXECUTE FUNCTION no();"
+            "INSERT INTO outbox_stats (bucket, width, process, projection, biz_type)"
+            " VALUES (now() - interval '9 years', 10, 'p', 'main', 'b')"
+        )
+        leader = LeaderFigures(settings)
+        for _ in range(2):
+            leader._due.clear()
+            await leader.write(connection)
+        counts = "SELECT (SELECT count(*) FROM outbox_gauges), (SELECT count(*) FROM outbox_stats)"
+        [(gauges, old)] = await (await connection.execute(counts)).fetchall()
+    assert gauges > 0
+    assert old == 0
+    [said] = [record for record in caplog.records if record.message == "figures not written"]
+    about = (said.__dict__["step"], said.__dict__["error"])
+    assert about == ("see", "PostgreSQL refuses it: RaiseException (SQLSTATE P0001)")

@@ -18,6 +18,8 @@ def test_offsets_that_could_not_be_told_are_asked_with_new_clients(
     made: list[Any] = []
 
     class Offsets:
+        untold = False
+
         def __init__(self, *_: object) -> None:
             made.append(self)
 

@@ -20,9 +20,11 @@ import orjson
 import psycopg
 from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+from psycopg import errors
 
 from streams.broker import kafka, topics
 from streams.database import query
+from streams.database.refusals import refusal
 from streams.errors import ServiceUnreachable
 from streams.figures import rollup
 from streams.settings import Settings
@@ -44,13 +46,14 @@ IDS = 200_000
 class LeaderFigures:
     """The figures that one leader writes.
 
-    Each step commits by itself, and what fails is tried again with the next look.
+    Each step commits by itself; one that fails holds up no other, and is tried again in a minute.
     """
 
     def __init__(self, settings: Settings, names: Iterable[str] = ()) -> None:
         self._settings, self._topics = settings, tuple(names)
         self._due: dict[str, float] = {}
-        self._refused = False
+        self._refused: set[str] = set()
+        self._ids = IDS
         self._settled = 0
         self._oldest: datetime | None = None
         self._retention: dict[str, float | None] = {}
@@ -64,24 +67,28 @@ class LeaderFigures:
         """Whatever is due; psycopg.Error when the connection is lost."""
         if not self._is_due("look", LOOK_SECONDS):
             return
-        try:
-            await self._count(connection)
-            await self._see(connection)
-            await self._note_lag(connection)
-            if self._is_due("gauges", GAUGE_SECONDS):
-                await self._gauge(connection)
-            if self._is_due("merge", MERGE_SECONDS):
-                await self._merge(connection)
-            if self._is_due("forget", FORGET_SECONDS):
-                await connection.execute(query("figures_forget"))
-            self._refused = False
-        except psycopg.Error as error:
-            if connection.broken or connection.closed:
-                raise
-            self._due["look"] = time.monotonic() + REFUSED_SECONDS
-            if not self._refused:
-                logger.warning("figures not written", extra={"sqlstate": error.sqlstate})
-            self._refused = True
+        for name, seconds, step in (
+            ("count", 0.0, self._count),
+            ("see", 0.0, self._see),
+            ("lag", 0.0, self._note_lag),
+            ("gauges", GAUGE_SECONDS, self._gauge),
+            ("merge", MERGE_SECONDS, self._merge),
+            ("forget", FORGET_SECONDS, self._forget),
+        ):
+            if not self._is_due(name, seconds):
+                continue
+            try:
+                await step(connection)
+            except psycopg.Error as error:
+                if connection.broken or connection.closed:
+                    raise
+                self._due[name] = time.monotonic() + REFUSED_SECONDS
+                if name not in self._refused:
+                    about = {"step": name, "error": refusal(error)}
+                    logger.warning("figures not written", extra=about)
+                self._refused.add(name)
+            else:
+                self._refused.discard(name)
 
     def _is_due(self, name: str, seconds: float) -> bool:
         now = time.monotonic()
@@ -95,13 +102,18 @@ class LeaderFigures:
         async with connection.transaction():
             [(counted,)] = await _rows(connection, "counted_rows")
             [(floor,)] = await _rows(connection, "relay_floor", relay=self._settings.relay.name)
-            until = min(floor, counted + IDS)
+            until = min(floor, counted + self._ids)
             if until <= counted:
                 return
-            counts = await _rows(connection, "count_rows", after=counted, until=until)
+            try:
+                counts = await _rows(connection, "count_rows", after=counted, until=until)
+            except errors.QueryCanceled:  # somebody's statement_timeout: fewer of them next time
+                self._ids = max(1, self._ids // 2)
+                raise
             await _rows(connection, "rows_counted", until=until)
             if counts:
                 await _rows(connection, "figures_add", rows=_json(rollup.now_rows(counts)))
+        self._ids = min(IDS, self._ids * 2)
         if until < floor:
             self._due["look"] = 0.0
 
@@ -110,6 +122,9 @@ class LeaderFigures:
             taken = await _rows(connection, "figures_take")
             if taken:
                 await _rows(connection, "figures_add", rows=_json(rollup.merged(taken)))
+
+    async def _forget(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        await connection.execute(query("figures_forget"))
 
     async def _see(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Write down what the primary says of relays, slots and whoever holds the floor."""
@@ -189,7 +204,7 @@ class LeaderFigures:
 
     def _ask(self) -> list[dict[str, Any]]:
         try:
-            if self._kafka is None:
+            if self._kafka is None or self._kafka.untold:
                 self._kafka = GroupOffsets(self._settings, self._topics)
             return self._kafka.look()
         except (KafkaException, ServiceUnreachable, OSError, TimeoutError):
@@ -220,11 +235,12 @@ class GroupOffsets:
         self._known_until = 0.0
         self.retention: dict[str, float | None] = {}
         self.looked_at = 0.0
+        self.untold = False  # of some partition, that has no leader for one
 
     def look(self) -> list[dict[str, Any]]:
-        """One row a partition, as `lag_note` takes them.
+        """One row a partition of which Kafka tells it, as `lag_note` takes them.
 
-        KafkaException when Kafka does not answer.
+        KafkaException when it tells nothing.
         """
         if time.monotonic() >= self._known_until:
             self._known = self._survey.look(self._names).topics
@@ -252,18 +268,29 @@ class GroupOffsets:
             )
             for bound in (spec.latest(), spec.earliest())
         )
-        return [
-            {
-                "topic": place[0],
-                "partition": place[1],
-                "topic_id": ids[place[0]],
-                "committed": committed[place],
-                "end_offset": ends[partition].result(KAFKA_SECONDS + 1).offset,
-                "log_start": starts[partition].result(KAFKA_SECONDS + 1).offset,
-                "worked": None,
-            }
-            for place, partition in asked.items()
-        ]
+        rows: list[dict[str, Any]] = []
+        refused = KafkaException()
+        for place, partition in asked.items():
+            try:
+                bounds = [of[partition].result(KAFKA_SECONDS + 1).offset for of in (ends, starts)]
+            except KafkaException as error:
+                refused = error
+                continue
+            rows.append(
+                {
+                    "topic": place[0],
+                    "partition": place[1],
+                    "topic_id": ids[place[0]],
+                    "committed": committed[place],
+                    "end_offset": bounds[0],
+                    "log_start": bounds[1],
+                    "worked": None,
+                }
+            )
+        if not rows:
+            raise refused
+        self.untold = len(rows) < len(asked)
+        return rows
 
 
 async def _rows(
