@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import click
 import psycopg
@@ -14,7 +14,7 @@ from streams.cli.choose import say, say_json
 from streams.database import connect, migrate
 from streams.database.refusals import told
 from streams.database.retention import DETACH_TIMEOUT, Busy, Retention, Step, holding, periods
-from streams.errors import UsageError
+from streams.errors import StreamsError, UsageError
 from streams.registry import configured
 from streams.settings import Settings, load, redact
 
@@ -48,7 +48,11 @@ def retention(dry_run: bool, as_json: bool) -> None:
 
 async def _steps(settings: Settings, dry_run: bool) -> tuple[list[str], list[Step]]:
     """What of the expiry failed, and what was done with each range."""
-    archive = await writer(settings)
+    archive, failed = None, list[str]()
+    try:
+        archive = await writer(settings)
+    except StreamsError as reason:
+        failed.append(str(reason))
     try:
         async with await connect(
             settings.database_url,
@@ -57,12 +61,15 @@ async def _steps(settings: Settings, dry_run: bool) -> tuple[list[str], list[Ste
             session={"lock_timeout": DETACH_TIMEOUT},
         ) as connection:
             kept = periods(settings, configured(settings).topics)
+            if failed and not dry_run:  # nothing goes that is not archived
+                kept = replace(kept, messages=None)
             work = Retention(connection, kept, dry=dry_run, archive=archive)
             if dry_run:
-                return [], [step async for step in work.steps()]
+                return failed, [step async for step in work.steps()]
             try:
                 async with holding(connection):
-                    return await work.expire(), [step async for step in work.steps()]
+                    failed += await work.expire()
+                    return failed, [step async for step in work.steps()]
             except Busy as busy:
                 raise UsageError(f"nothing was done: {busy}") from None
     except psycopg.Error as error:

@@ -490,3 +490,24 @@ def test_the_command_says_what_it_would_do_and_does_it(
     steps = json.loads(CliRunner().invoke(cli, ["retention", "--json"]).stdout)
     assert [(step["first"], step["act"]) for step in steps][-1] == (30, "drop")
     assert CliRunner().invoke(cli, ["retention"]).stdout == "nothing is old enough\n"
+
+
+def test_an_archive_that_is_away_keeps_messages_and_nothing_else(
+    aged: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", aged.bench._url)
+    monkeypatch.setenv("STREAMS_OUTBOX__RETENTION_DAYS", "14")
+    monkeypatch.setenv("STREAMS_OUTBOX__ARCHIVE", "nosuch://bucket/outbox")
+    aged.bench.connection.execute(
+        "INSERT INTO outbox_actions (who, act, at) SELECT 'a', 'b', now() - interval '9 years'"
+    )
+    before = leaves(aged)
+    dry = CliRunner().invoke(cli, ["retention", "--dry-run"])
+    assert dry.exit_code == 1
+    assert "nosuch" in dry.stderr
+    assert "messages 0 to 9" in dry.stdout
+    done = CliRunner().invoke(cli, ["retention"])
+    assert done.exit_code == 1
+    assert "nosuch" in done.stderr
+    assert aged.bench.query("SELECT count(*) FROM outbox_actions WHERE act = 'b'") == [(0,)]
+    assert leaves(aged) == before
