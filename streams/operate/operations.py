@@ -270,7 +270,7 @@ def work(connection: Connection, number: int) -> float | None:
     except DBAPIError as error:
         if sqlstate(error) in IN_THE_WAY:
             return POLL_SECONDS
-        if not lasting(error):
+        if _not_ours(error) or not lasting(error):
             raise
         reason = refusal(error)
     with connection.begin():
@@ -321,16 +321,29 @@ def _work(connection: Connection, number: int) -> float | None:
 def work_all(connection: Connection) -> float:
     """Do what can be done of every running operation that nobody else works.
 
-    It returns the seconds after which to come back.
+    It returns the seconds after which to come back. DBAPIError, after the others, where this role
+    may not work one: another process may.
     """
     with connection.begin():
         numbers = list(connection.exec_driver_sql(query("operations_running")).scalars())
-    pauses = [5.0]
+    pauses, refused = [5.0], None
     for number in numbers:
         with held(connection, number) as taken:
-            if taken and (pause := work(connection, number)) is not None:
-                pauses.append(pause)
+            try:
+                if taken and (pause := work(connection, number)) is not None:
+                    pauses.append(pause)
+            except DBAPIError as error:
+                if not _not_ours(error):
+                    raise
+                refused = error
+    if refused is not None:
+        raise refused
     return min(pauses)
+
+
+def _not_ours(error: DBAPIError) -> bool:
+    """Whether it is this role that may not."""
+    return sqlstate(error) == "42501"
 
 
 class _Items:

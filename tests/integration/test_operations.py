@@ -366,7 +366,6 @@ def test_what_the_database_refuses_of_one_is_its_reason_and_holds_up_no_other(
 @pytest.mark.parametrize(
     ("does", "reason"),
     [
-        ("RAISE insufficient_privilege", "InsufficientPrivilege (SQLSTATE 42501)"),
         ("PERFORM FROM gone", "UndefinedTable (SQLSTATE 42P01)"),
         ("PERFORM pg_sleep(30)", "QueryCanceled (SQLSTATE 57014)"),
     ],
@@ -374,7 +373,7 @@ def test_what_the_database_refuses_of_one_is_its_reason_and_holds_up_no_other(
 def test_whatever_is_met_again_stops_one_operation_and_holds_up_no_other(
     business: psycopg.Connection[Any], desk: Connection, does: str, reason: str
 ) -> None:
-    """A trigger of somebody's own that lacks a right or a table, or takes too long."""
+    """A trigger of somebody's own that lacks a table, or takes too long."""
     business.execute(
         f"CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {does}; RETURN NEW;"
         " END$$; CREATE TRIGGER slow BEFORE INSERT ON outbox FOR EACH ROW"
@@ -389,6 +388,33 @@ def test_whatever_is_met_again_stops_one_operation_and_holds_up_no_other(
     stopped, done = (operations.operation(desk, one.id) for one in (first, second))
     assert (stopped.state, done.state) == ("stopped", "done")
     assert stopped.reason == f"PostgreSQL refuses it: {reason}"
+
+
+def test_what_this_role_may_not_work_is_left_to_who_may_and_holds_up_no_other(
+    business: psycopg.Connection[Any], desk: Connection, name: str
+) -> None:
+    """Workers look for operations too, and some may insert nothing into the outbox."""
+    die(business, 2), die(business, 1, "later")
+    first, second = begun(desk), begun(desk, Choice(error="later"), "discard")
+    business.execute(
+        f"CREATE ROLE {name}_worker; GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}_worker;"
+        f" GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {name}_worker;"
+        f" REVOKE INSERT ON outbox FROM {name}_worker".encode()
+    )
+    try:
+        desk.exec_driver_sql(f"SET ROLE {name}_worker")
+        desk.commit()
+        for _ in range(2):
+            with pytest.raises(DBAPIError, match="permission denied for table outbox"):
+                operations.work_all(desk)
+        desk.exec_driver_sql("RESET ROLE")
+        desk.commit()
+        states = [operations.operation(desk, one.id).state for one in (first, second)]
+        assert states == ["running", "done"]
+        operations.work_all(desk)
+        assert len(sent(business)) > 0
+    finally:
+        business.execute(f"DROP OWNED BY {name}_worker; DROP ROLE {name}_worker".encode())
 
 
 def test_what_is_in_the_way_stops_no_operation(

@@ -278,12 +278,15 @@ def test_what_may_not_be_sent_again_is_a_fault_that_everybody_sees(
         assert bench.run(told()) == []
 
 
+@pytest.mark.parametrize(
+    "error", [KafkaException(KafkaError(KafkaError.FENCED_LEADER_EPOCH)), TimeoutError()]
+)
 def test_clients_that_kafka_refused_are_made_anew_and_it_is_said_again(
-    database: str, caplog: pytest.LogCaptureFixture
+    database: str, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     """One that knew of leaders from before a fence names them for ever."""
     refused: Future[Any] = Future()
-    refused.set_exception(KafkaException(KafkaError(KafkaError.FENCED_LEADER_EPOCH)))
+    refused.set_exception(error)
     admin = SimpleNamespace(
         list_topics=lambda timeout: SimpleNamespace(
             topics={TOPIC: SimpleNamespace(partitions={0: None})}

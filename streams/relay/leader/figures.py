@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -62,6 +62,7 @@ class LeaderFigures:
         self._relays: list[dict[str, Any]] = []
         self._pins: list[tuple[Any, ...]] = []
         self._standbys = 0
+        self._seen = False  # or what it was is no gauge's value now
 
     async def write(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Whatever is due; psycopg.Error when the connection is lost."""
@@ -129,6 +130,7 @@ class LeaderFigures:
     async def _see(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Write down what the primary says of relays, slots and whoever holds the floor."""
         relay = self._settings.relay.name
+        self._seen = False
         async with connection.cursor() as cursor:
             await cursor.execute(query("relays_standing"), {"relay": relay})
             names = [column.name for column in cursor.description or ()]
@@ -152,6 +154,7 @@ class LeaderFigures:
         }
         await connection.execute(query("primary_note"), {"relay": relay, "seen": _json(seen)})
         self._relays, self._pins, self._standbys = relays, pins, len(attendance) - 1
+        self._seen = True
 
     async def _settle(self, connection: psycopg.AsyncConnection[Any], floor: int) -> None:
         """Go on to the first message without a fate, a bounded way at a time."""
@@ -172,15 +175,19 @@ class LeaderFigures:
         [(now,)] = await _rows(connection, "moment")
         age = (now - self._oldest).total_seconds() if self._oldest is not None else 0.0
         values.append(("oldest_message", "", max(0.0, age)))
-        for row in self._relays:
-            values.append(("relay_lag", row["name"], float(row["lag_rows"] or 0)))
-            if row["held"] is not None:
-                values.append(("wal_held", row["name"], float(row["held"])))
-        values.append(("standbys", self._settings.relay.name, float(max(0, self._standbys))))
-        pinned = max(((now - pin[4]).total_seconds() for pin in self._pins), default=0.0)
-        values.append(("pinned", "", pinned))
+        if self._seen:
+            values += self._primary_gauges(now)
         rows = [{"name": name, "label": label, "value": value} for name, label, value in values]
         await connection.execute(query("gauges_note"), {"rows": _json(rows)})
+
+    def _primary_gauges(self, now: datetime) -> Iterator[tuple[str, str, float]]:
+        for row in self._relays:
+            yield "relay_lag", row["name"], float(row["lag_rows"] or 0)
+            if row["held"] is not None:
+                yield "wal_held", row["name"], float(row["held"])
+        yield "standbys", self._settings.relay.name, float(max(0, self._standbys))
+        pinned = max(((now - pin[4]).total_seconds() for pin in self._pins), default=0.0)
+        yield "pinned", "", pinned
 
     async def _note_lag(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Write down what Kafka said since the last look, and ask it again.

@@ -24,7 +24,8 @@ from confluent_kafka.admin import AdminClient
 from streams.broker import kafka, topics
 from streams.broker.partitioner import partition_of
 from streams.database import connect, partitions, query
-from streams.database.refusals import refusal, sqlstate
+from streams.database.refusals import refusal, sqlstate, words
+from streams.errors import ServiceUnreachable
 from streams.registry import Registry
 from streams.settings import Settings
 
@@ -221,7 +222,7 @@ class Sweep:
                     while True:
                         await self.round(connection)
                         await asyncio.sleep(self._settings.relay.sweep_interval)
-            except (psycopg.Error, KafkaException, OSError) as error:
+            except (psycopg.Error, KafkaException, ServiceUnreachable, OSError) as error:
                 self._kafka = None
                 about = {"error": type(error).__name__, "sqlstate": sqlstate(error)}
                 logger.warning("sweep interrupted", extra=about)
@@ -464,12 +465,14 @@ class Sweep:
                     tp.partition: consumer.get_watermark_offsets(tp, timeout=TIMEOUT)
                     for tp in asked
                 }
-            except KafkaException as error:
+            except (KafkaException, ServiceUnreachable, TimeoutError) as error:
                 # A client that knew of leaders from before a fence names them for ever.
                 self._kafka = None
                 said = self._unreadable.get(name, -REFUSED_SECONDS)
                 if time.monotonic() - said >= REFUSED_SECONDS:
-                    reason = kafka.reason(error)
+                    reason = words(error)
+                    if isinstance(error, KafkaException):
+                        reason = kafka.reason(error)
                     logger.warning("topic not swept", extra={"topic": name, "error": reason})
                     self._unreadable[name] = time.monotonic()
                 continue
