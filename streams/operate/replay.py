@@ -8,6 +8,7 @@ it up.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ from streams.registry import Agent, Registry
 BATCH = 1000
 # What failed again after so many replays needs another cure: `force` overrides.
 MOST_REPLAYS = 3
+
+
+class TextChanged(StreamsError):
+    """The text that was compared is not the one that would be replaced."""
 
 
 class ReplayLimitReached(StreamsError):
@@ -159,16 +164,25 @@ def edit(
     registry: Registry,
     max_bytes: int,
     operator: Operator,
+    *,
+    compared: str | None = None,
 ) -> None:
     """Replay one dead message with another payload.
 
-    The old one stays in its outbox row, or beside the new one.
+    The old one stays in its outbox row, or beside the new one. `compared` is the SHA-256, in hex,
+    of the text that the new one was compared with.
 
-    UsageError says what is wrong with the payload, or that it belongs to another conversation.
+    UsageError says what is wrong with the payload, or that it belongs to another conversation;
+    TextChanged that somebody has replaced the compared text.
     """
 
     def replace() -> None:
         dead, letter = _letter(connection, name, registry)
+        if compared not in (None, hashlib.sha256(letter.text.encode()).hexdigest()):
+            raise TextChanged(
+                f"message {name} was edited since you compared it: compare it again, nothing was"
+                " done"
+            )
         key, payload = _checked(text, letter.event, letter.key, max_bytes)
         if letter.row is None:
             source, outbox_id = parts_of(name)

@@ -15,11 +15,13 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
 
 from streams.settings import Web
 from streams.web import passwords
-from streams.web.guard import is_forwarded
+from streams.web.guard import is_forwarded, is_of_elsewhere
 from streams.web.messages import Refusal, Request
+from streams.web.passwords import in_bytes
 from streams.web.rights import ROLES, Identity, Right
 
 HostAccess = Callable[[Request], "Identity | Awaitable[Identity | None] | None"]
@@ -89,7 +91,8 @@ class Access:
             raise Refusal(429, f"too many failed logins from your address: wait {seconds:.0f} s")
 
     def _by_machine(self, request: Request) -> Identity:
-        if is_forwarded(request):
+        known = (*self._web.hosts, *(urlsplit(each).hostname or "" for each in self._web.origins))
+        if is_forwarded(request) or is_of_elsewhere(request, known):
             raise Refusal(
                 403,
                 "a proxy passed this on, and web.access is local, which would let the world in:"
@@ -127,7 +130,7 @@ class Access:
             return None
         secret, name = request.header(SECRET), request.header(USER)
         known = self._web.proxy_secret or ""
-        if not name or not hmac.compare_digest(secret.encode(), known.encode()):
+        if not name or not hmac.compare_digest(in_bytes(secret), in_bytes(known)):
             return None
         roles = request.all(ROLE)
         role = roles[0] if len(roles) == 1 else self._web.proxy_role if not roles else ""
@@ -138,7 +141,7 @@ class Access:
         if scheme.lower() != "bearer" or not token:
             return None
         # A lookup by the hash tells nothing about the token by the time that it takes.
-        name = self._tokens.get(hashlib.sha256(token.strip().encode()).hexdigest())
+        name = self._tokens.get(hashlib.sha256(in_bytes(token.strip())).hexdigest())
         return (
             Identity(f"token {name}", ROLES[self._web.tokens[name].role], "token") if name else None
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -50,12 +51,17 @@ class TextForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EditForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which message, the JSON that it is to be, and why; `confirmed`: the difference was seen."""
+    """Which message, the JSON that it is to be, and why; `confirmed`: the difference was seen.
+
+    `compared` is the SHA-256 of the text that it was seen from: if that is another one now, nothing
+    is done.
+    """
 
     message: Name
     payload: str
     why: Why
     confirmed: bool = False
+    compared: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")] | None = None
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -131,7 +137,9 @@ async def edit(call: Call) -> Response:
     registry = await site.registry()
     if call.route.is_api or form.confirmed:
         await site.acts.run(
-            lambda connection: operate.edit(connection, name, payload, registry, most, operator)
+            lambda connection: operate.edit(
+                connection, name, payload, registry, most, operator, compared=form.compared
+            )
         )
         return _done(call, Done("replay", [name]), f"messages/{name}")
     old, new = await site.acts.run(
@@ -145,6 +153,7 @@ async def edit(call: Call) -> Response:
         name,
         changes=changes,
         payload=form.payload,
+        compared=hashlib.sha256(old.encode()).hexdigest(),
         why=form.why,
         same=before == after,
     )

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from streams.web.messages import Refusal, Request, Response
 
-FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+FORWARDED = ("forwarded", "via", "x-real-ip")
 LONGEST = 1024
 """Bytes of a parameter: as many as a key may have."""
 
@@ -88,6 +88,16 @@ def is_forwarded(request: Request) -> bool:
     return any(name in FORWARDED or name.startswith("x-forwarded") for name, _ in request.headers)
 
 
+def is_of_elsewhere(request: Request, hosts: Collection[str]) -> bool:
+    """Whether a page says that it is not of this machine, nor of one of `hosts`.
+
+    A proxy that names nobody sends our own address as Host; what the browser says passes it.
+    """
+    named = {urlsplit(request.header(each)).hostname for each in ("origin", "referer")} - {None}
+    known = {"localhost", *(host.lower().rstrip(".") for host in hosts)}
+    return any(name not in known and not _is_loopback(str(name)) for name in named)
+
+
 def own_origin(request: Request) -> str:
     """The origin that the request was sent to."""
     return f"{request.scheme}://{request.header('host').lower()}"
@@ -106,6 +116,10 @@ def host_name(given: str) -> str | None:
     if not given or parts.path or parts.query or parts.fragment or "@" in given:
         return None
     return (parts.hostname or "").rstrip(".") or None
+
+
+def _is_loopback(name: str) -> bool:
+    return _is_address(name) and ipaddress.ip_address(name).is_loopback
 
 
 def _is_address(name: str) -> bool:

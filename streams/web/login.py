@@ -12,7 +12,8 @@ from streams.web.render import page as rendered
 from streams.web.routes import Call, Route
 
 # An address below ours, and no other: it is written behind `./`.
-_BELOW = re.compile(r"[A-Za-z0-9][A-Za-z0-9/._-]*(\?[^\s\\]*)?")
+_BELOW = re.compile(r"[A-Za-z0-9][A-Za-z0-9/._:-]*(\?[!-\[\]-~]*)?")
+_LONGEST = 8192  # a key of a thousand bytes takes three times as many in an address
 
 
 async def form(call: Call) -> Response:
@@ -55,7 +56,7 @@ def _cookie(value: str, seconds: int, *, secure: bool) -> str:
 
 def _next(call: Call) -> str:
     asked = call.given.get("next", "")
-    return asked if _BELOW.fullmatch(asked) else ""
+    return asked if len(asked) <= _LONGEST and _BELOW.fullmatch(asked) else ""
 
 
 def _check(call: Call) -> None:
@@ -68,8 +69,10 @@ def _form(call: Call, line: str) -> str:
     return page.shell(call, title="Log in", middle=middle)
 
 
+_NEXT = frozenset({"next"})
+
 ROUTES = (
-    Route("GET", "/login", None, form, "The page to log in on."),
-    Route("POST", "/login", None, log_in, "Log in with name and password."),
+    Route("GET", "/login", None, form, "The page to log in on.", long=_NEXT),
+    Route("POST", "/login", None, log_in, "Log in with name and password.", long=_NEXT),
     Route("POST", "/logout", None, log_out, "Log out."),
 )

@@ -60,7 +60,7 @@ class Request:
         """The fields of a posted form, the first of each name; {} when it is none."""
         if self.header("content-type").partition(";")[0].strip() != FORM:
             return {}
-        return _first(self.body.decode("utf-8", errors="replace"))
+        return _first(self.body.decode("utf-8", errors="surrogateescape"))
 
     @property
     def wants_page(self) -> bool:
@@ -111,7 +111,10 @@ def redirect(to: str, status: int = 303, **headers: str) -> Response:
 
 def _first(text: str) -> dict[str, str]:
     try:
-        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=100)
+        # What is not UTF-8 is refused by `guard.check_parameters`, and never replaced in silence.
+        pairs = parse_qsl(
+            text, keep_blank_values=True, max_num_fields=100, errors="surrogateescape"
+        )
     except ValueError:
         raise Refusal(400, "the query or form has more than 100 fields") from None
     return dict(reversed(pairs))

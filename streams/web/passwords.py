@@ -65,8 +65,15 @@ def valid(cookie: str, name: str, known: str, secret: str, now: float) -> bool:
     expected = _mac(name, until, known, secret)
     fresh = until.isascii() and until.isdigit() and len(until) < 12 and now < int(until)
     return (
-        fresh and encoded == _encoded(name) and hmac.compare_digest(mac.encode(), expected.encode())
+        fresh
+        and encoded == _encoded(name)
+        and hmac.compare_digest(in_bytes(mac), in_bytes(expected))
     )
+
+
+def in_bytes(text: str) -> bytes:
+    """Whatever a header may hold, which need not be UTF-8."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _derived(password: str, salt: bytes, cost: tuple[int, int, int]) -> bytes:

@@ -343,6 +343,12 @@ async def test_acts_are_done_once_and_written_down(site: Site, database: str) ->
     )
     assert (wrong.status, b"expected 'conversation-3'" in wrong.body) == (400, True)
     assert (await post(site, "/api/messages/83/edit", payload="{", why="y")).status == 400
+    # Who confirms has compared it with the text that it replaces, and with no other one.
+    [compared] = re.findall('name="compared" value="([0-9a-f]{64})"', page)
+    other = await post(site, "/messages/83/edit", **form, confirmed="1", compared="0" * 64)
+    assert (other.status, b"was edited since you compared it" in other.body) == (409, True)
+    assert query("SELECT status FROM outbox_state WHERE outbox_id = 83") == [("dead",)]
+    form["compared"] = compared
     assert (await post(site, "/messages/83/edit", **form, confirmed="1")).headers[
         "Location"
     ] == "../../messages/83"

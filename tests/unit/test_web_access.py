@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -14,7 +16,7 @@ from click.testing import CliRunner
 
 from streams.cli import cli
 from streams.settings import Web
-from streams.web import passwords
+from streams.web import login, passwords
 from streams.web.access import COOKIE, Access
 from streams.web.messages import Refusal, Request
 from streams.web.rights import ROLES, Identity, Right
@@ -49,9 +51,23 @@ async def test_local_is_nobody_else(peer: str | None) -> None:
 
 
 async def test_local_behind_a_proxy_would_be_open_to_the_world() -> None:
-    for name in ("x-forwarded-for", "forwarded", "x-forwarded-host"):
+    for name in ("x-forwarded-for", "forwarded", "x-forwarded-host", "via"):
         with pytest.raises(Refusal, match="a proxy passed this on"):
             await access().identify(ask((name, "10.0.0.1")))
+    # One that names nobody and says our own address as Host: the browser says where it is.
+    for name in ("origin", "referer"):
+        for page in ("https://ops.example", "https://10.0.0.1/outbox/"):
+            with pytest.raises(Refusal, match="a proxy passed this on"):
+                await access().identify(ask((name, page)))
+        for page in (
+            "http://localhost:8080",
+            "http://127.0.0.1:6066/outbox/",
+            "http://[::1]/",
+            "null",
+        ):
+            assert await access().identify(ask((name, page))) is not None
+        own = access(hosts=["ops.example"])
+        assert await own.identify(ask((name, "https://ops.example"))) is not None
 
 
 async def test_a_login_lasts_until_the_password_line_changes() -> None:
@@ -144,6 +160,18 @@ def test_a_line_cannot_ask_for_all_memory() -> None:
 
 PROXY = {"access": "proxy", "trusted_proxies": ["10.0.0.0/8"], "proxy_secret": SECRET}
 SAID = (("x-outbox-user", "amy"), ("x-outbox-secret", SECRET))
+
+
+async def test_bytes_that_are_no_text_are_nobody_whoever_they_name() -> None:
+    """An error for a name that is known would tell that it is."""
+    users = {"amy": {"password": LINE, "role": "operator"}}
+    tokens = {"ci": {"sha256": "0" * 64}}
+    ours = access(access="users", users=users, secret=SECRET, tokens=tokens)
+    for name in ("amy", "bob"):
+        encoded = base64.urlsafe_b64encode(name.encode()).decode().rstrip("=")
+        cookie = ("cookie", f"{COOKIE}={encoded}.99999999999.\udcff")
+        assert await ours.identify(ask(cookie)) is None
+    assert await ours.identify(ask(("authorization", "Bearer \udcff"))) is None
 
 
 async def test_a_proxy_says_who_asks() -> None:
@@ -241,3 +269,22 @@ async def test_the_commands_print_lines_that_let_somebody_in() -> None:
     ):
         refused = run(cli, ["web", *arguments], input=text)
         assert line in str(refused.exception)
+
+
+@pytest.mark.parametrize(
+    ("asked", "leads"),
+    [
+        ("messages/orders:12", True),
+        ("conversation?topic=t&key=" + "%D0%B6" * 341, True),
+        ("dead/?since=2026-01-31T12:00:00Z", True),
+        ("dead/?key=\u0436", False),  # a header holds no such character
+        ("//evil.example", False),
+        ("https://evil.example", True),  # behind ./ it is a path of ours
+        ("\\evil.example", False),
+        ("dead/?" + "a" * 9000, False),
+    ],
+)
+def test_a_login_leads_below_ours_and_nowhere_else(asked: str, leads: bool) -> None:
+    call = SimpleNamespace(given={"next": asked})
+    assert login._next(call) == (asked if leads else "")  # type: ignore[arg-type]
+    assert {"next"} <= {name for route in login.ROUTES[:2] for name in route.long}

@@ -134,3 +134,12 @@ def test_every_response_carries_the_headers_and_keeps_its_own() -> None:
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Referrer-Policy"] == "same-origin"
     assert headers["Cache-Control"] == "max-age=1"
+
+
+def test_bytes_that_are_not_utf_8_are_refused_and_not_replaced() -> None:
+    """In a query and in a form: what is replaced would be acted on."""
+    form = (("content-type", "application/x-www-form-urlencoded"),)
+    posted = Request("POST", "/", headers=form, body=b"payload=M%FCller")
+    for given in (posted.form, Request("GET", "/", "key=%ff").parameters):
+        with pytest.raises(Refusal, match="is not UTF-8"):
+            check_parameters(given)

@@ -14,7 +14,9 @@ Limit = Annotated[int, msgspec.Meta(ge=1, le=200, description="how many")]
 Fingerprint = Annotated[
     str, msgspec.Meta(pattern="^[0-9a-f]{8}$", description="8 hex digits, the name of a cause")
 ]
-Since = Annotated[datetime, msgspec.Meta(description="a time like 2026-01-31T12:00:00Z")]
+Since = Annotated[
+    datetime, msgspec.Meta(tz=True, description="a time like 2026-01-31T12:00:00Z, with its offset")
+]
 Topic = Annotated[str, msgspec.Meta(min_length=1, max_length=249)]
 Name = Annotated[
     str,
