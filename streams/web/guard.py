@@ -89,13 +89,17 @@ def is_forwarded(request: Request) -> bool:
 
 
 def is_of_elsewhere(request: Request, hosts: Collection[str]) -> bool:
-    """Whether a page says that it is not of this machine, nor of one of `hosts`.
+    """Whether a page of ours asks, and is neither of this machine nor of one of `hosts`.
 
-    A proxy that names nobody sends our own address as Host; what the browser says passes it.
+    A proxy that names nobody sends our own address as Host; what the browser says passes it. A
+    link on another site's page is not such a page.
     """
-    named = {urlsplit(request.header(each)).hostname for each in ("origin", "referer")} - {None}
-    known = {"localhost", *(host.lower().rstrip(".") for host in hosts)}
-    return any(name not in known and not _is_loopback(str(name)) for name in named)
+    if request.header("sec-fetch-site") != "same-origin":
+        return False
+    named = [_host_of(request.header(each)) for each in ("origin", "referer")]
+    # Where a browser tells no address it says `null`.
+    known = {"", "localhost", *(host.lower().rstrip(".") for host in hosts)}
+    return any(name not in known and not _is_loopback(name) for name in named)
 
 
 def own_origin(request: Request) -> str:
@@ -116,6 +120,14 @@ def host_name(given: str) -> str | None:
     if not given or parts.path or parts.query or parts.fragment or "@" in given:
         return None
     return (parts.hostname or "").rstrip(".") or None
+
+
+def _host_of(address: str) -> str:
+    """The host of a page's address; '' where there is none to read."""
+    try:
+        return (urlsplit(address).hostname or "").rstrip(".")
+    except ValueError:
+        return ""
 
 
 def _is_loopback(name: str) -> bool:

@@ -55,19 +55,24 @@ async def test_local_behind_a_proxy_would_be_open_to_the_world() -> None:
         with pytest.raises(Refusal, match="a proxy passed this on"):
             await access().identify(ask((name, "10.0.0.1")))
     # One that names nobody and says our own address as Host: the browser says where it is.
+    ours = ("sec-fetch-site", "same-origin")
     for name in ("origin", "referer"):
         for page in ("https://ops.example", "https://10.0.0.1/outbox/"):
             with pytest.raises(Refusal, match="a proxy passed this on"):
-                await access().identify(ask((name, page)))
+                await access().identify(ask(ours, (name, page)))
+            # A link on somebody's page, or a browser that says nothing of sites.
+            for site in ([("sec-fetch-site", "cross-site")], []):
+                assert await access().identify(ask(*site, (name, page))) is not None
         for page in (
             "http://localhost:8080",
             "http://127.0.0.1:6066/outbox/",
             "http://[::1]/",
+            "https://[broken",
             "null",
         ):
-            assert await access().identify(ask((name, page))) is not None
+            assert await access().identify(ask(ours, (name, page))) is not None
         own = access(hosts=["ops.example"])
-        assert await own.identify(ask((name, "https://ops.example"))) is not None
+        assert await own.identify(ask(ours, (name, "https://ops.example"))) is not None
 
 
 async def test_a_login_lasts_until_the_password_line_changes() -> None:
