@@ -337,23 +337,22 @@ def _idle(relay: RelayStatus, snapshot: Snapshot) -> float:
 
 
 def _retention_of(relay: RelayStatus) -> Iterator[Fault]:
-    """What the leader wrote down: of retention, and of the sweep, which it marks."""
-    held = [line for line in relay.retention if not line.startswith("sweep of ")]
-    refused = [line for line in relay.retention if line not in held]
-    if held:
+    if relay.retention:
         yield _fault(
             "outbox.retention_waits",
-            f"{held[0]}{_more(held)}",
+            f"{relay.retention[0]}{_more(relay.retention)}",
             "`streams retention --dry-run` says what holds each range up",
             subject=relay.name,
         )
-    if refused:
+
+
+def _sweep(snapshot: Snapshot) -> Iterator[Fault]:
+    if snapshot.unsent:
         yield _fault(
             "sweep.refused",
-            f"what Kafka lost is not sent again: {refused[0]}{_more(refused)}",
+            f"what Kafka lost is not sent again: {snapshot.unsent[0]}{_more(snapshot.unsent)}",
             "mend what refuses it (a constraint, a trigger, a right); the relay tries again within"
             " ten minutes",
-            subject=relay.name,
         )
 
 
@@ -603,6 +602,7 @@ _RULES: Sequence[Callable[[Snapshot], Iterator[Fault]]] = (
     _pins,
     _room,
     _retention,
+    _sweep,
     _workers,
     _runs,
     _partitions,

@@ -125,6 +125,7 @@ def look(
             unknown=_unknown(connection) if unknown else (),
             room=_room(connection),
             retention=_retention(primary),
+            unsent=_unsent(primary, at),
             trends={
                 name: Trend(*rest)
                 for name, *rest in connection.exec_driver_sql(query("look_trends"))
@@ -520,6 +521,18 @@ def _retention(
         for topic, seconds in seen.get("retention", {}).items()
     }
     return tuple(TopicLimit(topic, seconds) for topic, seconds in sorted(limits.items()))
+
+
+def _unsent(
+    primary: Mapping[str, tuple[datetime, Mapping[str, Any]]], at: datetime
+) -> tuple[str, ...]:
+    """What leaders that live cannot send again."""
+    return tuple(
+        line
+        for moment, seen in primary.values()
+        if (at - moment).total_seconds() < GONE_SECONDS
+        for line in seen.get("unsent", ())
+    )
 
 
 def _settled(primary: Mapping[str, tuple[datetime, Mapping[str, Any]]]) -> int:

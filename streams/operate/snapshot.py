@@ -330,6 +330,7 @@ class Snapshot:
     writes. `projection` is whose figures these are. `versions` are those of the living processes.
     `rejects` are records of the last ten minutes that belong to no message, `recent_dead` those
     that died in the last five, `usual_dead` how many do so in five minutes of the last day.
+    `unsent` is what Kafka lost and PostgreSQL does not let the relay send again, a line a topic.
     `ending` messages have at most three attempts left, `held_since` is when the conversation that
     is held longest began to wait.
     """
@@ -357,6 +358,7 @@ class Snapshot:
     unknown: tuple[UnknownBizType, ...] = ()
     room: Room = field(default_factory=lambda: Room(0, None))
     retention: tuple[TopicLimit, ...] = ()
+    unsent: tuple[str, ...] = ()
     trends: Mapping[str, Trend] = field(default_factory=dict)
     rejects: int = 0
     recent_dead: int = 0

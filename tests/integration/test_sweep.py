@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
@@ -18,13 +17,12 @@ from confluent_kafka.admin import AdminClient
 from streams.broker import kafka
 from streams.broker.partitioner import partition_of
 from streams.database import connect
-from streams.database.retention import Periods
 from streams.events import EventType
-from streams.operate.faults import relay_faults
-from streams.operate.relay_status import standing
+from streams.operate.faults import faults_of
+from streams.operate.look import look
 from streams.registry import Agent, Registry
 from streams.relay.leader import sweep
-from streams.relay.leader.housekeeping import Housekeeping
+from streams.relay.leader.figures import LeaderFigures
 from streams.relay.leader.sweep import MOST, Topic
 from tests.conftest import Eventually, World
 from tests.fixtures.listed import TOPIC, ListedSweep, Record
@@ -255,27 +253,32 @@ def test_a_topic_of_which_nothing_may_be_sent_again_holds_up_no_other(
         assert sum("topic not swept" in each.message for each in caplog.records) == 1
 
 
-@pytest.mark.parametrize("kept", [Periods(), Periods(rejects=90)])
-def test_what_may_not_be_sent_again_is_a_fault_that_everybody_sees(
-    database: str, kept: Periods
+def test_what_may_not_be_sent_again_is_a_fault_as_long_as_the_leader_says_so(
+    database: str,
 ) -> None:
     with Bench(database) as bench:
         bench.raise_floor(0)
         lines = ["message 7 of topic a: PostgreSQL refuses it: CheckViolation (SQLSTATE 23514)"]
-        housekeeping = Housekeeping(bench.settings, [], lambda: lines)
-        housekeeping._periods = kept
+        leader = LeaderFigures(bench.settings, (), lambda: lines)
 
-        async def told() -> list[str]:
-            async with await connect(bench._url) as connection:
-                housekeeping._retained_at = -math.inf
-                await housekeeping.round(connection)
-            [relay] = standing(bench.operators)
+        def told() -> list[str]:
+            snapshot = look(bench.operators)
             bench.operators.rollback()
-            return [fault.title for fault in relay_faults(relay) if fault.code == "sweep.refused"]
+            return [each.title for each in faults_of(snapshot) if each.code == "sweep.refused"]
 
-        assert bench.run(told()) == [f"what Kafka lost is not sent again: sweep of {lines[0]}"]
+        async def write() -> None:
+            leader._due.clear()
+            async with await connect(bench._url) as connection:
+                await leader.write(connection)
+
+        bench.run(write())
+        assert told() == [f"what Kafka lost is not sent again: {lines[0]}"]
+        # Of a leader that is gone nobody knows it any more.
+        bench.query("UPDATE outbox_primary SET at = now() - interval '2 minutes' RETURNING 1")
+        assert told() == []
         lines.clear()
-        assert bench.run(told()) == []
+        bench.run(write())
+        assert told() == []
 
 
 @pytest.mark.parametrize(

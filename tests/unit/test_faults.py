@@ -183,8 +183,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         relay(retention=()),
     ),
     "sweep.refused": (
-        relay(retention=("sweep of message 7 of topic t: PostgreSQL refuses it: CheckViolation",)),
-        relay(retention=()),
+        {"unsent": ("message 7 of topic t: PostgreSQL refuses it: CheckViolation",)},
+        {"unsent": ()},
     ),
     "workers.none": ({"processes": ()}, worker(state="silent")),
     "worker.silent": (worker(state="silent", silent=15.0), worker(state="ended")),

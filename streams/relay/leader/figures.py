@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -49,8 +49,13 @@ class LeaderFigures:
     Each step commits by itself; one that fails holds up no other, and is tried again in a minute.
     """
 
-    def __init__(self, settings: Settings, names: Iterable[str] = ()) -> None:
-        self._settings, self._topics = settings, tuple(names)
+    def __init__(
+        self,
+        settings: Settings,
+        names: Iterable[str] = (),
+        unsent: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        self._settings, self._topics, self._unsent = settings, tuple(names), unsent
         self._due: dict[str, float] = {}
         self._refused: set[str] = set()
         self._ids = IDS
@@ -151,6 +156,7 @@ class LeaderFigures:
             "pins": pins,
             "retention": self._retention,
             "settled": self._settled,
+            "unsent": self._unsent(),
         }
         await connection.execute(query("primary_note"), {"relay": relay, "seen": _json(seen)})
         self._relays, self._pins, self._standbys = relays, pins, len(attendance) - 1

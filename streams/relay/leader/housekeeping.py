@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -42,19 +42,10 @@ AGAIN_SECONDS = 300.0
 
 
 class Housekeeping:
-    """Runs until cancelled; an outage costs a round, nothing else.
+    """Runs until cancelled; an outage costs a round, nothing else."""
 
-    What `swept` says of the sweep is written down beside what holds retention up.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        topics: Iterable[str],
-        swept: Callable[[], Iterable[str]] = tuple,
-    ) -> None:
+    def __init__(self, settings: Settings, topics: Iterable[str]) -> None:
         self._settings, self._periods = settings, periods(settings, topics)
-        self._swept, self._told_of_sweep = swept, False
         self._retained_at, self._expired_at = -RETENTION_SECONDS, -EXPIRE_SECONDS
         self._proofs: dict[int, Proof] = {}
         self._archive: Writer | None = None
@@ -93,12 +84,9 @@ class Housekeeping:
 
     async def _retain(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Take away what is old, and write down what holds that up."""
-        waits = [f"sweep of {reason}" for reason in self._swept()]
         if self._periods.endless:
-            if waits or self._told_of_sweep:
-                await self._save(connection, orjson.dumps(waits).decode())
-            self._told_of_sweep = bool(waits)
             return
+        waits: list[str] = []
         try:
             async with holding(connection):
                 kept = self._periods

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,7 +69,7 @@ class LeaderMaintenance:
     A lost connection costs the sample that was being watched, nothing else.
 
     Of several leaders, each of some shards, the `first` saves the relay's position and makes
-    partitions.
+    partitions. `unsent` says what the sweep may not send again.
     """
 
     def __init__(
@@ -80,9 +80,10 @@ class LeaderMaintenance:
         topics: Iterable[str] = (),
         *,
         first: bool = True,
+        unsent: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self.first = first
-        self._figures = LeaderFigures(settings, topics)
+        self._figures = LeaderFigures(settings, topics, unsent)
         self._settings = settings
         self._asked = asked
         self._doing = doing

@@ -113,13 +113,18 @@ class LeaderSession:
         self._saved_floor = 0
         # As old as the session: what they have seen of a range or a topic is not seen again.
         self._sweep = Sweep(settings, registry)
-        self._housekeeping = Housekeeping(settings, registry.topics, lambda: self._sweep.waits)
+        self._housekeeping = Housekeeping(settings, registry.topics)
 
     async def run(self) -> None:
         """Publish until told to stop, with everything in flight confirmed."""
         activity, topics_consumed = await self._first_activity(), self._registry.consumed
         self._maintenance = LeaderMaintenance(
-            self._settings, self._asked, activity, topics_consumed, first=self._first
+            self._settings,
+            self._asked,
+            activity,
+            topics_consumed,
+            first=self._first,
+            unsent=lambda: self._sweep.waits,
         )
         attempt = 0
         async with ended_by(*self._beside()):
