@@ -50,7 +50,7 @@ def test_a_server_that_goes_away_in_the_middle_of_an_audit_is_no_bad_news(
     monkeypatch.setattr(Effects, "look", ended)
     error = refused()
     assert isinstance(error, ServiceUnreachable)
-    assert "went away: terminating connection due to administrator command" in str(error)
+    assert "went away: " in str(error)
     assert [record.getMessage() for record in caplog.records] == []
     assert bench.query("SELECT count(*) FROM outbox_audits") == [(0,)]
 
@@ -74,7 +74,7 @@ async def test_the_process_that_audits_for_a_page_says_it_too(
         other.execute(query("lock_alone"), {"lock": locks.AUDIT})
         asked = asyncio.create_task(audit_apart(bench.settings, full=False))
         await eventually(lambda: asked.done() or bench.query(END_IT))
-        with pytest.raises(StreamsError, match="went away: terminating connection due to admin"):
+        with pytest.raises(StreamsError, match="went away: "):
             await asked
 
 
