@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+import contextvars
+import threading
+from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class ended_by(Generic[T]):
@@ -101,3 +104,36 @@ async def first_to_end(*work: Coroutine[Any, Any, T | None]) -> T:
         await asyncio.Future()
     assert ending.outcome is not None
     return ending.outcome
+
+
+async def apart(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """What this blocking call returns or raises, from a thread that nobody has to wait for.
+
+    Who is cancelled leaves it behind, and a process that ends does too: `asyncio.to_thread` keeps
+    the process until the last call has returned, so one that Kafka leaves without an answer would
+    keep a relay that was told to stop.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if answer.done():
+            return
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(result)  # type: ignore[arg-type]  # None only where T has it
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = work(*arguments, **options)
+        except BaseException as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # nobody is left: the loop is closed
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    name = f"apart {getattr(work, '__name__', '')}"
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(run,), name=name, daemon=True).start()
+    return await answer

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import time
+from contextlib import AsyncExitStack
 
 import psycopg
 from confluent_kafka import KafkaException
@@ -28,6 +29,7 @@ from streams.relay.postgres.slot import SlotBusy
 from streams.relay.postgres.snapshot import RelaySnapshot
 from streams.relay.sink.publisher import DeliveryFailed
 from streams.settings import Settings, redact
+from streams.tasks import apart, first_to_end
 
 logger = logging.getLogger("streams.relay")
 
@@ -70,14 +72,16 @@ class Relay:
         Raises UsageError or ServiceUnreachable when it cannot start, UsageError also when the
         deployment changed since.
         """
-        await self._check()
+        # Nothing is held before it leads, so there is nothing to put in order when it is told to
+        # stop.
+        await first_to_end(self._check(), self._stop.wait())
         attempt = 0
         while not self._stop.is_set():
             began = time.monotonic()
             try:
                 leadership, session = self._roles()
-                async with leadership:
-                    await self._stand_by(leadership)
+                async with AsyncExitStack() as held:
+                    await first_to_end(self._stand_by(held, leadership), self._stop.wait())
                     if not self._stop.is_set():
                         began = time.monotonic()
                         await session.run()
@@ -86,8 +90,8 @@ class Relay:
                 report(error, attempt)
                 await self._pause(delay(attempt, self._settings.relay.backoff_limit))
 
-    async def _check(self) -> None:
-        """Check what can be known before there is work.
+    async def _check(self) -> bool:
+        """Check what can be known before there is work; True.
 
         A person who starts it sees at once what is wrong.
         """
@@ -97,7 +101,7 @@ class Relay:
                 f"relay.shards is {shards}: expected 1 in mode {self._mode},"
                 " only polling can be shared"
             )
-        await asyncio.to_thread(check_database, self._settings)
+        await apart(check_database, self._settings)
         try:
             async with Leadership(self._settings, self._mode) as leadership:
                 snapshot = await leadership.look()
@@ -106,13 +110,14 @@ class Relay:
         refuse_stranger(snapshot)
         plan = await desired_plan(self._settings, self._mode, snapshot)
         try:
-            await asyncio.to_thread(
+            await apart(
                 prepare_topics, self._settings, self._registry, plan.mode, Survey(self._settings)
             )
         except ServiceUnreachable:
             await self._drop_oversized_slot()
             raise
         await self._refuse_gone_back()
+        return True
 
     async def _refuse_gone_back(self) -> None:
         """UsageError when the database went back."""
@@ -146,14 +151,16 @@ class Relay:
         leadership = Leadership(settings, self._mode)
         return leadership, LeaderSession(settings, registry, self._mode, leadership, self._stop)
 
-    async def _stand_by(self, leadership: Leadership) -> None:
-        """Until this one leads, or is told to stop."""
+    async def _stand_by(self, held: AsyncExitStack, leadership: Leadership) -> bool:
+        """Until this one leads: True. Others see that it waits until `held` is left."""
+        await held.enter_async_context(leadership)
         logged = False
-        while not self._stop.is_set() and not await leadership.take():
+        while not await leadership.take():
             if not logged:
                 self._say(await leadership.look(), leadership.why_not)
             logged = True
-            await self._pause(STANDBY_SECONDS * random.uniform(0.7, 1.3))
+            await asyncio.sleep(STANDBY_SECONDS * random.uniform(0.7, 1.3))
+        return True
 
     def _say(self, snapshot: RelaySnapshot, reason: str) -> None:
         extra = {"relay": snapshot.relay, "pid": os.getpid()}

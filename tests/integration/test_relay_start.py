@@ -5,6 +5,7 @@ The line names the statement or setting that mends it.
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from streams.relay import Relay
 from streams.testing.services import UNSAFE
 from tests.conftest import Eventually, World
 from tests.contract.test_relay_contract import check_order, published
+from tests.fixtures.proxy import Proxy
 from tests.fixtures.publish import enqueue, payload
 
 
@@ -236,3 +238,46 @@ async def test_connections_are_closed_when_it_does_not_start(
         " AND pid <> pg_backend_pid() AND backend_type IN ('client backend', 'walsender')"
     )
     await eventually(lambda: world.query(others) == [(0,)])
+
+
+# Less than the waits that a signal has to interrupt: 10 s for brokers, 5 s for an answer of Kafka.
+AT_ONCE = 4.0
+
+
+async def test_who_waits_for_brokers_hears_that_it_has_to_stop(
+    world: World, eventually: Eventually
+) -> None:
+    world.migrate()
+    relay = world.relay(STREAMS_TOPIC__REPLICATION_FACTOR="3")
+    log = world.directory / "streams-0.log"
+    await eventually(lambda: "brokers are missing, waiting for them" in log.read_text())
+    await relay.stop(signal.SIGTERM, grace=AT_ONCE)
+    assert relay.returncode == 0, log.read_text()
+
+
+async def test_who_asks_a_kafka_that_does_not_answer_hears_that_it_has_to_stop(
+    world: World, eventually: Eventually
+) -> None:
+    world.migrate()
+    with Proxy("tcp://nowhere:1") as kafka_net:
+        kafka_net.blackhole()
+        relay = world.relay(BROKER_URL=f"{HOST}:{kafka_net.port}")
+        await eventually(lambda: kafka_net.connections)
+        await relay.stop(signal.SIGTERM, grace=AT_ONCE)
+    assert relay.returncode == 0, (world.directory / "streams-0.log").read_text()
+
+
+async def test_who_stands_by_hears_that_it_has_to_stop_while_the_database_is_silent(
+    world: World, eventually: Eventually
+) -> None:
+    world.migrate()
+    leader = world.relay(STREAMS_RELAY__MODE="cdc")
+    await eventually(lambda: "relay leads" in (world.directory / "streams-0.log").read_text())
+    with Proxy(world.url) as network:
+        relay = world.relay(STREAMS_RELAY__MODE="cdc", DATABASE_URL=network.url("postgres"))
+        log = world.directory / "streams-1.log"
+        await eventually(lambda: "relay stands by" in log.read_text())
+        network.blackhole()
+        await relay.stop(signal.SIGTERM, grace=20)
+    assert relay.returncode == 0, log.read_text()
+    assert leader.running

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import subprocess
+import sys
+import threading
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from streams.tasks import ended_by, first_to_end
+import streams
+from streams.tasks import apart, ended_by, first_to_end
 
 
 async def forever(ended: asyncio.Event | None = None) -> NoReturn:
@@ -163,3 +169,58 @@ async def test_a_request_from_outside_is_not_lost_beside_an_outcome() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_apart_returns_and_raises_what_the_call_does_in_the_callers_context() -> None:
+    said = contextvars.ContextVar("said", default="nothing")
+    said.set("something")
+
+    def words(more: str, *, end: str) -> str:
+        return f"{said.get()} {more}{end}"
+
+    def failing() -> NoReturn:
+        raise KeyError
+
+    assert await apart(words, "more", end="!") == "something more!"
+    with pytest.raises(KeyError):
+        await apart(failing)
+
+
+async def test_who_is_cancelled_leaves_the_call_behind() -> None:
+    going_on = threading.Event()
+    waiting = asyncio.create_task(apart(going_on.wait))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    going_on.set()
+    await leaves_nothing_behind()
+
+
+def test_a_process_ends_beside_a_call_that_does_not_return() -> None:
+    program = """
+import asyncio, threading
+from streams.tasks import apart, first_to_end
+async def main():
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    def hang():
+        loop.call_soon_threadsafe(begun.set)
+        threading.Event().wait()
+    await first_to_end(apart(hang), begun.wait())
+asyncio.run(main())
+print("ended")
+"""
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ended\n", "")
+
+
+def test_a_relay_waits_for_no_thread_when_it_ends() -> None:
+    """Whoever needs a thread there takes `apart`."""
+    package = Path(streams.__file__).parent / "relay"
+    assert [
+        f"{file.relative_to(package)}"
+        for file in sorted(package.rglob("*.py"))
+        if "to_thread" in file.read_text() or "run_in_executor" in file.read_text()
+    ] == []

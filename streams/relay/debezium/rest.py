@@ -14,6 +14,7 @@ import orjson
 
 from streams.errors import ServiceUnreachable, UsageError
 from streams.settings import redact
+from streams.tasks import apart
 
 TIMEOUT = 10.0
 # Connect answers 409 while its workers agree on who does what.
@@ -102,7 +103,7 @@ class Connect:
 
     async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         for attempt in range(ATTEMPTS):
-            status, answer = await asyncio.to_thread(self._send, method, path, body)
+            status, answer = await apart(self._send, method, path, body)
             if status != REBALANCING:
                 break
             await asyncio.sleep(0.2 * (attempt + 1))

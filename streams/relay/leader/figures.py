@@ -28,6 +28,7 @@ from streams.database.refusals import refusal
 from streams.errors import ServiceUnreachable
 from streams.figures import rollup
 from streams.settings import Settings
+from streams.tasks import apart
 
 logger = logging.getLogger("streams.relay")
 
@@ -213,7 +214,7 @@ class LeaderFigures:
                 }
                 await connection.execute(query("lag_note"), parameters)
         if self._offsets is None:
-            self._offsets = asyncio.get_running_loop().run_in_executor(None, self._ask)
+            self._offsets = asyncio.ensure_future(apart(self._ask))
 
     def _ask(self) -> list[dict[str, Any]]:
         try:

@@ -68,8 +68,9 @@ class Leadership:
         trace: TracebackType | None,
     ) -> None:
         if error is None:
-            with contextlib.suppress(psycopg.Error):
-                await self._life.end(self._connection)
+            with contextlib.suppress(psycopg.Error, TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    await self._life.end(self._connection)
         await self._connection.close()
 
     async def take(self) -> bool:

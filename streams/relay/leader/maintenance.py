@@ -25,6 +25,7 @@ from streams.relay.postgres.floor import Floor
 from streams.relay.postgres.gone_back import refuse_gone_back
 from streams.relay.postgres.lsn import lsn_number
 from streams.settings import Settings
+from streams.tasks import apart
 
 logger = logging.getLogger("streams.relay")
 
@@ -185,7 +186,7 @@ class LeaderMaintenance:
             await self._save(self._connection)
             self._write_beat(self._floor.lsn)
         # Whoever restores an older copy now is told from what was published last.
-        await asyncio.to_thread(self._beats.flush, GOODBYE_SECONDS)
+        await apart(self._beats.flush, GOODBYE_SECONDS)
 
     async def _tend(self, connection: psycopg.AsyncConnection[Any]) -> None:
         self._floor.reset()
@@ -218,7 +219,7 @@ class LeaderMaintenance:
         # Without Kafka nothing is published, and there is nothing to compare with.
         with contextlib.suppress(ServiceUnreachable):
             if self._beats.topic_missing:
-                await asyncio.to_thread(self._beats.make_topic)
+                await apart(self._beats.make_topic)
             if not self._compared:
                 await refuse_gone_back(self._settings, connection)
                 self._compared = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 from streams.errors import UsageError
@@ -16,6 +15,7 @@ from streams.relay.postgres.continuity import (
 )
 from streams.relay.postgres.snapshot import RelaySnapshot
 from streams.settings import Settings
+from streams.tasks import apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ async def desired_plan(settings: Settings, asked: str, snapshot: RelaySnapshot) 
     if mode == "poll":
         return Plan("poll")
     try:
-        await asyncio.to_thread(check_log, settings)
+        await apart(check_log, settings)
         refuse_foreign_slot(snapshot)
         if mode == "debezium":
             await ConnectorSupervisor(settings).reach()

@@ -50,7 +50,7 @@ from streams.relay.source.cdc import CdcSource
 from streams.relay.source.poll import PollSource
 from streams.relay.source.source import Source
 from streams.settings import Settings
-from streams.tasks import ended_by, first_to_end
+from streams.tasks import apart, ended_by, first_to_end
 
 logger = logging.getLogger("streams.relay")
 
@@ -226,7 +226,7 @@ class LeaderSession:
     async def _read_and_send(self, plan: Plan, cluster: Cluster) -> Ended:
         # Before reading begins: the server ends a stream of which it hears nothing for some
         # seconds.
-        await asyncio.to_thread(check_database, self._settings)
+        await apart(check_database, self._settings)
         if plan.mode == "cdc":
             await self._let_fail_over()
         limits = RecordLimits(
@@ -346,7 +346,7 @@ class LeaderSession:
         }
 
     async def _prepare_topics(self, plan: Plan) -> Cluster:
-        return await asyncio.to_thread(
+        return await apart(
             prepare_topics, self._settings, self._registry, plan.mode, self._survey, patient=False
         )
 
@@ -397,7 +397,7 @@ async def watch_topics(survey: Survey, cluster: Cluster) -> NoReturn:
         await asyncio.sleep(TOPICS_SECONDS)
         # That Kafka is away is noticed by whoever publishes.
         with contextlib.suppress(ServiceUnreachable):
-            now = await asyncio.to_thread(survey.look, cluster.topics)
+            now = await apart(survey.look, cluster.topics)
             if reason := topics.change(cluster, now):
                 raise TopicsChanged(reason)
 

@@ -26,6 +26,7 @@ from streams.relay.postgres.lsn import lsn_text
 from streams.relay.postgres.slot import SlotBusy, make
 from streams.relay.postgres.snapshot import RelaySnapshot, read_snapshot
 from streams.settings import Settings
+from streams.tasks import apart
 
 logger = logging.getLogger("streams.relay")
 
@@ -82,7 +83,7 @@ class SlotRecovery:
                 return
 
     async def _recover(self, connection: psycopg.AsyncConnection[Any]) -> PlanChanged:
-        await asyncio.to_thread(check_log, self._settings)
+        await apart(check_log, self._settings)
         await check_replication(self._settings)
         snapshot = await self._look(connection)
         if snapshot.slot is not None:

@@ -28,6 +28,7 @@ from streams.database.refusals import refusal, sqlstate, words
 from streams.errors import ServiceUnreachable
 from streams.registry import Registry
 from streams.settings import Settings
+from streams.tasks import apart
 
 logger = logging.getLogger("streams.relay")
 
@@ -251,7 +252,7 @@ class Sweep:
         wanted = waiting | {topic for _, topic, _, _ in overdue}
         if not wanted:
             return 0
-        looked = await asyncio.to_thread(self._look, wanted)
+        looked = await apart(self._look, wanted)
         for name, topic in looked.items():
             self._progress[name].note(topic, floor)
         lost, moved = list[tuple[int, int]](), list[tuple[int, int]]()

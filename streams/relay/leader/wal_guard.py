@@ -16,6 +16,7 @@ from streams.relay.postgres.checks import check_slot
 from streams.relay.postgres.slot import SlotBusy
 from streams.relay.postgres.snapshot import RelaySnapshot
 from streams.settings import Settings
+from streams.tasks import apart
 
 logger = logging.getLogger("streams.relay")
 
@@ -88,7 +89,7 @@ class SlotCare:
             self._settings.database_url, connect_timeout=timeout
         ) as connection:
             try:
-                await asyncio.to_thread(check_slot, self._settings)
+                await apart(check_slot, self._settings)
                 await slot.drop(connection, snapshot.relay)
             except UsageError as error:
                 self._monitor.may_drop = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import psycopg
@@ -10,6 +9,7 @@ import psycopg
 from streams.broker import beat
 from streams.database import query
 from streams.settings import Settings
+from streams.tasks import apart
 
 
 async def refuse_gone_back(settings: Settings, connection: psycopg.AsyncConnection[Any]) -> None:
@@ -17,6 +17,6 @@ async def refuse_gone_back(settings: Settings, connection: psycopg.AsyncConnecti
 
     ServiceUnreachable without Kafka.
     """
-    beats = await asyncio.to_thread(beat.read, settings)
+    beats = await apart(beat.read, settings)
     rows = await (await connection.execute(query("beats"))).fetchall()
     beat.refuse_gone_back(beats, rows, settings.relay.name)

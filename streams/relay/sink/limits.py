@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from streams.broker import kafka
 from streams.relay.sink.new_topics import NewTopics
 from streams.relay.source.rows import Row
 from streams.settings import Settings
+from streams.tasks import apart
 
 # A topic that was just created takes a moment until every broker knows it; a missing one is not
 # waited for again soon.
@@ -43,9 +43,7 @@ class RecordLimits:
 
     async def learn(self, topics: Iterable[str], *, patience: float = 0.0) -> None:
         """Ask the broker about these topics; ServiceUnreachable when it does not answer."""
-        limits = await asyncio.to_thread(
-            kafka.topic_limits, self._settings, list(topics), patience=patience
-        )
+        limits = await apart(kafka.topic_limits, self._settings, list(topics), patience=patience)
         for topic, limit in limits.items():
             self._limits[topic] = min(limit, self.largest)
             self.smallest = min(self.smallest, limit)

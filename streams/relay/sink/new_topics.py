@@ -21,6 +21,7 @@ from streams.broker import kafka
 from streams.database import connect, query
 from streams.errors import UsageError
 from streams.settings import Settings
+from streams.tasks import apart
 
 logger = logging.getLogger("streams.relay")
 
@@ -98,7 +99,7 @@ class NewTopics:
     async def _make(self, topic: str, shape: TopicShape) -> str | None:
         """Why it cannot be made; None when it is there."""
         # Somebody else may have been faster.
-        if await asyncio.to_thread(kafka.topic_limits, self._settings, [topic]):
+        if await apart(kafka.topic_limits, self._settings, [topic]):
             return None
         if (
             shape.partitions is None
@@ -116,7 +117,7 @@ class NewTopics:
             "retention_hours": shape.retention_hours,
         }
         try:
-            await asyncio.to_thread(kafka.make_topic, self._settings, topic, **wanted)
+            await apart(kafka.make_topic, self._settings, topic, **wanted)
         except (UsageError, kafka.TooFewBrokers) as error:
             # No outage: this topic's number of replicas alone may be more than there are brokers.
             raise UsageError(
