@@ -30,11 +30,12 @@ from tests.fixtures.forks import Forks
 Eventually = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
 DJANGO = """
-import os, sys
+import os, sys, unittest
 from urllib.parse import urlsplit
 import django
 from django.conf import settings
 from django.db import connection, connections, transaction
+from django.test import TestCase
 from streams import OutboxDisabled, PayloadInvalid, outbox
 from streams.agents.chat_history import ChatHistoryPersist
 from streams.django import enqueue
@@ -91,6 +92,20 @@ with connection.cursor() as cursor:
     assert cursor.fetchall() == [
         (first, "one", text, False), (two[0], "a", text, True), (two[1], "b", text, True)
     ]
+
+
+class Tests(TestCase):
+    def test_a_block_of_its_own(self):
+        with transaction.atomic():
+            enqueue(chat("in a test"))
+
+    def test_none_but_the_test_cases(self):
+        with self.assertRaisesMessage(UsageError, "outside of transaction.atomic"):
+            enqueue(chat("in a test"))
+
+
+tests = unittest.defaultTestLoader.loadTestsFromTestCase(Tests)
+assert unittest.TextTestRunner().run(tests).wasSuccessful()
 os.environ["STREAMS_OUTBOX__ENABLED"] = "false"
 outbox.start()
 refused(OutboxDisabled, chat("x"))
