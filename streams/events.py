@@ -79,7 +79,9 @@ class Batch(Sequence[Message[E]]):
     @overload
     def __getitem__(self, index: slice) -> Batch[E]: ...
     def __getitem__(self, index: int | slice) -> Message[E] | Batch[E]:
-        return Batch(self._messages[index]) if isinstance(index, slice) else self._messages[index]
+        if isinstance(index, slice):
+            return type(self)(self._messages[index])
+        return self._messages[index]
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -99,10 +101,10 @@ class Batch(Sequence[Message[E]]):
         """
         return self._bytes().decode()
 
-    def parameter(self) -> Json:
-        """The JSON of `json`, to be bound as a parameter of psycopg or SQLAlchemy.
+    def parameter(self) -> Json | str:
+        """The JSON of `json`, to be bound as a parameter.
 
-        It goes out as it is, without becoming text.
+        Through psycopg it goes out as it is, without becoming text.
         """
         # Only here: whoever enqueues with another driver needs no psycopg.
         from psycopg.types.json import Json
@@ -144,6 +146,16 @@ class Batch(Sequence[Message[E]]):
                 buffer += b","
         buffer[1 if len(buffer) == 1 else -1 :] = b"]"  # instead of the last comma
         return buffer
+
+
+class TextBatch(Batch[E]):
+    """What `record` hands to a handler on another driver than psycopg: it binds text."""
+
+    __slots__ = ()
+
+    def parameter(self) -> str:
+        """The JSON of `json`."""
+        return self.json()
 
 
 class Ordered(Protocol):

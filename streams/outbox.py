@@ -15,7 +15,6 @@ of its sessions has loaded it.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,14 +23,14 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 
 from streams import codec, telemetry
-from streams.database import query
+from streams.database import statement
 from streams.errors import OutboxDisabled, OutboxNotConfigured, PayloadInvalid, UsageError
-from streams.events import Batch, EventType, Message, batches, declared
+from streams.events import Batch, EventType, Message, TextBatch, batches, declared
 from streams.registry import Registry, configured
 from streams.settings import Settings, load
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, TextClause, Update
+    from sqlalchemy import Connection, Update
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session, scoped_session
 
@@ -99,9 +98,7 @@ async def enqueue(
     connection = await _async_connection(db)
     with telemetry.enqueueing({row[1] for row in rows}, traceparent) as parent:
         if ordered:
-            asked = await _sent(connection, "enqueue_in_order", keys_of(rows))
-            if asked.scalars().all()[0] > ORDERED_KEYS:
-                refuse_locks((await _sent(connection, "ordered_locks")).scalar_one())
+            await _take_turns(connection, rows)
         name, parameters = insert_rows(rows, parent)
         inserted = await _sent(connection, name, parameters)
         return ids_of(events, [row[0] for row in inserted])
@@ -142,9 +139,14 @@ async def record(
     if _configured().settings.outbox.enabled:
         await enqueue(db, events, ordered=ordered, traceparent=traceparent)
         return
+    if not (rows := _rows(events, ordered)):
+        return
     connection = await _async_connection(db)
-    for biz_type, batch in await _drawn(connection, events):
-        await _configured().registry.agents[biz_type].handler(batch, connection)
+    if ordered:
+        await _take_turns(connection, rows)
+    for biz_type, batch in await _drawn(connection, rows, _sequence(events)):
+        with _unspoken():
+            await _configured().registry.agents[biz_type].handler(batch, connection)
 
 
 def record_sync(
@@ -159,7 +161,7 @@ def record_sync(
         return
     from streams.sync_handler import run_sync
 
-    run_sync(_connection(db), lambda connection: record(connection, events))
+    run_sync(_connection(db), lambda connection: record(connection, events, ordered=ordered))
 
 
 def outbox_row(event: object, settings: Settings, registry: Registry) -> tuple[str, str, str, str]:
@@ -202,6 +204,11 @@ def checked_rows(events: object, ordered: bool) -> list[tuple[str, str, str, str
         raise OutboxDisabled(
             "outbox.enabled is false: use outbox.record, which writes directly then"
         )
+    return _rows(events, ordered)
+
+
+def _rows(events: object, ordered: bool) -> list[tuple[str, str, str, str]]:
+    started = _configured()
     rows = [outbox_row(event, started.settings, started.registry) for event in _sequence(events)]
     if ordered and len(keys := {row[2] for row in rows}) > ORDERED_KEYS:
         raise UsageError(
@@ -209,6 +216,15 @@ def checked_rows(events: object, ordered: bool) -> list[tuple[str, str, str, str
             " each takes a lock of the server's; enqueue them in several transactions"
         )
     return rows
+
+
+async def _take_turns(
+    connection: AsyncConnection, rows: Sequence[tuple[str, str, str, str]]
+) -> None:
+    """Wait for the transactions that write a key of these rows; others wait for this one's end."""
+    asked = await _sent(connection, "enqueue_in_order", keys_of(rows))
+    if asked.scalars().all()[0] > ORDERED_KEYS:
+        refuse_locks((await _sent(connection, "ordered_locks")).scalar_one())
 
 
 def refuse_locks(held: int) -> None:
@@ -250,17 +266,6 @@ def insert_rows(
 def ids_of(events: object, ids: list[int]) -> int | list[int]:
     """What `enqueue` returns: one id for one event, a list for a sequence of them."""
     return sorted(ids) if isinstance(events, Sequence) else ids[0]
-
-
-@cache
-def statement(name: str) -> TextClause:
-    """The named query for any of SQLAlchemy's drivers.
-
-    Its parameters are `:name`, not psycopg's `%(name)s`.
-    """
-    from sqlalchemy import text
-
-    return text(re.sub(r"%\((\w+)\)s", r":\1", query(name)))
 
 
 # Whatever the caller's connection does with rows of its own: an INSERT has no cursor there.
@@ -368,21 +373,22 @@ def _sequence(events: object) -> Sequence[object]:
     return events if isinstance(events, Sequence) else [events]
 
 
-async def _drawn(connection: AsyncConnection, events: object) -> list[tuple[str, Batch[Any]]]:
+async def _drawn(
+    connection: AsyncConnection,
+    rows: Sequence[tuple[str, str, str, str]],
+    events: Sequence[object],
+) -> list[tuple[str, Batch[Any]]]:
     """The events as a worker's batches, with ids drawn from the outbox's own sequence.
 
     So they collide with no enqueued one.
     """
-    started = _configured()
-    checked = [(declared(type(event)), event) for event in _sequence(events)]
-    keys = [outbox_row(event, started.settings, started.registry)[2] for _, event in checked]
-    rows = await connection.execute(statement("draw_ids"), {"count": len(checked)})
-    ids = [row[0] for row in rows]
+    drawn = await connection.execute(statement("draw_ids"), {"count": len(rows)})
     now = time.time_ns() // 1_000_000
     direct = [
-        _Direct(kind.biz_type, key, Message(outbox_id, key, event, now))
-        for (kind, event), key, outbox_id in zip(checked, keys, ids, strict=True)
+        _Direct(biz_type, key, Message(outbox_id, key, event, now))
+        for (biz_type, _, key, _), event, (outbox_id,) in zip(rows, events, drawn, strict=True)
     ]
+    made = Batch if connection.dialect.driver == "psycopg" else TextBatch
     return [
-        (biz_type, Batch([each.message for each in batch])) for biz_type, batch in batches(direct)
+        (biz_type, made([each.message for each in batch])) for biz_type, batch in batches(direct)
     ]

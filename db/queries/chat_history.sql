@@ -8,7 +8,7 @@ INSERT INTO chat_histories (
 SELECT source, outbox_id, user_id, conversation_id, role, message, reasoning_content,
        reasoning_duration_seconds, retry_group_id, retry_index, retry_from_user_message_id,
        retry_from_assistant_message_id, tokens_consumed, created_at
-FROM json_to_recordset(%(messages)s::json) AS m (
+FROM json_to_recordset(CAST(%(messages)s AS json)) AS m (
     source text, outbox_id bigint, user_id bigint, conversation_id text, role text, message text,
     reasoning_content text, reasoning_duration_seconds bigint, retry_group_id text,
     retry_index bigint, retry_from_user_message_id bigint, retry_from_assistant_message_id bigint,
@@ -21,7 +21,7 @@ FROM json_to_recordset(%(messages)s::json) AS m (
 INSERT INTO agent_chats (user_id, chat_id, message_count, last_message_at)
 SELECT (chat->>0)::bigint, chat->>1, (chat->>2)::bigint,
        timestamp '1970-01-01' + (chat->>3)::bigint * interval '1 millisecond'
-FROM json_array_elements(%(chats)s::json) AS chat
+FROM json_array_elements(CAST(%(chats)s AS json)) AS chat
 ON CONFLICT (user_id, chat_id) DO UPDATE
 SET message_count = agent_chats.message_count + excluded.message_count,
     last_message_at = greatest(agent_chats.last_message_at, excluded.last_message_at);

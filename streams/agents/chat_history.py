@@ -10,7 +10,7 @@ import orjson
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from streams import Batch, Effect, Tally, agent, event
-from streams.database import query
+from streams.database import statement
 
 BigInt = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -58,9 +58,9 @@ EFFECT = Effect(
 @agent(ChatHistoryPersist, effect=EFFECT)
 async def save(messages: Batch[ChatHistoryPersist], db: AsyncConnection) -> None:
     """Write the batch; the caller's transaction makes it exactly-once."""
-    await db.exec_driver_sql(query("save_chat_histories"), {"messages": messages.parameter()})
-    await db.exec_driver_sql(
-        query("save_agent_chats"), {"chats": orjson.dumps(chats_of(messages)).decode()}
+    await db.execute(statement("save_chat_histories"), {"messages": messages.parameter()})
+    await db.execute(
+        statement("save_agent_chats"), {"chats": orjson.dumps(chats_of(messages)).decode()}
     )
 
 

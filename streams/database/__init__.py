@@ -7,12 +7,12 @@ SQLAlchemy.
 
 from typing import TYPE_CHECKING, Any
 
-from streams.database.queries import query
+from streams.database.queries import query, statement
 
 if TYPE_CHECKING:
     from streams.database.engine import async_engine, connect, connect_sync, sync_engine
 
-__all__ = ["async_engine", "connect", "connect_sync", "query", "sync_engine"]
+__all__ = ["async_engine", "connect", "connect_sync", "query", "statement", "sync_engine"]
 
 
 def __getattr__(name: str) -> Any:

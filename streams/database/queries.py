@@ -1,16 +1,19 @@
 """Named queries of `db/queries/*.sql`: a `-- name --` heading and a line of why above each.
 
-Parameters are psycopg's `%(name)s`, so a query runs on a psycopg cursor as it is and on a
-SQLAlchemy connection through `exec_driver_sql`; nothing is ever formatted into one.
+Parameters are psycopg's `%(name)s`, so a query runs on a psycopg cursor as it is; `statement` is
+the same for a SQLAlchemy connection of any driver. Nothing is ever formatted into one.
 """
 
 from __future__ import annotations
 
 import re
 from functools import cache
-from typing import LiteralString
+from typing import TYPE_CHECKING, LiteralString
 
 from streams.database.files import sql_folder
+
+if TYPE_CHECKING:
+    from sqlalchemy import TextClause
 
 _HEADING = re.compile(r"^-- ([a-z_]+) --$", re.MULTILINE)
 
@@ -19,6 +22,18 @@ def query(name: str) -> LiteralString:
     """The statement of that name; KeyError names it when there is none."""
     # The text comes from files of this package only, which is what LiteralString asks for.
     return _load()[name]
+
+
+@cache
+def statement(name: str) -> TextClause:
+    """The query of that name for any of SQLAlchemy's drivers.
+
+    Its parameters are `:name`, not psycopg's `%(name)s`.
+    """
+    # Only here: whoever needs the text alone starts without SQLAlchemy.
+    from sqlalchemy import text
+
+    return text(re.sub(r"%\((\w+)\)s", r":\1", query(name)))
 
 
 @cache

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from streams.database import migrate, query
+from streams.database import migrate, query, statement
 from streams.errors import ServiceUnreachable, StreamsError, UsageError
-from streams.outbox import insert_rows, outbox_row, statement
+from streams.outbox import insert_rows, outbox_row
 from streams.registry import configured
 from streams.settings import Settings, load
 from streams.testing.fates import Fates

@@ -553,6 +553,77 @@ def test_record_sync_runs_the_handler_in_the_callers_transaction_while_disabled(
     assert rows() == []
 
 
+@pytest.mark.usefixtures("disabled")
+async def test_any_driver_of_sqlalchemy_writes_directly_while_disabled(
+    database: str, rows: Rows
+) -> None:
+    """The agent that is shipped bound what psycopg alone takes, in psycopg's own way of writing."""
+    text_of = "für Ärger € \U0001f40d :colon %percent %(key)s"
+    url = make_url(database)
+    names = ("asyncpg", "psycopg", "psycopg2")
+    for name in names[:2]:
+        aengine = create_async_engine(url.set(drivername=f"postgresql+{name}"))
+        async with aengine.begin() as connection:
+            await outbox.record(connection, [chat(name, text_of), chat(name)], ordered=True)
+        await aengine.dispose()
+    for name in names[1:]:
+        engine = create_engine(url.set(drivername=f"postgresql+{name}"))
+        with engine.begin() as plain:
+            outbox.record_sync(plain, [chat(name, text_of), chat(name)], ordered=True)
+        engine.dispose()
+    written = rows("outbox_id, chat_id, message_content", "chat_histories")
+    assert [row[1:] for row in written] == [
+        (name, text)
+        for name in ("asyncpg", "psycopg", "psycopg", "psycopg2")
+        for text in (text_of, "hi")
+    ]
+    assert len(rows("*", "agent_chats")) == len(names)
+
+
+@pytest.mark.usefixtures("disabled")
+async def test_ordered_transactions_take_turns_while_disabled_too(
+    aengine: AsyncEngine, engine: Engine, rows: Rows, eventually: Callable[..., Any]
+) -> None:
+    def record_sync() -> None:
+        with engine.begin() as plain:
+            outbox.record_sync(plain, chat("shared", "third"), ordered=True)
+
+    async def record() -> None:
+        async with aengine.begin() as connection:
+            await outbox.record(connection, chat("shared", "third"), ordered=True)
+
+    for other in (record(), asyncio.to_thread(record_sync)):
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group, aengine.begin() as connection:
+            await outbox.record(connection, chat("shared", "first"), ordered=True)
+            waiting = group.create_task(other)
+            await eventually(
+                lambda: rows("pid", "pg_locks WHERE locktype = 'advisory' AND NOT granted")
+            )
+            await outbox.record(connection, chat("shared", "second"))
+            assert not waiting.done()
+    contents = [row[1] for row in rows("outbox_id, message_content", "chat_histories")]
+    assert contents == ["first", "second", "third"] * 2
+    many = [chat(str(number)) for number in range(outbox.ORDERED_KEYS + 1)]
+    with engine.connect() as plain, pytest.raises(UsageError, match="with 1001 keys in one call"):
+        outbox.record_sync(plain, many, ordered=True)
+
+
+@pytest.mark.usefixtures("disabled")
+async def test_what_a_handler_was_refused_does_not_show_the_message(
+    aengine: AsyncEngine, engine: Engine
+) -> None:
+    with engine.begin() as plain:
+        plain.execute(text("ALTER TABLE chat_histories RENAME TO elsewhere"))
+    with engine.connect() as plain, pytest.raises(DBAPIError) as sync_refusal:
+        outbox.record_sync(plain, chat(message="secret words"))
+    async with aengine.connect() as connection:
+        with pytest.raises(DBAPIError) as refusal:
+            await outbox.record(connection, chat(message="secret words"))
+    for error in (sync_refusal.value, refusal.value):
+        assert "chat_histories" in str(error)
+        assert "secret" not in str(error)
+
+
 @event("opened", topic="cases", key="case")
 @dataclass(frozen=True)
 class Opened:

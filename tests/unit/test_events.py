@@ -11,9 +11,10 @@ from uuid import UUID
 
 import orjson
 import pytest
+from psycopg.types.json import Json
 
 from streams.errors import RegistryInvalid
-from streams.events import Batch, Message, declared, event
+from streams.events import Batch, Message, TextBatch, declared, event
 
 
 @dataclass(frozen=True)
@@ -175,9 +176,12 @@ def test_a_batch_as_a_parameter_is_its_json(ref: str) -> None:
     """What no message of a topic can be, a payload's own code can make of it."""
     batch = messages("a", ref, "b")
     parameter = batch.parameter()
+    assert isinstance(parameter, Json)
     assert parameter.dumps is not None
     assert parameter.dumps(parameter.obj) == batch.json().encode()
     assert [one["ref"] for one in orjson.loads(batch.json())] == ["a", ref, "b"]
+    text = TextBatch(list(batch))
+    assert text.parameter() == text[:].parameter() == batch.json()
 
 
 @dataclass(frozen=True)
