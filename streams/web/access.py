@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from streams.settings import Web
 from streams.web import passwords
-from streams.web.guard import is_forwarded, is_of_elsewhere
+from streams.web.guard import LONGEST, is_forwarded, is_of_elsewhere
 from streams.web.messages import Refusal, Request
 from streams.web.passwords import in_bytes
 from streams.web.rights import ROLES, Identity, Right
@@ -72,7 +72,7 @@ class Access:
 
         Refusal when it is wrong, or tried too often.
         """
-        client = request.peer or ""
+        client = self._client(request, name)
         self._check_delay(client)
         user = self._web.users.get(name)
         known = user.password if user else passwords.NOBODY
@@ -86,9 +86,33 @@ class Access:
         self._failures.forget(client)
         return passwords.issue(name, known, self._web.secret or "", time.time())
 
+    def _client(self, request: Request, name: str) -> str:
+        """Whose failed logins count together: those of one address.
+
+        Behind a proxy everybody has the proxy's. One of `web.trusted_proxies` is believed whom it
+        passes on; with another one those for one name count together, or a stranger's would delay
+        everybody.
+        """
+        peer = request.peer or ""
+        if not is_forwarded(request):
+            return peer
+        if self._trusts(peer):
+            hops = ",".join(request.all("x-forwarded-for")).split(",")
+            # Each proxy adds whom it heard: what stands before the first stranger is his own word.
+            for hop in reversed(hops):
+                if (address := _address(hop.strip())) is None:
+                    break
+                if not self._trusts(hop.strip()):
+                    return str(address)
+        return f"{peer} {name[:LONGEST]}"
+
+    def _trusts(self, peer: str | None) -> bool:
+        address = _address(peer)
+        return address is not None and any(address in network for network in self._networks)
+
     def _check_delay(self, client: str) -> None:
         if (seconds := self._failures.delay(client, time.monotonic())) > 0:
-            raise Refusal(429, f"too many failed logins from your address: wait {seconds:.0f} s")
+            raise Refusal(429, f"too many failed logins: wait {seconds:.0f} s")
 
     def _by_machine(self, request: Request) -> Identity:
         known = (*self._web.hosts, *(urlsplit(each).hostname or "" for each in self._web.origins))
@@ -121,12 +145,7 @@ class Access:
 
         A header that is there twice counts as none.
         """
-        peer = _address(request.peer)
-        if (
-            not request.ours
-            or peer is None
-            or not any(peer in network for network in self._networks)
-        ):
+        if not request.ours or not self._trusts(request.peer):
             return None
         secret, name = request.header(SECRET), request.header(USER)
         known = self._web.proxy_secret or ""
@@ -148,7 +167,7 @@ class Access:
 
 
 class _Failures:
-    """Failed logins by client address.
+    """Failed logins by client, which is an address nearly always.
 
     The fourth one in a row costs a second, each further one twice that.
     """
@@ -157,7 +176,7 @@ class _Failures:
         self._known: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def delay(self, client: str, now: float) -> float:
-        """Seconds until this address may try again."""
+        """Seconds until this client may try again."""
         count, last = self._known.get(client, (0, now))
         if count <= FREE_FAILURES:
             return 0.0

@@ -133,10 +133,43 @@ async def test_failed_logins_delay_by_address_and_tell_nothing(
             await ours.log_in(ask(), name, "wrong")
     # Whoever is not known costs as much as whoever is.
     assert len(tried) == 4
-    with pytest.raises(Refusal, match="too many failed logins from your address") as refused:
+    with pytest.raises(Refusal, match="too many failed logins: wait") as refused:
         await ours.log_in(ask(), "amy", PASSWORD)
     assert refused.value.status == 429
     assert await ours.log_in(ask(peer="127.0.0.2"), "amy", PASSWORD)
+
+
+async def test_failed_logins_behind_a_proxy_delay_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its address is everybody's."""
+    monkeypatch.setattr(passwords, "fits", lambda password, known: password == PASSWORD)
+    users = {"access": "users", "users": {"amy": {"password": LINE}}, "secret": SECRET}
+
+    async def fail(ours: Access, name: str, *headers: tuple[str, str]) -> int:
+        """How many tries it takes until it has to wait."""
+        for count in range(9):
+            with pytest.raises(Refusal) as refused:
+                await ours.log_in(ask(*headers, peer="10.1.1.1"), name, "wrong")
+            if refused.value.status == 429:
+                return count
+        raise AssertionError
+
+    ours, stranger = access(**users), ("x-forwarded-for", "203.0.113.9")
+    assert await fail(ours, "stranger", stranger) == 4
+    amy = ask(("x-forwarded-for", "198.51.100.7"), peer="10.1.1.1")
+    assert await ours.log_in(amy, "amy", PASSWORD)
+    # Whom a proxy that nobody trusts passes on may have said so himself: the name counts.
+    assert await fail(ours, "amy", stranger) == 4
+    assert await fail(ours, "amy", ("x-forwarded-for", "198.51.100.7")) == 0
+
+    ours = access(**users, trusted_proxies=["10.0.0.0/8"])
+    assert await fail(ours, "amy", ("x-forwarded-for", "198.51.100.7, 203.0.113.9")) == 4
+    assert await fail(ours, "bob", ("x-forwarded-for", "6.6.6.6"), stranger) == 0
+    assert await fail(ours, "bob", ("x-forwarded-for", "203.0.113.9, 10.2.2.2")) == 0
+    assert await ours.log_in(amy, "amy", PASSWORD)
+    for nothing in ("10.2.2.2", "203.0.113.9, unknown", ""):
+        assert await fail(ours, f"of {nothing}", ("x-forwarded-for", nothing)) == 4
 
 
 async def test_failed_logins_at_once_delay_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
