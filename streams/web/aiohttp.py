@@ -13,7 +13,6 @@ from aiohttp import web
 
 from streams.settings import Settings, load
 from streams.web.access import HostAccess
-from streams.web.adapter import TooMuch, read_body
 from streams.web.messages import Request, Response
 from streams.web.site import Site
 
@@ -45,26 +44,20 @@ async def served(site: Site, request: web.Request, path: str, *, ours: bool) -> 
 
     `path` is below the mount, `ours` says that the socket is ours.
     """
-    asked = asked_of(request, path, ours=ours)
-    try:
-        body = await read_body(_chunks(request), site.most_bytes(asked))
-    except TooMuch as error:
-        return responded(error.response)
-    return responded(await site.answer(asked_of(request, path, ours=ours, body=body)))
+    return responded(await site.answer(asked_of(request, path, ours=ours), _chunks(request)))
 
 
-def asked_of(request: web.Request, path: str, *, ours: bool, body: bytes = b"") -> Request:
-    """The request as the site sees it."""
+def asked_of(request: web.Request, path: str, *, ours: bool) -> Request:
+    """The request as the site sees it, its body not yet read."""
     return Request(
         request.method,
         path,
         request.rel_url.raw_query_string,
         [(name.lower(), value) for name, value in request.headers.items()],
-        body,
-        request.scheme,
-        _peer(request),
-        ours,
-        request,
+        scheme=request.scheme,
+        peer=_peer(request),
+        ours=ours,
+        native=request,
     )
 
 

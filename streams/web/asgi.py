@@ -12,7 +12,6 @@ from typing import Any
 
 from streams.settings import Settings, load
 from streams.web.access import HostAccess
-from streams.web.adapter import TooMuch, read_body
 from streams.web.messages import Request, Response, redirect
 from streams.web.site import Site
 
@@ -59,11 +58,7 @@ class Pages:
             peer=client[0] if client else None,
             native=scope,
         )
-        try:
-            body = await read_body(_chunks(receive), self.site.most_bytes(request))
-        except TooMuch as error:
-            return error.response
-        return await self.site.answer(_with_body(request, body))
+        return await self.site.answer(request, _chunks(receive))
 
     async def _live(self, receive: Receive, send: Send) -> None:
         """Where the pages are the whole application."""
@@ -104,17 +99,3 @@ async def _send(send: Send, response: Response) -> None:
         headers.append((b"content-length", str(len(response.body)).encode()))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": response.body})
-
-
-def _with_body(request: Request, body: bytes) -> Request:
-    return Request(
-        request.method,
-        request.path,
-        request.query,
-        request.headers,
-        body,
-        request.scheme,
-        request.peer,
-        request.ours,
-        request.native,
-    )

@@ -68,7 +68,8 @@ async def _other(site: Site, request: web.Request, handler: Handler) -> web.Stre
                 403, f"this needs the right {Right.VIEW}, which {identity.name!r:.60} does not have"
             )
         if request.method not in ("GET", "HEAD"):
-            raise Refusal(405, f"{request.method[:10]} is not served here: expected GET")
+            line = f"{request.method[:10]} is not served here: expected GET, HEAD"
+            raise Refusal(405, line, allow="GET, HEAD")
     except Refusal as refusal:
         return responded(_refused(refusal))
     return await handler(request)
@@ -76,7 +77,10 @@ async def _other(site: Site, request: web.Request, handler: Handler) -> web.Stre
 
 def _refused(refusal: Refusal) -> Response:
     headers = {"www_authenticate": "Bearer"} if refusal.status == 401 else {}
-    return guard.guarded(messages.json({"error": refusal.line}, refusal.status, **headers))
+    response = messages.json({"error": refusal.line}, refusal.status, **headers)
+    return guard.guarded(
+        Response(response.status, response.body, {**response.headers, **refusal.headers})
+    )
 
 
 async def _with_headers(_: web.Request, response: Any) -> None:

@@ -80,12 +80,12 @@ class Response:
 class Refusal(Exception):
     """A request that is not served.
 
-    It has a status, and one line that says what is wrong and what to do.
+    It has a status, one line that says what is wrong and what to do, and headers of its own.
     """
 
-    def __init__(self, status: int, line: str) -> None:
+    def __init__(self, status: int, line: str, **headers: str) -> None:
         super().__init__(line)
-        self.status, self.line = HTTPStatus(status), line
+        self.status, self.line, self.headers = HTTPStatus(status), line, _named(headers)
 
 
 def html(text: str, status: int = 200, **headers: str) -> Response:

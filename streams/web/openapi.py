@@ -91,7 +91,7 @@ def _operation(route: Route, taken: dict[str, Any], by_kind: dict[str, Any]) -> 
         ],
         "responses": {
             "200": {"description": "Found.", "content": _json(by_kind[str(route.gives)])},
-            **dict.fromkeys(("400", "401", "403", "404", "409", "421", "503"), problem),
+            **dict.fromkeys(_REFUSED + _REFUSED_BODY * (route.method == "POST"), problem),
         },
     }
     if route.method == "POST":
@@ -114,6 +114,9 @@ def _given(schema: dict[str, Any]) -> dict[str, Any]:
 def _json(schema: dict[str, Any]) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
 
+
+_REFUSED = ("400", "401", "403", "404", "409", "421", "500", "503")
+_REFUSED_BODY = ("408", "413")
 
 _PLAIN = str.maketrans("", "", "{}")
 

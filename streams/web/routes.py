@@ -122,6 +122,7 @@ def find(routes: Sequence[Route], method: str, path: str) -> tuple[Route, Mappin
             check_parameters(named)
             return route, named
     if at_path:
-        allowed = ", ".join(sorted({route.method for route, _ in at_path}))
-        raise Refusal(405, f"{method[:10]} is not served here: expected {allowed}")
+        methods = {route.method for route, _ in at_path}
+        allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+        raise Refusal(405, f"{method[:10]} is not served here: expected {allowed}", allow=allowed)
     raise Refusal(404, "there is no such page")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 from streams.errors import (
     NotMigrated,
@@ -19,6 +20,7 @@ from streams.settings import Settings
 from streams.web import guard, messages, render
 from streams.web.access import Access, HostAccess
 from streams.web.auditing import Audits
+from streams.web.body import read_body
 from streams.web.messages import Refusal, Request, Response
 from streams.web.operating import Operations
 from streams.web.pool import ACT, READ, Pool
@@ -53,13 +55,14 @@ class Site:
         self.audits = Audits(settings, self.acts)
         self._registry: Registry | None = None
 
-    async def answer(self, request: Request) -> Response:
+    async def answer(self, request: Request, body: AsyncIterator[bytes] | None = None) -> Response:
         """The response to a request, never an exception.
 
-        It has the headers that every response has.
+        It has the headers that every response has. `body` is read once it is known that whoever
+        asks may send one.
         """
         try:
-            response = await self._answer(request)
+            response = await self._answer(request, body)
         except Refusal as refusal:
             response = self._refused(request, refusal)
         except Exception as error:
@@ -71,13 +74,6 @@ class Site:
         if request.method == "HEAD":
             response = Response(response.status, b"", response.headers)
         return guard.guarded(response)
-
-    def most_bytes(self, request: Request) -> int:
-        """How long the body of this request may be, before anything of it is read."""
-        try:
-            return find(ROUTES, request.method, request.path)[0].most_bytes
-        except Refusal:
-            return 0
 
     async def registry(self) -> Registry:
         """The biz_types of this deployment, for whoever checks a payload."""
@@ -92,7 +88,7 @@ class Site:
         self.pool.close()
         self.acts.close()
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(self, request: Request, body: AsyncIterator[bytes] | None) -> Response:
         guard.check_host(request, self.settings.web.hosts)
         try:
             route, named = find(ROUTES, request.method, request.path)
@@ -109,6 +105,8 @@ class Site:
                 403,
                 f"this needs the right {route.right}, which {identity.name!r:.60} does not have",
             )
+        if route.method == "POST" and body is not None:
+            request = replace(request, body=await read_body(body, route.most_bytes))
         given = {**(request.form if route.method == "POST" else request.parameters), **named}
         guard.check_parameters(given, long=route.long)
         response = await self._served(Call(self, request, route, identity, given))
@@ -154,4 +152,6 @@ class Site:
             response = messages.html(text, refusal.status)
         else:
             response = messages.json({"error": refusal.line}, refusal.status)
-        return Response(response.status, response.body, {**response.headers, **headers})
+        return Response(
+            response.status, response.body, {**response.headers, **headers, **refusal.headers}
+        )

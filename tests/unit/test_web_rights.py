@@ -147,9 +147,11 @@ async def test_every_route_with_every_method(settings: Settings, role: str | Non
                 .replace("{operation}", "7")
                 .replace("{fingerprint}", "0" * 8)
             )
-            status = (
-                await site.answer(Request(method, real, headers=headers, peer="9.9.9.9"))
-            ).status
+            answer = await site.answer(Request(method, real, headers=headers, peer="9.9.9.9"))
+            status = answer.status
+            if status == 405:
+                served = {known for known, at in NEEDED if at == path}
+                assert set(answer.headers["Allow"].split(", ")) - {"HEAD"} == served
             known = ("GET" if method == "HEAD" else method, path)
             if known not in NEEDED:
                 expected = (
@@ -165,6 +167,31 @@ async def test_every_route_with_every_method(settings: Settings, role: str | Non
             else:
                 expected = {403}
             assert status in expected, (method, path, role, status)
+    await site.close()
+
+
+async def test_no_body_is_read_of_whoever_may_not_send_one(settings: Settings) -> None:
+    site, read = Site(settings), 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal read
+        for _ in range(100):
+            read += 1
+            yield b"x" * 100_000
+
+    async def ask(path: str, *headers: tuple[str, str]) -> int:
+        request = Request("POST", path, headers=[("host", "127.0.0.1"), *headers], peer="9.9.9.9")
+        return (await site.answer(request, chunks())).status
+
+    token, ours = ("authorization", "Bearer viewer"), ("sec-fetch-site", "same-origin")
+    assert await ask("/api/operations/replay") == 401
+    assert await ask("/api/operations/replay", token) == 403
+    assert await ask("/api/operations/replay", token, ("host", "evil.example")) == 400
+    assert await ask("/api/dead", token) == 405
+    assert await ask("/login") == 403
+    assert read == 0
+    assert await ask("/login", ours) == 413
+    assert read == 1
     await site.close()
 
 
@@ -210,6 +237,7 @@ async def test_fausts_own_routes_follow_the_same_rules(worker: str) -> None:
                 async with client.request(method, worker + path, headers=token) as answer:
                     allowed = {200, 404, 405, 500, 503} if method in ("GET", "HEAD") else {405}
                     assert answer.status in allowed, (method, path)
+                    assert ("Allow" in answer.headers) == (answer.status == 405)
                     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
             foreign = {"Authorization": "Bearer viewer", "Host": "evil.example"}
             async with client.get(worker + path, headers=foreign) as answer:
