@@ -223,6 +223,27 @@ def test_a_message_that_may_not_be_sent_again_holds_up_its_conversation_alone(
         assert leader.waits == []
 
 
+TOO_MANY = """
+CREATE FUNCTION too_many() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN IF (SELECT count(*) FROM sent) > 2 THEN
+RAISE 'too slow' USING ERRCODE = 'query_canceled'; END IF; RETURN NULL; END$$;
+CREATE TRIGGER too_many AFTER INSERT ON outbox REFERENCING NEW TABLE AS sent
+FOR EACH STATEMENT EXECUTE FUNCTION too_many()"""
+
+
+def test_messages_that_take_too_long_together_are_sent_again_in_parts(database: str) -> None:
+    """Under a `statement_timeout` of the URL, which the server answers as this trigger does."""
+    with Bench(database) as bench:
+        stage = Stage(bench)
+        ids = [stage.insert(bench.connection, key, "plain") for key in "aabbabd"]
+        bench.raise_floor(ids[-1])
+        bench.connection.execute(TOO_MANY)
+        leader = ListedSweep(bench.settings, bench.registry, stage.log)
+        assert bench.run(_rounds(bench, leader, 3)) == len(ids)
+        assert bench.query(RESENT) == [(each,) for each in ids]
+        assert leader.waits == []
+
+
 class Both(ListedSweep):
     """Every topic is as the one of the stage."""
 

@@ -43,7 +43,7 @@ TIMEOUT = 10.0
 REFUSED_SECONDS = 600.0
 # Classes of SQLSTATEs that may be about one row: a value, a constraint, a view's check, a limit, a
 # trigger of the user's own.
-OF_A_ROW = ("22", "23", "44", "54", "P0")
+OF_A_ROW = ("22", "23", "44", "54", "57014", "P0")
 
 Offsets = Mapping[int, int]
 
