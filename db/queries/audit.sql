@@ -315,6 +315,14 @@ FROM unnest(%(ids)s::bigint[]) AS given (id)
 WHERE NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = given.id)
 ORDER BY given.id;
 
+-- audit_still_replaying --
+-- Those of these messages that still wait for the same record.
+SELECT o.outbox_id
+FROM unnest(%(ids)s::bigint[], %(sources)s::bigint[]) AS given (id, source)
+JOIN outbox_open AS o
+  ON o.outbox_id = given.id AND o.status = 'replaying' AND o.source_id = given.source
+ORDER BY o.outbox_id;
+
 -- audit_relays --
 -- For how many seconds every relay is silent, null where none has ever led; and whether one of the
 -- newest rows above the floor waits for one.
@@ -325,8 +333,8 @@ SELECT (SELECT extract(epoch FROM now() - max(heartbeat))::double precision FROM
            WHERE NOT EXISTS (SELECT FROM outbox_state AS s WHERE s.outbox_id = o.id));
 
 -- audit_replays --
--- Some of the messages that wait for a record that was published long since.
-SELECT outbox_id, topic, key, source_id
+-- Some of the messages that wait for a record that was published, and whether that was long ago.
+SELECT outbox_id, topic, key, source_id, since < now() - %(age)s * interval '1 second'
 FROM outbox_open
 WHERE status = 'replaying' AND source_id <= %(floor)s AND outbox_id > %(after)s
 ORDER BY outbox_id

@@ -79,7 +79,10 @@ FOR UPDATE;
 
 -- dead_replay --
 -- Locked messages sent again in the order given: each as a new outbox row with the payload that
--- counts, or an edited one.
+-- counts, or an edited one.  Each has its old place in the line of its conversation, unless one
+-- that goes with it never had one (no worker had seen it), or an earlier one was replayed already
+-- and has a later place: then all that hold nothing are lined up anew, before the one of them that
+-- holds.
 WITH again AS (
     INSERT INTO outbox (biz_type, topic, key, payload, traceparent, resend_of)
     SELECT root.biz_type, root.topic, root.key, coalesce(%(payload)s::json, source.payload),
@@ -96,26 +99,64 @@ WITH again AS (
     SELECT again.*, nextval('outbox_arrived') AS arrived
     FROM again
     ORDER BY id
+), placed AS (
+    SELECT drawn.*, s.arrived AS had, s.topic IS NOT NULL AS holds,
+           bool_or(s.arrived IS NULL) OVER conversation AS lacks,
+           bool_or(s.topic IS NOT NULL) OVER rest AS leads, count(*) OVER rest AS rest
+    FROM drawn
+    JOIN (SELECT * FROM outbox_state WHERE outbox_id = ANY(%(ids)s::bigint[]) OFFSET 0) AS s
+      ON s.outbox_id = drawn.resend_of
+    WINDOW conversation AS (PARTITION BY drawn.topic, drawn.key),
+           rest AS (PARTITION BY drawn.topic, drawn.key ORDER BY drawn.id
+                    ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING)
+), line AS (
+    SELECT p.id, p.resend_of, p.topic, p.key,
+           CASE
+               WHEN p.holds THEN coalesce(p.had, p.arrived)
+               WHEN p.lacks AND p.leads THEN (
+                   SELECT min(o.arrived) FROM outbox_open AS o
+                   WHERE o.topic = p.topic AND o.key = p.key
+               ) - p.rest
+               WHEN p.lacks OR EXISTS (
+                   SELECT FROM outbox_open AS o
+                   WHERE o.topic = p.topic AND o.key = p.key AND o.arrived > p.had
+                     AND o.outbox_id < p.resend_of AND o.source_id IS NOT NULL
+               ) THEN p.arrived
+               ELSE p.had
+           END AS arrived
+    FROM placed AS p
 )
 UPDATE outbox_state AS s
-SET status = 'replaying', source_id = drawn.id, attempts = 0, replays = s.replays + 1,
-    topic = drawn.topic, key = drawn.key, arrived = coalesce(s.arrived, drawn.arrived),
-    next_retry_at = NULL, updated_at = now()
-FROM drawn
-WHERE s.outbox_id = ANY(%(ids)s::bigint[]) AND s.outbox_id + 0 = drawn.resend_of
-RETURNING s.outbox_id, drawn.id;
+SET status = 'replaying', source_id = line.id, attempts = 0, replays = s.replays + 1,
+    topic = line.topic, key = line.key, arrived = line.arrived, next_retry_at = NULL,
+    updated_at = now()
+FROM line
+WHERE s.outbox_id = ANY(%(ids)s::bigint[]) AND s.outbox_id + 0 = line.resend_of
+RETURNING s.outbox_id, line.id;
+
+-- of_retired_biz_types --
+-- Those of these messages whose biz_type is retired: no worker takes them.
+SELECT o.id, o.biz_type
+FROM outbox AS o
+JOIN outbox_biz_types AS t ON t.biz_type = o.biz_type AND t.retired_at IS NOT NULL
+WHERE o.id = ANY(%(ids)s::bigint[])
+ORDER BY o.id;
 
 -- replayable_among --
--- Those of these messages whose outbox row is there, with a text that counts and was not erased.
+-- Those of these messages whose outbox row is there, of a biz_type that is not retired, with a text
+-- that counts and was not erased.
 SELECT given.outbox_id
 FROM unnest(%(ids)s::bigint[], %(bodies)s::bigint[]) AS given (outbox_id, body)
-JOIN (SELECT id FROM outbox WHERE id = ANY(%(ids)s::bigint[]) OFFSET 0) AS root
+JOIN (SELECT id, biz_type FROM outbox WHERE id = ANY(%(ids)s::bigint[]) OFFSET 0) AS root
   ON root.id = given.outbox_id
 JOIN (
     SELECT id FROM outbox
     WHERE id = ANY(%(bodies)s::bigint[]) AND payload::text NOT LIKE '{"$erased"%%'
     OFFSET 0
-) AS source ON source.id = given.body;
+) AS source ON source.id = given.body
+WHERE NOT EXISTS (
+    SELECT FROM outbox_biz_types AS t
+    WHERE t.biz_type = root.biz_type AND t.retired_at IS NOT NULL);
 
 -- dead_discard --
 -- Locked messages given up for good; a conversation they held goes on.

@@ -29,3 +29,14 @@ FROM (SELECT hashtextextended(%(lock)s::text, 'outbox'::regclass::oid::bigint) A
 SELECT pg_advisory_xact_lock(own), pg_advisory_xact_lock_shared(old)
 FROM (SELECT hashtextextended(%(lock)s::text, 'outbox'::regclass::oid::bigint) AS own,
              hashtextextended(%(lock)s::text, 0) AS old) AS numbers;
+
+-- lock_holder --
+-- Who has this lock alone: its process and how it calls itself.
+SELECT l.pid, a.application_name
+FROM pg_locks AS l
+JOIN pg_stat_activity AS a USING (pid)
+WHERE l.locktype = 'advisory' AND l.granted AND l.mode = 'ExclusiveLock' AND l.objsubid = 1
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND (l.classid::bigint << 32 | l.objid::bigint)
+      IN (hashtextextended(%(lock)s::text, 'outbox'::regclass::oid::bigint),
+          hashtextextended(%(lock)s::text, 0));

@@ -119,14 +119,18 @@ FROM json_to_recordset(%(outcomes)s::json) AS given (position bigint, outcome te
 WHERE i.operation = %(id)s AND i.position = given.position;
 
 -- operation_fates --
--- How messages stand that were sent in a step: those that are consumed, and those that failed
--- again.  `ids` are those of the step that are one's own: only their partitions are opened.
+-- How messages stand that were sent in a step: those that are consumed, those that failed again,
+-- and those that have stood behind an earlier one of their conversation for a minute: nobody can
+-- say when their turn comes.  `ids` are those of the step that are one's own: only their partitions
+-- are opened.
 SELECT i.position,
        CASE
            WHEN coalesce(s.status, f.status) = 'consumed' THEN 'done'
            WHEN coalesce(s.status, f.status) IN ('dead', 'discarded') THEN 'failed'
            WHEN coalesce(s.status, f.status) = 'retrying'
            AND coalesce(s.attempts, f.attempts) > 0 THEN 'failed'
+           WHEN coalesce(s.status, f.status) = 'parked' AND i.at < now() - interval '1 minute'
+           THEN 'queued'
        END
 FROM outbox_operation_items AS i
 LEFT JOIN outbox_state AS s
@@ -153,7 +157,7 @@ WHERE id = %(id)s;
 UPDATE outbox_operations AS o
 SET done = c.done, failed = c.failed, circling = c.circling, gone = c.gone
 FROM (
-    SELECT count(*) FILTER (WHERE outcome IN ('done', 'sent', 'failed')) AS done,
+    SELECT count(*) FILTER (WHERE outcome IN ('done', 'sent', 'failed', 'queued')) AS done,
            count(*) FILTER (WHERE outcome = 'failed') AS failed,
            count(*) FILTER (WHERE outcome = 'circling') AS circling,
            count(*) FILTER (WHERE outcome = 'gone') AS gone
@@ -195,8 +199,17 @@ SELECT state = 'running' FROM outbox_operations WHERE id = %(id)s FOR UPDATE;
 -- operation_step_state --
 -- The step under way: its outcomes so far, and for how many seconds it has gone on.
 SELECT count(*) FILTER (WHERE outcome = 'sent'), count(*) FILTER (WHERE outcome = 'failed'),
-       count(*) FILTER (WHERE outcome IN ('done', 'failed', 'sent')),
+       count(*) FILTER (WHERE outcome IN ('done', 'failed', 'sent', 'queued')),
        (SELECT extract(epoch FROM now() - stepped_at)::double precision FROM outbox_operations
         WHERE id = %(id)s)
 FROM outbox_operation_items
 WHERE operation = %(id)s AND position > %(begin)s AND position <= %(end)s;
+
+-- operation_idle --
+-- Whoever works it and says nothing for a minute, between two statements, gives it back with its
+-- session: it may have been paused.  What held for the session before.
+SELECT current_setting('idle_session_timeout'), set_config('idle_session_timeout', '60s', false);
+
+-- operation_idle_as_before --
+-- After that.
+SELECT set_config('idle_session_timeout', %(before)s, false);

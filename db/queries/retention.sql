@@ -19,8 +19,10 @@ SELECT pg_advisory_unlock_shared(
        pg_advisory_unlock_shared(hashtextextended('outbox-streams retention', 0));
 
 -- retention_right --
--- The role that owns the outbox, whether this role is one of its members, and this role.
-SELECT pg_get_userbyid(relowner), pg_has_role(relowner, 'MEMBER'), current_user
+-- The role that owns the outbox, whether this role is one of its members, this role, and the
+-- server's clock.
+SELECT pg_get_userbyid(relowner), pg_has_role(relowner, 'MEMBER'), current_user,
+       extract(epoch FROM clock_timestamp())::double precision
 FROM pg_class
 WHERE oid = 'outbox'::regclass;
 

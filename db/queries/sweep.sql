@@ -62,8 +62,10 @@ WHERE outbox_id = ANY(%(ids)s::bigint[]) AND source_id IS NOT NULL;
 
 -- sweep_resend --
 -- Send these again with the payload that counts; a replay under way is moved by the new record from
--- now on.
-WITH again AS (
+-- now on, unless it was replaced while this waited for it.
+WITH copied AS MATERIALIZED (
+    SELECT outbox_id, source_id FROM outbox_state WHERE outbox_id = ANY(%(ids)s::bigint[])
+), again AS (
     INSERT INTO outbox (biz_type, topic, key, payload, traceparent, resend_of)
     SELECT root.biz_type, root.topic, root.key, body.payload, root.traceparent, root.id
     FROM unnest(%(ids)s::bigint[]) WITH ORDINALITY AS given (id, position)
@@ -81,6 +83,41 @@ WITH again AS (
     SET source_id = CASE WHEN s.status = 'replaying' THEN again.id ELSE s.source_id END,
         updated_at = now()
     FROM again
+    JOIN copied ON copied.outbox_id = again.resend_of
     WHERE s.outbox_id = ANY(%(ids)s::bigint[]) AND s.outbox_id + 0 = again.resend_of
+      AND s.source_id IS NOT DISTINCT FROM copied.source_id
 )
 SELECT id, resend_of FROM again;
+
+-- sweep_early --
+-- What was set aside in a time that has not come, by a server whose clock was ahead: due now, or it
+-- would wait as long as the clock went back.
+UPDATE outbox_state AS s
+SET next_retry_at = CASE WHEN s.status = 'retrying' THEN now() END, updated_at = now()
+WHERE s.outbox_id = ANY(%(ids)s::bigint[]) AND s.status IN ('retrying', 'parked', 'replaying')
+  AND s.updated_at > now() + interval '1 minute'
+RETURNING s.outbox_id;
+
+-- sweep_early_among --
+-- Some of what is open since a time that has not come, in the order of ids, and not in another's
+-- hands.
+SELECT s.outbox_id
+FROM outbox_open AS o
+JOIN outbox_state AS s ON s.outbox_id = o.outbox_id
+WHERE o.since > now() + interval '1 minute' AND o.status IN ('retrying', 'parked', 'replaying')
+ORDER BY o.outbox_id
+LIMIT %(most)s
+FOR UPDATE OF s SKIP LOCKED;
+
+-- sweep_early_foreign --
+-- The same for messages of other systems.
+UPDATE outbox_foreign AS f
+SET next_retry_at = CASE WHEN f.status = 'retrying' THEN now() END, updated_at = now()
+WHERE (f.source, f.outbox_id) IN (
+    SELECT source, outbox_id
+    FROM outbox_foreign
+    WHERE open AND status IN ('retrying', 'parked') AND updated_at > now() + interval '1 minute'
+    ORDER BY source, outbox_id
+    LIMIT %(most)s
+    FOR UPDATE SKIP LOCKED)
+RETURNING f.outbox_id;

@@ -474,14 +474,18 @@ class Audit:
                         self.report.add("off_the_end", outbox_id, **about)
 
     def _replays(self) -> None:
-        """Replays whose record nobody will see any more."""
-        after, floor = EVERYTHING, self.report.floor
-        while rows := self._session.rows("audit_replays", floor=floor, after=after, limit=OPEN):
-            for outbox_id, topic, key, source in rows:
+        """Replays whose record nobody will see any more, or nobody reads."""
+        after, floor, age = EVERYTHING, self.report.floor, self._waiting.age
+        while rows := self._session.rows(
+            "audit_replays", floor=floor, after=after, age=age, limit=OPEN
+        ):
+            for outbox_id, topic, key, source, old in rows:
                 place = self._place(topic, key)
                 if place is not None and self._positions[place].worked:
                     self.lost_replays.append(outbox_id)
                     self.report.add("lost_replay", outbox_id, source=source)
+                elif old:
+                    self._waiting.is_unread(outbox_id, topic, place, replay=source)
             after = rows[-1][0]
 
     def _heads(self) -> dict[MessageId, tuple[Any, ...]]:

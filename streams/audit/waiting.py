@@ -7,7 +7,7 @@ or a relay that had just come back, is no fault.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from streams.audit.ranges import WIDTH
 from streams.audit.report import Report
@@ -23,6 +23,13 @@ MOST = 10_000
 MOST_UNREAD = 10_000
 
 
+class Unread(NamedTuple):
+    """Where a message waits, and which row of it, where that is a replay."""
+
+    partition: int | None
+    replay: int | None
+
+
 class Waiting:
     """What waits longer than `age` seconds."""
 
@@ -36,7 +43,7 @@ class Waiting:
             report,
         )
         self.age = age
-        self._unread: dict[str, dict[int, Place | None]] = {}
+        self._unread: dict[str, dict[int, Unread]] = {}
         self._above: dict[tuple[int, int], set[int]] = {}
         self._pending = False
 
@@ -51,12 +58,17 @@ class Waiting:
                 break
         [(_, self._pending)] = self._session.rows("audit_relays", floor=self._report.floor)
 
-    def is_unread(self, outbox_id: int, topic: str, place: Place | None) -> bool:
-        """Keep a message that nobody has read to be told of; False when its topic has too many."""
+    def is_unread(
+        self, outbox_id: int, topic: str, place: Place | None, *, replay: int | None = None
+    ) -> bool:
+        """Keep a message that nobody has read to be told of; False when its topic has too many.
+
+        `replay` is the row that was sent, of one that was replayed.
+        """
         unread = self._unread.setdefault(topic, {})
         if outbox_id not in unread and len(unread) >= MOST_UNREAD:
             return False
-        unread[outbox_id] = place
+        unread[outbox_id] = Unread(place[1] if place else None, replay)
         return True
 
     def judge(self, positions: Mapping[Place, Partition]) -> None:
@@ -89,14 +101,15 @@ class Waiting:
     def _judge_workers(self, positions: Mapping[Place, Partition]) -> None:
         report, latest = self._report, self._topics.partitions()
         left = [
-            (at, topic, row[0])
-            for topic, places in self._unread.items()
-            for at, row in enumerate(self._session.rows("audit_stateless", ids=sorted(places)))
+            (at, topic, outbox_id)
+            for topic, unread in self._unread.items()
+            for at, outbox_id in enumerate(self._still(unread))
         ]
         # The first of each topic, then the second of each: many of one hide none of another.
         for _, topic, outbox_id in sorted(left):
-            place = self._unread[topic][outbox_id]
-            report.add("unread", outbox_id, topic=topic, partition=place[1] if place else None)
+            one = self._unread[topic][outbox_id]
+            source = {} if one.replay is None else {"source": one.replay}
+            report.add("unread", outbox_id, topic=topic, partition=one.partition, **source)
         lagging = [
             place
             for place, partition in positions.items()
@@ -116,6 +129,15 @@ class Waiting:
             group := self._topics.group()
         ).members:
             report.add("no_sign_of_life", None, who="workers", group=group.name)
+
+    def _still(self, unread: Mapping[int, Unread]) -> list[int]:
+        """Those that nobody has read yet, in the order of their ids."""
+        replays = {each: row.replay for each, row in unread.items() if row.replay is not None}
+        given = {"ids": list(replays), "sources": list(replays.values())}
+        first = sorted(unread.keys() - replays.keys())
+        rows = self._session.rows("audit_stateless", ids=first)
+        rows += self._session.rows("audit_still_replaying", **given)
+        return sorted(row[0] for row in rows)
 
     def _ranges(self) -> Iterator[tuple[int, int]]:
         """(after, until) of what is above the floor, as far as there are rows."""

@@ -48,6 +48,7 @@ LOCK_SECONDS = 5.0
 AGAIN_SECONDS = 0.1
 PROOF_SECONDS = 600.0  # until a range that was not ready is read again
 DETACH_TIMEOUT = "2s"
+CLOCKS_SECONDS = 3600.0  # by which two clocks may differ: ages are days
 CHANGED = "it changed while it was archived: it is archived once more"
 AGELESS = "no row says when it was written: created_at is infinite, or of a time to come"
 WRITTEN = "rows came into it after it was emptied: somebody wrote them by hand"
@@ -126,6 +127,10 @@ class Leaf(NamedTuple):
 
 class Busy(Exception):
     """Somebody holds what is needed, or another process is at it; it names who."""
+
+
+class ClocksDiffer(Busy):
+    """PostgreSQL's clock and this machine's are hours apart."""
 
 
 class NotAllowed(Busy):
@@ -639,18 +644,29 @@ def periods(settings: Settings, topics: Iterable[str]) -> Periods:
 async def holding(connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
     """Nobody else does retention within this, and this session acts as the owner of the tables.
 
-    Busy when another process is at it, NotAllowed when this role is no member of the owner.
+    Busy when another process is at it, NotAllowed when this role is no member of the owner,
+    ClocksDiffer when nobody can say what is old.
     """
-    [(owner, member, role)] = await (await connection.execute(query("retention_right"))).fetchall()
+    [(owner, member, role, clock)] = await (
+        await connection.execute(query("retention_right"))
+    ).fetchall()
     if not member:
         raise NotAllowed(
             f"role {role} may not drop partitions: run `streams retention` as {owner},"
             f" or GRANT {owner} TO {role}"
         )
+    if abs(apart := clock - time.time()) > CLOCKS_SECONDS:
+        raise ClocksDiffer(
+            f"the clock of PostgreSQL is {abs(apart) / 3600:,.1f} hours"
+            f" {'ahead of' if apart > 0 else 'behind'} this machine's: nothing is taken away while"
+            " nobody can say how old it is (mend the one that is wrong)"
+        )
     lock = {"lock": locks.RETENTION}
     [(taken,)] = await (await connection.execute(query("lock_alone"), lock)).fetchall()
     if not taken:
-        raise Busy("another process is at it")
+        holder = await (await connection.execute(query("lock_holder"), lock)).fetchone()
+        who = " (pid {}, {!r})".format(*holder) if holder else ""
+        raise Busy(f"another process is at it{who}")
     try:
         await connection.execute(query("retention_role"), {"role": owner})
         yield

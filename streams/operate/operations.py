@@ -62,7 +62,7 @@ class Operation:
 
     Of these, `late` come after later ones of their conversation went on. `done` were worked,
     `failed` of them are dead or fail again; of those left alone `circling` were replayed too often,
-    and `gone` were no longer dead, or have nothing to send any more: erased, or without a row.
+    and `gone` were no longer dead, or cannot be sent: erased, without a row, of a retired biz_type.
     `state` is preview, running, stopped (`reason` says why) or done. `at_once`: without trying a
     few first.
     """
@@ -111,7 +111,11 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One message of an operation: `outcome` is waiting, sent, done, failed, circling or gone."""
+    """One message of an operation.
+
+    `outcome` is waiting, sent, done, failed, queued (behind an earlier message of its conversation,
+    when it was last looked at), circling or gone.
+    """
 
     position: int
     outbox_id: MessageId
@@ -241,16 +245,22 @@ def items(connection: Connection, number: int, *, after: int = 0, limit: int = 5
 
 @contextmanager
 def held(connection: Connection, number: int) -> Iterator[bool]:
-    """Whether this session is the one that works the operation, within the block."""
-    lock = {"lock": locks.operation(number)}
+    """Whether this session is the one that works the operation, within the block.
+
+    The server ends one that says nothing for a minute, so that another process goes on.
+    """
+    lock, before = {"lock": locks.operation(number)}, ""
     with connection.begin():
         taken = bool(connection.exec_driver_sql(query("lock_alone"), lock).scalar_one())
+        if taken:
+            before = connection.exec_driver_sql(query("operation_idle")).one()[0]
     try:
         yield taken
     finally:
         if taken and not connection.invalidated:
             connection.rollback()
             with connection.begin():
+                connection.exec_driver_sql(query("operation_idle_as_before"), {"before": before})
                 connection.exec_driver_sql(query("lock_give"), lock)
 
 

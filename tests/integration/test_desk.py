@@ -220,6 +220,58 @@ def test_arrival_decides_before_the_offset(run: Run, ids: list[int], world: Worl
     assert resent(world) == [ids[3], ids[6], ids[0]]
 
 
+IN_LINE = "SELECT outbox_id FROM outbox_open WHERE key = 'c0' ORDER BY arrived"
+
+
+def line(world: World) -> list[int]:
+    return [row[0] for row in world.query(IN_LINE)]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_one_that_no_worker_had_seen_is_not_overtaken_by_what_died_after_it(
+    run: Run, ids: list[int], world: World, together: bool
+) -> None:
+    """No record could carry it, so it never had a place in the line."""
+    for place, one in ((-2, ids[3]), (-1, ids[6])):
+        world.query("UPDATE outbox_state SET arrived = %s WHERE outbox_id = %s", place, one)
+    if together:
+        run("replay", "--key", "c0", "--yes")
+    else:
+        for one in (ids[0], ids[3], ids[6]):
+            run("replay", str(one))
+    assert resent(world) == line(world) == [ids[0], ids[3], ids[6]]
+
+
+def test_one_that_no_worker_had_seen_goes_before_the_one_that_holds_its_conversation(
+    run: Run, ids: list[int], world: World
+) -> None:
+    at = "UPDATE outbox_state SET arrived = %s, topic = %s, key = 'c0' WHERE outbox_id = %s"
+    world.query(at, -2, world.topic, ids[3])
+    world.query(at, -1, world.topic, ids[6])
+    world.query("UPDATE outbox_state SET status = 'parked' WHERE outbox_id = %s", ids[6])
+    run("replay", "--key", "c0", "--yes")
+    assert resent(world) == [ids[0], ids[3]]
+    assert line(world) == [ids[0], ids[3], ids[6]]
+
+
+def test_what_is_of_a_retired_biz_type_is_not_replayed(
+    run: Run, ids: list[int], world: World
+) -> None:
+    """Nobody would take it, and nobody would say so."""
+    retire = "UPDATE outbox_biz_types SET retired_at = %s WHERE biz_type = 'chat_history_persist'"
+    world.query(retire, "2026-07-01")
+    refused = run("replay", str(ids[0])).exception
+    assert isinstance(refused, UsageError)
+    assert str(refused) == (
+        f"message {ids[0]} is of biz_type 'chat_history_persist', which is retired: nothing was"
+        " done (`streams biz-types retire chat_history_persist --undo`, and workers that know it)"
+    )
+    assert "left alone: 9" in run("replay", "--all", "--yes").output
+    assert resent(world) == []
+    world.query(retire, None)
+    assert run("replay", "--all", "--yes").output == "replayed 9 messages\n"
+
+
 def test_a_limit_never_leaves_out_an_earlier_message(
     run: Run, ids: list[int], world: World
 ) -> None:

@@ -315,6 +315,42 @@ def test_what_was_erased_or_lost_its_row_is_left_alone_and_holds_up_nothing(
     assert sorted(sent(business)) == sorted({*ids, *others} - {ids[1], ids[3]})
 
 
+def test_what_stands_in_line_behind_another_message_holds_up_no_operation(
+    business: psycopg.Connection[Any], desk: Connection
+) -> None:
+    """The first step is of one message, and an earlier one of its conversation is dead and holds
+    it, for another cause."""
+    ids = die(business, 5)
+    operation = begun(desk)
+    operations.work(desk, operation.id)
+    assert fate(business, "parked") == 1
+    for _ in range(3):
+        assert operations.work(desk, operation.id) == operations.POLL_SECONDS
+    assert sent(business) == ids[:1]
+    rest(business)
+    while operations.work(desk, operation.id) is not None:
+        fate(business, "consumed")
+    ended = operations.operation(desk, operation.id)
+    assert (ended.state, ended.done, ended.failed, ended.left_alone) == ("done", 5, 0, 0)
+    outcomes = [item.outcome for item in operations.items(desk, operation.id)]
+    assert outcomes == ["queued", *["done"] * 4]
+
+
+def test_whoever_is_paused_with_an_operation_gives_it_back_with_its_session(
+    desk: Connection,
+) -> None:
+    """As after a SIGSTOP: the server ends a session that says nothing for a minute."""
+
+    def limit() -> str:
+        with desk.begin():
+            return str(desk.exec_driver_sql("SHOW idle_session_timeout").scalar_one())
+
+    assert limit() == "0"
+    with operations.held(desk, 1) as taken:
+        assert (taken, limit()) == (True, "1min")
+    assert limit() == "0"
+
+
 def test_an_operation_that_cannot_be_worked_says_why_and_holds_up_no_other(
     business: psycopg.Connection[Any], desk: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

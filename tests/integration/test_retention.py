@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -417,7 +418,7 @@ def test_what_else_grows_has_a_period(aged: Stage) -> None:
 
 
 def test_a_leader_does_it_and_says_what_holds_it_up(
-    aged: Stage, caplog: pytest.LogCaptureFixture
+    aged: Stage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = load(
         environ={"DATABASE_URL": aged.bench._url, "STREAMS_OUTBOX__RETENTION_DAYS": "14"}
@@ -440,15 +441,26 @@ def test_a_leader_does_it_and_says_what_holds_it_up(
     [relay] = standing(aged.bench.operators)
     assert not relay.retention
     aged.bench.operators.rollback()
-    # While somebody else is at it, what is known stays known.
+    # While somebody else is at it, what is known stays known: that one may have been paused.
     said = '{"waits": ["a"], "at": "2026-01-01"}'
     aged.bench.query("UPDATE relay_position SET retention = %s RETURNING 1", said)
+    caplog.set_level("INFO", "streams.relay")
     with aged.bench.another() as person:
         person.execute(query("lock_alone"), {"lock": locks.RETENTION})
         aged.bench.run(round_())
+        pid = person.info.backend_pid
     [relay] = standing(aged.bench.operators)
     assert relay.retention == ("a",)
-    assert relay.retention_idle is not None and relay.retention_idle < 30
+    assert relay.retention_idle is not None and relay.retention_idle > 86_400
+    [left] = [each for each in caplog.records if each.getMessage() == "retention left to another"]
+    assert left.__dict__["reason"].startswith(f"another process is at it (pid {pid}, ")
+    aged.bench.operators.rollback()
+    # Neither is anything taken away by a clock that may be the wrong one.
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 86_400)
+    aged.bench.run(round_())
+    [relay] = standing(aged.bench.operators)
+    assert relay.retention[0].startswith("retention: the clock of PostgreSQL is 24.0 hours ahead")
     aged.bench.operators.rollback()
     assert not {"outbox_30", "outbox_state_30"} & leaves(aged)
 

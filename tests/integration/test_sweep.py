@@ -223,6 +223,43 @@ def test_a_message_that_may_not_be_sent_again_holds_up_its_conversation_alone(
         assert leader.waits == []
 
 
+def test_what_was_set_aside_by_a_clock_that_was_ahead_is_due_when_it_is_right(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would wait for as long as the clock went back, and its conversation with it."""
+    with Bench(database) as bench:
+        stage = Stage(bench)
+        ids = [stage.insert(bench.connection, key, "plain") for key in "aab"]
+        bench.raise_floor(ids[-1])
+        ahead = "now() + interval '1 day'"
+        bench.connection.execute(
+            "INSERT INTO outbox_state (outbox_id, status, attempts, topic, key, arrived, partition,"
+            f" next_retry_at, updated_at) SELECT id, CASE WHEN id = {ids[1]} THEN 'parked' ELSE"
+            f" 'retrying' END, 1, topic, key, id, 0, CASE WHEN id <> {ids[1]} THEN {ahead} END,"
+            f" CASE WHEN id = {ids[2]} THEN now() ELSE {ahead} END FROM outbox".encode()
+        )
+        bench.connection.execute(
+            "INSERT INTO outbox_foreign (source, outbox_id, status, attempts, topic, key, arrived,"
+            " open, next_retry_at, updated_at)"
+            f" VALUES ('seed', 1, 'retrying', 1, 't', 'a', 1, true, {ahead}, {ahead})".encode()
+        )
+        leader = ListedSweep(bench.settings, bench.registry, stage.log)
+        bench.run(_rounds(bench, leader, 1))
+        due = "SELECT outbox_id, due <= now(), since <= now() FROM outbox_open ORDER BY 1"
+        # The last one waits for its own moment.
+        assert bench.query(due) == [
+            (ids[0], True, True),
+            (ids[1], None, True),
+            (ids[2], False, True),
+        ]
+        theirs = "SELECT next_retry_at <= now(), updated_at <= now() FROM outbox_foreign"
+        assert bench.query(theirs) == [(True, True)]
+        said = [each for each in caplog.records if "far ahead" in each.getMessage()]
+        assert [each.__dict__["count"] for each in said] == [3]
+        bench.run(_rounds(bench, leader, 1))
+        assert len([each for each in caplog.records if "far ahead" in each.getMessage()]) == 1
+
+
 TOO_MANY = """
 CREATE FUNCTION too_many() RETURNS trigger LANGUAGE plpgsql AS
 $$BEGIN IF (SELECT count(*) FROM sent) > 2 THEN

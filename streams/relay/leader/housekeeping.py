@@ -23,6 +23,7 @@ from streams.database.refusals import refusal
 from streams.database.retention import (
     DETACH_TIMEOUT,
     Busy,
+    ClocksDiffer,
     NotAllowed,
     Proof,
     Retention,
@@ -116,8 +117,12 @@ class Housekeeping:
                 raise
             waits.append(f"retention: {refusal(error)}")
             _interrupted(error)
-        except Busy:  # another relay of this name, or a person, who says what holds it up
-            await self._save(connection, None)
+        except ClocksDiffer as reason:
+            waits.append(f"retention: {reason}")
+        except Busy as reason:
+            # Another relay, or a person, who says what holds it up. It is not done by that: one
+            # that was paused in the middle of it would look like one that does it.
+            logger.info("retention left to another", extra={"reason": str(reason)})
             return
         await self._save(connection, orjson.dumps(waits).decode())
 

@@ -243,6 +243,7 @@ class Sweep:
         # The floor first: what it covers was published before the ends that are asked for next.
         reach = Reach(*(await _rows(connection, "sweep_reach", relay=self._settings.relay.name))[0])
         floor, oldest = reach.floor, await partitions.first(connection)
+        await self._make_due(connection)
         waiting = set[str]()
         for name in self._topics:
             with self._alone(connection, name, failing):
@@ -291,6 +292,16 @@ class Sweep:
                 more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
                 lines.append(f"message {min(ids)}{more} of topic {name}: {refused.reason}")
         return [*lines, *(f"topic {name}: {reason}" for name, reason in self._failed.items())]
+
+    async def _make_due(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """What was set aside by a server whose clock was ahead, and is right by now."""
+        async with connection.transaction():
+            ids = [row[0] for row in await _rows(connection, "sweep_early_among", most=MOST)]
+            early = await _rows(connection, "sweep_early", ids=ids) if ids else []
+            early += await _rows(connection, "sweep_early_foreign", most=MOST)
+        if early:
+            extra = {"count": len(early), "first": min(row[0] for row in early)}
+            logger.warning("messages were to wait for a time far ahead, due now", extra=extra)
 
     async def _find_overdue(
         self, connection: psycopg.AsyncConnection[Any], reach: Reach

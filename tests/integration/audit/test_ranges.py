@@ -133,6 +133,14 @@ def test_replays_that_wait_for_workers_hide_no_lost_one(
     bench.raise_floor(ROWS + 5)
     report = audit(bench)
     assert [each["outbox_id"] for each in report.wrong["lost_replay"]["examples"]] == [9]
+    assert "unread" not in report.wrong
+    # Those of a topic that nobody reads would be on their way for ever: in time they are told of.
+    group = ConsumerGroup("books", members=1, settled=True, partitions={}, assigned={})
+    monkeypatch.setattr(ListedTopics, "group", lambda _: group)
+    for full in (True, False):
+        unread = audit(bench, full=full, age=0.0).wrong["unread"]
+        assert [each["outbox_id"] for each in unread["examples"]] == [1, 2, 3, 4]
+        assert [each["source"] for each in unread["examples"]] == [ROWS + n for n in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize("most", [2, 8])
