@@ -61,7 +61,7 @@ async def measure(settings: Settings, rounds: int) -> dict[str, float]:
     """Milliseconds: a run with and without triggers, counting a run, telling once."""
     registry = configured(settings)
     persister = Persister(settings, registry)
-    figures = WorkerFigures(persister.database, "bench")
+    figures = WorkerFigures(persister.database, "bench", registry.agents)
     topic = registry.agents[BIZ_TYPE].event.topic
     times: dict[bool, list[float]] = {True: [], False: []}
     counting: list[float] = []

@@ -37,7 +37,7 @@ def build() -> faust.App:
     look_here()
     registry = configured(settings)
     persister, watch = Persister(settings, registry), TopicWatch()
-    figures = WorkerFigures(persister.database, settings.worker.group)
+    figures = WorkerFigures(persister.database, settings.worker.group, registry.agents)
     entry = GroupEntry(settings, registry)
     app = assemble(settings, registry, persister, figures, entry, watch.ids)
     patience = 3 * settings.worker.handler_timeout + 10

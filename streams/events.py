@@ -249,7 +249,10 @@ def is_topic(name: str) -> bool:
     return isinstance(name, str) and bool(_TOPIC.fullmatch(name)) and name not in (".", "..")
 
 
-_BIZ_TYPE = re.compile(r"[A-Za-z0-9._-]{1,100}")
+BIZ_TYPE_MOST = 100
+"""Characters that a biz_type may have."""
+
+_BIZ_TYPE = re.compile(rf"[A-Za-z0-9._-]{{1,{BIZ_TYPE_MOST}}}")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 _declared: dict[type[Any], tuple[ModuleType | None, EventType]] = {}

@@ -17,7 +17,7 @@ more than what happened, and at most what was counted since the last flush less.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -27,6 +27,9 @@ from streams.figures import histogram
 COUNTED = ("consumed", "retried", "parked", "dead", "skipped")
 ANY = ""
 """The biz_type of records whose own is not known any more: those that were skipped."""
+UNKNOWN = "(unknown)"
+"""The biz_type of messages whose own no agent has: what others invent makes no series of its own,
+and may be no text that PostgreSQL can store."""
 
 
 @dataclass(slots=True)
@@ -90,9 +93,13 @@ class RunTally:
 
 
 class Counters:
-    """The counts of this process: those of the open bucket, and all since it began."""
+    """The counts of this process: those of the open bucket, and all since it began.
 
-    def __init__(self) -> None:
+    Messages of other biz_types than the `known` ones are counted as one; None: all are known.
+    """
+
+    def __init__(self, known: Collection[str] | None = None) -> None:
+        self._known = known
         self.total: defaultdict[str, Tally] = defaultdict(Tally)
         self._open: defaultdict[str, Tally] = defaultdict(Tally)
         self._bucket: datetime | None = None
@@ -144,6 +151,8 @@ class Counters:
         self._bucket, self._sent = bucket, {}
 
     def _add(self, biz_type: str, tally: Tally) -> None:
+        if self._known is not None and biz_type not in (ANY, *self._known):
+            biz_type = UNKNOWN
         self._open[biz_type].add(tally)
         self.total[biz_type].add(tally)
 

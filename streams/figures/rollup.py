@@ -11,7 +11,9 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from streams.events import BIZ_TYPE_MOST
 from streams.figures import histogram
+from streams.figures.counters import UNKNOWN
 
 WIDTHS = (10, 60, 3600)
 COUNTS = ("enqueued", "relayed", "consumed", "retried", "parked", "dead", "skipped")
@@ -41,10 +43,19 @@ def merged(taken: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
 def now_rows(
     counts: Iterable[tuple[str, int, int]], projection: str = "main"
 ) -> list[dict[str, Any]]:
-    """(biz_type, enqueued, relayed) as `figures_add` adds them to the buckets that are open now."""
+    """(biz_type, enqueued, relayed) as `figures_add` adds them to the buckets that are open now.
+
+    What is longer than a biz_type may be was written by hand: it is counted as one that is unknown.
+    """
+    summed: dict[str, list[int]] = {}
+    for biz_type, enqueued, relayed in counts:
+        named = biz_type if len(biz_type) <= BIZ_TYPE_MOST else UNKNOWN
+        both = summed.setdefault(named, [0, 0])
+        both[0] += enqueued
+        both[1] += relayed
     return [
         _empty(width, None, projection, biz_type) | {"enqueued": enqueued, "relayed": relayed}
-        for biz_type, enqueued, relayed in counts
+        for biz_type, (enqueued, relayed) in summed.items()
         for width in WIDTHS
     ]
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +21,7 @@ import psycopg
 from sqlalchemy.exc import SQLAlchemyError
 
 from streams.database import query
+from streams.database.refusals import lasting, sqlstate
 from streams.figures import histogram
 from streams.figures.counters import Counters
 from streams.figures.process import BEAT_SECONDS, Vitals, beat_seconds, incarnation
@@ -64,11 +66,13 @@ class PartitionLag:
 class WorkerFigures:
     """Counts what transactions decided, and tells about it until it is stopped."""
 
-    def __init__(self, database: Database, group: str) -> None:
-        self.counters = Counters()
+    def __init__(self, database: Database, group: str, biz_types: Collection[str]) -> None:
+        self.counters = Counters(biz_types)
         self._database, self._group = database, group
         self._worked: dict[tuple[str, int], float] = {}
         self._refused = False
+        # When counts are sent again that were refused: the sign of life does not wait for them.
+        self._counts_from = 0.0
 
     def committed(self, outcome: Outcome) -> None:
         """A transaction has committed."""
@@ -89,11 +93,12 @@ class WorkerFigures:
         """Tell, again and again, until cancelled."""
         while True:
             pause = BEAT_SECONDS
+            counts = time.monotonic() >= self._counts_from
             try:
-                pause = await self._tell(vitals(), lags())
-                self._refused = False
+                pause = await self._tell(vitals(), lags(), counts=counts)
+                self._refused = self._refused and not counts
             except Exception as error:  # whatever it is: nobody's message waits because of it
-                pause = self._report(error)
+                pause = self._report(error, counts=counts)
             await asyncio.sleep(pause * random.uniform(JITTER, 1.0))
 
     async def end(self) -> None:
@@ -106,13 +111,19 @@ class WorkerFigures:
         except (psycopg.Error, SQLAlchemyError, OSError, TimeoutError):
             logger.debug("figures not flushed")
 
-    async def _tell(self, vitals: Vitals, lags: list[PartitionLag]) -> float:
-        statements = [self._flush(), (query("process_beat"), vitals.parameters())]
+    async def _tell(
+        self, vitals: Vitals, lags: list[PartitionLag], *, counts: bool = True
+    ) -> float:
+        statements: list[Asked] = [(query("process_beat"), vitals.parameters())]
         if lags:
             rows = orjson.dumps([lag.row() for lag in lags]).decode()
             statements.append((query("lag_note"), {"group": self._group, "rows": rows, "age": 0.0}))
-        [(current, _, _)], [(processes,)], *_ = await self._database.tell(statements)
-        self.counters.answered(current)
+        if counts:
+            statements.append(self._flush())
+        [(processes,)], *_, last = await self._database.tell(statements)
+        if counts:
+            [(current, _, _)] = last
+            self.counters.answered(current)
         return beat_seconds(processes)
 
     def _flush(self) -> Asked:
@@ -126,16 +137,17 @@ class WorkerFigures:
         }
         return query("figures_flush"), parameters
 
-    def _report(self, error: Exception) -> float:
-        """Log a failed flush once, unless the database is away: who waits for it says that.
+    def _report(self, error: Exception, *, counts: bool) -> float:
+        """Log what was refused once; of a database that is away those tell who wait for it.
 
-        It returns the seconds to wait.
+        It returns the seconds to wait: none before the sign of life is tried without the `counts`.
         """
-        outage = isinstance(
-            error, psycopg.OperationalError | SQLAlchemyError | OSError | TimeoutError
-        )
-        if not outage and not self._refused:
-            about = {"error": type(error).__name__, "sqlstate": getattr(error, "sqlstate", None)}
+        outage = isinstance(error, psycopg.Error | SQLAlchemyError | OSError | TimeoutError)
+        if outage and not lasting(error):
+            return BEAT_SECONDS
+        if not self._refused:
+            about = {"error": type(error).__name__, "sqlstate": sqlstate(error)}
             logger.warning("figures not written, messages are worked all the same", extra=about)
-        self._refused = not outage
-        return BEAT_SECONDS if outage else REFUSED_SECONDS
+        self._refused = True
+        self._counts_from = time.monotonic() + REFUSED_SECONDS
+        return 0.0 if counts else REFUSED_SECONDS

@@ -92,6 +92,31 @@ async def test_processes_tell_what_they_did_and_how_they_ended(
     assert counted(world) == expected
 
 
+async def test_counts_that_are_refused_hold_up_no_sign_of_life(
+    world: World, eventually: Eventually
+) -> None:
+    """A worker that cannot write its counts would look like one that is gone."""
+    world.environ["STREAMS_RELAY__MODE"] = "poll"
+    world.migrate()
+    world.query(
+        "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN IF NEW.consumed > 0 THEN RAISE 'a word of theirs' USING ERRCODE = '54000';"
+        " END IF; RETURN NEW; END$$;"
+        "CREATE TRIGGER no BEFORE INSERT OR UPDATE ON outbox_stats FOR EACH ROW"
+        " EXECUTE FUNCTION no()"
+    )
+    world.up()
+    enqueue(world.url, world.topic, [payload(n, f"c{n}") for n in range(20)])
+    [log] = [process.log for process in world.processes if "faust" in process.log.name]
+    await eventually(lambda: "figures not written" in log.read_text(), 60)
+    beats = "SELECT max(heartbeat) FROM outbox_processes WHERE kind = 'worker'"
+    for _ in range(2):
+        [(last,)] = world.query(beats)
+        await eventually(lambda at=last: world.query(beats) > [(at,)], 15)
+    assert log.read_text().count("figures not written") == 1
+    assert "a word of theirs" not in log.read_text()
+
+
 async def test_a_step_of_a_leaders_figures_that_fails_holds_up_no_other(
     database: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -83,7 +83,7 @@ def test_a_delivered_run_reaches_its_handler_through_few_functions(
         app: Any = SimpleNamespace(monitor=SimpleNamespace(count=lambda *_: None))
         worker, nothing = bench.worker, SimpleNamespace()
         unused: Any = nothing
-        figures = WorkerFigures(worker.database, "group")
+        figures = WorkerFigures(worker.database, "group", ["note"])
         entry: Any = SimpleNamespace(confirmed=confirmed)
         agent = TopicAgent(
             app, TOPIC, unused, worker, unused, worker.slots, worker.most, figures, entry

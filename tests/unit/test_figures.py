@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.figures import histogram, rollup
-from streams.figures.counters import ANY, Counters, RunTally
+from streams.figures.counters import ANY, UNKNOWN, Counters, RunTally
 from streams.figures.process import beat_seconds
+from streams.figures.rollup import now_rows
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -124,6 +125,23 @@ def test_messages_set_aside_are_counted_by_their_status_now() -> None:
     assert (chat.retried, chat.parked, chat.dead, chat.consumed) == (2, 1, 2, 0)
     assert counters.total["other"].consumed == 1
     assert counters.total[ANY].skipped == 2
+
+
+def test_what_nobody_knows_is_counted_as_one() -> None:
+    """Other systems invent names without end, and some that PostgreSQL cannot store."""
+    counters, tally = Counters({"note"}), RunTally()
+    for biz_type in ("note", "a\0b", "x" * 9000):
+        tally.aside(biz_type, "dead")
+    counters.count(tally, 0.0, skipped=2)
+    assert {name: counted.dead for name, counted in counters.total.items()} == {
+        "note": 1,
+        UNKNOWN: 2,
+        ANY: 0,
+    }
+    rows = now_rows([("note", 1, 1), ("x" * 101, 2, 2), ("y" * 9000, 3, 4)])
+    assert [
+        (row["biz_type"], row["enqueued"], row["relayed"]) for row in rows if row["width"] == 10
+    ] == [("note", 1, 1), (UNKNOWN, 5, 6)]
 
 
 def test_all_processes_become_one_row_in_each_width() -> None:
