@@ -24,8 +24,7 @@ class Plan:
 
     mode             what publishes
     recovering_to    the mode that goes on as soon as there is a slot that it can read without a
-                     gap; None when
-                     `mode` is the goal
+                     gap; None when `mode` is the goal
     reason           why it is not simply what was asked for
     """
 

@@ -17,8 +17,6 @@ from streams.settings import Settings
 logger = logging.getLogger("streams.relay")
 
 TRIES = 3
-# What passes by itself: connections, conflicts, resources, a server in another state, an operator,
-# the system.
 
 
 class DeadRows:

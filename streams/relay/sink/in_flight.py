@@ -1,6 +1,6 @@
 """Which position is safe to confirm: the longest prefix of rows that are acknowledged.
 
-This is policy only; a Flight's `landed` is what librdkafka calls for each record.
+This is policy only; a Flight's `acknowledged` is what librdkafka calls for each record.
 """
 
 from __future__ import annotations
