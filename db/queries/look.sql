@@ -1,10 +1,19 @@
 -- look_moment --
--- Which moment this is, of which database: a replica's is that of its last replay.  What a session
--- begins with says whether the server takes writes, whatever this one was set to since.
-SELECT CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_xact_replay_timestamp(), now())
-            ELSE now() END,
-       current_database(), pg_is_in_recovery(),
-       (SELECT reset_val = 'on' FROM pg_settings WHERE name = 'default_transaction_read_only');
+-- Which moment this is, of which database, and how many seconds ago: that of a replica's last
+-- replay, or now while it follows its primary and has replayed all of it, since nobody may have
+-- written anything.  What a session begins with says whether the server takes writes, whatever this
+-- one was set to since.
+SELECT at, current_database(), pg_is_in_recovery(),
+       (SELECT reset_val = 'on' FROM pg_settings WHERE name = 'default_transaction_read_only'),
+       greatest(0, extract(epoch FROM now() - at))::double precision
+FROM (
+    SELECT CASE
+               WHEN NOT pg_is_in_recovery() THEN now()
+               WHEN EXISTS (SELECT FROM pg_stat_wal_receiver)
+                   AND pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn() THEN now()
+               ELSE coalesce(pg_last_xact_replay_timestamp(), now())
+           END AS at
+) AS moment;
 
 -- look_floor --
 -- Up to which id relays have published.
@@ -61,10 +70,12 @@ SELECT (SELECT count(*) FROM outbox_dead_letters),
 -- and how many do in five minutes of the day before.
 SELECT (SELECT min(died_at) FROM outbox_dead_letters WHERE held),
        (SELECT coalesce(sum(dead), 0)::bigint FROM outbox_stats
-        WHERE width = 10 AND bucket > now() - interval '5 minutes' AND projection = %(projection)s),
+        WHERE width = 10 AND bucket > %(at)s::timestamptz - interval '5 minutes'
+          AND projection = %(projection)s),
        (SELECT coalesce(sum(dead), 0)::double precision / 287 FROM outbox_stats
-        WHERE width = 60 AND process = '' AND bucket > now() - interval '1 day'
-          AND bucket <= now() - interval '5 minutes' AND projection = %(projection)s);
+        WHERE width = 60 AND process = '' AND bucket > %(at)s::timestamptz - interval '1 day'
+          AND bucket <= %(at)s::timestamptz - interval '5 minutes'
+          AND projection = %(projection)s);
 
 -- look_causes --
 -- Dead messages by cause, the one whose newest died last first: an index holds all of it.  What the
@@ -157,9 +168,9 @@ ORDER BY c.since, c.topic, c.key;
 -- Lives of processes with a sign of life within so many seconds, the newest first.
 SELECT id::text, kind, name, host, pid, version, address, partitions, memory, runs, pool_used,
        pool_size, waits_for, waits_code, waits_since, figures, started, heartbeat, ended,
-       extract(epoch FROM now() - heartbeat)::double precision AS silent
+       extract(epoch FROM %(at)s::timestamptz - heartbeat)::double precision AS silent
 FROM outbox_processes
-WHERE heartbeat > now() - %(seconds)s * interval '1 second'
+WHERE heartbeat > %(at)s::timestamptz - %(seconds)s * interval '1 second'
 ORDER BY started DESC, id
 LIMIT %(limit)s;
 
@@ -168,7 +179,8 @@ LIMIT %(limit)s;
 -- where, and how often.
 SELECT kind || ' on ' || host, count(*)
 FROM outbox_processes
-WHERE heartbeat BETWEEN now() - interval '10 minutes' AND now() - interval '10 seconds'
+WHERE heartbeat BETWEEN %(at)s::timestamptz - interval '10 minutes'
+                    AND %(at)s::timestamptz - interval '10 seconds'
   AND ended IS NULL
 GROUP BY kind, host
 HAVING count(*) >= 3
@@ -178,7 +190,7 @@ ORDER BY 1;
 -- How far the consumer group is in each partition.
 SELECT "group", topic, partition, committed, end_offset, log_start, moved, at, worked
 FROM outbox_lag
-WHERE at > now() - interval '1 day'
+WHERE at > %(at)s::timestamptz - interval '1 day'
 ORDER BY "group", topic, partition;
 
 -- look_rates --
@@ -188,8 +200,8 @@ SELECT biz_type, sum(enqueued)::bigint, sum(relayed)::bigint, sum(consumed)::big
        sum(retried)::bigint, sum(parked)::bigint, sum(dead)::bigint, sum(skipped)::bigint
 FROM outbox_stats
 WHERE width = 10 AND projection = %(projection)s
-  AND bucket >= date_bin('10 s', now(), 'epoch') - %(seconds)s * interval '1 second'
-  AND bucket < date_bin('10 s', now(), 'epoch')
+  AND bucket >= date_bin('10 s', %(at)s::timestamptz, 'epoch') - %(seconds)s * interval '1 second'
+  AND bucket < date_bin('10 s', %(at)s::timestamptz, 'epoch')
 GROUP BY biz_type
 ORDER BY biz_type;
 
@@ -198,7 +210,7 @@ ORDER BY biz_type;
 SELECT latency
 FROM outbox_stats
 WHERE width = 10 AND projection = %(projection)s AND bounds = %(bounds)s AND latency <> '{}'
-  AND bucket >= date_bin('10 s', now(), 'epoch') - %(seconds)s * interval '1 second'
+  AND bucket >= date_bin('10 s', %(at)s::timestamptz, 'epoch') - %(seconds)s * interval '1 second'
   AND (%(biz_type)s::text IS NULL OR biz_type = %(biz_type)s);
 
 -- look_proof --
@@ -255,7 +267,9 @@ JOIN unnest(%(sources)s::text[], %(ids)s::bigint[]) AS given (source, outbox_id)
 
 -- look_rejects --
 -- Records of the last ten minutes that belong to no message, as ranges count them.
-SELECT coalesce(sum(count), 0)::bigint FROM outbox_rejects WHERE at > now() - interval '10 minutes';
+SELECT coalesce(sum(count), 0)::bigint
+FROM outbox_rejects
+WHERE at > %(at)s::timestamptz - interval '10 minutes';
 
 -- look_trends --
 -- Each gauge now and about ten minutes ago, of those that were written of late.
@@ -263,9 +277,9 @@ SELECT name || CASE WHEN label = '' THEN '' ELSE ':' || label END,
        (array_agg(value ORDER BY bucket))[1], (array_agg(value ORDER BY bucket DESC))[1],
        extract(epoch FROM max(bucket) - min(bucket))::double precision
 FROM outbox_gauges
-WHERE width = 10 AND bucket > now() - interval '10 minutes'
+WHERE width = 10 AND bucket > %(at)s::timestamptz - interval '10 minutes'
 GROUP BY name, label
-HAVING max(bucket) > now() - interval '1 minute';
+HAVING max(bucket) > %(at)s::timestamptz - interval '1 minute';
 
 -- look_primary --
 -- What leaders wrote last of what only the primary or Kafka can tell.

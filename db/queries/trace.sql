@@ -76,5 +76,6 @@ SELECT p.waits_for, p.waits_code, p.waits_since, p.host || ':' || p.pid AS place
         FROM (SELECT DISTINCT ON (topic) topic, partitions FROM outbox_topics
               ORDER BY topic, noted_at DESC) AS t) AS partitions
 FROM outbox_processes AS p
-WHERE p.waits_for IS NOT NULL AND p.ended IS NULL AND p.heartbeat > now() - interval '1 minute'
+WHERE p.waits_for IS NOT NULL AND p.ended IS NULL
+  AND p.heartbeat > %(at)s::timestamptz - interval '1 minute'
 ORDER BY p.waits_since;

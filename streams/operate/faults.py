@@ -19,6 +19,7 @@ from streams.operate.snapshot import Count, Limits, Partition, Process, Rate, Sn
 
 Severity = Literal["bad", "watch"]
 
+BEHIND_SECONDS = 10.0
 STUCK_SECONDS = 60.0
 UNOWNED_SECONDS = 30.0
 WAIT_SECONDS = 15.0
@@ -68,6 +69,7 @@ CODES: dict[str, Severity] = {
     "database.away": "bad",
     "database.read_only": "bad",
     "database.went_back": "bad",
+    "replica.behind": "watch",
     "broker.away": "bad",
     "relay.strange": "bad",
     "relay.nobody_leads": "bad",
@@ -142,6 +144,16 @@ def went_back(reason: str) -> Fault:
     )
 
 
+def replica_behind(seconds: float) -> Fault:
+    """What was looked at is a replica that shows what was so many seconds ago."""
+    return _fault(
+        "replica.behind",
+        f"the replica that this is read from is {_span(seconds)} behind its primary",
+        "what happened since is not shown: see whether it follows (pg_stat_wal_receiver), or set"
+        " web.database_url to another one",
+    )
+
+
 def worker_unready(web: str, *, running: bool) -> Fault:
     """A worker that this folder's supervisor started, and that does not work."""
     do = "its page /health/ready says why" if running else "it is started again; its log says why"
@@ -171,6 +183,8 @@ def _database(snapshot: Snapshot) -> Iterator[Fault]:
         )
     if snapshot.gone_back:
         yield went_back(snapshot.gone_back)
+    if snapshot.behind > BEHIND_SECONDS:
+        yield replica_behind(snapshot.behind)
 
 
 def _broker(snapshot: Snapshot) -> Iterator[Fault]:

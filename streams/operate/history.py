@@ -18,6 +18,7 @@ from streams.broker.partitioner import partition_of
 from streams.database import query
 from streams.database.partitions import first_sync
 from streams.message_id import MessageId, foreign, name_of, ours
+from streams.operate.look import moment
 
 # Ids looked through at a time for a conversation: some 50 ms.
 WINDOW = 200_000
@@ -73,7 +74,10 @@ def messages(connection: Connection, ids: Iterable[MessageId]) -> list[MessageHi
     names = {"names": [str(_name(row)) for row in rows]}
     resends = _grouped(connection, "trace_resends", "outbox_id", parameters)
     actions = _grouped(connection, "trace_actions", "name", names)
-    waits = connection.exec_driver_sql(query("trace_waits")).all() if any(map(_waits, rows)) else []
+    waits: Sequence[Any] = ()
+    if any(map(_waits, rows)):
+        now = {"at": moment(connection).at}
+        waits = connection.exec_driver_sql(query("trace_waits"), now).all()
     return [
         _trace(row, resends.get(_name(row), []), actions.get(str(_name(row)), []), waits)
         for row in rows

@@ -8,7 +8,7 @@ transaction; from async code, `await connection.run_sync(...)`.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -20,7 +20,7 @@ from streams.database.partitions import first_sync, nearest_first, reach_sync
 from streams.figures import histogram
 from streams.message_id import name_of
 from streams.operate.dead_letters import Tries, tries_of
-from streams.operate.relay_status import RelayStatus, from_rows, standing
+from streams.operate.relay_status import SILENT_SECONDS, RelayStatus, from_rows, standing
 from streams.operate.snapshot import (
     MOST,
     Broker,
@@ -58,6 +58,20 @@ AMONG = 20
 """Messages looked at for each conversation that is to be shown, before all of them are."""
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a database was looked at: `at` is `behind` seconds ago.
+
+    Of a replica that is the moment that it shows. `read_only`: its sessions begin so.
+    """
+
+    at: datetime
+    database: str
+    replica: bool
+    read_only: bool
+    behind: float
+
+
 # How many are dead, how many of them hold their conversation, and the place of whoever died last.
 Signature = tuple[int, int, int]
 
@@ -91,28 +105,30 @@ def look(
     limits = limits or Limits()
     with connection.begin():
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        moment = connection.exec_driver_sql(query("look_moment")).one()
-        at, database, replica, read_only = moment
+        now = moment(connection)
+        at, replica = now.at, now.replica
         primary = primary_of(connection)
         relays, relays_at = _relays(connection, replica, primary, at)
-        processes = processes_of(connection, GONE_SECONDS)
+        processes = processes_of(connection, GONE_SECONDS, at)
         partitions = partitions_of(connection, processes, at)
         proved = proof(connection)
+        signature = _signature(connection)
         totals, ending, unknown, held_since, recent_dead, usual_dead = _totals(
-            connection, limits, projection, _settled(primary), signature := _signature(connection)
+            connection, limits, projection, _settled(primary), signature, at
         )
         return Snapshot(
             at=at,
-            database=database,
+            database=now.database,
             replica=replica,
-            read_only=bool(read_only),
+            behind=now.behind,
+            read_only=now.read_only,
             projection=projection,
             limits=limits,
             totals=totals,
             gaps=_gaps(totals, relays, partitions, at),
-            rates=rates(connection, projection=projection),
-            failing=rates(connection, projection=projection, seconds=FAILING_SECONDS),
-            latency=latency(connection, projection=projection),
+            rates=rates(connection, at, projection=projection),
+            failing=rates(connection, at, projection=projection, seconds=FAILING_SECONDS),
+            latency=latency(connection, at, projection=projection),
             relays=relays,
             relays_at=relays_at,
             processes=processes,
@@ -121,16 +137,16 @@ def look(
             causes=_remembered(connection, CAUSES, False, memory, signature),
             proof=proved,
             first_message_at=None if proved else enqueued_first(connection, None),
-            pins=_pins(connection, replica, primary),
+            pins=_pins(connection, replica, primary, at),
             unknown=_unknown(connection) if unknown else (),
             room=_room(connection),
             retention=_retention(primary),
             unsent=_unsent(primary, at),
             trends={
                 name: Trend(*rest)
-                for name, *rest in connection.exec_driver_sql(query("look_trends"))
+                for name, *rest in connection.exec_driver_sql(query("look_trends"), {"at": at})
             },
-            rejects=connection.exec_driver_sql(query("look_rejects")).scalar_one(),
+            rejects=connection.exec_driver_sql(query("look_rejects"), {"at": at}).scalar_one(),
             recent_dead=recent_dead,
             usual_dead=usual_dead,
             ending=ending,
@@ -138,9 +154,18 @@ def look(
             broker=broker,
             gone_back=gone_back,
             crashed=tuple(
-                (where, count) for where, count in connection.exec_driver_sql(query("look_crashed"))
+                (where, count)
+                for where, count in connection.exec_driver_sql(query("look_crashed"), {"at": at})
             ),
         )
+
+
+def moment(connection: Connection) -> Moment:
+    """Which moment this database shows: of a replica, that of its last replay."""
+    at, database, replica, read_only, behind = connection.exec_driver_sql(
+        query("look_moment")
+    ).one()
+    return Moment(at, database, replica, bool(read_only), behind)
 
 
 def causes(
@@ -222,9 +247,11 @@ def enqueued_first(connection: Connection, after: int | None) -> datetime | None
     return _enqueued(connection, "look_enqueued_first", begin, max(begin, _last_id(connection)))
 
 
-def processes_of(connection: Connection, seconds: float, limit: int = 1000) -> tuple[Process, ...]:
-    """Lives of processes with a sign of life within so many seconds, the newest first."""
-    parameters = {"seconds": seconds, "limit": limit}
+def processes_of(
+    connection: Connection, seconds: float, at: datetime, limit: int = 1000
+) -> tuple[Process, ...]:
+    """Lives of processes with a sign of life in so many seconds before `at`, the newest first."""
+    parameters = {"seconds": seconds, "at": at, "limit": limit}
     rows = connection.exec_driver_sql(query("look_processes"), parameters).mappings()
     return tuple(_process(dict(row)) for row in rows)
 
@@ -240,15 +267,15 @@ def partitions_of(
         for topic, numbers in process.partitions.items()
         for number in numbers
     }
-    rows = connection.exec_driver_sql(query("look_lag"))
+    rows = connection.exec_driver_sql(query("look_lag"), {"at": at})
     return tuple(_partition(owners, *row) for row in rows)
 
 
 def rates(
-    connection: Connection, *, projection: str = "main", seconds: int = RATE_SECONDS
+    connection: Connection, at: datetime, *, projection: str = "main", seconds: int = RATE_SECONDS
 ) -> tuple[Rate, ...]:
-    """What happened a second to messages of each biz_type, over so many seconds."""
-    parameters = {"projection": projection, "seconds": seconds}
+    """What happened a second to messages of each biz_type, over so many seconds before `at`."""
+    parameters = {"projection": projection, "seconds": seconds, "at": at}
     return tuple(
         Rate(biz_type, *(count / seconds for count in counts))
         for biz_type, *counts in connection.exec_driver_sql(query("look_rates"), parameters)
@@ -257,13 +284,15 @@ def rates(
 
 def latency(
     connection: Connection,
+    at: datetime,
     *,
     projection: str = "main",
     biz_type: str | None = None,
     seconds: int = RATE_SECONDS,
 ) -> Latency:
-    """From enqueueing to persisting, over the last so many seconds."""
+    """From enqueueing to persisting, over so many seconds before `at`."""
     parameters = {
+        "at": at,
         "projection": projection,
         "biz_type": biz_type,
         "seconds": seconds,
@@ -344,18 +373,34 @@ def _relays(
 ) -> tuple[tuple[RelayStatus, ...], datetime]:
     if not replica:
         return tuple(standing(connection)), at
-    relays = [
-        status
-        for _, seen in primary.values()
-        for status in from_rows(
-            seen.get("relays", ()), seen.get("sharing", {}), seen.get("attendance", {})
-        )
-    ]
-    return tuple(relays), min((moment for moment, _ in primary.values()), default=at)
+    relays: list[RelayStatus] = []
+    for wrote, seen in primary.values():
+        passed = max(0.0, (at - wrote).total_seconds())
+        rows, sharing = seen.get("relays", ()), seen.get("sharing", {})
+        attendance = seen.get("attendance", {})
+        if passed >= SILENT_SECONDS:
+            # Whoever led then leads no more, and nobody else wrote this down again. Its floor has
+            # stayed, so that tables say what waits above it.
+            rows = [{**row, **_above(connection, row["floor"], at)} for row in rows]
+            sharing = attendance = {}
+        relays += from_rows(rows, sharing, attendance, passed)
+    return tuple(relays), min((wrote for wrote, _ in primary.values()), default=at)
+
+
+def _above(connection: Connection, floor: int, at: datetime) -> dict[str, Any]:
+    """How many ids were drawn above a floor, and the age of the oldest row there."""
+    first = enqueued_first(connection, floor)
+    age = 0.0 if first is None else max(0.0, (at - first).total_seconds())
+    return {"lag_rows": max(0, _last_id(connection) - floor), "lag_seconds": age}
 
 
 def _totals(
-    connection: Connection, limits: Limits, projection: str, settled: int, signature: Signature
+    connection: Connection,
+    limits: Limits,
+    projection: str,
+    settled: int,
+    signature: Signature,
+    at: datetime,
 ) -> tuple[Totals, int, int, datetime | None, int, float]:
     floor: int = connection.exec_driver_sql(query("look_floor")).scalar_one()
     # The floor is given to each statement, so that it opens the partitions of these ids only.
@@ -370,7 +415,7 @@ def _totals(
         query("look_open"), {"attempts": limits.max_attempts - FEW_ATTEMPTS}
     ).one()
     held_since, recent, usual = connection.exec_driver_sql(
-        query("look_dead"), {"projection": projection}
+        query("look_dead"), {"projection": projection, "at": at}
     ).one()
     oldest = min(filter(None, (first_pending, first_published)), default=None)
     totals = Totals(
@@ -480,8 +525,7 @@ def _process(row: dict[str, Any]) -> Process:
 
 
 def _sparklines(connection: Connection, fingerprints: list[str]) -> dict[str, tuple[int, ...]]:
-    now = connection.exec_driver_sql("SELECT now()").scalar_one()
-    parameters = {"fingerprints": fingerprints, "now": now}
+    parameters = {"fingerprints": fingerprints, "now": moment(connection).at}
     lines = {fingerprint: [0] * 24 for fingerprint in fingerprints}
     for fingerprint, ago, count in connection.exec_driver_sql(query("look_sparklines"), parameters):
         lines[fingerprint][23 - min(23, max(0, ago))] += count
@@ -492,6 +536,7 @@ def _pins(
     connection: Connection,
     replica: bool,
     primary: Mapping[str, tuple[datetime, Mapping[str, Any]]],
+    at: datetime,
 ) -> tuple[Pin, ...]:
     if not replica:
         rows = connection.exec_driver_sql(query("outbox_pins"), {"seconds": PIN_SECONDS})
@@ -500,7 +545,7 @@ def _pins(
         )
     return tuple(
         Pin(pid, gid, application, state, datetime.fromisoformat(since))
-        for _, seen in primary.values()
+        for seen in _fresh(primary, at)
         for pid, gid, state, application, since in seen.get("pins", ())
     )
 
@@ -527,12 +572,15 @@ def _unsent(
     primary: Mapping[str, tuple[datetime, Mapping[str, Any]]], at: datetime
 ) -> tuple[str, ...]:
     """What leaders that live cannot send again."""
-    return tuple(
-        line
-        for moment, seen in primary.values()
-        if (at - moment).total_seconds() < GONE_SECONDS
-        for line in seen.get("unsent", ())
-    )
+    return tuple(line for seen in _fresh(primary, at) for line in seen.get("unsent", ()))
+
+
+def _fresh(
+    primary: Mapping[str, tuple[datetime, Mapping[str, Any]]], at: datetime
+) -> Iterator[Mapping[str, Any]]:
+    for wrote, seen in primary.values():
+        if (at - wrote).total_seconds() < GONE_SECONDS:
+            yield seen
 
 
 def _settled(primary: Mapping[str, tuple[datetime, Mapping[str, Any]]]) -> int:

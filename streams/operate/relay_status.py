@@ -14,6 +14,9 @@ from streams.database import query
 # A leader writes its heartbeat every other second.
 SILENT_SECONDS = 10.0
 
+GROWING = ("silent", "retention_idle")
+"""What of a row is a time since: it grows while nobody writes."""
+
 _MEMBER = re.compile(r"outbox-streams relay (\w+) (\d+)@(.*)")
 
 
@@ -105,14 +108,16 @@ def from_rows(
     rows: Iterable[Mapping[str, Any]],
     sharing: Mapping[str, Iterable[Sequence[Any]]],
     attendance: Mapping[str, Iterable[str]],
+    passed: float,
 ) -> list[RelayStatus]:
-    """How relays stood when a leader wrote the same rows down.
+    """How relays stand, by the same rows that a leader wrote down so many seconds ago.
 
-    Read where the primary cannot be asked.
+    Read where the primary cannot be asked. Whoever led then and has written nothing since leads no
+    more.
     """
     return [
         _standing(
-            dict(row),
+            dict(row) | {name: row[name] + passed for name in GROWING if row.get(name) is not None},
             _sharers(sharing.get(row["name"], ())),
             _present(attendance.get(row["name"], ())),
         )

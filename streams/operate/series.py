@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from streams.database import query
 from streams.figures import histogram
-from streams.operate.look import latency_of
+from streams.operate.look import latency_of, moment
 from streams.operate.snapshot import Latency
 
 Span = Literal["10m", "1h", "24h", "7d"]
@@ -77,14 +77,13 @@ def series(
     projection: str = "main",
     biz_type: str | None = None,
 ) -> Series:
-    """Counts, latencies and gauges over a span that ends now.
+    """Counts, latencies and gauges over a span that ends now, or with what a replica shows.
 
     Counts are by biz_type, latencies are of one biz_type if it is named. Where there are hundreds
     of biz_types buckets are wider.
     """
     width, buckets = _fitting(span, connection.exec_driver_sql(query("stats_kinds")).scalar_one())
-    now: datetime = connection.exec_driver_sql("SELECT now()").scalar_one()
-    last = math.floor(now.timestamp() / width) * width
+    last = math.floor(moment(connection).at.timestamp() / width) * width
     start = datetime.fromtimestamp(last, UTC) - timedelta(seconds=width * (buckets - 1))
     parameters = {"width": width, "since": start, "projection": projection}
 

@@ -326,18 +326,20 @@ class Limits:
 class Snapshot:
     """A deployment at one moment; what a field holds is said at its type.
 
-    `replica`: read from a standby, `at` is its last replay. `read_only`: the database takes no
-    writes. `projection` is whose figures these are. `versions` are those of the living processes.
-    `rejects` are records of the last ten minutes that belong to no message, `recent_dead` those
-    that died in the last five, `usual_dead` how many do so in five minutes of the last day.
-    `unsent` is what Kafka lost and PostgreSQL does not let the relay send again, a line a topic.
-    `ending` messages have at most three attempts left, `held_since` is when the conversation that
-    is held longest began to wait.
+    `replica`: read from a standby, `at` is the moment that it shows, `behind` seconds ago.
+    `read_only`: the database takes no writes. `projection` is whose figures these are. `versions`
+    are those of the living processes. `rejects` are records of the last ten minutes that belong to
+    no message, `recent_dead` those that died in the last five, `usual_dead` how many do so in five
+    minutes of the last day. `unsent` is what Kafka lost and PostgreSQL does not let the relay send
+    again, a line a topic. `ending` messages have at most three attempts left, `held_since` is when
+    the conversation that is held longest began to wait.
     """
 
     at: datetime
     database: str = ""
     replica: bool = False
+    # It grows by itself, as `Process.silent`.
+    behind: float = field(default=0.0, compare=False)
     read_only: bool = False
     projection: str = "main"
     limits: Limits = field(default_factory=Limits)

@@ -9,7 +9,7 @@ import asyncio
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from streams.database import query as named
 from streams.errors import ServiceUnreachable, StreamsError
 from streams.operate import faults
-from streams.operate.look import Memory
+from streams.operate.look import Memory, Moment, moment
 from streams.settings import Settings
 from streams.terminal import printable
 from streams.web import messages, render
@@ -89,12 +89,16 @@ class Page(Generic[Q]):
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """A page's middle, made once for everybody with the same rights."""
+    """A page's middle, made once for everybody with the same rights.
+
+    `why_old` is said of a replica that is behind.
+    """
 
     seen: Any
     html: str
     etag: str
     at: datetime
+    why_old: str | None
 
 
 async def _shown(page: Page[Any], call: Call) -> Response:
@@ -110,9 +114,7 @@ async def _shown(page: Page[Any], call: Call) -> Response:
             raise
         return _away(page, call, str(error).removeprefix(SILENT))
     made = answer.value
-    headers = {"ETag": made.etag, "X-Figures-At": made.at.isoformat(timespec="milliseconds")}
-    if answer.why_old:
-        headers["X-Figures-Old"] = _plain(answer.why_old)
+    headers = {"ETag": made.etag, **_age(answer)}
     if not whole:
         if call.request.header("if-none-match") == made.etag:
             return Response(304, b"", headers)
@@ -126,7 +128,7 @@ async def _shown(page: Page[Any], call: Call) -> Response:
         middle=made.html,
         live=page.live,
         figures_at=made.at,
-        why_old=answer.why_old,
+        why_old=_why_old(answer),
         badges=badges,
         command=shlex.join(page.command(query)),
         api=_api_address(page, call, query),
@@ -145,11 +147,8 @@ def _away(page: Page[Any], call: Call, reason: str) -> Response:
 async def _told(page: Page[Any], call: Call) -> Response:
     query = call.parameters(page.query)
     answer = await _made(page, call, query)
-    headers = {"X-Figures-At": answer.value.at.isoformat(timespec="milliseconds")}
-    if answer.why_old:
-        headers["X-Figures-Old"] = _plain(answer.why_old)
     response = messages.json(answer.value.seen)
-    return Response(200, response.body, {**response.headers, **headers})
+    return Response(200, response.body, {**response.headers, **_age(answer)})
 
 
 async def _made(page: Page[Any], call: Call, query: msgspec.Struct) -> Answer[_Made]:
@@ -165,18 +164,38 @@ async def _made(page: Page[Any], call: Call, query: msgspec.Struct) -> Answer[_M
     last: _Made | None = before.value if before is not None else None
 
     def make(connection: Connection) -> _Made:
+        with connection.begin():
+            now = moment(connection)
         seen = page.read(Source(connection, site.settings, site.memory), query)
         # Making the page of it takes several times as long as finding out that it is the same.
         if last is not None and last.seen == seen:
-            return replace(last, at=datetime.now(UTC))
+            return replace(last, at=now.at, why_old=_behind(now))
         html = render.page(
             page.template, seen=seen, query=query, base=base, rights=call.who.rights, given=given
         )
-        return _Made(seen, html, render.etag(html), datetime.now(UTC))
+        return _Made(seen, html, render.etag(html), now.at, _behind(now))
 
     if page.nav == "operations":
         site.operations.take_up()
     return await site.shared.get(key, lambda: site.pool.run(make))
+
+
+def _behind(now: Moment) -> str | None:
+    if now.behind <= faults.BEHIND_SECONDS:
+        return None
+    return f"{render.sentence(faults.replica_behind(now.behind).title)}."
+
+
+def _why_old(answer: Answer[_Made]) -> str | None:
+    return answer.why_old or answer.value.why_old
+
+
+def _age(answer: Answer[_Made]) -> dict[str, str]:
+    """Headers that say of which moment the figures are, and why they are not newer."""
+    headers = {"X-Figures-At": answer.value.at.isoformat(timespec="milliseconds")}
+    if why := _why_old(answer):
+        headers["X-Figures-Old"] = _plain(why)
+    return headers
 
 
 def _plain(text: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -15,8 +16,9 @@ from sqlalchemy import Connection, NullPool
 from streams.broker.partitioner import partition_of
 from streams.database import query, sync_engine
 from streams.operate import acts, axis, dead_letters, faults, history, look, readings, series
+from streams.operate.metrics import cluster_metrics
 from streams.operate.selection import Choice
-from streams.operate.snapshot import Count, Limits, Snapshot
+from streams.operate.snapshot import Count, Limits
 
 FILL = """
 INSERT INTO outbox (biz_type, topic, key, payload, created_at)
@@ -365,8 +367,20 @@ def test_a_chart_counts_what_is_not_merged_yet(filled: Connection, span: series.
     assert sum(latency.samples for latency in chart.latency) == (640 if chart.width == 10 else 320)
 
 
-def test_a_replica_shows_relays_as_a_leader_saw_them(filled: Connection) -> None:
-    snapshot: Snapshot = look.look(filled)
+def as_replica(monkeypatch: pytest.MonkeyPatch, ago: float = 0.0) -> None:
+    """From now on this database is looked at as a replica that shows it as it was then."""
+    moment = look.moment
+
+    def shown(connection: Connection) -> look.Moment:
+        now = moment(connection)
+        return replace(now, at=now.at - timedelta(seconds=ago), replica=True, behind=ago)
+
+    for module in (look, series, history):
+        monkeypatch.setattr(module, "moment", shown)
+
+
+def led(connection: Connection, ago: float) -> None:
+    """Write down what the leader saw so long ago, and nothing since."""
     row = {
         "name": "outbox", "mode": "cdc", "asked": "cdc", "wish": None, "doing": "streaming",
         "reason": None, "rate": 1.0,
@@ -376,12 +390,76 @@ def test_a_replica_shows_relays_as_a_leader_saw_them(filled: Connection) -> None
         "safe_wal_size": None,
         "held": 77,
     }  # fmt: skip
-    seen = json.dumps({"relays": [row], "settled": 60})
-    filled.exec_driver_sql(
-        "INSERT INTO outbox_primary (relay, seen) VALUES ('outbox', %s)", (seen,)
+    seen = {
+        "relays": [row],
+        "sharing": {"outbox": [[1, "host:1", [0]]]},
+        "attendance": {"outbox": ["outbox-streams relay cdc 2@other"]},
+        "pins": [[7, None, "active", "psql", "2026-01-31T12:00:00+00:00"]],
+        "settled": 60,
+    }
+    connection.exec_driver_sql(
+        "INSERT INTO outbox_primary (relay, seen, at)"
+        " VALUES ('outbox', %s, now() - %s * interval '1 second')",
+        (json.dumps(seen), ago),
     )
-    filled.commit()
-    relays, _ = look._relays(filled, True, look.primary_of(filled), snapshot.at)
-    assert [(relay.name, relay.slot.held_bytes) for relay in relays if relay.slot] == [
-        ("outbox", 77)
-    ]
+    connection.commit()
+
+
+def test_a_replica_shows_relays_as_a_leader_saw_them(
+    filled: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    led(filled, 1.0)
+    as_replica(monkeypatch)
+    snapshot = look.look(filled, Limits(relay="outbox"))
+    [relay] = snapshot.relays
+    assert relay.leader is not None and relay.slot is not None
+    assert (relay.slot.held_bytes, relay.lag.seconds) == (77, 0.5)
+    assert [member.pid for member in relay.standbys] == [2]
+    assert [pin.pid for pin in snapshot.pins] == [7]
+
+
+def test_a_replica_says_that_nobody_leads_once_the_leader_writes_nothing(
+    filled: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    led(filled, 3600.0)
+    as_replica(monkeypatch)
+    snapshot = look.look(filled, Limits(relay="outbox"))
+    [relay] = snapshot.relays
+    assert (relay.leader, relay.sharing, relay.standbys, snapshot.pins) == (None, (), (), ())
+    assert relay.silent_seconds == pytest.approx(3601, abs=30)
+    # Its floor has stayed: what waits above it is what waits now.
+    gap = next(gap for gap in snapshot.gaps if gap.name == "relay")
+    assert (relay.lag.rows, gap.messages) == (10, Count(10))
+    assert gap.seconds == relay.lag.seconds == pytest.approx(3509, abs=30)
+    told = faults.faults_of(snapshot)
+    assert "relay.nobody_leads" in {fault.code for fault in told}
+    assert b'outbox_relay_leader{relay="outbox"} 0.0' in cluster_metrics(snapshot, told)
+
+
+def test_what_a_replica_shows_is_judged_by_its_own_moment(
+    filled: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its delay is no death: all was well when it was as it shows it."""
+    hour = "- interval '1 hour'"
+    for statement in (
+        f"UPDATE outbox_processes SET heartbeat = heartbeat {hour}",
+        f"UPDATE outbox_lag SET at = at {hour}, moved = moved {hour}",
+        f"UPDATE outbox_stats SET bucket = bucket {hour}",
+        f"UPDATE outbox_gauges SET bucket = bucket {hour}",
+    ):
+        filled.exec_driver_sql(statement)
+    led(filled, 3601.0)
+    as_replica(monkeypatch, 3600.0)
+    snapshot = look.look(filled, Limits(relay="outbox", topics=("t",)))
+    assert [worker.state for worker in snapshot.workers] == ["alive"]
+    assert [relay.leader is not None for relay in snapshot.relays] == [True]
+    assert snapshot.rates[0].consumed == pytest.approx(2.0)
+    assert (snapshot.latency.samples, snapshot.recent_dead) == (640, 6)
+    assert "lag:t" in snapshot.trends
+    told = {fault.code: fault for fault in faults.faults_of(snapshot)}
+    assert not told.keys() & {"workers.none", "worker.silent", "relay.nobody_leads"}
+    assert "60 minutes behind" in told["replica.behind"].title
+    chart = series.series(filled, "10m")
+    assert sum(chart.lines[0].consumed) == 120
+    [waiting] = history.messages(filled, [85])
+    assert "waits" in [step.stage for step in waiting.events]

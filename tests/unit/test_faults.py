@@ -153,6 +153,10 @@ LIMITED = replace(WELL.limits, wal_limit=10 * GB)
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "database.read_only": ({"read_only": True}, {"replica": True}),
     "database.went_back": ({"gone_back": "it went back"}, {"gone_back": None}),
+    "replica.behind": (
+        {"replica": True, "behind": 10.1},
+        {"replica": True, "behind": 10.0},
+    ),
     "broker.away": ({"broker": Broker(error="Kafka at x cannot be reached")}, {"broker": Broker()}),
     "workers.incomplete": (
         {"broker": Broker(faults=("topic t does not exist: make it",))},

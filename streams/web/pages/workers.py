@@ -46,8 +46,8 @@ def read(source: Source, _: msgspec.Struct) -> Workers:
     """Look at what processes say of themselves."""
     connection = source.connection
     with connection.begin():
-        processes = look.processes_of(connection, HOUR)
-        at = connection.exec_driver_sql("SELECT now()").scalar_one()
+        at = look.moment(connection).at
+        processes = look.processes_of(connection, HOUR, at)
         return Workers(processes, look.partitions_of(connection, processes, at))
 
 
