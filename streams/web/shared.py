@@ -33,57 +33,73 @@ class Answer(Generic[T]):
     why_old: str | None = None
 
 
+@dataclass(slots=True, eq=False)
+class _Work:
+    """A new answer on its way, begun after so many acts."""
+
+    future: asyncio.Future[Any]
+    acts: int
+    settled: bool = False
+
+
 class _Entry:
     def __init__(self) -> None:
-        self.work: asyncio.Future[Any] | None = None
+        self.work: _Work | None = None
         self.value: Any = None
         self.at = -KEPT_SECONDS  # monotonic; of the last value
+        self.acts = -1  # after how many it was looked for
         self.error: Exception | None = None
         self.failed_at = -FRESH_SECONDS
+        self.failed_acts = -1
+
+    def fresh(self, acts: int) -> bool:
+        """Whether the last value is one for whoever asks after so many acts."""
+        return self.acts >= acts and time.monotonic() - self.at < FRESH_SECONDS
 
 
 class Shared:
     """Answers by key; `start` in `get` begins the work for a new one."""
 
     def __init__(self) -> None:
+        self._acts = 0
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
 
     async def get(self, key: Hashable, start: Callable[[], asyncio.Future[T]]) -> Answer[T]:
         """A fresh answer, or the last one; the work's error when there is neither."""
-        entry = self._entry(key)
+        entry, acts = self._entry(key), self._acts
         now = time.monotonic()
-        if now - entry.at < FRESH_SECONDS:
+        if entry.fresh(acts):
             return Answer(entry.value, now - entry.at)
-        if entry.work is None and now - entry.failed_at >= FRESH_SECONDS:
-            entry.work = start()
-            entry.work.add_done_callback(lambda done: _settle(entry, done))
-        if entry.work is not None:
+        work = entry.work
+        if work is not None and work.acts < acts:
+            work = None  # whoever asked before the last act waits for that one
+        failed = entry.failed_acts >= acts and now - entry.failed_at < FRESH_SECONDS
+        if work is None and not failed:
+            work = entry.work = _begun(entry, start(), acts)
+        if work is not None:
             await asyncio.wait(
-                {entry.work},
+                {work.future},
                 timeout=WAIT_SECONDS if now - entry.at < KEPT_SECONDS else FIRST_SECONDS,
             )
             # The work's own callback comes after ours: whoever waited has it settled here.
-            if entry.work is not None and entry.work.done():
-                _settle(entry, entry.work)
-        now = time.monotonic()
-        age = now - entry.at
-        if age < FRESH_SECONDS:
+            if work.future.done():
+                _settle(entry, work)
+        age = time.monotonic() - entry.at
+        if entry.fresh(acts):
             return Answer(entry.value, age)
         slow = ServiceUnreachable("PostgreSQL takes longer to answer than a page waits")
-        error = entry.error if entry.work is None and entry.error is not None else slow
+        ended = work is None or work.future.done()
+        error = entry.error if ended and entry.error is not None else slow
         if age < KEPT_SECONDS and isinstance(error, ServiceUnreachable):
             return Answer(entry.value, age, str(error))
         raise error
 
     def renew(self) -> None:
-        """Forget what was looked up, for somebody did something.
+        """From now on nothing is fresh that was looked for before: somebody did something.
 
-        What was found before that, or was not, or is looked for now, is not fresh.
+        Whoever waits already still gets what they wait for.
         """
-        for entry in self._entries.values():
-            entry.at -= FRESH_SECONDS
-            entry.failed_at -= FRESH_SECONDS
-            entry.work = None
+        self._acts += 1
 
     def last(self, key: Hashable) -> Answer[Any] | None:
         """The last answer, without asking for a new one."""
@@ -99,14 +115,26 @@ class Shared:
         return entry
 
 
-def _settle(entry: _Entry, done: asyncio.Future[Any]) -> None:
-    if entry.work is not done:
+def _begun(entry: _Entry, future: asyncio.Future[Any], acts: int) -> _Work:
+    work = _Work(future, acts)
+    future.add_done_callback(lambda _: _settle(entry, work))
+    return work
+
+
+def _settle(entry: _Entry, work: _Work) -> None:
+    """Take what it found, unless what was begun after a later act was there before."""
+    if work.settled:
         return
-    entry.work = None
+    work.settled = True
+    if entry.work is work:
+        entry.work = None
+    done, now = work.future, time.monotonic()
+    error: Exception | None = None
     if done.cancelled():
-        entry.error, entry.failed_at = ServiceUnreachable("the pages are closing"), time.monotonic()
-    elif (error := done.exception()) is not None:
-        entry.error = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
-        entry.failed_at = time.monotonic()
-    else:
-        entry.value, entry.at, entry.error = done.result(), time.monotonic(), None
+        error = ServiceUnreachable("the pages are closing")
+    elif (raised := done.exception()) is not None:
+        error = raised if isinstance(raised, Exception) else RuntimeError(type(raised).__name__)
+    elif work.acts >= entry.acts:
+        entry.value, entry.at, entry.acts, entry.error = done.result(), now, work.acts, None
+    if error is not None and work.acts >= max(entry.acts, entry.failed_acts):
+        entry.error, entry.failed_at, entry.failed_acts = error, now, work.acts

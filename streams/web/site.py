@@ -110,8 +110,9 @@ class Site:
         given = {**(request.form if route.method == "POST" else request.parameters), **named}
         guard.check_parameters(given, long=route.long)
         response = await self._served(Call(self, request, route, identity, given))
-        if route.method == "POST":
-            # Whoever acts sees what came of it, not what was there a moment before.
+        if route.method == "POST" and route.right is not None and response.status < 400:
+            # Whoever acts sees what came of it, not what was there a moment before. A login is no
+            # act: strangers may try one, again and again.
             self.shared.renew()
         return response
 
