@@ -33,6 +33,7 @@ from streams.web.shared import Answer
 Q = TypeVar("Q", bound=msgspec.Struct)
 
 MOST = 1000  # as the query counts
+BADGES = ("dead", "conversations")  # as the query gives them
 
 
 class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,9 +107,7 @@ async def _shown(page: Page[Any], call: Call) -> Response:
     whole = not call.given.get(PART)
     # At once: a page that has to wait waits for both.
     try:
-        answer, badges = await asyncio.gather(
-            _made(page, call, query), _badges(call) if whole else _nothing()
-        )
+        answer, badges = await asyncio.gather(_made(page, call, query), _badges(call))
     except ServiceUnreachable as error:
         if not whole or isinstance(error, DatabaseRefuses):
             raise
@@ -116,6 +115,8 @@ async def _shown(page: Page[Any], call: Call) -> Response:
     made = answer.value
     headers = {"ETag": made.etag, **_age(answer)}
     if not whole:
+        if badges is not None:
+            headers["X-Counts"] = msgspec.json.encode(badges).decode()
         if call.request.header("if-none-match") == made.etag:
             return Response(304, b"", headers)
         return Response(
@@ -129,7 +130,7 @@ async def _shown(page: Page[Any], call: Call) -> Response:
         live=page.live,
         figures_at=made.at,
         why_old=_why_old(answer),
-        badges=badges,
+        badges=badges or dict.fromkeys(BADGES, ""),
         command=shlex.join(page.command(query)),
         api=_api_address(page, call, query),
     )
@@ -203,22 +204,16 @@ def _plain(text: str) -> str:
     return printable(text).encode("ascii", "backslashreplace").decode()
 
 
-async def _badges(call: Call) -> dict[str, str]:
-    """What stands beside the names of pages; nothing where it cannot be had."""
+async def _badges(call: Call) -> dict[str, str] | None:
+    """What stands beside the names of pages; None where it cannot be had."""
     try:
         answer = await call.site.shared.get("badges", lambda: call.site.pool.run(_count))
     except StreamsError:
-        return {}
-    shown = {"dead": answer.value[0], "conversations": answer.value[1]}
+        return None
     return {
-        name: f"{count:,}" if count < MOST else f"{MOST - 1}+"
-        for name, count in shown.items()
-        if count
+        name: f"{count:,}" if 0 < count < MOST else f"{MOST - 1}+" if count else ""
+        for name, count in zip(BADGES, answer.value, strict=True)
     }
-
-
-async def _nothing() -> dict[str, str]:
-    return {}
 
 
 def _count(connection: Connection) -> tuple[int, int]:
@@ -236,7 +231,7 @@ def shell(call: Call, *, title: str, middle: str, nav: str = "", **more: Any) ->
         "command": None,
         "api": None,
         "query_text": "",
-        "badges": {},
+        "badges": dict.fromkeys(BADGES, ""),
         **more,
     }
     return render.page(

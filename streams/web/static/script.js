@@ -88,6 +88,12 @@
     }
     if (asOf && at) asOf.dateTime = at;
   };
+  const counts = (told) => {
+    for (const [name, count] of Object.entries(JSON.parse(told || "{}"))) {
+      const badge = document.querySelector(`[data-count="${name}"]`);
+      if (badge) badge.textContent = count;
+    }
+  };
   const ask = async () => {
     if (busy()) return;
     const url = new URL(location.href);
@@ -105,6 +111,7 @@
         }
       }
       old(answer.headers.get("X-Figures-Old"), answer.headers.get("X-Figures-At"));
+      counts(answer.headers.get("X-Counts"));
     } catch {
       old("The server does not answer.");
     }
