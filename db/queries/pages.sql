@@ -157,16 +157,17 @@ SELECT EXISTS (SELECT FROM outbox_dead_letters WHERE fingerprint = %(text)s),
        EXISTS (SELECT FROM outbox_dead_letters WHERE error_code = %(text)s);
 
 -- reading_conversation --
--- Conversations with this key that have anything open or dead, and the topics there are.
-SELECT topic, bool_or(there)
+-- Conversations with this key that have anything open or dead, whose they are, and the topics there
+-- are.
+SELECT topic, source, bool_or(there)
 FROM (
-    SELECT topic, false AS there FROM outbox_biz_types WHERE retired_at IS NULL
+    SELECT topic, '' AS source, false AS there FROM outbox_biz_types WHERE retired_at IS NULL
     UNION ALL
-    SELECT topic, true FROM outbox_open WHERE key = %(text)s
+    SELECT topic, '', true FROM outbox_open WHERE key = %(text)s
     UNION ALL
-    SELECT topic, true FROM outbox_foreign WHERE open AND key = %(text)s
+    SELECT topic, source, true FROM outbox_foreign WHERE open AND key = %(text)s
     UNION ALL
-    SELECT topic, true FROM outbox_dead_letters WHERE key = %(text)s
+    SELECT topic, source, true FROM outbox_dead_letters WHERE key = %(text)s
 ) AS readings
-GROUP BY topic
-ORDER BY topic;
+GROUP BY topic, source
+ORDER BY topic, source;

@@ -22,13 +22,14 @@ class Reading:
     `exists` is None where only a look at the whole outbox would tell.
 
     `name` is the message's id, the cause's fingerprint or error code, or the conversation's key;
-    `topic` goes with a key.
+    `topic` goes with a key, `source` with that of another system.
     """
 
     kind: Literal["message", "cause", "code", "conversation"]
     name: MessageId
     exists: bool | None
     topic: str | None = None
+    source: str = ""
 
 
 def readings(connection: Connection, text: str) -> list[Reading]:
@@ -56,5 +57,7 @@ def readings(connection: Connection, text: str) -> list[Reading]:
         if code:
             possible.append(Reading("code", text, True))
     rows = connection.exec_driver_sql(query("reading_conversation"), {"text": text})
-    possible += [Reading("conversation", text, there or None, topic) for topic, there in rows]
+    possible += [
+        Reading("conversation", text, there or None, topic, source) for topic, source, there in rows
+    ]
     return sorted(possible, key=lambda reading: reading.exists is not True)

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from streams import operate
-from streams.message_id import MessageId, read_name
+from streams.message_id import MessageId, parts_of, read_name
 from streams.operate.replay import note
 from streams.web import messages, render
 from streams.web.messages import Refusal, Response
@@ -85,7 +85,8 @@ async def release(call: Call) -> Response:
     released = await call.site.acts.run(
         lambda connection: operate.release(connection, form.key, operator, topic=form.topic)
     )
-    back = render.link("conversation", topic=form.topic, key=form.key).unescape()
+    source, _ = parts_of(released[0])
+    back = render.link("conversation", topic=form.topic, key=form.key, source=source).unescape()
     return _done(call, Done("release", released), back)
 
 

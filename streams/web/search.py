@@ -39,7 +39,9 @@ def address(reading: Reading) -> str:
         return f"dead/{reading.name}"
     if reading.kind == "code":
         return render.link("dead/", error_code=reading.name).unescape()
-    return render.link("conversation", topic=reading.topic, key=reading.name).unescape()
+    return render.link(
+        "conversation", topic=reading.topic, key=reading.name, source=reading.source
+    ).unescape()
 
 
 def _read(connection: Connection, text: str) -> list[Reading]:

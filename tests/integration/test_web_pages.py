@@ -241,6 +241,36 @@ async def test_nothing_that_is_sent_makes_a_page_fail(quiet: Site, route: Route)
         assert answer.status < 500, (path, form, answer.body)
 
 
+async def test_a_held_conversation_of_another_system_is_searched_for_and_released(
+    site: Site, database: str
+) -> None:
+    with connect_sync(database) as connection:
+        connection.execute(
+            "INSERT INTO outbox_foreign (source, outbox_id, biz_type, topic, key, status,"
+            " error_code, error, open, arrived, payload)"
+            " VALUES ('crm', 5, 'orders', 'orders', 'order-1', 'dead', '23505', 'e', true,"
+            " nextval('outbox_arrived'), '{}')"
+        )
+    found = await get(site, "/search?q=order-1")
+    where = found.headers["Location"]
+    assert where == "./conversation?topic=orders&key=order-1&source=crm"
+    page = (await get(site, where.lstrip("."), role="operator")).body.decode()
+    assert "Held by dead message" in page and "Release the conversation" in page
+    # Where a conversation of ours has that key too, both are named.
+    with connect_sync(database) as connection:
+        connection.execute(
+            "UPDATE outbox_foreign SET topic = 'chat-history', key = 'conversation-12'"
+        )
+    both = (await get(site, f"/search?q={HELD}")).body.decode()
+    assert "source=crm" in both and "of topic chat-history, system crm" in both
+    assert 'key=conversation-12"' in both
+    with connect_sync(database) as connection:
+        connection.execute("UPDATE outbox_foreign SET topic = 'orders', key = 'order-1'")
+    form = {"topic": "orders", "key": "order-1", "why": "it was shipped"}
+    done = await post(site, "/conversation/release", role="operator", **form)
+    assert done.headers["Location"] == "../conversation?topic=orders&key=order-1&source=crm"
+
+
 async def test_search_jumps_only_to_what_exists_alone(site: Site) -> None:
     async def to(text: str) -> str | None:
         return (await get(site, f"/search?q={quote(text)}")).headers.get("Location")
