@@ -61,6 +61,15 @@ FROM outbox_foreign
 WHERE source = %(source)s AND topic = %(topic)s AND key = %(key)s AND (open OR status = 'dead')
 ORDER BY outbox_id;
 
+-- written_until --
+-- Where the log of this database ends: all that was committed is before it.
+SELECT pg_current_wal_flush_lsn()::text;
+
+-- shows_until --
+-- Whether this database shows all that was committed before there: a replica once it has replayed
+-- that.
+SELECT NOT pg_is_in_recovery() OR pg_last_wal_replay_lsn() >= %(until)s::pg_lsn;
+
 -- acts_page --
 -- What operators did, the newest first, from before one act on; the ids only as far as asked for.
 SELECT id, at, who, act, outbox_id, what - 'ids', coalesce((what ->> 'count')::bigint, 0), why,

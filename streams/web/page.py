@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -57,6 +58,9 @@ class Page(Generic[Q]):
 
     `read` finds what is shown, in a thread, on a read-only connection; `template` shows it, as
     `seen`. `command` is what shows the same on a terminal.
+
+    `of_acts`: it is read where acts are done, if it can be. What somebody has just begun is there
+    before a replica has it.
     """
 
     path: str
@@ -69,6 +73,7 @@ class Page(Generic[Q]):
     command: Callable[[Q], tuple[str, ...]]
     nav: str = ""
     live: bool = True
+    of_acts: bool = False
 
     @property
     def routes(self) -> tuple[Route, Route]:
@@ -161,7 +166,8 @@ async def _made(page: Page[Any], call: Call, query: msgspec.Struct) -> Answer[_M
     }
 
     key = (page.path, query, call.who.rights)
-    before = site.shared.last(key)
+    at_acts = (*key, "acts")
+    before = site.shared.last(at_acts) or site.shared.last(key)
     last: _Made | None = before.value if before is not None else None
 
     def make(connection: Connection) -> _Made:
@@ -178,6 +184,10 @@ async def _made(page: Page[Any], call: Call, query: msgspec.Struct) -> Answer[_M
 
     if page.nav == "operations":
         site.operations.take_up()
+    if page.of_acts and site.settings.web.database_url:
+        # Who may look need not be able to act: they are shown what pages' own database has.
+        with suppress(ServiceUnreachable):
+            return await site.shared.get(at_acts, lambda: site.acts.run(make))
     return await site.shared.get(key, lambda: site.pool.run(make))
 
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
+from sqlalchemy import Connection
+
+from streams.database import query
 from streams.errors import (
     NotMigrated,
     ServiceUnreachable,
@@ -30,6 +35,9 @@ from streams.web.shared import Shared
 from streams.web.table import ROUTES
 
 logger = logging.getLogger(__name__)
+
+FOLLOW_SECONDS = 2.0
+FOLLOW_EVERY = 0.05
 
 
 class Site:
@@ -113,8 +121,22 @@ class Site:
         if route.method == "POST" and route.right is not None and response.status < 400:
             # Whoever acts sees what came of it, not what was there a moment before. A login is no
             # act: strangers may try one, again and again.
+            if self.settings.web.database_url:
+                await self._followed()
             self.shared.renew()
         return response
+
+    async def _followed(self) -> None:
+        """Wait until pages' own database, which may be a replica, shows what was done.
+
+        That is not for long: a page says how far a replica is behind.
+        """
+        with suppress(StreamsError, TimeoutError):
+            async with asyncio.timeout(FOLLOW_SECONDS):
+                until = await self.acts.run(_written_until)
+                shows = partial(_shows_until, until=until)
+                while not await self.pool.run(shows):  # noqa: ASYNC110, a server tells nobody
+                    await asyncio.sleep(FOLLOW_EVERY)
 
     async def _served(self, call: Call) -> Response:
         try:
@@ -156,3 +178,13 @@ class Site:
         return Response(
             response.status, response.body, {**response.headers, **headers, **refusal.headers}
         )
+
+
+def _written_until(connection: Connection) -> str:
+    until: str = connection.exec_driver_sql(query("written_until")).scalar_one()
+    return until
+
+
+def _shows_until(connection: Connection, until: str) -> bool:
+    shows: bool = connection.exec_driver_sql(query("shows_until"), {"until": until}).scalar_one()
+    return shows

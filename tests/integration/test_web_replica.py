@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import psycopg
 import pytest
@@ -19,9 +21,10 @@ from streams.operate import faults, look
 from streams.settings import load
 from streams.testing.services import UNSAFE, migrated
 from streams.web import shared
-from streams.web.messages import Request, Response
+from streams.web.messages import FORM, Request, Response
 from streams.web.site import Site
 from tests.conftest import Eventually
+from tests.fixtures.scene import fill
 
 WORKER = """
 INSERT INTO outbox_processes (id, kind, name, host, pid, version, partitions)
@@ -82,10 +85,66 @@ async def site(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[S
     await site.close()
 
 
-async def get(site: Site, address: str) -> Response:
-    site.shared.renew()
+async def get(site: Site, address: str, *, renewed: bool = True) -> Response:
+    if renewed:
+        site.shared.renew()
     headers = [("host", "127.0.0.1"), ("accept", "text/html")]
     return await site.answer(Request("GET", address, "", headers=headers, peer="127.0.0.1"))
+
+
+async def post(site: Site, path: str, **form: str) -> Response:
+    headers = [("host", "127.0.0.1"), ("sec-fetch-site", "same-origin"), ("content-type", FORM)]
+    body = urlencode(form).encode()
+    return await site.answer(Request("POST", path, headers=headers, body=body, peer="127.0.0.1"))
+
+
+async def test_whoever_acts_is_led_to_what_came_of_it_although_a_replica_shows_it_later(
+    nodes: Nodes, site: Site, eventually: Eventually
+) -> None:
+    fill(nodes.url)
+    await nodes.follow(eventually)
+    for statement in (
+        "ALTER SYSTEM SET recovery_min_apply_delay = '1s'",
+        "SELECT pg_reload_conf()",
+    ):
+        nodes.ask(nodes.replica, statement)
+    [(message, cause)] = nodes.ask(
+        nodes.url, "SELECT outbox_id, fingerprint FROM outbox_dead_letters ORDER BY 1 LIMIT 1"
+    )
+    assert b"Replay it" in (await get(site, f"/messages/{message}")).body
+    assert (await post(site, f"/messages/{message}/replay", why="mended")).status == 303
+    page = (await get(site, f"/messages/{message}", renewed=False)).body
+    assert b"replaying" in page and b"Replay it" not in page
+
+    # An operation is there at once, and can be worked, however far behind the replica is.
+    nodes.ask(nodes.replica, "SELECT pg_wal_replay_pause()")
+    began = time.monotonic()
+    preview = await post(site, "/operations/replay", error=cause, why="mended")
+    assert preview.headers["Location"] == "../operations/1" and time.monotonic() - began < 10
+    shown = await get(site, "/operations/1", renewed=False)
+    assert (shown.status, b"Nothing is done yet" in shown.body) == (200, True)
+    assert "X-Figures-Old" not in shown.headers
+    assert (await post(site, "/operations/1/submit")).status == 303
+    assert b"Stop it" in (await get(site, "/operations/1", renewed=False)).body
+    assert b"operations/1" in (await get(site, "/operations/")).body
+
+
+async def test_operations_are_shown_where_nobody_may_act(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    nodes.ask(
+        nodes.url,
+        "INSERT INTO outbox_operations (act, who, through, hash, planned)"
+        " VALUES ('replay', 'amy', 1, 'x', 1)",
+    )
+    nodes.ask(nodes.url, "CREATE ROLE nobody LOGIN")
+    await nodes.follow(eventually)
+    acts = nodes.url.replace("postgres@", "nobody@")
+    environ = {"DATABASE_URL": nodes.url, "STREAMS_WEB__DATABASE_URL": nodes.replica}
+    site = Site(load(environ={**environ, "STREAMS_WEB__ACTS_URL": acts}))
+    assert (await get(site, "/operations/1")).status == 200
+    assert (await get(site, "/operations/2")).status == 404
+    await site.close()
 
 
 async def test_a_replica_that_is_behind_says_so_and_counts_ages_from_what_it_shows(

@@ -82,6 +82,7 @@ PAGE = Page(
     template="operations.html",
     command=lambda _: ("streams", "dead", "replay", "--dry-run"),
     nav="operations",
+    of_acts=True,
 )
 ONE = Page(
     path="/operations/{operation}",
@@ -93,4 +94,5 @@ ONE = Page(
     template="operation.html",
     command=lambda _: ("streams", "dead", "replay", "--dry-run"),
     nav="operations",
+    of_acts=True,
 )
