@@ -187,10 +187,17 @@ HAVING count(*) >= 3
 ORDER BY 1;
 
 -- look_lag --
--- How far the consumer group is in each partition.
+-- How far this consumer group is in each partition; NULL: each group there is.  A topic of which
+-- nobody writes while others are written is read no more.
 SELECT "group", topic, partition, committed, end_offset, log_start, moved, at, worked
-FROM outbox_lag
-WHERE at > %(at)s::timestamptz - interval '1 day'
+FROM (
+    SELECT *, max(at) OVER (PARTITION BY "group", topic) AS topic_at,
+           max(at) OVER (PARTITION BY "group") AS group_at
+    FROM outbox_lag
+    WHERE at > %(at)s::timestamptz - interval '1 day'
+      AND (%(group)s::text IS NULL OR "group" = %(group)s)
+) AS known
+WHERE topic_at > group_at - interval '1 minute'
 ORDER BY "group", topic, partition;
 
 -- look_rates --

@@ -16,5 +16,6 @@ def limits_of(settings: Settings, topics: Iterable[str] = ()) -> Limits:
         wal_warn=settings.relay.wal_warn,
         wal_limit=settings.relay.wal_limit,
         topics=tuple(topics),
+        group=settings.worker.group,
         retains=not periods(settings, ()).endless,
     )

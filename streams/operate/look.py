@@ -110,7 +110,7 @@ def look(
         primary = primary_of(connection)
         relays, relays_at = _relays(connection, replica, primary, at)
         processes = processes_of(connection, GONE_SECONDS, at)
-        partitions = partitions_of(connection, processes, at)
+        partitions = partitions_of(connection, processes, at, limits.group)
         proved = proof(connection)
         signature = _signature(connection)
         totals, ending, unknown, held_since, recent_dead, usual_dead = _totals(
@@ -257,17 +257,17 @@ def processes_of(
 
 
 def partitions_of(
-    connection: Connection, processes: Sequence[Process], at: datetime
+    connection: Connection, processes: Sequence[Process], at: datetime, group: str | None
 ) -> tuple[Partition, ...]:
-    """How far the group is in each partition, and which living worker has it."""
+    """How far the group is in each partition, and which living worker of it has it."""
     owners = {
-        (topic, number): process.id
+        (process.name, topic, number): process.id
         for process in reversed(processes)
         if process.kind == "worker" and process.state in ("alive", "silent")
         for topic, numbers in process.partitions.items()
         for number in numbers
     }
-    rows = connection.exec_driver_sql(query("look_lag"), {"at": at})
+    rows = connection.exec_driver_sql(query("look_lag"), {"at": at, "group": group})
     return tuple(_partition(owners, *row) for row in rows)
 
 
@@ -496,7 +496,7 @@ def _head(*row: Any) -> Head:
     )
 
 
-def _partition(owners: Mapping[tuple[str, int], str], *row: Any) -> Partition:
+def _partition(owners: Mapping[tuple[str, str, int], str], *row: Any) -> Partition:
     group, topic, number, committed, end, log_start, moved, at, worked = row
     return Partition(
         group=group,
@@ -508,7 +508,7 @@ def _partition(owners: Mapping[tuple[str, int], str], *row: Any) -> Partition:
         moved=moved,
         at=at,
         worked=worked,
-        owner=owners.get((topic, number)),
+        owner=owners.get((group, topic, number)),
     )
 
 

@@ -318,6 +318,8 @@ class Limits:
     max_attempts: int = 20
     audit_seconds: float | None = 86_400.0
     topics: tuple[str, ...] = ()
+    # Whose figures of partitions these are; None: of whichever group there are.
+    group: str | None = None
     # Whether anything is to go when it is old.
     retains: bool = False
 

@@ -463,3 +463,35 @@ def test_what_a_replica_shows_is_judged_by_its_own_moment(
     assert sum(chart.lines[0].consumed) == 120
     [waiting] = history.messages(filled, [85])
     assert "waits" in [step.stage for step in waiting.events]
+
+
+def test_figures_of_a_former_group_and_of_a_topic_read_no_more_count_for_nothing(
+    filled: Connection,
+) -> None:
+    """They stay for a day, and whoever worked there then moves nothing any more."""
+    filled.exec_driver_sql(
+        'INSERT INTO outbox_lag ("group", topic, partition, committed, end_offset, moved, at)'
+        " SELECT name, topic, 0, 10, 810, now() - interval '6 hours', now() - interval '5 hours'"
+        " FROM (VALUES ('former', 't'), ('g', 'gone')) AS rows (name, topic)"
+    )
+    filled.exec_driver_sql("UPDATE outbox_lag SET moved = now() WHERE at > now() - interval '1 h'")
+    filled.commit()
+    snapshot = look.look(filled, Limits(relay="outbox", group="g"))
+    assert [(part.group, part.topic, part.lag) for part in snapshot.partitions] == [
+        ("g", "t", 15),
+        ("g", "t", 5),
+    ]
+    assert next(gap for gap in snapshot.gaps if gap.name == "workers").messages == Count(20)
+    told = faults.faults_of(snapshot)
+    assert not {fault.code for fault in told} & {"partition.stuck", "partition.unowned"}
+    assert (
+        cluster_metrics(snapshot, told).count(b'outbox_lag_records{partition="0",topic="t"}') == 1
+    )
+
+    # While nobody writes any, the last ones stand, each with whoever has it in that group.
+    filled.exec_driver_sql("UPDATE outbox_lag SET at = at - interval '2 hours'")
+    filled.commit()
+    snapshot = look.look(filled, Limits(relay="outbox", group="g"))
+    assert [part.lag for part in snapshot.partitions] == [15, 5]
+    [former] = look.look(filled, Limits(relay="outbox", group="former")).partitions
+    assert (former.lag, former.owner) == (800, None)

@@ -241,6 +241,20 @@ async def test_nothing_that_is_sent_makes_a_page_fail(quiet: Site, route: Route)
         assert answer.status < 500, (path, form, answer.body)
 
 
+async def test_partitions_are_those_of_the_group_alone(site: Site, database: str) -> None:
+    with connect_sync(database) as connection:
+        connection.execute(
+            'INSERT INTO outbox_lag ("group", topic, partition, committed, end_offset, moved, at)'
+            " VALUES ('former', 'likes', 0, 0, 800, now(), now())"
+        )
+    workers = json.loads((await get(site, "/api/workers", accept="*/*")).body)
+    assert {part["group"] for part in workers["partitions"]} == {"outbox-streams"}
+    told = (await get(site, "/metrics/cluster", accept="*/*")).body.decode()
+    assert re.findall(r'outbox_lag_records{partition="0",topic="likes"} (.*)', told) == ["0.0"]
+    overview = json.loads((await get(site, "/api/overview", accept="*/*")).body)
+    assert len(overview["snapshot"]["partitions"]) == 11
+
+
 async def test_a_held_conversation_of_another_system_is_searched_for_and_released(
     site: Site, database: str
 ) -> None:

@@ -48,7 +48,8 @@ def read(source: Source, _: msgspec.Struct) -> Workers:
     with connection.begin():
         at = look.moment(connection).at
         processes = look.processes_of(connection, HOUR, at)
-        return Workers(processes, look.partitions_of(connection, processes, at))
+        group = source.settings.worker.group
+        return Workers(processes, look.partitions_of(connection, processes, at, group))
 
 
 PAGE = Page(
