@@ -16,19 +16,35 @@ ORDER BY died DESC
 LIMIT %(limit)s;
 
 -- axis_open --
--- The open messages of a conversation and its dead ones: both have an index.
-SELECT outbox_id FROM outbox_open WHERE topic = %(topic)s AND key = %(key)s
+-- The open messages of a conversation that are first in line, and the dead ones that died last, so
+-- many of each: both have an index.
+SELECT outbox_id
+FROM (
+    SELECT outbox_id
+    FROM outbox_open
+    WHERE topic = %(topic)s AND key = %(key)s
+    ORDER BY arrived
+    LIMIT %(most)s
+) AS first
 UNION
-SELECT outbox_id FROM outbox_dead_letters WHERE topic = %(topic)s AND key = %(key)s AND source = '';
+SELECT outbox_id
+FROM (
+    SELECT outbox_id
+    FROM outbox_dead_letters
+    WHERE topic = %(topic)s AND key = %(key)s AND source = ''
+    ORDER BY died DESC
+    LIMIT %(most)s
+) AS last;
 
 -- axis_window --
--- A conversation's messages among these ids: there is no index on the key, so that an enqueue stays
--- cheap.
+-- A conversation's newest messages among these ids, so many at most: there is no index on the key,
+-- so that an enqueue stays cheap.
 SELECT id
 FROM outbox
 WHERE id > %(after)s AND id <= %(until)s AND topic = %(topic)s AND key = %(key)s
   AND resend_of IS NULL
-ORDER BY id DESC;
+ORDER BY id DESC
+LIMIT %(most)s;
 
 -- axis_items --
 -- What is known of these messages of one conversation, in order.
@@ -51,7 +67,8 @@ WHERE o.id = ANY(%(ids)s::bigint[])
 ORDER BY o.id;
 
 -- axis_foreign --
--- The same of another system's messages, whose conversations have an index while they are open.
+-- The same of another system's messages, the newest first, from before one of them on: their
+-- conversations have an index while they are open.
 SELECT outbox_id, biz_type,
        CASE WHEN created_at BETWEEN '0001-01-02' AND '9999-12-30'
             THEN created_at AT TIME ZONE 'UTC' END,
@@ -59,7 +76,9 @@ SELECT outbox_id, biz_type,
        updated_at, 0::bigint
 FROM outbox_foreign
 WHERE source = %(source)s AND topic = %(topic)s AND key = %(key)s AND (open OR status = 'dead')
-ORDER BY outbox_id;
+  AND outbox_id < coalesce(%(before)s::bigint, 9223372036854775807)
+ORDER BY outbox_id DESC
+LIMIT %(most)s;
 
 -- written_until --
 -- Where the log of this database ends: all that was committed is before it.

@@ -23,7 +23,10 @@ from streams.operate.snapshot import Head
 
 WINDOW = 50_000
 """Ids looked through in one statement: about 15 ms."""
-MOST = 500
+MOST = 100
+"""Messages that one look back finds, so that a page stays small."""
+FIRST = 20
+"""Open messages, and dead ones, that are shown before any look back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +59,8 @@ class Axis:
     """A conversation, its messages in order.
 
     `head` is what it waits for, None when nothing of it is open. Everything since `looked_back` is
-    here; `before` is where the next look begins, None at the beginning of the outbox.
+    here, and what is first in line or died last; `before` is where the next look begins, None at
+    the beginning of the outbox.
     """
 
     source: str
@@ -77,29 +81,31 @@ def axis(
     before: int | None = None,
     seconds: float = 0.2,
 ) -> Axis:
-    """What is open or dead, and what a look back finds.
+    """What is first in line or died last, and what a look back finds.
 
-    It looks so many seconds back from id `before`, else from the newest.
+    It looks so many seconds back from id `before`, else from the newest. Of another system only
+    what is open or dead is looked for.
     """
     head = next(
         (each for each in heads(connection, topic=topic, key=key) if each.source == source), None
     )
     if source:
-        parameters = {"source": source, "topic": topic, "key": key}
-        rows = connection.exec_driver_sql(query("axis_foreign"), parameters).all()
-        return Axis(source=source, topic=topic, key=key, head=head, items=_items(source, rows))
+        return _foreign(connection, source, topic, key, head, before)
     where = {"topic": topic, "key": key}
     ids: list[int] = []
     if before is None:
-        ids += connection.exec_driver_sql(query("axis_open"), where).scalars()
+        ids += connection.exec_driver_sql(query("axis_open"), where | {"most": FIRST}).scalars()
     oldest = first_sync(connection)
     newest: int = connection.exec_driver_sql(query("last_id")).scalar_one()
     until = newest if before is None else before - 1
     ends = time.monotonic() + seconds
-    while until >= oldest and len(ids) < MOST:
-        window = where | {"after": until - WINDOW, "until": until}
-        ids += connection.exec_driver_sql(query("axis_window"), window).scalars()
-        until -= WINDOW
+    left = MOST
+    while until >= oldest and left:
+        window = where | {"after": until - WINDOW, "until": until, "most": left}
+        newest_first = connection.exec_driver_sql(query("axis_window"), window).scalars().all()
+        ids += newest_first
+        left -= len(newest_first)
+        until = until - WINDOW if left else newest_first[-1] - 1
         if time.monotonic() >= ends:
             break
     more = until >= oldest
@@ -114,6 +120,27 @@ def axis(
         items=_items(source, rows),
         looked_back=looked_back,
         before=until + 1 if more else None,
+    )
+
+
+def _foreign(
+    connection: Connection,
+    source: str,
+    topic: str,
+    key: str,
+    head: Head | None,
+    before: int | None,
+) -> Axis:
+    parameters = {"source": source, "topic": topic, "key": key, "before": before, "most": MOST + 1}
+    rows = connection.exec_driver_sql(query("axis_foreign"), parameters).all()
+    shown = rows[MOST - 1 :: -1]
+    return Axis(
+        source=source,
+        topic=topic,
+        key=key,
+        head=head,
+        items=_items(source, shown),
+        before=shown[0][0] if len(rows) > MOST else None,
     )
 
 

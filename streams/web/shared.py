@@ -20,7 +20,7 @@ T = TypeVar("T")
 FRESH_SECONDS = 1.0
 WAIT_SECONDS = 0.8
 FIRST_SECONDS = 3.0  # there is no last one yet: templates are read, a connection is opened
-KEPT = 200  # answers, each at most some 60 kB
+KEPT = 200  # answers, each of a page of at most some 60 kB
 KEPT_SECONDS = 600.0  # an older one tells nobody anything
 
 
@@ -44,6 +44,7 @@ class _Work:
 
 class _Entry:
     def __init__(self) -> None:
+        self.asked = time.monotonic()
         self.work: _Work | None = None
         self.value: Any = None
         self.at = -KEPT_SECONDS  # monotonic; of the last value
@@ -58,7 +59,10 @@ class _Entry:
 
 
 class Shared:
-    """Answers by key; `start` in `get` begins the work for a new one."""
+    """Answers by key; `start` in `get` begins the work for a new one.
+
+    What nobody has asked for of late is forgotten.
+    """
 
     def __init__(self) -> None:
         self._acts = 0
@@ -109,8 +113,12 @@ class Shared:
 
     def _entry(self, key: Hashable) -> _Entry:
         entry = self._entries.setdefault(key, _Entry())
+        entry.asked = now = time.monotonic()
         self._entries.move_to_end(key)
-        while len(self._entries) > KEPT:
+        while (
+            len(self._entries) > KEPT
+            or now - next(iter(self._entries.values())).asked >= KEPT_SECONDS
+        ):
             self._entries.popitem(last=False)
         return entry
 

@@ -241,6 +241,51 @@ async def test_nothing_that_is_sent_makes_a_page_fail(quiet: Site, route: Route)
         assert answer.status < 500, (path, form, answer.body)
 
 
+BUSY = """
+INSERT INTO outbox (biz_type, topic, key, payload)
+SELECT 'chat_history_persist', 'chat-history', 'busy', '{}' FROM generate_series(1, 1500);
+INSERT INTO outbox_state (outbox_id, status, partition, "offset", attempts, topic, key, error_code,
+                          error, arrived)
+SELECT id, CASE WHEN row_number() OVER (ORDER BY id) = 1 THEN 'dead' ELSE 'parked' END, 3, id, 0,
+       topic, key, '23503', 'it failed', nextval('outbox_arrived')
+FROM outbox WHERE key = 'busy' ORDER BY id LIMIT 1000;
+INSERT INTO outbox_foreign (source, outbox_id, biz_type, topic, key, status, partition, "offset",
+                            error_code, error, open, arrived, payload)
+SELECT 'crm', n, 'chat', 'chat-history', 'busy', CASE n WHEN 1 THEN 'dead' ELSE 'parked' END, 3, n,
+       '23503', 'it failed', true, nextval('outbox_arrived'), '{}'
+FROM generate_series(1, 1000) AS n
+"""
+
+
+async def test_a_conversation_of_very_many_messages_is_shown_a_piece_at_a_time(
+    site: Site, database: str
+) -> None:
+    with connect_sync(database) as connection:
+        for statement in BUSY.split(";\n"):
+            connection.execute(statement.encode())
+        ids = {
+            "": [id for (id,) in connection.execute("SELECT id FROM outbox WHERE key = 'busy'")],
+            "crm": [f"crm:{number}" for number in range(1, 1001)],
+        }
+    for source, every in ids.items():
+        address = f"/conversation?topic=chat-history&key=busy&source={source}"
+        page = await get(site, address)
+        assert len(page.body) < MOST_BYTES, source
+        assert b"Held by dead message" in page.body and b"999 messages wait" in page.body, source
+        seen: list[list[int | str]] = []
+        before: int | None = None
+        while not seen or before is not None:
+            more = f"&before={before}" if before is not None else ""
+            part = json.loads((await get(site, f"/api{address}{more}", accept="*/*")).body)
+            seen.append([item["outbox_id"] for item in part["items"]])
+            before = part["before"]
+            assert len(seen[-1]) <= 150
+        # The first in line are here at once, and looking back finds every one.
+        assert seen[0][0] == every[0] or source
+        assert {name for names in seen for name in names} == set(every), source
+        assert all(names == sorted(names, key=every.index) for names in seen)
+
+
 async def test_partitions_are_those_of_the_group_alone(site: Site, database: str) -> None:
     with connect_sync(database) as connection:
         connection.execute(

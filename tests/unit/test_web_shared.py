@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 
 import pytest
 
@@ -95,6 +96,23 @@ async def test_many_acts_leave_the_last_figures_their_age() -> None:
         shared.renew()
     last = shared.last("page")
     assert last is not None and last.age < 60
+
+
+async def test_what_nobody_has_asked_for_of_late_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared, now = Shared(), time.monotonic()
+    for number in range(20):
+        work = asyncio.get_running_loop().create_future()
+        work.set_result("large")
+        await shared.get(number, lambda work=work: work)  # type: ignore[misc]
+    monkeypatch.setattr(time, "monotonic", lambda: now + 601)
+    assert shared.last(3) is None and len(shared._entries) == 20
+    works = Works()
+    waiter = await works.asked(shared, 1)
+    assert list(shared._entries) == ["page"]
+    works.begun[0].set_result("new")
+    assert (await waiter).value == "new"
 
 
 @pytest.fixture
