@@ -56,15 +56,17 @@ class GaugeLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """Buckets of `width` seconds, the first beginning at `start`; the last is not over yet.
+    """Buckets of `width` seconds, the first beginning at `start`.
 
-    Counts are about: a process that was killed took its last six seconds along.
+    Of the last one `elapsed` seconds are over. Counts are about: a process that was killed took its
+    last six seconds along.
     """
 
     span: str
     width: int
     start: datetime
     buckets: int
+    elapsed: float = field(compare=False)
     lines: tuple[Line, ...] = ()
     latency: tuple[Latency, ...] = ()
     gauges: tuple[GaugeLine, ...] = field(default_factory=tuple)
@@ -83,7 +85,8 @@ def series(
     of biz_types buckets are wider.
     """
     width, buckets = _fitting(span, connection.exec_driver_sql(query("stats_kinds")).scalar_one())
-    last = math.floor(moment(connection).at.timestamp() / width) * width
+    now = moment(connection).at.timestamp()
+    last = math.floor(now / width) * width
     start = datetime.fromtimestamp(last, UTC) - timedelta(seconds=width * (buckets - 1))
     parameters = {"width": width, "since": start, "projection": projection}
 
@@ -113,6 +116,7 @@ def series(
         width=width,
         start=start,
         buckets=buckets,
+        elapsed=now - last,
         lines=tuple(_line(name, columns) for name, columns in sorted(counts.items())),
         latency=tuple(latency_of(histogram.total(each)) for each in times),
         gauges=tuple(

@@ -12,6 +12,7 @@ from streams.figures import histogram
 from streams.operate.series import Line, Series
 
 WIDTH, HEIGHT = 600, 120
+LEAST_SECONDS = 60.0  # processes send their counts every few seconds
 SPANS_SAID = {"10m": "ten minutes", "1h": "an hour", "24h": "a day", "7d": "a week"}
 
 
@@ -34,15 +35,16 @@ def lines(figures: Series, counted: str) -> list[Line]:
 
 
 def rates(figures: Series, counted: str) -> Markup:
-    """Counts a second of the six busiest biz_types over a span."""
+    """Counts a second of the six busiest biz_types over a span.
+
+    Of buckets that are too many to be drawn the highest are, so that no burst is lost. The one that
+    is not over counts by what of it is, as soon as that is a minute.
+    """
     shown = lines(figures, counted)[:6]
+    values = _highest([_rates(figures, getattr(line, counted)) for line in shown])
     layers = [
-        Layer(
-            line.biz_type,
-            number,
-            _thinned([count / figures.width for count in getattr(line, counted)]),
-        )
-        for number, line in enumerate(shown, 1)
+        Layer(line.biz_type, number, each)
+        for number, (line, each) in enumerate(zip(shown, values, strict=True), 1)
     ]
     return stacked(layers, f"{counted} a second", "/s", SPANS_SAID[figures.span])
 
@@ -182,14 +184,23 @@ def _bounded(seconds: float | None) -> float | None:
     return None if seconds is None else min(seconds, histogram.BOUNDS[-2])
 
 
-def _thinned(values: Sequence[float], most: int = 180) -> list[float]:
-    """Neighbours put together to their mean, until no more than so many are left.
+def _rates(figures: Series, counts: Sequence[int]) -> list[float]:
+    rates = [count / figures.width for count in counts]
+    if figures.elapsed < figures.width:
+        enough = figures.elapsed >= LEAST_SECONDS
+        rates[-1] = counts[-1] / figures.elapsed if enough else 0.0
+    return rates
 
-    So a page stays small.
+
+def _highest(layers: Sequence[Sequence[float]], most: int = 180) -> list[list[float]]:
+    """Of neighbours the one that is highest in all layers together, no more than so many.
+
+    So a page stays small, and what is drawn on top of each other was so at one time.
     """
-    size = -(-len(values) // most)
-    return [
-        sum(part) / len(part)
-        for start in range(0, len(values), size)
-        if (part := values[start : start + size])
+    totals = [sum(column) for column in zip(*layers, strict=True)]
+    size = -(-len(totals) // most)
+    peaks = [
+        max(range(start, min(start + size, len(totals))), key=totals.__getitem__)
+        for start in range(0, len(totals), size or 1)
     ]
+    return [[values[at] for at in peaks] for values in layers]

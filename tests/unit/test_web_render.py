@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
@@ -96,7 +97,9 @@ def test_a_chart_is_drawn_from_numbers_alone_and_says_what_it_shows() -> None:
         dead=nothing,
         skipped=nothing,
     )
-    figures = Series(span="10m", width=10, start=datetime.now(UTC), buckets=60, lines=(line,))
+    figures = Series(
+        span="10m", width=10, start=datetime.now(UTC), buckets=60, elapsed=10, lines=(line,)
+    )
     drawn = charts.rates(figures, "consumed")
     assert drawn.count("<path") == 1 and drawn.count("M") == 59
     assert "<b>" not in drawn
@@ -105,10 +108,52 @@ def test_a_chart_is_drawn_from_numbers_alone_and_says_what_it_shows() -> None:
     assert [charts.nice(value) for value in (0, 0.3, 1, 4, 99, 101)] == [1, 0.5, 1, 5, 100, 200]
 
 
+def series_of(*consumed: Sequence[int], span: str, width: int, elapsed: float) -> Series:
+    """A chart's figures: what was consumed in each bucket, of one biz_type after another."""
+    nothing = (0,) * len(consumed[0])
+    counts = dict.fromkeys(("enqueued", "relayed", "retried", "parked", "dead", "skipped"), nothing)
+    return Series(
+        span=span,
+        width=width,
+        start=datetime.now(UTC),
+        buckets=len(nothing),
+        elapsed=elapsed,
+        lines=tuple(
+            Line(biz_type=f"kind-{number}", consumed=tuple(values), **counts)
+            for number, values in enumerate(consumed)
+        ),
+    )
+
+
+def test_a_burst_of_a_minute_is_as_high_in_a_day_as_it_was() -> None:
+    busy, other = [600] * 1440, [0] * 1440
+    busy[700], other[703] = 48_000, 1200
+    drawn = charts.rates(series_of(busy, other, span="24h", width=60, elapsed=30.0), "consumed")
+    assert 'aria-label="consumed a second, a day: at most 800 /s"' in drawn
+    assert drawn.count("M") <= 2 * 180
+    # What is stacked was so at one time.
+    steady = charts.rates(
+        series_of([60] * 1440, [0, 60] * 720, span="24h", width=60, elapsed=30.0), "consumed"
+    )
+    assert "at most 2 /s" in steady
+
+
+def test_a_bucket_that_is_not_over_is_no_fall() -> None:
+    hours = [36_000] * 167
+    for elapsed, last, bars in ((900.0, 9000, 168), (5.0, 40, 167), (3599.0, 72_000, 168)):
+        figures = series_of([*hours, last], span="7d", width=3600, elapsed=elapsed)
+        drawn = charts.rates(figures, "consumed")
+        assert drawn.count("M") == bars
+        tall = set(re.findall(r"v([\d.]+)h-", drawn))
+        assert len(tall) == (2 if last == 72_000 else 1), elapsed
+
+
 def test_latencies_beyond_the_last_bound_are_drawn_at_it() -> None:
     slow = latency_of([0] * (histogram.SIZE - 1) + [1000])
     assert slow.p99 == math.inf
-    figures = Series(span="10m", width=10, start=datetime.now(UTC), buckets=1, latency=(slow,))
+    figures = Series(
+        span="10m", width=10, start=datetime.now(UTC), buckets=1, elapsed=10, latency=(slow,)
+    )
     spark = charts.sparkline((0, 1, 2), "deaths")
     assert 'd="M5.5 16V8M9.5 16V0"' in spark and 'aria-label="deaths"' in spark
     drawn = charts.latency(figures)
