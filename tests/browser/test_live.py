@@ -92,6 +92,18 @@ def test_what_changes_is_shown_without_a_reload(database: str, pages: str, page:
     assert page.evaluate("window.loaded") == "once"
 
 
+def test_when_the_figures_are_of_is_said_with_the_time_here(pages: str, page: Page) -> None:
+    page.goto(f"{pages}workers/")
+    as_of = page.locator("#as-of")
+    at = as_of.get_attribute("datetime")
+    page.wait_for_function("at => document.getElementById('as-of').dateTime !== at", arg=at)
+    page.wait_for_function(
+        "() => { const time = document.getElementById('as-of');"
+        " return time.title.startsWith(time.dateTime.slice(0, 19).replace('T', ' ')); }",
+        timeout=10_000,
+    )
+
+
 def test_a_conversation_can_be_released_once_it_is_held(
     database: str, pages: str, page: Page
 ) -> None:

@@ -173,6 +173,17 @@ def test_codes_have_words_by_themselves_or_by_their_class() -> None:
     assert names["made-up"] is None and names[None] is None
 
 
+def test_the_keys_that_help_names_are_those_that_do_something() -> None:
+    shell = (render.FOLDER / "templates" / "shell.html").read_text(encoding="utf-8")
+    script = (render.FOLDER / "static" / "script.js").read_text(encoding="utf-8")
+    named = {key for keys in re.findall("<kbd>(.*?)</kbd>", shell) for key in keys.split()}
+    goes = set(re.findall(r"'(\w)'\)", shell)) | {"g"}
+    done = re.findall(r'^    "?([^\s":]+)"?: \(\) =>', script, re.MULTILINE)
+    assert named == {*done, *goes} - {"?"}  # which shows the help
+    rows = [row for file in TEMPLATES for row in file.read_text().split("<tr data-row>")[1:]]
+    assert ("x" in named) is any('type="checkbox"' in row.split("</tr>")[0] for row in rows)
+
+
 def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
     for file in TEMPLATES:
         text = file.read_text(encoding="utf-8")

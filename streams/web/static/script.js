@@ -18,7 +18,8 @@
     for (const time of document.querySelectorAll("time[datetime]")) {
       const at = new Date(time.dateTime);
       if (isNaN(at)) continue;
-      if (!time.title) time.title = at.toISOString().slice(0, 19).replace("T", " ") + " UTC, here " + at.toLocaleString();
+      if (time.titled !== time.dateTime) time.title = at.toISOString().slice(0, 19).replace("T", " ") + " UTC, here " + at.toLocaleString();
+      time.titled = time.dateTime;
       const away = (now - at) / 1000;
       const text = time.dataset.clock !== undefined ? at.toISOString().slice(11, 23)
         : away >= 0 ? said(away) + " ago" : "in " + said(-away);
@@ -117,7 +118,7 @@
     }
   };
 
-  // Keys: / search, ? help, g and a letter to go somewhere, j k to move, x to tick, Enter to open, r to try one.
+  // Keys: / search, ? help, g and a letter to go somewhere, j k to move, Enter to open, r to try one.
   const rows = () => [...document.querySelectorAll("main tbody tr[data-row]")];
   let rowNumber = -1;
   const mark = (number, scroll = true) => {
@@ -135,7 +136,6 @@
     "?": () => help?.showModal(),
     j: () => mark(rowNumber + 1),
     k: () => mark(Math.max(0, rowNumber - 1)),
-    x: () => { const tick = rows()[rowNumber]?.querySelector("input[type=checkbox]"); if (tick) tick.checked = !tick.checked; },
     Enter: () => rows()[rowNumber]?.querySelector("a[href]")?.click(),
     r: () => document.querySelector("[data-key=r]")?.click(),
   };
@@ -155,11 +155,6 @@
     if (event.key === "Enter" && /^(A|BUTTON|SUMMARY)$/.test(event.target.tagName)) return;
     const act = keys[event.key];
     if (act && !document.querySelector("dialog[open]")) { event.preventDefault(); act(); }
-  });
-  document.addEventListener("change", (event) => {
-    if (event.target.dataset.all !== undefined) {
-      document.querySelectorAll("main tbody input[type=checkbox]").forEach((each) => { each.checked = event.target.checked; });
-    }
   });
   document.addEventListener("click", (event) => {
     const copy = event.target.closest("[data-copy]");
