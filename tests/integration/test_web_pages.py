@@ -29,6 +29,7 @@ from streams.web import render, shared
 from streams.web.messages import FORM, Request, Response
 from streams.web.page import Page
 from streams.web.pages import PAGES
+from streams.web.pages import acts as acts_page
 from streams.web.pool import DatabaseRefuses
 from streams.web.routes import Route
 from streams.web.site import Site
@@ -361,7 +362,9 @@ async def test_lists_go_on_where_they_ended(site: Site) -> None:
         assert len(seen) == len(set(seen)) and len(seen) > 100, path
 
 
-async def test_acts_are_done_once_and_written_down(site: Site, database: str) -> None:
+async def test_acts_are_done_once_and_written_down(
+    site: Site, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def query(statement: str) -> list[tuple[Any, ...]]:
         with connect_sync(database) as connection:
             return connection.execute(statement.encode()).fetchall()
@@ -449,6 +452,14 @@ async def test_acts_are_done_once_and_written_down(site: Site, database: str) ->
     lines = (await get(site, "/acts/export")).body.decode().splitlines()
     assert lines[0].startswith("id,at,who,act")
     assert any("'=amy" in line for line in lines)
+    # A file that is not all says where it ends.
+    monkeypatch.setattr(acts_page, "EXPORTED", 2)
+    part = await get(site, "/acts/export")
+    [_, _, last] = part.body.decode().splitlines()
+    ends = last.partition(",")[0]
+    assert f'filename="acts-{ends}-and-newer.csv"' in part.headers["Content-Disposition"]
+    rest = (await get(site, f"/acts/export?before={ends}")).body.decode().splitlines()
+    assert int(rest[1].partition(",")[0]) < int(ends)
 
 
 async def test_what_cannot_be_done_says_why_and_nothing_is_done_twice(

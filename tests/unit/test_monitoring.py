@@ -158,6 +158,24 @@ def _cases() -> dict[str, Any]:
             },
             {"interval": "1m", "input_series": [clock, *series(0)], "alert_rule_test": none},
             {"interval": "1m", "input_series": [], "alert_rule_test": [silent]},
+            {
+                "interval": "1m",
+                "input_series": [
+                    {**clock, "series": clock["series"] + '{env="staging"}'},
+                    {"series": clock["series"] + '{env="production"}', "values": "0x40"},
+                ],
+                "alert_rule_test": [
+                    {
+                        **silent,
+                        "exp_alerts": [
+                            {
+                                "exp_labels": {**RULES[0]["labels"], "env": "production"},
+                                "exp_annotations": RULES[0]["annotations"],
+                            }
+                        ],
+                    }
+                ],
+            },
         ],
     }
 

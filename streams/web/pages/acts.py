@@ -51,19 +51,21 @@ def read(source: Source, query: ActsQuery) -> Acts:
 
 
 async def export(call: Call) -> Response:
-    """The same as CSV, the newest 10,000 that fit."""
+    """The same as CSV, the newest 10,000 that fit; the file's name says where older ones begin."""
     query = call.parameters(ActsQuery)
-    newest = await call.site.pool.run(
+    found = await call.site.pool.run(
         lambda connection: acts.acts(
-            connection, before=query.before, who=query.who, act=query.act, limit=EXPORTED
+            connection, before=query.before, who=query.who, act=query.act, limit=EXPORTED + 1
         )
     )
+    newest = found[:EXPORTED]
+    name = f"acts-{newest[-1].id}-and-newer.csv" if len(found) > EXPORTED else "acts.csv"
     lines = io.StringIO()
     writer = csv.writer(lines)
     writer.writerow(COLUMNS)
     writer.writerows([cell(getattr(act, name)) for name in COLUMNS] for act in newest)
     return messages.text(
-        lines.getvalue(), kind="text/csv", content_disposition='attachment; filename="acts.csv"'
+        lines.getvalue(), kind="text/csv", content_disposition=f'attachment; filename="{name}"'
     )
 
 

@@ -46,7 +46,7 @@ class DeadQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """All causes, the one that somebody died of last first.
+    """Causes, the one that somebody died of last first, fifty at most.
 
     And the messages that fit the choice, those that died last first.
     """
@@ -71,7 +71,7 @@ def page(source: Source, query: DeadQuery) -> DeadPage:
 
 
 def read(source: Source, query: DeadQuery) -> Dead:
-    """Causes as they all are, messages as asked for."""
+    """Causes whatever is asked for, and the messages that fit."""
     causes = look.causes(source.connection, sparklines=True, memory=source.memory)
     return Dead(causes, page(source, query))
 
