@@ -64,6 +64,24 @@ WITH ours AS (
 )
 SELECT (SELECT count(*) FROM ours) + (SELECT count(*) FROM others);
 
+-- wait_on --
+-- Messages of this biz_type that were given up, and that no worker has looked at since, wait anew.
+WITH ours AS (
+    UPDATE outbox_state AS s
+    SET next_retry_at = now() + %(seconds)s * interval '1 second'
+    FROM outbox AS o
+    WHERE o.id = s.outbox_id AND o.biz_type = %(biz_type)s AND s.next_retry_at <= now()
+      AND s.topic IS NOT NULL AND s.status = 'retrying' AND s.error_code = 'biz_type'
+    RETURNING 1
+), others AS (
+    UPDATE outbox_foreign
+    SET next_retry_at = now() + %(foreign)s * interval '1 second'
+    WHERE open AND status = 'retrying' AND error_code = 'biz_type' AND biz_type = %(biz_type)s
+      AND next_retry_at <= now()
+    RETURNING 1
+)
+SELECT (SELECT count(*) FROM ours) + (SELECT count(*) FROM others);
+
 -- unknown_biz_types --
 -- Messages that wait for a worker that knows their biz_type, by biz_type: how many, since when, and
 -- until when the first.

@@ -10,7 +10,9 @@ from streams.cli.console import database, show, signed
 from streams.database import query
 from streams.errors import UsageError
 from streams.operate.trail import write_act
+from streams.worker.run.unreadable import UNREGISTERED_SECONDS
 
+DAY = 86_400.0
 COLUMNS = ("biz_type", "topic", "partitions", "max_bytes", "waiting", "retired_at")
 
 
@@ -46,15 +48,25 @@ def retire(name: str, undo: bool, who: str, why: str | None) -> None:
     What still arrives is dead at once, unless a worker knows it, and so is what waits for one that
     does.
     """
-    with database() as (_, connection):
-        waiting = _retire(connection, name, undo, who, why)
+    with database() as (settings, connection):
+        seconds = settings.worker.unknown_days * DAY
+        patience = {"seconds": seconds, "foreign": min(seconds, UNREGISTERED_SECONDS)}
+        waiting = _retire(connection, name, undo, patience, who, why)
+    wait = "wait on" if undo else "waited"
     say(
         f"{name} is {'no longer ' if undo else ''}retired"
-        + (f", {waiting} messages waited" if waiting else "")
+        + (f", {waiting} messages {wait}" if waiting else "")
     )
 
 
-def _retire(connection: Connection, name: str, undo: bool, who: str, why: str | None) -> int:
+def _retire(
+    connection: Connection,
+    name: str,
+    undo: bool,
+    patience: dict[str, float],
+    who: str,
+    why: str | None,
+) -> int:
     with connection.begin():
         if (
             connection.exec_driver_sql(
@@ -67,11 +79,12 @@ def _retire(connection: Connection, name: str, undo: bool, who: str, why: str | 
                 or "(none)"
             )
             raise UsageError(f"biz_type {name!r} is not registered: expected one of {known}")
-        waiting = 0
-        if not undo:
-            waiting = connection.exec_driver_sql(
-                query("give_up_waiting"), {"biz_type": name}
-            ).scalar_one()
+        about = {"biz_type": name}
+        waiting = (
+            connection.exec_driver_sql(query("wait_on"), about | patience)
+            if undo
+            else connection.exec_driver_sql(query("give_up_waiting"), about)
+        ).scalar_one()
         act = "unretire" if undo else "retire"
         write_act(connection, act, who, why, {"biz_type": name, "waiting": waiting})
     return int(waiting)

@@ -267,6 +267,26 @@ def test_a_retired_one_is_dead_at_once(
     bench.query("SELECT outbox_enqueue('note_added', 'x', '{}')")
 
 
+def test_what_was_retired_by_mistake_waits_on_when_no_worker_has_looked(
+    bench: Workbench, old: Old, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was due, which looked like the end of its patience: it died, though nothing is retired."""
+    monkeypatch.setenv("DATABASE_URL", bench.url)
+    old.persist(bench.send("a"))
+    for how, said in (
+        ((), "retired, 1 messages waited"),
+        (("--undo",), "retired, 1 messages wait on"),
+    ):
+        command = ["biz-types", "retire", "note_added", *how]
+        assert CliRunner().invoke(cli, command, catch_exceptions=False).output.endswith(f"{said}\n")
+    old.wake("book of a")
+    assert statuses(bench) == [("retrying", 0, "biz_type")]
+    patience = MINUTES if bench.envelopes else DAY
+    assert deadline(bench) == pytest.approx(patience, abs=60)
+    wake(bench, bench.worker, "book of a")
+    assert bench.saved() == ["a"]
+
+
 def test_status_and_audit_say_so_from_the_first_moment(
     bench: Workbench, old: Old, monkeypatch: pytest.MonkeyPatch
 ) -> None:
