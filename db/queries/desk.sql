@@ -134,29 +134,17 @@ FROM line
 WHERE s.outbox_id = ANY(%(ids)s::bigint[]) AND s.outbox_id + 0 = line.resend_of
 RETURNING s.outbox_id, line.id;
 
--- of_retired_biz_types --
--- Those of these messages whose biz_type is retired: no worker takes them.
-SELECT o.id, o.biz_type
-FROM outbox AS o
-JOIN outbox_biz_types AS t ON t.biz_type = o.biz_type AND t.retired_at IS NOT NULL
-WHERE o.id = ANY(%(ids)s::bigint[])
-ORDER BY o.id;
-
 -- replayable_among --
--- Those of these messages whose outbox row is there, of a biz_type that is not retired, with a text
--- that counts and was not erased.
+-- Those of these messages whose outbox row is there, with a text that counts and was not erased.
 SELECT given.outbox_id
 FROM unnest(%(ids)s::bigint[], %(bodies)s::bigint[]) AS given (outbox_id, body)
-JOIN (SELECT id, biz_type FROM outbox WHERE id = ANY(%(ids)s::bigint[]) OFFSET 0) AS root
+JOIN (SELECT id FROM outbox WHERE id = ANY(%(ids)s::bigint[]) OFFSET 0) AS root
   ON root.id = given.outbox_id
 JOIN (
     SELECT id FROM outbox
     WHERE id = ANY(%(bodies)s::bigint[]) AND payload::text NOT LIKE '{"$erased"%%'
     OFFSET 0
-) AS source ON source.id = given.body
-WHERE NOT EXISTS (
-    SELECT FROM outbox_biz_types AS t
-    WHERE t.biz_type = root.biz_type AND t.retired_at IS NOT NULL);
+) AS source ON source.id = given.body;
 
 -- dead_discard --
 -- Locked messages given up for good; a conversation they held goes on.

@@ -90,27 +90,34 @@ WITH copied AS MATERIALIZED (
 SELECT id, resend_of FROM again;
 
 -- sweep_early --
--- What was set aside in a time that has not come, by a server whose clock was ahead: due now, or it
--- would wait as long as the clock went back.
+-- What was set aside in a time that has not come, by a server whose clock was ahead, and whether
+-- this role may mend it in messages of other systems.
+SELECT array(
+           SELECT outbox_id
+           FROM outbox_open
+           WHERE since > now() + interval '1 minute' AND status IN ('retrying', 'parked', 'replaying')
+           ORDER BY outbox_id
+           LIMIT %(most)s),
+       has_column_privilege('outbox_foreign', 'next_retry_at', 'UPDATE');
+
+-- sweep_make_due --
+-- Those of these messages are due now, or they would wait as long as the clock went back. What
+-- somebody else has in hand is not waited for.
 UPDATE outbox_state AS s
 SET next_retry_at = CASE WHEN s.status = 'retrying' THEN now() END, updated_at = now()
-WHERE s.outbox_id = ANY(%(ids)s::bigint[]) AND s.status IN ('retrying', 'parked', 'replaying')
-  AND s.updated_at > now() + interval '1 minute'
+FROM (
+    SELECT outbox_id
+    FROM outbox_state
+    WHERE outbox_id = ANY(%(ids)s::bigint[]) AND status IN ('retrying', 'parked', 'replaying')
+      AND updated_at > now() + interval '1 minute'
+    ORDER BY outbox_id
+    FOR UPDATE SKIP LOCKED
+) AS early
+WHERE s.outbox_id = ANY(%(ids)s::bigint[]) AND s.outbox_id + 0 = early.outbox_id
 RETURNING s.outbox_id;
 
--- sweep_early_among --
--- Some of what is open since a time that has not come, in the order of ids, and not in another's
--- hands.
-SELECT s.outbox_id
-FROM outbox_open AS o
-JOIN outbox_state AS s ON s.outbox_id = o.outbox_id
-WHERE o.since > now() + interval '1 minute' AND o.status IN ('retrying', 'parked', 'replaying')
-ORDER BY o.outbox_id
-LIMIT %(most)s
-FOR UPDATE OF s SKIP LOCKED;
-
--- sweep_early_foreign --
--- The same for messages of other systems.
+-- sweep_make_foreign_due --
+-- The same of messages of other systems.
 UPDATE outbox_foreign AS f
 SET next_retry_at = CASE WHEN f.status = 'retrying' THEN now() END, updated_at = now()
 WHERE (f.source, f.outbox_id) IN (

@@ -287,9 +287,7 @@ def _tell(done: str, ended: operations.Operation) -> None:
     if ended.circling:
         notes.append(f"{ended.circling:,} replayed too often already (--force)")
     if ended.gone:
-        notes.append(
-            f"{ended.gone:,} no longer dead, erased, without a row or of a retired biz_type"
-        )
+        notes.append(f"{ended.gone:,} no longer dead, erased or without a row")
     say(f"{done} {_messages(ended.done)}" + (f"; left alone: {', '.join(notes)}" if notes else ""))
     if ended.state == "stopped":
         say(

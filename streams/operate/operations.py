@@ -62,7 +62,7 @@ class Operation:
 
     Of these, `late` come after later ones of their conversation went on. `done` were worked,
     `failed` of them are dead or fail again; of those left alone `circling` were replayed too often,
-    and `gone` were no longer dead, or cannot be sent: erased, without a row, of a retired biz_type.
+    and `gone` were no longer dead, or have nothing to send any more: erased, or without a row.
     `state` is preview, running, stopped (`reason` says why) or done. `at_once`: without trying a
     few first.
     """

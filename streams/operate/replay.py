@@ -101,9 +101,9 @@ def replay(
     """Send these dead messages again, in this order (`in_order` gives it), at most `rate` a second.
 
     Each step is committed when it is yielded. Messages replayed MOST_REPLAYS times are left dead
-    unless `force`; one that is circling alone is a ReplayLimitReached. What was erased, is of a
-    retired biz_type, or has lost its outbox row, is refused; as part of an operation it is left
-    alone, since it must not hold up the others.
+    unless `force`; one that is circling alone is a ReplayLimitReached. What was erased, or has lost
+    its outbox row, is refused; as part of an operation it is left alone, since it must not hold up
+    the others.
     """
 
     def one(batch: Sequence[MessageId]) -> Step | None:
@@ -340,7 +340,6 @@ def _send_again(
             "bodies": [dead[one].body for one in ours(ids)],
             "payload": payload,
         }
-        _refuse_retired(connection, ours(ids))
         if payload is None:
             _refuse_erased(connection, {dead[one].body: one for one in ours(ids)})
         rows = connection.exec_driver_sql(query("dead_replay"), given).all()
@@ -361,16 +360,6 @@ def _send_what_can(
     chosen = [one for one in ids if not isinstance(one, int) or one in able]
     _send_again(connection, chosen, dead)
     return chosen
-
-
-def _refuse_retired(connection: Connection, ids: list[int]) -> None:
-    """What nobody takes would be on its way for ever."""
-    if rows := connection.exec_driver_sql(query("of_retired_biz_types"), {"ids": ids}).all():
-        outbox_id, biz_type = rows[0]
-        raise UsageError(
-            f"message {outbox_id} is of biz_type {biz_type!r}, which is retired: nothing was done"
-            f" (`streams biz-types retire {biz_type} --undo`, and workers that know it)"
-        )
 
 
 def _refuse_erased(connection: Connection, messages: Mapping[int | None, MessageId]) -> None:

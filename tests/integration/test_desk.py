@@ -254,24 +254,6 @@ def test_one_that_no_worker_had_seen_goes_before_the_one_that_holds_its_conversa
     assert line(world) == [ids[0], ids[3], ids[6]]
 
 
-def test_what_is_of_a_retired_biz_type_is_not_replayed(
-    run: Run, ids: list[int], world: World
-) -> None:
-    """Nobody would take it, and nobody would say so."""
-    retire = "UPDATE outbox_biz_types SET retired_at = %s WHERE biz_type = 'chat_history_persist'"
-    world.query(retire, "2026-07-01")
-    refused = run("replay", str(ids[0])).exception
-    assert isinstance(refused, UsageError)
-    assert str(refused) == (
-        f"message {ids[0]} is of biz_type 'chat_history_persist', which is retired: nothing was"
-        " done (`streams biz-types retire chat_history_persist --undo`, and workers that know it)"
-    )
-    assert "left alone: 9" in run("replay", "--all", "--yes").output
-    assert resent(world) == []
-    world.query(retire, None)
-    assert run("replay", "--all", "--yes").output == "replayed 9 messages\n"
-
-
 def test_a_limit_never_leaves_out_an_earlier_message(
     run: Run, ids: list[int], world: World
 ) -> None:

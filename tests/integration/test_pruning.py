@@ -25,6 +25,7 @@ EXCEPTIONS = {
     "unserved_biz_types": "a worker's start",
     "unknown_biz_types": "a list for a person",
     "give_up_waiting": "an act on every message of a biz_type",
+    "wait_on": "the same, taken back",
     "newest_id": "an act: a database is adopted",
     "skip_drawn": "the same",
     "make_notify_trigger": "migrate",

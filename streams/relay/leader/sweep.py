@@ -295,10 +295,10 @@ class Sweep:
 
     async def _make_due(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """What was set aside by a server whose clock was ahead, and is right by now."""
-        async with connection.transaction():
-            ids = [row[0] for row in await _rows(connection, "sweep_early_among", most=MOST)]
-            early = await _rows(connection, "sweep_early", ids=ids) if ids else []
-            early += await _rows(connection, "sweep_early_foreign", most=MOST)
+        [(ids, foreign)] = await _rows(connection, "sweep_early", most=MOST)
+        early = await _rows(connection, "sweep_make_due", ids=ids) if ids else []
+        if foreign:
+            early += await _rows(connection, "sweep_make_foreign_due", most=MOST)
         if early:
             extra = {"count": len(early), "first": min(row[0] for row in early)}
             logger.warning("messages were to wait for a time far ahead, due now", extra=extra)
