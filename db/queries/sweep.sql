@@ -95,7 +95,8 @@ SELECT id, resend_of FROM again;
 SELECT array(
            SELECT outbox_id
            FROM outbox_open
-           WHERE since > now() + interval '1 minute' AND status IN ('retrying', 'parked', 'replaying')
+           WHERE since > now() + interval '1 minute'
+             AND status IN ('retrying', 'parked', 'replaying')
            ORDER BY outbox_id
            LIMIT %(most)s),
        has_column_privilege('outbox_foreign', 'next_retry_at', 'UPDATE');
