@@ -1,7 +1,8 @@
 """A folder, or a bucket: any place that fsspec can write to.
 
 A part is three files beside one another. Its manifest is written last, and what has none was not
-finished: it is written over.
+finished. No file of rows is ever written over: whoever was overtaken (a machine that was paused, a
+slow place) writes into files of its own, that no manifest names.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -71,13 +72,29 @@ class Store:
     def _parts(self, wanted: Callable[[str], bool]) -> list[Part]:
         return sorted((self._manifest(name) for name in self._names() if wanted(name)), key=_place)
 
+    def numbers(self, first: int, last: int) -> set[int]:
+        """The numbers of the parts of exactly this range of which any file is there."""
+        prefix = part_name(first, last, 0).removesuffix("0")
+        rest = [name.removeprefix(prefix) for name in self._files() if name.startswith(prefix)]
+        return {int(number) for each in rest if (number := each.partition(".")[0]).isdecimal()}
+
     def _names(self) -> list[str]:
         """The names of all manifests."""
+        return [name for name in self._files() if name.endswith(SUFFIX)]
+
+    def _files(self) -> list[str]:
+        """The names of all files.
+
+        None when the folder is not there; that it cannot be looked at is an error, not that.
+        """
         with self._told("cannot be listed"):
             self._fs.invalidate_cache()  # another process may write here too
-            exists = self._fs.exists(self._folder)
-            paths = self._fs.ls(self._folder, detail=False) if exists else []
-        return sorted(name for path in paths if (name := PurePosixPath(path).name).endswith(SUFFIX))
+            try:
+                # Not `exists`, which takes whatever goes wrong for "is not there".
+                paths = self._fs.ls(self._folder, detail=False)
+            except FileNotFoundError:
+                paths = []
+        return sorted(PurePosixPath(path).name for path in paths)
 
     @contextmanager
     def reading(self, file: File) -> Iterator[Any]:
@@ -103,11 +120,21 @@ class Store:
 
     def save(self, part: Part) -> None:
         """Its manifest: from now on the part counts."""
-        name = part.name + SUFFIX
+        name, data = part.name + SUFFIX, encode(part)
         with self.writing(name) as written:
-            written.write(encode(part))
-        if self._manifest(name).content != part.content:
+            written.write(data)
+        if encode(self._manifest(name)) != data:
             raise ArchiveFailed(f"{self._shown}: {name} is not what was written")
+        self._sweep(part)
+
+    def _sweep(self, part: Part) -> None:
+        """Take away what was begun of this part and given up: its rows would be there twice."""
+        ours = {part.name + SUFFIX, part.outbox.name, part.outbox_state.name}
+        left = [name for name in self._files() if name.startswith(f"{part.name}.")]
+        for name in left:
+            if name not in ours:
+                with suppress(Exception):  # whatever a driver of fsspec raises: it stays
+                    self._fs.rm_file(self._path(name))
 
     def verify(self, part: Part) -> None:
         """Read both files to their ends; ArchiveFailed names one that is not what was written."""

@@ -312,6 +312,13 @@ def _pins(snapshot: Snapshot) -> Iterator[Fault]:
 
 def _room(snapshot: Snapshot) -> Iterator[Fault]:
     room = snapshot.room
+    if room.ids <= 0:  # each try draws an id, so that no row says at which rate
+        yield _fault(
+            "outbox.partitions_end",
+            "the outbox has no partition for the next row: enqueueing fails",
+            "start a relay, it makes them",
+        )
+        return
     if room.seconds is None or room.seconds >= ROOM_SECONDS:
         return
     near = room.seconds < LEAST_ROOM_SECONDS

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
+import re
+import secrets
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +21,10 @@ import pytest
 from click.testing import CliRunner
 from pyarrow import parquet
 
+from streams.archive import write
 from streams.archive.parts import ArchiveFailed, decode, encode
 from streams.archive.store import Store
-from streams.archive.write import Writer
+from streams.archive.write import Sheet, Writer
 from streams.cli import cli
 from streams.database import connect, retention
 from streams.database.retention import Retention
@@ -55,6 +61,11 @@ def streams(*arguments: str, code: int = 0) -> str:
     assert result.exit_code == code, result.output + repr(result.exception)
     said = str(result.exception) if isinstance(result.exception, StreamsError) else ""
     return result.output + said
+
+
+def undrawn(path: Path) -> str:
+    """A file's name without what was drawn of it."""
+    return re.sub(r"\.[0-9a-f]{8}\.", ".", path.name)
 
 
 def reasons(steps: list[retention.Step]) -> set[str | None]:
@@ -151,10 +162,12 @@ def test_whoever_is_killed_after_it_was_archived_does_not_archive_it_again(
     manifests = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     # One was killed earlier: a part without its manifest is none, and is written over.
     next(tmp_path.glob("*0000019.1.json")).unlink()
-    next(tmp_path.glob("*0000019.1.outbox.parquet")).write_bytes(b"half")
+    next(tmp_path.glob("*0000019.1.*.outbox.parquet")).write_bytes(b"half")
     assert [step.act for step in archived(aged, tmp_path)] == ["empty"] * 4 + ["drop"]
-    assert manifests.keys() == set(tmp_path.iterdir())
-    changed = {path.name for path in manifests if path.stat().st_mtime_ns != manifests[path]}
+    now = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    # What was begun and given up is not left beside what counts.
+    assert sorted(map(undrawn, now)) == sorted(map(undrawn, manifests))
+    changed = {path.name for path in now if now[path] != manifests.get(path)}
     assert {name[30:39] for name in changed} == {"000000019"}
 
 
@@ -217,9 +230,11 @@ def test_nothing_goes_while_the_archive_cannot_be_written(
     # A disk that is full.
     full = tmp_path / "full"
     full.mkdir()
-    name = f"{0:019}-{9:019}.1.outbox.parquet"
+    name = f"{0:019}-{9:019}.1.{'0' * 8}.outbox.parquet"
     (full / name).symlink_to("/dev/full")
-    step = archived(aged, full)[0]
+    with monkeypatch.context() as patched:
+        patched.setattr(secrets, "token_hex", lambda _: "0" * 8)
+        step = archived(aged, full)[0]
     assert step.reason == f"archive {full}: {name} cannot be written: No space left on device"
     assert aged.bench.query("SELECT count(*) FROM outbox WHERE id < 10") == [(9,)]
     assert (seen(aged), leaves(aged) - partitions) == (before, set())
@@ -234,9 +249,106 @@ def test_nothing_goes_while_the_archive_cannot_be_written(
     assert "of another database: give this one a folder of its own" in str(archived(aged, other)[0])
 
 
+def test_a_place_that_cannot_be_looked_at_is_not_an_empty_one(
+    aged: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be archived once more as the first part, over what a range was emptied into."""
+    archived(aged, tmp_path)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def stale(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    discard_one(aged)
+    with monkeypatch.context() as patched:
+        for name in ("ls", "info"):
+            patched.setattr(fsspec.implementations.local.LocalFileSystem, name, stale)
+        told = f"archive {tmp_path}: cannot be listed: Stale file handle"
+        assert told in {step.reason for step in archived(aged, tmp_path)}
+        assert told in streams("archive", "list", "--from", str(tmp_path), code=1)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_what_is_left_of_a_range_is_never_its_first_part(aged: Stage, tmp_path: Path) -> None:
+    """Though no manifest says any more that there is one: its files may be all there is of it."""
+    archived(aged, tmp_path)
+    files = {
+        path.name: path.read_bytes()
+        for path in tmp_path.glob("*0000009.1.*")
+        if path.suffix != ".json"
+    }
+    for manifest in tmp_path.glob("*.json"):
+        manifest.unlink()
+    outbox_id = discard_one(aged)
+    archived(aged, tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in files} == files
+    parts, _ = Store(str(tmp_path)).parts()
+    assert (outbox_id // 10, {part.part for part in parts if not part.whole}) == (0, {2})
+
+
+def discard_one(aged: Stage) -> int:
+    """The first of the dead messages that were left of the first range."""
+    [(outbox_id,)] = aged.bench.query(
+        "UPDATE outbox_state SET status = 'discarded', topic = NULL, key = NULL WHERE outbox_id ="
+        " (SELECT min(outbox_id) FROM outbox_state WHERE status = 'dead') RETURNING outbox_id"
+    )
+    return int(outbox_id)
+
+
+def test_who_was_overtaken_writes_over_nothing(aged: Stage, tmp_path: Path) -> None:
+    """A relay whose machine was paused while it archived; another one emptied the range."""
+    store = Store(str(tmp_path))
+    columns = [("id", "bigint")]
+    paused = Sheet(store, f"{0:019}-{9:019}.1.{'0' * 8}.outbox.parquet", columns)
+    archived(aged, tmp_path)
+    paused.add([(1,)])
+    with pytest.raises(ArchiveFailed, match="No such file"):  # it was taken away, as given up
+        paused.close()
+    for part in store.about(0, 9):
+        store.verify(part)
+
+
+async def test_a_place_that_hangs_holds_up_nobody_else(
+    aged: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going_on, inside = threading.Event(), threading.Event()
+
+    class Hanging(Store):
+        def writing(self, name: str) -> Any:
+            inside.set()
+            going_on.wait()
+            return super().writing(name)
+
+    monkeypatch.setattr(write, "PATIENCE", 0.2)
+    async with await connect(aged.bench._url) as connection:
+        writer = Writer(Hanging(str(tmp_path)))
+        with pytest.raises(ArchiveFailed, match=r"does not answer within 0\.2 s"):
+            async with asyncio.timeout(30):
+                await writer.archive(connection, 0, 9, whole=True)
+        assert inside.is_set()
+    going_on.set()
+
+
+def test_large_rows_behind_small_ones_are_not_held_at_once(
+    aged: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = list[int]()
+    add = Sheet.add
+
+    def seen_by(sheet: Sheet, rows: Any) -> None:
+        added.append(sum(len(value) for row in rows for value in row if isinstance(value, str)))
+        add(sheet, rows)
+
+    monkeypatch.setattr(Sheet, "add", seen_by)
+    monkeypatch.setattr(write, "BATCH_BYTES", 300)
+    assert "empty" in {step.act for step in archived(aged, tmp_path)}
+    # One row more than that at most.
+    assert max(added) < 300 + 300 and len(added) > 5
+
+
 def test_a_file_that_was_changed_is_not_believed(aged: Stage, tmp_path: Path) -> None:
     archived(aged, tmp_path)
-    file = next(tmp_path.glob("*0000009.1.outbox.parquet"))
+    file = next(tmp_path.glob("*0000009.1.*.outbox.parquet"))
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)

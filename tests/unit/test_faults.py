@@ -227,6 +227,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+def test_no_room_at_all_is_a_fault_whatever_the_rate() -> None:
+    """Each enqueue that fails draws an id: no row says at which rate they come."""
+    full = replace(WELL, room=Room(0, None))
+    assert "outbox.partitions_end" in codes(full)
+
+
 def codes(snapshot: Snapshot) -> set[str]:
     return {fault.code for fault in faults_of(snapshot)}
 
