@@ -25,6 +25,25 @@ WHERE id > %(after)s AND id <= %(until)s AND biz_type = %(biz_type)s
   AND payload::text NOT LIKE '{"$erased"%%'
 ORDER BY id;
 
+-- erase_of_roots --
+-- All rows of these messages, those that sent them again with another text among them, that still
+-- hold their text; none is before the first of them.
+SELECT id, coalesce(resend_of, id), topic,
+       least(greatest(created_at, '1970-01-01'), now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'
+FROM outbox
+WHERE id >= %(first)s AND (id = ANY(%(ids)s::bigint[]) OR resend_of = ANY(%(ids)s::bigint[]))
+  AND payload::text NOT LIKE '{"$erased"%%'
+ORDER BY id;
+
+-- settled_and_gone --
+-- Those of these messages that have neither row nor state any more, in a range that was emptied:
+-- it was, so they were settled.
+SELECT given.id
+FROM unnest(%(ids)s::bigint[]) AS given (id)
+WHERE EXISTS (SELECT FROM outbox_retired AS r WHERE given.id BETWEEN r.first_id AND r.last_id)
+  AND given.id NOT IN (SELECT id FROM outbox WHERE id = ANY(%(ids)s::bigint[]))
+  AND given.id NOT IN (SELECT outbox_id FROM outbox_state WHERE outbox_id = ANY(%(ids)s::bigint[]));
+
 -- erase_rows --
 -- Their text is gone; who they were stays, and what a replay refuses says since when.
 UPDATE outbox

@@ -137,6 +137,7 @@ def _erase_window(
     asked = "statuses_lock" if force and not dry else "statuses"
     states = connection.exec_driver_sql(query(asked), roots)
     settled = {row[0] for row in states if row[1] in SETTLED}
+    settled |= set(connection.exec_driver_sql(query("settled_and_gone"), roots).scalars())
     # Once more: what sends one of them again may have been committed since.
     rows = _rows(connection, where, newest)
     chosen = [row for row in rows if force or row[1] in settled]
@@ -165,12 +166,20 @@ def _not_in_the_way(connection: Connection, window: Callable[[], Erased]) -> Era
 
 
 def _rows(connection: Connection, where: dict[str, Any], newest: int) -> list[Sequence[Any]]:
-    """Rows of the person in a window, of messages up to `newest`."""
+    """Rows of the person in a window, of messages up to `newest`.
+
+    With each that has such a value in a field, all rows of its message: a replay may have sent it
+    with another one.
+    """
     rows: list[Sequence[Any]] = list(connection.exec_driver_sql(query("erase_window"), where))
     if where["biz_type"] is not None:
         for *row, text in connection.exec_driver_sql(query("erase_escaped"), where):
             if _value(text, where["field"]) == where["value"]:
                 rows.append(row)
+        if roots := {row[1] for row in rows}:
+            found, of = {row[0] for row in rows}, {"ids": list(roots), "first": min(roots)}
+            all_of_them = connection.exec_driver_sql(query("erase_of_roots"), of)
+            rows += [row for row in all_of_them if row[0] not in found]
     return [row for row in rows if row[1] <= newest]
 
 

@@ -83,6 +83,47 @@ def test_a_conversations_settled_text_is_erased_and_the_audit_agrees(stage: Stag
     assert erase("--key", "a").stdout.startswith("0 rows erased")
 
 
+AGAIN = (
+    "INSERT INTO outbox (biz_type, topic, key, payload, resend_of) SELECT biz_type, topic, key,"
+    " %s, id FROM outbox WHERE id = %s RETURNING id"
+)
+
+
+@pytest.mark.parametrize("found_by", ["first", "edited"])
+def test_a_message_is_found_by_any_of_its_rows_and_all_of_them_are_erased(
+    stage: Stage, found_by: str
+) -> None:
+    """It was replayed with another text: the value is in one of them only."""
+    [(outbox_id, note)] = stage.bench.query(
+        "SELECT id, payload ->> 'note' FROM outbox WHERE key = 'a' ORDER BY id LIMIT 1"
+    )
+    [(again,)] = stage.bench.query(AGAIN, '{"book": "a", "note": "edited"}', outbox_id)
+    assert again > outbox_id + 1
+    value = note if found_by == "first" else "edited"
+    said = erase("--where", f"plain.note={value}")
+    assert (said.exit_code, said.stdout.startswith("2 rows erased")) == (0, True)
+    assert stage.bench.query(MARKED) == [(outbox_id,), (again,)]
+
+
+def test_what_sent_a_message_again_that_is_gone_is_erased(stage: Stage) -> None:
+    """A dead letter of long ago was replayed and settled, and its range emptied once more."""
+    [(outbox_id,)] = stage.bench.query("SELECT min(id) FROM outbox WHERE key = 'a'")
+    [(again,)] = stage.bench.query(AGAIN, '{"book": "a", "note": "again"}', outbox_id)
+    stage.bench.query("DELETE FROM outbox_state WHERE outbox_id = %s RETURNING 1", outbox_id)
+    stage.bench.query("DELETE FROM outbox WHERE id = %s RETURNING 1", outbox_id)
+    erase("--key", "a")
+    assert (again,) not in stage.bench.query(MARKED)
+    stage.bench.query(
+        "INSERT INTO outbox_retired (first_id, last_id, messages, kept, tables)"
+        " VALUES (%s, %s, 1, 0, '{}')"
+        " RETURNING 1",
+        outbox_id,
+        outbox_id,
+    )
+    erase("--key", "a")
+    assert (again,) in stage.bench.query(MARKED)
+
+
 def test_what_is_kept_of_other_systems_messages_goes_too_once_they_are_settled(
     stage: Stage,
 ) -> None:

@@ -26,6 +26,7 @@ EXCEPTIONS = {
     "unknown_biz_types": "a list for a person",
     "give_up_waiting": "an act on every message of a biz_type",
     "wait_on": "the same, taken back",
+    "erase_of_roots": "an act on every row that sends a message again, wherever it is",
     "newest_id": "an act: a database is adopted",
     "skip_drawn": "the same",
     "make_notify_trigger": "migrate",
