@@ -67,3 +67,11 @@ UPDATE outbox_foreign
 SET payload = NULL, replaced = NULL
 WHERE key = %(key)s AND status IN ('consumed', 'discarded')
   AND (payload IS NOT NULL OR replaced IS NOT NULL);
+
+-- restored_tables --
+-- Tables beside the outbox that `streams archive restore` made and nobody has dropped.
+SELECT relname::text
+FROM pg_class
+WHERE relkind = 'r' AND relname ~ '^outbox(_state)?_restored_[0-9]+$'
+  AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'outbox'::regclass)
+ORDER BY relname;

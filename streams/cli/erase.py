@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import click
@@ -10,10 +11,14 @@ import click
 from streams.cli.bar import bar
 from streams.cli.choose import say
 from streams.cli.console import database, me
+from streams.database import query
 from streams.errors import UsageError
 from streams.operate.erase import Erased, Person, erase
 from streams.operate.replay import Operator
 from streams.settings import Settings
+
+SEGMENT = timedelta(days=7)
+"""For how long Kafka writes into one segment, as it does where nobody said otherwise."""
 
 
 @click.command("erase")
@@ -45,7 +50,8 @@ def command(
             for erased in steps:
                 advance(erased.share - shown)
                 shown = erased.share
-        lines = _kept(settings, erased)
+        restored = connection.exec_driver_sql(query("restored_tables")).scalars().all()
+        lines = _kept(settings, erased, restored)
     done = "would be erased" if dry_run else "erased"
     say(
         f"{len(erased.ids)} rows {done}"
@@ -76,18 +82,26 @@ def _person(key: str | None, where: str | None) -> Person:
     return Person(biz_type=biz_type, field=field, value=value)
 
 
-def _kept(settings: Settings, erased: Erased) -> list[str]:
-    """What others still hold of it."""
+def _kept(settings: Settings, erased: Erased, restored: Sequence[str]) -> list[str]:
+    """What others still hold of it, or may."""
     lines = []
     for topic, written in sorted(erased.topics.items()):
-        until = written + timedelta(hours=settings.topic_settings(topic).retention_hours)
+        hours = settings.topic_settings(topic).retention_hours
+        until = written + timedelta(hours=hours) + SEGMENT
         if until > datetime.now(UTC):
             lines.append(
-                f"topic {topic} holds the records until {until:%Y-%m-%d %H:%M} UTC,"
-                " or a little longer"
+                f"topic {topic} may hold the records until {until:%Y-%m-%d %H:%M} UTC: Kafka keeps"
+                " a segment until its newest record is too old"
             )
-    if erased.ids:
+    if erased.foreign:
+        lines.append("topics of other systems hold their records for as long as those say")
+    if erased.ids or erased.foreign:
         lines.append(
             "what agents wrote, backups, and PostgreSQL's log until it is recycled hold it too"
         )
+    # These may hold what is in the outbox no more, however little was found there.
+    if settings.outbox.archive:
+        lines.append("the archive holds what went there before: this does not reach into it")
+    if restored:
+        lines.append(f"what was restored may hold it: {', '.join(restored)}")
     return lines

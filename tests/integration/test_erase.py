@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from threading import Thread
 
 import pytest
@@ -70,7 +71,10 @@ def test_a_conversations_settled_text_is_erased_and_the_audit_agrees(stage: Stag
     said = erase("--key", "a")
     assert said.exit_code == 1
     assert said.stdout.startswith("2 rows erased")
-    assert "topic notes holds the records until" in said.stdout
+    # Kafka keeps a segment, of a week at most, until its newest record is too old.
+    [(last,)] = query("SELECT max(created_at) FROM outbox WHERE id = ANY(%s)", settled)
+    until = last + timedelta(days=14)
+    assert f"topic notes may hold the records until {until:%Y-%m-%d %H:%M} UTC" in said.stdout
     assert "2 messages are not settled and were left" in said.stdout
     assert [row[0] for row in query(MARKED)] == settled
     assert query("SELECT id, biz_type, topic, key, created_at FROM outbox ORDER BY id") == before
@@ -87,6 +91,21 @@ AGAIN = (
     "INSERT INTO outbox (biz_type, topic, key, payload, resend_of) SELECT biz_type, topic, key,"
     " %s, id FROM outbox WHERE id = %s RETURNING id"
 )
+
+
+def test_it_says_where_the_text_may_be_though_nothing_is_found(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is old is in the archive alone."""
+    assert erase("--key", "z").stdout == "0 rows erased\n"
+    monkeypatch.setenv("STREAMS_OUTBOX__ARCHIVE", "/a/secret/place")
+    for name in ("outbox_restored_0", "outbox_state_restored_0", "outbox_restored_by_me"):
+        stage.bench.connection.execute(f"CREATE TABLE {name} ()".encode())
+    assert erase("--key", "z").stdout.splitlines() == [
+        "0 rows erased",
+        "the archive holds what went there before: this does not reach into it",
+        "what was restored may hold it: outbox_restored_0, outbox_state_restored_0",
+    ]
 
 
 @pytest.mark.parametrize("found_by", ["first", "edited"])
@@ -134,7 +153,11 @@ def test_what_is_kept_of_other_systems_messages_goes_too_once_they_are_settled(
         " ('seed', 3, 'consumed', 't', 'y', NULL, 'text')"
     )
     said = [erase("--key", "z", "--dry-run"), erase("--key", "z")]
-    left = "\n1 messages of other systems are not settled and were left\n"
+    left = (
+        "\ntopics of other systems hold their records for as long as those say"
+        "\nwhat agents wrote, backups, and PostgreSQL's log until it is recycled hold it too"
+        "\n1 messages of other systems are not settled and were left\n"
+    )
     assert [each.stdout for each in said] == [
         f"0 rows would be erased, 1 of other systems{left}",
         f"0 rows erased, 1 of other systems{left}",
