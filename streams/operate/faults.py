@@ -344,7 +344,10 @@ def _retention(snapshot: Snapshot) -> Iterator[Fault]:
 
 
 def _idle(relay: RelayStatus, snapshot: Snapshot) -> float:
-    """For how many seconds its leader, which runs that long, has not done retention."""
+    """For how many seconds its leader, which runs that long, has not done retention.
+
+    One that may not write how long it runs is told by what it wrote last of retention.
+    """
     led = [
         (snapshot.at - process.started).total_seconds()
         for process in snapshot.processes
@@ -353,8 +356,9 @@ def _idle(relay: RelayStatus, snapshot: Snapshot) -> float:
         and process.pid == relay.leader.pid
         and process.host.startswith(relay.leader.host)  # of which PostgreSQL keeps the beginning
     ]
-    since = math.inf if relay.retention_idle is None else relay.retention_idle
-    return min(since, *led) if led else 0.0
+    if relay.leader is None or not led:
+        return 0.0 if relay.leader is None else relay.retention_idle or 0.0
+    return min(math.inf if relay.retention_idle is None else relay.retention_idle, *led)
 
 
 def _retention_of(relay: RelayStatus) -> Iterator[Fault]:

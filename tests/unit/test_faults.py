@@ -264,6 +264,13 @@ def test_a_leader_that_does_no_retention_for_hours_is_a_fault_where_it_is_set(
     assert all(fault.title.endswith("has not looked for what is old for 7 hours") for fault in told)
 
 
+def test_a_leader_that_may_write_no_figures_is_told_by_its_retention_alone() -> None:
+    retains = replace(WELL.limits, retains=True)
+    for idle, fires in ((7 * 3600.0, True), (5 * 3600.0, False), (None, False)):
+        idles = replace(WELL, **relay(retention_idle=idle), limits=retains, processes=(WORKER,))
+        assert codes(idles) == ({"outbox.retention_waits"} if fires else set())
+
+
 def test_nothing_is_wrong_when_all_is_well() -> None:
     assert faults_of(WELL) == []
 
