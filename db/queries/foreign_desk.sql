@@ -33,7 +33,8 @@ WHERE source = %(source)s AND outbox_id = %(outbox_id)s;
 -- Locked messages given up for good; a conversation they held goes on, and their text is needed no
 -- more.
 UPDATE outbox_foreign
-SET status = 'discarded', open = false, next_retry_at = NULL, payload = NULL, updated_at = now()
+SET status = 'discarded', open = false, next_retry_at = NULL, payload = NULL, replaced = NULL,
+    updated_at = now()
 WHERE (source, outbox_id) IN (SELECT * FROM unnest(%(sources)s::text[], %(ids)s::bigint[]));
 
 -- foreign_payload --

@@ -13,7 +13,15 @@ from streams.archive.write import writer
 from streams.cli.choose import say, say_json
 from streams.database import connect, migrate
 from streams.database.refusals import told
-from streams.database.retention import DETACH_TIMEOUT, Busy, Retention, Step, holding, periods
+from streams.database.retention import (
+    DETACH_TIMEOUT,
+    Busy,
+    Retention,
+    Step,
+    holding,
+    owner_for,
+    periods,
+)
 from streams.errors import StreamsError, UsageError
 from streams.registry import configured
 from streams.settings import Settings, load, redact
@@ -65,6 +73,10 @@ async def _steps(settings: Settings, dry_run: bool) -> tuple[list[str], list[Ste
                 kept = replace(kept, messages=None)
             work = Retention(connection, kept, dry=dry_run, archive=archive)
             if dry_run:
+                try:
+                    await owner_for(connection)
+                except Busy as reason:
+                    failed.append(f"nothing would be done: {reason}")
                 return failed, [step async for step in work.steps()]
             try:
                 async with holding(connection):

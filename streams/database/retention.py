@@ -640,12 +640,10 @@ def periods(settings: Settings, topics: Iterable[str]) -> Periods:
     )
 
 
-@asynccontextmanager
-async def holding(connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
-    """Nobody else does retention within this, and this session acts as the owner of the tables.
+async def owner_for(connection: psycopg.AsyncConnection[Any]) -> str:
+    """The role as which retention is done here.
 
-    Busy when another process is at it, NotAllowed when this role is no member of the owner,
-    ClocksDiffer when nobody can say what is old.
+    NotAllowed when this role is no member of it, ClocksDiffer when nobody can say what is old.
     """
     [(owner, member, role, clock)] = await (
         await connection.execute(query("retention_right"))
@@ -661,6 +659,16 @@ async def holding(connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[Non
             f" {'ahead of' if apart > 0 else 'behind'} this machine's: nothing is taken away while"
             " nobody can say how old it is (mend the one that is wrong)"
         )
+    return str(owner)
+
+
+@asynccontextmanager
+async def holding(connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
+    """Nobody else does retention within this, and this session acts as the owner of the tables.
+
+    Busy when another process is at it; NotAllowed and ClocksDiffer as `owner_for` has them.
+    """
+    owner = await owner_for(connection)
     lock = {"lock": locks.RETENTION}
     [(taken,)] = await (await connection.execute(query("lock_alone"), lock)).fetchall()
     if not taken:

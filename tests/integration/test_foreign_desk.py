@@ -128,10 +128,13 @@ def test_replaying_in_circles_is_refused_without_force(run: Run, world: World) -
 
 
 def test_discarded_is_final_and_forgets_the_text(run: Run, world: World) -> None:
+    # It was edited before: that text goes too.
+    world.query("UPDATE outbox_foreign SET replaced = 'text' WHERE outbox_id = 2")
     assert run("dead", "discard", "seed:2", "--who", "bob").output == "discarded 1 message\n"
     assert world.query(
         "SELECT status, open, payload FROM outbox_foreign WHERE source = 'seed' AND outbox_id = 2"
     ) == [("discarded", False, None)]
+    assert world.query("SELECT replaced FROM outbox_foreign WHERE outbox_id = 2") == [(None,)]
     error = run("dead", "replay", "seed:1", "seed:2", "--yes").exception
     assert isinstance(error, operate.NotDead)
     assert str(error) == "message seed:2 is discarded, expected dead: nothing was done"

@@ -502,6 +502,11 @@ def test_the_command_says_what_it_would_do_and_does_it(
     steps = json.loads(CliRunner().invoke(cli, ["retention", "--json"]).stdout)
     assert [(step["first"], step["act"]) for step in steps][-1] == (30, "drop")
     assert CliRunner().invoke(cli, ["retention"]).stdout == "nothing is old enough\n"
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 86_400)
+    dry = CliRunner().invoke(cli, ["retention", "--dry-run"])
+    assert dry.exit_code == 1
+    assert "nothing would be done: the clock of PostgreSQL is 24.0 hours ahead" in dry.stderr
 
 
 def test_an_archive_that_is_away_keeps_messages_and_nothing_else(
