@@ -68,7 +68,8 @@ async def _steps(settings: Settings, dry_run: bool) -> tuple[list[str], list[Ste
             application_name="streams retention",
             session={"lock_timeout": DETACH_TIMEOUT},
         ) as connection:
-            kept = periods(settings, configured(settings).topics)
+            registry = configured(settings)
+            kept = periods(settings, registry.topics, registry.envelopes)
             if failed and not dry_run:  # nothing goes that is not archived
                 kept = replace(kept, messages=None)
             work = Retention(connection, kept, dry=dry_run, archive=archive)

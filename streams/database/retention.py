@@ -620,20 +620,23 @@ def _foreign(rows: Iterable[Sequence[Any]]) -> dict[str, list[Any]]:
     return {"sources": [source for source, _ in parts], "ids": [one for _, one in parts]}
 
 
-def periods(settings: Settings, topics: Iterable[str]) -> Periods:
+def periods(settings: Settings, topics: Iterable[str], envelopes: Iterable[str] = ()) -> Periods:
     """As the settings say; messages stay at least as long as the records of any of these topics.
 
-    Other systems' messages stay longer: what is forgotten of them is persisted once more when its
-    record is read again, and Kafka keeps a record for up to a segment's week longer.
+    Those of other systems, whose topics are `envelopes`, stay longer than their records: what is
+    forgotten of them is persisted once more when its record is read again, and Kafka keeps a record
+    for up to a segment's week longer.
     """
     kept = settings.outbox
-    records = max(
-        (settings.topic_settings(name).retention_hours / 24 for name in topics), default=0
+    records, theirs = (
+        max((settings.topic_settings(name).retention_hours / 24 for name in names), default=0)
+        for names in (topics, envelopes)
     )
+    theirs = max(records, theirs)
     return Periods(
         messages=None if kept.retention_days is None else max(kept.retention_days, records),
         dead=kept.dead_days,
-        foreign=None if kept.foreign_days is None else max(kept.foreign_days, 2 * records + 7),
+        foreign=None if kept.foreign_days is None else max(kept.foreign_days, 2 * theirs + 7),
         rejects=kept.rejects_days,
         actions=kept.actions_days,
         audits=kept.audits_days,

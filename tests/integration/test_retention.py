@@ -23,7 +23,7 @@ from streams.operate.faults import relay_faults
 from streams.operate.relay_status import standing
 from streams.relay.leader.housekeeping import Housekeeping
 from streams.relay.source.cdc import CdcSource
-from streams.settings import load
+from streams.settings import Outbox, Settings, Topic, load
 from tests.fixtures.aged import EMPTYING, PERIODS, acts, age, leaves, old_outbox, retain, seen, work
 from tests.fixtures.listed import TOPIC
 from tests.fixtures.slots import drop_slot
@@ -415,6 +415,17 @@ def test_what_else_grows_has_a_period(aged: Stage) -> None:
     for table in ("outbox_operations", "outbox_operation_items"):
         assert aged.bench.query(f"SELECT count(*) FROM {table}") == [(3,)], table
     assert aged.bench.query("SELECT outbox_id FROM outbox_direct") == [(99,)]
+
+
+def test_what_is_known_of_other_systems_messages_outlives_their_own_records() -> None:
+    """A record that is read once more would be persisted once more."""
+    settings = Settings(
+        outbox=Outbox(retention_days=14, foreign_days=15),
+        topics={"seed": Topic(format="envelope", retention_hours=90 * 24)},
+    )
+    kept = retention.periods(settings, ["ours"], ["seed"])
+    assert (kept.messages, kept.foreign) == (14, 187)
+    assert retention.periods(settings, ["ours"]).foreign == 21
 
 
 def test_a_leader_does_it_and_says_what_holds_it_up(

@@ -45,8 +45,10 @@ AGAIN_SECONDS = 300.0
 class Housekeeping:
     """Runs until cancelled; an outage costs a round, nothing else."""
 
-    def __init__(self, settings: Settings, topics: Iterable[str]) -> None:
-        self._settings, self._periods = settings, periods(settings, topics)
+    def __init__(
+        self, settings: Settings, topics: Iterable[str], envelopes: Iterable[str] = ()
+    ) -> None:
+        self._settings, self._periods = settings, periods(settings, topics, envelopes)
         self._retained_at, self._expired_at = -RETENTION_SECONDS, -EXPIRE_SECONDS
         self._proofs: dict[int, Proof] = {}
         self._archive: Writer | None = None

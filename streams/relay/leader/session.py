@@ -113,7 +113,7 @@ class LeaderSession:
         self._saved_floor = 0
         # As old as the session: what they have seen of a range or a topic is not seen again.
         self._sweep = Sweep(settings, registry)
-        self._housekeeping = Housekeeping(settings, registry.topics)
+        self._housekeeping = Housekeeping(settings, registry.topics, registry.envelopes)
 
     async def run(self) -> None:
         """Publish until told to stop, with everything in flight confirmed."""
