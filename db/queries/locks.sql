@@ -31,7 +31,8 @@ FROM (SELECT hashtextextended(%(lock)s::text, 'outbox'::regclass::oid::bigint) A
              hashtextextended(%(lock)s::text, 0) AS old) AS numbers;
 
 -- lock_holder --
--- Who has this lock alone: its process and how it calls itself.
+-- Who has this lock alone: its process and how it calls itself.  One of an earlier release holds
+-- the old one.
 SELECT l.pid, a.application_name
 FROM pg_locks AS l
 JOIN pg_stat_activity AS a USING (pid)

@@ -119,8 +119,17 @@ class Store:
             self._flush(name)
 
     def save(self, part: Part) -> None:
-        """Its manifest: from now on the part counts."""
+        """Its manifest: from now on the part counts.
+
+        ArchiveFailed when there is one: whoever wrote it was not overtaken, and may have emptied
+        the range by it.
+        """
         name, data = part.name + SUFFIX, encode(part)
+        if name in self._names():
+            raise ArchiveFailed(
+                f"archive {self._shown}: {name} was written by another process meanwhile: it stays,"
+                " and the range is archived once more where it changed since"
+            )
         with self.writing(name) as written:
             written.write(data)
         if encode(self._manifest(name)) != data:

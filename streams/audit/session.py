@@ -80,8 +80,8 @@ class Session:
                 self.rows("lock_give", lock=locks.AUDIT)
 
     def _holder(self) -> str:
-        holders = self.rows("audit_holder")
-        return f" ({holders[0][0]})" if holders else ""
+        holders = self.rows("lock_holder", lock=locks.AUDIT)
+        return f" ({holders[0][1]})" if holders else ""
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:

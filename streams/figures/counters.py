@@ -99,7 +99,7 @@ class Counters:
     """
 
     def __init__(self, known: Collection[str] | None = None) -> None:
-        self._known = known
+        self._known = None if known is None else frozenset((ANY, *known))
         self.total: defaultdict[str, Tally] = defaultdict(Tally)
         self._open: defaultdict[str, Tally] = defaultdict(Tally)
         self._bucket: datetime | None = None
@@ -151,7 +151,7 @@ class Counters:
         self._bucket, self._sent = bucket, {}
 
     def _add(self, biz_type: str, tally: Tally) -> None:
-        if self._known is not None and biz_type not in (ANY, *self._known):
+        if self._known is not None and biz_type not in self._known:
             biz_type = UNKNOWN
         self._open[biz_type].add(tally)
         self.total[biz_type].add(tally)

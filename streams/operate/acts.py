@@ -92,7 +92,8 @@ def asked_audit(connection: Connection, *, alone: bool = False) -> AskedAudit | 
         return None
     asked = AskedAudit(*row)
     # Behind a long one it waits for its turn.
-    if asked.state == "lost" and connection.exec_driver_sql(query("audit_holder")).first():
+    holder = {"lock": locks.AUDIT}
+    if asked.state == "lost" and connection.exec_driver_sql(query("lock_holder"), holder).first():
         return replace(asked, state="running")
     return asked
 

@@ -120,9 +120,10 @@ class WorkerFigures:
             statements.append((query("lag_note"), {"group": self._group, "rows": rows, "age": 0.0}))
         if counts:
             statements.append(self._flush())
-        [(processes,)], *_, last = await self._database.tell(statements)
+        answers = await self._database.tell(statements)
+        [(processes,)] = answers[0]
         if counts:
-            [(current, _, _)] = last
+            [(current, _, _)] = answers[-1]
             self.counters.answered(current)
         return beat_seconds(processes)
 

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from pyarrow import parquet
 
 from streams.archive import write
-from streams.archive.parts import ArchiveFailed, decode, encode
+from streams.archive.parts import ArchiveFailed, Part, decode, encode
 from streams.archive.store import Store
 from streams.archive.write import Sheet, Writer
 from streams.cli import cli
@@ -308,6 +308,31 @@ def test_who_was_overtaken_writes_over_nothing(aged: Stage, tmp_path: Path) -> N
         store.verify(part)
 
 
+def test_who_was_overtaken_takes_no_manifest_and_no_file_away(
+    aged: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had verified what it wrote; what is there since tells how the range was emptied."""
+    overtaken: list[Part] = []
+    save = Store.save
+
+    def late(store: Store, part: Part) -> None:
+        overtaken.append(part)
+        raise ArchiveFailed("paused")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "save", late)
+        archived(aged, tmp_path)
+    archived(aged, tmp_path)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    store = Store(str(tmp_path))
+    for part in overtaken:
+        with pytest.raises(ArchiveFailed, match="was written by another process meanwhile"):
+            save(store, part)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+    for part in store.parts()[0]:
+        store.verify(part)
+
+
 async def test_a_place_that_hangs_holds_up_nobody_else(
     aged: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -429,6 +454,7 @@ def test_what_postgresql_refuses_is_told_without_the_text(aged: Stage, tmp_path:
     with store.writing(part.outbox.name) as written:
         parquet.write_table(table, written)
     file = msgspec.structs.replace(part.outbox, bytes=written.bytes, sha256=written.sha256)
+    path.unlink()
     store.save(msgspec.structs.replace(part, outbox=file))
     said = streams("archive", "restore", "1", "--from", str(tmp_path), code=1)
     assert said.strip() == (

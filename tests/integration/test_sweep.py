@@ -260,6 +260,28 @@ def test_what_was_set_aside_by_a_clock_that_was_ahead_is_due_when_it_is_right(
         assert len([each for each in caplog.records if "far ahead" in each.getMessage()]) == 1
 
 
+def test_what_is_refused_of_a_clock_that_was_ahead_holds_up_no_lost_message(
+    database: str,
+) -> None:
+    with Bench(database) as bench:
+        stage = Stage(bench)
+        ahead, lost = [stage.insert(bench.connection, key, "plain") for key in "ab"]
+        bench.raise_floor(lost)
+        bench.connection.execute(
+            "INSERT INTO outbox_state (outbox_id, status, attempts, topic, key, arrived, partition,"
+            " next_retry_at, updated_at) SELECT id, 'retrying', 1, topic, key, id, 0, now() +"
+            f" interval '1 day', now() + interval '1 day' FROM outbox WHERE id = {ahead};"
+            " CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'no'; END$$;"
+            " CREATE TRIGGER no BEFORE UPDATE ON outbox_state FOR EACH ROW"
+            f" WHEN (NEW.outbox_id = {ahead}) EXECUTE FUNCTION no()".encode()
+        )
+        leader = ListedSweep(bench.settings, bench.registry, stage.log)
+        assert bench.run(_rounds(bench, leader, 3)) == 1
+        assert bench.query(RESENT) == [(lost,)]
+        reason = "PostgreSQL refuses it: RaiseException (SQLSTATE P0001)"
+        assert leader.waits == [f"topic (any): {reason}"]
+
+
 TOO_MANY = """
 CREATE FUNCTION too_many() RETURNS trigger LANGUAGE plpgsql AS
 $$BEGIN IF (SELECT count(*) FROM sent) > 2 THEN

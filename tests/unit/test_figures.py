@@ -6,7 +6,10 @@ It is the same whatever is sent twice.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,8 +17,10 @@ from hypothesis import strategies as st
 
 from streams.figures import histogram, rollup
 from streams.figures.counters import ANY, UNKNOWN, Counters, RunTally
-from streams.figures.process import beat_seconds
+from streams.figures.process import Vitals, beat_seconds
 from streams.figures.rollup import now_rows
+from streams.worker.database.database import Asked
+from streams.worker.figures import PartitionLag, WorkerFigures
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -125,6 +130,28 @@ def test_messages_set_aside_are_counted_by_their_status_now() -> None:
     assert (chat.retried, chat.parked, chat.dead, chat.consumed) == (2, 1, 2, 0)
     assert counters.total["other"].consumed == 1
     assert counters.total[ANY].skipped == 2
+
+
+@pytest.mark.parametrize("counts", [True, False])
+@pytest.mark.parametrize("partitions", [0, 1])
+async def test_a_sign_of_life_is_told_with_and_without_counts_and_partitions(
+    counts: bool, partitions: int
+) -> None:
+    """A standby has no partition, and counts that were refused are left out for a minute."""
+    asked: list[str] = []
+
+    async def tell(statements: Sequence[Asked]) -> list[list[tuple[Any, ...]]]:
+        asked.extend(statement.splitlines()[0] for statement, _ in statements)
+        answers: dict[str, list[tuple[Any, ...]]] = {"beat": [(3,)], "flush": [(NOON, True, 0.0)]}
+        kinds = ["beat", *["lag"] * partitions, *["flush"] * counts]
+        return [answers.get(kind, []) for kind in kinds]
+
+    database: Any = SimpleNamespace(tell=tell)
+    figures = WorkerFigures(database, "group", ["note"])
+    lags = [PartitionLag("t", number, None, 1, 2, None) for number in range(partitions)]
+    vitals = Vitals(kind="worker", name="w", partitions={})
+    assert await figures._tell(vitals, lags, counts=counts) == beat_seconds(3)
+    assert len(asked) == 1 + partitions + counts
 
 
 def test_what_nobody_knows_is_counted_as_one() -> None:

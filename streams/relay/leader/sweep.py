@@ -45,6 +45,9 @@ REFUSED_SECONDS = 600.0
 # trigger of the user's own.
 OF_A_ROW = ("22", "23", "44", "54", "57014", "P0")
 
+ANY = "(any)"
+"""Where what is done for all topics at once is told of as if it were one."""
+
 Offsets = Mapping[int, int]
 
 
@@ -243,7 +246,8 @@ class Sweep:
         # The floor first: what it covers was published before the ends that are asked for next.
         reach = Reach(*(await _rows(connection, "sweep_reach", relay=self._settings.relay.name))[0])
         floor, oldest = reach.floor, await partitions.first(connection)
-        await self._make_due(connection)
+        with self._alone(connection, ANY, failing):
+            await self._make_due(connection)
         waiting = set[str]()
         for name in self._topics:
             with self._alone(connection, name, failing):
