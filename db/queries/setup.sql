@@ -160,6 +160,29 @@ SELECT set_config('role', pg_get_userbyid(relowner), true)
 FROM pg_class
 WHERE oid = 'outbox'::regclass AND pg_get_userbyid(relowner) <> current_user;
 
+-- made_by_another --
+-- What this transaction made or changed in the outbox's schema that is not its owner's, as the
+-- statements that make it so: nobody else could attach a partition later.
+WITH given AS (
+    SELECT relowner AS owner, relnamespace AS namespace,
+           quote_ident(pg_get_userbyid(relowner)) AS name,
+           mod(pg_current_xact_id()::text::numeric, 4294967296)::text AS here
+    FROM pg_class WHERE oid = 'outbox'::regclass
+)
+SELECT 'ALTER ' || CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END
+       || ' ' || c.oid::regclass || ' OWNER TO ' || given.name
+FROM pg_class AS c, given
+WHERE relnamespace = namespace AND relowner <> owner AND c.xmin::text = here
+  AND relkind IN ('r', 'p', 'v', 'S')
+  -- A column's own sequence goes with its table.
+  AND NOT EXISTS (SELECT FROM pg_depend AS d
+                  WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                    AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i'))
+UNION ALL
+SELECT 'ALTER ROUTINE ' || p.oid::regprocedure || ' OWNER TO ' || given.name
+FROM pg_proc AS p, given
+WHERE pronamespace = namespace AND proowner <> owner AND p.xmin::text = here;
+
 -- partition_bounds --
 -- Which ids have a home already.
 SELECT parent.relname, pg_get_expr(child.relpartbound, child.oid)

@@ -95,6 +95,9 @@ def _run(connection: Connection, versions: Path, version_table: str, revision: s
     config = _config(versions, version_table)
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
+    # Whoever is a member of the owner may migrate.
+    for statement in connection.exec_driver_sql(query("made_by_another")).scalars().all():
+        connection.exec_driver_sql(statement)
 
 
 def _config(versions: Path, version_table: str) -> Config:

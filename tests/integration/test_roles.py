@@ -13,12 +13,13 @@ from pathlib import Path
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import NullPool
 from sqlalchemy.exc import ProgrammingError
 
 from streams import outbox
 from streams.agents.chat_history import ChatHistoryPersist
 from streams.cli import cli
-from streams.database import async_engine, connect, partitions
+from streams.database import async_engine, connect, partitions, revisions, sync_engine
 from streams.settings import load
 from streams.web.messages import Request
 from streams.web.pages import PAGES
@@ -33,10 +34,15 @@ OWNER, RELAY, WORKER, BUSINESS, OPERATOR, AUDITOR = ROLES
 
 
 @pytest.fixture
-def granted(world: World) -> Iterator[World]:
+def superuser(world: World) -> str:
+    """The database as whoever made it."""
+    return world.url
+
+
+@pytest.fixture
+def granted(world: World, superuser: str) -> Iterator[World]:
     """A world that was migrated by its owner, with the documented roles."""
     world.environ["STREAMS_RELAY__MODE"] = "auto"
-    superuser = world.url
     reset(superuser)
     with psycopg.connect(superuser, autocommit=True) as connection:
         connection.execute(MAKE.encode())
@@ -242,3 +248,40 @@ async def _enqueue_in_python(world: World) -> None:
         await engine.dispose()
     finally:
         outbox.close()
+
+
+def test_what_a_member_of_the_owner_migrates_is_the_owners(
+    granted: World, superuser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Partitions that were made later could not be attached, and enqueueing ended."""
+    for name, value in granted.environ.items():
+        monkeypatch.setenv(name, value)
+    reset(superuser)
+    with psycopg.connect(superuser, autocommit=True) as connection:
+        connection.execute(f"GRANT USAGE, CREATE ON SCHEMA public TO {OWNER}".encode())
+        connection.execute(
+            f"CREATE ROLE deploy LOGIN; GRANT {OWNER} TO deploy;"
+            " GRANT USAGE, CREATE ON SCHEMA public TO deploy".encode()
+        )
+    try:
+        with sync_engine(as_role(granted, OWNER), poolclass=NullPool).connect() as database:
+            revisions.apply(database, "0012")
+            database.commit()
+        monkeypatch.setenv("DATABASE_URL", as_role(granted, "deploy"))
+        monkeypatch.setenv("STREAMS_RELAY__MODE", "poll")
+        result = CliRunner().invoke(cli, ["migrate"], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        owners = """
+            SELECT relname, pg_get_userbyid(relowner) FROM pg_class
+            WHERE relnamespace = 'public'::regnamespace AND pg_get_userbyid(relowner) <> %s
+            UNION ALL
+            SELECT proname, pg_get_userbyid(proowner) FROM pg_proc
+            WHERE pronamespace = 'public'::regnamespace AND pg_get_userbyid(proowner) <> %s"""
+        with psycopg.connect(superuser) as connection:
+            assert connection.execute(owners, (OWNER, OWNER)).fetchall() == []
+        with sync_engine(as_role(granted, OWNER), poolclass=NullPool).connect() as database:
+            assert partitions.ensure_sync(database, ahead=5_000_000, width=1_000_000) > 1
+            database.commit()
+    finally:
+        with psycopg.connect(superuser, autocommit=True) as connection:
+            connection.execute("DROP OWNED BY deploy CASCADE; DROP ROLE deploy")
