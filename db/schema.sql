@@ -76,6 +76,16 @@ CREATE FUNCTION public.outbox_fingerprint(biz_type text, error_code text, error 
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN "left"(md5(concat_ws(''::text, biz_type, error_code, regexp_replace(COALESCE(error, ''::text), '[0-9]+'::text, '#'::text, 'g'::text))), 8);
 
+CREATE FUNCTION public.outbox_foreign_opened() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+        BEGIN
+            NEW.opened := CASE WHEN NEW.open THEN NEW.updated_at END;
+            RETURN NEW;
+        END
+        $$;
+
 CREATE FUNCTION public.outbox_forget_dead() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'public', 'pg_temp'
@@ -191,9 +201,9 @@ CREATE FUNCTION public.outbox_open_put() RETURNS trigger
     AS $$
         BEGIN
             INSERT INTO outbox_open
-                   (outbox_id, topic, key, arrived, source_id, due, since, partition, attempts, status, error_code)
+                   (outbox_id, topic, key, arrived, source_id, due, since, partition, attempts, status, error_code, opened)
             VALUES (NEW.outbox_id, NEW.topic, NEW.key, NEW.arrived, NEW.source_id, NEW.next_retry_at, NEW.updated_at,
-                    NEW.partition, NEW.attempts, NEW.status, NEW.error_code)
+                    NEW.partition, NEW.attempts, NEW.status, NEW.error_code, NEW.updated_at)
             ON CONFLICT (outbox_id) DO UPDATE
             SET topic = excluded.topic, key = excluded.key, arrived = excluded.arrived, source_id = excluded.source_id,
                 due = excluded.due, since = excluded.since, partition = excluded.partition, attempts = excluded.attempts,
@@ -340,6 +350,7 @@ CREATE TABLE public.outbox_foreign (
     error text,
     payload text,
     replaced text,
+    opened timestamp with time zone,
     CONSTRAINT outbox_foreign_error_length CHECK ((length(error) <= 2000)),
     CONSTRAINT outbox_foreign_source CHECK ((source <> ''::text)),
     CONSTRAINT outbox_foreign_status CHECK ((status = ANY (ARRAY['retrying'::text, 'parked'::text, 'consumed'::text, 'dead'::text, 'discarded'::text])))
@@ -530,7 +541,8 @@ CREATE TABLE public.outbox_open (
     partition integer,
     attempts integer NOT NULL,
     status text NOT NULL,
-    error_code text
+    error_code text,
+    opened timestamp with time zone DEFAULT now() NOT NULL
 )
 WITH (fillfactor='70', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_cost_delay='0');
 
@@ -651,7 +663,8 @@ CREATE TABLE public.outbox_retired (
     kept bigint NOT NULL,
     tables text[] NOT NULL,
     at timestamp with time zone DEFAULT now() NOT NULL,
-    dropped_at timestamp with time zone
+    dropped_at timestamp with time zone,
+    archived text
 );
 
 CREATE TABLE public.outbox_run_crashes (
@@ -806,6 +819,8 @@ CREATE INDEX outbox_foreign_open ON public.outbox_foreign USING btree (source, t
 
 CREATE INDEX outbox_open_line ON public.outbox_open USING btree (topic, key, arrived);
 
+CREATE INDEX outbox_open_waiting ON public.outbox_open USING btree (opened);
+
 CREATE INDEX outbox_operations_running ON public.outbox_operations USING btree (id) WHERE (state = 'running'::text);
 
 CREATE INDEX outbox_processes_heartbeat ON public.outbox_processes USING btree (heartbeat);
@@ -831,6 +846,8 @@ CREATE TRIGGER outbox_dead_left AFTER UPDATE ON public.outbox_state FOR EACH ROW
 CREATE TRIGGER outbox_dead_updated AFTER UPDATE ON public.outbox_foreign FOR EACH ROW WHEN ((new.status = 'dead'::text)) EXECUTE FUNCTION public.outbox_note_dead();
 
 CREATE TRIGGER outbox_dead_updated AFTER UPDATE ON public.outbox_state FOR EACH ROW WHEN ((new.status = 'dead'::text)) EXECUTE FUNCTION public.outbox_note_dead();
+
+CREATE TRIGGER outbox_foreign_opened BEFORE INSERT OR UPDATE ON public.outbox_foreign FOR EACH ROW WHEN ((new.open <> (new.opened IS NOT NULL))) EXECUTE FUNCTION public.outbox_foreign_opened();
 
 CREATE TRIGGER outbox_open_delete AFTER DELETE ON public.outbox_state FOR EACH ROW WHEN ((old.topic IS NOT NULL)) EXECUTE FUNCTION public.outbox_open_drop();
 

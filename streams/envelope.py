@@ -13,6 +13,9 @@ from streams.codec import Unreadable
 from streams.events import EventType
 from streams.message_id import outbox_number
 
+DELETED = "Kafka deleted it before it was read"
+"""In `outbox_rejects`: what its producer has to send again, for nobody here has it."""
+
 
 class NoEnvelope(ValueError):
     """A record that cannot be tied to a message; says what is wrong with it, without its text."""
@@ -81,13 +84,20 @@ def decoded(payload: str | None, kind: EventType) -> tuple[str, Any]:
 
 
 def conversation(payload: str | None, kind: EventType) -> str | None:
-    """The conversation that a payload names, however wrong the rest of it is."""
+    """The conversation that a payload names, however wrong the rest of it is.
+
+    It is that of messages whose payload can be read: two spellings of one UUID are one key.
+    """
     try:
         plain = orjson.loads(_inner(payload) or "null")
     except (Unreadable, orjson.JSONDecodeError):
         return None
     named = plain.get(kind.key) if isinstance(plain, dict) else None
-    return codec.key_text(named) if isinstance(named, str | int) else None
+    return (
+        codec.key_text(codec.key_read(named, kind))
+        if isinstance(named, str | int | float)
+        else None
+    )
 
 
 def _id(raw: bytes) -> int:

@@ -186,10 +186,11 @@ SELECT source, topic, key, count(*) AS open, (array_agg(outbox_id ORDER BY arriv
        (array_agg(error_code ORDER BY arrived))[1] AS error_code,
        min(since) AS since
 FROM (
-    SELECT '' AS source, topic, key, outbox_id, status, error_code, arrived, since
+    SELECT '' AS source, topic, key, outbox_id, status, error_code, arrived,
+           opened AS since
     FROM outbox_open
     UNION ALL
-    SELECT source, topic, key, outbox_id, status, error_code, arrived, updated_at
+    SELECT source, topic, key, outbox_id, status, error_code, arrived, opened
     FROM outbox_foreign
     WHERE open
 ) AS open_messages

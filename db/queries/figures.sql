@@ -193,9 +193,9 @@ LIMIT 1;
 -- Since when the conversation waits that waits longest.
 SELECT extract(epoch FROM now() - min(since))::double precision
 FROM (
-    SELECT min(since) AS since FROM outbox_open
+    SELECT min(opened) AS since FROM outbox_open
     UNION ALL
-    SELECT min(updated_at) FROM outbox_foreign WHERE open
+    SELECT min(opened) FROM outbox_foreign WHERE open
 ) AS waiting;
 
 -- moment --

@@ -46,17 +46,24 @@ LEFT JOIN outbox_state AS s
 WHERE o.id > %(after)s AND o.id <= %(floor)s AND o.resend_of IS NULL AND s.outbox_id IS NULL;
 
 -- look_open --
--- What waits for another try; how many have few attempts left, and how many wait for a worker that
--- knows their biz_type.
-SELECT count(*) FILTER (WHERE status = 'retrying'), count(*) FILTER (WHERE status = 'parked'),
-       count(*) FILTER (WHERE status = 'replaying'),
+-- What waits for another try, by topic; how many have few attempts left, and how many wait for a
+-- worker that knows their biz_type; and whether processes tell of any topic, and of this one, of
+-- late: they do of all that they read.
+WITH told AS (
+    SELECT DISTINCT topic FROM outbox_lag WHERE at > %(at)s::timestamptz - interval '1 minute'
+)
+SELECT topic, count(*) FILTER (WHERE status = 'retrying'),
+       count(*) FILTER (WHERE status = 'parked'), count(*) FILTER (WHERE status = 'replaying'),
        count(*) FILTER (WHERE status = 'retrying' AND attempts >= %(attempts)s),
-       count(*) FILTER (WHERE status = 'retrying' AND error_code = 'biz_type')
+       count(*) FILTER (WHERE status = 'retrying' AND error_code = 'biz_type'),
+       EXISTS (SELECT FROM told) AND topic NOT IN (SELECT topic FROM told)
 FROM (
-    SELECT status, attempts, error_code FROM outbox_open WHERE status <> 'dead'
+    SELECT topic, status, attempts, error_code FROM outbox_open WHERE status <> 'dead'
     UNION ALL
-    SELECT status, attempts, error_code FROM outbox_foreign WHERE open AND status <> 'dead'
-) AS open_messages;
+    SELECT topic, status, attempts, error_code FROM outbox_foreign WHERE open AND status <> 'dead'
+) AS open_messages
+GROUP BY topic
+ORDER BY topic;
 
 -- dead_signature --
 -- How many are dead, how many of them hold their conversation, and who died last: the same three
@@ -121,19 +128,24 @@ SELECT c.source, c.topic, c.key, h.outbox_id, h.status, h.error_code, c.since, h
 FROM (
     SELECT source, topic, key, min(since) AS since
     FROM (
-        SELECT source, topic, key, since
-        FROM (
-            SELECT '' AS source, topic, key, since FROM outbox_open
-            UNION ALL
-            SELECT source, topic, key, updated_at FROM outbox_foreign WHERE open
-        ) AS open_messages
-        WHERE (%(topic)s::text IS NULL OR topic = %(topic)s)
-          AND (%(key)s::text IS NULL OR key = %(key)s)
-          AND (NOT %(held)s OR (source, topic, key) IN (
-              SELECT '', topic, key FROM outbox_open WHERE status = 'dead'
-              UNION ALL
-              SELECT source, topic, key FROM outbox_foreign WHERE open AND status = 'dead'
-          ))
+        (SELECT '' AS source, topic, key, opened AS since
+         FROM outbox_open
+         WHERE (%(topic)s::text IS NULL OR topic = %(topic)s)
+           AND (%(key)s::text IS NULL OR key = %(key)s)
+           AND (NOT %(held)s
+                OR (topic, key) IN (SELECT topic, key FROM outbox_open WHERE status = 'dead'))
+         ORDER BY opened, topic, key
+         LIMIT %(among)s)
+        UNION ALL
+        (SELECT source, topic, key, opened
+         FROM outbox_foreign
+         WHERE open AND (%(topic)s::text IS NULL OR topic = %(topic)s)
+           AND (%(key)s::text IS NULL OR key = %(key)s)
+           AND (NOT %(held)s
+                OR (source, topic, key) IN (SELECT source, topic, key FROM outbox_foreign
+                                            WHERE open AND status = 'dead'))
+         ORDER BY opened, topic, key
+         LIMIT %(among)s)
         ORDER BY since, topic, key
         LIMIT %(among)s
     ) AS longest
@@ -276,7 +288,15 @@ JOIN unnest(%(sources)s::text[], %(ids)s::bigint[]) AS given (source, outbox_id)
 -- Records of the last ten minutes that belong to no message, as ranges count them.
 SELECT coalesce(sum(count), 0)::bigint
 FROM outbox_rejects
-WHERE at > %(at)s::timestamptz - interval '10 minutes';
+WHERE at > %(at)s::timestamptz - interval '10 minutes' AND reason <> %(deleted)s;
+
+-- look_deleted --
+-- What Kafka deleted of other systems' topics in the last day before workers had read it.
+SELECT topic, partition, "offset", last_offset, count, at
+FROM outbox_rejects
+WHERE at > %(at)s::timestamptz - interval '1 day' AND reason = %(deleted)s
+ORDER BY at DESC
+LIMIT 20;
 
 -- look_trends --
 -- Each gauge now and about ten minutes ago, of those that were written of late.

@@ -20,10 +20,12 @@ from streams.database.partitions import first_sync
 from streams.database.refusals import IN_THE_WAY, sqlstate
 from streams.database.transacted import PAUSES, transacted
 from streams.errors import ServiceUnreachable
+from streams.message_id import name_of
 from streams.operate.replay import Operator
 from streams.operate.trail import write_act
 
 WINDOW = 200_000
+TEXTS = 100
 SETTLED = ("consumed", "discarded")
 
 
@@ -45,14 +47,16 @@ class Erased:
     """What was done so far.
 
     ids: rows without text now; open: messages that were left, because they are not settled;
-    foreign: rows of other systems' messages, foreign_open: those that were left; topics: for each
-    topic when the newest of the rows was written; share: how much of the outbox was looked through.
+    foreign: rows of other systems' messages, foreign_open: those that were left, unclear: those
+    that no one can look into; topics: for each topic when the newest of the rows was written;
+    share: how much of the outbox was looked through.
     """
 
     ids: list[int] = field(default_factory=list)
     open: set[int] = field(default_factory=set)
     foreign: int = 0
     foreign_open: int = 0
+    unclear: list[str] = field(default_factory=list)
     topics: dict[str, datetime] = field(default_factory=dict)
     share: float = 0.0
 
@@ -100,16 +104,51 @@ def erase(
             known = len(erased.ids)
             with connection.begin():
                 last = _last(connection)
-    if person.key is not None:
-        with connection.begin():
-            given = {"key": person.key}
-            erased.foreign, erased.foreign_open = connection.exec_driver_sql(
-                query("foreign_texts"), given
-            ).one()
-            if erased.foreign and not dry:
+    with connection.begin():
+        found = _foreign(connection, person, erased)
+        erased.foreign = sum(map(len, found.values()))
+        if found and not dry:
+            for source, ids in found.items():
+                given = {"source": source, "ids": ids}
                 connection.exec_driver_sql(query("erase_foreign"), given)
-                _note(connection, operator, person, erased.foreign, [])
+            _note(connection, operator, person, erased.foreign, [])
     yield erased
+
+
+def _foreign(connection: Connection, person: Person, erased: Erased) -> dict[str, list[int]]:
+    """Settled messages of other systems with a text that is the person's, by source.
+
+    The others are noted: those that are not settled, and those whose text nobody can look into.
+    """
+    found: dict[str, list[int]] = {}
+    source, after = "", 0
+    where = {"biz_type": person.biz_type, "most": TEXTS}
+    while rows := connection.exec_driver_sql(
+        query("foreign_texts"), where | {"source": source, "after": after}
+    ).all():
+        for source, after, status, key, *texts, key_field in rows:
+            name, value = person.field or key_field, person.value or person.key
+            meant = person.key is not None and key == person.key
+            try:
+                meant = meant or any(
+                    _foreign_value(text, name) == value for text in texts if text is not None
+                )
+            except (ValueError, RecursionError):
+                # What is no JSON names no conversation but that of its record.
+                if person.key is None:
+                    erased.unclear.append(str(name_of(source, after)))
+            if meant and status in SETTLED:
+                found.setdefault(source, []).append(after)
+            elif meant:
+                erased.foreign_open += 1
+    return found
+
+
+def _foreign_value(text: str, name: str | None) -> str | None:
+    """A field of another system's payload, an object or one in a text; ValueError: it is none."""
+    if text.startswith('"'):
+        text = json.loads(text)
+    return _value(text, name)
 
 
 def _last(connection: Connection) -> int:

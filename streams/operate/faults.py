@@ -92,9 +92,11 @@ CODES: dict[str, Severity] = {
     "run.waits": "bad",
     "partition.unowned": "bad",
     "partition.stuck": "bad",
+    "topic.unserved": "bad",
     "lag.grows": "watch",
     "retention.passed": "bad",
     "retention.near": "watch",
+    "records.deleted": "bad",
     "versions.differ": "watch",
     "biz_type.unknown": "bad",
     "biz_type.fails": "bad",
@@ -472,6 +474,15 @@ def _partitions(snapshot: Snapshot) -> Iterator[Fault]:
                 subject=f"{part.topic}/{part.partition}",
                 since=part.moved,
             )
+    for topic, waiting in snapshot.unserved:
+        yield _fault(
+            "topic.unserved",
+            f"{waiting:,} {'message waits' if waiting == 1 else 'messages wait'} on topic {topic},"
+            " which no worker reads any more",
+            "name it under `topics` (`format: envelope`) or add its agent to `agents` again, until"
+            " nothing waits there",
+            subject=topic,
+        )
     yield from _lag(snapshot)
     yield from _kept(snapshot)
 
@@ -507,11 +518,16 @@ def _kept(snapshot: Snapshot) -> Iterator[Fault]:
     for part in snapshot.partitions:
         passed = (part.log_start or 0) - (part.committed or 0)
         if part.committed is not None and part.log_start is not None and passed > 0:
+            others = part.topic in snapshot.limits.envelopes
             yield _fault(
                 "retention.passed",
                 f"Kafka has deleted {passed:,} records of topic {part.topic}, partition"
                 f" {part.partition}, that nobody had read",
-                "the relay sends them again from the outbox; make topic.retention_hours longer",
+                "it is another system's topic: have its producer send them again, and have it keep"
+                " its topic longer"
+                if others
+                else "the relay sends them again from the outbox;"
+                " make topic.retention_hours longer",
                 subject=f"{part.topic}/{part.partition}",
             )
             continue
@@ -589,6 +605,15 @@ def _dead(snapshot: Snapshot) -> Iterator[Fault]:
             "attempts.ending",
             f"{snapshot.ending:,} messages have at most three attempts left, then they are dead",
             "mend what they fail of: their error codes are in `streams conversations list`",
+        )
+    for lost in snapshot.deleted:
+        yield _fault(
+            "records.deleted",
+            f"Kafka deleted {lost.records:,} records of topic {lost.topic}, partition"
+            f" {lost.partition}, before anybody read them: offsets {lost.first} to {lost.last}",
+            "only their producer has them: have it send them again; see outbox_rejects",
+            subject=f"{lost.topic}/{lost.partition}",
+            since=lost.at,
         )
     if snapshot.rejects:
         yield _fault(

@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 
 from streams.database import query
 from streams.database.partitions import first_sync, nearest_first, reach_sync
+from streams.envelope import DELETED
 from streams.figures import histogram
 from streams.message_id import name_of
 from streams.operate.dead_letters import Tries, tries_of
@@ -26,6 +27,7 @@ from streams.operate.snapshot import (
     Broker,
     Cause,
     Count,
+    Deleted,
     Gap,
     Head,
     Latency,
@@ -107,13 +109,14 @@ def look(
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         now = moment(connection)
         at, replica = now.at, now.replica
+        rejected = {"at": at, "deleted": DELETED}
         primary = primary_of(connection)
         relays, relays_at = _relays(connection, replica, primary, at)
         processes = processes_of(connection, GONE_SECONDS, at)
         partitions = partitions_of(connection, processes, at, limits.group)
         proved = proof(connection)
         signature = _signature(connection)
-        totals, ending, unknown, held_since, recent_dead, usual_dead = _totals(
+        totals, ending, unknown, unserved, held_since, recent_dead, usual_dead = _totals(
             connection, limits, projection, _settled(primary), signature, at
         )
         return Snapshot(
@@ -146,7 +149,11 @@ def look(
                 name: Trend(*rest)
                 for name, *rest in connection.exec_driver_sql(query("look_trends"), {"at": at})
             },
-            rejects=connection.exec_driver_sql(query("look_rejects"), {"at": at}).scalar_one(),
+            rejects=connection.exec_driver_sql(query("look_rejects"), rejected).scalar_one(),
+            unserved=unserved,
+            deleted=tuple(
+                Deleted(*row) for row in connection.exec_driver_sql(query("look_deleted"), rejected)
+            ),
             recent_dead=recent_dead,
             usual_dead=usual_dead,
             ending=ending,
@@ -401,7 +408,7 @@ def _totals(
     settled: int,
     signature: Signature,
     at: datetime,
-) -> tuple[Totals, int, int, datetime | None, int, float]:
+) -> tuple[Totals, int, int, tuple[tuple[str, int], ...], datetime | None, int, float]:
     floor: int = connection.exec_driver_sql(query("look_floor")).scalar_one()
     # The floor is given to each statement, so that it opens the partitions of these ids only.
     pending, first_pending = connection.exec_driver_sql(
@@ -411,9 +418,13 @@ def _totals(
     published, first_published = connection.exec_driver_sql(
         query("look_published"), {"after": after, "floor": floor}
     ).one()
-    retrying, parked, replaying, ending, unknown = connection.exec_driver_sql(
-        query("look_open"), {"attempts": limits.max_attempts - FEW_ATTEMPTS}
-    ).one()
+    waiting = connection.exec_driver_sql(
+        query("look_open"), {"attempts": limits.max_attempts - FEW_ATTEMPTS, "at": at}
+    ).all()
+    retrying, parked, replaying, ending, unknown = (
+        sum(row[column] for row in waiting) for column in range(1, 6)
+    )
+    unserved = tuple((row[0], row[1] + row[2] + row[3]) for row in waiting if row[6])
     held_since, recent, usual = connection.exec_driver_sql(
         query("look_dead"), {"projection": projection, "at": at}
     ).one()
@@ -428,7 +439,7 @@ def _totals(
         dead=signature[0],
         oldest=oldest,
     )
-    return totals, ending, unknown, held_since, recent, usual
+    return totals, ending, unknown, unserved, held_since, recent, usual
 
 
 def _unknown(connection: Connection) -> tuple[UnknownBizType, ...]:

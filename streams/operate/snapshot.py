@@ -284,6 +284,18 @@ class TopicLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class Deleted:
+    """Records of another system's topic that Kafka deleted before workers had read them."""
+
+    topic: str
+    partition: int
+    first: int
+    last: int
+    records: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Trend:
     """How a gauge went: its value about ten minutes ago, and now."""
 
@@ -318,6 +330,8 @@ class Limits:
     max_attempts: int = 20
     audit_seconds: float | None = 86_400.0
     topics: tuple[str, ...] = ()
+    # Those of other systems: only their producers can send again.
+    envelopes: frozenset[str] = frozenset()
     # Whose figures of partitions these are; None: of whichever group there are.
     group: str | None = None
     # Whether anything is to go when it is old.
@@ -331,7 +345,9 @@ class Snapshot:
     `replica`: read from a standby, `at` is the moment that it shows, `behind` seconds ago.
     `read_only`: the database takes no writes. `projection` is whose figures these are. `versions`
     are those of the living processes. `rejects` are records of the last ten minutes that belong to
-    no message, `recent_dead` those that died in the last five, `usual_dead` how many do so in five
+    no message, `unserved` topics that nobody tells of any more, with how many messages wait there,
+    `deleted` what Kafka deleted unread in the last day of topics whose producers alone
+    have it, `recent_dead` those that died in the last five, `usual_dead` how many do so in five
     minutes of the last day. `unsent` is what Kafka lost and PostgreSQL does not let the relay send
     again, a line a topic. `ending` messages have at most three attempts left, `held_since` is when
     the conversation that is held longest began to wait.
@@ -365,6 +381,8 @@ class Snapshot:
     unsent: tuple[str, ...] = ()
     trends: Mapping[str, Trend] = field(default_factory=dict)
     rejects: int = 0
+    unserved: tuple[tuple[str, int], ...] = ()
+    deleted: tuple[Deleted, ...] = ()
     recent_dead: int = 0
     usual_dead: float = 0.0
     ending: int = 0

@@ -247,11 +247,11 @@ async def test_whoever_holds_a_revision_up_holds_nobody_else_up(
                 [outbox_id, outbox_id],
             )
         assert worker.execute("SELECT count(*) FROM outbox_open").fetchall() == [(3,)]
-        await eventually(lambda: any("waits" in line for line in lines), 20)
+        await eventually(lambda: any("waits for pid" in line for line in lines), 20)
         assert not migration.done()
         reader.rollback()
         await migration
-    [line] = [line for line in lines if "waits" in line]
+    [line] = [line for line in lines if "waits for pid" in line]
     assert re.fullmatch(
         rf"revision 0016 waits for pid {pid} \(pg_dump, since [-0-9]+ [:0-9]+ UTC\); it goes on"
         rf" when that has ended, or end it: SELECT pg_terminate_backend\({pid}\)",

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -50,6 +51,56 @@ def line(bench: Workbench) -> list[int]:
     everything = {"after": -1, "until": 2**62, "ids": None}
     assert bench.connection.execute(query("audit_open"), everything).fetchall() == []
     return [row[0] for row in bench.query("SELECT outbox_id FROM outbox_open ORDER BY arrived")]
+
+
+@pytest.mark.parametrize("source", ["", "seed"], ids=["ours", "another system's"])
+def test_a_conversation_waits_since_its_message_was_set_aside_not_since_its_last_try(
+    bench: Workbench, source: str
+) -> None:
+    """A retry every minute for hours looked like a minute."""
+    table = "outbox_foreign" if source else "outbox_state"
+
+    def write(status: str, *, minutes: int, is_open: bool = True) -> None:
+        names, values = "(outbox_id, status, attempts, updated_at, topic, key, arrived", [
+            7, status, 1, minutes, TOPIC if is_open or source else None, "k" if is_open else None, 1
+        ]  # fmt: skip
+        names += ", source, open)" if source else ")"
+        more = ", %s, %s" if source else ""
+        bench.query(
+            f"INSERT INTO {table} {names} VALUES (%s, %s, %s,"
+            f" timestamptz '2020-01-01Z' + %s * interval '1 minute', %s, %s, %s{more})"
+            f" ON CONFLICT ({'source, ' if source else ''}outbox_id) DO UPDATE"
+            " SET status = excluded.status, updated_at = excluded.updated_at,"
+            " topic = excluded.topic, key = excluded.key"
+            + (", open = excluded.open" if source else ""),
+            *values,
+            *([source, is_open] if source else []),
+        )
+
+    def since() -> list[int]:
+        """In minutes, as the pages, the command and the gauge have it."""
+        everything = {"topic": None, "key": None, "held": False, "limit": 9, "among": None}
+        shown = bench.connection.execute(query("look_heads"), everything).fetchall()
+        told = bench.connection.execute(
+            query("waiting_conversations"), everything | {"source": None}
+        ).fetchall()
+        begin = datetime(2020, 1, 1, tzinfo=UTC)
+        minutes = [round((row[at] - begin).total_seconds() / 60) for rows, at in
+                   ((shown, 6), (told, 7)) for row in rows]  # fmt: skip
+        [(oldest,)] = bench.connection.execute(query("oldest_open")).fetchall()
+        if oldest is not None:
+            minutes.append(round(((datetime.now(UTC) - begin).total_seconds() - oldest) / 60))
+        return minutes
+
+    write("retrying", minutes=1)
+    write("retrying", minutes=2)
+    write("dead", minutes=3)
+    assert since() == [1, 1, 1]
+    write("consumed", minutes=4, is_open=False)
+    assert since() == []
+    write("retrying", minutes=5)
+    write("retrying", minutes=6)
+    assert since() == [5, 5, 5]
 
 
 def test_a_worker_that_knows_only_the_states_and_one_that_asks_what_is_open_keep_one_order(

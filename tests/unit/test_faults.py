@@ -16,6 +16,7 @@ from streams.operate.snapshot import (
     Broker,
     Cause,
     Count,
+    Deleted,
     Limits,
     Partition,
     Pin,
@@ -199,12 +200,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "partition.unowned": (part(owner=None, moved=ago(31)), part(owner=None, moved=ago(30))),
     "partition.stuck": (part(moved=ago(61)), part(moved=ago(61), committed=9)),
+    "topic.unserved": ({"unserved": (("seed", 3),)}, {"unserved": ()}),
     "lag.grows": (
         {"trends": {"lag:t": Trend(400, 1000, 600)}},
         {"trends": {"lag:t": Trend(400, 999, 600)}},
     ),
     "retention.passed": (part(log_start=6), part(log_start=5)),
     "retention.near": (part(worked=ago(51)), part(worked=ago(49))),
+    "records.deleted": ({"deleted": (Deleted("t", 0, 2, 4, 3, ago(9)),)}, {"deleted": ()}),
     "versions.differ": (
         {"processes": (WORKER, replace(WORKER, id="v", version="2"))},
         {"processes": (WORKER, replace(WORKER, id="v", version="2", state="gone"))},
