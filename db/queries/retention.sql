@@ -188,9 +188,13 @@ ORDER BY outbox_id;
 
 -- note_retired --
 -- This range was emptied, but for so many rows.
-INSERT INTO outbox_retired (first_id, last_id, messages, kept, tables)
-VALUES (%(first)s, %(last)s, %(messages)s, %(kept)s, %(tables)s)
-ON CONFLICT (first_id) DO UPDATE SET kept = excluded.kept, at = now();
+INSERT INTO outbox_retired (first_id, last_id, messages, kept, tables, archived)
+VALUES (%(first)s, %(last)s, %(messages)s, %(kept)s, %(tables)s, %(archived)s)
+ON CONFLICT (first_id) DO UPDATE SET kept = excluded.kept, at = now(), archived = excluded.archived;
+
+-- archived_so_far --
+-- Whether the range that was emptied last went to an archive.
+SELECT archived IS NOT NULL FROM outbox_retired ORDER BY at DESC LIMIT 1;
 
 -- retired_after --
 -- Ranges that were emptied, of ids after this one.

@@ -34,6 +34,16 @@ def parts_of(store: Store, outbox_id: int) -> list[Part]:
     return parts[whole:]
 
 
+def incomplete(parts: Sequence[Part]) -> str | None:
+    """What these parts of one range lack; None when they are all of it."""
+    if parts[0].whole:
+        return None
+    return (
+        f"messages {parts[0].first} to {parts[0].last}: no part has all of them, only what was left"
+        " after they were emptied: look for the others, or was there no archive then?"
+    )
+
+
 def table_name(table: str, first: int) -> str:
     """What the table with restored rows of this range is called."""
     return f"{table}_restored_{first}"

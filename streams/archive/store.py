@@ -7,6 +7,7 @@ slow place) writes into files of its own, that no manifest names.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -30,6 +31,8 @@ PART = re.compile(r"(\d{19})-(\d{19})\.")
 class Store:
     """The archive at `target`, a folder or a URL of fsspec.
 
+    `there` is whether the last look found the folder; `shown` is the target without its password.
+
     ExtraMissing without the extra `archive`; ArchiveFailed names the target, and what is wrong.
     """
 
@@ -39,7 +42,8 @@ class Store:
             import pyarrow.parquet  # noqa: F401
         except ImportError as error:
             raise lacks("outbox.archive", "archive", error) from None
-        self._shown = redact(target) if "://" in target else target
+        self.shown = redact(target) if "://" in target else target
+        self.there = False  # as of the last look
         with self._told("cannot be reached"):
             self._fs, self._folder = fsspec.core.url_to_fs(target)
 
@@ -91,9 +95,11 @@ class Store:
             self._fs.invalidate_cache()  # another process may write here too
             try:
                 # Not `exists`, which takes whatever goes wrong for "is not there".
-                paths = self._fs.ls(self._folder, detail=False)
+                paths, self.there = self._fs.ls(self._folder, detail=False), True
             except FileNotFoundError:
-                paths = []
+                paths, self.there = [], False
+            if paths == [self._folder] and self._fs.isfile(self._folder):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return sorted(PurePosixPath(path).name for path in paths)
 
     @contextmanager
@@ -127,13 +133,13 @@ class Store:
         name, data = part.name + SUFFIX, encode(part)
         if name in self._names():
             raise ArchiveFailed(
-                f"archive {self._shown}: {name} was written by another process meanwhile: it stays,"
+                f"archive {self.shown}: {name} was written by another process meanwhile: it stays,"
                 " and the range is archived once more where it changed since"
             )
         with self.writing(name) as written:
             written.write(data)
         if encode(self._manifest(name)) != data:
-            raise ArchiveFailed(f"{self._shown}: {name} is not what was written")
+            raise ArchiveFailed(f"{self.shown}: {name} is not what was written")
         self._sweep(part)
 
     def _sweep(self, part: Part) -> None:
@@ -155,7 +161,7 @@ class Store:
                     size += len(data)
             if (size, digest.hexdigest()) != (file.bytes, file.sha256):
                 raise ArchiveFailed(
-                    f"{self._shown}: {file.name} was changed after it was written:"
+                    f"{self.shown}: {file.name} was changed after it was written:"
                     f" {size} bytes instead of {file.bytes}, or another digest"
                 )
 
@@ -165,10 +171,10 @@ class Store:
     def _manifest(self, name: str) -> Part:
         with self._told(f"{name} cannot be read"):
             data = self._fs.cat_file(self._path(name))
-        part = decode(data, f"{self._shown}: {name}")
+        part = decode(data, f"{self.shown}: {name}")
         # Parts are found by their names.
         if part.name + SUFFIX != name:
-            raise ArchiveFailed(f"{self._shown}: {name} is the manifest of {part.name}")
+            raise ArchiveFailed(f"{self.shown}: {name} is the manifest of {part.name}")
         return part
 
     def _flush(self, name: str) -> None:
@@ -191,7 +197,7 @@ class Store:
             raise
         except Exception as error:  # whatever a driver of fsspec raises
             reason = getattr(error, "strerror", None) or type(error).__name__
-            raise ArchiveFailed(f"archive {self._shown}: {what}: {reason}") from None
+            raise ArchiveFailed(f"archive {self.shown}: {what}: {reason}") from None
 
 
 def _place(part: Part) -> tuple[int, int]:

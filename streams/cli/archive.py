@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -11,7 +11,7 @@ import msgspec
 import psycopg
 
 from streams.archive.parts import TABLES, ArchiveFailed, Part
-from streams.archive.restore import parts_of, restore, table_name
+from streams.archive.restore import incomplete, parts_of, restore, table_name
 from streams.archive.store import Store
 from streams.cli.bar import bar
 from streams.cli.choose import Commands, say, say_json
@@ -44,11 +44,14 @@ def list_(target: str | None, as_json: bool) -> None:
     A range has a second part when what was left in it went later. Exit code 1 when a manifest is
     not believed: stderr names it.
     """
-    parts, faults = _store(target).parts()
+    store = _store(target)
+    parts, faults = store.parts()
     if as_json:
         say_json([_summary(part) for part in parts])
     elif parts:
         say("\n".join(_line(part) for part in parts))
+    elif not faults and target is not None and not store.there:
+        raise UsageError(f"--from is {store.shown}: nothing is there")
     elif not faults:
         say("the archive is empty")
     for fault in faults:
@@ -64,7 +67,7 @@ def list_(target: str | None, as_json: bool) -> None:
 def show(outbox_id: int, target: str | None, as_json: bool) -> None:
     """Read the range that has the message ID, and say whether its files are as they were written.
 
-    Exit code 1 when one is not.
+    Exit code 1 when one is not, or when a part is missing.
     """
     store = _store(target)
     parts = parts_of(store, outbox_id)
@@ -73,6 +76,7 @@ def show(outbox_id: int, target: str | None, as_json: bool) -> None:
         say_json([{**msgspec.to_builtins(part), "fault": faults[part.name]} for part in parts])
     else:
         say("\n".join(f"{_line(part)}: {faults[part.name] or 'whole'}" for part in parts))
+    _say_incomplete(parts)
     if any(faults.values()):
         sys.exit(1)
 
@@ -112,6 +116,14 @@ def restore_(outbox_id: int, target: str | None) -> None:
         raise told(error, where, "nothing was restored") from None
     names = " and ".join(table_name(table, parts[0].first) for table in TABLES)
     say(f"messages {parts[0].first} to {parts[0].last} are in {names}: drop them when you are done")
+    _say_incomplete(parts)
+
+
+def _say_incomplete(parts: Sequence[Part]) -> None:
+    """End with 1 when a part is missing that has the rest of the range."""
+    if lack := incomplete(parts):
+        say(f"streams: {lack}", err=True)
+        sys.exit(1)
 
 
 def _store(target: str | None) -> Store:

@@ -31,8 +31,13 @@ KEPT = "messages are kept for ever: outbox.retention_days is not set"
 
 @click.command("retention")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option(
+    "--without-archive",
+    is_flag=True,
+    help="Although what went before is in an archive: from now on there is none.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON, one object for each range of ids.")
-def retention(dry_run: bool, as_json: bool) -> None:
+def retention(dry_run: bool, without_archive: bool, as_json: bool) -> None:
     """Empty and drop old ranges of the outbox, and delete what else is older than its period.
 
     The relay that leads does this by itself, if its role may. Exit code 1 when something holds it
@@ -41,7 +46,9 @@ def retention(dry_run: bool, as_json: bool) -> None:
     settings = load()
     with migrate.connection(settings) as connection:
         migrate.check(connection)
-    failed, steps = asyncio.run(_steps(settings, dry_run))
+    if without_archive and settings.outbox.archive is not None:
+        raise UsageError("--without-archive: expected no outbox.archive in the settings")
+    failed, steps = asyncio.run(_steps(settings, dry_run, without_archive))
     for reason in failed:
         say(f"streams: {reason}", err=True)
     if as_json:
@@ -54,7 +61,9 @@ def retention(dry_run: bool, as_json: bool) -> None:
         sys.exit(1)
 
 
-async def _steps(settings: Settings, dry_run: bool) -> tuple[list[str], list[Step]]:
+async def _steps(
+    settings: Settings, dry_run: bool, unarchived: bool
+) -> tuple[list[str], list[Step]]:
     """What of the expiry failed, and what was done with each range."""
     archive, failed = None, list[str]()
     try:
@@ -72,7 +81,7 @@ async def _steps(settings: Settings, dry_run: bool) -> tuple[list[str], list[Ste
             kept = periods(settings, registry.topics, registry.envelopes)
             if failed and not dry_run:  # nothing goes that is not archived
                 kept = replace(kept, messages=None)
-            work = Retention(connection, kept, dry=dry_run, archive=archive)
+            work = Retention(connection, kept, dry=dry_run, archive=archive, unarchived=unarchived)
             if dry_run:
                 try:
                     await owner_for(connection)

@@ -52,6 +52,10 @@ CLOCKS_SECONDS = 3600.0  # by which two clocks may differ: ages are days
 CHANGED = "it changed while it was archived: it is archived once more"
 AGELESS = "no row says when it was written: created_at is infinite, or of a time to come"
 WRITTEN = "rows came into it after it was emptied: somebody wrote them by hand"
+LACKS_ARCHIVE = (
+    "what went before is in an archive, and outbox.archive is not set here: set it, or run"
+    " `streams retention --without-archive`"
+)
 CONTRADICTION = "states contradict their rows or outbox_open: run `streams audit --full`"
 
 
@@ -159,7 +163,7 @@ class Retention:
     """One pass after another over the ranges of ids, on a connection of its own in autocommit mode.
 
     Use it within `holding`.  `dry` says what would be done.  With an `archive` nothing goes that is
-    not in it.
+    not in it; without one nothing goes while what went last is in one, unless `unarchived`.
     """
 
     def __init__(
@@ -170,9 +174,10 @@ class Retention:
         dry: bool = False,
         proofs: dict[int, Proof] | None = None,
         archive: Writer | None = None,
+        unarchived: bool = False,
     ) -> None:
         self._connection, self._periods, self._dry = connection, periods, dry
-        self._archive = archive
+        self._archive, self._unarchived = archive, unarchived
         # By the first id: each reads a whole range, so the next pass takes them over.
         self._proofs = {} if proofs is None else proofs
 
@@ -273,6 +278,8 @@ class Retention:
         try:
             step = await self._ready(each)
             left = step.left
+            if step.act == "empty" and await self._lacks_archive():
+                raise Busy(LACKS_ARCHIVE)
             if step.act == "empty" and not self._dry:
                 step = await self._empty(each, step)
         except (Busy, StreamsError) as error:
@@ -286,6 +293,12 @@ class Retention:
         else:
             return step
         return Step(each.first, each.last, "wait", each.bytes, left, reason=reason)
+
+    async def _lacks_archive(self) -> bool:
+        """Whether this outbox has an archive, and this process knows of none."""
+        if self._archive is not None or self._unarchived:
+            return False
+        return bool(await self._value("archived_so_far"))
 
     async def _ready(self, each: Range) -> Step:
         """Whether the range may be emptied, proved without a lock."""
@@ -416,6 +429,7 @@ class Retention:
             if states != len(ids):
                 raise Busy(CONTRADICTION)
             about = {"messages": messages, "kept": rows, "tables": each.tables}
+            about["archived"] = None if archived is None else archived.name
             await self._rows("note_retired", **bounds, **about)
             await self._connection.execute(sql.SQL("TRUNCATE {}").format(both))
             await self._rows("forget_letters", **bounds, ids=ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import Path
 
 from streams.errors import SettingsInvalid
 from streams.settings.addresses import is_bootstrap, is_database
@@ -29,6 +30,12 @@ def check(settings: Settings) -> None:
         raise SettingsInvalid(
             f"setting 'worker.lock_timeout' is {settings.worker.lock_timeout}: "
             f"expected less than worker.handler_timeout ({settings.worker.handler_timeout})"
+        )
+    archive = settings.outbox.archive
+    if archive is not None and "://" not in archive and not Path(archive).is_absolute():
+        raise SettingsInvalid(
+            f"setting 'outbox.archive' is {archive!r}: expected a folder from the root on, or a"
+            " URL: each process would take another folder for it"
         )
     _check_web(settings.web)
 

@@ -226,7 +226,13 @@ def test_nothing_goes_while_the_archive_cannot_be_written(
     (tmp_path / "file").touch()
     for reason in reasons(archived(aged, tmp_path / "file")):
         assert (reason or "").startswith(f"archive {tmp_path / 'file'}: ")
-        assert (reason or "").endswith(" cannot be written: File exists")
+        assert (reason or "").endswith(" cannot be listed: Not a directory")
+    assert "cannot be listed: Not a directory" in streams(
+        "archive", "list", "--from", str(tmp_path / "file"), code=1
+    )
+    assert streams("archive", "list", "--from", str(tmp_path / "nowhere"), code=1) == (
+        f"--from is {tmp_path / 'nowhere'}: nothing is there"
+    )
     # A disk that is full.
     full = tmp_path / "full"
     full.mkdir()
@@ -284,6 +290,44 @@ def test_what_is_left_of_a_range_is_never_its_first_part(aged: Stage, tmp_path: 
     assert {name: (tmp_path / name).read_bytes() for name in files} == files
     parts, _ = Store(str(tmp_path)).parts()
     assert (outbox_id // 10, {part.part for part in parts if not part.whole}) == (0, {2})
+
+
+def test_an_outbox_that_is_archived_is_emptied_by_nobody_without_its_archive(
+    aged: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay of another configuration, or a person who does what it could not."""
+    assert {step.act for step in archived(aged, tmp_path)} >= {"empty"}
+    assert aged.bench.query("SELECT archived FROM outbox_retired ORDER BY first_id LIMIT 1") == [
+        (f"{0:019}-{9:019}.1",)
+    ]
+    discard_one(aged)
+    for dry in (True, False):
+        step = retain(aged, dry=dry)[0]
+        assert (step.act, step.reason) == ("wait", retention.LACKS_ARCHIVE)
+    monkeypatch.setenv("STREAMS_OUTBOX__RETENTION_DAYS", "14")
+    assert "messages 0 to 9" in streams("retention", code=1)
+    monkeypatch.setenv("STREAMS_OUTBOX__ARCHIVE", str(tmp_path))
+    assert "expected no outbox.archive" in streams("retention", "--without-archive", code=1)
+    monkeypatch.delenv("STREAMS_OUTBOX__ARCHIVE")
+    assert "messages 0 to 9" in streams("retention", "--without-archive")
+    assert aged.bench.query("SELECT archived FROM outbox_retired ORDER BY first_id LIMIT 1") == [
+        (None,)
+    ]
+    discard_one(aged)
+    assert retain(aged)[0].act == "empty"
+
+
+def test_a_range_of_which_only_the_rest_is_there_is_told(aged: Stage, tmp_path: Path) -> None:
+    archived(aged, tmp_path)
+    discard_one(aged)
+    archived(aged, tmp_path)
+    assert "whole" in streams("archive", "show", "3", "--from", str(tmp_path))
+    for path in tmp_path.glob("*0000009.1.*"):
+        path.unlink()
+    told = "messages 0 to 9: no part has all of them, only what was left"
+    assert told in streams("archive", "show", "3", "--from", str(tmp_path), code=1)
+    assert told in streams("archive", "restore", "3", "--from", str(tmp_path), code=1)
+    assert aged.bench.query("SELECT to_regclass('outbox_restored_0') IS NULL") == [(False,)]
 
 
 def discard_one(aged: Stage) -> int:

@@ -173,6 +173,10 @@ def test_an_empty_file_and_empty_sections_mean_defaults() -> None:
             "setting 'worker.lock_timeout' is 40.0: expected less than worker.handler_ti",
         ),
         (
+            "outbox: {archive: parts}",
+            "setting 'outbox.archive' is 'parts': expected a folder from the root on, or a URL",
+        ),
+        (
             "relay: {wal_limit: 5}",
             "setting 'relay.wal_limit' is 5: expected at least relay.wal_warn (1000000000)",
         ),
