@@ -55,18 +55,23 @@ WHERE id = ANY(%(ids)s::bigint[]);
 SELECT id FROM outbox WHERE id = ANY(%(ids)s::bigint[]) AND payload::text LIKE '{"$erased"%%';
 
 -- foreign_texts --
--- How many messages of other systems in a conversation have their text yet: settled ones, others.
-SELECT count(*) FILTER (WHERE status IN ('consumed', 'discarded')),
-       count(*) FILTER (WHERE status NOT IN ('consumed', 'discarded'))
-FROM outbox_foreign
-WHERE key = %(key)s AND (payload IS NOT NULL OR replaced IS NOT NULL);
+-- Messages of other systems that have their text yet, behind the given one; of one biz_type, or
+-- of all.
+SELECT source, outbox_id, status, key, payload, replaced,
+       (SELECT t.key_field FROM outbox_biz_types AS t WHERE t.biz_type = f.biz_type)
+FROM outbox_foreign AS f
+WHERE (source, outbox_id) > (%(source)s, %(after)s)
+  AND (payload IS NOT NULL OR replaced IS NOT NULL)
+  AND (%(biz_type)s::text IS NULL OR biz_type = %(biz_type)s)
+ORDER BY source, outbox_id
+LIMIT %(most)s;
 
 -- erase_foreign --
--- What is kept of another system's settled messages of a conversation.
+-- What is kept of these messages of another system, as far as they are settled.
 UPDATE outbox_foreign
 SET payload = NULL, replaced = NULL
-WHERE key = %(key)s AND status IN ('consumed', 'discarded')
-  AND (payload IS NOT NULL OR replaced IS NOT NULL);
+WHERE source = %(source)s AND outbox_id = ANY(%(ids)s::bigint[])
+  AND status IN ('consumed', 'discarded');
 
 -- restored_tables --
 -- Tables beside the outbox that `streams archive restore` made and nobody has dropped.

@@ -66,7 +66,12 @@ def command(
         )
     if erased.foreign_open:
         say(f"{erased.foreign_open} messages of other systems are not settled and were left")
-    if erased.foreign_open or (erased.open and not force):
+    if erased.unclear:
+        say(
+            f"{len(erased.unclear)} messages of other systems cannot be looked into and were left,"
+            f" for example {erased.unclear[0]}"
+        )
+    if erased.foreign_open or erased.unclear or (erased.open and not force):
         sys.exit(1)
 
 

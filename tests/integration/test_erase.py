@@ -168,6 +168,46 @@ def test_what_is_kept_of_other_systems_messages_goes_too_once_they_are_settled(
     ) == [(1, None, None), (2, "text", None), (3, None, "text")]
 
 
+def test_other_systems_messages_are_looked_into_by_their_fields(stage: Stage) -> None:
+    """The key of one that came before its biz_type was known is its record's."""
+    stage.bench.connection.execute(
+        "INSERT INTO outbox_biz_types (biz_type, topic, max_bytes, key_field)"
+        " VALUES ('plain', 't', 1000, 'book')"
+    )
+    stage.bench.connection.execute(
+        "INSERT INTO outbox_foreign"
+        " (source, outbox_id, status, topic, biz_type, key, payload, replaced)"
+        " VALUES"
+        " ('seed', 1, 'discarded', 't', 'plain', 'r', '{\"book\": \"z\", \"note\": 7}', NULL),"
+        " ('seed', 2, 'dead', 't', 'plain', 'r', '{\"book\": \"z\", \"note\": 7.0}', NULL),"
+        " ('seed', 3, 'discarded', 't', 'plain', 'y', '{\"book\": \"y\", \"note\": 8}',"
+        '  \'"{\\"book\\": \\"y\\", \\"note\\": 7}"\'),'
+        " ('seed', 4, 'discarded', 't', 'other', 'z', '{\"note\": 7}', NULL),"
+        " ('seed', 5, 'dead', 't', 'plain', 'x', 'a text', NULL),"
+        " ('tree', 1, 'dead', 't', 'plain', 'y', '{\"book\": \"y\", \"note\": 7}', NULL)"
+    )
+
+    def texts() -> list[tuple[str, int]]:
+        return stage.bench.query(
+            "SELECT source, outbox_id FROM outbox_foreign WHERE payload IS NOT NULL"
+            " OR replaced IS NOT NULL ORDER BY 1, 2"
+        )
+
+    said = erase("--where", "plain.note=7")
+    assert said.exit_code == 1
+    assert said.stdout.startswith("0 rows erased, 2 of other systems\n")
+    assert said.stdout.endswith(
+        "1 messages of other systems are not settled and were left\n"
+        "1 messages of other systems cannot be looked into and were left, for example seed:5\n"
+    )
+    assert texts() == [("seed", 2), ("seed", 4), ("seed", 5), ("tree", 1)]
+    # By the key of the payload as well as that of the record, where it is no other biz_type's.
+    said = erase("--key", "z")
+    assert said.stdout.startswith("0 rows erased, 1 of other systems\n")
+    assert said.stdout.endswith("\n1 messages of other systems are not settled and were left\n")
+    assert texts() == [("seed", 2), ("seed", 5), ("tree", 1)]
+
+
 def test_a_dead_message_that_was_erased_is_replayed_by_nobody_but_with_another_text(
     stage: Stage,
 ) -> None:
