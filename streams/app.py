@@ -54,7 +54,7 @@ def build() -> faust.App:
         cluster = preflight.check(settings, registry, _pages(app, settings), survey)
         conf.broker_client_id = entry.enter()
         watch.begin(survey, cluster, pulse.has_lost)
-        persister.database.refuse_gone_back(settings)
+        persister.database.end_if_gone_back(settings)
 
     conf.Worker = partial(
         WorkerProcess,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 import orjson
@@ -145,6 +145,18 @@ def key_text(value: Any) -> str | None:
     except orjson.JSONEncodeError:
         return None
     return text if 1 <= len(text.encode()) <= KEY_BYTES and "\0" not in text else None
+
+
+def key_read(named: str | float, kind: EventType) -> Any:
+    """What a payload has in its key field, as the field's type reads it; as it is if that cannot.
+
+    For what of it can be read where the payload as a whole cannot.
+    """
+    try:
+        return msgspec.convert(named, get_type_hints(kind.payload, include_extras=True)[kind.key])
+    # The type takes no such value, or has names that only its own module knows.
+    except (msgspec.ValidationError, NameError, KeyError, TypeError):
+        return named
 
 
 def unparsable(raw: bytes) -> str:

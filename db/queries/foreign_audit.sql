@@ -21,8 +21,13 @@ LIMIT 1;
 
 -- foreign_count --
 -- How many there are in a range, and the first one that was persisted here: what is below it may
--- have been forgotten since.
-SELECT count(*), min(outbox_id) FILTER (WHERE status = 'consumed' AND applied IS NOT NULL)
+-- have been forgotten since.  Where settled ones are forgotten after so many days it is the first
+-- one that was sent since then: one before it may be left alone of its time, replayed later.
+SELECT count(*),
+       min(outbox_id) FILTER (
+           WHERE status = 'consumed' AND applied IS NOT NULL
+           AND (%(days)s::double precision IS NULL
+                OR created_at > now() AT TIME ZONE 'UTC' - %(days)s * interval '1 day'))
 FROM outbox_foreign
 WHERE source = %(source)s AND outbox_id > %(after)s AND outbox_id <= %(until)s;
 
@@ -70,13 +75,18 @@ SELECT report -> 'envelopes' FROM outbox_audits ORDER BY id DESC LIMIT 1;
 
 -- foreign_first_offset --
 -- The first record of a partition of an envelope topic that workers know: what is before it was
--- taken over from others.
+-- taken over from others.  Offsets of a topic that had the name before say nothing of it.
+WITH began AS (
+    SELECT coalesce((SELECT max(noted_at) FROM outbox_topics WHERE topic = %(topic)s
+                     HAVING count(*) > 1), '-infinity') AS at
+)
 SELECT min(first)
 FROM (
     SELECT min("offset") AS first FROM outbox_foreign
-    WHERE topic = %(topic)s AND partition = %(partition)s
+    WHERE topic = %(topic)s AND partition = %(partition)s AND updated_at >= (SELECT at FROM began)
     UNION ALL
-    SELECT min("offset") FROM outbox_rejects WHERE topic = %(topic)s AND partition = %(partition)s
+    SELECT min("offset") FROM outbox_rejects
+    WHERE topic = %(topic)s AND partition = %(partition)s AND at >= (SELECT at FROM began)
 ) AS known;
 
 -- foreign_stateless --
@@ -94,5 +104,7 @@ FROM unnest(%(offsets)s::bigint[]) AS given ("offset")
 WHERE NOT EXISTS (
     SELECT FROM outbox_rejects AS r
     WHERE r.topic = %(topic)s AND r.partition = %(partition)s AND r."offset" <= given."offset"
-      AND coalesce(r.last_offset, r."offset") >= given."offset")
+      AND coalesce(r.last_offset, r."offset") >= given."offset"
+      AND r.at >= coalesce((SELECT max(noted_at) FROM outbox_topics AS t WHERE t.topic = r.topic
+                            HAVING count(*) > 1), '-infinity'))
 ORDER BY given."offset";

@@ -254,7 +254,7 @@ SELECT coalesce(
 
 -- rejected_before --
 -- Of each partition and reason the range of rejects that begins last, but not behind the given
--- offset.
+-- offset.  Those of a topic that had the name before are of other records.
 SELECT r.partition, r."offset", coalesce(r.last_offset, r."offset"), r.count, r.reason
 FROM json_to_recordset(%(given)s::json) AS given (partition integer, reason text, first bigint)
 CROSS JOIN LATERAL (
@@ -262,19 +262,25 @@ CROSS JOIN LATERAL (
     FROM outbox_rejects AS x
     WHERE x.topic = %(topic)s AND x.partition = given.partition AND x.reason = given.reason
       AND x."offset" <= given.first
+      AND x.at >= coalesce((SELECT max(noted_at) FROM outbox_topics AS t WHERE t.topic = x.topic
+                            HAVING count(*) > 1), '-infinity')
     ORDER BY x."offset" DESC
     LIMIT 1
 ) AS r;
 
 -- reject --
--- What is no outbox row's, as ranges of offsets, new or grown.
+-- What is no outbox row's, as ranges of offsets, new or grown.  A range of a topic that had the
+-- name before gives way.
 INSERT INTO outbox_rejects AS known (topic, partition, "offset", last_offset, count, reason)
 SELECT %(topic)s, partition, first, last, records, reason
 FROM json_to_recordset(%(rejects)s::json)
      AS r (partition integer, first bigint, last bigint, records bigint, reason text)
 ON CONFLICT (topic, partition, "offset")
-DO UPDATE SET last_offset = excluded.last_offset, count = excluded.count, at = now()
-WHERE known.reason = excluded.reason;
+DO UPDATE SET last_offset = excluded.last_offset, count = excluded.count, at = now(),
+              reason = excluded.reason
+WHERE known.reason = excluded.reason
+   OR known.at < (SELECT max(noted_at) FROM outbox_topics AS t WHERE t.topic = known.topic
+                  HAVING count(*) > 1);
 
 -- take_partitions --
 -- Make these partitions one owner's; what was noted of them before, as the rows were when this

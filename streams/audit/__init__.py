@@ -15,6 +15,7 @@ from streams.audit.repair import repair
 from streams.audit.report import KINDS, Report
 from streams.audit.session import Session
 from streams.audit.topics import Topics
+from streams.database.retention import periods
 from streams.registry import Registry
 from streams.settings import Settings
 
@@ -50,7 +51,14 @@ def audit(
     session = Session(connection)
     with session.alone(waits), Topics(settings, registry.consumed) as topics:
         examination = Audit(
-            session, topics, registry, full=full, grace=grace, patience=patience, age=age
+            session,
+            topics,
+            registry,
+            full=full,
+            grace=grace,
+            patience=patience,
+            age=age,
+            foreign_days=periods(settings, registry.topics, registry.envelopes).foreign,
         )
         report = examination.run(advance)
         if repair_as is not None:

@@ -93,12 +93,11 @@ class Envelopes:
                 name = name_of(source, outbox_id)
                 # What has an effect is not lost: that was said already.
                 if not self._report.says("unclaimed_effect", name):
+                    # No envelope is rejected: a range of those between which it stands may say so.
                     place, offset = where[outbox_id]
-                    # It may have been rejected for what another message of its id is.
-                    if self._unrejected(place, [offset]):
-                        self._report.add(
-                            "skipped", name, topic=place[0], partition=place[1], offset=offset
-                        )
+                    self._report.add(
+                        "skipped", name, topic=place[0], partition=place[1], offset=offset
+                    )
         for place, offsets in others.items():
             for offset in self._unrejected(place, offsets):
                 self._report.add("skipped", None, topic=place[0], partition=place[1], offset=offset)

@@ -50,7 +50,9 @@ class Audit:
         grace: float,
         patience: float,
         age: float,
+        foreign_days: float | None = None,
     ) -> None:
+        self._foreign_days = foreign_days
         self._session, self._topics, self._full = session, topics, full
         self._grace, self._patience = grace, patience
         self.report = Report(complete=full)
@@ -111,7 +113,7 @@ class Audit:
         self._look_again()
         self._look_at_new(advance)
         self._look_at_open()
-        Foreign(self._session, self._tables, self._registry, report).look()
+        Foreign(self._session, self._tables, self._registry, report, days=self._foreign_days).look()
         if self._registry.envelopes:
             envelopes = Envelopes(
                 self._session, self._topics, self._registry, report, full=self._full

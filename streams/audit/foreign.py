@@ -18,12 +18,22 @@ FIRST, LAST = -(2**63), 2**63 - 1
 
 
 class Foreign:
-    """The checks of everything in `outbox_foreign`."""
+    """The checks of everything in `outbox_foreign`.
+
+    Settled messages are forgotten after `days`, None: never.
+    """
 
     def __init__(
-        self, session: Session, tables: Tables, registry: Registry, report: Report
+        self,
+        session: Session,
+        tables: Tables,
+        registry: Registry,
+        report: Report,
+        *,
+        days: float | None,
     ) -> None:
         self._session, self._report, self._reading = session, report, tables
+        self._days = days
         self._tables: dict[str, tuple[Effect, list[str]]] = {}
         for biz_type, agent in sorted(registry.agents.items()):
             if agent.effect is not None and agent.effect.source:
@@ -44,7 +54,7 @@ class Foreign:
                 where = {"source": source, "after": after}
                 ends = self._session.rows("foreign_until", **where, width=WIDTH)
                 where["until"] = after = ends[0][0] if ends else LAST
-                [(count, persisted)] = self._session.rows("foreign_count", **where)
+                [(count, persisted)] = self._session.rows("foreign_count", **where, days=self._days)
                 known = min(known, persisted or LAST)
                 self._report.foreign[source] = self._report.foreign.get(source, 0) + count
                 self._look(source, where, known)

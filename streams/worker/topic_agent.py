@@ -76,6 +76,9 @@ class TopicAgent:
         await self._entry.confirmed()
         async with self._persister.suspects.busy([run.suspicion for run in runs]):
             try:
+                for run in runs:
+                    if run.topic == self._topic and not await self._persister.note_deleted(run):
+                        return len(runs) == 1
                 if len(runs) > 1:
                     outcome = await self._persister.together(runs)
                     if outcome is None:

@@ -6,6 +6,9 @@ Its messages get the same fate as ours.
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +18,12 @@ import orjson
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
+from streams.broker import kafka
 from streams.cli import cli
+from streams.envelope import DELETED
 from tests.conftest import Eventually, World
 from tests.fixtures.publish import commit
 from tests.fixtures.seed import Seed
@@ -389,6 +396,9 @@ async def test_a_message_that_workers_passed_without_a_trace_is_found(
     seed.world.query("DELETE FROM outbox_foreign WHERE outbox_id IN (2, 11)")
     seed.world.query("DELETE FROM notes WHERE outbox_id = 2")
     seed.world.query("DELETE FROM chat_histories WHERE outbox_id = 11")
+    # A range of rejects is from the first to the last of them: what is between them was not.
+    seed.world.query('UPDATE outbox_rejects SET "offset" = 0, last_offset = "offset" + 100')
+    assert [one.get("outbox_id") for one in audit("--full")] == ["seed:2", "seed:11"]
     seed.world.query("DELETE FROM outbox_rejects")
     lost = audit("--full")
     assert [one.get("outbox_id") for one in lost] == ["seed:2", "seed:11", None]
@@ -404,3 +414,136 @@ async def test_a_message_that_workers_passed_without_a_trace_is_found(
     assert old["no_sign_of_life"]["examples"] == [
         {"who": "workers", "group": seed.world.settings.worker.group}
     ]
+
+
+async def test_messages_that_wait_on_a_topic_that_was_left_out_of_the_settings_are_told(
+    seed: Seed, run: Run, eventually: Eventually
+) -> None:
+    def unserved() -> list[str]:
+        told = json.loads(run("status", "--json").output)["faults"]
+        return [each["title"] for each in told if each["code"] == "topic.unserved"]
+
+    worker = seed.world.worker()
+    ids = seed.send("a", "a0", "a1")
+    await eventually(lambda: seed.all(ids, "consumed"), 60)
+    assert unserved() == []
+    await worker.stop(grace=60)
+    seed.world.query(
+        "UPDATE outbox_foreign SET status = 'retrying', open = true, applied = NULL, arrived = 1,"
+        " next_retry_at = now() + interval '1 hour' WHERE outbox_id = %s",
+        ids[1],
+    )
+    settings = Path(seed.world.environ["STREAMS_CONFIG"])
+    settings.write_text(re.sub(r"seed-messages: \{[^}]*\}, ", "", settings.read_text()))
+    seed.world.worker()
+    # A minute after the last sign of the worker before.
+    seed.world.query(
+        "UPDATE outbox_lag SET at = at - interval '2 minutes' WHERE topic = %s", seed.topic
+    )
+    told = f"1 message waits on topic {seed.topic}, which no worker reads any more"
+    await eventually(lambda: unserved() == [told], 60)
+
+
+async def test_a_topic_that_was_made_anew_has_rejects_of_its_own(
+    seed: Seed, run: Run, eventually: Eventually
+) -> None:
+    """What was noted of the topic that had its name before covers none of its records."""
+
+    def rejects() -> list[tuple[int, int, int, str]]:
+        return seed.world.query(
+            'SELECT "offset", last_offset, count, reason FROM outbox_rejects ORDER BY at'
+        )
+
+    worker = seed.world.worker()
+    seed.raw(None, None, None, b"[]", None, key="a")
+    null = "the value is null, expected an envelope"
+    broken = "the value is no envelope: expected object, got array"
+    await eventually(lambda: rejects() == [(0, 4, 4, null), (3, 3, 1, broken)], 60)
+    await worker.stop(grace=60)
+    admin = AdminClient(kafka.client(seed.world.settings))
+    admin.delete_topics([seed.topic])[seed.topic].result(10)
+    await eventually(lambda: seed.topic not in admin.list_topics(timeout=10).topics)
+    kafka.prepare_topics(seed.world.settings, [seed.topic])
+    seed.raw(b"[]", key="a")
+    again = seed.world.worker()
+    await eventually(lambda: rejects() == [(3, 3, 1, broken), (0, 0, 1, broken)], 60)
+    [later] = seed.send("a", "a0")
+    seed.raw(None, key="a")
+    await eventually(lambda: rejects()[-1] == (2, 2, 1, null), 60)
+    await again.stop(grace=60)
+    seed.world.query("DELETE FROM outbox_foreign WHERE outbox_id = %s", later)
+    seed.world.query("DELETE FROM notes")
+    told = run("audit", "--json", "--full", "--patience", "0", "--grace", "3600").output
+    found = json.loads(told)["wrong"]["skipped"]["examples"]
+    assert [each["outbox_id"] for each in found] == [f"seed:{later}"]
+
+
+async def test_what_was_forgotten_in_time_has_an_effect_that_nobody_has_to_claim(
+    seed: Seed, run: Run, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its neighbours one was dead for long, and replayed since."""
+
+    def unclaimed() -> list[str]:
+        told = run("audit", "--json", "--full", "--patience", "0", "--grace", "3600").output
+        found = json.loads(told)["wrong"].get("unclaimed_effect", {"examples": []})
+        return [each["outbox_id"] for each in found["examples"]]
+
+    worker = seed.world.worker()
+    seed.raw(*[envelope(n, CHAT) for n in range(1, 6)], key="a")
+    await eventually(lambda: seed.all([1, 2, 3, 4, 5], "consumed"), 60)
+    await worker.stop(grace=60)
+    seed.world.query(
+        "UPDATE outbox_foreign SET created_at = now() - interval '40 days' WHERE outbox_id = 1"
+    )
+    seed.world.query("DELETE FROM outbox_foreign WHERE outbox_id IN (2, 3, 5)")
+    assert unclaimed() == ["seed:2", "seed:3", "seed:5"]
+    monkeypatch.setenv("STREAMS_OUTBOX__FOREIGN_DAYS", "30")
+    assert unclaimed() == ["seed:5"]
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["under a worker", "while none runs"])
+async def test_what_kafka_deleted_before_it_was_read_is_told_for_its_producer_alone_has_it(
+    seed: Seed, run: Run, eventually: Eventually, running: bool
+) -> None:
+    def faults() -> list[str]:
+        told = json.loads(run("status", "--json").output)["faults"]
+        return [each["title"] for each in told if each["code"] == "records.deleted"]
+
+    worker = seed.world.worker()
+    first = seed.send("a", "a0", "a1")
+    await eventually(lambda: seed.all(first, "consumed"), 60)
+    [partition] = [number for number, end in seed.ends().items() if end]
+    if running:
+        os.kill(worker.pid or 0, signal.SIGSTOP)
+    else:
+        await worker.stop(grace=60)
+    try:
+        seed.send("a", "a2", "a3", "a4")
+        lost = TopicPartition(seed.topic, partition, 5)
+        admin = AdminClient(kafka.client(seed.world.settings))
+        for future in admin.delete_records([lost]).values():
+            future.result(10)
+        later = seed.send("a", "a5")
+    finally:
+        if running:
+            os.kill(worker.pid or 0, signal.SIGCONT)
+    if not running:
+        assert faults() == []
+        seed.world.worker()
+    await eventually(lambda: seed.all(later, "consumed"), 60)
+    # What was on its way to a worker that was stopped is not lost.
+    [(begin,)] = seed.world.query("SELECT count(*) FROM outbox_foreign WHERE outbox_id < 6")
+    assert begin < 5 if running else begin == 2
+    told = (
+        f"Kafka deleted {5 - begin} records of topic {seed.topic}, partition {partition}, before"
+        f" anybody read them: offsets {begin} to 4"
+    )
+    assert faults() == [told]
+    assert seed.world.query('SELECT "offset", last_offset, count, reason FROM outbox_rejects') == [
+        (begin, 4, 5 - begin, DELETED)
+    ]
+    # Sent again by their producer they are persisted, as if nothing had been.
+    seed.again("a", *(f"a{n}" for n in range(6)))
+    await eventually(lambda: seed.all(list(range(1, 7)), "consumed"), 60)
+    order = [*range(begin), 5, *range(begin, 5)]
+    assert seed.saved("a") == [f"a{n}" for n in order]

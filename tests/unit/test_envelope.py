@@ -6,15 +6,24 @@ Nothing raises, nothing is dropped, and no reason holds text.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from enum import Enum
+from typing import Annotated, Any
+from uuid import UUID
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Meta
 
+from streams import envelope as envelopes
 from streams.envelope import NoEnvelope, conversation, opened
+from streams.events import EventType
 from streams.registry import discover
 from streams.worker.delivery import Delivery
 from streams.worker.run.foreign import MOST_MS, Foreign
@@ -151,6 +160,39 @@ def test_a_message_that_cannot_be_read_is_of_the_conversation_it_names(
     assert one.message is None
     assert one.fault is not None
     assert one.key == key
+
+
+class Floor(Enum):
+    """Of a building."""
+
+    FIRST = "1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent", "key"),
+    [
+        (UUID, "6F9619FF-8B86-D011-B42D-00C04FC964FF", "6f9619ff-8b86-d011-b42d-00c04fc964ff"),
+        (UUID | None, "6F9619FF8B86D011B42D00C04FC964FF", "6f9619ff-8b86-d011-b42d-00c04fc964ff"),
+        (datetime, "2026-01-01T12:00:00+02:00", "2026-01-01T12:00:00+02:00"),
+        (datetime, "2026-01-01t12:00:00z", "2026-01-01T12:00:00Z"),
+        (date, "2026-01-01", "2026-01-01"),
+        (Floor, "1", "1"),
+        (Decimal, "1.50", "1.50"),
+        (int, 7, "7"),
+        (float, 7.5, "7.5"),
+        (bool, True, "true"),
+        (Annotated[str, Meta(max_length=3)], "abc", "abc"),
+    ],
+)
+def test_a_payload_is_of_the_same_conversation_whether_it_can_be_read_or_not(
+    kind: Any, sent: object, key: str
+) -> None:
+    payload = dataclasses.make_dataclass("Said", [("room", kind), ("n", int)])
+    event = EventType("said", "t", "room", payload, "here")
+    whole = orjson.dumps({"room": sent, "n": 1}).decode()
+    assert envelopes.decoded(whole, event)[0] == key
+    assert conversation(whole, event) == key
+    assert conversation(orjson.dumps({"room": sent, "n": "q"}).decode(), event) == key
 
 
 def test_a_payload_in_base64_is_told_from_a_broken_one() -> None:

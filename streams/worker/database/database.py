@@ -104,7 +104,7 @@ class Database:
             async with asyncio.timeout(REACH), self._asking(REACH) as driver:
                 await driver.execute(query(name), parameters)
 
-    def refuse_gone_back(self, settings: Settings) -> None:
+    def end_if_gone_back(self, settings: Settings) -> None:
         """End the process before it uses a new connection to a database that went back.
 
         So does one to another database. That holds from now on.

@@ -207,6 +207,12 @@ class RunConsumer(driver.Consumer):
         if partition.came_again(first, epoch):
             logger.warning("records lost between broker and worker are read again", extra=where)
         match partition.judge(first, epoch):
+            case Fetched.NEXT if expected is not None and first > expected:
+                try:
+                    partition.deleted = await self._deleted(tp, expected, first)
+                except KafkaError:  # asked again with what is fetched again
+                    await self._seek(tp, expected)
+                    return False
             case Fetched.HOLE:
                 await self._seek(tp, cast("int", expected))
                 return False
@@ -216,6 +222,14 @@ class RunConsumer(driver.Consumer):
                 # Faust passes over what is before what it has read.
                 self._read_offset[tp] = None
         return True
+
+    async def _deleted(self, tp: TP, expected: int, first: int) -> tuple[int, int] | None:
+        """The offsets of this hole that Kafka deleted; the others held transaction markers.
+
+        Or they were compacted. Asked only where the log goes on behind what was expected.
+        """
+        begin = (await self.earliest_offsets(tp)).get(tp, 0)
+        return (expected, min(begin, first)) if begin > expected else None
 
     def _messages(self, tp: TP, fetched: list[Any]) -> Iterable[Message]:
         if tp.topic not in self.run_topics:

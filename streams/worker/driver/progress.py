@@ -33,6 +33,7 @@ class PartitionProgress:
 
     expected     the offset that comes next; None while that is not known
     confirmed    the offset whose commit the broker confirmed
+    deleted      offsets that Kafka deleted unread, told with the run that comes after them
     ledger       the runs in flight, and what may be committed
     """
 
@@ -40,6 +41,7 @@ class PartitionProgress:
         self.ledger = Ledger()
         self.expected: int | None = None
         self.confirmed: int | None = None
+        self.deleted: tuple[int, int] | None = None
         self._hole: tuple[int, int, int] | None = (
             None  # from where to where, and in which epoch it was seen
         )
@@ -53,7 +55,7 @@ class PartitionProgress:
         The partition is positioned again, or not ours any more.
         """
         self.ledger.reset()
-        self.expected = self.confirmed = None
+        self.expected = self.confirmed = self.deleted = None
 
     def judge(self, first: int, epoch: int) -> Fetched:
         """What records from this offset on mean."""
@@ -75,6 +77,7 @@ class PartitionProgress:
 
     def deliver(self, run: Run) -> None:
         """Note that this run is handed out."""
+        run.deleted, self.deleted = self.deleted, None
         self.ledger.open(run)
         self.expected = run.end
 

@@ -25,6 +25,8 @@ class Run:
     under way; `waiting` while it waits for something that is no message's fault, which the log says
     to be `reason`, an SQLSTATE. `weight` counts records, or more than that where they are large.
     `progressed` is when something last ended of the attempt under way, None while there is none.
+    `deleted` are the offsets before it, from the first up to the second, that Kafka deleted before
+    anybody had read them.
     """
 
     topic: str
@@ -39,6 +41,7 @@ class Run:
     reason: str | None = None
     weight: int = 1
     progressed: float | None = None
+    deleted: tuple[int, int] | None = None
     opened: float = field(default_factory=time.monotonic)
     parts: list[Run] = field(default_factory=list)
 

@@ -15,6 +15,8 @@ import psycopg
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from streams.database import query
+from streams.envelope import DELETED
 from streams.registry import Registry
 from streams.settings import Settings
 from streams.worker.database.connections import TransactionFailed, commit, driver_of, is_lost
@@ -36,6 +38,7 @@ from streams.worker.failure.strategy import Strategy
 from streams.worker.run.attempt import Attempt, Attempts, Outcome
 from streams.worker.run.conversations import head_of, work_conversations
 from streams.worker.run.crashes import CrashNotes
+from streams.worker.run.decide import Range
 from streams.worker.run.exclusion import Exclusion
 from streams.worker.run.origin import Origin
 from streams.worker.run.pipeline import work_run
@@ -142,6 +145,26 @@ class Persister:
             SetAside(outbox_id, key, partition, "dead", attempts, code)
             for key, partition, outbox_id, attempts, code in rows
         ]
+
+    async def note_deleted(self, run: Run) -> bool:
+        """What Kafka deleted before this run unread, where only its producer has it.
+
+        Our own messages are in the outbox: the sweep sends them again. False when the run stopped
+        being ours.
+        """
+        if run.deleted is None or self.origin(run.topic).has_rows:
+            return True
+        first, end = run.deleted
+        lost = Range(run.partition, first, end - 1, end - first, DELETED)
+        given = {"topic": run.topic, "rejects": orjson.dumps([lost._asdict()]).decode()}
+        if noted := await self.insist(run, lambda: self.database.tell([(query("reject"), given)])):
+            run.deleted = None
+            where = {"topic": run.topic, "partition": run.partition, "offset": first}
+            logger.error(
+                "Kafka deleted records before they were read, only their producer has them",
+                extra={**where, "count": end - first},
+            )
+        return noted
 
     async def insist(self, run: Run, act: Callable[[], Awaitable[Any]]) -> bool:
         """Do something small in the database, whenever it lets us.
