@@ -292,6 +292,21 @@ def test_order_is_not_judged_across_the_lives_of_a_topic(bench: Bench) -> None:
     fates.stage.drain()
 
 
+def test_what_is_rejected_of_a_topic_made_anew_is_noted_where_another_was(bench: Bench) -> None:
+    """Offsets begin anew: the same one had been rejected in the topic of before."""
+    fates = type("Fates", (Fates,), {"bench": bench})()
+    fates.begin([("a", ["plain"], "good", 0, "raise")])
+    fates.relay("forged", 1, "a")
+    fates.deliver_everything()
+    rejected = set(fates.stage.model.rejected)
+    fates.recreate_topic(again=False)
+    fates.enqueue("a", ["plain"], "good", 0, "raise", "now")
+    fates.relay("forged", 1, "a")
+    fates.deliver_everything()
+    fates.the_database_is_as_the_model_says()
+    assert fates.stage.model.rejected == rejected != set()
+
+
 def test_order_is_not_judged_by_an_offset_whose_life_nobody_knows(bench: Bench) -> None:
     """Two wait in the topic's second life, and go on in its third, which brings earlier ones."""
     fates = type("Fates", (Fates,), {"bench": bench})()
