@@ -81,6 +81,8 @@ async def _steps(
             kept = periods(settings, registry.topics, registry.envelopes)
             if failed and not dry_run:  # nothing goes that is not archived
                 kept = replace(kept, messages=None)
+            # What is set and cannot be reached was told already.
+            unarchived = unarchived or settings.outbox.archive is not None
             work = Retention(connection, kept, dry=dry_run, archive=archive, unarchived=unarchived)
             if dry_run:
                 try:

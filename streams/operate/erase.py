@@ -127,15 +127,16 @@ def _foreign(connection: Connection, person: Person, erased: Erased) -> dict[str
         query("foreign_texts"), where | {"source": source, "after": after}
     ).all():
         for source, after, status, key, *texts, key_field in rows:
-            name, value = person.field or key_field, person.value or person.key
-            meant = person.key is not None and key == person.key
+            by_key = person.key is not None
+            name, value = (key_field, person.key) if by_key else (person.field, person.value)
+            meant = by_key and key == person.key
             try:
                 meant = meant or any(
                     _foreign_value(text, name) == value for text in texts if text is not None
                 )
             except (ValueError, RecursionError):
                 # What is no JSON names no conversation but that of its record.
-                if person.key is None:
+                if not by_key:
                     erased.unclear.append(str(name_of(source, after)))
             if meant and status in SETTLED:
                 found.setdefault(source, []).append(after)

@@ -317,6 +317,37 @@ def test_an_outbox_that_is_archived_is_emptied_by_nobody_without_its_archive(
     assert retain(aged)[0].act == "empty"
 
 
+def test_a_relay_that_may_not_empty_says_so_where_there_is_an_archive_too(
+    aged: Stage, tmp_path: Path, name: str
+) -> None:
+    archived(aged, tmp_path)
+    discard_one(aged)
+    aged.bench.connection.execute(
+        f"CREATE ROLE {name}_relay LOGIN;"
+        f" GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {name}_relay".encode()
+    )
+    environ = {
+        "DATABASE_URL": aged.bench._url.replace("postgres@", f"{name}_relay@"),
+        "STREAMS_OUTBOX__RETENTION_DAYS": "14",
+        "STREAMS_OUTBOX__ARCHIVE": str(tmp_path),
+    }
+
+    async def round_() -> None:
+        settings = load(environ=environ)
+        async with await connect(settings.database_url) as connection:
+            await Housekeeping(settings, []).round(connection)
+
+    try:
+        aged.bench.run(round_())
+        [relay] = standing(aged.bench.operators)
+        aged.bench.operators.rollback()
+        assert f"role {name}_relay may not drop partitions" in relay.retention[0]
+    finally:
+        aged.bench.connection.execute(
+            f"DROP OWNED BY {name}_relay; DROP ROLE {name}_relay".encode()
+        )
+
+
 def test_a_range_of_which_only_the_rest_is_there_is_told(aged: Stage, tmp_path: Path) -> None:
     archived(aged, tmp_path)
     discard_one(aged)

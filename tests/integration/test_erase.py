@@ -201,6 +201,10 @@ def test_other_systems_messages_are_looked_into_by_their_fields(stage: Stage) ->
         "1 messages of other systems cannot be looked into and were left, for example seed:5\n"
     )
     assert texts() == [("seed", 2), ("seed", 4), ("seed", 5), ("tree", 1)]
+    # An empty value is no missing field.
+    for field in ("nowhere", "book"):
+        assert erase("--where", f"other.{field}=").stdout.startswith("0 rows erased\n")
+    assert texts() == [("seed", 2), ("seed", 4), ("seed", 5), ("tree", 1)]
     # By the key of the payload as well as that of the record, where it is no other biz_type's.
     said = erase("--key", "z")
     assert said.stdout.startswith("0 rows erased, 1 of other systems\n")

@@ -110,7 +110,9 @@ class Housekeeping:
                     if step.act != "wait":  # each may take long
                         await self._save(connection, None)
         except NotAllowed as reason:
-            work = Retention(connection, self._periods, dry=True, proofs=self._proofs)
+            work = Retention(
+                connection, self._periods, dry=True, proofs=self._proofs, unarchived=True
+            )
             ready = any([step.act != "wait" async for step in work.steps()])
             if ready or await work.overdue():
                 waits.append(f"retention: {reason}")

@@ -369,6 +369,14 @@ class RunConsumer(driver.Consumer):
                 continue
             if partition.passed_over(position, epoch):
                 self._acked[tp]  # lets Faust's commit look at this partition
+                with contextlib.suppress(KafkaError):
+                    partition.deleted = await self._deleted(tp, delivered, position)
+                if partition.deleted is not None:
+                    where = {"topic": tp.topic, "partition": tp.partition, "offset": delivered}
+                    logger.warning(
+                        "Kafka deleted records before they were read, nothing came after them yet",
+                        extra={**where, "count": partition.deleted[1] - delivered},
+                    )
             elif not partition.ledger.in_flight and self._unread.overdue(
                 tp, delivered, self.end_of(tp), now, read=position > delivered
             ):
