@@ -63,15 +63,7 @@ class Topics:
 
         The ends are asked for first, so that what is committed is not older.
         """
-        deadline = time.monotonic() + kafka.TIMEOUT
-        while True:
-            try:
-                return self._partitions()
-            except KafkaException as error:
-                # A broker that has just started loads its groups' offsets first.
-                if not error.args[0].retriable() or time.monotonic() > deadline:
-                    raise kafka.unreachable(self._settings, error) from None
-                time.sleep(0.2)
+        return kafka.answer(self._settings, self._partitions)
 
     def _partitions(self) -> dict[Place, Partition]:
         listed = self._consumer.list_topics(timeout=kafka.TIMEOUT).topics
@@ -163,10 +155,13 @@ class Topics:
             TopicPartition(*place, max(0, min(ids.values()))) for place, ids in wanted.items()
         ]
         offsets: dict[int, int] = {}
+        # Records carry the time of their enqueueing: none of these is before the first one that
+        # late.
+        begin = kafka.answer(
+            self._settings,
+            lambda: self._consumer.offsets_for_times(starts, timeout=kafka.TIMEOUT),
+        )
         try:
-            # Records carry the time of their enqueueing: none of these is before the first one that
-            # late.
-            begin = self._consumer.offsets_for_times(starts, timeout=kafka.TIMEOUT)
             left = {
                 (each.topic, each.partition): until[each.topic, each.partition].end
                 for each in begin

@@ -80,13 +80,16 @@ def read(settings: Settings, *, patience: float = READ_SECONDS) -> Beats:
         enable_partition_eof=True,
         isolation_level="read_committed",
     )
-    consumer = Consumer(options)
-    try:
-        return _read(settings, consumer, time.monotonic() + patience)
-    except KafkaException as error:
-        raise kafka.unreachable(settings, error) from None
-    finally:
-        consumer.close()
+    deadline = time.monotonic() + patience
+
+    def ask() -> Beats:
+        consumer = Consumer(options)
+        try:
+            return _read(settings, consumer, deadline)
+        finally:
+            consumer.close()
+
+    return kafka.answer(settings, ask, seconds=patience)
 
 
 def gone_back(beats: Beats, rows: Sequence[Row], relay: str) -> str | None:

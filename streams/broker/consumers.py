@@ -15,12 +15,7 @@ from streams.errors import UsageError
 from streams.settings import Settings
 
 CLIENT = "outbox-streams."
-_LOADING = (
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.NOT_COORDINATOR,
-    KafkaError._TIMED_OUT,
-)
+_LOADING = (*kafka.MOVING, KafkaError._TIMED_OUT)
 _ANSWER_SECONDS = 2.0
 
 
@@ -151,23 +146,26 @@ def unread(settings: Settings, topics: Iterable[str]) -> set[str]:
         "isolation.level": "read_committed",
     }
     consumer = Consumer(kafka.client(settings) | group)  # it never joins
-    topics_unread = set()
+    names = list(topics)
     try:
-        known = consumer.list_topics(timeout=kafka.TIMEOUT).topics
-        for name in topics:
-            asked = (
-                [TopicPartition(name, number) for number in known[name].partitions]
-                if name in known
-                else []
-            )
-            for position in consumer.committed(asked, timeout=kafka.TIMEOUT) if asked else ():
-                first, end = consumer.get_watermark_offsets(position, timeout=kafka.TIMEOUT)
-                if max(first, position.offset) < end:
-                    topics_unread.add(name)
-    except KafkaException as error:
-        raise kafka.unreachable(settings, error) from None
+        return kafka.answer(settings, lambda: _unread(consumer, names))
     finally:
         consumer.close()
+
+
+def _unread(consumer: Consumer, topics: list[str]) -> set[str]:
+    topics_unread = set()
+    known = consumer.list_topics(timeout=kafka.TIMEOUT).topics
+    for name in topics:
+        asked = (
+            [TopicPartition(name, number) for number in known[name].partitions]
+            if name in known
+            else []
+        )
+        for position in consumer.committed(asked, timeout=kafka.TIMEOUT) if asked else ():
+            first, end = consumer.get_watermark_offsets(position, timeout=kafka.TIMEOUT)
+            if max(first, position.offset) < end:
+                topics_unread.add(name)
     return topics_unread
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -51,12 +51,29 @@ AWAY = (
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.THROTTLING_QUOTA_EXCEEDED,
 )
+# What a broker says of a partition or a group that is not its own yet, or no longer: of a topic
+# that was made this moment for one.
+MOVING = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.REPLICA_NOT_AVAILABLE,
+    KafkaError.OFFSET_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.KAFKA_STORAGE_ERROR,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+)
+AGAIN_SECONDS = 0.2
 # What an older one says of the setting that lets a clock be ahead of the broker's.
 NO_SUCH_SETTING = "Unknown topic config name: message.timestamp."
 # Others may make a topic faster than we do, and in another way.
 REPLACED_MOST = 3
 # What a record may need beside its payload: a key of 1024 bytes, the headers, the batch around it.
 OVERHEAD = 8192
+
+T = TypeVar("T")
 
 
 class TooFewBrokers(ServiceUnreachable):
@@ -231,6 +248,22 @@ def topic_limits(
             break
         time.sleep(0.2)
     return _max_message_bytes(settings, admin, sorted(known))
+
+
+def answer(settings: Settings, ask: Callable[[], T], *, seconds: float = TIMEOUT) -> T:
+    """What `ask` returns, called again for that long while Kafka moves what it asks about.
+
+    ServiceUnreachable for every error of Kafka's client that remains; it blocks.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            # Not `retriable()`: librdkafka sets that for a producer's transactions only.
+            if error.args[0].code() not in MOVING or time.monotonic() > deadline:
+                raise unreachable(settings, error) from None
+        time.sleep(AGAIN_SECONDS)
 
 
 def unreachable(settings: Settings, error: KafkaException) -> ServiceUnreachable:
