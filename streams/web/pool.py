@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -63,6 +64,7 @@ class Pool:
         self._lock = threading.Lock()
         self._idle: asyncio.TimerHandle | None = None
         self._working = 0
+        self._spent = 0.0
         self._retired: list[Engine] = []
 
     def run(self, work: Callable[[Connection], T]) -> asyncio.Future[T]:
@@ -84,6 +86,10 @@ class Pool:
         timer = loop.call_later(self._patience, deadline.pass_)
         future.add_done_callback(lambda _: timer.cancel())
         return future
+
+    def spent(self) -> float:
+        """How much processor time the work has taken, in seconds."""
+        return self._spent
 
     @property
     def is_open(self) -> bool:
@@ -114,6 +120,7 @@ class Pool:
                 self._retired.pop().dispose()
 
     def _work(self, work: Callable[[Connection], T], deadline: _Deadline) -> T:
+        began = time.thread_time()
         with self._lock:
             self._working += 1
         try:
@@ -121,6 +128,7 @@ class Pool:
                 return work(connection)
         finally:
             with self._lock:
+                self._spent += time.thread_time() - began
                 self._working -= 1
                 self._dispose()
 

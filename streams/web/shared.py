@@ -1,7 +1,9 @@
 """One answer for all who ask for the same thing within a second; the last one when none comes.
 
-Fifty viewers cost what one costs. A request waits at most 0.8 s for a new answer; then it gets the
-last one with its age, while the new one is still on its way.
+Fifty viewers cost what one costs; and where they look at so many things that making the answers
+takes more than its share of a processor, each is one for all a little longer. A request waits at
+most 0.8 s for a new answer; then it gets the last one with its age, while the new one is still on
+its way.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from streams.errors import ServiceUnreachable
 T = TypeVar("T")
 
 FRESH_SECONDS = 1.0
+MOST_FRESH_SECONDS = 3.0
+SHARE = 0.01  # of a processor, for making all answers of a process
+WINDOW_SECONDS = 5.0
 WAIT_SECONDS = 0.8
 FIRST_SECONDS = 3.0  # there is no last one yet: templates are read, a connection is opened
 KEPT = 200  # answers, each of a page of at most some 60 kB
@@ -53,18 +58,43 @@ class _Entry:
         self.failed_at = -FRESH_SECONDS
         self.failed_acts = -1
 
-    def fresh(self, acts: int) -> bool:
+    def fresh(self, acts: int, seconds: float) -> bool:
         """Whether the last value is one for whoever asks after so many acts."""
-        return self.acts >= acts and time.monotonic() - self.at < FRESH_SECONDS
+        return self.acts >= acts and time.monotonic() - self.at < seconds
+
+
+class Budget:
+    """For how many seconds an answer is fresh, so that all together take no more than SHARE.
+
+    `spent` says how much processor time making them has taken so far.
+    """
+
+    def __init__(
+        self, spent: Callable[[], float], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._spent, self._clock = spent, clock
+        self._at, self._before, self._seconds = clock(), spent(), FRESH_SECONDS
+
+    @property
+    def seconds(self) -> float:
+        """As it was in the last seconds, what is asked for being the same."""
+        elapsed = self._clock() - self._at
+        if elapsed >= WINDOW_SECONDS:
+            spent = self._spent()
+            wanted = (spent - self._before) / elapsed * self._seconds / SHARE
+            self._seconds = min(MOST_FRESH_SECONDS, max(FRESH_SECONDS, wanted))
+            self._at, self._before = self._at + elapsed, spent
+        return self._seconds
 
 
 class Shared:
     """Answers by key; `start` in `get` begins the work for a new one.
 
-    What nobody has asked for of late is forgotten.
+    What nobody has asked for of late is forgotten. `spent` is as `Budget` has it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spent: Callable[[], float] = lambda: 0.0) -> None:
+        self._budget = Budget(spent)
         self._acts = 0
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
 
@@ -72,7 +102,8 @@ class Shared:
         """A fresh answer, or the last one; the work's error when there is neither."""
         entry, acts = self._entry(key), self._acts
         now = time.monotonic()
-        if entry.fresh(acts):
+        seconds = self._budget.seconds
+        if entry.fresh(acts, seconds):
             return Answer(entry.value, now - entry.at)
         work = entry.work
         if work is not None and work.acts < acts:
@@ -89,7 +120,7 @@ class Shared:
             if work.future.done():
                 _settle(entry, work)
         age = time.monotonic() - entry.at
-        if entry.fresh(acts):
+        if entry.fresh(acts, seconds):
             return Answer(entry.value, age)
         slow = ServiceUnreachable("PostgreSQL takes longer to answer than a page waits")
         ended = work is None or work.future.done()

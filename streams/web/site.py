@@ -55,9 +55,9 @@ class Site:
         self.settings = settings
         self.process: Callable[[], bytes] | None = None
         self.access = Access(web, host)
-        self.shared = Shared()
         self.memory = Memory()
         self.pool = Pool(lambda: web.database_url or settings.database_url, "pages", READ, 2)
+        self.shared = Shared(self.pool.spent)
         self.acts = Pool(lambda: web.acts_url or settings.database_url, "acts", ACT, 2)
         self.operations = Operations(self.acts)
         self.audits = Audits(settings, self.acts)

@@ -12,7 +12,7 @@ import pytest
 from streams.settings import load
 from streams.web import passwords
 from streams.web.messages import FORM, Request, Response
-from streams.web.shared import Answer, Shared
+from streams.web.shared import FRESH_SECONDS, WINDOW_SECONDS, Answer, Budget, Shared
 from streams.web.site import Site
 
 
@@ -32,6 +32,25 @@ class Works:
         await asyncio.sleep(0)
         assert len(self.begun) == works
         return waiter
+
+
+@pytest.mark.parametrize(
+    ("cost", "seconds"), [(0.001, 1.0), (0.01, 1.0), (0.015, 1.5), (0.022, 2.2), (0.2, 3.0)]
+)
+def test_what_costs_much_is_fresh_for_longer_and_takes_its_share_alone(
+    cost: float, seconds: float
+) -> None:
+    """`cost` is what a second of looking takes, each answer being made anew once a second."""
+    now = spent = 0.0
+    budget = Budget(lambda: spent, lambda: now)
+    fresh = budget.seconds
+    for _ in range(20):
+        spent += cost * WINDOW_SECONDS / fresh
+        now += WINDOW_SECONDS
+        fresh = budget.seconds
+    assert fresh == pytest.approx(seconds, rel=0.01)
+    now += 3600
+    assert budget.seconds == FRESH_SECONDS, "nobody looked for an hour"
 
 
 async def test_an_act_meanwhile_leaves_a_first_look_its_answer() -> None:
