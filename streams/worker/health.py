@@ -15,7 +15,7 @@ import faust
 from faust.exceptions import ConsumerNotStarted
 
 from streams.worker.database.database import Database
-from streams.worker.driver.unread import StallDetector
+from streams.worker.driver.stall import StallDetector
 from streams.worker.fail import fail_stop
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from streams.worker.driver.progress import Progress
 from streams.worker.driver.runs import Run
-from streams.worker.driver.unread import LIMIT, MARKERS, UNREAD, StallDetector, Unread
+from streams.worker.driver.stall import LIMIT, StallDetector
+from streams.worker.driver.unread import MARKERS, UNREAD, Unread
 
 
 class TP(NamedTuple):
