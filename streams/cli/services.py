@@ -61,13 +61,13 @@ def up(
         sys.exit(detached.detach(workplace, options, say))
     # Imported only here: `env` and `down` need no Kafka client.
     from streams.dev.screen import Screen
-    from streams.dev.supervisor import Plan
+    from streams.dev.supervisor import UpOptions
     from streams.dev.supervisor import up as supervise
 
-    plan = Plan(
+    wanted = UpOptions(
         workers=workers, demo=demo, detached=daemon, relay=relay, trouble=trouble, reload=reload
     )
-    supervise(workplace, plan, Screen())
+    supervise(workplace, wanted, Screen())
 
 
 @click.command()

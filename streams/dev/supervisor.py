@@ -39,7 +39,7 @@ RELOAD_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class UpOptions:
     """What was asked of `streams up`."""
 
     workers: int = 1
@@ -50,18 +50,18 @@ class Plan:
     reload: bool = False
 
 
-def up(workplace: Workplace, plan: Plan, screen: Screen) -> None:
+def up(workplace: Workplace, options: UpOptions, screen: Screen) -> None:
     """Run until SIGINT, SIGTERM or SIGHUP; everything is stopped when this returns or raises."""
     with screen, _one_error(workplace), workplace.claimed():
-        asyncio.run(Supervisor(workplace, plan, screen).run())
+        asyncio.run(Supervisor(workplace, options, screen).run())
 
 
 class Supervisor:
     """The services and processes of one `streams up`."""
 
-    def __init__(self, workplace: Workplace, plan: Plan, screen: Screen) -> None:
-        self._workplace, self._plan, self._screen = workplace, plan, screen
-        self._services: Services = services(workplace, screen, connect=plan.relay == "debezium")
+    def __init__(self, workplace: Workplace, options: UpOptions, screen: Screen) -> None:
+        self._workplace, self._options, self._screen = workplace, options, screen
+        self._services: Services = services(workplace, screen, connect=options.relay == "debezium")
         self._settings = load()  # once: a file that is being written now ends nothing
         self._settings_file = Path(os.environ.get("STREAMS_CONFIG", "").strip() or FILE)
         self._processes: list[Supervised] = []
@@ -101,15 +101,15 @@ class Supervisor:
         url = self._services.postgres.url
         counters = await begun(url)
         # Before a worker imports them: whoever saves a file meanwhile is not overlooked.
-        files = await self._files() if self._plan.reload else {}
+        files = await self._files() if self._options.reload else {}
         async with kept_running(others), kept_running(workers):
             await self._announce()
             async with TaskGroup() as beside:
-                if self._plan.trouble:
+                if self._options.trouble:
                     beside.create_task(self._kill_workers(workers))
-                if self._plan.reload:
+                if self._options.reload:
                     beside.create_task(self._reload(workers, files))
-                if self._plan.demo and not self._plan.detached:
+                if self._options.demo and not self._options.detached:
                     await keep_score(url, counters, self._workplace.demo, self._screen)
                 await asyncio.Event().wait()
 
@@ -176,7 +176,7 @@ class Supervisor:
             if name != WORKER:
                 yield Program(name, words)
                 continue
-            for number in range(1, self._plan.workers + 1):
+            for number in range(1, self._options.workers + 1):
                 each = f"{WORKER}.{number}"
                 ports.add(port := remembered_port(self._workplace.port_memory(each), avoid=ports))
                 probe = None
@@ -187,14 +187,14 @@ class Supervisor:
                     if probe != wanted:
                         self._screen.line(f"{each} serves health at {probe}, {wanted} is taken")
                 yield Program(each, words, port, probe)
-        if self._plan.demo:
+        if self._options.demo:
             self._workplace.demo.unlink(missing_ok=True)
-            trouble = ("--trouble",) if self._plan.trouble else ()
+            trouble = ("--trouble",) if self._options.trouble else ()
             counts = ("--counts", str(self._workplace.demo))
             yield Program("demo", (interpreter(), "-m", "streams.dev.demo", *counts, *trouble))
 
     def _environ(self) -> dict[str, str]:
-        if self._plan.trouble:
+        if self._options.trouble:
             self._workplace.trouble.touch()
         troubled = self._workplace.trouble.exists()
         agents = (
@@ -209,7 +209,7 @@ class Supervisor:
             ),
             "PATH": search_path(),
             "PYTHONUNBUFFERED": "1",
-            "STREAMS_RELAY__MODE": self._plan.relay,
+            "STREAMS_RELAY__MODE": self._options.relay,
         }
 
     async def _migrate(self) -> None:
@@ -243,7 +243,7 @@ class Supervisor:
         self._ready = True
         self._write_note()
         self._screen.busy(None)
-        how = "`streams down` stops" if self._plan.detached else "`streams down` or Ctrl-C stops"
+        how = "`streams down` stops" if self._options.detached else "`streams down` or Ctrl-C stops"
         self._screen.line(f"ready; logs are in {self._workplace.logs}, {how} everything")
 
     async def _all_ready(self) -> None:

@@ -19,7 +19,7 @@ from streams.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Adoption:
     """What adopting would do.
 
     The relay goes on at `floor`, and the next id is the one after `newest`. `was` tells how it
@@ -41,7 +41,7 @@ class Plan:
 
 def plan(
     connection: Connection, settings: Settings, *, skip: int, force: bool = False
-) -> Plan | None:
+) -> Adoption | None:
     """What there is to adopt; None when this is the database that the relay knows, unless `force`.
 
     Reads Kafka's beat first; ServiceUnreachable without Kafka.
@@ -61,7 +61,7 @@ def plan(
     if known_as in (None, identity) and drawn >= floor and not went_back and not force:
         return None
     # Ids below the floor were drawn again: which of them are published nobody knows.
-    return Plan(
+    return Adoption(
         relay,
         floor if drawn >= floor else 0,
         max(newest, floor) + skip,
@@ -71,8 +71,8 @@ def plan(
 
 
 def adopt(
-    connection: Connection, settings: Settings, adoption: Plan, *, who: str, why: str | None
-) -> Plan:
+    connection: Connection, settings: Settings, adoption: Adoption, *, who: str, why: str | None
+) -> Adoption:
     """Adopt in one transaction, and write it down; what was done.
 
     Its `newest` is a later one where the business has drawn ids beyond the plan's since.

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from streams.dev.ports import HOST, free_port
 from streams.dev.screen import Screen
-from streams.dev.supervisor import Plan, Supervisor
+from streams.dev.supervisor import Supervisor, UpOptions
 from streams.dev.workplace import Workplace
 
 PROBE = "STREAMS_WEB__PROBE"
@@ -25,7 +25,7 @@ def said() -> StringIO:
 def environs(folder: Path, said: StringIO) -> list[dict[str, str]]:
     """What each of three workers is given of its own."""
     screen = Screen(Console(file=said, soft_wrap=True))
-    programs = Supervisor(Workplace(folder), Plan(workers=3), screen)._programs()
+    programs = Supervisor(Workplace(folder), UpOptions(workers=3), screen)._programs()
     return [each.environ for each in programs if each.name.startswith("worker")]
 
 
@@ -66,7 +66,9 @@ def test_settings_that_are_being_written_end_nothing_that_has_begun(
     folder: Path, said: StringIO
 ) -> None:
     """PostgreSQL and Kafka take seconds to start, and the processes come after them."""
-    supervisor = Supervisor(Workplace(folder), Plan(), Screen(Console(file=said, soft_wrap=True)))
+    supervisor = Supervisor(
+        Workplace(folder), UpOptions(), Screen(Console(file=said, soft_wrap=True))
+    )
     (folder / "faust.yml").write_text("web: {probe: '")
     assert supervisor._environ()["STREAMS_RELAY__MODE"] == "cdc"
     assert [each.name for each in supervisor._programs()] == ["relay", "worker.1"]

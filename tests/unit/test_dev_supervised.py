@@ -16,7 +16,7 @@ from streams.dev.process import until
 from streams.dev.procfile import Program
 from streams.dev.screen import Screen
 from streams.dev.supervised import LONGEST, Supervised, delay, kept_running
-from streams.dev.supervisor import Plan, Supervisor
+from streams.dev.supervisor import Supervisor, UpOptions
 from streams.dev.workplace import Workplace
 
 
@@ -79,7 +79,7 @@ async def test_settings_that_are_half_written_are_waited_for_and_end_nothing(
     script = "import os, time; print(os.environ['STREAMS_WEB__ACTS_URL'], flush=True)"
     it = supervised(tmp_path, f"{script}; time.sleep(60)", lines)
     screen = Screen(Console(file=said, soft_wrap=True))
-    supervisor = Supervisor(Workplace(tmp_path), Plan(reload=True), screen)
+    supervisor = Supervisor(Workplace(tmp_path), UpOptions(reload=True), screen)
     supervisor._processes = [it]
     it.renew(supervisor._environ())
     async with kept_running([it]):

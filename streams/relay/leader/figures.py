@@ -4,7 +4,7 @@ Rows that came and rows that were relayed, counted from ids between the old and 
 producers are other programs that roll back, and a relay that starts again reads rows twice. What
 the primary alone knows (slot, log, who holds the floor), what Kafka alone knows (ends, what is
 deleted, how far the workers are), gauges over time; and processes' counts, made one row for all.
-Everything on the connection that the leader's upkeep has anyway.
+Everything on the connection that the leader's maintenance has anyway.
 """
 
 from __future__ import annotations

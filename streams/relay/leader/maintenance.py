@@ -179,7 +179,7 @@ class LeaderMaintenance:
     async def settle(self) -> None:
         """Look and save once more, now; psycopg.Error when that cannot be."""
         if self._connection is None:
-            raise psycopg.OperationalError("upkeep is not connected")
+            raise psycopg.OperationalError("leader maintenance is not connected")
         async with self._busy:
             await self._floor.look(self._connection)
             self._saved, self._beat_at = (), 0.0

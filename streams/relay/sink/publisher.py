@@ -58,7 +58,7 @@ class Publisher:
     ) -> None:
         self._settings = settings
         self._admission = admission
-        self._bury = mark_dead
+        self._mark_dead = mark_dead
         self._careful = IN_FLIGHT_ROWS if careful else 0
         self._flights = InFlight()
         self._away = -AWAY_SECONDS
@@ -151,7 +151,7 @@ class Publisher:
         if reason is None:
             reason = await self._produce_one(row, flight)
         if reason is not None:
-            await self._bury(row, reason)
+            await self._mark_dead(row, reason)
             if flight.trace is not None:
                 flight.trace.mark_dead(row)
             flight.acknowledged(None, None)

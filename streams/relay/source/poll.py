@@ -36,7 +36,7 @@ BATCH, BATCH_BYTES = 500, 1_000_000
 # What the server sends at once, each row of which may be as large as a row can be.
 PORTION = 100
 GOODBYE_SECONDS = 2.0
-UNSAVED_SECONDS = 0.05  # between two looks while upkeep has not saved anything yet
+UNSAVED_SECONDS = 0.05  # between two looks while maintenance has not saved anything yet
 
 
 class PollSource:

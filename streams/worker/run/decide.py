@@ -173,7 +173,7 @@ def decision_on(record_id: int, outbox_id: int, fact: Fact, *, blocked: bool) ->
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Decisions:
     """What to do with deliveries that are not simply new; what is in none of the lists is skipped.
 
     new         without a fate: to be claimed
@@ -192,28 +192,28 @@ class Plan:
 
 def decide(
     deliveries: Iterable[Delivery], facts: Mapping[int, Fact], blocked: Collection[str]
-) -> Plan:
+) -> Decisions:
     """The decision on each of these deliveries.
 
     It is made by the facts of its message and the conversations that wait.
     """
-    plan = Plan()
+    decisions = Decisions()
     for delivery in deliveries:
         fact = facts[delivery.outbox_id]
         match decision_on(
             delivery.record_id, delivery.outbox_id, fact, blocked=delivery.key in blocked
         ):
             case Decision.NEW:
-                plan.new.append(delivery)
+                decisions.new.append(delivery)
             case Decision.PARK:
-                plan.parked.append(delivery)
+                decisions.parked.append(delivery)
             case Decision.AGAIN:
-                plan.again.append((delivery, cast("str", fact.status)))
+                decisions.again.append((delivery, cast("str", fact.status)))
             case Decision.QUEUE:
-                plan.queued.append(delivery)
+                decisions.queued.append(delivery)
             case Decision.REJECT:
-                plan.rejected.append(Rejected(delivery.partition, delivery.offset, NO_ROW))
-    return plan
+                decisions.rejected.append(Rejected(delivery.partition, delivery.offset, NO_ROW))
+    return decisions
 
 
 def independent_of(

@@ -140,18 +140,18 @@ async def work_left(
         attempt, [outbox_id for outbox_id, fact in facts.items() if not fact.known]
     )
 
-    plan = decide(left, facts, waiting)
+    decisions = decide(left, facts, waiting)
 
-    opened = await transaction.open(_on_arrival(attempt, plan.parked))
+    opened = await transaction.open(_on_arrival(attempt, decisions.parked))
     outcome.set_aside += [fate for _, fate in opened]
     outcome.count_aside(opened)
-    taken.update(await transaction.claim(plan.new))
-    again = await reclaim(attempt, plan.again)
-    taken.update(delivery for delivery, _ in plan.again if delivery.outbox_id in again)
-    queued = [(delivery, parked(delivery)) for delivery in plan.queued]
+    taken.update(await transaction.claim(decisions.new))
+    again = await reclaim(attempt, decisions.again)
+    taken.update(delivery for delivery, _ in decisions.again if delivery.outbox_id in again)
+    queued = [(delivery, parked(delivery)) for delivery in decisions.queued]
     outcome.set_aside += await transaction.set_aside(queued)
     outcome.count_aside(queued)
-    rejected = plan.rejected + [
+    rejected = decisions.rejected + [
         Rejected(delivery.partition, delivery.offset, reason)
         for delivery, reason in strangers.items()
         if reason
