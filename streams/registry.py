@@ -169,23 +169,22 @@ def _check_fate(
 
 def _envelopes(settings: Settings, ours: Registry) -> dict[str, str]:
     """Each envelope topic, prefixed, with its source."""
-    prefix = settings.broker.topic_prefix
-    named = {name: topic for name, topic in settings.topics.items() if topic.format == "envelope"}
-    sources = {prefix + name: topic.source or name for name, topic in named.items()}
+    sources = settings.envelope_sources
     taken = dict.fromkeys(ours.topics, "an event's own")
     taken |= {
         topic + RETRY_SUFFIX: f"the retry topic of {topic}" for topic in (*ours.topics, *sources)
     }
-    for name in named:
+    for topic in sources:
+        name = topic.removeprefix(settings.broker.topic_prefix)
         setting = f"setting 'topics.{name}.format' is 'envelope'"
-        if not is_topic(prefix + name + RETRY_SUFFIX):
+        if not is_topic(topic + RETRY_SUFFIX):
             raise SettingsInvalid(
                 f"{setting}: expected a topic of at most 243 characters a-z, A-Z, 0-9, '.', '_',"
                 " '-', with the prefix"
             )
-        if other := taken.get(prefix + name):
+        if other := taken.get(topic):
             raise SettingsInvalid(
-                f"{setting}: expected 'outbox', because topic {prefix + name!r} is {other}"
+                f"{setting}: expected 'outbox', because topic {topic!r} is {other}"
             )
     return sources
 

@@ -17,10 +17,6 @@ def limits_of(settings: Settings, topics: Iterable[str] = ()) -> Limits:
         wal_limit=settings.relay.wal_limit,
         topics=tuple(topics),
         group=settings.worker.group,
-        envelopes=frozenset(
-            settings.broker.topic_prefix + name
-            for name, topic in settings.topics.items()
-            if topic.format == "envelope"
-        ),
+        envelopes=frozenset(settings.envelope_sources),
         retains=not periods(settings, ()).endless,
     )

@@ -264,6 +264,15 @@ class Settings(_Section, frozen=True):
             )
         return bootstrap_servers(self.broker.url)
 
+    @property
+    def envelope_sources(self) -> dict[str, str]:
+        """Each topic of other systems' messages, prefixed, with its source."""
+        return {
+            self.broker.topic_prefix + name: topic.source or name
+            for name, topic in self.topics.items()
+            if topic.format == "envelope"
+        }
+
     def topic_settings(self, name: str) -> Topic:
         """Settings of one topic: its own entry under `topics`, else those under `topic`.
 
