@@ -63,8 +63,9 @@ def read_offsets(world: World) -> Any:
         return consumed.locate({place: {7: 0}}, until)
 
 
-Ask = tuple[ModuleType, Callable[[World], Any], str]
 BOUNDS, COMMITTED, TIMES = "get_watermark_offsets", "committed", "offsets_for_times"
+Ask = tuple[ModuleType, Callable[[World], Any], str]
+# Who asks Kafka, how, and for what: each with the client of its module.
 ASKS: list[Ask] = [
     (beat, read_beat, BOUNDS),
     (consumers, read_unread, BOUNDS),
@@ -76,65 +77,63 @@ ASKS: list[Ask] = [
 
 
 @pytest.fixture
-def made(world: World) -> World:
+def made(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     """A world with its topics, and one record on partition 0 of them."""
     kafka.prepare_topics(world.settings, [world.topic])
     beat.prepare_topic(world.settings)
     producer = Producer({"bootstrap.servers": world.settings.broker_url})
     producer.produce(world.topic, b"{}", partition=0, headers=[("id", b"7")])
     assert producer.flush(30) == 0
+    monkeypatch.setattr(kafka, "AGAIN_SECONDS", 0.01)
     return world
 
 
-@pytest.mark.parametrize("code", [KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.NOT_COORDINATOR])
-@pytest.mark.parametrize(("module", "read", "asked"), ASKS)
 def test_a_broker_that_moves_a_partition_is_asked_again(
-    made: World,
-    monkeypatch: pytest.MonkeyPatch,
-    module: ModuleType,
-    read: Callable[[World], Any],
-    asked: str,
-    code: int,
+    made: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker ended with 3 that asked for the beat right after it had made the topic."""
-    expected = read(made)
-    monkeypatch.setattr(module, "Consumer", Moving)
-    monkeypatch.setattr(Moving, "code", code)
-    monkeypatch.setattr(Moving, "left", {asked: 2}, raising=False)
-    assert read(made) == expected
-    assert Moving.left == {asked: 0}
+    expected = [read(made) for _, read, _ in ASKS]
+    for (module, read, asked), answer in zip(ASKS, expected, strict=True):
+        for code in (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.NOT_COORDINATOR):
+            with monkeypatch.context() as patched:
+                left = moving(patched, module, {asked: 2}, code)
+                assert (read(made), left) == (answer, {asked: 0})
 
 
-@pytest.mark.parametrize(("module", "read", "asked"), ASKS)
 def test_one_that_goes_on_moving_it_is_an_outage(
-    made: World,
-    monkeypatch: pytest.MonkeyPatch,
-    module: ModuleType,
-    read: Callable[[World], Any],
-    asked: str,
+    made: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "Consumer", Moving)
-    monkeypatch.setattr(Moving, "left", {asked: 10**6}, raising=False)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    passed = iter(range(10**6))
-    monkeypatch.setattr(time, "monotonic", lambda: float(next(passed)))
-    with pytest.raises(ServiceUnreachable, match="cannot be reached") as ended:
-        read(made)
-    assert ended.value.exit_code == 3
-    assert 10**6 - Moving.left[asked] > 2
+    for module, read, asked in ASKS:
+        with monkeypatch.context() as patched:
+            left = moving(patched, module, {asked: 10**6})
+            passed = iter(range(10**6))
+            patched.setattr(time, "monotonic", lambda passed=passed: float(next(passed)))
+            with pytest.raises(ServiceUnreachable, match="cannot be reached") as ended:
+                read(made)
+            assert ended.value.exit_code == 3
+            assert 10**6 - left[asked] > 2
 
 
-@pytest.mark.parametrize(("module", "read", "asked"), ASKS)
 def test_what_a_person_has_to_change_is_said_at_once(
-    made: World,
-    monkeypatch: pytest.MonkeyPatch,
-    module: ModuleType,
-    read: Callable[[World], Any],
-    asked: str,
+    made: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "Consumer", Moving)
-    monkeypatch.setattr(Moving, "code", KafkaError.TOPIC_AUTHORIZATION_FAILED)
-    monkeypatch.setattr(Moving, "left", {asked: 1}, raising=False)
-    with pytest.raises(ServiceUnreachable, match=KafkaError(Moving.code).str()):
-        read(made)
-    assert Moving.left == {asked: 0}
+    code = KafkaError.TOPIC_AUTHORIZATION_FAILED
+    for module, read, asked in ASKS:
+        with monkeypatch.context() as patched:
+            left = moving(patched, module, {asked: 1}, code)
+            with pytest.raises(ServiceUnreachable, match=KafkaError(code).str()):
+                read(made)
+            assert left == {asked: 0}
+
+
+def moving(
+    patched: pytest.MonkeyPatch,
+    module: ModuleType,
+    left: dict[str, int],
+    code: int = Moving.code,
+) -> dict[str, int]:
+    """How often this module's client will still answer so; it counts down."""
+    patched.setattr(module, "Consumer", Moving)
+    patched.setattr(Moving, "code", code)
+    patched.setattr(Moving, "left", left, raising=False)
+    return left
