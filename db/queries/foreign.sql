@@ -86,14 +86,16 @@ WHERE source = %(source)s AND outbox_id = ANY(%(ids)s::bigint[]);
 -- Take open messages for this transaction, in the order given, if their status is still the one
 -- given.
 WITH m AS MATERIALIZED (
-    SELECT given.*, nextval('outbox_applied') AS applied
+    SELECT given.*, nextval('outbox_applied') AS applied,
+           (SELECT f.opened FROM outbox_foreign AS f
+            WHERE f.source = %(source)s AND f.outbox_id = given.outbox_id)
     FROM json_to_recordset(%(messages)s::json) AS given (outbox_id bigint, status text)
 )
 UPDATE outbox_foreign AS s
 SET status = 'consumed', applied = m.applied, open = false, next_retry_at = NULL, updated_at = now()
 FROM m
 WHERE s.source = %(source)s AND s.outbox_id = m.outbox_id AND s.status = m.status AND s.open
-RETURNING s.outbox_id;
+RETURNING s.outbox_id, extract(epoch FROM m.opened)::double precision;
 
 -- foreign_settle --
 -- The payloads of those that were taken and are through are needed no more.
@@ -150,6 +152,13 @@ SET status = m.status, applied = NULL, arrived = coalesce(s.arrived, m.arrived),
 FROM m
 WHERE s.source = %(source)s AND s.outbox_id = m.outbox_id
 RETURNING s.outbox_id, extract(epoch FROM s.next_retry_at)::double precision;
+
+-- foreign_opened_before --
+-- As `opened_before`.
+UPDATE outbox_foreign AS f
+SET opened = to_timestamp(given.opened)
+FROM json_to_recordset(%(messages)s::json) AS given (outbox_id bigint, opened double precision)
+WHERE f.source = %(source)s AND f.outbox_id = given.outbox_id AND f.open;
 
 -- foreign_open_rows --
 -- Those of these messages that are open, in their order; about so many bytes of payloads as they

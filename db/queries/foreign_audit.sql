@@ -75,10 +75,14 @@ SELECT report -> 'envelopes' FROM outbox_audits ORDER BY id DESC LIMIT 1;
 
 -- foreign_first_offset --
 -- The first record of a partition of an envelope topic that workers know: what is before it was
--- taken over from others.  Offsets of a topic that had the name before say nothing of it.
+-- taken over from others.  Offsets of a topic that had the name before say nothing of it; one that
+-- is back, after Kafka had failed over, is no new one.
 WITH began AS (
-    SELECT coalesce((SELECT max(noted_at) FROM outbox_topics WHERE topic = %(topic)s
-                     HAVING count(*) > 1), '-infinity') AS at
+    SELECT coalesce(
+        (SELECT t.noted_at FROM outbox_topics AS t
+         WHERE t.topic = %(topic)s AND t.topic_id = %(topic_id)s
+           AND EXISTS (SELECT FROM outbox_topics AS o
+                       WHERE o.topic = t.topic AND o.noted_at < t.noted_at)), '-infinity') AS at
 )
 SELECT min(first)
 FROM (
@@ -98,13 +102,19 @@ WHERE NOT EXISTS (SELECT FROM outbox_foreign AS f
 ORDER BY given.id;
 
 -- audit_unrejected --
--- Those of these records that no rejection covers.
+-- Those of these records that no rejection covers; as in `foreign_first_offset`.
+WITH began AS (
+    SELECT coalesce(
+        (SELECT t.noted_at FROM outbox_topics AS t
+         WHERE t.topic = %(topic)s AND t.topic_id = %(topic_id)s
+           AND EXISTS (SELECT FROM outbox_topics AS o
+                       WHERE o.topic = t.topic AND o.noted_at < t.noted_at)), '-infinity') AS at
+)
 SELECT given."offset"
 FROM unnest(%(offsets)s::bigint[]) AS given ("offset")
 WHERE NOT EXISTS (
     SELECT FROM outbox_rejects AS r
     WHERE r.topic = %(topic)s AND r.partition = %(partition)s AND r."offset" <= given."offset"
       AND coalesce(r.last_offset, r."offset") >= given."offset"
-      AND r.at >= coalesce((SELECT max(noted_at) FROM outbox_topics AS t WHERE t.topic = r.topic
-                            HAVING count(*) > 1), '-infinity'))
+      AND r.at >= (SELECT at FROM began))
 ORDER BY given."offset";

@@ -193,8 +193,8 @@ VALUES (%(first)s, %(last)s, %(messages)s, %(kept)s, %(tables)s, %(archived)s)
 ON CONFLICT (first_id) DO UPDATE SET kept = excluded.kept, at = now(), archived = excluded.archived;
 
 -- archived_so_far --
--- Whether the range that was emptied last went to an archive.
-SELECT archived IS NOT NULL FROM outbox_retired ORDER BY at DESC LIMIT 1;
+-- Whether the range that was emptied last went to an archive; an earlier release does not say.
+SELECT archived <> '' FROM outbox_retired WHERE archived IS NOT NULL ORDER BY at DESC LIMIT 1;
 
 -- retired_after --
 -- Ranges that were emptied, of ids after this one.

@@ -180,7 +180,8 @@ LEFT JOIN (SELECT * FROM outbox WHERE id = ANY(%(bodies)s::bigint[]) OFFSET 0) A
 -- drawn again for each row that it was joined to, in the order of those rows, when the planner
 -- believed that there are few.
 WITH m AS MATERIALIZED (
-    SELECT given.*, nextval('outbox_applied') AS applied
+    SELECT given.*, nextval('outbox_applied') AS applied,
+           (SELECT o.opened FROM outbox_open AS o WHERE o.outbox_id = given.outbox_id)
     FROM json_to_recordset(%(messages)s::json)
          AS given (outbox_id bigint, status text, partition integer, "offset" bigint)
 )
@@ -190,7 +191,7 @@ SET status = 'consumed', applied = m.applied, topic = NULL, key = NULL, next_ret
     updated_at = now()
 FROM m
 WHERE s.outbox_id = ANY(%(ids)s::bigint[]) AND s.outbox_id + 0 = m.outbox_id AND s.status = m.status
-RETURNING s.outbox_id;
+RETURNING s.outbox_id, extract(epoch FROM m.opened)::double precision;
 
 -- open --
 -- Messages set aside on arrival, dead or parked; what has a fate already keeps it, what is no
@@ -235,6 +236,13 @@ SET status = m.status, applied = NULL, arrived = coalesce(s.arrived, m.arrived),
 FROM m
 WHERE s.outbox_id = ANY(%(ids)s::bigint[]) AND s.outbox_id + 0 = m.outbox_id
 RETURNING s.outbox_id, extract(epoch FROM s.next_retry_at)::double precision;
+
+-- opened_before --
+-- Messages that this transaction took and that are open again wait since they were set aside first.
+UPDATE outbox_open AS o
+SET opened = to_timestamp(given.opened)
+FROM json_to_recordset(%(messages)s::json) AS given (outbox_id bigint, opened double precision)
+WHERE o.outbox_id = given.outbox_id;
 
 -- traceparents --
 -- The W3C contexts of the callers who have one.  On an envelope topic the ids are another system's:
@@ -281,6 +289,41 @@ DO UPDATE SET last_offset = excluded.last_offset, count = excluded.count, at = n
 WHERE known.reason = excluded.reason
    OR known.at < (SELECT max(noted_at) FROM outbox_topics AS t WHERE t.topic = known.topic
                   HAVING count(*) > 1);
+
+-- note_deleted --
+-- Offsets that Kafka deleted unread, as a range of rejects; it begins behind what was read and
+-- rejected without being committed.  Where `first` is below 0 it begins where the group was last
+-- seen in the topic that is there now: Kafka forgets a group's offsets, too.
+WITH began AS (
+    SELECT coalesce((SELECT max(noted_at) FROM outbox_topics WHERE topic = %(topic)s
+                     HAVING count(*) > 1), '-infinity') AS at
+),
+lost AS (
+    SELECT CASE WHEN %(first)s >= 0 THEN %(first)s
+                ELSE (SELECT max(committed) FROM outbox_lag AS l
+                      WHERE l.topic = %(topic)s AND l.partition = %(partition)s
+                        AND l.topic_id = (SELECT t.topic_id FROM outbox_topics AS t
+                                          WHERE t.topic = l.topic ORDER BY noted_at DESC LIMIT 1))
+           END AS first
+),
+unread AS (
+    SELECT greatest(first, (
+               SELECT max(coalesce(r.last_offset, r."offset")) + 1
+               FROM outbox_rejects AS r
+               WHERE r.topic = %(topic)s AND r.partition = %(partition)s
+                 AND r."offset" BETWEEN lost.first AND %(end)s - 1
+                 AND r.reason <> %(reason)s AND r.at >= (SELECT at FROM began))) AS first
+    FROM lost
+    WHERE first IS NOT NULL
+)
+INSERT INTO outbox_rejects AS known (topic, partition, "offset", last_offset, count, reason)
+SELECT %(topic)s, %(partition)s, first, %(end)s - 1, %(end)s - first, %(reason)s
+FROM unread
+WHERE first < %(end)s
+ON CONFLICT (topic, partition, "offset")
+DO UPDATE SET last_offset = excluded.last_offset, count = excluded.count, at = now(),
+              reason = excluded.reason
+RETURNING "offset", count;
 
 -- take_partitions --
 -- Make these partitions one owner's; what was noted of them before, as the rows were when this

@@ -32,12 +32,14 @@ class Envelopes:
     ) -> None:
         self._session, self._topics, self._registry = session, topics, registry
         self._report, self._full = report, full
+        self._ids: Mapping[str, str] = {}
 
     def look(self, positions: Mapping[Place, Partition], ids: Mapping[str, str]) -> None:
         """Read the topics up to what was committed at the beginning.
 
         It begins where the last audit stopped, else at the first record known.
         """
+        self._ids = ids
         bounds = self._bounds(positions, ids)
         reached = {place: start for place, (start, _) in bounds.items()}
         batch: list[tuple[Place, int, bytes | None]] = []
@@ -67,7 +69,10 @@ class Envelopes:
             start = known.get("offsets", {}).get(str(number)) if same else None
             if start is None:
                 [(start,)] = self._session.rows(
-                    "foreign_first_offset", topic=topic, partition=number
+                    "foreign_first_offset",
+                    topic=topic,
+                    partition=number,
+                    topic_id=ids.get(topic),
                 )
             if start is not None:
                 begin, end = max(start, partition.start), min(partition.committed, partition.end)
@@ -103,5 +108,10 @@ class Envelopes:
                 self._report.add("skipped", None, topic=place[0], partition=place[1], offset=offset)
 
     def _unrejected(self, place: Place, offsets: list[int]) -> list[int]:
-        parameters = {"topic": place[0], "partition": place[1], "offsets": offsets}
+        parameters = {
+            "topic": place[0],
+            "partition": place[1],
+            "offsets": offsets,
+            "topic_id": self._ids.get(place[0]),
+        }
         return [row[0] for row in self._session.rows("audit_unrejected", **parameters)]

@@ -429,7 +429,7 @@ class Retention:
             if states != len(ids):
                 raise Busy(CONTRADICTION)
             about = {"messages": messages, "kept": rows, "tables": each.tables}
-            about["archived"] = None if archived is None else archived.name
+            about["archived"] = "" if archived is None else archived.name
             await self._rows("note_retired", **bounds, **about)
             await self._connection.execute(sql.SQL("TRUNCATE {}").format(both))
             await self._rows("forget_letters", **bounds, ids=ids)

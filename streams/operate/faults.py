@@ -479,8 +479,8 @@ def _partitions(snapshot: Snapshot) -> Iterator[Fault]:
             "topic.unserved",
             f"{waiting:,} {'message waits' if waiting == 1 else 'messages wait'} on topic {topic},"
             " which no worker reads any more",
-            "name it under `topics` (`format: envelope`) or add its agent to `agents` again, until"
-            " nothing waits there",
+            "start the workers that read it; if none does any more, name it under `topics`"
+            " (`format: envelope`) or add its agent to `agents` again, until nothing waits there",
             subject=topic,
         )
     yield from _lag(snapshot)
@@ -609,7 +609,7 @@ def _dead(snapshot: Snapshot) -> Iterator[Fault]:
     for lost in snapshot.deleted:
         yield _fault(
             "records.deleted",
-            f"Kafka deleted {lost.records:,} records of topic {lost.topic}, partition"
+            f"Kafka deleted up to {lost.records:,} records of topic {lost.topic}, partition"
             f" {lost.partition}, before anybody read them: offsets {lost.first} to {lost.last}",
             "only their producer has them: have it send them again; see outbox_rejects",
             subject=f"{lost.topic}/{lost.partition}",

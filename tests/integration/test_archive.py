@@ -311,9 +311,22 @@ def test_an_outbox_that_is_archived_is_emptied_by_nobody_without_its_archive(
     monkeypatch.delenv("STREAMS_OUTBOX__ARCHIVE")
     assert "messages 0 to 9" in streams("retention", "--without-archive")
     assert aged.bench.query("SELECT archived FROM outbox_retired ORDER BY first_id LIMIT 1") == [
-        (None,)
+        ("",)
     ]
     discard_one(aged)
+    assert retain(aged)[0].act == "empty"
+
+
+def test_what_an_earlier_release_empties_beside_this_one_ends_no_archive(
+    aged: Stage, tmp_path: Path
+) -> None:
+    """It archives too, and does not say so."""
+    archived(aged, tmp_path)
+    discard_one(aged)
+    write = aged.bench.connection.execute
+    write("UPDATE outbox_retired SET archived = NULL, at = now() WHERE first_id = 0")
+    assert retain(aged)[0].reason == retention.LACKS_ARCHIVE
+    write("UPDATE outbox_retired SET archived = NULL")
     assert retain(aged)[0].act == "empty"
 
 

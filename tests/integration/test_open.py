@@ -11,13 +11,15 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from streams.database import connect, query
+from streams.events import Batch
 from streams.relay.leader.housekeeping import Housekeeping
 from streams.worker.driver.runs import Run
 from streams.worker.failure import probe
 from streams.worker.run.transaction import Transaction
-from tests.fixtures.workbench import TOPIC, Workbench
+from tests.fixtures.workbench import TOPIC, Note, Workbench
 
 # What a worker of the version before writes and asks: it knows the states only.
 OLD_SET_ASIDE = """
@@ -101,6 +103,36 @@ def test_a_conversation_waits_since_its_message_was_set_aside_not_since_its_last
     write("retrying", minutes=5)
     write("retrying", minutes=6)
     assert since() == [5, 5, 5]
+
+
+@pytest.mark.parametrize("envelopes", [False, True], ids=["ours", "another system's"])
+def test_it_waits_as_long_whatever_a_worker_tries(database: str, envelopes: bool) -> None:
+    """Each try settles its message and opens it again, in one transaction."""
+    table = "outbox_foreign" if envelopes else "outbox_open"
+
+    async def refuse(messages: Batch[Note], db: AsyncConnection) -> None:
+        raise ValueError("not now")
+
+    with Workbench(database, envelopes=envelopes) as bench:
+
+        def waits() -> list[tuple[bool]]:
+            """Whether it waits for an hour, of each message that is open."""
+            return bench.query(
+                f"SELECT opened < now() - interval '59 minutes' FROM {table}"
+                " WHERE opened IS NOT NULL ORDER BY outbox_id"
+            )
+
+        works, bench.handler = bench.handler, refuse
+        bench.persist(bench.send("one", "two", book="b"))
+        assert waits() == [(False,), (False,)]
+        bench.query(f"UPDATE {table} SET opened = opened - interval '1 hour'")
+        bench.wake("b")
+        assert [fate[2] for fate in bench.fates()] == [2, 0]
+        assert waits() == [(True,), (True,)]
+        bench.handler = works
+        bench.wake("b")
+        assert waits() == []
+        assert {fate[1] for fate in bench.fates()} == {"consumed"}
 
 
 def test_a_worker_that_knows_only_the_states_and_one_that_asks_what_is_open_keep_one_order(

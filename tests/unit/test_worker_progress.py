@@ -76,19 +76,38 @@ def test_acks_from_before_a_positioning_count_no_more(partition: PartitionProgre
 def test_a_stretch_without_records_is_passed_over_once_nothing_came_again(
     partition: PartitionProgress,
 ) -> None:
-    assert not partition.passed_over(7, epoch=1), "it was not read again yet"
+    assert not partition.came_to_nothing(7, epoch=1), "it was not read again yet"
     partition.read_again(epoch=1)
-    assert not partition.passed_over(5, epoch=1), "aiokafka was not there"
-    assert not partition.passed_over(7, epoch=2), "another epoch"
-    assert partition.passed_over(7, epoch=1)
+    assert not partition.came_to_nothing(5, epoch=1), "aiokafka was not there"
+    assert not partition.came_to_nothing(7, epoch=2), "another epoch"
+    assert partition.came_to_nothing(7, epoch=1)
+    assert partition.pass_over(7)
     assert (partition.expected, partition.ledger.committable()) == (7, 7)
-    assert not partition.passed_over(9, epoch=1), "each stretch is read again by itself"
+    assert not partition.came_to_nothing(9, epoch=1), "each stretch is read again by itself"
+
+
+def test_what_kafka_deleted_at_the_end_is_not_passed_over_before_it_is_told(
+    partition: PartitionProgress,
+) -> None:
+    """Whoever came after this worker would have begun behind it."""
+    partition.note_deleted((5, 9))
+    assert not partition.pass_over(9)
+    partition.note_deleted(None)
+    assert not partition.pass_over(10), "a marker behind it does not make it told"
+    partition.note_deleted((10, 12))
+    assert not partition.pass_over(12)
+    assert (partition.expected, partition.ledger.committable()) == (12, None)
+    after = run(12, 13)
+    partition.deliver(after)
+    assert (after.deleted, partition.deleted) == ((5, 12), None)
+    after.acked = True
+    assert partition.ledger.committable() == 13
 
 
 def test_a_run_in_flight_is_never_passed_over(partition: PartitionProgress) -> None:
     partition.read_again(epoch=1)
     partition.deliver(run(5, 6))
-    assert not partition.passed_over(9, epoch=1)
+    assert not partition.came_to_nothing(9, epoch=1)
     assert partition.expected == 6
 
 

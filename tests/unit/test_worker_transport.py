@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from aiokafka.consumer.subscription_state import SubscriptionState
-from aiokafka.errors import NotLeaderForPartitionError
+from aiokafka.errors import KafkaError, NotLeaderForPartitionError
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetResetStrategy
 from aiokafka.structs import TopicPartition
@@ -323,6 +323,32 @@ async def test_a_stretch_without_records_is_passed_over_when_it_was_read_twice(
         faust.positions[SOURCE] = ends
     assert consumer.progress[SOURCE].ledger.committable() == ends
     assert SOURCE in consumer._acked
+
+
+async def test_a_stretch_that_kafka_deleted_is_asked_for_until_it_answers_and_not_committed(
+    consumer: RunConsumer, faust: Faust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.worker.driver.unread.UNREAD", 0.0)
+    ends = COMMITTED + 2
+    monkeypatch.setattr(consumer, "end_of", {**ENDS, SOURCE: ends}.__getitem__)
+    await consumer.perform_seek()
+    faust.silent = {SOURCE}
+    answers: list[Any] = [KafkaError(), (COMMITTED, ends)]
+
+    async def deleted(*_: Any) -> Any:
+        if isinstance(answer := answers.pop(0), KafkaError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(consumer, "_deleted", deleted)
+    for expected in (COMMITTED, COMMITTED, ends):
+        faust.positions[SOURCE] = ends
+        monkeypatch.setattr(consumer, "_next_look", 0.0)
+        await delivered(consumer)
+        assert consumer.progress[SOURCE].expected == expected
+    assert consumer.progress[SOURCE].deleted == (COMMITTED, ends)
+    assert consumer.progress[SOURCE].ledger.committable() is None
+    assert SOURCE not in consumer._acked
 
 
 async def test_a_stretch_read_in_another_epoch_is_not_passed_over(

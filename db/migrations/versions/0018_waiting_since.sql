@@ -1,3 +1,7 @@
+-- All of them at once, and first: what is rewritten below stands still for that long only, and is not rewritten in vain
+-- while somebody holds another one.
+LOCK TABLE outbox_open, outbox_foreign, outbox_retired IN ACCESS EXCLUSIVE MODE;
+
 -- A try that fails writes its state anew: `since` and `updated_at` are of the last one.  What was open before this waits
 -- since then, as far as anybody knows.
 ALTER TABLE outbox_open ADD opened timestamptz;
@@ -8,7 +12,8 @@ CREATE INDEX outbox_open_waiting ON outbox_open (opened);
 ALTER TABLE outbox_foreign ADD opened timestamptz;
 UPDATE outbox_foreign SET opened = updated_at WHERE open;
 
--- The part of the archive that was written last of a range; NULL: it was emptied without one.
+-- The part of the archive that was written last of a range, '' of one that was emptied without an archive; NULL: nobody
+-- knows, an earlier release emptied it.
 ALTER TABLE outbox_retired ADD archived text;
 
 DO $$

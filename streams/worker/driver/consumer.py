@@ -107,6 +107,9 @@ class RunConsumer(driver.Consumer):
             await self._seek(tp, offset)
         for tp, offset in known.items():
             self.progress[tp].expected = offset
+            if tp in unknown and offset > 0:
+                # Nobody ever read here, or so long ago that Kafka forgot how far.
+                self.progress[tp].note_deleted((-1, offset))
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """The committed offset of every assigned partition, where it is positioned now."""
@@ -209,7 +212,7 @@ class RunConsumer(driver.Consumer):
         match partition.judge(first, epoch):
             case Fetched.NEXT if expected is not None and first > expected:
                 try:
-                    partition.deleted = await self._deleted(tp, expected, first)
+                    partition.note_deleted(await self._deleted(tp, expected, first))
                 except KafkaError:  # asked again with what is fetched again
                     await self._seek(tp, expected)
                     return False
@@ -367,15 +370,21 @@ class RunConsumer(driver.Consumer):
             partition, position = self.progress[tp], self.position_of(tp) or 0
             if (delivered := partition.expected) is None:
                 continue
-            if partition.passed_over(position, epoch):
-                self._acked[tp]  # lets Faust's commit look at this partition
-                with contextlib.suppress(KafkaError):
-                    partition.deleted = await self._deleted(tp, delivered, position)
-                if partition.deleted is not None:
+            if partition.came_to_nothing(position, epoch):
+                try:
+                    deleted = await self._deleted(tp, delivered, position)
+                except KafkaError:  # asked again with the next look
+                    continue
+                if epoch != self.progress.epoch:
+                    return
+                partition.note_deleted(deleted)
+                if partition.pass_over(position):
+                    self._acked[tp]  # lets Faust's commit look at this partition
+                if deleted is not None:
                     where = {"topic": tp.topic, "partition": tp.partition, "offset": delivered}
                     logger.warning(
                         "Kafka deleted records before they were read, nothing came after them yet",
-                        extra={**where, "count": partition.deleted[1] - delivered},
+                        extra={**where, "count": deleted[1] - delivered},
                     )
             elif not partition.ledger.in_flight and self._unread.overdue(
                 tp, delivered, self.end_of(tp), now, read=position > delivered

@@ -33,7 +33,9 @@ class PartitionProgress:
 
     expected     the offset that comes next; None while that is not known
     confirmed    the offset whose commit the broker confirmed
-    deleted      offsets that Kafka deleted unread, told with the run that comes after them
+    deleted      offsets that Kafka deleted unread, told with the run that comes after them; until
+                 then nothing behind them may be committed.  They begin at -1 where nobody knows up
+                 to where the partition was read
     ledger       the runs in flight, and what may be committed
     """
 
@@ -90,24 +92,34 @@ class PartitionProgress:
         again, self._reading_again = self._reading_again, None
         return again == (self.expected, epoch) and first == self.expected
 
-    def passed_over(self, position: int, epoch: int) -> bool:
-        """Whether nothing came again up to this position.
-
-        Then there are no records: it is done, and there is no lag.
-        """
+    def came_to_nothing(self, position: int, epoch: int) -> bool:
+        """Whether nothing came again up to this position: then there are no records."""
         if self.ledger.in_flight:
             self._reading_again = None
             return False
-        if (
-            self.expected is None
-            or position <= self.expected
-            or self._reading_again != (self.expected, epoch)
-        ):
-            return False
+        return (
+            self.expected is not None
+            and position > self.expected
+            and self._reading_again == (self.expected, epoch)
+        )
+
+    def pass_over(self, position: int) -> bool:
+        """Go on behind what came to nothing; whether that may be committed: there is no lag then.
+
+        What Kafka deleted is told first. Who comes after us sees it again until it is.
+        """
         self._reading_again = None
         self.expected = position
+        if self.deleted is not None:
+            return False
         self.ledger.pass_over(position)
         return True
+
+    def note_deleted(self, deleted: tuple[int, int] | None) -> None:
+        """Note these offsets, beside what was not told yet."""
+        if deleted is not None:
+            first, end = self.deleted or deleted
+            self.deleted = min(first, deleted[0]), max(end, deleted[1])
 
 
 class Progress:

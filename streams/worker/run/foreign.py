@@ -35,6 +35,7 @@ STATEMENTS: Mapping[str, LiteralString] = {
     "reclaim": "foreign_reclaim",
     "open": "foreign_open",
     "set_aside": "foreign_set_aside",
+    "opened_before": "foreign_opened_before",
     "open_line": "foreign_open_line",
     "open_rows": "foreign_open_rows",
     "heads": "foreign_heads",

@@ -38,7 +38,6 @@ from streams.worker.failure.strategy import Strategy
 from streams.worker.run.attempt import Attempt, Attempts, Outcome
 from streams.worker.run.conversations import head_of, work_conversations
 from streams.worker.run.crashes import CrashNotes
-from streams.worker.run.decide import Range
 from streams.worker.run.exclusion import Exclusion
 from streams.worker.run.origin import Origin
 from streams.worker.run.pipeline import work_run
@@ -155,14 +154,20 @@ class Persister:
         if run.deleted is None or self.origin(run.topic).has_rows:
             return True
         first, end = run.deleted
-        lost = Range(run.partition, first, end - 1, end - first, DELETED)
-        given = {"topic": run.topic, "rejects": orjson.dumps([lost._asdict()]).decode()}
-        if noted := await self.insist(run, lambda: self.database.tell([(query("reject"), given)])):
+        where = {"topic": run.topic, "partition": run.partition}
+        given = {**where, "first": first, "end": end, "reason": DELETED}
+        written: list[tuple[Any, ...]] = []
+
+        async def note() -> None:
+            written[:] = (await self.database.tell([(query("note_deleted"), given)]))[0]
+
+        noted = await self.insist(run, note)
+        if noted:
             run.deleted = None
-            where = {"topic": run.topic, "partition": run.partition, "offset": first}
+        for offset, count in written:
             logger.error(
                 "Kafka deleted records before they were read, only their producer has them",
-                extra={**where, "count": end - first},
+                extra={**where, "offset": offset, "count": count},
             )
         return noted
 

@@ -43,7 +43,8 @@ class Transaction:
     ) -> None:
         self._driver, self.topic, self.origin, self._seconds = driver, topic, origin, seconds
         self.probe_seconds = 0.0  # how long it took to learn whether anything of the topic is open
-        self._reclaimed: set[int] = set()
+        # What was open and is taken: since when each of them waits.
+        self._reclaimed: dict[int, float | None] = {}
 
     async def lock(self, partitions: Iterable[int]) -> None:
         """Keep every other owner, past or future, of these partitions out until the commit."""
@@ -121,12 +122,11 @@ class Transaction:
         if not rows:
             return set()
         ids = [row["outbox_id"] for row in rows]
-        reclaimed = {
-            row[0]
-            for row in await self.execute("reclaim", messages=orjson.dumps(rows).decode(), ids=ids)
-        }
+        reclaimed = dict(
+            await self.execute("reclaim", messages=orjson.dumps(rows).decode(), ids=ids)
+        )
         self._reclaimed |= reclaimed
-        return reclaimed
+        return set(reclaimed)
 
     async def set_aside(self, fates: Fates) -> list[SetAside]:
         """Give messages that have a state row another status than consumed.
@@ -153,6 +153,13 @@ class Transaction:
         ]
         ids = [fate.outbox_id for _, fate in fates]
         due = dict(await self.execute("set_aside", messages=orjson.dumps(rows).decode(), ids=ids))
+        again = [
+            {"outbox_id": fate.outbox_id, "opened": opened}
+            for _, fate in fates
+            if fate.open and (opened := self._reclaimed.get(fate.outbox_id)) is not None
+        ]
+        if again:
+            await self.execute("opened_before", messages=orjson.dumps(again).decode())
         return [replace(fate, due=due[fate.outbox_id]) for _, fate in fates]
 
     async def reject(self, rejected: Sequence[Rejected]) -> None:
