@@ -147,16 +147,19 @@ def key_text(value: Any) -> str | None:
     return text if 1 <= len(text.encode()) <= KEY_BYTES and "\0" not in text else None
 
 
-def key_read(named: str | float, kind: EventType) -> Any:
+def key_read(named: bytes, kind: EventType) -> Any:
     """What a payload has in its key field, as the field's type reads it; as it is if that cannot.
 
+    Given is its JSON: a number is not the float that others read. JSONDecodeError when it is none.
     For what of it can be read where the payload as a whole cannot.
     """
+    plain = orjson.loads(named)
     try:
-        return msgspec.convert(named, get_type_hints(kind.payload, include_extras=True)[kind.key])
+        hint = get_type_hints(kind.payload, include_extras=True)[kind.key]
+        return msgspec.json.decode(named, type=hint)
     # The type takes no such value, or has names that only its own module knows.
-    except (msgspec.ValidationError, NameError, KeyError, TypeError):
-        return named
+    except (msgspec.DecodeError, NameError, KeyError, TypeError):
+        return plain
 
 
 def unparsable(raw: bytes) -> str:

@@ -17,6 +17,9 @@ DELETED = "Kafka deleted it before it was read"
 """In `outbox_rejects`: what its producer has to send again, for nobody here has it."""
 
 
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
 class NoEnvelope(ValueError):
     """A record that cannot be tied to a message; says what is wrong with it, without its text."""
 
@@ -89,15 +92,18 @@ def conversation(payload: str | None, kind: EventType) -> str | None:
     It is that of messages whose payload can be read: two spellings of one UUID are one key.
     """
     try:
-        plain = orjson.loads(_inner(payload) or "null")
+        inner = _inner(payload) or "null"
+        plain = orjson.loads(inner)
     except (Unreadable, orjson.JSONDecodeError):
         return None
     named = plain.get(kind.key) if isinstance(plain, dict) else None
-    return (
-        codec.key_text(codec.key_read(named, kind))
-        if isinstance(named, str | int | float)
-        else None
-    )
+    if not isinstance(named, str | int | float):
+        return None
+    try:
+        raw = bytes(_FIELDS.decode(inner)[kind.key])
+    except (msgspec.DecodeError, RecursionError):  # it is stricter, and reads less deep
+        raw = orjson.dumps(named)
+    return codec.key_text(codec.key_read(raw, kind))
 
 
 def _id(raw: bytes) -> int:

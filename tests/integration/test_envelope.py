@@ -544,8 +544,8 @@ async def test_what_kafka_deleted_before_it_was_read_is_told_for_its_producer_al
     [(begin,)] = seed.world.query("SELECT count(*) FROM outbox_foreign WHERE outbox_id < 6")
     assert begin < 5 if running else begin == 2
     told = (
-        f"Kafka deleted up to {5 - begin} records of topic {seed.topic}, partition {partition}, before"
-        f" anybody read them: offsets {begin} to 4"
+        f"Kafka deleted up to {5 - begin} records of topic {seed.topic}, partition {partition},"
+        f" before anybody read them: offsets {begin} to 4"
     )
     assert faults() == [told]
     assert seed.world.query('SELECT "offset", last_offset, count, reason FROM outbox_rejects') == [

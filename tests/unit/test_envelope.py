@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from msgspec import Meta
 
 from streams import envelope as envelopes
+from streams.codec import Unreadable
 from streams.envelope import NoEnvelope, conversation, opened
 from streams.events import EventType
 from streams.registry import discover
@@ -193,6 +194,27 @@ def test_a_payload_is_of_the_same_conversation_whether_it_can_be_read_or_not(
     assert envelopes.decoded(whole, event)[0] == key
     assert conversation(whole, event) == key
     assert conversation(orjson.dumps({"room": sent, "n": "q"}).decode(), event) == key
+
+
+@pytest.mark.parametrize("number", ["1.10", "1e2", "18446744073709551616", "-0", "0.1"])
+@pytest.mark.parametrize("kind", [Decimal, int, float, str, Decimal | None])
+def test_a_number_is_the_same_key_whether_the_rest_of_it_can_be_read_or_not(
+    kind: Any, number: str
+) -> None:
+    """JSON's numbers are no floats before their type has read them."""
+    payload = dataclasses.make_dataclass("Said", [("room", kind), ("n", int)])
+    event = EventType("said", "t", "room", payload, "here")
+    try:
+        key = envelopes.decoded(f'{{"room": {number}, "n": 1}}', event)[0]
+    except Unreadable:
+        return  # nobody reads it, so nothing can differ
+    for rest in ("1", '"q"'):
+        assert conversation(f'{{"room": {number}, "n": {rest}}}', event) == key
+
+
+def test_a_payload_too_deep_for_one_reader_names_its_conversation_all_the_same() -> None:
+    deep = "[" * 1015 + "]" * 1015
+    assert conversation(f'{{"conversation_id": "c", "x": {deep}}}', CHAT) == "c"
 
 
 def test_a_payload_in_base64_is_told_from_a_broken_one() -> None:
