@@ -129,6 +129,8 @@ def _explained(raw: bytes | str, payload: type[E]) -> E:
     except msgspec.ValidationError as error:
         field, expected = _explain(error, payload)
         raise Unreadable(f"{field!r}: {expected}", code="payload") from None
+    except MemoryError:  # the process's
+        raise
     except Exception as error:  # A __post_init__ may raise anything, and it is the message's fault.
         raise Unreadable(
             f"{payload.__name__} cannot be made of it: {type(error).__name__}", code="payload"

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 JITTER = 0.8
 REFUSED_SECONDS = 60.0
+LATEST = 253_402_300_799_999  # the end of the year 9999, in milliseconds since 1970
 GOODBYE_SECONDS = 1.0
 
 
@@ -81,7 +82,8 @@ class WorkerFigures:
     def worked(self, topic: str, partition: int, time_ms: int | None) -> None:
         """Records of this partition were worked; the last one has this time."""
         if time_ms is not None and time_ms >= 0:
-            self._worked[topic, partition] = time_ms / 1000
+            # A producer may give microseconds: a time that no database takes.
+            self._worked[topic, partition] = min(time_ms, LATEST) / 1000
 
     def worked_at(self, topic: str, partition: int) -> float | None:
         """The time of the last record worked here, in epoch seconds."""

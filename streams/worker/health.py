@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -137,10 +139,17 @@ class WorkerHealth:
 
         A handler that blocks the loop blocks everything else that could notice.
         """
+        # It says where Python stands, and then the signal does what it does: it ends the process.
+        faulthandler.register(signal.SIGVTALRM, chain=True)
         seen, still = -1, 0
         while True:
+            # A timer of the kernel's: whoever keeps the interpreter to himself (a regular
+            # expression that never ends) keeps this thread out as well. It counts the processor's
+            # time, for the same reason.
+            signal.setitimer(signal.ITIMER_VIRTUAL, self._patience + BEAT)
             time.sleep(BEAT)
             if self._app.should_stop:
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
                 return
             # Ticks, not time: a process that was stopped and continued has not hung.
             seen, still = (self._turns, 0) if seen != self._turns else (seen, still + 1)

@@ -73,9 +73,9 @@ class TopicAgent:
         """One transaction for these runs; False when it failed and each needs one of its own."""
         runs: list[Run] = [event.value for event in events]
         first = runs[0]
-        await self._entry.confirmed()
         async with self._persister.suspects.busy([run.suspicion for run in runs]):
             try:
+                await self._entry.confirmed()
                 for run in runs:
                     if run.topic == self._topic and not await self._persister.note_deleted(run):
                         return len(runs) == 1
@@ -98,7 +98,9 @@ class TopicAgent:
                 _report(self._topic, self._persister.origin(self._topic).source, outcome)
                 self._app.monitor.count("consumed", outcome.consumed)
                 self._count(runs, outcome)
-            except Exception:  # foreseen is only what the persister waits out
+            except asyncio.CancelledError:
+                raise
+            except BaseException:  # foreseen is only what the persister waits out
                 # An orderly shutdown would commit offsets and could hang: the run is not acked, it
                 # will be delivered again.
                 where = {"topic": first.topic, "partition": first.partition, "offset": first.first}

@@ -613,6 +613,8 @@ def test_a_row_that_row_level_security_refuses_costs_one_message(bench: Workbenc
 
 
 STATES = ["55000", "55P04", "0L000", "25000", "3B001", "XX000", "P0001", "2D000", "40002"]
+# Those of outages, which a trigger or a function of somebody's own may say as well.
+STATES += ["40001", "42501", "55P03", "53400", "57P01", "58030", "08006"]
 
 
 def test_a_state_that_one_message_alone_meets_costs_one_message(either: Workbench) -> None:
@@ -630,6 +632,106 @@ def test_a_state_that_one_message_alone_meets_costs_one_message(either: Workbenc
     assert [fate for fate in either.fates() if fate[0] in STATES] == [
         (one, "retrying", 1, one) for one in STATES
     ]
+
+
+async def use_a_table_of_the_transaction(db: AsyncConnection) -> None:
+    await db.exec_driver_sql("CREATE TEMP TABLE staging (note text) ON COMMIT DROP")
+    await db.exec_driver_sql("INSERT INTO staging VALUES ('x')")
+
+
+async def use_a_table_of_the_session(db: AsyncConnection) -> None:
+    await db.exec_driver_sql("SELECT 1 AS one INTO TEMP staging")
+
+
+async def use_a_table_that_a_block_makes(db: AsyncConnection) -> None:
+    await db.exec_driver_sql("DO $$BEGIN CREATE TEMP TABLE staging () ON COMMIT DROP; END$$")
+
+
+async def leave_a_cursor_open(db: AsyncConnection) -> None:
+    await db.exec_driver_sql("CREATE TEMP TABLE staging () ON COMMIT DROP")
+    await db.exec_driver_sql("DECLARE mine CURSOR FOR SELECT * FROM staging")
+    await db.exec_driver_sql("FETCH 1 FROM mine")
+
+
+@pytest.mark.parametrize("care", [Strategy.WHOLE, Strategy.BISECT, Strategy.SINGLE])
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        use_a_table_of_the_transaction,
+        use_a_table_of_the_session,
+        use_a_table_that_a_block_makes,
+        leave_a_cursor_open,
+    ],
+)
+def test_what_one_call_leaves_in_the_transaction_is_not_in_the_way_of_the_next_one(
+    bench: Workbench, leaves: Any, care: Strategy
+) -> None:
+    """Once one message had failed, all behind the first piece met a table that was there."""
+
+    async def uses(messages: Messages, db: AsyncConnection) -> None:
+        await leaves(db)
+        await save(messages, db)
+        if "bad" in names(messages):
+            raise ValueError
+
+    bench.handler = uses
+    run = bench.send(*GOOD[:4], "bad", *GOOD[4:])
+    bench.run(asyncio.wait_for(bench.worker.persist(run, care), 20))
+    assert bench.fates() == fates_but(bench, "bad", "retrying", 1, "ValueError")
+
+
+@pytest.mark.parametrize(
+    "how", ["SET LOCAL app.person = '7'", "SELECT set_config('app.person', '7', true)"]
+)
+def test_a_setting_of_its_own_is_for_one_call(bench: Workbench, how: str) -> None:
+    """Rows of the next call were stamped with the person of the one before."""
+    seen = []
+
+    async def stamps(messages: Messages, db: AsyncConnection) -> None:
+        who = await db.execute(text("SELECT current_setting('app.person', true)"))
+        commits = await db.execute(text("SELECT current_setting('synchronous_commit')"))
+        seen.append((who.scalar_one() or "", commits.scalar_one()))
+        if "n0" in names(messages):
+            await db.exec_driver_sql(how)
+            await db.exec_driver_sql("SET LOCAL synchronous_commit = off")
+        await save(messages, db)
+
+    bench.handler = stamps
+    bench.run(asyncio.wait_for(bench.worker.persist(bench.send("n0", "n1"), Strategy.SINGLE), 20))
+    assert seen == [("", "on")] * 2
+    assert bench.saved() == ["n0", "n1"]
+
+
+@pytest.mark.parametrize("care", [Strategy.WHOLE, Strategy.SINGLE])
+def test_a_run_is_not_done_before_its_commit_lasts_whatever_a_handler_sets(
+    bench: Workbench, care: Strategy
+) -> None:
+    bench.query(
+        "CREATE TABLE waited (synchronous text);"
+        "CREATE FUNCTION note_wait() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN"
+        " INSERT INTO waited VALUES (current_setting('synchronous_commit')); RETURN NULL; END$$;"
+        "CREATE CONSTRAINT TRIGGER note_wait AFTER INSERT ON notes DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION note_wait()"
+    )
+
+    async def hurries(messages: Messages, db: AsyncConnection) -> None:
+        await db.exec_driver_sql("SET LOCAL synchronous_commit = off")
+        await save(messages, db)
+
+    bench.handler = hurries
+    bench.run(asyncio.wait_for(bench.worker.persist(bench.send("n0", "n1"), care), 20))
+    assert set(bench.query("SELECT synchronous FROM waited")) == {("on",)}
+
+
+def test_a_block_that_would_keep_our_writes_out_is_refused(bench: Workbench) -> None:
+    async def keeps_out(messages: Messages, db: AsyncConnection) -> None:
+        await save(messages, db)
+        if "bad" in names(messages):
+            await db.exec_driver_sql("DO $$BEGIN SET LOCAL transaction_read_only = on; END$$")
+
+    bench.handler = keeps_out
+    bench.persist(bench.send("n0", "bad", "n1"), 20)
+    assert bench.fates() == fates_but(bench, "bad", "retrying", 1, "misuse")
 
 
 def test_a_trigger_that_drops_rows_misleads_nobody(bench: Workbench) -> None:

@@ -311,6 +311,23 @@ def test_a_transaction_that_was_ended_below_everything_leaves_dead_letters_and_n
     outcome = bench.persist(bench.send("n0", "n1"))
     assert outcome.consumed == 0
     assert bench.fates() == [("n0", "dead", 0, "misuse"), ("n1", "dead", 0, "misuse")]
+    assert bench.query("SELECT count(*) FROM outbox_open") == [(0,)]
+
+
+def test_such_a_dead_letter_holds_its_conversation_where_the_agent_says_so(database: str) -> None:
+    async def ends(messages: Messages, db: AsyncConnection) -> None:
+        pgconn = (await driver_of(db)).pgconn
+        pgconn.exec_(b"COMMIT")
+        pgconn.exec_(b"BEGIN")
+
+    holding = Workbench(database)
+    holding._fate["on_dead"] = "hold"
+    with holding as bench:
+        bench.handler = ends
+        bench.persist(bench.send("n0", book="b"))
+        bench.handler = save
+        bench.persist(bench.send("n1", book="b"))
+        assert bench.fates() == [("n0", "dead", 0, "misuse"), ("n1", "parked", 0, None)]
 
 
 @pytest.mark.parametrize("how", ["after", "beside"])
@@ -383,6 +400,18 @@ async def stop_iterating(db: AsyncConnection) -> None:
     raise StopAsyncIteration
 
 
+class PanicException(BaseException):
+    """As extensions in Rust raise it; func_timeout and gevent have such ones too."""
+
+
+async def panic(db: AsyncConnection) -> None:
+    raise PanicException
+
+
+async def interrupt(db: AsyncConnection) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(
     ("let_out", "code"),
     [
@@ -392,6 +421,8 @@ async def stop_iterating(db: AsyncConnection) -> None:
         (leave_the_process, "SystemExit"),
         (fail_in_a_group, "BaseExceptionGroup"),
         (stop_iterating, "StopAsyncIteration"),
+        (panic, "PanicException"),
+        (interrupt, "KeyboardInterrupt"),
     ],
 )
 def test_an_exit_that_is_no_error_is_charged_like_one(
@@ -461,7 +492,8 @@ async def swallow(db: AsyncConnection, state: str) -> None:
         await fail(db, state)
 
 
-WRAPS = [wrap, wrap_by_context, hide, fail_as_a_group, reject_for_it, go_on_in_vain, swallow]
+# What a RAISE says is no outage unless every message meets it: here it stands for one.
+WRAPS = [wrap, wrap_by_context, fail_as_a_group, go_on_in_vain, swallow]
 
 
 @pytest.mark.parametrize("wraps", WRAPS)
@@ -490,6 +522,44 @@ def test_an_outage_stays_one_whatever_a_handler_makes_of_it(
         await work
 
     ours.run(wait())
+    assert ours.fates() == [("n0", "consumed", 0, None)]
+
+
+async def lack_a_grant(db: AsyncConnection, state: str) -> None:
+    await db.exec_driver_sql("SET LOCAL ROLE pg_monitor")
+    await db.exec_driver_sql("SELECT count(*) FROM notes")
+
+
+async def find_it_locked(db: AsyncConnection, state: str) -> None:
+    await db.exec_driver_sql("LOCK TABLE taken NOWAIT")
+
+
+@pytest.mark.parametrize("wraps", [wrap, hide, reject_for_it])
+@pytest.mark.parametrize("meets", [lack_a_grant, find_it_locked])
+def test_an_outage_of_the_servers_own_stays_one_although_a_handler_hides_it(
+    ours: Workbench, monkeypatch: pytest.MonkeyPatch, wraps: Any, meets: Any
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "fail", meets)
+    ours.query("CREATE TABLE taken ()")
+    broken = True
+
+    async def wraps_it(messages: Messages, db: AsyncConnection) -> None:
+        if broken:
+            await wraps(db, "")
+        await save(messages, db)
+
+    ours.handler = wraps_it
+    run = ours.send("n0")
+
+    async def wait() -> None:
+        nonlocal broken
+        work = await ours.until_waiting(run)
+        broken = False
+        await work
+
+    with psycopg.connect(ours.url) as holder:
+        holder.execute("LOCK TABLE taken")
+        ours.run(wait())
     assert ours.fates() == [("n0", "consumed", 0, None)]
 
 

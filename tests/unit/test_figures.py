@@ -154,6 +154,15 @@ async def test_a_sign_of_life_is_told_with_and_without_counts_and_partitions(
     assert len(asked) == 1 + partitions + counts
 
 
+def test_a_record_of_the_year_55000_keeps_no_worker_from_telling_how_far_it_is() -> None:
+    """Its producer gave microseconds, and the worker gave no sign of life any more."""
+    database: Any = None
+    figures = WorkerFigures(database, "group", ["note"])
+    figures.worked("t", 0, 1_700_000_000_000_000)
+    worked = PartitionLag("t", 0, None, 1, 2, figures.worked_at("t", 0)).row()["worked"]
+    assert worked.year == 9999
+
+
 def test_what_nobody_knows_is_counted_as_one() -> None:
     """Other systems invent names without end, and some that PostgreSQL cannot store."""
     counters, tally = Counters({"note"}), RunTally()

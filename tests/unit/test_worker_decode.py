@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,3 +100,26 @@ def test_no_bytes_raise(records: list[Record]) -> None:
     deliveries, rejected = read(records, REGISTRY)
     assert len(deliveries) + len(rejected) <= len(records)
     assert all((one.message is None) == (one.fault is not None) for one in deliveries)
+
+
+class PanicException(BaseException):
+    """As an extension in Rust raises it."""
+
+
+def test_what_a_payloads_own_code_lets_out_costs_its_message_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It ended the topic's agent in silence; memory that is not there is the process's trouble."""
+
+    def raises(error: type[BaseException]) -> None:
+        def parse(raw: object, payload: object) -> None:
+            raise error
+
+        monkeypatch.setattr(decode, "decode", parse)
+
+    raises(PanicException)
+    [one], _ = read([record(3)], REGISTRY)
+    assert (one.message, one.fault and one.fault.code) == (None, "PanicException")
+    raises(MemoryError)
+    with pytest.raises(MemoryError):
+        read([record(3)], REGISTRY)

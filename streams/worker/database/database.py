@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from streams.broker.beat import KnownBeats
 from streams.database import query
 from streams.settings import Settings
+from streams.tasks import apart
 from streams.worker.database.connections import GRACE, driver_of, worker_engine
 from streams.worker.database.response_deadline import response_deadline
 from streams.worker.fail import fail_stop
@@ -112,7 +113,7 @@ class Database:
         known = KnownBeats(settings)
 
         async def compare(driver: psycopg.AsyncConnection[Any]) -> None:
-            await asyncio.to_thread(known.from_kafka, patience=REACH)
+            await apart(known.from_kafka, patience=REACH)
             rows = await (await driver.execute(query("beats"))).fetchall()
             await driver.rollback()
             # Others know by its name in the consumer group for which database a worker works.

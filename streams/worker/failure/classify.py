@@ -43,6 +43,8 @@ _MISSING = re.compile(r'\b(column|relation|table|function|schema|type) (?:"([^"]
 # Where the server says, with the SQLSTATE of a missing grant, that a policy of row level security
 # refuses a row.
 POLICY = "ExecWithCheckOptions"
+# And that a trigger or function of somebody's own says so, with any SQLSTATE it likes.
+RAISE = "exec_stmt_raise"
 LONGEST_WAIT = 366 * 86400.0  # seconds: what is due later than this is due never
 
 
@@ -183,6 +185,8 @@ def meets_everybody(error: BaseException) -> tuple[str, int] | None:
         return describe(cause)[0], 1
     if state is not None and state.startswith(MISFIT_CLASSES):
         return state, 1
+    if state is not None and state.startswith(OUTAGE_CLASSES) and _said_by(cause) == RAISE:
+        return state, 1
     return (state, 2) if state is not None and state.startswith(TROUBLE_CLASSES) else None
 
 
@@ -284,12 +288,8 @@ def server_words(error: BaseException) -> str:
     cause = decisive(error)
     if isinstance(cause, psycopg.OperationalError) and cause.sqlstate is None:
         return (str(cause).strip().splitlines() or [""])[-1].strip()
-    # What a RAISE says is somebody's own text.
-    if (
-        isinstance(cause, psycopg.Error)
-        and _is_outage(cause)
-        and cause.diag.source_function != "exec_stmt_raise"
-    ):
+    # What a RAISE says is somebody's own text, and no outage.
+    if isinstance(cause, psycopg.Error) and _is_outage(cause):
         return cause.diag.message_primary or ""
     return ""
 
@@ -349,7 +349,12 @@ def _is_outage(error: BaseException) -> bool:
         return False
     if state.startswith(MISFIT_CLASSES) and state != "42501":
         return False
-    return not (isinstance(error, psycopg.Error) and error.diag.source_function == POLICY)
+    return _said_by(error) not in (POLICY, RAISE)
+
+
+def _said_by(error: BaseException) -> str | None:
+    """The server's own function that raised it."""
+    return error.diag.source_function if isinstance(error, psycopg.Error) else None
 
 
 def _wrapped(error: BaseException) -> Iterator[BaseException]:

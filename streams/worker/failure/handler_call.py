@@ -10,8 +10,8 @@ does may end the transaction, break it in silence, or outlive the call:
     a task that goes on               its connection is closed to it, and lost if it had more time
     a statement, COPY or pipeline     the call has failed, with its connection
     that is left open
-    SET, a temporary table,           put back: neither our statements nor later ones see it
-    row_factory, ...
+    SET, a temporary table, a         put back or dropped: neither our statements nor later calls
+    cursor, row_factory, ...          see it
     a CancelledError, SystemExit      the call has failed, as with any exception
     that is let out
     the transaction is another one    TransactionEnded: what was claimed is dead, and said loudly
@@ -54,10 +54,20 @@ from streams.worker.failure.classify import (
     verdict_on,
 )
 from streams.worker.failure.frames import waiting_at
-from streams.worker.failure.session_settings import Change, Session, change, unquoted
+from streams.worker.failure.session_settings import (
+    Change,
+    Left,
+    Session,
+    change,
+    is_block,
+    left,
+    named,
+    unquoted,
+)
 
 GRACE = 5.0  # seconds that a handler gets to end once it was cancelled
 MOMENT = 0.5  # seconds that what it left open gets to end
+SLICE = 5.0  # seconds after which a loop that stood still is noticed
 # Set for the transaction alone, with its first lock: the server says by itself when it has its old
 # value again.
 APPLICATION_NAME = b"application_name"
@@ -125,7 +135,7 @@ class HandlerCaller:
             with guard.over(driver), _lent(self._connection, agent.where) as connection:
                 task = asyncio.ensure_future(_contained(agent, messages, connection))
                 async with _ending(task):
-                    await asyncio.wait([task], timeout=self._seconds)
+                    await _waited(task, self._seconds)
                 _raise(task)
         except Exception as error:
             raised = error
@@ -139,6 +149,14 @@ class HandlerCaller:
                 raise raised
         finally:
             del raised
+        if guard.leaves:
+            try:
+                await self._session.clear(guard.leaves)
+            except psycopg.Error as error:
+                state = error.sqlstate
+                raise HandlerMisuse(
+                    f"{agent.where} left a temporary table that cannot be dropped ({state})"
+                ) from None
         if told or guard.change:
             await self.restore()
 
@@ -280,6 +298,7 @@ class _Guard:
         self._handler, self._session = handler, session
         self.broken_by: psycopg.Error | None = None
         self.change = Change.NONE
+        self.leaves: set[Left] = set()
         self.sent = Sent()
 
     @contextmanager
@@ -325,12 +344,13 @@ class _Guard:
         kept = len(query) < 10_000
         if (word := (ending if kept else ending.__wrapped__)(query)) is not None:
             _refuse(self._handler, word)
+        self.leaves |= (left if kept else left.__wrapped__)(query)
         if (kind := (change if kept else change.__wrapped__)(query)) is not Change.NONE:
             if (
                 not connection.pgconn.pipeline_status
                 and connection.info.transaction_status == TransactionStatus.INTRANS
             ):
-                await self._session.remember()
+                await self._session.remember((named if kept else named.__wrapped__)(query))
             self.change = max(self.change, kind)
 
     async def _wait(self, wait: Any, *arguments: Any, **options: Any) -> Any:
@@ -422,6 +442,18 @@ async def _ending(task: asyncio.Task[None]) -> AsyncIterator[None]:
         raise
 
 
+async def _waited(task: asyncio.Task[None], seconds: float) -> None:
+    """Wait for the task, no longer than that; time in which the event loop stood still is nobody's.
+
+    A handler of another topic may have blocked it, and the answer lies there unread.
+    """
+    loop, left = asyncio.get_running_loop(), seconds
+    while left > 0 and not task.done():
+        began, part = loop.time(), min(left, SLICE)
+        await asyncio.wait([task], timeout=part)
+        left -= min(loop.time() - began, part)
+
+
 def _raise(task: asyncio.Task[None]) -> None:
     """Raise what the handler raised.
 
@@ -442,13 +474,11 @@ async def _contained(
 ) -> None:
     try:
         await agent.handler(Batch(messages), connection)
-    except Exception:
+    except (Exception, asyncio.CancelledError):
         raise
-    except (
-        SystemExit,
-        GeneratorExit,
-        BaseExceptionGroup,
-    ) as error:  # one ends the event loop, another one the lane
+    # One ends the event loop, another one the lane: a SystemExit, a panic of an extension in Rust,
+    # a timeout of some library's.
+    except BaseException as error:
         raise LetOut(name_of(error)) from error
 
 
@@ -489,6 +519,7 @@ _ENDING = re.compile(
     r"|.*\b(transaction_read_only|outbox_piece|outbox_check)\b",
     re.IGNORECASE | re.DOTALL,
 )
+_READ_ONLY = re.compile(r"\btransaction_read_only\b", re.IGNORECASE)
 _HELD = (
     "SELECT FROM pg_catalog.pg_locks WHERE pid = pg_catalog.pg_backend_pid()"
     " AND locktype = 'advisory' LIMIT 1"
@@ -511,7 +542,10 @@ def ending(statement: str) -> str | None:
     """
     if _WORDS.search(statement) is None:
         return None
-    for part in unquoted(statement).split(";"):
+    plain = unquoted(statement)
+    for part in plain.split(";"):
         if (match := _ENDING.match(part)) is not None:
             return " ".join((match[1] or match[2]).upper().split())
+    if is_block(plain) and (inside := _READ_ONLY.search(statement)) is not None:
+        return inside[0].upper()
     return None

@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from enum import Enum, auto
 from operator import attrgetter
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from msgspec import structs
 
@@ -45,6 +49,9 @@ from streams.worker.set_aside import SetAside, parked
 
 LOST_ALONE = 3  # connections that one message may lose, worked alone, before it is charged
 CONSTRAINTS = "23"  # the class of SQLSTATEs of what breaks a constraint
+_UNCHANGING = frozenset(
+    {str, bytes, int, float, bool, type(None), date, datetime, time, timedelta, Decimal, UUID}
+)
 _NUMBER = re.compile(r"\d{1,19}")
 
 
@@ -201,7 +208,7 @@ class Isolation:
             await self._savepoint.set()
             if self._counter is not None:
                 await self._counter.begin()
-            await self._caller.call(agent, messages_of(piece))
+            await self._caller.call(agent, [fresh(message) for message in messages_of(piece)])
             if self._history.deferred:
                 await self._savepoint.check_constraints()
         except TransactionEnded:
@@ -247,7 +254,7 @@ class Isolation:
         await self._savepoint.set()
         try:
             unused = structs.replace(message, outbox_id=-message.outbox_id)
-            await self._caller.call(agent, [unused])
+            await self._caller.call(agent, [fresh(unused)])
             if self._history.deferred:
                 await self._savepoint.check_constraints()
         except TransactionEnded:
@@ -327,6 +334,14 @@ class Isolation:
         elif trouble.is_everybodys(enough):
             return Blame.DEFERRED
         return Blame.CHARGED
+
+
+def fresh(message: Message[Any]) -> Message[Any]:
+    """The message for one more call: what a call did to lists and objects in it is undone too."""
+    payload = message.payload
+    if all(type(getattr(payload, each.name)) in _UNCHANGING for each in fields(payload)):
+        return message
+    return structs.replace(message, payload=deepcopy(payload))
 
 
 class Guess(NamedTuple):

@@ -5,6 +5,7 @@ Nothing here raises for bad input.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -12,10 +13,11 @@ from operator import attrgetter
 from typing import Any
 
 from streams.codec import Unreadable, decode
-from streams.events import Message
+from streams.events import EventType, Message
 from streams.message_id import outbox_number
 from streams.registry import Registry
 from streams.worker.delivery import UNKNOWN, Delivery, Rejected
+from streams.worker.failure.classify import name_of
 
 EPOCH = datetime(1970, 1, 1)
 CREATE_TIME = 0  # the timestamp type of a record whose producer set its time; a broker's own is 1
@@ -126,7 +128,19 @@ def parse(
     agent = registry.agents.get(biz_type)
     if agent is None:
         raise unknown(biz_type, registry)
-    return Message(outbox_id, key, decode(value, agent.event.payload), created_ms, attempts)
+    try:
+        payload = decode(value, agent.event.payload)
+    except (Exception, asyncio.CancelledError):
+        raise
+    except BaseException as error:
+        raise let_out(agent.event, error) from None
+    return Message(outbox_id, key, payload, created_ms, attempts)
+
+
+def let_out(event: EventType, error: BaseException) -> Unreadable:
+    """A payload's own code let something out that is no error, and would end its whole topic."""
+    name = name_of(error)
+    return Unreadable(f"{event.payload.__name__} cannot be made of it: {name}", code=name)
 
 
 def unknown(biz_type: str, registry: Registry) -> Unreadable:

@@ -8,6 +8,7 @@ says to whoever reads it later: by that one it is found.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, LiteralString
 
@@ -21,7 +22,7 @@ from streams.events import Message
 from streams.registry import Registry
 from streams.worker.delivery import Delivery, Rejected, StoredPayload
 from streams.worker.failure.classify import storable
-from streams.worker.run.decode import unknown
+from streams.worker.run.decode import let_out, unknown
 from streams.worker.run.origin import time_of
 
 # What differs from our own messages; every other statement is the same.
@@ -136,7 +137,12 @@ class Foreign:
         try:
             if agent is None:
                 raise unknown(delivery.biz_type, self._registry)
-            key, event = envelope.decoded(payload, agent.event)
+            try:
+                key, event = envelope.decoded(payload, agent.event)
+            except (Exception, asyncio.CancelledError):
+                raise
+            except BaseException as error:
+                raise let_out(agent.event, error) from None
             created_ms = time_of(created_ms)
         except Unreadable as fault:
             delivery.message, delivery.fault = None, fault

@@ -103,6 +103,8 @@ def load(origin: Origin, delivery: Delivery, row: Sequence[Any], attempts: int) 
     """
     try:
         origin.load_stored(delivery, row, attempts)
+    except MemoryError:  # the process's
+        raise
     except Exception as error:  # whatever it is, see above
         name = name_of(error)
         delivery.message = None

@@ -312,7 +312,8 @@ async def handle(attempt: Attempt, turns: Sequence[Delivery]) -> list[SetAside]:
             exc_info=error,
         )
         await transaction.lock({delivery.partition for delivery in turns})
-        fates = [_misused(delivery, error) for delivery in turns]
+        held = {name for name, agent in attempt.agents.items() if agent.on_dead == "hold"}
+        fates = [_misused(each, error, hold=each.biz_type in held) for each in turns]
     if any(fate.attempts == 1 and fate.code is not None for fate in fates):
         history.failed[transaction.topic] = time.monotonic()
     outcome.consumed += len(turns) - len(fates)
@@ -362,9 +363,9 @@ def _on_arrival(attempt: Attempt, deliveries: Iterable[Delivery]) -> Fates:
     return [(delivery, fate_on_arrival(delivery, attempt.agents)) for delivery in deliveries]
 
 
-def _misused(delivery: Delivery, error: TransactionEnded) -> SetAside:
+def _misused(delivery: Delivery, error: TransactionEnded, *, hold: bool) -> SetAside:
     where = delivery.outbox_id, delivery.key, delivery.partition
-    return SetAside(*where, "dead", 0, *describe(error), open=False)
+    return SetAside(*where, "dead", 0, *describe(error), open=hold)
 
 
 def _note_waiting(attempt: Attempt, waiting: bool) -> None:

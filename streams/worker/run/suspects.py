@@ -148,9 +148,9 @@ class Suspects:
         self.trials.add(trial)
         try:
             yield trial
-        except Isolated:
+        except (Isolated, asyncio.CancelledError):
             raise
-        except Exception:  # raised again: the process is going to end, by this run
+        except BaseException:  # raised again: the process is going to end, by this run
             await trial.stand()
             raise
         finally:
@@ -288,9 +288,13 @@ class Trial:
         if self._alone:
             ids = [delivery.outbox_id for delivery in deliveries]
             await self._noting(self._strike(ids, known_failures))
-            self._called.update(ids)
         elif not self._noted:
             await self._noting(self._note())
+        # Told to end in that moment: nobody has taken this note back yet.
+        if self._suspects.leaving:
+            raise Unnoted("the process ends")
+        if self._alone:
+            self._called.update(ids)
 
     async def settle(self, execute: Execute) -> None:
         """Before the commit of a try that went well: it takes its notes with it."""
