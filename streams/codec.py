@@ -174,6 +174,37 @@ def unparsable(raw: bytes) -> str:
 
 
 @cache
+def runs_code(payload: type[Any]) -> bool:
+    """Whether reading such a payload runs more than msgspec: its own code, or a regular expression.
+
+    That may hang or end the process, as a handler may.
+    """
+    try:
+        info = msgspec.inspect.type_info(payload)
+    except (TypeError, NameError):  # names that only its own module knows
+        return True
+    return _runs_code(info, set())
+
+
+def _runs_code(info: Any, seen: set[Any]) -> bool:
+    kind = getattr(info, "cls", None)
+    if kind is not None:
+        if kind in seen:
+            return False
+        seen.add(kind)
+        if hasattr(kind, "__post_init__") or isinstance(info, msgspec.inspect.CustomType):
+            return True
+        if isinstance(info, msgspec.inspect.EnumType) and "_missing_" in vars(kind):
+            return True
+    if getattr(info, "pattern", None) is not None:
+        return True
+    parts = [getattr(info, name, None) for name in ("type", "item_type", "key_type", "value_type")]
+    parts += [*getattr(info, "types", ()), *getattr(info, "item_types", ())]
+    parts += [field.type for field in getattr(info, "fields", ())]
+    return any(_runs_code(part, seen) for part in parts if part is not None)
+
+
+@cache
 def _decoder(payload: type[E]) -> tuple[msgspec.json.Decoder[E], bytes, str]:
     """What reads the payload, and how its object begins, instead of with a brace.
 

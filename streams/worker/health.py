@@ -23,6 +23,7 @@ from streams.worker.fail import fail_stop
 logger = logging.getLogger(__name__)
 
 BEAT = 1.0  # seconds between two heartbeats
+STDERR = 2
 LEAST_PATIENCE = 60.0  # seconds: a pool, a lock and a connection have limits of their own
 STALE = 10.0  # seconds without a heartbeat after which the worker is not alive
 
@@ -140,7 +141,8 @@ class WorkerHealth:
         A handler that blocks the loop blocks everything else that could notice.
         """
         # It says where Python stands, and then the signal does what it does: it ends the process.
-        faulthandler.register(signal.SIGVTALRM, chain=True)
+        # To the descriptor: what is called stderr here is Faust's, and writes logs.
+        faulthandler.register(signal.SIGVTALRM, file=STDERR, chain=True)
         seen, still = -1, 0
         while True:
             # A timer of the kernel's: whoever keeps the interpreter to himself (a regular

@@ -90,6 +90,51 @@ async def test_a_message_that_kills_its_process_costs_one_message_and_six_deaths
     assert notes.saved("a") == [f"a{n}" for n in range(250)] + [f"A{n}" for n in range(50)]
 
 
+# What reading a payload runs: here it ends the process, or never ends.
+DEADLY = """
+    def __post_init__(self):
+        if self.note.startswith("deadly"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.note.startswith("endless"):
+            time.sleep(1000)
+"""
+
+
+async def read_deadly(
+    world_of: Callable[..., Notes], eventually: Eventually, kind: str, partitions: int
+) -> None:
+    notes = world_of(partitions, STREAMS_WORKER__RUN_RECORDS="40")
+    module = Path(notes.world.environ["PYTHONPATH"]) / "notebook" / "__init__.py"
+    module.write_text(module.read_text().replace("    note: str\n", "    note: str\n" + DEADLY, 1))
+    killed = notes.enqueue(
+        "a", *[f"a{n}" for n in range(60)], f"{kind}: a", *[f"A{n}" for n in range(20)]
+    )
+    ids = killed + [one for n in range(8) for one in notes.enqueue(f"b{n}", f"b{n}")]
+    notes.publish(ids)
+    supervisor = Supervisor(notes, 1)
+    await eventually(lambda: supervisor.settled(ids), 280, every=0.2)
+    check(notes, ids, [killed[60]], supervisor.deaths)
+    assert notes.saved("a") == [f"a{n}" for n in range(60)] + [f"A{n}" for n in range(20)]
+
+
+async def test_a_message_that_kills_whoever_reads_it_costs_one_message_and_six_deaths(
+    world_of: Callable[..., Notes], eventually: Eventually
+) -> None:
+    """Nothing was noted before a payload was read: it took one worker after the other down."""
+    await read_deadly(world_of, eventually, "deadly", 2)
+
+
+@pytest.mark.long
+async def test_a_message_that_is_read_without_end_costs_one_message_and_six_deaths(
+    world_of: Callable[..., Notes], eventually: Eventually
+) -> None:
+    def impatient(partitions: int, **environ: str) -> Notes:
+        limits = {"STREAMS_WORKER__HANDLER_TIMEOUT": "2", "STREAMS_WORKER__LOCK_TIMEOUT": "1"}
+        return world_of(partitions, **limits, **environ)
+
+    await read_deadly(impatient, eventually, "endless", 2)
+
+
 async def test_a_worker_that_is_told_to_end_while_a_slow_message_is_worked_has_not_died_of_it(
     world_of: Callable[..., Notes], eventually: Eventually
 ) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum
@@ -551,3 +551,41 @@ class Measured:
 def test_a_number_of_a_key_is_one_too() -> None:
     kind = EventType("measured", "measured", "at", Measured, "here")
     assert {encode(Measured(at), kind, LIMIT) for at in (1, 1.0)} == {("1.0", '{"at":1.0}')}
+
+
+class Odd(Enum):
+    A = "a"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Odd:
+        return cls.A
+
+
+@dataclass
+class Checked:
+    size: int
+
+    def __post_init__(self) -> None:
+        assert self.size
+
+
+@pytest.mark.parametrize(
+    ("kind", "runs"),
+    [
+        (str, False),
+        (Decimal | None, False),
+        (Colour, False),
+        (list[Item], False),
+        (Annotated[str, msgspec.Meta(max_length=3)], False),
+        (Annotated[str, msgspec.Meta(pattern="(a+)+$")], True),
+        (Checked, True),
+        (dict[str, tuple[Checked | None, ...]], True),
+        (Odd, True),
+    ],
+)
+def test_a_payload_whose_class_runs_code_when_it_is_read_is_known(kind: Any, runs: bool) -> None:
+    assert codec.runs_code(make_dataclass("Payload", [("value", kind)])) is runs
+
+
+def test_our_own_payloads_run_none() -> None:
+    assert not codec.runs_code(ChatHistoryPersist)

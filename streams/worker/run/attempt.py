@@ -18,6 +18,7 @@ from streams.worker.failure.handler_call import HandlerCaller
 from streams.worker.failure.history import FailureHistory
 from streams.worker.failure.savepoint import Savepoint
 from streams.worker.failure.strategy import Strategy
+from streams.worker.run.decide import TERMINAL
 from streams.worker.run.foreign import Foreign
 from streams.worker.run.origin import Origin, Outbox
 from streams.worker.run.spans import RunSpans
@@ -104,6 +105,22 @@ class Attempt:
     spans: RunSpans
     outcome: Outcome
 
+    async def reading(self, records: Sequence[Any]) -> Mapping[int, Exception]:
+        """Note that the payloads of these records are about to be read, where that may be deadly.
+
+        Returns what may not be read any more, and why, by outbox id.
+        """
+        origin, known = self.transaction.origin, self.history.known_failures
+        if self.trial is None or not origin.runs_code:
+            return {}
+        condemned = await self.trial.read(origin.ids(records), self._unsettled, known)
+        return {outbox_id: known[outbox_id] for outbox_id in condemned}
+
+    async def _unsettled(self, ids: Collection[int]) -> set[int]:
+        facts = await self.transaction.facts(ids)
+        settled = {outbox_id for outbox_id, fact in facts.items() if fact.status in TERMINAL}
+        return set(ids) - settled
+
     async def loading(self, ids: Collection[int], offset: int) -> Collection[int]:
         """Note that these messages are about to be loaded from what is stored of them.
 
@@ -112,7 +129,12 @@ class Attempt:
         """
         if self.trial is None or not ids:
             return ()
-        return await self.trial.load(ids, offset, self.history.known_failures)
+        return await self.trial.load(
+            ids,
+            offset,
+            self.history.known_failures,
+            deadly=self.transaction.origin.runs_code,
+        )
 
     async def settle(self) -> None:
         """Before the commit: forget what was stored of settled messages.

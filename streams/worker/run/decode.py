@@ -6,25 +6,47 @@ Nothing here raises for bad input.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any
 
+from streams import codec
 from streams.codec import Unreadable, decode
 from streams.events import EventType, Message
 from streams.message_id import outbox_number
 from streams.registry import Registry
 from streams.worker.delivery import UNKNOWN, Delivery, Rejected
-from streams.worker.failure.classify import name_of
+from streams.worker.failure.classify import describe, name_of
 
+NOBODY: Mapping[int, Exception] = MappingProxyType({})
 EPOCH = datetime(1970, 1, 1)
 CREATE_TIME = 0  # the timestamp type of a record whose producer set its time; a broker's own is 1
 LONGEST = 100  # bytes of a biz_type that anybody can register: nothing longer is remembered
 
 
-def read(records: Iterable[Any], registry: Registry) -> tuple[list[Delivery], list[Rejected]]:
+def runs_code(registry: Registry) -> bool:
+    """Whether reading a payload of these agents runs somebody's own code."""
+    payloads: set[Any] = {agent.event.payload for agent in registry.agents.values()}
+    return any(map(codec.runs_code, payloads))
+
+
+def ids(records: Iterable[Any]) -> list[tuple[int, int]]:
+    """(outbox id, offset) of the records that name a message."""
+    named = []
+    for record in records:
+        raw_id, _, root = _headers(record.headers)
+        outbox_id = outbox_number(raw_id if root is None else root)
+        if outbox_id is not None:
+            named.append((outbox_id, record.offset))
+    return named
+
+
+def read(
+    records: Iterable[Any], registry: Registry, condemned: Mapping[int, Exception] = NOBODY
+) -> tuple[list[Delivery], list[Rejected]]:
     """Each outbox row's first record in this run, in order, and what has no usable id.
 
     A restarted relay doubles rows within a run, and ON CONFLICT refuses the same key twice in one
@@ -43,10 +65,14 @@ def read(records: Iterable[Any], registry: Registry) -> tuple[list[Delivery], li
             reason = f"header {name!r} is not an outbox id: {shown}"
             rejected.append(Rejected(record.partition, record.offset, reason))
         elif record_id not in deliveries:
-            deliveries[record_id] = _delivery(record, raw_type, record_id, outbox_id, registry)
+            deliveries[record_id] = _delivery(
+                record, raw_type, record_id, outbox_id, registry, condemned.get(outbox_id)
+            )
         else:
             same_id = others.setdefault(record_id, [deliveries[record_id]])
-            another = _delivery(record, raw_type, record_id, outbox_id, registry)
+            another = _delivery(
+                record, raw_type, record_id, outbox_id, registry, condemned.get(outbox_id)
+            )
             if all(_identity(another) != _identity(delivery) for delivery in same_id):
                 same_id.append(another)
                 for delivery in same_id:
@@ -79,7 +105,12 @@ def _headers(
 
 
 def _delivery(
-    record: Any, raw_type: bytes | None, record_id: int, outbox_id: int, registry: Registry
+    record: Any,
+    raw_type: bytes | None,
+    record_id: int,
+    outbox_id: int,
+    registry: Registry,
+    condemned: Exception | None,
 ) -> Delivery:
     short = raw_type is None or len(raw_type) <= LONGEST
     biz_type = _remembered_text(raw_type) if short else _text(raw_type)
@@ -89,6 +120,8 @@ def _delivery(
         key = record.key.decode()
         if "\0" in key:
             raise _BrokenKey
+        if condemned is not None:
+            raise unread(condemned)
         message = parse(record.value, biz_type, outbox_id, key, record.timestamp, registry)
     except Unreadable as fault:
         return Delivery(
@@ -135,6 +168,12 @@ def parse(
     except BaseException as error:
         raise let_out(agent.event, error) from None
     return Message(outbox_id, key, payload, created_ms, attempts)
+
+
+def unread(condemned: Exception) -> Unreadable:
+    """Its process died of it too often for one more try."""
+    code, reason = describe(condemned)
+    return Unreadable(reason, code=code)
 
 
 def let_out(event: EventType, error: BaseException) -> Unreadable:

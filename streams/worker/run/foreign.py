@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, LiteralString
 
 import orjson
@@ -22,7 +23,7 @@ from streams.events import Message
 from streams.registry import Registry
 from streams.worker.delivery import Delivery, Rejected, StoredPayload
 from streams.worker.failure.classify import storable
-from streams.worker.run.decode import let_out, unknown
+from streams.worker.run.decode import NOBODY, let_out, runs_code, unknown, unread
 from streams.worker.run.origin import time_of
 
 # What differs from our own messages; every other statement is the same.
@@ -60,7 +61,22 @@ class Foreign:
     def __init__(self, registry: Registry, source: str) -> None:
         self._registry, self.source = registry, source
 
-    def read(self, records: Iterable[Any]) -> tuple[list[Delivery], list[Rejected]]:
+    @property
+    def runs_code(self) -> bool:
+        """Whether reading a payload runs somebody's own code."""
+        return runs_code(self._registry)
+
+    def ids(self, records: Iterable[Any]) -> list[tuple[int, int]]:
+        """As the envelopes name them."""
+        named = []
+        for record in records:
+            with suppress(NoEnvelope):
+                named.append((envelope.opened(record.value)[0], record.offset))
+        return named
+
+    def read(
+        self, records: Iterable[Any], condemned: Mapping[int, Exception] = NOBODY
+    ) -> tuple[list[Delivery], list[Rejected]]:
         """What is no envelope is rejected: nobody could say which message it was."""
         deliveries: dict[int, Delivery] = {}
         rejected: list[Rejected] = []
@@ -75,7 +91,10 @@ class Foreign:
                 delivery = Delivery(outbox_id, outbox_id, *where, "", biz_type, None)
                 created_ms = max(0, min(record.timestamp, MOST_MS))
                 delivery.to_store = StoredPayload(payload, created_ms)
-                self._parse(delivery, payload, created_ms)
+                if (death := condemned.get(outbox_id)) is not None:
+                    delivery.fault = unread(death)
+                else:
+                    self._parse(delivery, payload, created_ms)
                 message = delivery.message
                 named = self._key(delivery, payload, record.key) if message is None else message.key
                 delivery.key = named

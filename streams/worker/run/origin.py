@@ -20,6 +20,7 @@ from streams.registry import Registry
 from streams.worker.delivery import Delivery, Rejected
 from streams.worker.failure.classify import name_of
 from streams.worker.run import decode
+from streams.worker.run.decode import NOBODY
 
 Y2K = 946_684_800_000  # where PostgreSQL's timestamps begin, in milliseconds since 1970
 EARLIEST, LATEST = 0, 253_402_300_799_999  # from 1970 to the end of the year 9999
@@ -38,8 +39,20 @@ class Origin(Protocol):
     settle: LiteralString | None
     has_rows: bool
 
-    def read(self, records: Iterable[Any]) -> tuple[list[Delivery], list[Rejected]]:
-        """Each message's first record, in order, and what is no message."""
+    @property
+    def runs_code(self) -> bool:
+        """Whether reading a payload runs somebody's own code, which may end the process."""
+
+    def ids(self, records: Iterable[Any]) -> list[tuple[int, int]]:
+        """(outbox id, offset) of the records that name a message; no payload is read for it."""
+
+    def read(
+        self, records: Iterable[Any], condemned: Mapping[int, Exception] = NOBODY
+    ) -> tuple[list[Delivery], list[Rejected]]:
+        """Each message's first record, in order, and what is no message.
+
+        The payloads of those that are condemned, by outbox id, are not read: why is their fault.
+        """
 
     def load_stored(self, delivery: Delivery, row: Sequence[Any], attempts: int) -> None:
         """Make the message what is stored says, not its record.
@@ -130,12 +143,23 @@ class Outbox:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    def read(self, records: Iterable[Any]) -> tuple[list[Delivery], list[Rejected]]:
+    @property
+    def runs_code(self) -> bool:
+        """Whether reading a payload runs somebody's own code."""
+        return decode.runs_code(self._registry)
+
+    def ids(self, records: Iterable[Any]) -> list[tuple[int, int]]:
+        """As the headers name them: a resend by its root."""
+        return decode.ids(records)
+
+    def read(
+        self, records: Iterable[Any], condemned: Mapping[int, Exception] = NOBODY
+    ) -> tuple[list[Delivery], list[Rejected]]:
         """Each message's first record, and what is no message.
 
         A record is known by the headers that the relay writes.
         """
-        return decode.read(records, self._registry)
+        return decode.read(records, self._registry, condemned)
 
     def load_stored(self, delivery: Delivery, row: Sequence[Any], attempts: int) -> None:
         """Make the message what its outbox rows say: what a broken record means."""

@@ -63,7 +63,7 @@ async def work_run(
     """
     transaction, outcome = attempt.transaction, attempt.outcome
     # Read in each attempt: deciding loads messages from outbox rows.
-    deliveries, rejected = transaction.origin.read(records)
+    deliveries, rejected = transaction.origin.read(records, await attempt.reading(records))
     unclear = unclear_of(deliveries)
     fresh = independent_of(unclear, deliveries)
 

@@ -251,11 +251,43 @@ class Trial:
         self._noted = False
         self._struck.clear()
 
+    async def read(
+        self,
+        named: Sequence[tuple[int, int]],
+        unsettled: Callable[[Collection[int]], Awaitable[Collection[int]]],
+        known_failures: MutableMapping[int, Exception],
+    ) -> Collection[int]:
+        """Note that the payloads of these (id, offset) are about to be read, as `begin` does.
+
+        Their types run code of their own, by which the process may end as by a handler. Returns
+        those that took it down too often: they are not read. `unsettled` says which of them have
+        no fate yet.
+        """
+        if self._suspects.leaving:
+            raise Unnoted("the process ends")
+        if not named:
+            return ()
+        if self._probing:
+            left = await unsettled({outbox_id for outbox_id, _ in named})
+            if offsets := [offset for outbox_id, offset in named if outbox_id in left]:
+                raise Isolated(min(offsets))
+            return ()
+        self._claim_permit()
+        if self._alone:
+            ids = sorted({outbox_id for outbox_id, _ in named})
+            await self._noting(self._strike(ids, known_failures))
+            return self._condemned_ids() & set(ids)
+        if not self._noted:
+            await self._noting(self._note())
+        return ()
+
     async def load(
         self,
         ids: Collection[int],
         offset: int,
         known_failures: MutableMapping[int, Exception],
+        *,
+        deadly: bool,
     ) -> Collection[int]:
         """Note that these are about to be loaded: the process may end by that as by a handler.
 
@@ -266,7 +298,11 @@ class Trial:
         if self._probing:
             raise Isolated(offset)
         if not self._alone:
-            return ()  # the try notes itself, when it fails for no reason that was foreseen
+            # The try notes itself, when it fails for no reason that was foreseen.
+            if deadly and not self._noted:
+                self._claim_permit()
+                await self._noting(self._note())
+            return ()
         self._claim_permit()
         await self._noting(self._strike(sorted(ids), known_failures))
         return self._condemned_ids() & set(ids)
