@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, ConsumerGroupState, KafkaError, KafkaExcep
 from confluent_kafka.admin import AdminClient
 
 from streams.broker import kafka
-from streams.errors import ServiceUnreachable, UsageError
+from streams.errors import UsageError
 from streams.settings import Settings
 
 CLIENT = "outbox-streams."
@@ -110,10 +110,6 @@ def others(settings: Settings, identity: str, topics: Iterable[str]) -> dict[str
     admin = AdminClient(kafka.client(settings))
     try:
         group = _described(admin, settings.worker.group)
-    except TimeoutError:
-        raise ServiceUnreachable(
-            f"Kafka at {settings.broker_url} does not answer in time"
-        ) from None
     except KafkaException as error:
         if error.args[0].code() in (*kafka.AWAY, *_LOADING):
             raise kafka.unreachable(settings, error) from None
@@ -183,6 +179,8 @@ def _described(admin: AdminClient, name: str) -> Any:
         future = admin.describe_consumer_groups([name], request_timeout=_ANSWER_SECONDS)[name]
         try:
             return future.result(kafka.TIMEOUT)
+        except TimeoutError:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
         except KafkaException as error:
             code = error.args[0].code()
             if code == KafkaError.GROUP_ID_NOT_FOUND:

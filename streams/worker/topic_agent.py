@@ -98,7 +98,7 @@ class TopicAgent:
                 _report(self._topic, self._persister.origin(self._topic).source, outcome)
                 self._app.monitor.count("consumed", outcome.consumed)
                 self._count(runs, outcome)
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, GeneratorExit):
                 raise
             except BaseException:  # foreseen is only what the persister waits out
                 # An orderly shutdown would commit offsets and could hang: the run is not acked, it

@@ -152,7 +152,7 @@ class HandlerCaller:
         if guard.leaves:
             try:
                 await self._session.clear(guard.leaves)
-            except psycopg.Error as error:
+            except _STAYS as error:
                 state = error.sqlstate
                 raise HandlerMisuse(
                     f"{agent.where} left a temporary table that cannot be dropped ({state})"
@@ -524,6 +524,8 @@ _HELD = (
     "SELECT FROM pg_catalog.pg_locks WHERE pid = pg_catalog.pg_backend_pid()"
     " AND locktype = 'advisory' LIMIT 1"
 )
+# Why a temporary table cannot be dropped: triggers of it are still to come, or a view needs it.
+_STAYS = (psycopg.errors.ObjectInUse, psycopg.errors.DependentObjectsStillExist)
 # What a handler may set of psycopg's connection, put back after its call.
 _KEPT = (
     "cursor_factory",

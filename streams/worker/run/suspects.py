@@ -148,7 +148,7 @@ class Suspects:
         self.trials.add(trial)
         try:
             yield trial
-        except (Isolated, asyncio.CancelledError):
+        except (Isolated, asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException:  # raised again: the process is going to end, by this run
             await trial.stand()
