@@ -189,20 +189,20 @@ class KnownBeats:
         self._read_at = -READ_SECONDS
         self._lock = threading.Lock()
 
-    def from_kafka(self, *, patience: float, fresh: float = 1.0) -> None:
-        """Read Kafka's beat, unless that was done within `fresh` seconds.
+    def from_kafka(self, *, patience: float, fresh: float = 1.0) -> Beats:
+        """What is known, once Kafka's beat is read, unless that was done within `fresh` seconds.
 
         While Kafka is away, what is known counts. It blocks.
         """
         with self._lock:
-            if time.monotonic() - self._read_at < fresh:
-                return
-            try:
-                self._raise(read(self._settings, patience=patience))
-            except ServiceUnreachable:
-                pass
-            finally:
-                self._read_at = time.monotonic()
+            if time.monotonic() - self._read_at >= fresh:
+                try:
+                    self._raise(read(self._settings, patience=patience))
+                except ServiceUnreachable:
+                    pass
+                finally:
+                    self._read_at = time.monotonic()
+            return dict(self._beats)
 
     def another(self, rows: Sequence[Row]) -> str | None:
         """Why this is not the database that was there when the process began, if it is not."""
@@ -212,12 +212,13 @@ class KnownBeats:
             return None
         return f"its identity is {identity}, it was {self._identity} (a dump, or an upgrade)"
 
-    def gone_back(self, rows: Sequence[Row]) -> str | None:
-        """Why this database is refused, if it has counted less.
+    def gone_back(self, known: Beats, rows: Sequence[Row]) -> str | None:
+        """Why this database is refused, if it has counted less than was `known` before it was read.
 
-        If it has counted more, that is known from now on.
+        What others learn of meanwhile is newer than these rows, and says nothing of them. If it has
+        counted more, that is known from now on.
         """
-        reason = gone_back(self._beats, rows, self._settings.relay.name)
+        reason = gone_back(known, rows, self._settings.relay.name)
         if reason is None:
             self._raise(
                 {(name, identity): count for name, count, identity in rows if name and count}

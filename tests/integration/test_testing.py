@@ -197,11 +197,11 @@ async def test_time_and_memory_are_charged_to_the_guilty_message(note: Any, data
         ),
         (
             "INSERT INTO faults VALUES ('a', '42501')",
-            r"a worker would wait and try again: InsufficientPrivilege \(42501\)",
+            "every note_added fails with 42501: InsufficientPrivilege, .*, a bug or",
         ),
         (
             "INSERT INTO faults VALUES ('a', '55P03')",
-            r"a worker would wait and try again: LockNotAvailable \(55P03\)",
+            "every note_added fails with 55P03: LockNotAvailable, .*, a bug or",
         ),
     ],
 )

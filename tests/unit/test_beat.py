@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from streams.broker import beat
 from streams.broker.beat import KnownBeats, gone_back
 from streams.settings import load
 
@@ -49,3 +50,16 @@ def test_another_database_behind_the_same_address_is_known_by_its_identity() -> 
     assert known.another([("outbox", 7, "9/2/3")]) == (
         "its identity is 9/2/3, it was 1/2/3 (a dump, or an upgrade)"
     )
+
+
+def test_what_others_learn_while_the_database_is_read_does_not_make_it_go_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of two connections made at once one learnt of a newer beat than the other had read."""
+    monkeypatch.setattr(beat, "read", lambda settings, patience: {("outbox", "1/2/3"): 29})
+    known = KnownBeats(load(environ={"BROKER_URL": "127.0.0.1:1"}))
+    before = known.from_kafka(patience=1.0)
+    rows = [("outbox", 29, "1/2/3")]
+    assert known.gone_back(before, [("outbox", 30, "1/2/3")]) is None
+    assert known.gone_back(before, rows) is None
+    assert known.gone_back(known.from_kafka(patience=1.0), rows) is not None

@@ -29,6 +29,13 @@ keeps_the_interpreter()
 """
 
 
+async def wait(task: asyncio.Future[None], seconds: float) -> None:
+    """Wait as a call of a handler is waited for."""
+    patience = handler_call.Patience(seconds)
+    while not task.done() and (part := patience.part()):
+        await asyncio.wait([task], timeout=part)
+
+
 async def test_a_call_is_given_the_time_for_which_another_one_blocked_the_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -41,14 +48,14 @@ async def test_a_call_is_given_the_time_for_which_another_one_blocked_the_loop(
 
     task = asyncio.ensure_future(two_statements())
     asyncio.get_running_loop().call_soon(time.sleep, 0.5)
-    await handler_call._waited(task, 0.2)
+    await wait(task, 0.2)
     assert task.done()
 
 
 async def test_a_call_that_takes_its_time_itself_gets_no_more_than_that() -> None:
     task = asyncio.ensure_future(asyncio.sleep(60))
     began = time.monotonic()
-    await handler_call._waited(task, 0.1)
+    await wait(task, 0.1)
     assert not task.done()
     assert time.monotonic() - began < 5
     task.cancel()

@@ -113,13 +113,13 @@ class Database:
         known = KnownBeats(settings)
 
         async def compare(driver: psycopg.AsyncConnection[Any]) -> None:
-            await apart(known.from_kafka, patience=REACH)
+            before = await apart(known.from_kafka, patience=REACH)
             rows = await (await driver.execute(query("beats"))).fetchall()
             await driver.rollback()
             # Others know by its name in the consumer group for which database a worker works.
             if reason := known.another(rows):
                 fail_stop("another database answers and the worker stops", reason=reason)
-            if reason := known.gone_back(rows):
+            if reason := known.gone_back(before, rows):
                 fail_stop("the database went back and the worker stops", reason=reason)
 
         def connected(connection: Any, _: Any) -> None:

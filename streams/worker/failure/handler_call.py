@@ -135,7 +135,9 @@ class HandlerCaller:
             with guard.over(driver), _lent(self._connection, agent.where) as connection:
                 task = asyncio.ensure_future(_contained(agent, messages, connection))
                 async with _ending(task):
-                    await _waited(task, self._seconds)
+                    patience = Patience(self._seconds)
+                    while not task.done() and (part := patience.part()):
+                        await asyncio.wait([task], timeout=part)
                 _raise(task)
         except Exception as error:
             raised = error
@@ -442,16 +444,22 @@ async def _ending(task: asyncio.Task[None]) -> AsyncIterator[None]:
         raise
 
 
-async def _waited(task: asyncio.Task[None], seconds: float) -> None:
-    """Wait for the task, no longer than that; time in which the event loop stood still is nobody's.
+class Patience:
+    """How long a call may still take: time in which the event loop stood still is nobody's.
 
     A handler of another topic may have blocked it, and the answer lies there unread.
     """
-    loop, left = asyncio.get_running_loop(), seconds
-    while left > 0 and not task.done():
-        began, part = loop.time(), min(left, SLICE)
-        await asyncio.wait([task], timeout=part)
-        left -= min(loop.time() - began, part)
+
+    def __init__(self, seconds: float) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self._left, self._part, self._since = seconds, 0.0, self._clock()
+
+    def part(self) -> float:
+        """For how many seconds to wait next; what the last part took longer does not count."""
+        now = self._clock()
+        self._left -= min(now - self._since, self._part)
+        self._since, self._part = now, max(0.0, min(self._left, SLICE))
+        return self._part
 
 
 def _raise(task: asyncio.Task[None]) -> None:
