@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import faulthandler
 import logging
+import os
 import signal
 import threading
 import time
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 BEAT = 1.0  # seconds between two heartbeats
 STDERR = 2
+PROCESSORS = os.cpu_count() or 1
 LEAST_PATIENCE = 60.0  # seconds: a pool, a lock and a connection have limits of their own
 STALE = 10.0  # seconds without a heartbeat after which the worker is not alive
 
@@ -146,9 +148,10 @@ class WorkerHealth:
         seen, still = -1, 0
         while True:
             # A timer of the kernel's: whoever keeps the interpreter to himself (a regular
-            # expression that never ends) keeps this thread out as well. It counts the processor's
-            # time, for the same reason.
-            signal.setitimer(signal.ITIMER_VIRTUAL, self._patience + BEAT)
+            # expression that never ends) keeps this thread out as well. It counts the time of all
+            # processors, which threads outside of the interpreter may use at once: they are busy,
+            # and a process that was stopped is not.
+            signal.setitimer(signal.ITIMER_VIRTUAL, (self._patience + BEAT) * PROCESSORS)
             time.sleep(BEAT)
             if self._app.should_stop:
                 signal.setitimer(signal.ITIMER_VIRTUAL, 0)
